@@ -1,0 +1,57 @@
+"""What may be chosen: spaces of architectures, their values, graphs and costs."""
+
+from optuna_nas.space.architecture import Architecture
+from optuna_nas.space.base import CellKind, Space
+from optuna_nas.space.block_space import BlockSpace
+from optuna_nas.space.cell_space import CellSpace, CostTable, cost_table
+from optuna_nas.space.cost import (
+    Cost,
+    Site,
+    convolution_cost,
+    elementwise_cost,
+    linear_cost,
+    norm_cost,
+)
+from optuna_nas.space.graph import ComputationGraph, Node
+from optuna_nas.space.ops import NONE, Op
+from optuna_nas.space.presets import darts_space, ghn_space, hmnas_space, nasbench201_space
+from optuna_nas.space.skeleton import (
+    Skeleton,
+    cells_with_reductions,
+    darts_cifar_skeleton,
+    darts_imagenet_skeleton,
+    darts_search_skeleton,
+    ghn_skeleton,
+    nasbench201_skeleton,
+)
+
+__all__ = [
+    "NONE",
+    "Architecture",
+    "BlockSpace",
+    "CellKind",
+    "CellSpace",
+    "ComputationGraph",
+    "Cost",
+    "CostTable",
+    "Node",
+    "Op",
+    "Site",
+    "Skeleton",
+    "Space",
+    "cells_with_reductions",
+    "convolution_cost",
+    "cost_table",
+    "darts_cifar_skeleton",
+    "darts_imagenet_skeleton",
+    "darts_search_skeleton",
+    "darts_space",
+    "elementwise_cost",
+    "ghn_skeleton",
+    "ghn_space",
+    "hmnas_space",
+    "linear_cost",
+    "nasbench201_skeleton",
+    "nasbench201_space",
+    "norm_cost",
+]

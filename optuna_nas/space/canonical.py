@@ -1,0 +1,187 @@
+"""When do two graphs compute the same function? Expressions, compared up to a renaming of their weights.
+
+A *term* is one op applied to a value; a *value* is a multiset of terms (their sum). Skips vanish because a value can be
+handed on; ops without parameters are shared because their terms compare by content; ops with parameters stay
+separate, so the result is a DAG whose nodes must be brought into an order that depends on structure alone: colours are
+refined until nothing changes, then ties are broken one by one, keeping the smallest description found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from optuna_nas.space.ops import get_op
+
+Plain = tuple[str, tuple[int, ...], int]
+"""A node as (op, inputs, stride)."""
+
+_Value = tuple[int, ...]  # sorted term numbers, with repetition
+
+
+class _Term:
+    """`op` applied to each of `values` and summed; inputs of the cell and concatenations are terms too."""
+
+    def __init__(self, op: str, values: Sequence[_Value], stride: int, label: str = "") -> None:
+        self.op, self.values, self.stride, self.label = op, tuple(sorted(values)), stride, label
+
+
+def canonical_nodes(nodes: Sequence[Plain], outputs: Sequence[int]) -> tuple[list[Plain], tuple[int, ...]]:
+    """Return nodes and outputs of the canonical graph of (op, inputs, stride) triples in topological order."""
+    terms, values = _expressions(nodes)
+    roots = [values[output] for output in outputs]
+    live = _reachable(terms, roots)
+    order = _canonical_order(terms, roots, sorted(live))
+    return _write(terms, roots, order)
+
+
+def _expressions(nodes: Sequence[Plain]) -> tuple[list[_Term], list[_Value]]:
+    """Turn nodes into terms; returns the terms and the value of every node."""
+    terms: list[_Term] = []
+    known: dict[tuple[object, ...], int] = {}
+    values: list[_Value] = []
+    n_inputs = 0
+
+    def add(term: _Term, shared: bool) -> _Value:
+        key = (term.op, term.values, term.stride, term.label)
+        if not shared or key not in known:
+            terms.append(term)
+            known[key] = len(terms) - 1
+            return (len(terms) - 1,)
+        return (known[key],)
+
+    for op, inputs, stride in nodes:
+        sources = [values[i] for i in inputs]
+        fed = [value for value in sources if value]
+        if op == "input":
+            # Inputs are told apart by their order; other kinds of cells bring inputs of their own.
+            values.append(add(_Term("input", [], 1, f"{n_inputs:04d}"), shared=False))
+            n_inputs += 1
+        elif op == "concat" and len(sources) > 1:
+            # The number of slots stays, also of empty ones: it sets the channels of what follows.
+            values.append(add(_Term("concat", sources, 1), shared=True) if fed else ())
+        elif op in ("sum", "concat") or (get_op(op).identity and stride == 1):
+            values.append(tuple(sorted(term for value in fed for term in value)))
+        elif get_op(op).free_at(stride):
+            each = [add(_Term(op, [value], stride), shared=True) for value in fed]
+            values.append(tuple(sorted(term for value in each for term in value)))
+        else:
+            values.append(add(_Term(op, fed, stride), shared=False) if fed else ())
+    return terms, values
+
+
+def _reachable(terms: Sequence[_Term], roots: Sequence[_Value]) -> set[int]:
+    live: set[int] = set()
+    stack = [term for root in roots for term in root]
+    # An input stays although nothing reads it: which of the inputs is read is part of the function.
+    stack += [i for i, term in enumerate(terms) if term.op == "input"]
+    while stack:
+        term = stack.pop()
+        if term not in live:
+            live.add(term)
+            stack.extend(below for value in terms[term].values for below in value)
+    return live
+
+
+def _canonical_order(terms: Sequence[_Term], roots: Sequence[_Value], live: list[int]) -> list[int]:
+    """Order the live terms by structure alone: refine colours, branch on ties, keep the smallest certificate."""
+    uses: dict[int, list[tuple[int, int]]] = {term: [] for term in live}
+    for user in live:
+        for slot, value in enumerate(terms[user].values):
+            for term in value:
+                uses[term].append((user, slot))
+    in_roots = {term: [i for i, root in enumerate(roots) for t in root if t == term] for term in live}
+
+    def refine(colour: dict[int, int]) -> dict[int, int]:
+        while True:
+            value_colour = {
+                (term, slot): sorted(colour[below] for below in value)
+                for term in live
+                for slot, value in enumerate(terms[term].values)
+            }
+            signature = {
+                term: (
+                    colour[term],
+                    sorted(value_colour[term, slot] for slot in range(len(terms[term].values))),
+                    sorted((colour[user], value_colour[user, slot]) for user, slot in uses[term]),
+                )
+                for term in live
+            }
+            ranks = {key: rank for rank, key in enumerate(sorted({repr(s): s for s in signature.values()}))}
+            refined = {term: ranks[repr(signature[term])] for term in live}
+            if len(ranks) == len(set(colour.values())):
+                return refined
+            colour = refined
+
+    start = {term: repr((terms[term].op, terms[term].stride, terms[term].label, in_roots[term])) for term in live}
+    names = {text: rank for rank, text in enumerate(sorted(set(start.values())))}
+    best: tuple[str, list[int]] | None = None
+
+    def twins(first: int, second: int) -> bool:
+        """Whether swapping two tied terms changes nothing: they read and feed the very same."""
+        return terms[first].values == terms[second].values and Counter(uses[first]) == Counter(uses[second])
+
+    def search(colour: dict[int, int]) -> None:
+        nonlocal best
+        colour = refine(colour)
+        counts = Counter(colour.values())
+        tied = min((c for c, n in counts.items() if n > 1), default=None)
+        if tied is None:
+            # Inputs come first and in their own order, so that a second pass names them alike.
+            order = _topological(terms, sorted(live, key=lambda t: (terms[t].op != "input", terms[t].label, colour[t])))
+            certificate = repr(_write(terms, roots, order))
+            if best is None or certificate < best[0]:
+                best = (certificate, order)
+            return
+        tried: list[int] = []
+        for term in (t for t in live if colour[t] == tied):
+            if not any(twins(term, other) for other in tried):
+                tried.append(term)
+                search({t: 2 * c - (t == term) for t, c in colour.items()})
+
+    search({term: names[start[term]] for term in live})
+    assert best is not None
+    return best[1]
+
+
+def _topological(terms: Sequence[_Term], ranked: list[int]) -> list[int]:
+    """Order terms so that each comes after what it reads, earliest rank first."""
+    order: list[int] = []
+    done: set[int] = set()
+    waiting = list(ranked)
+    while waiting:
+        ready = next(t for t in waiting if all(below in done for value in terms[t].values for below in value))
+        waiting.remove(ready)
+        done.add(ready)
+        order.append(ready)
+    return order
+
+
+def _write(
+    terms: Sequence[_Term], roots: Sequence[_Value], order: Sequence[int]
+) -> tuple[list[Plain], tuple[int, ...]]:
+    """Write terms back as nodes; a value of several terms becomes a `sum`, one sum a distinct multiset."""
+    nodes: list[Plain] = []
+    place: dict[int, int] = {}
+    sums: dict[tuple[int, ...], int] = {}
+
+    def value_node(value: _Value) -> int:
+        members = tuple(sorted(place[term] for term in value))
+        if len(members) == 1:
+            return members[0]
+        if members not in sums:
+            nodes.append(("sum", members, 1))
+            sums[members] = len(nodes) - 1
+        return sums[members]
+
+    for term in order:
+        described = terms[term]
+        # Values are ordered by their members' places, which structure alone decides.
+        values = sorted(described.values, key=lambda value: tuple(sorted(place[t] for t in value)))
+        inputs = tuple(value_node(value) for value in values)
+        nodes.append((described.op, inputs, described.stride))
+        place[term] = len(nodes) - 1
+    ends = tuple(value_node(root) for root in roots)
+    return nodes, ends
+
+

@@ -1,0 +1,246 @@
+"""The names that an architecture may use: what each op costs and how it behaves in a graph.
+
+The modules behind the names are built one floor up, in `optuna_nas.networks.ops`; this table is all that a space, a
+cost or a drawing needs, and it imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from optuna_nas.space.cost import (
+    Cost,
+    Shape,
+    Site,
+    convolution_cost,
+    elementwise_cost,
+    linear_cost,
+    norm_cost,
+)
+
+CostRule = Callable[[Site], Cost]
+
+NONE = "none"
+"""The op that keeps nothing: no module, no cost, an edge that is not there."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One named op: its cost and what a graph must know of it.
+
+    Args:
+        name: Unique name, used in architectures and as an Optuna choice.
+        cost: Cost at a site, for one image.
+        label: Short name for drawings and for choices that keep several ops.
+        parameter_free: It has no weights at stride 1, so that two of them on one input are the same function.
+        relu_first: It starts with a ReLU, which the network computes once for all ops that share an input.
+        identity: At stride 1 it returns its input (and is spared by drop-path).
+    """
+
+    name: str
+    cost: CostRule
+    label: str = ""
+    parameter_free: bool = False
+    relu_first: bool = False
+    identity: bool = False
+
+    def free_at(self, stride: int) -> bool:
+        """Tell whether the op has no weights at this stride (a strided skip is a factorized reduction)."""
+        return self.parameter_free and not (self.identity and stride > 1)
+
+
+_OPS: dict[str, Op] = {}
+
+
+def define_op(op: Op) -> None:
+    """Add `op` to the table.
+
+    Raises:
+        ValueError: The name or the label is taken, or cannot stand in a parameter path.
+    """
+    if not op.name or any(character in op.name for character in "/+.<|[], "):
+        raise ValueError(
+            f"`name` of an op must be non-empty and without any of '/+.<|[], ' but got {op.name!r}; "
+            "use letters, digits and underscores."
+        )
+    labels = {known.label for known in _OPS.values() if known.name != op.name}
+    label = op.label or op.name
+    if op.name in _OPS or label in labels:
+        raise ValueError(f"`name` and `label` of an op must be new but got {op.name!r}, {label!r}; choose others.")
+    _OPS[op.name] = op if op.label else Op(op.name, op.cost, op.name, op.parameter_free, op.relu_first, op.identity)
+
+
+def forget_op(name: str) -> None:
+    """Take an op out of the table again; for interactive work and tests."""
+    del _OPS[name]
+
+
+def get_op(name: str) -> Op:
+    """Return the op of this name.
+
+    Raises:
+        ValueError: No op has this name.
+    """
+    if name not in _OPS:
+        raise ValueError(
+            f"`op` must be a registered op but got {name!r}; known: {', '.join(choosable_ops())}; "
+            "add your own with `optuna_nas.register_op`."
+        )
+    return _OPS[name]
+
+
+def choosable_ops() -> list[str]:
+    """Return the names of all ops that a space may offer (not the fixed parts of a skeleton)."""
+    return [NONE, *(name for name in _OPS if name not in FIXED_PARTS)]
+
+
+def _sum(*costs: Cost) -> Cost:
+    return sum(costs, Cost())
+
+
+def _with_channels(shape: Shape, channels: int) -> Shape:
+    return (channels, shape[1], shape[2])
+
+
+def _separable(kernel: int, stacked: bool) -> CostRule:
+    """Depthwise + pointwise + norm; `stacked` applies it twice, as DARTS' sep_conv does."""
+
+    def rule(site: Site) -> Cost:
+        channels = site.in_channels
+        middle = _with_channels(site.out_shape, channels)
+        depthwise = convolution_cost(site.in_shape, middle, (kernel, kernel), groups=channels)
+        last = _sum(
+            convolution_cost(middle, site.out_shape, (1, 1)),
+            norm_cost(site.out_channels, site.affine),
+        )
+        if not stacked:
+            return depthwise + last
+        first_pointwise = convolution_cost(middle, middle, (1, 1)) + norm_cost(channels, site.affine)
+        return _sum(
+            depthwise,
+            first_pointwise,
+            convolution_cost(middle, middle, (kernel, kernel), groups=channels),
+            last,
+        )
+
+    return rule
+
+
+def _convolution(kernel: int) -> CostRule:
+    return lambda site: (
+        convolution_cost(site.in_shape, site.out_shape, (kernel, kernel)) + norm_cost(site.out_channels, site.affine)
+    )
+
+
+def _factored_convolution(kernel: int) -> CostRule:
+    """1 x k then k x 1, strided along one axis each, one norm at the end."""
+
+    def rule(site: Site) -> Cost:
+        middle = (site.out_channels, site.in_shape[1], site.out_shape[2])
+        return _sum(
+            convolution_cost(site.in_shape, middle, (1, kernel)),
+            convolution_cost(middle, site.out_shape, (kernel, 1)),
+            norm_cost(site.out_channels, site.affine),
+        )
+
+    return rule
+
+
+def _pool(site: Site) -> Cost:
+    return elementwise_cost(site.in_shape, site.out_shape)
+
+
+def _factorized_reduction(site: Site) -> Cost:
+    half = site.out_channels // 2
+    first = convolution_cost(site.in_shape, _with_channels(site.out_shape, half), (1, 1))
+    second = convolution_cost(site.in_shape, _with_channels(site.out_shape, site.out_channels - half), (1, 1))
+    return first + second + norm_cost(site.out_channels, site.affine)
+
+
+def _skip(site: Site) -> Cost:
+    return elementwise_cost(site.in_shape, site.out_shape) if site.stride == 1 else _factorized_reduction(site)
+
+
+def _stem(site: Site) -> Cost:
+    return convolution_cost(site.in_shape, site.out_shape, (3, 3)) + norm_cost(site.out_channels, True)
+
+
+def _stem_stride4(site: Site) -> Cost:
+    channels, height, width = site.in_shape
+    middle = (site.out_channels // 2, -(-height // 2), -(-width // 2))
+    return _sum(
+        convolution_cost((channels, height, width), middle, (3, 3)),
+        norm_cost(middle[0], True),
+        convolution_cost(middle, site.out_shape, (3, 3)),
+        norm_cost(site.out_channels, True),
+    )
+
+
+def _residual_reduction(site: Site) -> Cost:
+    return _sum(
+        convolution_cost(site.in_shape, site.out_shape, (3, 3)),
+        convolution_cost(site.out_shape, site.out_shape, (3, 3)),
+        norm_cost(site.out_channels, True).times(2),
+        convolution_cost(_with_channels(site.out_shape, site.in_channels), site.out_shape, (1, 1)),
+    )
+
+
+def auxiliary_pooled_size(size: int, stride: int) -> int:
+    """Return the side of the auxiliary head's pooled map: a 5 x 5 window, padded up where the map is smaller."""
+    return (max(size, 5 + stride) - 5) // stride + 1
+
+
+def _auxiliary_head(stride: int, last_norm: bool) -> CostRule:
+    def rule(site: Site) -> Cost:
+        height, width = (auxiliary_pooled_size(size, stride) for size in site.in_shape[1:])
+        last = (768, height - 1, width - 1)
+        return _sum(
+            convolution_cost((site.in_channels, height, width), (128, height, width), (1, 1)),
+            norm_cost(128, True),
+            convolution_cost((128, height, width), last, (2, 2)),
+            norm_cost(768, last_norm),
+            linear_cost(768, site.out_channels),
+        )
+
+    return rule
+
+
+for _op in (
+    Op("skip_connect", _skip, "skip", parameter_free=True, identity=True),
+    Op("avg_pool_3x3", _pool, "avg3", parameter_free=True),
+    Op("max_pool_3x3", _pool, "max3", parameter_free=True),
+    Op("sep_conv_3x3", _separable(3, True), "sep3", relu_first=True),
+    Op("sep_conv_5x5", _separable(5, True), "sep5", relu_first=True),
+    Op("sep_conv_7x7", _separable(7, True), "sep7", relu_first=True),
+    Op("dil_conv_3x3", _separable(3, False), "dil3", relu_first=True),
+    Op("dil_conv_5x5", _separable(5, False), "dil5", relu_first=True),
+    Op("nor_conv_1x1", _convolution(1), "conv1", relu_first=True),
+    Op("nor_conv_3x3", _convolution(3), "conv3", relu_first=True),
+    Op("conv_3x1_1x3", _factored_convolution(3), "conv3x1", relu_first=True),
+    Op("conv_7x1_1x7", _factored_convolution(7), "conv7x1", relu_first=True),
+):
+    define_op(_op)
+
+_CHOOSABLE = set(_OPS)
+
+# The fixed parts of a skeleton are nodes of the graph like any other, so they stand in the same table.
+for _op in (
+    Op("stem", _stem),
+    Op("stem_stride4", _stem_stride4),
+    Op("stem_stride8", _stem, relu_first=True),
+    Op("preprocess", _convolution(1), "pre", relu_first=True),
+    Op("factorized_reduction", _factorized_reduction, "reduce", relu_first=True),
+    Op("residual_reduction", _residual_reduction, "residual"),
+    Op("norm_relu", lambda site: norm_cost(site.out_channels, True)),
+    Op("auxiliary_head", _auxiliary_head(3, True), relu_first=True),
+    Op("auxiliary_head_imagenet", _auxiliary_head(2, False), relu_first=True),
+    Op("classifier", lambda site: linear_cost(site.in_channels, site.out_channels)),
+):
+    define_op(_op)
+
+FIXED_PARTS = frozenset(set(_OPS) - _CHOOSABLE)
+"""Names of the parts that a skeleton adds around the cells; no space may offer them."""
+
+STRUCTURAL = frozenset({"input", "sum", "concat"})
+"""Nodes of a graph that compute no op of their own."""
