@@ -104,7 +104,9 @@ class BlockSpace(Space):
                 nodes.append(CellNode(f"{node}/{op}", op, inputs, path))
                 terms.append(f"{node}/{op}")
             nodes.append(CellNode(str(node), "sum", tuple(terms)))
-        ends = [str(node) for node in range(1, self.nodes + 1) if str(node) not in read]
+        # Where nodes keep several ops (the supernet) any node may turn out unread, so all are listed there.
+        several = any(len(choices[f"{kind.name}/{node}"]) > 1 for node in range(1, self.nodes + 1))
+        ends = [str(node) for node in range(1, self.nodes + 1) if several or str(node) not in read]
         return [*nodes, CellNode("output", "sum", tuple(ends))]
 
     def to_dict(self) -> dict[str, Any]:

@@ -128,9 +128,15 @@ def _separable(kernel: int, stacked: bool) -> CostRule:
 
 
 def _convolution(kernel: int) -> CostRule:
+    """NAS-Bench-201's convolution: the bias stands in for a shift that the norm does not learn."""
     return lambda site: (
-        convolution_cost(site.in_shape, site.out_shape, (kernel, kernel)) + norm_cost(site.out_channels, site.affine)
+        convolution_cost(site.in_shape, site.out_shape, (kernel, kernel), bias=not site.affine)
+        + norm_cost(site.out_channels, site.affine)
     )
+
+
+def _preprocess(site: Site) -> Cost:
+    return convolution_cost(site.in_shape, site.out_shape, (1, 1)) + norm_cost(site.out_channels, site.affine)
 
 
 def _factored_convolution(kernel: int) -> CostRule:
@@ -229,7 +235,7 @@ for _op in (
     Op("stem", _stem),
     Op("stem_stride4", _stem_stride4),
     Op("stem_stride8", _stem, relu_first=True),
-    Op("preprocess", _convolution(1), "pre", relu_first=True),
+    Op("preprocess", _preprocess, "pre", relu_first=True),
     Op("factorized_reduction", _factorized_reduction, "reduce", relu_first=True),
     Op("residual_reduction", _residual_reduction, "residual"),
     Op("norm_relu", lambda site: norm_cost(site.out_channels, True)),

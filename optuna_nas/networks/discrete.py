@@ -1,0 +1,98 @@
+"""The network of one architecture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from optuna_nas.networks.graph_network import GraphNetwork
+from optuna_nas.space.architecture import Architecture
+from optuna_nas.space.skeleton import Skeleton
+
+
+class DiscreteNetwork(GraphNetwork):
+    """An architecture in a skeleton, as a module.
+
+    Ops that lead nowhere have weights (they count as kept) and are not computed.
+
+    Args:
+        architecture: What to build.
+        skeleton: Frame around the cells.
+        weights: State to start from, such as `Supernet.weights_of(architecture)`; must fit exactly.
+        seed: Makes the initial weights reproducible; None draws from torch's global generator.
+
+    Raises:
+        ValueError: A cell cannot reach its output, or the skeleton does not fit.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        skeleton: Skeleton,
+        weights: Mapping[str, Tensor] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not architecture.connected:
+            raise ValueError(
+                "`architecture` must connect an input of every kind of cell with its output but does not: "
+                f"{architecture}; keep an op on some path, 'skip_connect' suffices."
+            )
+        super().__init__(architecture.graph(skeleton), seed)
+        self.architecture, self.skeleton = architecture, skeleton
+        if weights is not None:
+            self.load_state_dict(dict(weights))
+
+    def forward(
+        self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return class scores, shape (B, classes).
+
+        In training mode, a skeleton with an auxiliary head gives (scores, auxiliary scores).
+
+        Args:
+            images: Shape (B, C, H, W).
+            drop_path: Probability of dropping an op's output for an image, in [0, 1); only in training mode.
+            generator: Source of randomness of drop-path, on the device of the images.
+        """
+        live = set(self.graph.live)
+        if self.auxiliary is not None and not self.training:
+            live.discard(self.auxiliary)
+        outputs = self._run(images, live, drop_path=drop_path if self.training else 0.0, generator=generator)
+        scores = outputs[0]
+        assert scores is not None
+        if len(outputs) > 1 and outputs[1] is not None:
+            return scores, outputs[1]
+        return scores
+
+
+def measure_latency(network: torch.nn.Module, images: Tensor, repeats: int = 20) -> float:
+    """Return the median seconds of a forward pass on the device of `images`, without gradients, after a warm-up.
+
+    Args:
+        network: Any module; put into evaluation mode for the measurement.
+        images: Shape (B, C, H, W); the latency is that of the whole batch.
+        repeats: Timed passes, at least 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be at least 1 but got {repeats}.")
+    training = network.training
+    network.eval()
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(2 + repeats):
+            _wait(images.device)
+            start = time.perf_counter()
+            network(images)
+            _wait(images.device)
+            seconds.append(time.perf_counter() - start)
+    network.train(training)
+    return median(seconds[2:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
