@@ -25,9 +25,7 @@ def _norm(site: Site) -> nn.Module:
 def _separable(kernel: int, dilation: int, stacked: bool) -> ModuleFactory:
     def depthwise(channels: int, stride: int) -> nn.Module:
         padding = dilation * (kernel - 1) // 2
-        return nn.Conv2d(
-            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
-        )
+        return nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
 
     def factory(site: Site) -> nn.Module:
         channels = site.in_channels
@@ -48,9 +46,7 @@ def _separable(kernel: int, dilation: int, stacked: bool) -> ModuleFactory:
 
 def _convolution(kernel: int) -> ModuleFactory:
     return lambda site: nn.Sequential(
-        nn.Conv2d(
-            site.in_channels, site.out_channels, kernel, site.stride, kernel // 2, bias=not site.affine
-        ),
+        nn.Conv2d(site.in_channels, site.out_channels, kernel, site.stride, kernel // 2, bias=not site.affine),
         _norm(site),
     )
 
@@ -117,9 +113,7 @@ class ResidualReduction(nn.Module):
                 nn.BatchNorm2d(site.out_channels),
             )
 
-        self.convolutions = nn.Sequential(
-            convolution(site.in_channels, site.stride), convolution(site.out_channels, 1)
-        )
+        self.convolutions = nn.Sequential(convolution(site.in_channels, site.stride), convolution(site.out_channels, 1))
         self.shortcut = nn.Sequential(
             nn.AvgPool2d(2, site.stride, ceil_mode=True, count_include_pad=False),
             nn.Conv2d(site.in_channels, site.out_channels, 1, bias=False),

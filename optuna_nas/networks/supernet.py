@@ -145,8 +145,7 @@ def choice_names(space: Space) -> dict[str, tuple[str, ...]]:
         return dict.fromkeys(space.paths, space.ops)
     everything = space.everything()
     return {
-        path: tuple(sorted(kept, key=int)) if path.endswith("/inputs") else kept
-        for path, kept in everything.choices
+        path: tuple(sorted(kept, key=int)) if path.endswith("/inputs") else kept for path, kept in everything.choices
     }
 
 

@@ -259,9 +259,7 @@ def _distributions(space: Space) -> dict[str, CategoricalDistribution]:
 
 @lru_cache(maxsize=64)
 def _choice_of_kept(space: Space) -> dict[tuple[str, tuple[str, ...]], str]:
-    return {
-        (path, kept): choice for path, options in space.options().items() for choice, kept in options.items()
-    }
+    return {(path, kept): choice for path, options in space.options().items() for choice, kept in options.items()}
 
 
 def _half(shape: Shape) -> Shape:
@@ -354,9 +352,7 @@ class _NetworkBuilder:
         height, width = self._shape(reads[-1])[1:]
         inside = (channels, height, width)
         outside = _half(inside) if kind.stride > 1 else inside
-        places = {
-            f"in{i}": self._preprocess(position, i, source, inside) for i, source in enumerate(reads)
-        }
+        places = {f"in{i}": self._preprocess(position, i, source, inside) for i, source in enumerate(reads)}
         for node in self._space.cell_nodes(kind, self._choices):
             sources = [places[name] for name in node.inputs]
             stride = kind.stride if node.strided else 1

@@ -121,5 +121,3 @@ class BlockSpace(Space):
     @classmethod
     def _from_dict(cls, description: Mapping[str, Any]) -> BlockSpace:
         return cls(tuple(description["ops"]), description["nodes"], description["max_inputs"], description["kind"])
-
-

@@ -183,5 +183,3 @@ def _write(
         place[term] = len(nodes) - 1
     ends = tuple(value_node(root) for root in roots)
     return nodes, ends
-
-

@@ -185,4 +185,3 @@ def cost_table(space: CellSpace, skeleton: Skeleton) -> CostTable:
 
 def _path(kind: CellKind, target: int, source: int) -> str:
     return f"{kind.name}/{target}<-{source}"
-

@@ -131,9 +131,7 @@ def darts_imagenet_skeleton(
     n_cells: int = 14, channels: int = 48, input_shape: Shape = (3, 224, 224), classes: int = 1000
 ) -> Skeleton:
     """DARTS' ImageNet-mobile network: 14 cells, 48 channels, stem of stride 4, auxiliary head (Liu et al. 2019, 3.3)."""
-    return Skeleton(
-        cells_with_reductions(n_cells), channels, input_shape, classes, stem="imagenet", auxiliary=True
-    )
+    return Skeleton(cells_with_reductions(n_cells), channels, input_shape, classes, stem="imagenet", auxiliary=True)
 
 
 def nasbench201_skeleton(
@@ -158,9 +156,7 @@ def nasbench201_skeleton(
     )
 
 
-def ghn_skeleton(
-    blocks: int = 18, channels: int = 32, input_shape: Shape = (3, 32, 32), classes: int = 10
-) -> Skeleton:
+def ghn_skeleton(blocks: int = 18, channels: int = 32, input_shape: Shape = (3, 32, 32), classes: int = 10) -> Skeleton:
     """GHN's CIFAR network: 18 blocks, half the size and twice the channels after one and two thirds (Zhang et al. 2019, 5.1)."""
     if blocks < 3:
         raise ValueError(f"`blocks` must be at least 3 (one a stage) but got {blocks}; the paper uses 18.")

@@ -1,0 +1,349 @@
+"""What a trial does: take an architecture, train its network, report, return the accuracy on the report split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from optuna import Trial, TrialPruned
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
+
+from optuna_nas.data import Data
+from optuna_nas.networks import DiscreteNetwork
+from optuna_nas.space import Architecture, Cost, Skeleton, Space
+from optuna_nas.training import (
+    EpochResult,
+    Recipe,
+    TrainingDiverged,
+    TrainingResult,
+    TrainingStopped,
+    is_out_of_memory,
+    load_tensors,
+    release_memory,
+    save_tensors,
+    train,
+)
+
+ACCURACY = "accuracy"
+COSTS = tuple(cost.name for cost in fields(Cost))
+
+REASON = "reason"
+"""Trial attribute: why it was pruned or failed, one sentence."""
+DUPLICATE_OF = "duplicate_of"
+"""Trial attribute: number of the finished trial that computed the same function under the same other parameters."""
+DIGEST = "architecture_digest"
+"""Trial attribute: digest of the canonical architecture."""
+RESUMES = "resumes"
+"""Trial attribute: number of the trial whose checkpoint this one goes on from."""
+
+
+class Score(Protocol):
+    """Guess how well architectures would do, without training them."""
+
+    def __call__(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return guessed accuracies, fractions in [0, 1], shape (len(architectures),)."""
+
+
+class TrialListener(Protocol):
+    """Hears of a trial while it runs; must not raise and must not take long."""
+
+    def trial_started(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        """Hear the parameters (`trial.params`) and the cost of a trial that starts to train."""
+
+    def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Hear the learning curves after epoch `step`, counted from 1."""
+
+    def progress(self, trial_number: int, fraction: float) -> None:
+        """Hear which fraction of its training a trial has done; called after every step."""
+
+
+class OutOfMemory(MemoryError):
+    """A network did not fit the memory, with whole batches or with halves."""
+
+
+def suggest_float(low: float, high: float, *, log: bool = False, step: float | None = None) -> float:
+    """Let every trial suggest a number for a field of a `Recipe`; typed as the number it will be."""
+    return cast(float, FloatDistribution(low, high, log=log, step=step))
+
+
+def suggest_int(low: int, high: int, *, log: bool = False, step: int = 1) -> int:
+    """Let every trial suggest an integer for a field of a `Recipe`; typed as the integer it will be."""
+    return cast(int, IntDistribution(low, high, log=log, step=step))
+
+
+def suggest_categorical(choices: Sequence[Any]) -> Any:
+    """Let every trial suggest one of `choices` for a field of a `Recipe`."""
+    return CategoricalDistribution(choices)
+
+
+def resolve(recipe: Recipe, trial: Trial) -> Recipe:
+    """Return the recipe with every suggestion replaced by the trial's value; parameters are named like the fields."""
+    values: dict[str, Any] = {}
+    for recipe_field in fields(recipe):
+        value: object = getattr(recipe, recipe_field.name)
+        if isinstance(value, FloatDistribution):
+            values[recipe_field.name] = trial.suggest_float(
+                recipe_field.name, value.low, value.high, log=value.log, step=value.step
+            )
+        elif isinstance(value, IntDistribution):
+            values[recipe_field.name] = trial.suggest_int(
+                recipe_field.name, value.low, value.high, log=value.log, step=value.step
+            )
+        elif isinstance(value, CategoricalDistribution):
+            values[recipe_field.name] = trial.suggest_categorical(recipe_field.name, value.choices)
+    return replace(recipe, **values)
+
+
+@dataclass(frozen=True)
+class TrainObjective:
+    """Suggest an architecture, ask the pruner, build, train, report every epoch, return the report-split accuracy.
+
+    An architecture that cannot reach its output is pruned before it is built. One that computes the same function as a
+    finished trial's, under the same other parameters, takes over that trial's result. A network that does not fit the
+    memory is tried once with half batches, then the trial fails with the reason on it.
+
+    Args:
+        space: What may be chosen.
+        skeleton: Frame around the cells.
+        data: Images and splits.
+        recipe: How to train; fields may be suggestions (`suggest_float`, ...).
+        objectives: What to return: `accuracy` first, then any of `params`, `multiply_adds`, `memory_access` (to be
+            minimised, in a study with as many directions). Optuna's pruners work with one objective only.
+        constraints: Upper bounds of costs, such as `{"params": 2e6}`, as Optuna constraints.
+        weights: State for the network of an architecture (inherited from a supernet, or generated); None: scratch.
+        score: A guess before the training, recorded as `surrogate_score`.
+        reuse_duplicates: Take over the result of a trial that trained the same function.
+        device: `auto` (a GPU if there is one), or a torch device.
+        folder: Where networks (`networks/trial-00007.safetensors`) and checkpoints go; None keeps neither.
+        listener: Hears of the trial while it runs; set by the search.
+        should_stop: Asked after every training step; set by the search.
+
+    Raises:
+        ValueError: An objective or a constraint is unknown.
+    """
+
+    space: Space
+    skeleton: Skeleton
+    data: Data
+    recipe: Recipe = field(default_factory=Recipe)
+    objectives: tuple[str, ...] = (ACCURACY,)
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    weights: Callable[[Architecture], Mapping[str, Tensor]] | None = None
+    score: Score | None = None
+    reuse_duplicates: bool = True
+    device: str = "auto"
+    folder: Path | None = None
+    listener: TrialListener | None = None
+    should_stop: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.objectives or self.objectives[0] != ACCURACY:
+            raise ValueError(f"`objectives` must begin with {ACCURACY!r} but got {self.objectives}.")
+        for name, values in (("objectives", self.objectives[1:]), ("constraints", self.constraints)):
+            unknown = sorted(set(values) - set(COSTS))
+            if unknown:
+                raise ValueError(f"`{name}` must name costs {COSTS} but got {unknown[0]!r}.")
+        expected = (*self.data.input_shape, self.data.classes)
+        if expected != (*self.skeleton.input_shape, self.skeleton.classes):
+            raise ValueError(
+                f"`skeleton` must fit the data, input_shape={self.data.input_shape} and classes={self.data.classes}, "
+                f"but has input_shape={self.skeleton.input_shape} and classes={self.skeleton.classes}; "
+                "pass them from `data`."
+            )
+        # An image too small for the reductions shows here, before the first trial.
+        self.space.graph(self.space.everything(), self.skeleton)
+
+    @cached_property
+    def _data(self) -> Data:
+        to = getattr(self.data, "to", None)
+        return cast(Data, to(choose_device(self.device))) if to else self.data
+
+    def __call__(self, trial: Trial) -> float | tuple[float, ...]:
+        architecture = self.space.suggest(trial)
+        recipe = resolve(self.recipe, trial)
+        if not architecture.connected:
+            _prune(trial, "the architecture does not reach its output: 'none' cuts every path of a cell")
+        digest = architecture.canonical().digest
+        cost = architecture.cost(self.skeleton)
+        trial.set_user_attr(DIGEST, digest)
+        for name in COSTS:
+            trial.set_user_attr(name, getattr(cost, name))
+        for name, bound in self.constraints.items():
+            trial.set_constraint(name, getattr(cost, name) - bound)
+        metrics: dict[str, float] = {name: getattr(cost, name) for name in COSTS}
+        if self.score is not None:
+            metrics["surrogate_score"] = float(self.score([architecture])[0])
+            trial.set_user_attr("surrogate_score", metrics["surrogate_score"])
+        if self.listener:
+            self.listener.trial_started(trial, metrics)
+        single = len(trial.study.directions) == 1
+        if single and trial.should_prune():
+            _prune(trial, f"{_pruner_name(trial)} stopped it before the first step")
+        earlier = self._duplicate(trial, digest) if self.reuse_duplicates else None
+        if earlier is not None:
+            trial.set_user_attr(DUPLICATE_OF, earlier.number)
+            if earlier.state == TrialState.PRUNED:
+                _prune(trial, f"it computes the same function as trial {earlier.number}, which was pruned")
+            return earlier.values[0] if single else tuple(earlier.values)
+        network, result = self._train(trial, architecture, recipe, single)
+        trial.set_user_attr("train_seconds", round(result.seconds, 3))
+        for name in ("peak_memory_bytes", "skipped_steps"):
+            if getattr(result, name):
+                trial.set_user_attr(name, getattr(result, name))
+        if result.accumulation > 1:
+            trial.set_user_attr("batch_halved", True)
+        if self.folder is not None:
+            save_network(network_path(self.folder, trial.number), network)
+        accuracy = result.last.report_accuracy
+        if single:
+            return accuracy
+        return (accuracy, *(float(getattr(cost, name)) for name in self.objectives[1:]))
+
+    def _train(
+        self, trial: Trial, architecture: Architecture, recipe: Recipe, single: bool
+    ) -> tuple[DiscreteNetwork, TrainingResult]:
+        weights = self.weights(architecture) if self.weights else None
+        network = DiscreteNetwork(architecture, self.skeleton, weights, recipe.seed)
+
+        def on_epoch(result: EpochResult) -> None:
+            if self.listener:
+                self.listener.epoch(trial.number, result.epoch, _curves(result))
+            if single:
+                trial.report(result.report_accuracy, result.epoch)
+                if result.epoch < recipe.epochs and trial.should_prune():
+                    _prune(trial, f"{_pruner_name(trial)} stopped it after epoch {result.epoch} of {recipe.epochs}")
+
+        checkpoint = None
+        if self.folder is not None:
+            checkpoint = checkpoint_path(self.folder, trial.user_attrs.get(RESUMES, trial.number))
+        listener, number = self.listener, trial.number
+        keep_checkpoint = False
+        try:
+            result = train(
+                network,
+                self._data,
+                recipe,
+                drop_path=self.skeleton.drop_path,
+                on_epoch=on_epoch,
+                on_step=(lambda fraction: listener.progress(number, fraction)) if listener else None,
+                checkpoint=checkpoint,
+                configuration={"architecture": architecture.to_dict(), "skeleton": self.skeleton.to_dict()},
+                should_stop=self.should_stop,
+            )
+        except (TrainingStopped, KeyboardInterrupt):
+            keep_checkpoint = True
+            raise
+        except TrainingDiverged as error:
+            trial.set_user_attr(REASON, str(error))
+            raise
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (
+                f"`batch_size` must fit the memory but {recipe.batch_size} did not, nor did {recipe.batch_size // 2} "
+                "images at a time; use fewer, or a narrower skeleton"
+            )
+            trial.set_user_attr(REASON, reason)
+            raise OutOfMemory(reason) from None  # the traceback would hold the tensors that do not fit
+        finally:
+            if checkpoint is not None and not keep_checkpoint:
+                checkpoint.unlink(missing_ok=True)
+            release_memory(self._data.device)
+        return network, result
+
+    def _duplicate(self, trial: Trial, digest: str) -> FrozenTrial | None:
+        """Return a finished trial that trained the same function under the same other parameters."""
+        ours = set(self.space.distributions())
+
+        def others(params: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in params.items() if name not in ours}
+
+        wanted = others(trial.params)
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        for earlier in trial.study.get_trials(deepcopy=False, states=states):
+            if (
+                earlier.number < trial.number
+                and earlier.user_attrs.get(DIGEST) == digest
+                and DUPLICATE_OF not in earlier.user_attrs
+                and (earlier.state == TrialState.COMPLETE or earlier.intermediate_values)
+                and others(earlier.params) == wanted
+            ):
+                return earlier
+        return None
+
+
+def _curves(result: EpochResult) -> dict[str, float]:
+    return {
+        ACCURACY: result.report_accuracy,
+        "report_loss": result.report_loss,
+        "train_accuracy": result.train_accuracy,
+        "train_loss": result.train_loss,
+        "learning_rate": result.learning_rate,
+        "epoch_seconds": result.seconds,
+    }
+
+
+def _prune(trial: Trial, reason: str) -> None:
+    trial.set_user_attr(REASON, reason)
+    raise TrialPruned(reason)
+
+
+def _pruner_name(trial: Trial) -> str:
+    return type(trial.study.pruner).__name__
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the torch device of this name; `auto` is a GPU if there is one.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` must be one of this machine but got {device!r} ({reason}); try 'auto'.") from None
+    return torch.device(device)
+
+
+def network_path(folder: Path, number: int) -> Path:
+    """Return where the network of a trial is kept."""
+    return folder / "networks" / f"trial-{number:05d}.safetensors"
+
+
+def checkpoint_path(folder: Path, number: int) -> Path:
+    """Return where the unfinished training of a trial is kept."""
+    return folder / "checkpoints" / f"trial-{number:05d}.safetensors"
+
+
+def save_network(path: Path, network: DiscreteNetwork) -> None:
+    """Write a network, its architecture and its skeleton to one file."""
+    save_tensors(
+        path,
+        network.state_dict(),
+        {"architecture": network.architecture.to_dict(), "skeleton": network.skeleton.to_dict()},
+    )
+
+
+def load_network(path: str | Path, device: str = "cpu") -> DiscreteNetwork:
+    """Read a network that `save_network` wrote; ops of your own must be registered before. Executes nothing.
+
+    Raises:
+        ValueError: The file is not such a network.
+    """
+    tensors, description = load_tensors(Path(path), device)
+    if not {"architecture", "skeleton"} <= set(description):
+        raise ValueError(f"`path` must be a network of optuna_nas but {path} holds something else.")
+    architecture = Architecture.from_dict(description["architecture"])
+    network = DiscreteNetwork(architecture, Skeleton.from_dict(description["skeleton"]), tensors)
+    return network.to(device).eval()
