@@ -9,17 +9,19 @@ have seen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import train_test_split
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
 
 WEIGHTS, CHOICES, REPORT, TEST = "weights", "choices", "report", "test"
 SPLITS = (WEIGHTS, CHOICES, REPORT, TEST)
@@ -300,9 +302,9 @@ def _chunks(positions: Tensor, batch_size: int, seed: int, epoch: int | None) ->
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1 but got {batch_size}.")
     if epoch is None:
-        return positions.split(batch_size)
+        return list(positions.split(batch_size))
     order = torch.randperm(len(positions), generator=seeded_generator(torch.device("cpu"), seed, epoch))
-    chunks = positions[order.to(positions.device)].split(batch_size)
+    chunks = list(positions[order.to(positions.device)].split(batch_size))
     return chunks[:-1] if len(chunks) > 1 and len(chunks[-1]) < batch_size else chunks
 
 
@@ -380,6 +382,8 @@ def _part(
     n_part = round(share * len(positions))
     if n_part == 0:
         return positions, positions[:0]
+    from sklearn.model_selection import train_test_split  # a second of import, spared where no split is drawn
+
     try:
         rest, part = train_test_split(positions, test_size=n_part, random_state=seed, stratify=labels[positions])
     except ValueError as error:

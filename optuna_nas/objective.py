@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from optuna import Trial, TrialPruned
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from optuna_nas.data import Data
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
 from optuna_nas.training import (
@@ -31,6 +27,14 @@ from optuna_nas.training import (
     save_tensors,
     train,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from optuna_nas.data import Data
 
 ACCURACY = "accuracy"
 COSTS = tuple(cost.name for cost in fields(Cost))
@@ -71,12 +75,12 @@ class OutOfMemory(MemoryError):
 
 def suggest_float(low: float, high: float, *, log: bool = False, step: float | None = None) -> float:
     """Let every trial suggest a number for a field of a `Recipe`; typed as the number it will be."""
-    return cast(float, FloatDistribution(low, high, log=log, step=step))
+    return cast("float", FloatDistribution(low, high, log=log, step=step))
 
 
 def suggest_int(low: int, high: int, *, log: bool = False, step: int = 1) -> int:
     """Let every trial suggest an integer for a field of a `Recipe`; typed as the integer it will be."""
-    return cast(int, IntDistribution(low, high, log=log, step=step))
+    return cast("int", IntDistribution(low, high, log=log, step=step))
 
 
 def suggest_categorical(choices: Sequence[Any]) -> Any:
@@ -162,9 +166,10 @@ class TrainObjective:
         self.space.graph(self.space.everything(), self.skeleton)
 
     @cached_property
-    def _data(self) -> Data:
+    def device_data(self) -> Data:
+        """The data on the device that trains."""
         to = getattr(self.data, "to", None)
-        return cast(Data, to(choose_device(self.device))) if to else self.data
+        return cast("Data", to(choose_device(self.device))) if to else self.data
 
     def __call__(self, trial: Trial) -> float | tuple[float, ...]:
         architecture = self.space.suggest(trial)
@@ -229,7 +234,7 @@ class TrainObjective:
         try:
             result = train(
                 network,
-                self._data,
+                self.device_data,
                 recipe,
                 drop_path=self.skeleton.drop_path,
                 on_epoch=on_epoch,
@@ -256,7 +261,7 @@ class TrainObjective:
         finally:
             if checkpoint is not None and not keep_checkpoint:
                 checkpoint.unlink(missing_ok=True)
-            release_memory(self._data.device)
+            release_memory(self.device_data.device)
         return network, result
 
     def _duplicate(self, trial: Trial, digest: str) -> FrozenTrial | None:

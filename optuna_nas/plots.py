@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,12 +47,11 @@ BEND = 0.32, 0.3  # width of the room between two columns: at least, and for eac
 MARGIN, TITLE_ROOM, PANEL_GAP = 0.12, 0.32, 0.12
 HEAD = 0.09, 0.035  # length and half the width of an arrowhead
 
-SWEEPS, ORDER_SWEEPS = 200, 12
+SWEEPS, ORDER_SWEEPS = 200, 12  # rounds of the two searches, for heights and for orders
 
 INK, SLATE, GREY, PAPER = "#333333", "#5c5c5c", "#a0a0a0", "#ffffff"
 FAMILY_COLOURS = {"weights": "#0064a4", "free": "#b84a00", "identity": "#007a5a"}
 """Blue, vermilion and green of Okabe and Ito's colour-blind-safe palette, darkened until text is read well on white."""
-INPUT_LABELS = {1: ("input",), 2: ("c\u2096\u208b\u2082", "c\u2096\u208b\u2081")}  # c with subscript k-2, k-1
 
 
 class Word(NamedTuple):
@@ -79,7 +79,7 @@ class DrawnNode:
     Args:
         name: As in the graph.
         box: Where it stands.
-        words: Its text: a number, in a block with the op behind it.
+        words: Its text: a number, in a block with the op behind it; c with subscript k-2 for DARTS' first input.
         ops: Names of the graph's op nodes that are written on it (blocks).
         dead: It has no share in the output.
     """
@@ -106,7 +106,7 @@ class DrawnEdge:
         route: Points from source to target: first a bend, then in turn a level line and a bend, a bend last.
         ops: Names of the graph's op nodes that are written on it, all those between source and target; empty where a
             value is handed on as it is (to the output, or to a block's op).
-        words: The ops' labels, joined by plus signs.
+        words: The ops' names or labels, joined by plus signs.
         box: Where the words stand, None without words.
         dead: Nothing comes through it or what does leads nowhere.
     """
@@ -144,10 +144,10 @@ class CellDrawing:
 def plot_architecture(architecture: Architecture) -> Figure:
     """Draw the cells of an architecture, one panel for every kind of cell, the first on top.
 
-    Ops are written out (`sep_conv_3x3`), or by their short labels where an edge keeps more than two. Their colour tells
-    the family: blue has weights, orange has none, green is the identity. Grey arrows hand a value on. What has no share
-    in the output is pale and dashed. Touches no state of matplotlib, so threads may draw at once; the figure has an Agg
-    canvas: `figure.savefig("cells.png")`, or `.pdf`, `.svg`.
+    Ops are written out (`sep_conv_3x3`), or by their short labels in a cell where an edge keeps more than two. Colour
+    tells the family: blue has weights, orange has none, green is the identity. Grey arrows hand a value on. What has no
+    share in the output is pale and dashed. Touches no state of matplotlib, so threads may draw at once; the figure has
+    an Agg canvas: `figure.savefig("cells.png")`, or `.pdf`, `.svg`.
 
     Args:
         architecture: Of any space; need not be connected.
@@ -228,7 +228,9 @@ def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
             )
         )
     title = graph.nodes[sketch.values[0]].name.rpartition("/")[0]
-    return CellDrawing(title, nodes, tuple(edges), *plan.size)
+    width, height = plan.size
+    room = 2 * MARGIN + 1.2 * TITLE_SIZE / FONT_SIZE * _text_width(title)  # bold is wider
+    return CellDrawing(title, nodes, tuple(edges), max(width, room), height)
 
 
 # -- what is drawn: ops fold into the arrow or the node that they were chosen for --------------------------------------
@@ -322,8 +324,10 @@ class _Text(NamedTuple):
         return tuple(words)
 
 
+@lru_cache(maxsize=1024)
 def _text_width(text: str) -> float:
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(FONT, size=FONT_SIZE), ismath=False)
+    font = FontProperties(family=FONT, size=FONT_SIZE)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
     return float(width) / 72
 
 
@@ -352,7 +356,8 @@ def _node_text(graph: ComputationGraph, sketch: _Sketch, value: int) -> _Text:
     name = graph.nodes[value].name.rpartition("/")[2]
     if graph.nodes[value].op == "input":
         n_inputs = sum(graph.nodes[other].op == "input" for other in sketch.values)
-        return _Text([[(INPUT_LABELS[n_inputs][int(name.removeprefix("in"))], "")]])
+        back = n_inputs - int(name.removeprefix("in"))
+        return _Text([[("input" if n_inputs == 1 else f"c\u2096\u208b{chr(0x2080 + back)}", "")]])  # c, below it k-2
     if value not in sketch.ops:
         return _Text([[(name, "")]])
     first, *rest = _op_words(graph, sketch, sketch.ops[value])
@@ -419,7 +424,7 @@ class _Plan:
         wrong = []
         for column in self.columns:
             nodes = [vertex for vertex in column if vertex < n_nodes]
-            wrong.append(sum(below < above for below, above in pairwise(nodes)) * 2 - len(nodes) + 1)
+            wrong.append(sum(1 if below < above else -1 for below, above in pairwise(nodes)))
         return (wrong[0] or sum(wrong)) > 0
 
     def _spread_ports(self) -> None:
@@ -432,9 +437,8 @@ class _Plan:
                 for i, other in enumerate(others):
                     link = (vertex, other) if side == 0 else (other, vertex)
                     ends[link][side] = PORT * (i - (len(others) - 1) / 2)
-                self.height[vertex] = max(
-                    self.height[vertex], PORT * (len(others) - 1) + (PORT if self.width[vertex] else 0)
-                )
+                if self.width[vertex]:
+                    self.height[vertex] = max(self.height[vertex], PORT * len(others))
         self._links = {link: (start, end) for link, (start, end) in ends.items()}
 
     def _find_heights(self) -> None:
@@ -560,17 +564,13 @@ def _fewest_crossings(
     for start in ([column[::-1] for column in columns], columns):
         order = [list(column) for column in start]
         for sweep in range(ORDER_SWEEPS):
-            numbers = range(1, len(order)) if sweep % 2 == 0 else range(len(order) - 2, -1, -1)
+            neighbours, beside = (right, 1) if sweep % 2 else (left, -1)
+            numbers = range(len(order) - 2, -1, -1) if sweep % 2 else range(1, len(order))
             for number in numbers:
-                neighbours = left if sweep % 2 == 0 else right
-                place = _places(order[number - 1 if sweep % 2 == 0 else number + 1])
-                own = _places(order[number])
-                mean = {
-                    vertex: sum(place[other] for other in neighbours[vertex]) / len(neighbours[vertex])
-                    if neighbours[vertex]
-                    else own[vertex]
-                    for vertex in order[number]
-                }
+                place, mean = _places(order[number + beside]), _places(order[number])
+                for vertex in order[number]:
+                    if neighbours[vertex]:
+                        mean[vertex] = sum(place[other] for other in neighbours[vertex]) / len(neighbours[vertex])
                 order[number].sort(key=mean.__getitem__)
             _swap(order, left, right)
             count = _count_crossings(order, right)
@@ -654,6 +654,7 @@ def _draw(drawing: CellDrawing, axes: Axes) -> None:
         color=INK,
         va="top",
         parse_math=False,
+        usetex=False,
     )
     with_ops = {node.name for node in drawing.nodes if node.ops}
     # Arrows that hand a value on lie below those with ops; a dead one lies below a living one.
@@ -728,6 +729,7 @@ def _draw_words(words: Sequence[Word], axes: Axes, dead: bool) -> None:
             va="baseline",
             ha="left",
             parse_math=False,
+            usetex=False,
         )
 
 

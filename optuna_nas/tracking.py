@@ -25,14 +25,15 @@ import time
 import uuid
 from collections import Counter, defaultdict, deque
 from concurrent.futures import Future, wait
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from hashlib import blake2b
-from itertools import groupby
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import optuna
@@ -48,7 +49,8 @@ from optuna.trial import TrialState
 from optuna_nas.plots import plot_architecture
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from mlflow.entities import Run
     from numpy.typing import NDArray
@@ -66,13 +68,16 @@ MAX_RECORDS = 10_000  # waiting for MLflow; about 10 MB
 FLUSH_SECONDS = 0.5  # how long records are gathered, so that many epochs become one request
 RETRY_PAUSES = (0.5, 1.0, 2.0)  # seconds between attempts, before a record is given up
 DOWN_SECONDS = 5.0  # how long a server that was given up is left alone
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 5  # in which a server must say something
 START_SECONDS = 120.0  # the tables of a new database take their time
 STALL_SECONDS = 30.0  # `finish` gives up after so long without progress
 
 MAX_PARALLEL_AXES = 8  # more can't be read side by side
 SCATTER_ATTRIBUTES = ("surrogate_score", "params")
 """User attributes to draw against the value, best first: what a one-shot model guessed, what the network costs."""
+
+DATABASES = ("postgresql", "mysql", "mssql", "databricks")
+UID_ATTRIBUTE = "optuna_nas:study_uid"
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -194,7 +199,7 @@ class MLflowTracker:
     """Keeps MLflow a mirror of a study, from a thread of its own; safe to call from many threads.
 
     A call takes far less than a millisecond: it puts a record into a queue of bounded length. A server that goes away
-    costs one warning; what it missed is written from the study by `finish` or by the next `start`. Until `start` has
+    costs one warning; what it missed is written from the study by `finish` or by the next `start`. Before `start` has
     succeeded and after `finish`, calls do nothing. A pickled tracker has not started.
 
     Args:
@@ -211,22 +216,23 @@ class MLflowTracker:
         self.experiment = experiment or "optuna_nas"
         self.metric = metric
         self._folder = Path.cwd()  # a relative database stays where it was named, whoever changes the folder
-        self._reset()
+        self._reset(None)
 
-    def _reset(self) -> None:
+    def _reset(self, mirror: _Mirror | None) -> None:
+        self._mirror = mirror
+        self._thread: threading.Thread | None = None
         self._condition = threading.Condition()
         self._records: deque[_Epoch | _Task] = deque()
-        self._mirror: _Mirror | None = None
-        self._hurry = self._warned = self._down = False
+        self._awaited = False  # somebody waits for the last record
+        self._warned = False
         self._down_until = 0.0
-        self._progress = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("tracking_uri", "experiment", "metric", "_folder")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._reset()
+        self._reset(None)
 
     # -- what a search calls --------------------------------------------------------------------------------------
 
@@ -246,28 +252,613 @@ class MLflowTracker:
             space: Decodes the trials' parameters to the architectures to draw.
             description: Markdown, shown on the study's run.
             dataset: Shown on the study's run.
-            params: Of the search; shown on the study's run. One that changed since the study began becomes a tag.
+            params: Of the search, shown on the study's run. One that changed since the study began becomes a tag.
 
         Raises:
-            ConnectionError: MLflow can't be reached or used at the address, found out within 10 seconds.
+            ConnectionError: MLflow can't be used at the address; one that does not answer is found out within 10
+                seconds.
             ValueError: The study has several objectives.
         """
         if len(study.directions) > 1:
             raise ValueError(
-                f"`study` must have one objective but has {len(study.directions)}; leave the tracker out for it."
+                f"`study` must have one objective but has {len(study.directions)}; search without a tracker."
             )
-        self.finish_thread()
-        self._reset()
-        mirror = _Mirror(self._store_uri, self.experiment, self.metric, space)
-        self._mirror = mirror
-        threading.Thread(target=self._work, args=(mirror,), name=THREAD_NAME, daemon=True).start()
-        opened = self._put(lambda: mirror.open(study, description, dataset, params), wanted=True)
+        self._stop()
+        mirror = _Mirror(self.tracking_uri, self._folder, self.experiment, self.metric, space)
+        self._reset(mirror)
+        self._thread = threading.Thread(target=self._work, args=(mirror,), name=THREAD_NAME, daemon=True)
+        self._thread.start()
+        opened = self._put_awaited(partial(mirror.open, study, description, dataset, params), pauses=())
         try:
             opened.result(START_SECONDS)
         except Exception as error:
-            self.finish_thread()
+            self._stop()
             if isinstance(error, ConnectionError):
                 raise
-            why = "no answer" if isinstance(error, TimeoutError) else str(error).strip().splitlines()[0]
-            raise _unreachable(self.tracking_uri, why) from error
-        self._put(lambda: mirror.replay(study))
+            raise _unreachable(self.tracking_uri, _one_line(error)) from error
+        self._put(_Task(partial(mirror.replay, study)))
+
+    def trial_started(self, trial: optuna.Trial | FrozenTrial, metrics: Mapping[str, float] = _EMPTY) -> None:
+        """Open the run of a trial, with the parameters that it has by now.
+
+        Args:
+            trial: A running trial.
+            metrics: What is known before training: costs, a guessed accuracy.
+        """
+        if (mirror := self._mirror) is None:
+            return
+        begun = _Begun(trial.number, dict(trial.params), _milliseconds(trial.datetime_start))
+        mirror.running[trial.number] = begun
+        self._put(_Task(partial(mirror.trial_started, begun, _Epoch(trial.number, 0, dict(metrics), _now()))))
+
+    def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a point to the learning curves of a trial; `step` is the epoch, as reported to Optuna."""
+        self._put(_Epoch(trial_number, step, dict(metrics), _now()))
+
+    def trial_finished(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Close the run of a trial that Optuna has finished: value, attributes, architecture, status, end.
+
+        An Optuna callback. Numbers among the user attributes become metrics, the others tags.
+        """
+        if (mirror := self._mirror) is None:
+            return
+        mirror.running.pop(trial.number, None)
+        self._put(_Task(partial(mirror.trial_finished, study, trial)))
+
+    def finish(self, study: optuna.Study, status: str = "FINISHED") -> None:
+        """Write what MLflow missed and the leaderboard, close the study's run and stop the thread.
+
+        Returns early, with a warning, where MLflow makes no progress for 30 seconds.
+
+        Args:
+            study: The study of `start`.
+            status: `FINISHED`, or `KILLED` for a search that was interrupted.
+        """
+        if (mirror := self._mirror) is None or self._thread is None:
+            return
+        closed = self._put_awaited(partial(mirror.close, study, status), pauses=RETRY_PAUSES)
+        n_written = -1
+        while not closed.done() and n_written != mirror.n_written:
+            n_written = mirror.n_written
+            wait([closed], STALL_SECONDS)
+        if not closed.done():
+            self._warn(TimeoutError(f"no progress for {STALL_SECONDS:.0f} seconds"))
+        elif (error := closed.exception()) is not None:
+            self._warn(error)
+        self._stop()
+
+    @property
+    def view_url(self) -> str:
+        """Address of the comparison view of the started study; of a database, once `command` runs."""
+        if self._mirror is None:
+            raise RuntimeError("`view_url` is known once the tracker has started; call `start(study)` first.")
+        return self._mirror.view_url
+
+    @property
+    def command(self) -> str:
+        """What to type to see the comparison view: a server's address, or what serves a database and the address."""
+        if _is_server(self.tracking_uri):
+            return self.view_url
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.tracking_uri)}\n{self.view_url}"
+
+    # -- the queue and its thread ---------------------------------------------------------------------------------
+
+    def _put(self, record: _Epoch | _Task) -> None:
+        with self._condition:
+            if self._thread is None:
+                return
+            awaited = isinstance(record, _Task) and record.done is not None
+            if len(self._records) < MAX_RECORDS or awaited:
+                self._records.append(record)
+                self._awaited |= awaited
+                self._condition.notify()
+
+    def _put_awaited(self, action: Callable[[], None], pauses: Sequence[float]) -> Future[None]:
+        done: Future[None] = Future()
+        self._put(_Task(action, done, pauses))
+        return done
+
+    def _stop(self) -> None:
+        with self._condition:
+            self._thread = None
+            self._condition.notify()
+
+    def _work(self, mirror: _Mirror) -> None:
+        """Hand the records to the mirror in their order; epochs that follow each other go together."""
+        me = threading.current_thread()
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._records or self._thread is not me)
+                self._condition.wait_for(lambda: self._awaited or self._thread is not me, FLUSH_SECONDS)
+                if self._thread is not me:
+                    return
+                records, self._awaited = list(self._records), False
+                self._records.clear()
+            for task in _merged(records, mirror):
+                self._deliver(mirror, task)
+
+    def _deliver(self, mirror: _Mirror, task: _Task) -> None:
+        """Do a task; after some attempts give it up, the study still knows."""
+        if task.done is None and time.monotonic() < self._down_until:
+            return
+        for pause in (*task.pauses, None):
+            try:
+                mirror.check()
+                task.action()
+            except Exception as error:  # a mirror must not break what it shows
+                if pause is not None:
+                    time.sleep(pause)
+                    continue
+                if isinstance(error, ConnectionError):
+                    self._down_until = time.monotonic() + DOWN_SECONDS
+                if task.done is not None:
+                    task.done.set_exception(error)
+                else:
+                    self._warn(error)
+            else:
+                if task.done is not None:
+                    task.done.set_result(None)
+                return
+
+    def _warn(self, error: BaseException) -> None:
+        """Warn once, later failures are of the same kind."""
+        level = logging.DEBUG if self._warned else logging.WARNING
+        self._warned = True
+        _logger.log(
+            level,
+            "MLflow misses part of the study (%s); the search goes on, and the end of it or the next start writes "
+            "what is missing.",
+            _one_line(error),
+        )
+
+
+class _Begun(NamedTuple):
+    """A trial as its run is opened; `start` in milliseconds."""
+
+    number: int
+    params: dict[str, Any]
+    start: int
+
+
+class _Epoch(NamedTuple):
+    """A point of the learning curves of a trial; `time` in milliseconds."""
+
+    number: int
+    step: int
+    metrics: dict[str, float]
+    time: int
+
+
+class _Task(NamedTuple):
+    """Something to do for the mirror; `done` where somebody waits for it."""
+
+    action: Callable[[], None]
+    done: Future[None] | None = None
+    pauses: Sequence[float] = RETRY_PAUSES
+
+
+class _Child(NamedTuple):
+    """The run of a trial."""
+
+    run_id: str
+    status: str
+    name: str
+
+    @staticmethod
+    def of(run: Run) -> _Child:
+        return _Child(run.info.run_id, run.info.status, run.info.run_name)
+
+
+class _Mirror:
+    """Tells MLflow about a study. Everything may be done again after it failed half-way, with the same outcome.
+
+    Used by one thread, but for `running`, which the trials' threads fill.
+    """
+
+    def __init__(self, uri: str, folder: Path, experiment: str, metric: str, space: Space | None) -> None:
+        self._uri, self._experiment, self._metric, self._space = uri, experiment, metric, space
+        self._database: Path | None = None
+        if uri.startswith("sqlite:///"):
+            self._database = folder / uri.removeprefix("sqlite:///")
+            self._uri = f"sqlite:///{self._database}"
+        self.running: dict[int, _Begun] = {}
+        self.n_written = 0
+        self.view_url = ""
+        self._children: dict[int, _Child] = {}
+        self._own: set[int] = set()  # trials that finished in this process
+        self._steps: set[int] = set()  # of the study's curves
+        self._scatter = SCATTER_ATTRIBUTES[-1]
+
+    # -- the address ----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise ConnectionError where MLflow can't be used now, in at most 5 seconds.
+
+        MLflow itself tries for minutes, which only variables of the whole process could change; so it is asked for
+        something only right after it has answered.
+        """
+        try:
+            if _is_server(self._uri):
+                credentials = get_default_host_creds(self._uri)
+                http_request(credentials, "/health", "GET", max_retries=0, timeout=PROBE_SECONDS)
+            elif self._database is not None:
+                with closing(sqlite3.connect(self._database)) as connection:
+                    connection.execute("PRAGMA schema_version")
+            elif self._uri.split(":")[0].split("+")[0] not in DATABASES:
+                raise _unreachable(self._uri, "this is neither a server nor a database")
+        except MlflowException as error:
+            raise _unreachable(self._uri, "it does not answer") from error
+        except sqlite3.Error as error:
+            raise _unreachable(self._uri, str(error)) from error
+
+    def open(
+        self, study: optuna.Study, description: str, dataset: DatasetInfo | None, params: Mapping[str, object]
+    ) -> None:
+        """Find or make the experiment and the study's run."""
+        _silence()
+        self._client = MlflowClient(self._uri)
+        self._experiment_id = self._find_experiment()
+        self._maximize = study.direction == StudyDirection.MAXIMIZE
+        uid = _study_uid(study)
+        self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid}
+        self._view_key = f"optuna_nas_{uid}"
+        server = self._uri.rstrip("/") if _is_server(self._uri) else "http://127.0.0.1:5000"
+        query = urlencode({"viewStateShareKey": self._view_key, "compareRunsMode": "CHART"})
+        self.view_url = f"{server}/#/experiments/{self._experiment_id}/runs?{query}"
+
+        parent = self._find_parent(study)
+        self._parent_id = parent.info.run_id
+        self._client.update_run(self._parent_id, status="RUNNING")
+        keys = mlflow_keys(params)
+        known = parent.data.params
+        texts = {keys[name]: _text(value) for name, value in params.items()}
+        changed = {f"changed.{key}": text for key, text in texts.items() if known.get(key, text) != text}
+        note = {"mlflow.note.content": description} if description else {}
+        self._log(self._parent_id, (), {key: text for key, text in texts.items() if key not in known}, note | changed)
+        if dataset is not None:
+            entity = Dataset(dataset.name, dataset.digest[:36], "external", json.dumps({"uri": dataset.source}))
+            context = InputTag("mlflow.data.context", "search")
+            self._client.log_inputs(self._parent_id, datasets=[DatasetInput(entity, [context])])
+        self._save_view(study)
+
+    def _find_experiment(self) -> str:
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            folder = self._database and self._database.parent / "mlruns" / quote(self._experiment, safe="")
+            try:
+                return str(self._client.create_experiment(self._experiment, folder and folder.as_uri()))
+            except MlflowException:  # another process was faster
+                experiment = self._client.get_experiment_by_name(self._experiment)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage != "active":
+            raise _unreachable(self._uri, f"experiment {self._experiment!r} was deleted there")
+        return str(experiment.experiment_id)
+
+    def _find_parent(self, study: optuna.Study) -> Run:
+        condition = "tags.`optuna_nas.kind` = 'study'"
+        if not (found := self._search(condition)):
+            starts = [trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start]
+            start, tags = _milliseconds(min(starts, default=None)), self._tags | {"optuna_nas.kind": "study"}
+            made = self._client.create_run(self._experiment_id, start, tags, study.study_name)
+            found = self._search(condition)
+            if made.info.run_id != found[0].info.run_id:  # another process was as fast; both take the first
+                self._client.delete_run(made.info.run_id)
+        return found[0]
+
+    def _search(self, condition: str) -> list[Run]:
+        """Return the runs of this study for which the condition holds, oldest first."""
+        query = f"tags.`optuna_nas.study_uid` = '{self._tags['optuna_nas.study_uid']}' and {condition}"
+        order = ["attributes.start_time", "attributes.run_id"]
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment_id], query, 1, 1000, order, token)
+            runs += page
+            if not (token := page.token):
+                return runs
+
+    # -- trials ---------------------------------------------------------------------------------------------------
+
+    def trial_started(self, begun: _Begun, first: _Epoch) -> None:
+        """Make the run of a trial, with what is known before training."""
+        self._log(self._child(begun.number, begun.start), _points(first), _param_texts(begun.params))
+
+    def epochs(self, epochs: Sequence[_Epoch]) -> None:
+        """Add points to learning curves, one request a trial."""
+        points: dict[int, list[Metric]] = defaultdict(list)
+        for epoch in epochs:
+            points[epoch.number] += _points(epoch)
+        for number, metrics in points.items():
+            if number in self._children:
+                self._log(self._children[number].run_id, metrics)
+            elif (begun := self.running.get(number)) is not None:
+                self._log(self._child(number, begun.start), metrics, _param_texts(begun.params))
+
+    def trial_finished(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Close the run of a trial of this process, and continue the study's curves."""
+        self._write_trial(trial)
+        self._own.add(trial.number)
+        self._write_curves(study, self._own)
+        if self._scatter != SCATTER_ATTRIBUTES[0] and SCATTER_ATTRIBUTES[0] in trial.user_attrs:
+            self._save_view(study)
+
+    def _write_trial(self, trial: FrozenTrial) -> None:
+        """Complete and close the run of a trial; the status comes last, so that a run that has it lacks nothing."""
+        run_id = self._child(trial.number, _milliseconds(trial.datetime_start))
+        run, end = self._client.get_run(run_id), _milliseconds(trial.datetime_complete)
+
+        known = [(point.step, point.value) for point in self._history(run_id, self._metric)]
+        steps = {step for step, _ in known}
+        curve = [(step, value) for step, value in trial.intermediate_values.items() if step not in steps]
+        if trial.values:
+            last = (max([*steps, *trial.intermediate_values], default=0), trial.values[0])
+            curve += [last] if last not in [*known, *curve] else []  # a later point of a step counts more
+        numbers = {name: value for name, value in trial.user_attrs.items() if _is_number(name, value)}
+        attributes = {key: value for key, value in _keyed(numbers).items() if key not in run.data.metrics}
+        metrics = [Metric(self._metric, value, end, step) for step, value in sorted(curve)]
+        metrics += [Metric(key, float(value), end, 0) for key, value in attributes.items() if key != self._metric]
+        texts = {name: _text(value) for name, value in trial.user_attrs.items() if name not in numbers}
+        self._log(run_id, metrics, _param_texts(trial.params), _keyed(texts) | {"optuna.state": trial.state.name})
+
+        if (architecture := self._architecture(trial)) is not None and "mlflow.loggedImages" not in run.data.tags:
+            picture = _picture(architecture)
+            self._client.log_text(run_id, architecture.to_json(), "architecture.json")
+            self._client.log_image(run_id, picture, "architecture.png")
+            self._client.log_image(run_id, picture, key="architecture", step=0)
+        self._end(run_id, STATUSES[trial.state], end)
+        self._children[trial.number] = self._children[trial.number]._replace(status=STATUSES[trial.state])
+
+    def _architecture(self, trial: FrozenTrial) -> Architecture | None:
+        try:
+            return None if self._space is None else self._space.decode(trial.params)
+        except ValueError:  # it failed before everything was chosen, or an earlier search had another space
+            return None
+
+    def _child(self, number: int, start: int) -> str:
+        """Return the run of a trial, made where MLflow has none."""
+        if number not in self._children:
+            if not (found := self._search(f"tags.`optuna.trial_number` = '{number}'")):
+                own = {"mlflow.parentRunId": self._parent_id, "optuna.trial_number": str(number)}
+                tags = self._tags | {"optuna_nas.kind": "trial"} | own
+                found = [self._client.create_run(self._experiment_id, start, tags, f"trial {number}")]
+            self._children[number] = _Child.of(found[0])
+        return self._children[number].run_id
+
+    # -- the study ------------------------------------------------------------------------------------------------
+
+    def replay(self, study: optuna.Study) -> None:
+        """Write what MLflow misses of the finished trials, whoever ran them."""
+        children = self._search("tags.`optuna_nas.kind` = 'trial'")
+        self._children = {int(run.data.tags["optuna.trial_number"]): _Child.of(run) for run in reversed(children)}
+        self._steps = {point.step for point in self._history(self._parent_id, "n_complete")}
+        finished = _finished(study)
+        for trial in finished:
+            child = self._children.get(trial.number)
+            if child is None or child.status != STATUSES[trial.state]:
+                self._write_trial(trial)
+        self._write_curves(study, {trial.number for trial in finished})
+        self._save_view(study)
+
+    def close(self, study: optuna.Study, status: str) -> None:
+        """Write what is missing and the leaderboard, name the winner, close the study's run."""
+        for number in self.running.keys() & self._children.keys():  # cut off in the middle
+            self._end(self._children[number].run_id, "KILLED", _now())
+        self.running.clear()
+        self.replay(study)
+        ranked = self._ranked(study)
+        best = ranked[0].number if ranked and self._counts(ranked[0]) else None
+        for number, child in self._children.items():
+            name = f"trial {number}" + (" (best)" if number == best else "")
+            if child.name != name:
+                self._client.update_run(child.run_id, name=name)
+        self._client.log_text(self._parent_id, json.dumps(self._leaderboard(ranked)), "leaderboard.json")
+        tables = json.dumps([{"path": "leaderboard.json", "type": "table"}])
+        self._log(self._parent_id, [], {}, {"mlflow.loggedArtifacts": tables, "optuna.best_trial_number": str(best)})
+        self._end(self._parent_id, status, _now())
+
+    def _counts(self, trial: FrozenTrial) -> bool:
+        """Whether a trial can be the best."""
+        return trial.state == TrialState.COMPLETE and all(excess <= 0 for excess in trial.constraints.values())
+
+    def _ranked(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Return the finished trials, best first; those without a value or beyond a constraint come last."""
+
+        def rank(trial: FrozenTrial) -> tuple[bool, float]:
+            value = trial.values[0] if trial.values else inf
+            return not self._counts(trial), -value if self._maximize and trial.values else value
+
+        return sorted(_finished(study), key=rank)
+
+    def _leaderboard(self, ranked: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """Return MLflow's form of a table (`log_table` would append to that of an earlier run)."""
+        attributes = sorted({name for t in ranked for name, value in t.user_attrs.items() if _is_number(name, value)})
+        params = list(dict.fromkeys(name for trial in ranked for name in trial.params))
+        columns = ["trial", self._metric, "state", "seconds", *attributes, *params]
+        rows = [
+            [
+                trial.number,
+                trial.values[0] if trial.values else None,
+                trial.state.name,
+                round(trial.duration.total_seconds(), 1) if trial.duration else None,
+                *(trial.user_attrs.get(name) for name in attributes),
+                *(trial.params.get(name) for name in params),
+            ]
+            for trial in ranked
+        ]
+        return {"columns": columns, "data": rows}
+
+    def _write_curves(self, study: optuna.Study, numbers: set[int]) -> None:
+        """Continue the study's curves, trial numbers as steps; a trial waits for those begun before it.
+
+        So a curve of the best value never falls, though trials finish in any order.
+        """
+        horizon = min(list(self.running), default=inf)
+        best: float | None = None
+        counts: Counter[TrialState] = Counter()
+        points = []
+        for trial in _finished(study):
+            if trial.number > horizon:
+                break
+            counts[trial.state] += 1
+            values = {"n_complete": TrialState.COMPLETE, "n_pruned": TrialState.PRUNED, "n_failed": TrialState.FAIL}
+            point = {name: float(counts[state]) for name, state in values.items()}
+            if self._counts(trial):
+                value = trial.values[0]
+                best = value if best is None else max(best, value) if self._maximize else min(best, value)
+                point["trial_value"] = value
+            if best is not None:
+                point["best_value"] = best
+            if trial.number in numbers - self._steps:
+                points.append(_Epoch(trial.number, trial.number, point, _milliseconds(trial.datetime_complete)))
+        self._log(self._parent_id, [metric for point in points for metric in _points(point)])
+        self._steps |= {point.step for point in points}
+
+    def _save_view(self, study: optuna.Study) -> None:
+        finished = _finished(study)
+        attributes = {name for trial in finished for name in trial.user_attrs}
+        self._scatter = next((name for name in SCATTER_ATTRIBUTES if name in attributes), self._scatter)
+        view = comparison_view(
+            self._metric,
+            maximize=self._maximize,
+            params=_axes(study, finished, self._space),
+            scatter=self._scatter,
+            study_uid=self._tags["optuna_nas.study_uid"],
+        )
+        tag = f"mlflow.sharedViewState.{self._view_key}"
+        self._client.set_experiment_tag(self._experiment_id, tag, json.dumps(view))
+
+    # -- MLflow ---------------------------------------------------------------------------------------------------
+
+    def _history(self, run_id: str, metric: str) -> list[Metric]:
+        return list(self._client.get_metric_history(run_id, metric))
+
+    def _log(
+        self,
+        run_id: str,
+        metrics: Sequence[Metric],
+        params: Mapping[str, str] = _EMPTY,
+        tags: Mapping[str, str] = _EMPTY,
+    ) -> None:
+        """Write all of it, in pieces as large as MLflow takes."""
+        all_params = [Param(key, value[:6000]) for key, value in params.items()]
+        all_tags = [RunTag(key, value[:8000]) for key, value in tags.items()]
+        while metrics or all_params or all_tags:
+            self._client.log_batch(run_id, metrics[:800], all_params[:100], all_tags[:100])
+            metrics, all_params, all_tags = metrics[800:], all_params[100:], all_tags[100:]
+            self.n_written += 1
+
+    def _end(self, run_id: str, status: str, end: int) -> None:
+        # `set_terminated` of a server's run prints its address; the store behind it does not.
+        store = self._client._tracking_client.store
+        store.update_run_info(run_id, RunStatus.from_string(status), end, None)
+
+
+def _merged(records: Sequence[_Epoch | _Task], mirror: _Mirror) -> Iterator[_Task]:
+    """Go over the tasks; epochs that follow each other become one."""
+    epochs: list[_Epoch] = []
+    for record in records:
+        if isinstance(record, _Epoch):
+            epochs.append(record)
+            continue
+        if epochs:
+            yield _Task(partial(mirror.epochs, epochs))
+            epochs = []
+        yield record
+    if epochs:
+        yield _Task(partial(mirror.epochs, epochs))
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    return sorted(study.get_trials(deepcopy=False, states=tuple(STATUSES)), key=lambda trial: trial.number)
+
+
+def _axes(study: optuna.Study, finished: Sequence[FrozenTrial], space: Space | None) -> list[str]:
+    """Return the keys of the parameters to compare, those that matter most first."""
+    tried = defaultdict(set)
+    for trial in finished:
+        for name, value in trial.params.items():
+            tried[name].add(value)
+    varying = [name for name, values in tried.items() if len(values) > 1]
+    if not varying and space is not None:
+        varying = [path for path, options in space.options().items() if len(options) > 1]
+    try:
+        importances = optuna.importance.get_param_importances(study)
+    except (RuntimeError, ValueError):  # too few trials
+        importances = {}
+    varying.sort(key=lambda name: -importances.get(name, 0.0))
+    keys = mlflow_keys(varying)
+    return [keys[name] for name in varying[:MAX_PARALLEL_AXES]]
+
+
+def _picture(architecture: Architecture) -> NDArray[np.uint8]:
+    """Draw an architecture; shape (height, width, 4)."""
+    canvas = FigureCanvasAgg(plot_architecture(architecture))
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.array(canvas.buffer_rgba(), np.uint8)  # type: ignore[no-untyped-call]
+
+
+def _points(epoch: _Epoch) -> list[Metric]:
+    return [Metric(key, float(value), epoch.time, epoch.step) for key, value in _keyed(epoch.metrics).items()]
+
+
+def _param_texts(params: Mapping[str, object]) -> dict[str, str]:
+    return {key: _text(value) for key, value in _keyed(params).items()}
+
+
+def _keyed(values: Mapping[str, Any]) -> dict[str, Any]:
+    keys = mlflow_keys(values)
+    return {keys[name]: value for name, value in values.items()}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _is_number(name: str, value: object) -> bool:
+    """Whether a user attribute is a metric: a number that is no bookkeeping of this package."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith("optuna_nas:")
+
+
+def _milliseconds(moment: datetime | None) -> int:
+    """Return MLflow's time; now for None. Optuna's times without a zone are local."""
+    return _now() if moment is None else int(moment.timestamp() * 1000)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _study_uid(study: optuna.Study) -> str:
+    """Return what tells this study from one of the same name in another storage."""
+    if UID_ATTRIBUTE not in study.user_attrs:
+        study.set_user_attr(UID_ATTRIBUTE, uuid.uuid4().hex[:16])
+    return str(study.user_attrs[UID_ATTRIBUTE])
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _unreachable(uri: str, why: str) -> ConnectionError:
+    shown = re.sub(r"//[^/@]*@", "//", uri)  # without a password
+    return ConnectionError(
+        f"MLflow can't be used at {shown}: {why}; start a server there with `mlflow server`, or keep the records in a "
+        "file with `tracking_uri='sqlite:///mlflow.db'`."
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _silence() -> None:
+    """Keep what MLflow, Alembic and urllib3 have to say in the tracker's thread out of the user's terminal."""
+    for name in ("mlflow", "urllib3.connectionpool"):
+        logger = logging.getLogger(name)
+        for place in (logger, *logger.handlers):
+            place.addFilter(_is_elsewhere)
+
+
+def _is_elsewhere(record: logging.LogRecord) -> bool:
+    return record.threadName != THREAD_NAME

@@ -6,11 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from optuna_nas.data import REPORT, TRAIN, Data, seeded_generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -308,7 +310,7 @@ class _Training:
                     total = loss + recipe.auxiliary_weight * F.cross_entropy(
                         auxiliary, wanted, label_smoothing=recipe.label_smoothing
                     )
-            (total * (len(part) / len(images))).backward()  # type: ignore[no-untyped-call]
+            (total * (len(part) / len(images))).backward()
             with torch.no_grad():
                 sums[0] += loss * len(part)
                 sums[1] += (scores.argmax(1) == wanted).sum()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from optuna_nas.networks.graph_network import GraphNetwork
-from optuna_nas.space.architecture import Architecture
-from optuna_nas.space.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna_nas.space.architecture import Architecture
+    from optuna_nas.space.skeleton import Skeleton
 
 
 class DiscreteNetwork(GraphNetwork):

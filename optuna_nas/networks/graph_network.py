@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,11 @@ from optuna_nas.networks.ops import build_op
 from optuna_nas.space.graph import AUXILIARY, ComputationGraph
 from optuna_nas.space.ops import STRUCTURAL, get_op
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
 Weight: TypeAlias = Tensor | float
-"""What a sum multiplies a term with: a scalar tensor, or a constant; 0.0 leaves the term out, 1.0 spares the product."""
+"""What a sum multiplies a term with: a scalar tensor, or a constant (0.0 leaves the term out, 1.0 costs no product)."""
 
 _BUILDING = threading.Lock()
 

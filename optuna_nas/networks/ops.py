@@ -76,7 +76,7 @@ def _pool(pool: ModuleFactory) -> ModuleFactory:
 
 
 class FactorizedReduction(nn.Module):
-    """Half the size by two 1 x 1 convolutions of stride 2, the second shifted by one pixel (DARTS); odd sizes padded."""
+    """Half the size by two 1 x 1 convolutions of stride 2, the second shifted by one pixel (DARTS)."""
 
     def __init__(self, site: Site, relu: bool) -> None:
         super().__init__()
@@ -142,9 +142,9 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores, shape (B, classes)."""
-        size = tuple(auxiliary_pooled_size(side, self.pool_stride) for side in images.shape[-2:])
+        height, width = (auxiliary_pooled_size(side, self.pool_stride) for side in images.shape[-2:])
         if min(images.shape[-2:]) < 5 + self.pool_stride:
-            images = F.adaptive_avg_pool2d(images, size)
+            images = F.adaptive_avg_pool2d(images, (height, width))
         else:
             images = F.avg_pool2d(images, 5, self.pool_stride, count_include_pad=False)
         return self.classifier(self.features(images).mean((2, 3)))  # type: ignore[no-any-return]

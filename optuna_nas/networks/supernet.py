@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from optuna_nas.networks.graph_network import GraphNetwork, Weight
-from optuna_nas.space.architecture import Architecture
-from optuna_nas.space.base import Space
 from optuna_nas.space.cell_space import CellSpace
 from optuna_nas.space.ops import NONE
-from optuna_nas.space.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from optuna_nas.space.architecture import Architecture
+    from optuna_nas.space.base import Space
+    from optuna_nas.space.skeleton import Skeleton
 
 ChoiceWeights = Mapping[str, Tensor]
 """For every path of the space a vector with a weight for each name it may keep (see `Supernet.names`)."""
@@ -63,7 +66,7 @@ class Supernet(GraphNetwork):
         return scores
 
     def weights_of(self, architecture: Architecture) -> dict[str, Tensor]:
-        """Return the state that `DiscreteNetwork(architecture, skeleton, weights=...)` inherits (shared, not copied)."""
+        """Return the state that `DiscreteNetwork(architecture, skeleton, weights=...)` inherits; shared, no copy."""
         from_supernet = self.state_dict()
         wanted = {node.name for node in architecture.graph(self.skeleton)}
         return {key: value for key, value in from_supernet.items() if key.split(".")[1] in wanted}
@@ -109,7 +112,7 @@ class Supernet(GraphNetwork):
         return [1.0] * len(sources)
 
     def _ends(self, n_nodes: int, used: Mapping[tuple[str, str], Weight]) -> list[Weight]:
-        """Return how much each node of a block belongs to its output: the product over later nodes of not reading it."""
+        """Return how much each node of a block is an end of it: the product over later nodes of not reading it."""
         kind = self.space.kinds[0].name
         weights = []
         for node in range(1, n_nodes + 1):

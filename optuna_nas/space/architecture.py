@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from optuna_nas.space.graph import ComputationGraph
-
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import nn
 
     from optuna_nas.space.base import Space
     from optuna_nas.space.cost import Cost
+    from optuna_nas.space.graph import ComputationGraph
     from optuna_nas.space.skeleton import Skeleton
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
 from optuna.distributions import CategoricalDistribution
 
 from optuna_nas.space.architecture import Architecture
@@ -19,6 +17,9 @@ from optuna_nas.space.ops import NONE, get_op
 from optuna_nas.space.skeleton import FIXED_CELLS, Skeleton
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
     from optuna.trial import BaseTrial
 
 
@@ -356,10 +357,8 @@ class _NetworkBuilder:
         for node in self._space.cell_nodes(kind, self._choices):
             sources = [places[name] for name in node.inputs]
             stride = kind.stride if node.strided else 1
-            if node.op == "concat":
-                shape = (sum(self._shape(i)[0] for i in sources), *outside[1:])
-            else:
-                shape = outside
+            joined = sum(self._shape(i)[0] for i in sources)
+            shape = (joined, *outside[1:]) if node.op == "concat" else outside
             places[node.name] = self._add(
                 f"cell{position}/{node.name}",
                 node.op,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from optuna_nas.space.architecture import Architecture
 from optuna_nas.space.base import CellKind, CellNode, Space, check_ops
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna_nas.space.architecture import Architecture
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ refined until nothing changes, then ties are broken one by one, keeping the smal
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from optuna_nas.space.ops import get_op
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Plain = tuple[str, tuple[int, ...], int]
 """A node as (op, inputs, stride)."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from optuna_nas.space.architecture import Architecture
 from optuna_nas.space.base import CellKind, CellNode, Space, check_ops
 from optuna_nas.space.cost import Cost
-from optuna_nas.space.graph import ComputationGraph
 from optuna_nas.space.ops import NONE, get_op
-from optuna_nas.space.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna_nas.space.architecture import Architecture
+    from optuna_nas.space.graph import ComputationGraph
+    from optuna_nas.space.skeleton import Skeleton
 
 NORMAL_AND_REDUCTION = (CellKind("normal"), CellKind("reduction", stride=2))
 
@@ -91,7 +94,7 @@ class CellSpace(Space):
     @cached_property
     def _options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         if self.max_ops == 1:
-            choices = {name: () if name == NONE else (name,) for name in self.ops}
+            choices: dict[str, tuple[str, ...]] = {name: () if name == NONE else (name,) for name in self.ops}
         else:
             choices = {
                 "+".join(get_op(name).label for name in kept) or NONE: tuple(sorted(kept))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from optuna_nas.space.canonical import canonical_nodes
 from optuna_nas.space.cost import Cost, Site
 from optuna_nas.space.ops import STRUCTURAL, get_op
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Node(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optuna_nas.space.cost import Shape
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna_nas.space.cost import Shape
 
 FIXED_CELLS = ("residual_reduction", "factorized_reduction")
 """Fixed blocks that may stand between cells; each halves the image and doubles the channels."""
@@ -130,7 +132,7 @@ def darts_cifar_skeleton(
 def darts_imagenet_skeleton(
     n_cells: int = 14, channels: int = 48, input_shape: Shape = (3, 224, 224), classes: int = 1000
 ) -> Skeleton:
-    """DARTS' ImageNet-mobile network: 14 cells, 48 channels, stem of stride 4, auxiliary head (Liu et al. 2019, 3.3)."""
+    """DARTS' ImageNet-mobile network: 14 cells, 48 channels, stem of stride 4, auxiliary head (2019, 3.3)."""
     return Skeleton(cells_with_reductions(n_cells), channels, input_shape, classes, stem="imagenet", auxiliary=True)
 
 
@@ -157,7 +159,7 @@ def nasbench201_skeleton(
 
 
 def ghn_skeleton(blocks: int = 18, channels: int = 32, input_shape: Shape = (3, 32, 32), classes: int = 10) -> Skeleton:
-    """GHN's CIFAR network: 18 blocks, half the size and twice the channels after one and two thirds (Zhang et al. 2019, 5.1)."""
+    """GHN's CIFAR network: 18 blocks, reductions after one and two thirds (Zhang et al. 2019, 5.1)."""
     if blocks < 3:
         raise ValueError(f"`blocks` must be at least 3 (one a stage) but got {blocks}; the paper uses 18.")
     first, second = blocks // 3, 2 * blocks // 3

@@ -1,0 +1,335 @@
+"""The terminal: `optuna-nas run STUDY`, `optuna-nas report STUDY`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import runpy
+import sys
+import threading
+import time
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from optuna_nas import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.search import Search, SearchResult
+
+app = typer.Typer(
+    help="Neural architecture search as an ordinary Optuna study.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+StudyFile = Annotated[Path, typer.Argument(help="Python file with a function `search()` that returns a `Search`.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the file's `search` function.")
+]
+Storage = Annotated[str | None, typer.Option(help="Optuna storage address instead of the study's.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
+
+
+class UsageError(Exception):
+    """What the user can mend; shown as one sentence, exit code 2."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    trials: Annotated[int | None, typer.Option(help="Total of trials instead of the study's.")] = None,
+    storage: Storage = None,
+    mlflow: Annotated[str | None, typer.Option(help="MLflow address instead of the study's.")] = None,
+    no_mlflow: Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the study to MLflow.")] = False,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Run a study, or go on with it, to its total of trials."""
+    with _shown_errors(debug):
+        search = _load(study, settings, storage=storage, trials=trials)
+        if no_mlflow:
+            search = replace(search, tracking=None)
+        elif mlflow is not None:
+            from optuna_nas.tracking import MLflowTracker
+
+            search = replace(search, tracking=MLflowTracker(mlflow))
+        from optuna_nas.search import run as run_search
+
+        started = time.monotonic()
+        with _Display(search.trials) as display:
+            result = run_search(search, display)
+        _print_result(search, result, time.monotonic() - started)
+        if result.interrupted:
+            again = "optuna-nas " + " ".join(sys.argv[1:])
+            console.print(f"\nInterrupted with {result.missing} of {search.trials} trials to go. To go on: {again}")
+            raise typer.Exit(130)
+
+
+@app.command()
+def report(study: StudyFile, storage: Storage = None, settings: Settings = None, debug: Debug = False) -> None:
+    """Show the leaderboard, the best architecture and its picture of a study that exists."""
+    with _shown_errors(debug):
+        search = _load(study, settings, storage=storage)
+        from optuna_nas.search import open_study, summarise
+
+        opened = open_study(search, create=False)
+        _print_result(search, summarise(search, opened), None)
+
+
+# -- the study file -----------------------------------------------------------------------------------------------
+
+
+def _load(path: Path, settings: list[str] | None, **changes: Any) -> Search:
+    """Return the search of a study file, with the changes that are not None."""
+    from optuna_nas.search import Search
+
+    if not path.is_file():
+        raise UsageError(f"`study` must be a Python file but {path} is not there; give the path of a study file.")
+    try:
+        names = runpy.run_path(str(path), run_name="optuna_nas_study")
+    except (Exception, SystemExit) as error:
+        raise UsageError(_blame(path, error)) from error
+    function = names.get("search")
+    if not callable(function):
+        raise UsageError(
+            f"`study` must define a function `search()` that returns a `Search` but {path} has none; add one."
+        )
+    arguments = _arguments(function, settings or [], path)
+    try:
+        search = function(**arguments)
+    except (ValueError, ConnectionError, OSError) as error:
+        raise UsageError(str(error)) from error
+    except Exception as error:
+        raise UsageError(_blame(path, error)) from error
+    if not isinstance(search, Search):
+        raise UsageError(
+            f"`search()` of {path} must return a `Search` but returned {type(search).__name__}; "
+            "return `optuna_nas.Search(...)`."
+        )
+    try:
+        return replace(search, **{name: value for name, value in changes.items() if value is not None})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _blame(path: Path, error: BaseException) -> str:
+    """Say which line of the study file fails, and why."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    place = f"line {lines[-1]} of {path}" if lines else str(path)
+    return f"`study` must run but {place} fails: {type(error).__name__}: {error}; mend it, or see --debug."
+
+
+def _arguments(function: Callable[..., Any], settings: list[str], path: Path) -> dict[str, Any]:
+    """Turn `name=value` into arguments of the type that the function's defaults have."""
+    parameters = inspect.signature(function).parameters
+    arguments: dict[str, Any] = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or name not in parameters:
+            known = ", ".join(parameters) or "no arguments"
+            raise UsageError(
+                f"`--set` must be NAME=VALUE for an argument of `search` in {path} ({known}), not {setting!r}."
+            )
+        default = parameters[name].default
+        try:
+            arguments[name] = _convert(text, default)
+        except ValueError:
+            raise UsageError(
+                f"`--set {name}` must be a {type(default).__name__} like its default {default!r} but got {text!r}."
+            ) from None
+    lacking = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty and name not in arguments]
+    if lacking:
+        raise UsageError(
+            f"`--set` must give the argument {lacking[0]!r} of `search` in {path}; add --set {lacking[0]}=..."
+        )
+    return arguments
+
+
+def _convert(text: str, default: object) -> object:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError
+        return text.lower() in ("true", "1")
+    if isinstance(default, int | float | Path):
+        return type(default)(text)
+    return text
+
+
+@contextmanager
+def _shown_errors(debug: bool) -> Iterator[None]:
+    """Turn errors into one sentence and an exit code: 2 where the input is wrong, 1 where the program failed."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False, show_level=False)],
+    )
+    try:
+        yield
+    except (UsageError, ValueError, ConnectionError) as error:
+        if debug:
+            traceback.print_exc()
+        errors.print(f"[bold red]Error:[/] {_escaped(str(error))}")
+        raise typer.Exit(2) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        errors.print(
+            f"[bold red]Failed:[/] {type(error).__name__}: {_escaped(str(error))} "
+            f"({Path(frame.filename).name}, line {frame.lineno}); see --debug. Finished trials are kept."
+        )
+        raise typer.Exit(1) from None
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+# -- what is shown ------------------------------------------------------------------------------------------------
+
+
+class _Display:
+    """Progress of a search: bars in a terminal, a line a trial elsewhere."""
+
+    def __init__(self, trials: int) -> None:
+        self._trials = trials
+        self._lock = threading.Lock()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._total: TaskID | None = None
+        self._running: dict[int, TaskID] = {}
+        self._best: float | None = None
+
+    def __enter__(self) -> _Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._bars.stop()
+
+    def trial_started(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        """Add a bar for the trial."""
+        with self._lock:
+            self._running[trial.number] = self._bars.add_task(f"trial {trial.number}", total=100, note="")
+
+    def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the newest accuracy."""
+        task = self._running.get(trial_number)
+        if task is not None:
+            self._bars.update(task, note=f"epoch {step}, accuracy {metrics.get('accuracy', float('nan')):.4f}")
+
+    def progress(self, trial_number: int, fraction: float) -> None:
+        """Move the trial's bar."""
+        task = self._running.get(trial_number)
+        if task is not None:
+            self._bars.update(task, completed=round(100 * fraction))
+
+    def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
+        """Move the bar of all trials, or print a line."""
+        from optuna_nas.objective import REASON
+        from optuna_nas.search import counted_trials, ranking
+
+        done = counted_trials(study)
+        best = next(iter(ranking(study)), None)
+        with self._lock:
+            task = self._running.pop(trial.number, None)
+            if task is not None:
+                self._bars.remove_task(task)
+            note = f"best {best.values[0]:.4f} (trial {best.number})" if best else ""
+            if console.is_terminal:
+                if self._total is None:
+                    self._total = self._bars.add_task("trials", total=self._trials, note=note)
+                self._bars.update(self._total, completed=done, note=note)
+                return
+        outcome = (
+            f"{trial.values[0]:.4f}" if trial.values and trial.state.name == "COMPLETE" else trial.state.name.lower()
+        )
+        reason = f" ({trial.user_attrs[REASON]})" if REASON in trial.user_attrs else ""
+        console.print(
+            f"[{done}/{self._trials}] trial {trial.number}: {outcome}{reason}; {note}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _print_result(search: Search, result: SearchResult, seconds: float | None) -> None:
+    from optuna_nas.search import ranking
+
+    if result.best is None:
+        console.print("No trial has finished yet; nothing to rank.")
+        return
+    table = Table(title=f"{search.name}: the best of {len(result.study.trials)} trials")
+    for name in ("rank", "trial", "accuracy", "params", "multiply-adds", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("architecture", overflow="fold")
+    for rank, trial in enumerate(ranking(result.study)[:10], 1):
+        attrs = trial.user_attrs
+        table.add_row(
+            str(rank),
+            str(trial.number),
+            f"{trial.values[0]:.4f}",
+            f"{attrs['params']:,}" if "params" in attrs else "",
+            f"{attrs['multiply_adds']:,}" if "multiply_adds" in attrs else "",
+            f"{attrs['train_seconds']:.1f}" if "train_seconds" in attrs else "",
+            _escaped(str(search.space.decode(trial.params))),
+        )
+    console.print(table)
+
+    def line(name: str, text: object) -> None:
+        console.print(f"{name:<20}{text}", markup=False, highlight=False, soft_wrap=True)
+
+    line("Best architecture", f"trial {result.best.number}, picture in {result.picture}")
+    if result.network is not None:
+        line("Best network", f"{result.network}, read it with optuna_nas.load_network")
+    if result.test_accuracy is not None:
+        line("Test accuracy", f"{result.test_accuracy:.4f} on images that the search never saw")
+    if seconds is not None:
+        line("Time", f"{seconds:.1f} s")
+    if search.tracking is not None and search.tracking.command:
+        line("See it in MLflow", search.tracking.command)

@@ -1,0 +1,515 @@
+"""A study put together and run in this process: opened or resumed, mirrored, interrupted without loss, summed up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import optuna
+from optuna import Study, Trial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from optuna_nas.data import TEST, Data
+from optuna_nas.objective import (
+    DUPLICATE_OF,
+    REASON,
+    RESUMES,
+    OutOfMemory,
+    TrainObjective,
+    TrialListener,
+    load_network,
+    network_path,
+)
+from optuna_nas.plots import plot_architecture
+from optuna_nas.tracking import DatasetInfo, MLflowTracker
+from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
+    from optuna_nas.space import Architecture, Skeleton, Space
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "optuna_nas:"
+SETTING = PREFIX + "setting"
+"""Study attribute: space, skeleton, data and recipe, as JSON; a study goes on under the same setting only."""
+TEST_RESULT = PREFIX + "test"
+"""Study attribute: which trial's network was judged on the test split, and its accuracy."""
+WORKER = PREFIX + "worker"
+"""Trial attribute: host and process id of who runs it."""
+REQUEUED = PREFIX + "requeued"
+"""Trial attribute: it was interrupted, and another trial goes on with its parameters."""
+ATTEMPT = PREFIX + "attempt"
+"""Trial attribute: how often these parameters were interrupted before."""
+
+MOST_ATTEMPTS = 3
+
+Objective = Callable[[Trial], float | Sequence[float]]
+
+
+class SearchListener(TrialListener, Protocol):
+    """Hears of a search while it runs: a progress display."""
+
+    def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
+        """Hear a finished trial, whatever its state."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """All that makes a study: what a study file returns.
+
+    Args:
+        name: Name of the study; running the same name again goes on with it.
+        space: What may be chosen.
+        skeleton: Frame around the cells, for the default objective.
+        data: Images, for the default objective.
+        recipe: How to train, for the default objective.
+        objective: What a trial does; by default a `TrainObjective` of the above. Any Optuna objective will do.
+        sampler: Who proposes; by default Optuna's.
+        pruner: Who stops; by default Optuna's median pruner.
+        directions: `maximize` or `minimize`, one for each value of the objective.
+        trials: Total of trials; a resumed study runs what is missing.
+        storage: Optuna storage address; by default an sqlite file in `folder`.
+        tracking: MLflow mirror; None for none.
+        folder: Where pictures, networks and checkpoints go; by default `runs/NAME`.
+        n_jobs: Trials at a time, in threads.
+        keep_networks: How many of the best trials' networks stay on disk.
+        description: Markdown shown in MLflow.
+
+    Raises:
+        ValueError: A value is out of range, or there is neither an objective nor what the default one needs.
+    """
+
+    name: str
+    space: Space
+    skeleton: Skeleton | None = None
+    data: Data | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    objective: Objective | None = None
+    sampler: BaseSampler | None = None
+    pruner: BasePruner | None = None
+    directions: tuple[str, ...] = ("maximize",)
+    trials: int = 50
+    storage: str | None = None
+    tracking: MLflowTracker | None = field(default_factory=MLflowTracker)
+    folder: Path | None = None
+    n_jobs: int = 1
+    keep_networks: int = 5
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or any(character in self.name for character in "/\\"):
+            raise ValueError(f"`name` must be non-empty and without slashes but got {self.name!r}.")
+        for name in ("trials", "n_jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
+        for direction in self.directions:
+            if direction not in ("maximize", "minimize"):
+                raise ValueError(f"`directions` must be 'maximize' or 'minimize' but got {direction!r}.")
+        if self.objective is None and (self.skeleton is None or self.data is None):
+            raise ValueError("`objective` must be given where `skeleton` and `data` are not; pass it, or pass both.")
+        self.resolved_objective()
+
+    def resolved_objective(self) -> Objective:
+        """Return the objective, or the default one made of skeleton, data and recipe."""
+        if self.objective is not None:
+            return self.objective
+        assert self.skeleton is not None
+        assert self.data is not None
+        return TrainObjective(self.space, self.skeleton, self.data, self.recipe)
+
+    def resolved_folder(self) -> Path:
+        """Return where the search's files go."""
+        return self.folder or Path("runs") / self.name
+
+    def resolved_storage(self) -> str:
+        """Return the address of the Optuna storage."""
+        return self.storage or f"sqlite:///{self.resolved_folder() / 'study.db'}"
+
+    def setting(self) -> dict[str, Any]:
+        """Return what must not change while a study goes on, as JSON values."""
+        objective = self.resolved_objective()
+        setting: dict[str, Any] = {"space": self.space.to_dict()}
+        if isinstance(objective, TrainObjective):
+            setting["skeleton"] = objective.skeleton.to_dict()
+            setting["data"] = objective.data.describe()
+            setting["recipe"] = {name: _plain(value) for name, value in vars(objective.recipe).items()}
+        return json.loads(json.dumps(setting))  # type: ignore[no-any-return]
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float | bool) else repr(value)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to.
+
+    Args:
+        study: The Optuna study.
+        best: The best trial, None where none has finished (or, for several objectives, the first of the best).
+        picture: File of the best architecture's picture.
+        network: File of the best trial's network, for `load_network`.
+        test_accuracy: Its accuracy on the test split, a fraction, measured once.
+        interrupted: Whether it was stopped before its total.
+        missing: Trials still to run.
+    """
+
+    study: Study
+    best: FrozenTrial | None
+    picture: Path | None = None
+    network: Path | None = None
+    test_accuracy: float | None = None
+    interrupted: bool = False
+    missing: int = 0
+
+
+def open_study(search: Search, create: bool = True) -> Study:
+    """Create the study of a search, or load the one of that name.
+
+    Raises:
+        ValueError: The study exists with another space, skeleton, data, recipe or direction; or, with `create=False`,
+            does not exist.
+        ConnectionError: The storage does not answer.
+    """
+    storage = search.resolved_storage()
+    if create:
+        search.resolved_folder().mkdir(parents=True, exist_ok=True)
+    with _clear_storage_errors(storage):
+        try:
+            study = optuna.load_study(
+                study_name=search.name, storage=storage, sampler=search.sampler, pruner=search.pruner
+            )
+        except KeyError:
+            if not create:
+                raise ValueError(
+                    f"`study` must exist but {storage} has none named {search.name!r}; start it with `optuna-nas run`."
+                ) from None
+            study = optuna.create_study(
+                study_name=search.name,
+                storage=storage,
+                sampler=search.sampler,
+                pruner=search.pruner,
+                directions=[StudyDirection[direction.upper()] for direction in search.directions],
+                load_if_exists=True,
+            )
+        _check_setting(study, search)
+    return study
+
+
+@contextmanager
+def _clear_storage_errors(storage: str) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError, ImportError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise ConnectionError(
+            f"`storage` must be the address of a database that answers but {_without_password(storage)!r} does not: "
+            f"{reason}; start the database, or correct the address."
+        ) from error
+
+
+def _without_password(address: str) -> str:
+    head, separator, tail = address.rpartition("@")
+    if not separator:
+        return address
+    scheme, _, user = head.partition("://")
+    return f"{scheme}://{user.split(':')[0]}:***@{tail}"
+
+
+def _check_setting(study: Study, search: Search) -> None:
+    directions = [StudyDirection[direction.upper()] for direction in search.directions]
+    if study.directions != directions:
+        raise ValueError(
+            f"`directions` must be those of the existing study {search.name!r}, "
+            f"{tuple(d.name.lower() for d in study.directions)}, but are {search.directions}; use another name."
+        )
+    setting, known = search.setting(), study.user_attrs.get(SETTING)
+    if known is None:
+        study.set_user_attr(SETTING, setting)
+    elif known != setting:
+        parts = sorted(part for part in setting if known.get(part) != setting[part])
+        raise ValueError(
+            f"`{(*parts, 'objective')[0]}` must be that of the existing study {search.name!r} but is another; "
+            "give the search another `name`, or restore what it was."
+        )
+
+
+def counted_trials(study: Study) -> int:
+    """Return how many trials count towards the total: finished ones, but not those that another goes on with."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.state.is_finished() and REQUEUED not in trial.user_attrs for trial in trials)
+
+
+def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
+    """Run a search to its total of trials, and sum it up.
+
+    Ctrl-C (SIGINT) once ends after the running trials, twice at once; SIGTERM ends at the next training step with a
+    checkpoint. Whatever was interrupted, by a kill too, goes on when the search is run again.
+
+    Raises:
+        ValueError, ConnectionError: As `open_study`; also where the MLflow address does not answer at the start.
+    """
+    study = open_study(search)
+    folder = search.resolved_folder()
+    reap_dead_trials(study)
+    missing = search.trials - counted_trials(study)
+    tracker = search.tracking
+    objective = search.resolved_objective()
+    if tracker is not None:
+        tracker.start(
+            study,
+            space=search.space,
+            description=search.description,
+            dataset=_dataset_info(objective),
+            params=_summary(search),
+        )
+    interrupts = _Interrupts(study)
+    events = _Events(tracker, listener)
+    if isinstance(objective, TrainObjective):
+        objective = replace(
+            objective, folder=objective.folder or folder, listener=events, should_stop=interrupts.at_once.is_set
+        )
+
+    def run_trial(trial: Trial) -> float | Sequence[float]:
+        trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+        if not isinstance(objective, TrainObjective):
+            events.trial_started(trial, {})
+        try:
+            return objective(trial)
+        except (TrainingStopped, KeyboardInterrupt):
+            _mark_interrupted(trial)
+            raise
+
+    def after_trial(study: Study, trial: FrozenTrial) -> None:
+        events.trial_finished(study, trial)
+        _forget_networks(study, folder, search.keep_networks)
+        if interrupts.after_trial.is_set():
+            study.stop()
+
+    if missing > 0:
+        with interrupts.installed(), suppress(TrainingStopped, KeyboardInterrupt):
+            study.optimize(
+                run_trial,
+                n_trials=missing,
+                n_jobs=search.n_jobs,
+                catch=(TrainingDiverged, OutOfMemory),
+                callbacks=[after_trial],
+            )
+        requeue_interrupted(study)
+    missing = max(0, search.trials - counted_trials(study))
+    result = summarise(search, study, judge=missing == 0)
+    if tracker is not None:
+        tracker.finish(study, status="KILLED" if missing else "FINISHED")
+    return replace(result, interrupted=missing > 0, missing=missing)
+
+
+def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult:
+    """Return the best trial with its picture and network; with `judge`, measure its test accuracy, once."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not finished:
+        return SearchResult(study, None)
+    best = study.best_trials[0] if len(study.directions) > 1 else study.best_trial
+    folder = search.resolved_folder()
+    picture = folder / "best_architecture.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    plot_architecture(search.space.decode(best.params)).savefig(picture, dpi=150)
+    network: Path | None = network_path(folder, best.user_attrs.get(DUPLICATE_OF, best.number))
+    if network is not None and not network.exists():
+        network = None
+    test_accuracy = _test_accuracy(search, study, best, network, judge)
+    return SearchResult(study, best, picture, network, test_accuracy)
+
+
+def _test_accuracy(search: Search, study: Study, best: FrozenTrial, network: Path | None, judge: bool) -> float | None:
+    known = study.user_attrs.get(TEST_RESULT)
+    if known is not None and known["trial"] == best.number:
+        return float(known["accuracy"])
+    objective = search.resolved_objective()
+    if not judge or network is None or not isinstance(objective, TrainObjective) or not objective.data.size([TEST]):
+        return None
+    data = objective.device_data
+    _, accuracy = evaluate(load_network(network, str(data.device)), data, TEST, objective.recipe.precision)
+    study.set_user_attr(TEST_RESULT, {"trial": best.number, "accuracy": accuracy})
+    return accuracy
+
+
+def ranking(study: Study) -> list[FrozenTrial]:
+    """Return the completed trials, best first by the first objective; ties in the order of their numbers."""
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def best_architecture(search: Search, study: Study) -> Architecture:
+    """Return the architecture of the best trial."""
+    return search.space.decode(ranking(study)[0].params)
+
+
+# -- interruptions ------------------------------------------------------------------------------------------------
+
+
+class _Interrupts:
+    """Turns signals into two flags: stop after the running trials, stop at the next training step."""
+
+    def __init__(self, study: Study) -> None:
+        self.after_trial, self.at_once = threading.Event(), threading.Event()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM inside the block; in a thread other than the main one, change nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.after_trial.is_set():
+            self.at_once.set()
+            raise KeyboardInterrupt
+        self.after_trial.set()
+        logger.warning("Interrupted: ending after the running trial. Press Ctrl-C again to end at once.")
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        self.after_trial.set()
+        self.at_once.set()
+        logger.warning("Terminated: ending at the next training step, with a checkpoint.")
+
+
+def _mark_interrupted(trial: Trial) -> None:
+    attempt = trial.user_attrs.get(ATTEMPT, 1)
+    trial.set_user_attr(REASON, "interrupted")
+    if attempt < MOST_ATTEMPTS:
+        trial.set_user_attr(REQUEUED, True)
+
+
+def requeue_interrupted(study: Study) -> None:
+    """Enqueue the parameters of every interrupted trial that nobody goes on with yet."""
+    trials = study.get_trials(deepcopy=False)
+    taken = {trial.user_attrs[PREFIX + "retry_of"] for trial in trials if PREFIX + "retry_of" in trial.user_attrs}
+    for trial in trials:
+        if REQUEUED in trial.user_attrs and trial.state == TrialState.FAIL and trial.number not in taken:
+            study.enqueue_trial(
+                trial.params,
+                user_attrs={
+                    PREFIX + "retry_of": trial.number,
+                    RESUMES: trial.user_attrs.get(RESUMES, trial.number),
+                    ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + 1,
+                },
+            )
+
+
+def reap_dead_trials(study: Study) -> None:
+    """Fail the running trials of processes of this machine that are gone, and enqueue their parameters again."""
+    host = socket.gethostname()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        worker_host, _, process = str(trial.user_attrs.get(WORKER, "")).rpartition(":")
+        if worker_host == host and not _alive(int(process)):
+            storage, attempt = study._storage, trial.user_attrs.get(ATTEMPT, 1)
+            reason = f"the process that ran it is gone, attempt {attempt} of {MOST_ATTEMPTS}"
+            storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+            if attempt < MOST_ATTEMPTS:
+                storage.set_trial_user_attr(trial._trial_id, REQUEUED, True)
+            study.tell(trial.number, state=TrialState.FAIL)
+    requeue_interrupted(study)
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # a trial of ours would be running, and none is yet
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# -- small parts --------------------------------------------------------------------------------------------------
+
+
+class _Events:
+    """Hands every event to the tracker and to the display."""
+
+    def __init__(self, tracker: MLflowTracker | None, listener: SearchListener | None) -> None:
+        self._tracker, self._listener = tracker, listener
+
+    def trial_started(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        if self._tracker:
+            self._tracker.trial_started(trial, metrics)
+        if self._listener:
+            self._listener.trial_started(trial, metrics)
+
+    def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
+        if self._tracker:
+            self._tracker.epoch(trial_number, step, metrics)
+        if self._listener:
+            self._listener.epoch(trial_number, step, metrics)
+
+    def progress(self, trial_number: int, fraction: float) -> None:
+        if self._listener:
+            self._listener.progress(trial_number, fraction)
+
+    def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
+        if self._tracker:
+            self._tracker.trial_finished(study, trial)
+        if self._listener:
+            self._listener.trial_finished(study, trial)
+
+
+def _forget_networks(study: Study, folder: Path, keep: int) -> None:
+    """Remove the networks of trials that are neither among the best nor still of use."""
+    kept = {trial.number for trial in (study.best_trials if len(study.directions) > 1 else ranking(study)[:keep])}
+    kept |= {trial.user_attrs.get(DUPLICATE_OF, trial.number) for trial in ranking(study)[:keep]}
+    finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    for file in (folder / "networks").glob("trial-*.safetensors"):
+        number = int(file.stem.removeprefix("trial-"))
+        if number in finished - kept:
+            file.unlink(missing_ok=True)
+
+
+def _dataset_info(objective: Objective) -> DatasetInfo | None:
+    if not isinstance(objective, TrainObjective):
+        return None
+    description = objective.data.describe()
+    return DatasetInfo(description["name"], description["name"], description["digest"])
+
+
+def _summary(search: Search) -> dict[str, object]:
+    """Return what the parent run shows as parameters."""
+    objective = search.resolved_objective()
+    summary: dict[str, object] = {
+        "space": type(search.space).__name__,
+        "space_size": search.space.size,
+        "trials": search.trials,
+        "sampler": type(search.sampler).__name__ if search.sampler else "default",
+        "pruner": type(search.pruner).__name__ if search.pruner else "default",
+    }
+    if isinstance(objective, TrainObjective):
+        summary["data"] = objective.data.name
+        summary |= {f"recipe/{name}": _plain(value) for name, value in asdict(objective.recipe).items()}
+        summary |= {f"skeleton/{name}": str(value) for name, value in objective.skeleton.to_dict().items()}
+    return summary
