@@ -1,3 +1,74 @@
 """Neural architecture search as an ordinary Optuna study."""
 
+from optuna_nas.data import Augmentation, ImageData, ImageFolderData, cifar10, cifar100, digits, fashion_mnist, mnist
+from optuna_nas.networks import DiscreteNetwork, Supernet, measure_latency, register_op
+from optuna_nas.objective import TrainObjective, load_network, suggest_categorical, suggest_float, suggest_int
+from optuna_nas.plots import plot_architecture
+from optuna_nas.search import Search, SearchResult, run
+from optuna_nas.space import (
+    Architecture,
+    BlockSpace,
+    CellKind,
+    CellSpace,
+    ComputationGraph,
+    Cost,
+    Skeleton,
+    Space,
+    darts_cifar_skeleton,
+    darts_imagenet_skeleton,
+    darts_search_skeleton,
+    darts_space,
+    ghn_skeleton,
+    ghn_space,
+    hmnas_space,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
+from optuna_nas.tracking import MLflowTracker
+from optuna_nas.training import Recipe, train
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Architecture",
+    "Augmentation",
+    "BlockSpace",
+    "CellKind",
+    "CellSpace",
+    "ComputationGraph",
+    "Cost",
+    "DiscreteNetwork",
+    "ImageData",
+    "ImageFolderData",
+    "MLflowTracker",
+    "Recipe",
+    "Search",
+    "SearchResult",
+    "Skeleton",
+    "Space",
+    "Supernet",
+    "TrainObjective",
+    "cifar10",
+    "cifar100",
+    "darts_cifar_skeleton",
+    "darts_imagenet_skeleton",
+    "darts_search_skeleton",
+    "darts_space",
+    "digits",
+    "fashion_mnist",
+    "ghn_skeleton",
+    "ghn_space",
+    "hmnas_space",
+    "load_network",
+    "measure_latency",
+    "mnist",
+    "nasbench201_skeleton",
+    "nasbench201_space",
+    "plot_architecture",
+    "register_op",
+    "run",
+    "suggest_categorical",
+    "suggest_float",
+    "suggest_int",
+    "train",
+]

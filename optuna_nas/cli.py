@@ -6,11 +6,14 @@ import inspect
 import logging
 import os
 import runpy
+import subprocess
 import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager
+import urllib.request
+import webbrowser
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,8 +40,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+# Where output goes to a file, rich would fold everything to 80 columns.
+_WIDTH = None if sys.stdout.isatty() else 120
+console = Console(width=_WIDTH)
+errors = Console(stderr=True, width=None if sys.stderr.isatty() else 1000)
 
 StudyFile = Annotated[Path, typer.Argument(help="Python file with a function `search()` that returns a `Search`.")]
 Settings = Annotated[
@@ -88,7 +93,7 @@ def run(
         started = time.monotonic()
         with _Display(search.trials) as display:
             result = run_search(search, display)
-        _print_result(search, result, time.monotonic() - started)
+        _print_result(study, search, result, time.monotonic() - started)
         if result.interrupted:
             again = "optuna-nas " + " ".join(sys.argv[1:])
             console.print(f"\nInterrupted with {result.missing} of {search.trials} trials to go. To go on: {again}")
@@ -103,7 +108,49 @@ def report(study: StudyFile, storage: Storage = None, settings: Settings = None,
         from optuna_nas.search import open_study, summarise
 
         opened = open_study(search, create=False)
-        _print_result(search, summarise(search, opened), None)
+        _print_result(study, search, summarise(search, opened), None)
+
+
+@app.command()
+def view(
+    study: StudyFile,
+    port: Annotated[int, typer.Option(help="Port of the MLflow server that is started.")] = 5000,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Open MLflow on the study's comparison view; starts MLflow's own server where its store is a database."""
+    with _shown_errors(debug):
+        search = _load(study, settings)
+        if search.tracking is None:
+            raise UsageError(f"`tracking` of {study} must not be None to be seen in MLflow; remove it from the study.")
+        from optuna_nas.search import open_study
+
+        address = search.tracking.find_view(open_study(search, create=False), f"http://127.0.0.1:{port}")
+        server = _start_mlflow(search.tracking.store_uri, port) if not search.tracking.served else None
+        console.print(f"Opening {address}", soft_wrap=True)
+        webbrowser.open(address)
+        if server is not None:
+            console.print("MLflow runs until you press Ctrl-C.")
+            with suppress(KeyboardInterrupt):
+                server.wait()
+            server.terminate()
+
+
+def _start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
+    """Start MLflow's server on a database and wait until it answers."""
+    arguments = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri, "--port", str(port)]
+    server = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with console.status("Starting MLflow ..."):
+        for _ in range(600):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                if server.poll() is None:
+                    return server
+            if server.poll() is not None:
+                break
+            time.sleep(0.1)
+    server.terminate()
+    last = (server.stderr.read() if server.stderr else b"").decode(errors="replace").strip().splitlines()[-1:]
+    raise UsageError(f"`--port` must be free for MLflow but it did not start on {port} {last}; try another.")
 
 
 # -- the study file -----------------------------------------------------------------------------------------------
@@ -298,7 +345,7 @@ class _Display:
         )
 
 
-def _print_result(search: Search, result: SearchResult, seconds: float | None) -> None:
+def _print_result(study: Path, search: Search, result: SearchResult, seconds: float | None) -> None:
     from optuna_nas.search import ranking
 
     if result.best is None:
@@ -317,7 +364,7 @@ def _print_result(search: Search, result: SearchResult, seconds: float | None) -
             f"{attrs['params']:,}" if "params" in attrs else "",
             f"{attrs['multiply_adds']:,}" if "multiply_adds" in attrs else "",
             f"{attrs['train_seconds']:.1f}" if "train_seconds" in attrs else "",
-            _escaped(str(search.space.decode(trial.params))),
+            _escaped(search.space.decode(trial.params).summary),
         )
     console.print(table)
 
@@ -331,5 +378,9 @@ def _print_result(search: Search, result: SearchResult, seconds: float | None) -
         line("Test accuracy", f"{result.test_accuracy:.4f} on images that the search never saw")
     if seconds is not None:
         line("Time", f"{seconds:.1f} s")
-    if search.tracking is not None and search.tracking.command:
-        line("See it in MLflow", search.tracking.command)
+    if search.tracking is not None:
+        line("See it in MLflow", f"optuna-nas view {study}")
+
+
+if __name__ == "__main__":
+    main()

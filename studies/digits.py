@@ -23,5 +23,6 @@ def search(trials: int = 30, epochs: int = 8, seed: int = 0) -> Search:
         sampler=TPESampler(seed=seed),
         pruner=MedianPruner(n_startup_trials=5, n_warmup_steps=2),
         trials=trials,
+        cpu_threads=1,
         description=__doc__ or "",
     )

@@ -88,7 +88,7 @@ def test_a_given_test_split_is_the_test_split_and_nothing_else():
     assert positions(data, TEST) == list(range(120, 150))
     torch.testing.assert_close(data.images[data.splits[TEST]][:, 0], torch.from_numpy(x_test), rtol=0, atol=0)
     assert data.labels[data.splits[TEST]].tolist() == y_test.tolist()
-    assert sorted(sum((positions(data, split) for split in (WEIGHTS, CHOICES, REPORT)), [])) == list(range(120))
+    assert sorted(torch.cat([data.splits[split] for split in (WEIGHTS, CHOICES, REPORT)]).tolist()) == list(range(120))
     assert data.size([REPORT]) == data.size([CHOICES]) == 30
 
 
@@ -204,13 +204,50 @@ def test_bad_fractions_are_refused(fractions, sentence):
         ImageData.from_arrays(X, Y, fractions=fractions)
 
 
-def test_a_class_with_too_few_images_for_the_splits_is_refused_and_fits_fewer_splits():
+@pytest.mark.xfail(reason="reported: a class of two or three images silently misses splits", strict=True)
+@pytest.mark.parametrize("n_images", [2, 3])
+def test_a_class_with_fewer_images_than_splits_is_refused(n_images):
     y = np.arange(120) % 2
-    y[:2] = 2  # two images of the third class, four splits
-    with pytest.raises(ValueError, match="enough images of every class to draw the split"):
+    y[:n_images] = 2
+    with pytest.raises(ValueError, match="`y` must have enough images of every class"):
         ImageData.from_arrays(X, y)
+
+
+def test_a_rare_class_fits_fewer_splits():
+    y = np.arange(120) % 2
+    y[:4] = 2
     data = ImageData.from_arrays(X, y, fractions={TEST: 0, CHOICES: 0})
-    assert {2} <= set(data.labels[data.splits[REPORT]].tolist())
+    assert [int((data.labels[data.splits[split]] == 2).sum()) for split in (WEIGHTS, REPORT)] == [3, 1]
+
+
+@pytest.mark.xfail(reason="reported: bytes and fractions of one are mixed without a word", strict=True)
+@pytest.mark.parametrize("train_dtype", [np.uint8, np.float32])
+def test_training_and_test_images_of_different_types_are_refused_or_brought_to_one_scale(train_dtype):
+    x, y = arrays(dtype=np.uint8)
+    kinds = {np.uint8: x, np.float32: (x / 255).astype(np.float32)}
+    x_train, x_test = (kinds.pop(train_dtype), kinds.popitem()[1])
+    try:
+        data = ImageData.from_arrays(x_train, y, x_test, y)
+    except ValueError:
+        return
+    train, test = data.images[:120], data.images[120:]
+    torch.testing.assert_close(train, test, rtol=0, atol=1e-6)
+
+
+@pytest.mark.xfail(reason="reported: torch warns that the array is not writable", strict=True)
+def test_a_read_only_array_is_welcome():
+    x, y = arrays(dtype=np.uint8)
+    x.setflags(write=False)
+    assert ImageData.from_arrays(x, y).size(SPLITS) == 120
+
+
+@pytest.mark.xfail(reason="reported: uint8 images are not copied", strict=True)
+def test_writing_into_the_array_afterwards_leaves_the_data_alone():
+    x, y = arrays(dtype=np.uint8)
+    data = ImageData.from_arrays(x, y)
+    before = data.images.clone()
+    x[:] = 0
+    assert torch.equal(data.images, before)
 
 
 def test_an_unknown_split_is_refused():
@@ -541,7 +578,7 @@ def test_a_folder_of_images_is_split_by_class(image_folder):
     data = folder_data(image_folder)
     assert (data.name, data.classes, data.input_shape) == (image_folder.name, 2, (3, 16, 16))
     assert {split: data.size([split]) for split in SPLITS} == {WEIGHTS: 18, CHOICES: 0, REPORT: 6, TEST: 6}
-    assert sorted(sum((data.splits[split].tolist() for split in SPLITS), [])) == list(range(30))
+    assert sorted(torch.cat([data.splits[split] for split in SPLITS]).tolist()) == list(range(30))
     for split, of_each in ((WEIGHTS, 9), (REPORT, 3), (TEST, 3)):
         (batch,) = data.batches([split], 100)
         assert np.bincount(batch.labels).tolist() == [of_each] * 2
@@ -610,4 +647,19 @@ def test_a_folder_without_images_is_refused(missing, image_folder, tmp_path):
     if missing == "images":
         (tmp_path / "val" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match="`root` must hold train/CLASS/IMAGE and val/CLASS/IMAGE"):
+        folder_data(tmp_path)
+
+
+@pytest.mark.xfail(reason="reported: KeyError", strict=True, raises=KeyError)
+def test_an_unknown_split_of_a_folder_is_refused(image_folder):
+    with pytest.raises(ValueError, match="`split` must be one of"):
+        folder_data(image_folder).size(["validation"])
+
+
+@pytest.mark.xfail(reason="reported: labels of val are shifted against train", strict=True)
+def test_a_validation_folder_with_other_classes_is_refused(image_folder, tmp_path):
+    (tmp_path / "train").symlink_to(image_folder / "train")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "dog").symlink_to(image_folder / "val" / "dog")  # dog is class 1 of train, 0 of val
+    with pytest.raises(ValueError, match="class"):
         folder_data(tmp_path)

@@ -48,6 +48,11 @@ class Architecture:
     def _mapping(self) -> Mapping[str, tuple[str, ...]]:
         return dict(self.choices)
 
+    @property
+    def summary(self) -> str:
+        """One short line for tables, such as `conv3 | skip conv3 | none avg3 conv1` for a NAS-Bench-201 cell."""
+        return self.space.summary(self)
+
     @cached_property
     def cells(self) -> ComputationGraph:
         """One copy of every kind of cell, without shapes."""

@@ -95,6 +95,10 @@ class Space(ABC):
         """Return the architecture that keeps every op at every place: the supernet's."""
 
     @abstractmethod
+    def summary(self, architecture: Architecture) -> str:
+        """Return an architecture in one short line, for tables: labels of the ops, node by node."""
+
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold, with the key `type`."""
 

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optuna_nas.space.base import CellKind, CellNode, Space, check_ops
+from optuna_nas.space.ops import get_op
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,6 +112,14 @@ class BlockSpace(Space):
         several = any(len(choices[f"{kind.name}/{node}"]) > 1 for node in range(1, self.nodes + 1))
         ends = [str(node) for node in range(1, self.nodes + 1) if several or str(node) not in read]
         return [*nodes, CellNode("output", "sum", tuple(ends))]
+
+    def summary(self, architecture: Architecture) -> str:
+        nodes = []
+        for node in range(1, self.nodes + 1):
+            path = f"{self.kind}/{node}"
+            sources = "+".join(sorted(architecture[f"{path}/inputs"], key=int))
+            nodes.append(f"{get_op(architecture[path][0]).label}({sources})")
+        return " ".join(nodes)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -12,7 +12,7 @@ from optuna_nas.space.cost import Cost
 from optuna_nas.space.ops import NONE, get_op
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from optuna_nas.space.architecture import Architecture
     from optuna_nas.space.graph import ComputationGraph
@@ -97,7 +97,7 @@ class CellSpace(Space):
             choices: dict[str, tuple[str, ...]] = {name: () if name == NONE else (name,) for name in self.ops}
         else:
             choices = {
-                "+".join(get_op(name).label for name in kept) or NONE: tuple(sorted(kept))
+                _labels(kept): tuple(sorted(kept))
                 for n_kept in range(self.max_ops + 1)
                 for kept in combinations(self.ops, n_kept)
             }
@@ -129,6 +129,16 @@ class CellSpace(Space):
             nodes.append(CellNode(str(target), "sum", tuple(terms)))
         outputs = kind.outputs or tuple(range(self.inputs, self.inputs + self.nodes))
         return [*nodes, CellNode("output", "concat", tuple(map(str, outputs)))]
+
+    def summary(self, architecture: Architecture) -> str:
+        kinds = []
+        for kind in self.cell_kinds:
+            nodes = [
+                " ".join(_labels(architecture[_path(kind, target, source)]) for source in range(target))
+                for target in range(self.inputs, self.inputs + self.nodes)
+            ]
+            kinds.append(f"{kind.name}: {' | '.join(nodes)}" if len(self.cell_kinds) > 1 else " | ".join(nodes))
+        return "; ".join(kinds)
 
     def cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
         table = cost_table(self, skeleton)
@@ -184,6 +194,10 @@ def cost_table(space: CellSpace, skeleton: Skeleton) -> CostTable:
         fixed = graph.cost - sum(ops.values(), Cost())
         _TABLES[space, skeleton] = CostTable(fixed, ops)
     return _TABLES[space, skeleton]
+
+
+def _labels(kept: Sequence[str]) -> str:
+    return "+".join(get_op(name).label for name in kept) or NONE
 
 
 def _path(kind: CellKind, target: int, source: int) -> str:

@@ -1,0 +1,43 @@
+# Everything a person or a machine does with a checkout. `make study` and `make test` need Python >= 3.11 and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: study test lint types format clean
+
+study: $(VENV)/.installed ## search an architecture for handwritten digits, two minutes on two cores
+	$(BIN)/optuna-nas run studies/digits.py
+
+test: $(VENV)/.installed-dev ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## format, habits, floors, Dockerfile
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+types: $(VENV)/.installed-dev ## check types
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## format, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment and what the tools left
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing optuna_nas and PyTorch into $(VENV); about 3 minutes the first time."
+	$(BIN)/python -m pip install --progress-bar on -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing optuna_nas with its development tools into $(VENV); about 3 minutes the first time."
+	$(BIN)/python -m pip install --progress-bar on -e ".[dev,benchmark]"
+	@touch $(VENV)/.installed $@

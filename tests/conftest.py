@@ -1,0 +1,28 @@
+"""Fixtures for all tests: where the real data lies, and fixed seeds."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Reproducible property tests that leave no folder behind; a test that needs fewer examples says so.
+settings.register_profile("ours", max_examples=20, deadline=None, derandomize=True, database=None)
+settings.load_profile("ours")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The real tables and images, beside the repository unless OPTUNA_NAS_DATA names another place."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("OPTUNA_NAS_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"real data is absent: no folder {folder}; name one with OPTUNA_NAS_DATA")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.manual_seed(0)

@@ -1,0 +1,150 @@
+"""An architecture is a value: equal, hashable, written and read again, here and in another process."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import SPACES, TINY, TINY_BLOCK, TINY_MULTI, architectures, small_skeleton, spaces
+
+from optuna_nas.networks import DiscreteNetwork
+from optuna_nas.space import Architecture, Skeleton
+
+ANY = st.sampled_from(list(SPACES.values())).flatmap(lambda space: architectures(space, connected=False))
+
+
+@given(ANY)
+def test_json_there_and_back(architecture):
+    text = architecture.to_json()
+    assert Architecture.from_json(text) == architecture
+    assert Architecture.from_json(text).to_json() == text
+    assert Architecture.from_dict(json.loads(text)).space == architecture.space
+
+
+@given(st.data())
+def test_json_there_and_back_in_any_space(data):
+    architecture = data.draw(architectures(data.draw(spaces()), connected=False))
+    assert Architecture.from_json(architecture.to_json()) == architecture
+
+
+@given(ANY)
+def test_pickle_there_and_back(architecture):
+    architecture.cells  # noqa: B018 - what is remembered must travel too, or be left behind
+    copy = pickle.loads(pickle.dumps(architecture))
+    assert copy == architecture
+    assert hash(copy) == hash(architecture)
+    assert copy.cells == architecture.cells
+
+
+@settings(max_examples=10)
+@given(st.data())
+def test_equal_exactly_when_it_is_the_same_choice(data):
+    one, other = data.draw(architectures(TINY_MULTI)), data.draw(architectures(TINY_MULTI))
+    assert (one == other) == (one.choices == other.choices)
+    again = TINY_MULTI.architecture({path: reversed(one[path]) for path in reversed(list(one))})
+    assert again == one
+    assert len({one, again}) == 1
+
+
+def test_the_same_choices_in_another_space_are_another_architecture():
+    wider = type(TINY)((*TINY.ops, "max_pool_3x3"), TINY.nodes)
+    choices = {"normal/2<-0": "skip_connect", "reduction/2<-0": "skip_connect"}
+    assert TINY.architecture(choices) != wider.architecture(choices)
+    assert TINY.architecture(choices).choices == wider.architecture(choices).choices
+
+
+IN_ANOTHER_PROCESS = """
+import pickle, sys
+architectures = pickle.load(sys.stdin.buffer)
+from optuna_nas.space import Architecture
+for architecture in architectures:
+    again = Architecture.from_json(architecture.to_json())
+    assert again == architecture and hash(again) == hash(architecture) and {again: 1}[architecture] == 1
+    print(architecture.to_json(), architecture.cells.digest, architecture.canonical().digest, sep="\\t")
+"""
+
+
+def test_pickle_json_and_digests_are_the_same_in_a_fresh_process():
+    chosen = [
+        TINY.architecture({"normal/3<-1": "nor_conv_3x3", "normal/2<-0": "skip_connect"}),
+        TINY_MULTI.architecture({"normal/2<-0": TINY_MULTI.ops, "normal/3<-2": ("dil_conv_3x3", "skip_connect")}),
+        TINY_BLOCK.everything(),
+    ]
+    for architecture in chosen:
+        hash(architecture)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS],
+        input=pickle.dumps(chosen),
+        env={**os.environ, "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"},
+        capture_output=True,
+        check=True,
+    )
+    lines = [line.split("\t") for line in done.stdout.decode().splitlines()]
+    assert lines == [[a.to_json(), a.cells.digest, a.canonical().digest] for a in chosen]
+
+
+def test_reads_as_a_mapping_from_path_to_names():
+    architecture = TINY_MULTI.architecture({"normal/2<-0": ["skip_connect", "dil_conv_3x3"]})
+    assert architecture["normal/2<-0"] == ("dil_conv_3x3", "skip_connect")
+    assert architecture["normal/2<-1"] == ()
+    assert list(architecture) == list(TINY_MULTI.options())
+    assert str(architecture).startswith("normal/2<-0=dil_conv_3x3+skip_connect  normal/2<-1=none  ")
+
+
+def test_none_and_nothing_are_one_choice():
+    assert TINY.architecture({"normal/2<-0": "none"}) == TINY.architecture({}) == TINY.architecture({"normal/2<-0": ()})
+
+
+def test_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        TINY.architecture({}).choices = ()
+
+
+def test_connected_needs_every_kind_of_cell():
+    assert not TINY.architecture({}).connected
+    assert not TINY.architecture({"normal/2<-0": "skip_connect"}).connected
+    assert not TINY.architecture({"normal/3<-2": "skip_connect", "reduction/2<-0": "skip_connect"}).connected
+    assert TINY.architecture({"normal/2<-0": "skip_connect", "reduction/3<-1": "avg_pool_3x3"}).connected
+
+
+def test_builds_its_network():
+    architecture = TINY_BLOCK.everything()
+    network = architecture.build(small_skeleton(TINY_BLOCK))
+    assert isinstance(network, DiscreteNetwork)
+    assert network.architecture is architecture
+
+
+def test_graph_and_cost_are_those_of_its_space():
+    architecture, skeleton = TINY.everything(), small_skeleton(TINY)
+    assert architecture.graph(skeleton) == TINY.graph(architecture, skeleton)
+    assert architecture.cost(skeleton) == TINY.cost(architecture, skeleton)
+    assert architecture.cells == TINY.graph(architecture)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Architecture.from_dict({"space": {}}), r"`description` must hold .* lacks \['choices'\]; write it"),
+        (
+            lambda: Architecture.from_dict({"space": {"type": "Moon"}, "choices": {}}),
+            r"`type` of a space must be one of \['BlockSpace', 'CellSpace'\].*'Moon'",
+        ),
+        (
+            lambda: Architecture.from_dict({"space": TINY.to_dict(), "choices": {"normal/9<-0": []}}),
+            r"`choices` must use the paths of the space but got 'normal/9<-0'; the first of 10 is 'normal/2<-0'",
+        ),
+        (
+            lambda: Architecture.from_dict({"space": TINY.to_dict(), "choices": {"normal/2<-0": ["max_pool_3x3"]}}),
+            r"`choices\['normal/2<-0'\]` must name ops of the space .* but got 'max_pool_3x3'",
+        ),
+        (lambda: TINY.architecture({}).build(Skeleton(("normal",))), r"`architecture` must connect .*'skip_connect'"),
+    ],
+)
+def test_refuses_with_one_sentence(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,205 @@
+"""A search opened, resumed, interrupted and summed up, in this process."""
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from optuna_nas import ImageData, Recipe, Search, TrainObjective, load_network, nasbench201_skeleton, nasbench201_space
+from optuna_nas.objective import DUPLICATE_OF, REASON, RESUMES, network_path
+from optuna_nas.search import REQUEUED, WORKER, counted_trials, open_study, ranking, reap_dead_trials, run, summarise
+from optuna_nas.space import CellSpace
+
+SPACE = nasbench201_space()
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    images = generator.normal(size=(120, 6, 6)).astype(np.float32) + labels[:, None, None]
+    return ImageData.from_arrays(images, labels)
+
+
+@pytest.fixture
+def search(data, tmp_path):
+    return Search(
+        "tiny",
+        SPACE,
+        skeleton=nasbench201_skeleton(1, 4, data.input_shape, data.classes),
+        data=data,
+        recipe=Recipe(epochs=2, batch_size=16),
+        sampler=optuna.samplers.RandomSampler(seed=1),
+        trials=4,
+        tracking=None,
+        folder=tmp_path / "tiny",
+    )
+
+
+class Recorder:
+    def __init__(self):
+        self.started, self.epochs, self.finished = [], [], []
+
+    def trial_started(self, trial, metrics):
+        self.started.append((trial.number, metrics["params"]))
+
+    def epoch(self, trial_number, step, metrics):
+        self.epochs.append((trial_number, step))
+
+    def progress(self, trial_number, fraction):
+        assert 0 < fraction <= 1
+
+    def trial_finished(self, study, trial):
+        self.finished.append((trial.number, trial.state))
+
+
+def test_a_search_runs_to_its_total_and_hands_over_a_network(search, data):
+    recorder = Recorder()
+    result = run(search, recorder)
+    assert len(result.study.trials) == 4
+    assert not result.interrupted
+    assert [number for number, _ in recorder.finished] == [0, 1, 2, 3]
+    assert result.picture.stat().st_size > 1000
+    network = load_network(result.network)
+    assert network.architecture == SPACE.decode(result.best.params)
+    images, labels = next(data.batches(["test"], 1000))
+    accuracy = (network(images).argmax(1) == labels).float().mean().item()
+    assert result.test_accuracy == pytest.approx(accuracy)
+
+
+def test_running_again_does_what_is_missing_and_no_more(search):
+    first = run(search)
+    again = run(search)
+    assert len(again.study.trials) == 4
+    more = run(replace(search, trials=6))
+    assert len(more.study.trials) == 6
+    assert [t.params for t in more.study.trials[:4]] == [t.params for t in first.study.trials]
+
+
+def test_only_the_networks_of_the_best_trials_stay(search):
+    result = run(replace(search, trials=6, keep_networks=2))
+    files = {int(file.stem.removeprefix("trial-")) for file in (search.folder / "networks").iterdir()}
+    best = ranking(result.study)[:2]
+    assert {t.user_attrs.get(DUPLICATE_OF, t.number) for t in best} <= files
+    assert len(files) <= 4
+    assert not list((search.folder / "checkpoints").glob("*"))
+
+
+def test_the_test_split_is_touched_once(search, monkeypatch):
+    result = run(search)
+    monkeypatch.setattr("optuna_nas.search.evaluate", lambda *unused: pytest.fail("touched again"))
+    assert summarise(search, result.study, judge=True).test_accuracy == result.test_accuracy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"space": CellSpace(("none", "skip_connect", "nor_conv_3x3"), nodes=3, inputs=1)},
+            "`s.*` must be that of the",
+        ),
+        ({"recipe": Recipe(epochs=3)}, "`recipe` must be that of the existing study 'tiny'"),
+        ({"directions": ("minimize",)}, "`directions` must be those of the existing study"),
+    ],
+)
+def test_an_existing_study_with_another_setting_is_refused(search, change, message):
+    open_study(search)
+    if "space" in change:
+        change = {**change, "skeleton": replace(search.skeleton, cells=("normal",))}
+    with pytest.raises(ValueError, match=message):
+        open_study(replace(search, **change))
+
+
+def test_a_storage_that_does_not_answer_is_one_sentence(search):
+    with pytest.raises(
+        ConnectionError, match="`storage` must be the address of a database that answers but .*user:\\*"
+    ):
+        open_study(replace(search, storage="postgresql+psycopg://user:secret@127.0.0.1:1/nothing"))
+    with pytest.raises(ConnectionError, match="`storage` must be"):
+        open_study(replace(search, storage="sqlite:////nowhere/at/all.db"))
+
+
+def test_a_study_that_is_not_there_is_not_made_by_a_report(search):
+    with pytest.raises(ValueError, match="has none named 'tiny'; start it with"):
+        open_study(replace(search, storage="sqlite://"), create=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trials": 0}, "`trials` must be at least 1 but got 0"),
+        ({"n_jobs": 0}, "`n_jobs` must be at least 1"),
+        ({"name": "a/b"}, "`name` must be non-empty and without slashes"),
+        ({"directions": ("up",)}, "`directions` must be 'maximize' or 'minimize' but got 'up'"),
+        ({"data": None}, "`objective` must be given where `skeleton` and `data` are not"),
+    ],
+)
+def test_a_search_checks_its_values_early(search, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(search, **change)
+
+
+def test_the_trial_of_a_dead_process_fails_and_its_parameters_go_on(search):
+    study = open_study(search)
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    trial = study.ask(SPACE.distributions())
+    trial.set_user_attr(WORKER, f"{os.uname().nodename}:{child.pid}")
+    alive = study.ask(SPACE.distributions())
+    alive.set_user_attr(WORKER, f"{os.uname().nodename}:{os.getppid()}")
+    reap_dead_trials(study)
+    dead, living, waiting = study.trials
+    assert dead.state == TrialState.FAIL
+    assert "gone" in dead.user_attrs[REASON]
+    assert living.state == TrialState.RUNNING
+    assert waiting.state == TrialState.WAITING
+    assert waiting.user_attrs[RESUMES] == 0
+    assert counted_trials(study) == 0
+    reap_dead_trials(study)
+    assert len(study.trials) == 3
+    assert study.ask(SPACE.distributions()).params == dead.params
+
+
+def test_parameters_that_kill_every_process_are_given_up(search):
+    study = open_study(search)
+    for _ in range(3):
+        trial = study.ask(SPACE.distributions())
+        trial.set_user_attr(WORKER, f"{os.uname().nodename}:999999999")
+        reap_dead_trials(study)
+    assert [t.state for t in study.trials] == [TrialState.FAIL] * 3
+    assert REQUEUED not in study.trials[-1].user_attrs
+    assert len({str(t.params) for t in study.trials}) == 1
+
+
+def test_an_objective_of_ones_own_needs_no_training(tmp_path):
+    def objective(trial):
+        return float(SPACE.suggest(trial).cost(nasbench201_skeleton()).params)
+
+    result = run(
+        Search("own", SPACE, objective=objective, trials=5, tracking=None, folder=tmp_path, directions=("minimize",))
+    )
+    assert result.best.values[0] == min(t.values[0] for t in result.study.trials)
+    assert result.network is None
+    assert result.test_accuracy is None
+
+
+def test_several_objectives(search, data):
+    objective = TrainObjective(SPACE, search.skeleton, data, Recipe(epochs=1), objectives=("accuracy", "params"))
+    result = run(replace(search, objective=objective, directions=("maximize", "minimize"), pruner=None))
+    assert all(len(t.values) == 2 for t in result.study.best_trials)
+    assert result.picture.exists()
+    assert network_path(search.folder, result.best.user_attrs.get(DUPLICATE_OF, result.best.number)).exists()
+
+
+def test_a_search_runs_in_a_thread_without_touching_signals(search):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(search)))
+    thread.start()
+    thread.join()
+    assert len(results[0].study.trials) == 4
