@@ -1,31 +1,68 @@
 """Neural architecture search as an ordinary Optuna study."""
 
-from optuna_nas.data import Augmentation, ImageData, ImageFolderData, cifar10, cifar100, digits, fashion_mnist, mnist
-from optuna_nas.networks import DiscreteNetwork, Supernet, measure_latency, register_op
-from optuna_nas.objective import TrainObjective, load_network, suggest_categorical, suggest_float, suggest_int
-from optuna_nas.plots import plot_architecture
-from optuna_nas.search import Search, SearchResult, run
-from optuna_nas.space import (
-    Architecture,
-    BlockSpace,
-    CellKind,
-    CellSpace,
-    ComputationGraph,
-    Cost,
-    Skeleton,
-    Space,
-    darts_cifar_skeleton,
-    darts_imagenet_skeleton,
-    darts_search_skeleton,
-    darts_space,
-    ghn_skeleton,
-    ghn_space,
-    hmnas_space,
-    nasbench201_skeleton,
-    nasbench201_space,
-)
-from optuna_nas.tracking import MLflowTracker
-from optuna_nas.training import Recipe, train
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna_nas.data import (
+        Augmentation,
+        ImageData,
+        ImageFolderData,
+        cifar10,
+        cifar100,
+        digits,
+        fashion_mnist,
+        mnist,
+    )
+    from optuna_nas.networks import (
+        DiscreteNetwork,
+        Supernet,
+        measure_latency,
+        register_op,
+    )
+    from optuna_nas.objective import (
+        TrainObjective,
+        load_network,
+        suggest_categorical,
+        suggest_float,
+        suggest_int,
+    )
+    from optuna_nas.plots import (
+        plot_architecture,
+    )
+    from optuna_nas.search import (
+        Search,
+        SearchResult,
+        run,
+    )
+    from optuna_nas.space import (
+        Architecture,
+        BlockSpace,
+        CellKind,
+        CellSpace,
+        ComputationGraph,
+        Cost,
+        Skeleton,
+        Space,
+        darts_cifar_skeleton,
+        darts_imagenet_skeleton,
+        darts_search_skeleton,
+        darts_space,
+        ghn_skeleton,
+        ghn_space,
+        hmnas_space,
+        nasbench201_skeleton,
+        nasbench201_space,
+    )
+    from optuna_nas.tracking import (
+        MLflowTracker,
+    )
+    from optuna_nas.training import (
+        Recipe,
+        train,
+    )
 
 __version__ = "0.1.0"
 
@@ -72,3 +109,71 @@ __all__ = [
     "suggest_int",
     "train",
 ]
+
+# Where the public names live; imported when first asked for, since torch, Optuna and MLflow take seconds to load.
+_HOMES = {
+    "data": (
+        "Augmentation",
+        "ImageData",
+        "ImageFolderData",
+        "cifar10",
+        "cifar100",
+        "digits",
+        "fashion_mnist",
+        "mnist",
+    ),
+    "networks": (
+        "DiscreteNetwork",
+        "Supernet",
+        "measure_latency",
+        "register_op",
+    ),
+    "objective": (
+        "TrainObjective",
+        "load_network",
+        "suggest_categorical",
+        "suggest_float",
+        "suggest_int",
+    ),
+    "plots": ("plot_architecture",),
+    "search": (
+        "Search",
+        "SearchResult",
+        "run",
+    ),
+    "space": (
+        "Architecture",
+        "BlockSpace",
+        "CellKind",
+        "CellSpace",
+        "ComputationGraph",
+        "Cost",
+        "Skeleton",
+        "Space",
+        "darts_cifar_skeleton",
+        "darts_imagenet_skeleton",
+        "darts_search_skeleton",
+        "darts_space",
+        "ghn_skeleton",
+        "ghn_space",
+        "hmnas_space",
+        "nasbench201_skeleton",
+        "nasbench201_space",
+    ),
+    "tracking": ("MLflowTracker",),
+    "training": (
+        "Recipe",
+        "train",
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"optuna_nas.{home}"), name)
+    raise AttributeError(f"module 'optuna_nas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -238,7 +238,7 @@ def _shown_errors(debug: bool) -> Iterator[None]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its tracebacks; the display shows what failed and why
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",

@@ -37,7 +37,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 import numpy as np
-import optuna
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
+    import optuna
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
@@ -76,9 +76,9 @@ MAX_PARALLEL_AXES = 8  # more can't be read side by side
 SCATTER_ATTRIBUTES = ("surrogate_score", "params")
 """User attributes to draw against the value, best first: what a one-shot model guessed, what the network costs."""
 
-COLOURS = {TrialState.COMPLETE: "#7fa8c9", TrialState.PRUNED: "#c8c8c8", TrialState.FAIL: "#e3b7b7"}
-"""Of a trial's points and curves; pale, so that the winner stands out."""
-WINNER_COLOUR = "#d62728"
+COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
+"""Of the runs' points and curves; all but the winner's are pale."""
+BEST = " (best)"
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Databases besides SQLite that MLflow writes to, and where they listen."""
@@ -306,9 +306,7 @@ class MLflowTracker:
         self._stop()
         stalled = TimeoutError(f"no progress for {STALL_SECONDS:.0f} seconds")
         if (error := closed.exception() if closed.done() else stalled) is not None:
-            _logger.warning(
-                "MLflow does not show all of the study (%s); the next start completes it.", _one_line(error)
-            )
+            _logger.warning("MLflow lacks part of the study (%s); the next start writes it.", _one_line(error))
 
     @property
     def view_url(self) -> str:
@@ -449,7 +447,6 @@ class _Mirror:
         self._own: set[int] = set()  # trials that finished in this process
         self._steps: set[int] = set()  # of the study's curves
         self._scatter = SCATTER_ATTRIBUTES[-1]
-        self._winner = ""
         self._refused = False  # an artifact could not be stored
 
     # -- the address ----------------------------------------------------------------------------------------------
@@ -526,7 +523,10 @@ class _Mirror:
         condition = "tags.`optuna_nas.kind` = 'study'"
         if not (found := self._search(condition)):
             starts = [trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start]
-            start, tags = _milliseconds(min(starts, default=None)), self._tags | {"optuna_nas.kind": "study"}
+            start, tags = (
+                _milliseconds(min(starts, default=None)),
+                self._tags | {"optuna_nas.kind": "study", "mlflow.runColor": COLOURS["study"]},
+            )
             made = self._client.create_run(self._experiment_id, start, tags, study.study_name)
             found = self._search(condition)
             if made.info.run_id != found[0].info.run_id:  # another process was as fast; both take the first
@@ -586,7 +586,7 @@ class _Mirror:
         metrics = [Metric(self._metric, value, end, step) for step, value in sorted(curve)]
         metrics += [Metric(key, float(value), end, 0) for key, value in attributes.items() if key != self._metric]
         texts = {name: _text(value) for name, value in trial.user_attrs.items() if name not in numbers}
-        tags = _keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state]}
+        tags = _keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state.name]}
         self._log(run_id, metrics, _param_texts(trial.params), tags)
         if "mlflow.loggedImages" not in run.data.tags:
             self._store(partial(self._draw, trial, run_id))
@@ -662,14 +662,13 @@ class _Mirror:
         """Give the best trial its name, its colour and a picture that the view shows by itself."""
         for number, child in self._children.items():
             wins = number == best.number
-            if (name := f"trial {number}" + " (best)" * wins) != child.name:
-                colour = WINNER_COLOUR if wins else COLOURS[TrialState.COMPLETE]
+            if (name := f"trial {number}" + BEST * wins) != child.name:
+                if wins:
+                    self._store(partial(self._draw, best, child.run_id, _winner_key(number)))
+                colour = COLOURS["best" if wins else "COMPLETE"]
                 self._log(child.run_id, (), tags={"mlflow.runColor": colour})
                 self._client.update_run(child.run_id, name=name)
                 self._children[number] = child._replace(name=name)
-        self._winner = f"best - trial {best.number}"
-        winner = self._children[best.number].run_id
-        self._store(partial(self._draw, best, winner, self._winner))
 
     def _counts(self, trial: FrozenTrial) -> bool:
         """Whether a trial can be the best."""
@@ -737,7 +736,7 @@ class _Mirror:
             maximize=self._maximize,
             params=_axes(finished, self._space),
             scatter=self._scatter,
-            winner=self._winner,
+            winner=next((_winner_key(n) for n, child in self._children.items() if child.name.endswith(BEST)), ""),
             study_uid=self._tags["optuna_nas.study_uid"],
         )
         tag = f"mlflow.sharedViewState.{self._view_key}"
@@ -786,6 +785,10 @@ def _merged(records: Sequence[_Epoch | _Task], mirror: _Mirror) -> Iterator[_Tas
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(study.get_trials(deepcopy=False, states=tuple(STATUSES)), key=lambda trial: trial.number)
+
+
+def _winner_key(number: int) -> str:
+    return f"best - trial {number}"
 
 
 def _axes(finished: Sequence[FrozenTrial], space: Space | None) -> list[str]:
@@ -867,10 +870,8 @@ def _shown(uri: str) -> str:
 
 
 def _unreachable(uri: str, why: str) -> ConnectionError:
-    return ConnectionError(
-        f"MLflow can't be used at {_shown(uri)}: {why}; start a server there with `mlflow server`, or keep the records in a "
-        "file with `tracking_uri='sqlite:///mlflow.db'`."
-    )
+    way_out = "start a server there with `mlflow server`, or write to a file: `tracking_uri='sqlite:///mlflow.db'`"
+    return ConnectionError(f"MLflow can't be used at {_shown(uri)}: {why}; {way_out}.")
 
 
 def _one_line(error: BaseException) -> str:

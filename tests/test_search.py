@@ -74,12 +74,12 @@ def test_a_search_runs_to_its_total_and_hands_over_a_network(search, data):
 
 
 def test_running_again_does_what_is_missing_and_no_more(search):
-    first = run(search)
+    first = [trial.params for trial in run(search).study.trials]
     again = run(search)
     assert len(again.study.trials) == 4
     more = run(replace(search, trials=6))
     assert len(more.study.trials) == 6
-    assert [t.params for t in more.study.trials[:4]] == [t.params for t in first.study.trials]
+    assert [trial.params for trial in more.study.trials[:4]] == first
 
 
 def test_only_the_networks_of_the_best_trials_stay(search):
