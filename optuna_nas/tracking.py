@@ -64,12 +64,14 @@ STATUSES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialS
 """How a trial's state is called in MLflow."""
 
 THREAD_NAME = "optuna_nas.tracking"
+NOISY = ("mlflow", "alembic", "sqlalchemy", "urllib3")  # loggers whose messages from that thread are nobody's business
 MAX_RECORDS = 10_000  # waiting for MLflow; about 10 MB
 FLUSH_SECONDS = 0.5  # how long records are gathered, so that many epochs become one request
 RETRY_PAUSES = (0.5, 1.0, 2.0)  # seconds between attempts, before a record is given up
 DOWN_SECONDS = 5.0  # how long a server that was given up is left alone
 PROBE_SECONDS = 5  # in which a server must say something
 START_SECONDS = 120.0  # the tables of a new database take their time
+FRESH_SECONDS = 10.0  # how long a trial of another process is left to that process
 STALL_SECONDS = 30.0  # `finish` gives up after so long without progress
 
 MAX_PARALLEL_AXES = 8  # more can't be read side by side
@@ -249,6 +251,7 @@ class MLflowTracker:
         self._reset(mirror)
         self._thread = threading.Thread(target=self._work, args=(mirror,), name=THREAD_NAME, daemon=True)
         self._thread.start()
+        missed = _finished(study)  # what finishes from now on comes by `trial_finished`
         opened = self._put_awaited(partial(mirror.open, study, description, dataset, params), pauses=())
         try:
             opened.result(START_SECONDS)
@@ -258,7 +261,7 @@ class MLflowTracker:
             if isinstance(error, ConnectionError):
                 raise
             raise _unreachable(self.tracking_uri, _one_line(error)) from error
-        self._put(_Task(partial(mirror.replay, study)))
+        self._put(_Task(partial(mirror.replay, study, missed)))
 
     def trial_started(self, trial: optuna.Trial | FrozenTrial, metrics: Mapping[str, float] = _EMPTY) -> None:
         """Open the run of a trial, with the parameters that it has by now.
@@ -284,6 +287,7 @@ class MLflowTracker:
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
+        mirror.own.add(trial.number)
         mirror.running.pop(trial.number, None)
         self._put(_Task(partial(mirror.trial_finished, study, trial)))
 
@@ -444,7 +448,7 @@ class _Mirror:
         self.n_written = 0
         self.view_url = ""
         self._children: dict[int, _Child] = {}
-        self._own: set[int] = set()  # trials that finished in this process
+        self.own: set[int] = set()  # trials that finished in this process; filled by their threads, like `running`
         self._steps: set[int] = set()  # of the study's curves
         self._scatter = SCATTER_ATTRIBUTES[-1]
         self._refused = False  # an artifact could not be stored
@@ -565,8 +569,7 @@ class _Mirror:
     def trial_finished(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Close the run of a trial of this process, and continue the study's curves."""
         self._write_trial(trial)
-        self._own.add(trial.number)
-        self._write_curves(study, self._own)
+        self._write_curves(study, set(self.own))
         if self._scatter != SCATTER_ATTRIBUTES[0] and SCATTER_ATTRIBUTES[0] in trial.user_attrs:
             self._save_view(study)
 
@@ -575,15 +578,15 @@ class _Mirror:
         run_id = self._child(trial.number, _milliseconds(trial.datetime_start))
         run, end = self._client.get_run(run_id), _milliseconds(trial.datetime_complete)
 
-        known = [(point.step, point.value) for point in self._history(run_id, self._metric)]
-        steps = {step for step, _ in known}
-        curve = [(step, value) for step, value in trial.intermediate_values.items() if step not in steps]
-        if trial.values:
-            last = (max([*steps, *trial.intermediate_values], default=0), trial.values[0])
-            curve += [last] if last not in [*known, *curve] else []  # a later point of a step counts more
+        curve = {point.step: point for point in self._history(run_id, self._metric)}
+        missing = {step: value for step, value in trial.intermediate_values.items() if step not in curve}
+        metrics = [Metric(self._metric, value, end, step) for step, value in sorted(missing.items())]
+        curve |= {point.step: point for point in metrics}
+        if trial.values and (not curve or curve[max(curve)].value != trial.values[0]):
+            step, after = max(curve, default=0), max((point.timestamp for point in curve.values()), default=0) + 1
+            metrics.append(Metric(self._metric, trial.values[0], max(end, after), step))  # of a step, the latest counts
         numbers = {name: value for name, value in trial.user_attrs.items() if _is_number(name, value)}
         attributes = {key: value for key, value in _keyed(numbers).items() if key not in run.data.metrics}
-        metrics = [Metric(self._metric, value, end, step) for step, value in sorted(curve)]
         metrics += [Metric(key, float(value), end, 0) for key, value in attributes.items() if key != self._metric]
         texts = {name: _text(value) for name, value in trial.user_attrs.items() if name not in numbers}
         tags = _keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state.name]}
@@ -628,25 +631,29 @@ class _Mirror:
 
     # -- the study ------------------------------------------------------------------------------------------------
 
-    def replay(self, study: optuna.Study) -> None:
-        """Write what MLflow misses of the finished trials, whoever ran them."""
+    def replay(self, study: optuna.Study, finished: Sequence[FrozenTrial]) -> None:
+        """Write what MLflow misses of these trials, whoever ran them."""
         children = self._search("tags.`optuna_nas.kind` = 'trial'")
         self._children = {int(run.data.tags["optuna.trial_number"]): _Child.of(run) for run in reversed(children)}
         self._steps = {point.step for point in self._history(self._parent_id, "n_complete")}
-        finished = _finished(study)
         for trial in finished:
             child = self._children.get(trial.number)
-            if child is None or child.status != STATUSES[trial.state]:
+            if child is None or not (child.status == STATUSES[trial.state] or self._is_being_closed(trial, child)):
                 self._write_trial(trial)
         self._write_curves(study, {trial.number for trial in finished})
         self._save_view(study)
+
+    def _is_being_closed(self, trial: FrozenTrial, child: _Child) -> bool:
+        """Whether another process has only just finished the trial and still writes its curves."""
+        fresh = _now() - _milliseconds(trial.datetime_complete) < FRESH_SECONDS * 1000
+        return fresh and child.status == "RUNNING" and trial.number not in self.own
 
     def close(self, study: optuna.Study, status: str) -> None:
         """Write what is missing and the leaderboard, name the winner, close the study's run."""
         for number in self.running.keys() & self._children.keys():  # cut off in the middle
             self._end(self._children[number].run_id, "KILLED", _now())
         self.running.clear()
-        self.replay(study)
+        self.replay(study, _finished(study))
         ranked = self._ranked(study)
         if ranked and self._counts(ranked[0]):
             self._crown(ranked[0])
@@ -880,11 +887,10 @@ def _one_line(error: BaseException) -> str:
 
 def _silence() -> None:
     """Keep what MLflow, Alembic and urllib3 have to say in the tracker's thread out of the user's terminal."""
-    for name in ("mlflow", "urllib3.connectionpool"):
-        logger = logging.getLogger(name)
-        for place in (logger, *logger.handlers):
-            place.addFilter(_is_elsewhere)
+    logging.getLogger("urllib3.connectionpool").addFilter(_is_elsewhere)
+    for handler in logging.getLogger("mlflow").handlers:
+        handler.addFilter(_is_elsewhere)
 
 
 def _is_elsewhere(record: logging.LogRecord) -> bool:
-    return record.threadName != THREAD_NAME
+    return record.threadName != THREAD_NAME or not record.name.startswith(NOISY)

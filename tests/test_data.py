@@ -316,8 +316,9 @@ def test_a_late_start_gives_exactly_the_tail(epoch):
         assert equal(list(data.batches(TRAIN, 8, seed=2, epoch=epoch, start=start)), batches[start:])
 
 
-def test_batches_depend_on_seed_and_epoch_and_on_nothing_else():
-    data = ImageData.from_arrays(*arrays(), augmentation=CHANGING)
+@pytest.mark.parametrize("augmentation", [None, CHANGING])
+def test_batches_depend_on_seed_and_epoch_and_on_nothing_else(augmentation):
+    data = ImageData.from_arrays(*arrays(), augmentation=augmentation)
 
     def batches(seed, epoch):
         torch.manual_seed(np.random.default_rng().integers(1000))
@@ -663,3 +664,10 @@ def test_a_validation_folder_with_other_classes_is_refused(image_folder, tmp_pat
     (tmp_path / "val" / "dog").symlink_to(image_folder / "val" / "dog")  # dog is class 1 of train, 0 of val
     with pytest.raises(ValueError, match="class"):
         folder_data(tmp_path)
+
+
+@pytest.mark.xfail(reason="reported: the DataLoader draws its base seed from torch's global generator", strict=True)
+def test_a_folder_leaves_the_global_random_state_alone(image_folder):
+    before = torch.get_rng_state()
+    list(folder_data(image_folder).batches(TRAIN, 4, epoch=0))
+    assert torch.equal(before, torch.get_rng_state())

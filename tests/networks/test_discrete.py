@@ -218,17 +218,8 @@ def test_drop_path_repeats_with_its_generator_and_sleeps_in_evaluation():
 
 def test_an_exported_network_computes_the_same():
     space = darts_space()
-    choices = {
-        f"{kind}/{t}<-{s}": op
-        for kind in ("normal", "reduction")
-        for t, s, op in [
-            (2, 0, "sep_conv_3x3"),
-            (2, 1, "max_pool_3x3"),
-            (3, 2, "skip_connect"),
-            (4, 0, "skip_connect"),
-            (5, 1, "dil_conv_5x5"),
-        ]
-    }
+    ops = {"2<-0": "sep_conv_3x3", "2<-1": "max_pool_3x3", "3<-2": "skip_connect", "5<-1": "dil_conv_5x5"}
+    choices = {f"{kind}/{edge}": op for kind in ("normal", "reduction") for edge, op in ops.items()}
     network = DiscreteNetwork(space.architecture(choices), small_skeleton(space, auxiliary=True)).eval()
     x = images(2)
     exported = torch.export.export(network, (x,)).module()
@@ -251,7 +242,7 @@ def test_latency_is_positive_and_the_mode_is_kept():
     [
         (
             lambda: DiscreteNetwork(TINY.architecture({"normal/2<-0": "skip_connect"}), FRAME),
-            r"`architecture` must connect an input .*normal/2<-0=skip_connect.*; keep an op on some path, 'skip_connect'",
+            r"`architecture` must connect an input .*normal/2<-0=skip_connect.*; keep an op on some path",
         ),
         (
             lambda: DiscreteNetwork(CONVOLUTIONS, small_skeleton(TINY, cells=("normal", "moon"))),

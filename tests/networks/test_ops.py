@@ -10,6 +10,8 @@ from optuna_nas.networks import build_op
 from optuna_nas.space import Site
 from optuna_nas.space.ops import FIXED_PARTS, choosable_ops, get_op
 
+STRIDES = {"preprocess": 1, "factorized_reduction": 2, "residual_reduction": 2, "stem_stride4": 4, "norm_relu": 1}
+
 
 def site(stride=1, size=(8, 8), channels=4, affine=True, pool_norm=False):
     halved = tuple(-(-side // stride) for side in size)
@@ -35,12 +37,11 @@ def test_all_ops_are_known_here():
 
 
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("size", [(8, 8), (15, 7), (2, 3), (1, 1)])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("stride", "size"), [(1, (8, 8)), (1, (15, 7)), (1, (1, 1)), (2, (8, 8)), (2, (15, 7)), (2, (2, 3))]
+)
 @pytest.mark.parametrize("op", ALL_OPS)
 def test_an_op_has_the_shape_and_the_price_of_its_site(op, stride, size, affine):
-    if stride == 2 and min(size) < 2:
-        pytest.skip("no skeleton halves a single pixel")
     place = site(stride, size, 5, affine)
     module = build_op(op, place).eval()
     assert module(images(place)).shape == (3, *place.out_shape)
@@ -55,7 +56,7 @@ def test_an_op_has_the_shape_and_the_price_of_its_site(op, stride, size, affine)
 )
 @pytest.mark.parametrize("size", [(8, 8), (9, 15)])
 def test_a_fixed_part_has_the_shape_and_the_price_of_its_site(op, size):
-    stride = {"stem_stride4": 4, "factorized_reduction": 2, "residual_reduction": 2}.get(op, 1)
+    stride = STRIDES[op]
     out = tuple(-(-side // stride) for side in size)
     place = Site((6, *size), (6 if op == "norm_relu" else 10, *out), stride)
     module = build_op(op, place).eval()

@@ -234,7 +234,7 @@ def test_a_soft_mixture_is_the_plain_weighted_sum(name, training):
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(our_logits, plain_logits)
     torch.testing.assert_close(our_weights, plain_weights)
-    assert all(gradient.abs().max() > 0 for gradient in our_logits.values())
+    assert all(gradient.abs().max() > 0 for gradient in our_logits.values() if len(gradient) > 1)
 
 
 def test_constant_soft_weights_give_what_trainable_ones_give():
@@ -338,13 +338,8 @@ def test_a_one_hot_choice_computes_its_own_ops_only():
     supernet = supernet_of(TINY_BLOCK)
     count = calls(supernet, images(), one_hot(architecture))
     per_cell = {"1": 1, "2": 2, "3": 1, "4": 2}  # once for each predecessor
-    assert count == Counter(
-        {f"cell{cell}/{node}/nor_conv_1x1": runs for cell in (0, 2) for node, runs in per_cell.items()}
-        | {"stem": 1, "cell1/factorized_reduction": 1, "cell2/preprocess0": 1, "classifier": 1}
-        if "cell2/preprocess0" in supernet.parts
-        else {f"cell{cell}/{node}/nor_conv_1x1": runs for cell in (0, 2) for node, runs in per_cell.items()}
-        | {"stem": 1, "cell1/factorized_reduction": 1, "classifier": 1}
-    )
+    ops = {f"cell{cell}/{node}/nor_conv_1x1": runs for cell in (0, 2) for node, runs in per_cell.items()}
+    assert count == {**ops, "stem": 1, "cell1/factorized_reduction": 1, "classifier": 1}
 
 
 # -- the edge of sense --------------------------------------------------------------------------------------------
@@ -384,7 +379,7 @@ def test_parameter_names_are_those_of_the_discrete_networks():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda mixing: mixing.pop("normal/2<-1"), r"`weights` must hold every path of the space but lacks 'normal/2<-1'"),
+        (lambda mixing: mixing.pop("normal/2<-1"), r"`weights` must hold every path .* lacks 'normal/2<-1'"),
         (
             lambda mixing: mixing.update({"normal/2<-1": torch.ones(3)}),
             r"`weights\['normal/2<-1'\]` must have shape \(4,\), one for each of \('none', .*but has \(3,\)",
@@ -405,11 +400,6 @@ def test_refuses_with_one_sentence(change, message):
 
 @pytest.mark.xfail(strict=True, reason="reported: an op kept twice is one in a one-hot choice")
 def test_an_op_kept_twice_is_refused_or_counts_twice():
-    architecture = TINY.architecture(
-        {
-            "normal/2<-0": ("avg_pool_3x3", "avg_pool_3x3"),
-            "normal/2<-1": "skip_connect",
-            "reduction/2<-0": "skip_connect",
-        }
-    )
+    twice = {"normal/2<-0": ("avg_pool_3x3", "avg_pool_3x3"), "normal/2<-1": "skip_connect"}
+    architecture = TINY.architecture({**twice, "reduction/2<-0": "skip_connect"})
     check_one_hot_equals_discrete(architecture, small_skeleton(TINY), training=False)
