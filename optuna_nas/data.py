@@ -188,8 +188,13 @@ class ImageData:
                     f"`x_test` must have images like `x`, {tuple(images.shape[1:])}, but has "
                     f"{tuple(test_images.shape[1:])} (channels, height, width)."
                 )
+            if test_images.dtype != images.dtype:
+                raise ValueError(
+                    f"`x_test` must be of one kind with `x`, bytes (uint8) or other numbers, but they are "
+                    f"{np.asarray(x_test).dtype} and {np.asarray(x).dtype}; bring both to one scale."
+                )
             labels = np.concatenate([labels, _as_labels(y_test, "y_test", len(test_images))])
-            images = torch.cat([images, test_images.to(images.dtype)])
+            images = torch.cat([images, test_images])
         n_classes = int(labels.max()) + 1 if classes is None else classes
         if n_classes < 2:
             raise ValueError(f"`classes` must be at least 2 but got {n_classes}; `y` needs two different labels.")
@@ -240,7 +245,7 @@ class ImageData:
 
     def size(self, splits: Sequence[str]) -> int:
         """Return the number of images in these splits."""
-        return sum(len(self._positions(split)) for split in splits)
+        return len(_positions(self.splits, splits))
 
     def batches(
         self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
@@ -258,7 +263,7 @@ class ImageData:
         Raises:
             ValueError: A split is unknown or `batch_size` is not positive.
         """
-        positions = torch.cat([self._positions(split) for split in splits])
+        positions = _positions(self.splits, splits)
         for step, chosen in enumerate(_chunks(positions, batch_size, seed, epoch)):
             if step < start:
                 continue
@@ -269,11 +274,6 @@ class ImageData:
             if epoch is not None:
                 images = self.augmentation(images, seeded_generator(self.device, seed, epoch, step))
             yield Batch(images, self.labels[chosen])
-
-    def _positions(self, split: str) -> Tensor:
-        if split not in self.splits:
-            raise ValueError(f"`split` must be one of {SPLITS} but got {split!r}.")
-        return self.splits[split]
 
     def describe(self) -> dict[str, Any]:
         """Return name, shape, seed, and size and digest of the data and of every split."""
@@ -296,6 +296,14 @@ def _digest(*tensors: Tensor) -> str:
     for tensor in tensors:
         hashed.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     return hashed.hexdigest()
+
+
+def _positions(known: Mapping[str, Tensor], splits: Sequence[str]) -> Tensor:
+    """Return the positions of all images in `splits`."""
+    for split in splits:
+        if split not in known:
+            raise ValueError(f"`split` must be one of {SPLITS} but got {split!r}.")
+    return torch.cat([known[split] for split in splits])
 
 
 def _chunks(positions: Tensor, batch_size: int, seed: int, epoch: int | None) -> Sequence[Tensor]:
@@ -342,7 +350,7 @@ def _as_images(x: ArrayLike, name: str, channels: str | None) -> Tensor:
                 f"`{name}` must be finite but image {bad[0]} (and {len(bad) - 1} more) holds NaN or infinity; "
                 "remove or repair them."
             )
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.array(array, order="C"))  # a copy, for the caller may write into the array
 
 
 def _as_labels(y: ArrayLike, name: str, n_images: int) -> NDArray[np.int64]:
@@ -373,6 +381,13 @@ def _draw_splits(labels: NDArray[np.int64], n_train: int, fractions: dict[str, f
     rest, splits[REPORT] = _part(rest, labels, report_share, REPORT, seed)
     rest, splits[CHOICES] = _part(rest, labels, choices_share / (1 - report_share), CHOICES, seed)
     splits[WEIGHTS] = rest
+    for split, positions in splits.items():
+        missing = set(np.unique(labels).tolist()) - set(np.unique(labels[positions]).tolist())
+        if missing and len(positions) and not (split == TEST and given_test):
+            raise ValueError(
+                f"`y` must have enough images of every class to draw the split {split!r} but class {min(missing)} has "
+                f"{int((labels == min(missing)).sum())}; merge rare classes, or set the share of a split to 0."
+            )
     return {split: torch.from_numpy(np.sort(splits[split])) for split in SPLITS}
 
 
@@ -484,6 +499,12 @@ class ImageFolderData:
             raise ValueError(
                 f"`root` must hold train/CLASS/IMAGE and val/CLASS/IMAGE but {root} does not: {error}"
             ) from error
+        if train.classes != test.classes:
+            different = sorted(set(train.classes) ^ set(test.classes))
+            raise ValueError(
+                f"`root` must hold the same classes in train and val but {different[0]!r} is in one of them only; "
+                "add or remove the folder."
+            )
         self.name = self._root.name
         self.classes = len(train.classes)
         self._samples: list[tuple[str, int]] = [*train.samples, *test.samples]
@@ -502,13 +523,13 @@ class ImageFolderData:
 
     def size(self, splits: Sequence[str]) -> int:
         """Return the number of images in these splits."""
-        return sum(len(self.splits[split]) for split in splits)
+        return len(_positions(self.splits, splits))
 
     def batches(
         self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
     ) -> Iterator[Batch]:
         """Yield normalised batches; see `ImageData.batches`."""
-        positions = torch.cat([self.splits[split] for split in splits])
+        positions = _positions(self.splits, splits)
         chunks = [chunk.tolist() for chunk in _chunks(positions, batch_size, seed, epoch)][start:]
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
         on_gpu = self.device.type == "cuda"
@@ -517,6 +538,7 @@ class ImageFolderData:
             batch_sampler=chunks,
             num_workers=self._workers,
             pin_memory=on_gpu,
+            generator=torch.Generator(),  # its workers' seeds are not used; without it the global state would move
         )
         for images, labels in loader:
             pixels = images.to(self.device, non_blocking=on_gpu).float() / 255

@@ -197,8 +197,16 @@ class TrainObjective:
             trial.set_user_attr(DUPLICATE_OF, earlier.number)
             if earlier.state == TrialState.PRUNED:
                 _prune(trial, f"it computes the same function as trial {earlier.number}, which was pruned")
-            return earlier.values[0] if single else tuple(earlier.values)
-        network, result = self._train(trial, architecture, recipe, single)
+            return self._values(earlier.values[0], cost)
+        network, result, failure = None, None, None
+        try:
+            network, result = self._train(trial, architecture, recipe, single)
+        except (TrialPruned, TrainingDiverged, OutOfMemory) as error:
+            failure = type(error)(str(error))
+        if network is None or result is None:
+            # A new exception: the traceback of the first one, which Optuna keeps, would keep the network too.
+            assert failure is not None
+            raise failure
         trial.set_user_attr("train_seconds", round(result.seconds, 3))
         for name in ("peak_memory_bytes", "skipped_steps"):
             if getattr(result, name):
@@ -207,8 +215,11 @@ class TrainObjective:
             trial.set_user_attr("batch_halved", True)
         if self.folder is not None:
             save_network(network_path(self.folder, trial.number), network)
-        accuracy = result.last.report_accuracy
-        if single:
+        return self._values(result.last.report_accuracy, cost)
+
+    def _values(self, accuracy: float, cost: Cost) -> float | tuple[float, ...]:
+        """Return what the objectives ask for."""
+        if len(self.objectives) == 1:
             return accuracy
         return (accuracy, *(float(getattr(cost, name)) for name in self.objectives[1:]))
 

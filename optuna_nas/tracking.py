@@ -85,7 +85,10 @@ BEST = " (best)"
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Databases besides SQLite that MLflow writes to, and where they listen."""
 UID_ATTRIBUTE = "optuna_nas:study_uid"
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 PICTURE_KEY = "architecture"
+SQLITE = "sqlite:///"
+LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -185,6 +188,9 @@ class MLflowTracker:
     costs one warning; what it missed is written from the study by `finish` or by the next `start`. Before `start` has
     succeeded and after `finish`, calls do nothing. A pickled tracker has not started.
 
+    MLflow tries to reach a lost server for four minutes. While a tracker of a server runs, `MLFLOW_HTTP_REQUEST_MAX_RETRIES`
+    is 1 in the whole process unless you have set it: MLflow takes this number from nowhere else.
+
     Args:
         tracking_uri: `http(s)://...` of an MLflow server, or a database such as `sqlite:///mlflow.db`. By default
             `MLFLOW_TRACKING_URI` of the environment, or else `sqlite:///mlflow.db` in the working folder.
@@ -198,7 +204,9 @@ class MLflowTracker:
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
         self.experiment = experiment or "optuna_nas"
         self.metric = metric
-        self._folder = Path.cwd()  # a relative database stays where it was named, whoever changes the folder
+        self.store_uri = self.tracking_uri  # with a database where it is now, whoever changes the folder later
+        if self.tracking_uri.startswith(SQLITE):
+            self.store_uri = SQLITE + str(Path(self.tracking_uri.removeprefix(SQLITE)).absolute())
         self._reset(None)
 
     def _reset(self, mirror: _Mirror | None) -> None:
@@ -207,11 +215,12 @@ class MLflowTracker:
         self._condition = threading.Condition()
         self._records: deque[_Epoch | _Task] = deque()
         self._awaited = False  # somebody waits for the last record
+        self._limited = False  # MLflow's attempts, by us
         self._warned = False
         self._down_until = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("tracking_uri", "experiment", "metric", "_folder")}
+        return {name: getattr(self, name) for name in ("tracking_uri", "store_uri", "experiment", "metric")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -247,8 +256,10 @@ class MLflowTracker:
                 f"`study` must have one objective but has {len(study.directions)}; search without a tracker."
             )
         self._stop()
-        mirror = _Mirror(self.tracking_uri, self._folder, self.experiment, self.metric, space)
+        mirror = _Mirror(self.store_uri, self.experiment, self.metric, space)
         self._reset(mirror)
+        if self.served and RETRIES not in os.environ:
+            os.environ[RETRIES], self._limited = "1", True
         self._thread = threading.Thread(target=self._work, args=(mirror,), name=THREAD_NAME, daemon=True)
         self._thread.start()
         missed = _finished(study)  # what finishes from now on comes by `trial_finished`
@@ -313,6 +324,11 @@ class MLflowTracker:
             _logger.warning("MLflow lacks part of the study (%s); the next start writes it.", _one_line(error))
 
     @property
+    def served(self) -> bool:
+        """Whether the address is a server's; a database needs one of its own to be looked at."""
+        return _is_server(self.tracking_uri)
+
+    @property
     def view_url(self) -> str:
         """Address of the comparison view of the started study; of a database, once `command` runs."""
         if self._mirror is None:
@@ -322,9 +338,30 @@ class MLflowTracker:
     @property
     def command(self) -> str:
         """What to type to see the comparison view: a server's address, or what serves a database and the address."""
-        if _is_server(self.tracking_uri):
+        if self.served:
             return self.view_url
         return f"mlflow ui --backend-store-uri {shlex.quote(self.tracking_uri)}\n{self.view_url}"
+
+    def find_view(self, study: optuna.Study, local_server: str = LOCAL_SERVER) -> str:
+        """Return the address of the comparison view of a study that was tracked before, without starting.
+
+        Args:
+            study: Of `start`, perhaps long ago.
+            local_server: Where a database is or will be served.
+
+        Raises:
+            ConnectionError: MLflow can't be used at the address.
+            ValueError: MLflow does not know the study.
+        """
+        _Mirror(self.store_uri, self.experiment, self.metric, None).check()
+        uid = str(study.user_attrs.get(UID_ATTRIBUTE, ""))
+        experiment = MlflowClient(self.store_uri).get_experiment_by_name(self.experiment) if uid else None
+        if experiment is None:
+            raise ValueError(
+                f"`study` must have been tracked at {_shown(self.tracking_uri)} but MLflow does not know "
+                f"{study.study_name!r}; run it with this tracker first."
+            )
+        return _view_url(self.store_uri, local_server, experiment.experiment_id, uid)
 
     # -- the queue and its thread ---------------------------------------------------------------------------------
 
@@ -349,6 +386,9 @@ class MLflowTracker:
         with self._condition:
             self._thread = None
             self._condition.notify()
+        if self._limited:
+            os.environ.pop(RETRIES, None)
+            self._limited = False
 
     def _work(self, mirror: _Mirror) -> None:
         """Hand the records to the mirror in their order; epochs that follow each other go together."""
@@ -438,12 +478,9 @@ class _Mirror:
     Used by one thread, but for `running`, which the trials' threads fill.
     """
 
-    def __init__(self, uri: str, folder: Path, experiment: str, metric: str, space: Space | None) -> None:
+    def __init__(self, uri: str, experiment: str, metric: str, space: Space | None) -> None:
         self._uri, self._experiment, self._metric, self._space = uri, experiment, metric, space
-        self._database: Path | None = None
-        if uri.startswith("sqlite:///"):
-            self._database = folder / uri.removeprefix("sqlite:///")
-            self._uri = f"sqlite:///{self._database}"
+        self._database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
         self.running: dict[int, _Begun] = {}
         self.n_written = 0
         self.view_url = ""
@@ -456,11 +493,7 @@ class _Mirror:
     # -- the address ----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise ConnectionError where MLflow can't be used now, in at most 5 seconds.
-
-        MLflow itself tries for minutes, which only variables of the whole process could change; so it is asked for
-        something only right after it has answered.
-        """
+        """Raise ConnectionError where MLflow can't be used now, in at most 5 seconds; MLflow itself would take minutes."""
         parts = urlsplit(self._uri)
         try:
             if _is_server(self._uri):
@@ -489,10 +522,7 @@ class _Mirror:
         self._maximize = study.direction == StudyDirection.MAXIMIZE
         uid = _study_uid(study)
         self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid}
-        self._view_key = f"optuna_nas_{uid}"
-        server = _shown(self._uri).rstrip("/") if _is_server(self._uri) else "http://127.0.0.1:5000"
-        query = urlencode({"viewStateShareKey": self._view_key, "compareRunsMode": "CHART"})
-        self.view_url = f"{server}/#/experiments/{self._experiment_id}/runs?{query}"
+        self.view_url = _view_url(self._uri, LOCAL_SERVER, self._experiment_id, uid)
 
         parent = self._find_parent(study)
         self._parent_id = parent.info.run_id
@@ -746,13 +776,13 @@ class _Mirror:
             winner=next((_winner_key(n) for n, child in self._children.items() if child.name.endswith(BEST)), ""),
             study_uid=self._tags["optuna_nas.study_uid"],
         )
-        tag = f"mlflow.sharedViewState.{self._view_key}"
+        tag = f"mlflow.sharedViewState.{_view_key(self._tags['optuna_nas.study_uid'])}"
         self._client.set_experiment_tag(self._experiment_id, tag, json.dumps(view))
 
     # -- MLflow ---------------------------------------------------------------------------------------------------
 
     def _history(self, run_id: str, metric: str) -> list[Metric]:
-        return list(self._client.get_metric_history(run_id, metric))
+        return sorted(self._client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
 
     def _log(
         self,
@@ -866,6 +896,16 @@ def _study_uid(study: optuna.Study) -> str:
     if UID_ATTRIBUTE not in study.user_attrs:
         study.set_user_attr(UID_ATTRIBUTE, uuid.uuid4().hex[:16])
     return str(study.user_attrs[UID_ATTRIBUTE])
+
+
+def _view_key(uid: str) -> str:
+    return f"optuna_nas_{uid}"
+
+
+def _view_url(uri: str, local_server: str, experiment_id: str, uid: str) -> str:
+    server = _shown(uri).rstrip("/") if _is_server(uri) else local_server
+    query = urlencode({"viewStateShareKey": _view_key(uid), "compareRunsMode": "CHART"})
+    return f"{server}/#/experiments/{experiment_id}/runs?{query}"
 
 
 def _is_server(uri: str) -> bool:

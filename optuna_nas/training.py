@@ -70,21 +70,27 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        def require(name: str, low: float, high: float = math.inf, open_low: bool = False) -> None:
+        for name, low, high in (
+            ("epochs", 1, math.inf),
+            ("batch_size", 1, math.inf),
+            ("seed", 0, math.inf),
+            ("learning_rate", 0, math.inf),
+            ("final_learning_rate", 0, math.inf),
+            ("weight_decay", 0, math.inf),
+            ("clip_norm", 0, math.inf),
+            ("auxiliary_weight", 0, math.inf),
+            ("momentum", 0, 1),
+            ("label_smoothing", 0, 1),
+            ("warmup_fraction", 0, 1),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int | float):
-                return  # a suggestion; checked once it is a number
-            if not (low < value if open_low else low <= value) or not value <= high:
-                rule = f"greater than {low}" if open_low else f"at least {low}"
-                raise ValueError(f"`{name}` must be {rule} and at most {high} but got {value}.")
-
-        require("epochs", 1)
-        require("batch_size", 1)
-        require("learning_rate", 0, open_low=True)
-        for name in ("final_learning_rate", "weight_decay", "clip_norm", "auxiliary_weight"):
-            require(name, 0)
-        for name in ("momentum", "warmup_fraction", "label_smoothing"):
-            require(name, 0, 1)
+                continue  # a suggestion; checked once it is a number
+            if name in ("epochs", "batch_size", "seed") and not isinstance(value, int):
+                raise ValueError(f"`{name}` must be an integer but got {value}; use int({value}).")
+            if not low <= value < high or (name == "learning_rate" and value == 0):
+                bracket = "(" if name == "learning_rate" else "["
+                raise ValueError(f"`{name}` must be in {bracket}{low}, {high}) but got {value}.")
         for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if isinstance(value, str) and value not in known:
@@ -324,6 +330,11 @@ class _Training:
             return
         self._skipped += 1
         self._skipped_in_a_row += 1
+        for module in self._network.modules():
+            # The forward pass has moved running statistics already; those that broke begin anew.
+            mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+            if mean is not None and variance is not None and not bool(torch.isfinite(mean + variance).all()):
+                module.reset_running_stats()
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingDiverged(
                 f"`learning_rate` must keep the loss finite but {self._skipped_in_a_row} steps in a row it was not, at "
@@ -365,7 +376,8 @@ class _Training:
         tensors, description = load_tensors(path, self._device)
         theirs, ours = description.get("configuration"), json.loads(json.dumps(self._configuration))
         if theirs != ours:
-            differing = sorted(key for key in ours if (theirs or {}).get(key) != ours[key])
+            theirs = theirs or {}
+            differing = sorted(key for key in {*ours, *theirs} if theirs.get(key) != ours.get(key))
             raise ValueError(
                 f"`checkpoint` must be of the same configuration but {path} differs in {', '.join(differing)}; "
                 "use another file, or delete it to start anew."
@@ -401,22 +413,40 @@ def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer
     )
 
 
-@torch.no_grad()
-def evaluate(network: nn.Module, data: Data, split: str, precision: str = "auto") -> tuple[float, float]:
-    """Return mean cross-entropy (nats) and accuracy (fraction) on a split, with the network's running statistics."""
+def evaluate(
+    network: nn.Module, data: Data, split: str, precision: str = "auto", batch_size: int = EVALUATION_BATCH
+) -> tuple[float, float]:
+    """Return mean cross-entropy (nats) and accuracy (fraction) on a split, with the network's running statistics.
+
+    `batch_size` is halved until it fits the memory; no result depends on it.
+    """
+    if data.size([split]) == 0:
+        raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
     training = network.training
     network.eval()
+    try:
+        while True:
+            try:
+                return _evaluate(network, data, split, precision, batch_size)
+            except RuntimeError as error:
+                if batch_size == 1 or not is_out_of_memory(error):
+                    raise
+            batch_size //= 2
+            release_memory(data.device)
+    finally:
+        network.train(training)
+
+
+@torch.no_grad()
+def _evaluate(network: nn.Module, data: Data, split: str, precision: str, batch_size: int) -> tuple[float, float]:
     sums = torch.zeros(3, dtype=torch.float64, device=data.device)
-    for images, labels in data.batches([split], EVALUATION_BATCH):
+    for images, labels in data.batches([split], batch_size):
         with autocast(data.device, precision):
             scores = network(images)
         sums[0] += F.cross_entropy(scores.float(), labels, reduction="sum")
         sums[1] += (scores.argmax(1) == labels).sum()
         sums[2] += len(labels)
-    network.train(training)
     loss, correct, n_images = sums.tolist()
-    if n_images == 0:
-        raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
     return loss / n_images, correct / n_images
 
 

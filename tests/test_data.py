@@ -204,7 +204,6 @@ def test_bad_fractions_are_refused(fractions, sentence):
         ImageData.from_arrays(X, Y, fractions=fractions)
 
 
-@pytest.mark.xfail(reason="reported: a class of two or three images silently misses splits", strict=True)
 @pytest.mark.parametrize("n_images", [2, 3])
 def test_a_class_with_fewer_images_than_splits_is_refused(n_images):
     y = np.arange(120) % 2
@@ -220,7 +219,6 @@ def test_a_rare_class_fits_fewer_splits():
     assert [int((data.labels[data.splits[split]] == 2).sum()) for split in (WEIGHTS, REPORT)] == [3, 1]
 
 
-@pytest.mark.xfail(reason="reported: bytes and fractions of one are mixed without a word", strict=True)
 @pytest.mark.parametrize("train_dtype", [np.uint8, np.float32])
 def test_training_and_test_images_of_different_types_are_refused_or_brought_to_one_scale(train_dtype):
     x, y = arrays(dtype=np.uint8)
@@ -234,14 +232,12 @@ def test_training_and_test_images_of_different_types_are_refused_or_brought_to_o
     torch.testing.assert_close(train, test, rtol=0, atol=1e-6)
 
 
-@pytest.mark.xfail(reason="reported: torch warns that the array is not writable", strict=True)
 def test_a_read_only_array_is_welcome():
     x, y = arrays(dtype=np.uint8)
     x.setflags(write=False)
     assert ImageData.from_arrays(x, y).size(SPLITS) == 120
 
 
-@pytest.mark.xfail(reason="reported: uint8 images are not copied", strict=True)
 def test_writing_into_the_array_afterwards_leaves_the_data_alone():
     x, y = arrays(dtype=np.uint8)
     data = ImageData.from_arrays(x, y)
@@ -651,13 +647,11 @@ def test_a_folder_without_images_is_refused(missing, image_folder, tmp_path):
         folder_data(tmp_path)
 
 
-@pytest.mark.xfail(reason="reported: KeyError", strict=True, raises=KeyError)
 def test_an_unknown_split_of_a_folder_is_refused(image_folder):
     with pytest.raises(ValueError, match="`split` must be one of"):
         folder_data(image_folder).size(["validation"])
 
 
-@pytest.mark.xfail(reason="reported: labels of val are shifted against train", strict=True)
 def test_a_validation_folder_with_other_classes_is_refused(image_folder, tmp_path):
     (tmp_path / "train").symlink_to(image_folder / "train")
     (tmp_path / "val").mkdir()
@@ -666,7 +660,6 @@ def test_a_validation_folder_with_other_classes_is_refused(image_folder, tmp_pat
         folder_data(tmp_path)
 
 
-@pytest.mark.xfail(reason="reported: the DataLoader draws its base seed from torch's global generator", strict=True)
 def test_a_folder_leaves_the_global_random_state_alone(image_folder):
     before = torch.get_rng_state()
     list(folder_data(image_folder).batches(TRAIN, 4, epoch=0))

@@ -366,7 +366,6 @@ def test_a_duplicate_takes_over_the_accuracy_of_several_objectives(trained):
     assert study.trials[0].values == study.trials[1].values
 
 
-@pytest.mark.xfail(reason="reported: the costs of the other trial are returned", strict=True)
 def test_a_duplicate_of_another_cost_returns_its_own_cost():
     """Ops that lead nowhere count as kept: equal functions may have different numbers of parameters."""
     dead_conv = choose("nor_conv_1x1", "nor_conv_1x1", NONE)
@@ -400,21 +399,7 @@ def test_out_of_memory_fails_the_trial_with_the_reason_and_the_study_goes_on(mon
     assert study.trials[2].state == TrialState.COMPLETE
 
 
-@pytest.mark.parametrize(
-    "ending",
-    [
-        "complete",
-        *(
-            pytest.param(
-                ending,
-                marks=pytest.mark.xfail(
-                    reason="reported: Optuna's frame and the traceback hold each other, and the network", strict=True
-                ),
-            )
-            for ending in ("pruned", "out of memory", "diverged")
-        ),
-    ],
-)
+@pytest.mark.parametrize("ending", ["complete", "pruned", "out of memory", "diverged"])
 def test_memory_is_given_back_however_a_trial_ends(ending, monkeypatch):
     """Look whether earlier networks are alive when the next training begins, with no help from the cycle collector."""
     references, alive, train = [], [], objective_module.train

@@ -118,7 +118,7 @@ def test_an_existing_study_with_another_setting_is_refused(search, change, messa
 
 def test_a_storage_that_does_not_answer_is_one_sentence(search):
     with pytest.raises(
-        ConnectionError, match="`storage` must be the address of a database that answers but .*user:\\*"
+        ConnectionError, match=r"`storage` must be the address of a database that answers but .*user:\\*"
     ):
         open_study(replace(search, storage="postgresql+psycopg://user:secret@127.0.0.1:1/nothing"))
     with pytest.raises(ConnectionError, match="`storage` must be"):

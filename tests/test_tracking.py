@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -12,7 +13,8 @@ import sys
 import threading
 import time
 import urllib.request
-from typing import NamedTuple
+from contextlib import redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -25,6 +27,9 @@ from optuna_nas import tracking
 from optuna_nas.space import Architecture, nasbench201_space
 from optuna_nas.tracking import DatasetInfo, MLflowTracker, comparison_view, mlflow_keys
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 # MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -33,26 +38,44 @@ EPOCHS = 3
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
+class Database(NamedTuple):
     """An MLflow database with its tables, which take seconds to make; tests copy it."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+
+    path: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def _no_telemetry():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory, _no_telemetry):
+    folder = tmp_path_factory.mktemp("database")
+    said = io.StringIO()
+    tracker = MLflowTracker(f"sqlite:///{folder / 'mlflow.db'}", experiment="first")
+    with redirect_stdout(said), redirect_stderr(said):
+        study = new_study()
+        tracker.start(study)
+        tracker.finish(study)
+    assert sorted(path.name for path in folder.iterdir()) == ["mlflow.db", "mlruns"]
+    return Database(folder / "mlflow.db", said.getvalue())
 
 
 @pytest.fixture(autouse=True)
 def _environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 @pytest.fixture
 def uri(tmp_path, database):
-    shutil.copy(database, tmp_path / "mlflow.db")
+    shutil.copy(database.path, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
@@ -113,9 +136,9 @@ class Mirror(NamedTuple):
     """What MLflow shows of the one study in it."""
 
     client: MlflowClient
-    experiment: object
-    parent: object
-    children: dict
+    experiment: Any
+    parent: Any
+    children: dict[int, Any]
 
     def curve(self, run, metric):
         return [(point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, metric)]
@@ -152,7 +175,7 @@ def read(uri, experiment="optuna_nas"):
 def finished(tmp_path_factory, database):
     """A search of six trials, one pruned and one failed, in a time zone far from UTC."""
     folder = tmp_path_factory.mktemp("finished")
-    shutil.copy(database, folder / "mlflow.db")
+    shutil.copy(database.path, folder / "mlflow.db")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -252,8 +275,11 @@ def test_the_study_shows_its_description_params_and_dataset(finished):
     assert json.loads(used.dataset.source) == {"uri": "sklearn.datasets.load_digits"}
 
 
-def test_the_leaderboard_has_the_best_trial_first_and_the_failed_one_last(finished):
+def test_the_leaderboard_has_the_best_trial_first_and_the_failed_one_last(finished, monkeypatch):
     mirror, study, _ = finished
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", mirror.client.tracking_uri
+    )  # `load_table` asks there, whatever the client
     table = mirror.client.load_table(mirror.experiment.experiment_id, "leaderboard.json", [mirror.parent.info.run_id])
     assert table["trial"][0] == study.best_trial.number
     assert table["accuracy"][0] == study.best_value
@@ -344,9 +370,13 @@ def test_a_database_is_opened_by_one_command_and_a_server_by_its_address(uri, mo
     command, link = tracker.command.splitlines()
     assert command == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
     assert link == tracker.view_url
-    assert link.startswith("http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=")
+    assert link.startswith("http://127.0.0.1:5000/#/experiments/2/runs?viewStateShareKey=")
     (key,) = [key for key in read(uri).experiment.tags if key.startswith("mlflow.sharedViewState.")]
     assert key.removeprefix("mlflow.sharedViewState.") in link
+    elsewhere = MLflowTracker().find_view(study, "http://127.0.0.1:1234")
+    assert elsewhere == link.replace(":5000", ":1234")
+    with pytest.raises(ValueError, match="run it with this tracker first"):
+        MLflowTracker().find_view(new_study())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:1/")
     tracker = MLflowTracker()
     assert tracker.tracking_uri == "http://me:secret@host:1/"
@@ -427,25 +457,39 @@ def test_a_final_value_off_the_curve_counts_more_than_its_end(uri):
 
 
 def test_an_interrupted_search_leaves_no_run_running(uri, tmp_path):
-    def interrupt(trial):
-        if trial.number == 1:
-            raise KeyboardInterrupt
-
     tracker, study = MLflowTracker(uri), new_study(folder=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        search(tracker, study, 3, during=interrupt)
+    tracker.start(study)
+    tracker.trial_started(study.ask())  # and nobody says how it ended
     tracker.finish(study, "KILLED")
     mirror = read(uri)
-    assert mirror.parent.info.status == "KILLED"
-    assert mirror.children[1].info.status == "KILLED"
+    assert [mirror.parent.info.status, mirror.children[0].info.status] == ["KILLED", "KILLED"]
 
-    study.tell(1, state=TrialState.FAIL)  # as the heartbeat of the next search does
+    study.tell(0, state=TrialState.FAIL)  # as the next search does
     tracker = MLflowTracker(uri)
     tracker.start(study)
     tracker.finish(study)
     mirror = read(uri)
-    assert [run.info.status for run in mirror.children.values()] == ["FINISHED", "FAILED"]
-    assert mirror.parent.info.status == "FINISHED"
+    assert [mirror.parent.info.status, mirror.children[0].info.status] == ["FINISHED", "FAILED"]
+
+
+def test_a_trial_that_another_process_is_closing_is_left_to_it(uri, tmp_path):
+    study = new_study(folder=tmp_path)
+    other, ours = MLflowTracker(uri), MLflowTracker(uri)
+    other.start(study)
+    trial = study.ask()
+    other.trial_started(trial)
+    time.sleep(1)
+    trial.report(0.5, 1)
+    finished = study.tell(trial, 0.5)
+    ours.start(study)
+    ours.finish(study)
+    assert read(uri).children[0].info.status == "RUNNING"
+    other.epoch(0, 1, {"accuracy": 0.5})
+    other.trial_finished(study, finished)
+    other.finish(study)
+    mirror = read(uri)
+    assert mirror.children[0].info.status == "FINISHED"
+    assert mirror.curve(mirror.children[0], "accuracy") == [(1, 0.5)]
 
 
 def test_a_retried_trial_gets_a_run_of_its_own(uri, tmp_path):
@@ -460,14 +504,14 @@ def test_a_retried_trial_gets_a_run_of_its_own(uri, tmp_path):
 def test_four_trials_at_once_keep_their_curves_apart_and_the_best_value_never_falls(uri, tmp_path):
     study = new_study(folder=tmp_path)
     slow_first = {"during": lambda trial: time.sleep(0.3 if trial.number % 4 == 0 else 0.0)}
-    search(MLflowTracker(uri), study, 12, n_jobs=4, pruned={5}, **slow_first)
+    search(MLflowTracker(uri), study, 8, n_jobs=4, pruned={5}, **slow_first)
     mirror = read(uri)
-    assert len(mirror.children) == 12
+    assert len(mirror.children) == 8
     for number, run in mirror.children.items():
         epochs = 2 if number == 5 else EPOCHS
         assert mirror.curve(run, "accuracy") == [(epoch, value_of(number, epoch)) for epoch in range(1, epochs + 1)]
     best = sorted(mirror.curve(mirror.parent, "best_value"))
-    assert [step for step, _ in best] == list(range(12))
+    assert [step for step, _ in best] == list(range(8))
     assert [value for _, value in best] == sorted(value for _, value in best)
 
 
@@ -550,11 +594,8 @@ def test_statuses_are_right_where_files_are_refused(uri, monkeypatch, caplog):
     ]
 
 
-def test_a_new_database_is_made_without_a_word(tmp_path, capfd):
-    tracker, study = MLflowTracker(f"sqlite:///{tmp_path / 'new.db'}"), new_study()
-    search(tracker, study, 1)
-    assert capfd.readouterr() == ("", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlruns", "new.db"]
+def test_a_new_database_is_made_without_a_word(database):
+    assert database.said == ""
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
@@ -595,14 +636,16 @@ def test_an_address_that_cannot_be_used_is_one_clear_sentence(address, reason, t
     tracker.finish(study)
 
 
-def test_a_server_that_listens_but_says_nothing_is_given_up_within_ten_seconds():
+def test_a_server_that_listens_but_says_nothing_is_given_up_within_ten_seconds(monkeypatch):
+    assert tracking.PROBE_SECONDS <= 5
+    monkeypatch.setattr(tracking, "PROBE_SECONDS", 1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         begun = time.monotonic()
         with pytest.raises(ConnectionError, match="does not answer"):
             MLflowTracker(f"http://127.0.0.1:{listener.getsockname()[1]}").start(new_study())
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 6
 
 
 # -- a server ----------------------------------------------------------------------------------------------------------
@@ -645,6 +688,8 @@ class Server:
         raise TimeoutError("the MLflow server does not start")
 
     def kill(self):
+        if self.process.poll() is not None:
+            return
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -652,14 +697,15 @@ class Server:
 @pytest.fixture(scope="module", autouse=True)
 def server(tmp_path_factory, database):
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(database, folder / "mlflow.db")
+    shutil.copy(database.path, folder / "mlflow.db")
     server = Server(folder)
     yield server
     server.kill()
 
 
-def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp_path, caplog, capfd):
+def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp_path, monkeypatch, caplog, capfd):
     server.wait()
+    monkeypatch.setattr(tracking, "FRESH_SECONDS", 0)
     study, tracker = new_study(folder=tmp_path), MLflowTracker(server.uri)
 
     def die(trial):

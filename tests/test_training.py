@@ -496,9 +496,6 @@ def test_another_error_is_not_taken_for_out_of_memory():
     assert network.calls == 1
 
 
-@pytest.mark.xfail(
-    reason="reported: evaluation takes 512 images at once however few fit", strict=True, raises=torch.OutOfMemoryError
-)
 def test_a_training_whose_batches_fit_does_not_fail_in_the_evaluation():
     class Small(nn.Module):
         def __init__(self):
@@ -603,7 +600,6 @@ def test_the_row_of_skipped_steps_goes_on_after_a_restart(tmp_path):
     assert second.calls == 4
 
 
-@pytest.mark.xfail(reason="reported: running statistics of batch norms stay NaN after a skipped step", strict=True)
 def test_a_skipped_step_leaves_the_running_statistics_alone():
     class Overflowing(nn.Module):
         calls = 0
@@ -800,7 +796,6 @@ def test_a_checkpoint_of_another_configuration_is_refused(stopped, changes, diff
     assert same(state(network), untouched)
 
 
-@pytest.mark.xfail(reason="reported: the sentence names nothing, `differs in ;`", strict=True)
 def test_a_refused_checkpoint_names_a_key_that_only_it_has(stopped):
     with pytest.raises(ValueError, match="differs in name;"):
         train(small_network(), DATA, RECIPE, checkpoint=stopped)
@@ -906,14 +901,12 @@ def test_a_recipe_out_of_range_is_refused(field, value, sentence):
         Recipe(**{field: value})
 
 
-@pytest.mark.xfail(reason="reported: any number is taken", strict=True)
 @pytest.mark.parametrize("changes", [{"epochs": 2.5}, {"batch_size": 16.0}, {"learning_rate": math.inf}])
 def test_a_recipe_of_the_wrong_kind_of_number_is_refused(changes):
     with pytest.raises(ValueError, match=f"`{next(iter(changes))}` must be"):
         Recipe(**changes)
 
 
-@pytest.mark.xfail(reason="reported: documented as [0, 1) but 1 is taken", strict=True)
 def test_all_smoothing_and_no_label_is_refused():
     with pytest.raises(ValueError, match="`label_smoothing` must be"):
         Recipe(label_smoothing=1.0)

@@ -98,7 +98,7 @@ class GraphNetwork(nn.Module):
         if node.name not in self.parts:
             return value
         value = self.parts[node.name](value)
-        if drop_path > 0 and node.path and not get_op(node.op).identity:
+        if drop_path > 0 and node.path:
             keep = torch.empty((len(value), 1, 1, 1), device=value.device, dtype=value.dtype)
             value = value * (keep.bernoulli_(1 - drop_path, generator=generator) / (1 - drop_path))
         return value

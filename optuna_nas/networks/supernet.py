@@ -34,7 +34,7 @@ class Supernet(GraphNetwork):
     """
 
     def __init__(self, space: Space, skeleton: Skeleton, seed: int | None = None) -> None:
-        super().__init__(space.graph(space.everything(), skeleton), seed)
+        super().__init__(space.supernet_graph(skeleton), seed)
         self.space, self.skeleton = space, skeleton
         self.names = choice_names(space)
 
@@ -156,9 +156,16 @@ def one_hot(architecture: Architecture) -> dict[str, Tensor]:
     """Return constant weights that choose exactly this architecture: 1 for what is kept, 0 for the rest.
 
     `none` gets 1 where nothing is kept. With them, a supernet computes the discrete network.
+
+    Raises:
+        ValueError: An op is kept twice at one place; a supernet holds each once.
     """
     weights = {}
     for path, names in choice_names(architecture.space).items():
         kept = architecture[path] or (NONE,)
+        if len(set(kept)) < len(kept):
+            raise ValueError(
+                f"`architecture` must keep an op once at a place but keeps {kept} at {path!r}; build it by itself."
+            )
         weights[path] = torch.tensor([1.0 if name in kept else 0.0 for name in names])
     return weights

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna_nas.space.architecture import Architecture
 from optuna_nas.space.cost import Cost, Shape, Site
 from optuna_nas.space.graph import AUXILIARY, ComputationGraph, Node
-from optuna_nas.space.ops import NONE, get_op
+from optuna_nas.space.ops import FIXED_PARTS, NONE, choosable_ops, get_op
 from optuna_nas.space.skeleton import FIXED_CELLS, Skeleton
 
 if TYPE_CHECKING:
@@ -83,8 +83,11 @@ class Space(ABC):
         """Return, for every path, what may be chosen: the Optuna choice and the names that it keeps."""
 
     @abstractmethod
-    def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]]) -> list[CellNode]:
-        """Return the nodes of a cell of this kind, in topological order, `output` last."""
+    def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
+        """Return the nodes of a cell of this kind, in topological order, `output` last.
+
+        `mixed`: the choices are everything, for a supernet to weigh; keep all connections that any choice may need.
+        """
 
     @abstractmethod
     def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
@@ -222,6 +225,10 @@ class Space(ABC):
 
     # -- graphs and costs -----------------------------------------------------------------------------------------
 
+    def supernet_graph(self, skeleton: Skeleton) -> ComputationGraph:
+        """Return the graph of the network that holds all architectures."""
+        return _NetworkBuilder(self, dict(self.everything().choices), skeleton, mixed=True).graph()
+
     def graph(self, architecture: Architecture, skeleton: Skeleton | None = None) -> ComputationGraph:
         """Return the cells of an architecture, or its whole network when a skeleton is given.
 
@@ -274,8 +281,10 @@ def _half(shape: Shape) -> Shape:
 class _NetworkBuilder:
     """Places cells one after another into a skeleton; used once."""
 
-    def __init__(self, space: Space, choices: Mapping[str, tuple[str, ...]], skeleton: Skeleton) -> None:
-        self._space, self._choices, self._skeleton = space, choices, skeleton
+    def __init__(
+        self, space: Space, choices: Mapping[str, tuple[str, ...]], skeleton: Skeleton, mixed: bool = False
+    ) -> None:
+        self._space, self._choices, self._skeleton, self._mixed = space, choices, skeleton, mixed
         self._nodes: list[Node] = []
 
     def graph(self) -> ComputationGraph:
@@ -358,7 +367,7 @@ class _NetworkBuilder:
         inside = (channels, height, width)
         outside = _half(inside) if kind.stride > 1 else inside
         places = {f"in{i}": self._preprocess(position, i, source, inside) for i, source in enumerate(reads)}
-        for node in self._space.cell_nodes(kind, self._choices):
+        for node in self._space.cell_nodes(kind, self._choices, self._mixed):
             sources = [places[name] for name in node.inputs]
             stride = kind.stride if node.strided else 1
             joined = sum(self._shape(i)[0] for i in sources)
@@ -398,11 +407,27 @@ class _NetworkBuilder:
         return self._add(AUXILIARY, op, [source], (self._skeleton.classes, 1, 1))
 
 
+def check_kinds(names: Sequence[str], argument: str = "cell_kinds") -> None:
+    """Raise ValueError unless the kinds of cells have different names that can stand in a path and in a skeleton."""
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"`{argument}` must be one or more kinds with different names but got {list(names)}.")
+    for name in names:
+        if not name or "/" in name or name in FIXED_CELLS:
+            raise ValueError(
+                f"`{argument}` must have names without '/' and unlike the fixed blocks {FIXED_CELLS} but got {name!r}."
+            )
+
+
 def check_ops(ops: Sequence[str], none_allowed: bool = True) -> None:
     """Raise ValueError unless `ops` are different, registered and at least one of them does something."""
     for name in ops:
         if name != NONE:
             get_op(name)
+            if name in FIXED_PARTS:
+                raise ValueError(
+                    f"`ops` must be choosable but {name!r} is a fixed part of skeletons; known: "
+                    f"{', '.join(choosable_ops())}."
+                )
         elif not none_allowed:
             raise ValueError("`ops` must not hold 'none' here: keeping no op says it already; leave it out.")
     repeated = sorted({name for name in ops if list(ops).count(name) > 1})

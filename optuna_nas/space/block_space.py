@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optuna_nas.space.base import CellKind, CellNode, Space, check_ops
+from optuna_nas.space.base import CellKind, CellNode, Space, check_kinds, check_ops
 from optuna_nas.space.ops import get_op
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class BlockSpace(Space):
         check_ops(self.ops, none_allowed=False)
         if self.nodes < 1:
             raise ValueError(f"`nodes` must be at least 1 but got {self.nodes}; the paper uses 17.")
+        check_kinds((self.kind,), "kind")
         if self.max_inputs < 1:
             raise ValueError(f"`max_inputs` must be at least 1 but got {self.max_inputs}; every node reads another.")
 
@@ -95,7 +96,7 @@ class BlockSpace(Space):
             }
         )
 
-    def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]]) -> list[CellNode]:
+    def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
         nodes = []
         read = set()
         for node in range(1, self.nodes + 1):
@@ -108,9 +109,8 @@ class BlockSpace(Space):
                 nodes.append(CellNode(f"{node}/{op}", op, inputs, path))
                 terms.append(f"{node}/{op}")
             nodes.append(CellNode(str(node), "sum", tuple(terms)))
-        # Where nodes keep several ops (the supernet) any node may turn out unread, so all are listed there.
-        several = any(len(choices[f"{kind.name}/{node}"]) > 1 for node in range(1, self.nodes + 1))
-        ends = [str(node) for node in range(1, self.nodes + 1) if several or str(node) not in read]
+        # In a supernet any node may turn out unread, so all are listed and weighed there.
+        ends = [str(node) for node in range(1, self.nodes + 1) if mixed or str(node) not in read]
         return [*nodes, CellNode("output", "sum", tuple(ends))]
 
     def summary(self, architecture: Architecture) -> str:

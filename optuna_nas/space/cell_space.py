@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optuna_nas.space.base import CellKind, CellNode, Space, check_ops
+from optuna_nas.space.base import CellKind, CellNode, Space, check_kinds, check_ops
 from optuna_nas.space.cost import Cost
 from optuna_nas.space.ops import NONE, get_op
 
@@ -60,8 +60,7 @@ class CellSpace(Space):
             raise ValueError(f"`nodes` must be at least 1 but got {self.nodes}; DARTS uses 4.")
         if not 1 <= self.max_ops <= len(self.ops):
             raise ValueError(f"`max_ops` must be from 1 to {len(self.ops)}, the number of ops, but got {self.max_ops}.")
-        if len({kind.name for kind in self.cell_kinds}) != len(self.cell_kinds) or not self.cell_kinds:
-            raise ValueError("`cell_kinds` must be one or more kinds with different names.")
+        check_kinds([kind.name for kind in self.cell_kinds])
         for kind in self.cell_kinds:
             for node in kind.outputs:
                 if not self.inputs <= node < self.inputs + self.nodes:
@@ -111,7 +110,7 @@ class CellSpace(Space):
     def everything(self) -> Architecture:
         return self.architecture(dict.fromkeys(self.paths, self.ops))
 
-    def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]]) -> list[CellNode]:
+    def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
         def name(node: int) -> str:
             return f"in{node}" if node < self.inputs else str(node)
 
@@ -187,10 +186,10 @@ def cost_table(space: CellSpace, skeleton: Skeleton) -> CostTable:
     """
     if (space, skeleton) not in _TABLES:
         graph: ComputationGraph = space.graph(space.everything(), skeleton)
-        ops: dict[tuple[str, str], Cost] = {(path, NONE): Cost() for path in space.paths}
+        ops: dict[tuple[str, str], Cost] = {(path, op): Cost() for path in space.paths for op in (NONE, *space.ops)}
         for node in graph:
             if node.path:
-                ops[node.path, node.op] = ops.get((node.path, node.op), Cost()) + graph.node_cost(node)
+                ops[node.path, node.op] += graph.node_cost(node)
         fixed = graph.cost - sum(ops.values(), Cost())
         _TABLES[space, skeleton] = CostTable(fixed, ops)
     return _TABLES[space, skeleton]

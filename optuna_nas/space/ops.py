@@ -7,7 +7,7 @@ cost or a drawing needs, and it imports no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from optuna_nas.space.cost import (
     Cost,
@@ -18,6 +18,9 @@ from optuna_nas.space.cost import (
     linear_cost,
     norm_cost,
 )
+
+STRUCTURAL = frozenset({"input", "sum", "concat"})
+"""Nodes of a graph that compute no op of their own."""
 
 CostRule = Callable[[Site], Cost]
 
@@ -59,20 +62,30 @@ def define_op(op: Op) -> None:
     Raises:
         ValueError: The name or the label is taken, or cannot stand in a parameter path.
     """
-    if not op.name or any(character in op.name for character in "/+.<|[], "):
-        raise ValueError(
-            f"`name` of an op must be non-empty and without any of '/+.<|[], ' but got {op.name!r}; "
-            "use letters, digits and underscores."
-        )
-    labels = {known.label for known in _OPS.values() if known.name != op.name}
     label = op.label or op.name
-    if op.name in _OPS or label in labels:
-        raise ValueError(f"`name` and `label` of an op must be new but got {op.name!r}, {label!r}; choose others.")
-    _OPS[op.name] = op if op.label else Op(op.name, op.cost, op.name, op.parameter_free, op.relu_first, op.identity)
+    for field, text in (("name", op.name), ("label", label)):
+        if not text or any(character in text for character in "/+.<|[], "):
+            raise ValueError(
+                f"`{field}` of an op must be non-empty and without any of '/+.<|[], ' but got {text!r}; "
+                "use letters, digits and underscores."
+            )
+    names = {NONE, *STRUCTURAL, *_OPS}
+    labels = {NONE, *(known.label for known in _OPS.values())}
+    for field, text, taken in (("name", op.name, names), ("label", label, labels)):
+        if text in taken:
+            raise ValueError(f"`{field}` of an op must be new but {text!r} is taken; choose another.")
+    _OPS[op.name] = replace(op, label=label)
 
 
 def forget_op(name: str) -> None:
-    """Take an op out of the table again; for interactive work and tests."""
+    """Take an op out of the table again.
+
+    Raises:
+        ValueError: No op has this name, or it came with the package.
+    """
+    get_op(name)
+    if name in BUILT_IN:
+        raise ValueError(f"`name` must be an op of your own but {name!r} came with the package.")
     del _OPS[name]
 
 
@@ -248,5 +261,5 @@ for _op in (
 FIXED_PARTS = frozenset(set(_OPS) - _CHOOSABLE)
 """Names of the parts that a skeleton adds around the cells; no space may offer them."""
 
-STRUCTURAL = frozenset({"input", "sum", "concat"})
-"""Nodes of a graph that compute no op of their own."""
+BUILT_IN = frozenset(_OPS)
+"""Everything above."""

@@ -198,7 +198,6 @@ def test_drop_path_spares_a_skip_and_falls_on_a_pool():
     assert (pool == 0).any()
 
 
-@pytest.mark.xfail(strict=True, reason="reported: DARTS spares identities only, a factorized reduction is dropped")
 def test_drop_path_falls_on_a_strided_skip():
     skip = drop_path_scales(ONE_EDGE.architecture(dict.fromkeys(ONE_EDGE.paths, "skip_connect")), ("reduction",))
     assert (skip == 0).any()
