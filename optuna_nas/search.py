@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -52,13 +53,15 @@ SETTING = PREFIX + "setting"
 TEST_RESULT = PREFIX + "test"
 """Study attribute: which trial's network was judged on the test split, and its accuracy."""
 WORKER = PREFIX + "worker"
-"""Trial attribute: host and process id of who runs it."""
+"""Trial attribute: who runs it: host, process id, and a token of that process."""
 REQUEUED = PREFIX + "requeued"
 """Trial attribute: it was interrupted, and another trial goes on with its parameters."""
 ATTEMPT = PREFIX + "attempt"
 """Trial attribute: how often these parameters were interrupted before."""
 
 MOST_ATTEMPTS = 3
+
+_TOKEN = secrets.token_hex(4)
 
 Objective = Callable[[Trial], float | Sequence[float]]
 
@@ -293,7 +296,7 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
         )
 
     def run_trial(trial: Trial) -> float | Sequence[float]:
-        trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+        trial.set_user_attr(WORKER, _worker())
         if not isinstance(objective, TrainObjective):
             events.trial_started(trial, {})
         try:
@@ -431,8 +434,8 @@ def reap_dead_trials(study: Study) -> None:
     """Fail the running trials of processes of this machine that are gone, and enqueue their parameters again."""
     host = socket.gethostname()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker_host, _, process = str(trial.user_attrs.get(WORKER, "")).rpartition(":")
-        if worker_host == host and not _alive(int(process)):
+        worker = str(trial.user_attrs.get(WORKER, ""))
+        if worker.startswith(f"{host}:") and not _alive(worker):
             storage, attempt = study._storage, trial.user_attrs.get(ATTEMPT, 1)
             reason = f"the process that ran it is gone, attempt {attempt} of {MOST_ATTEMPTS}"
             storage.set_trial_user_attr(trial._trial_id, REASON, reason)
@@ -442,9 +445,15 @@ def reap_dead_trials(study: Study) -> None:
     requeue_interrupted(study)
 
 
-def _alive(process: int) -> bool:
+def _worker() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{_TOKEN}"
+
+
+def _alive(worker: str) -> bool:
+    """Tell whether a worker of this machine still runs; a new process under its old number is not it."""
+    process = int(worker.split(":")[1])
     if process == os.getpid():
-        return False  # a trial of ours would be running, and none is yet
+        return worker == _worker()
     try:
         os.kill(process, 0)
     except ProcessLookupError:

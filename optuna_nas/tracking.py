@@ -188,8 +188,8 @@ class MLflowTracker:
     costs one warning; what it missed is written from the study by `finish` or by the next `start`. Before `start` has
     succeeded and after `finish`, calls do nothing. A pickled tracker has not started.
 
-    MLflow tries to reach a lost server for four minutes. While a tracker of a server runs, `MLFLOW_HTTP_REQUEST_MAX_RETRIES`
-    is 1 in the whole process unless you have set it: MLflow takes this number from nowhere else.
+    MLflow tries to reach a lost server for four minutes. So `MLFLOW_HTTP_REQUEST_MAX_RETRIES`, which is all that MLflow
+    listens to, is 1 in the whole process while the tracker of a server runs, unless you have set it.
 
     Args:
         tracking_uri: `http(s)://...` of an MLflow server, or a database such as `sqlite:///mlflow.db`. By default
@@ -240,7 +240,8 @@ class MLflowTracker:
         """Connect, and find or make the run of this study; what MLflow missed of it is then written in passing.
 
         Args:
-            study: With one objective. Gets the user attribute `optuna_nas:study_uid`, by which its run is found again.
+            study: Gets the user attribute `optuna_nas:study_uid`, by which its run is found again. Of several objectives
+                the first decides which trial is the best; the others are shown as metrics.
             space: Decodes the trials' parameters to the architectures to draw.
             description: Markdown, shown on the study's run.
             dataset: Shown on the study's run.
@@ -249,12 +250,7 @@ class MLflowTracker:
         Raises:
             ConnectionError: MLflow can't be used at the address; one that does not answer is found out within 10
                 seconds.
-            ValueError: The study has several objectives.
         """
-        if len(study.directions) > 1:
-            raise ValueError(
-                f"`study` must have one objective but has {len(study.directions)}; search without a tracker."
-            )
         self._stop()
         mirror = _Mirror(self.store_uri, self.experiment, self.metric, space)
         self._reset(mirror)
@@ -493,7 +489,7 @@ class _Mirror:
     # -- the address ----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise ConnectionError where MLflow can't be used now, in at most 5 seconds; MLflow itself would take minutes."""
+        """Raise ConnectionError where MLflow can't be used now, within some 5 seconds."""
         parts = urlsplit(self._uri)
         try:
             if _is_server(self._uri):
@@ -519,7 +515,8 @@ class _Mirror:
         _silence()
         self._client = MlflowClient(self._uri)
         self._experiment_id = self._find_experiment()
-        self._maximize = study.direction == StudyDirection.MAXIMIZE
+        self._maximize = study.directions[0] == StudyDirection.MAXIMIZE
+        self._objectives = study.metric_names or [f"objective {i}" for i in range(len(study.directions))]
         uid = _study_uid(study)
         self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid}
         self.view_url = _view_url(self._uri, LOCAL_SERVER, self._experiment_id, uid)
@@ -557,10 +554,8 @@ class _Mirror:
         condition = "tags.`optuna_nas.kind` = 'study'"
         if not (found := self._search(condition)):
             starts = [trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start]
-            start, tags = (
-                _milliseconds(min(starts, default=None)),
-                self._tags | {"optuna_nas.kind": "study", "mlflow.runColor": COLOURS["study"]},
-            )
+            tags = self._tags | {"optuna_nas.kind": "study", "mlflow.runColor": COLOURS["study"]}
+            start = _milliseconds(min(starts, default=None))
             made = self._client.create_run(self._experiment_id, start, tags, study.study_name)
             found = self._search(condition)
             if made.info.run_id != found[0].info.run_id:  # another process was as fast; both take the first
@@ -616,7 +611,8 @@ class _Mirror:
             step, after = max(curve, default=0), max((point.timestamp for point in curve.values()), default=0) + 1
             metrics.append(Metric(self._metric, trial.values[0], max(end, after), step))  # of a step, the latest counts
         numbers = {name: value for name, value in trial.user_attrs.items() if _is_number(name, value)}
-        attributes = {key: value for key, value in _keyed(numbers).items() if key not in run.data.metrics}
+        shown = numbers | dict(zip(self._objectives[1:], (trial.values or [])[1:], strict=False))
+        attributes = {key: value for key, value in _keyed(shown).items() if key not in run.data.metrics}
         metrics += [Metric(key, float(value), end, 0) for key, value in attributes.items() if key != self._metric]
         texts = {name: _text(value) for name, value in trial.user_attrs.items() if name not in numbers}
         tags = _keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state.name]}

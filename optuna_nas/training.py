@@ -70,27 +70,27 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("epochs", 1, math.inf),
-            ("batch_size", 1, math.inf),
-            ("seed", 0, math.inf),
-            ("learning_rate", 0, math.inf),
-            ("final_learning_rate", 0, math.inf),
-            ("weight_decay", 0, math.inf),
-            ("clip_norm", 0, math.inf),
-            ("auxiliary_weight", 0, math.inf),
-            ("momentum", 0, 1),
-            ("label_smoothing", 0, 1),
-            ("warmup_fraction", 0, 1),
+        for name, low, high, ends in (
+            ("epochs", 1, math.inf, "[)"),
+            ("batch_size", 1, math.inf, "[)"),
+            ("seed", 0, math.inf, "[)"),
+            ("learning_rate", 0, math.inf, "()"),
+            ("final_learning_rate", 0, math.inf, "[)"),
+            ("weight_decay", 0, math.inf, "[)"),
+            ("clip_norm", 0, math.inf, "[)"),
+            ("auxiliary_weight", 0, math.inf, "[)"),
+            ("momentum", 0, 1, "[)"),
+            ("label_smoothing", 0, 1, "[)"),
+            ("warmup_fraction", 0, 1, "[]"),
         ):
             value = getattr(self, name)
             if not isinstance(value, int | float):
                 continue  # a suggestion; checked once it is a number
             if name in ("epochs", "batch_size", "seed") and not isinstance(value, int):
                 raise ValueError(f"`{name}` must be an integer but got {value}; use int({value}).")
-            if not low <= value < high or (name == "learning_rate" and value == 0):
-                bracket = "(" if name == "learning_rate" else "["
-                raise ValueError(f"`{name}` must be in {bracket}{low}, {high}) but got {value}.")
+            at_an_open_end = (value == low and ends[0] == "(") or (value == high and ends[1] == ")")
+            if not low <= value <= high or at_an_open_end:
+                raise ValueError(f"`{name}` must be in {ends[0]}{low}, {high}{ends[1]} but got {value}.")
         for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if isinstance(value, str) and value not in known:
@@ -332,8 +332,8 @@ class _Training:
         self._skipped_in_a_row += 1
         for module in self._network.modules():
             # The forward pass has moved running statistics already; those that broke begin anew.
-            mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-            if mean is not None and variance is not None and not bool(torch.isfinite(mean + variance).all()):
+            mean = module.running_mean if isinstance(module, nn.modules.batchnorm._NormBase) else None
+            if mean is not None and not bool(torch.isfinite(mean).all()):
                 module.reset_running_stats()
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingDiverged(

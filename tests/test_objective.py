@@ -256,7 +256,7 @@ def test_a_recipe_of_numbers_stays_as_it_is():
 
 
 def test_a_suggested_value_out_of_range_is_refused_when_it_is_known():
-    with pytest.raises(ValueError, match="`momentum` must be at least 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"`momentum` must be in \[0, 1\) but got 2.5"):
         resolve(replace(RECIPE, momentum=suggest_float(2.0, 3.0)), optuna.trial.FixedTrial({"momentum": 2.5}))
 
 

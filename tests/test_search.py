@@ -150,9 +150,9 @@ def test_the_trial_of_a_dead_process_fails_and_its_parameters_go_on(search):
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
     trial = study.ask(SPACE.distributions())
-    trial.set_user_attr(WORKER, f"{os.uname().nodename}:{child.pid}")
+    trial.set_user_attr(WORKER, f"{os.uname().nodename}:{child.pid}:old")
     alive = study.ask(SPACE.distributions())
-    alive.set_user_attr(WORKER, f"{os.uname().nodename}:{os.getppid()}")
+    alive.set_user_attr(WORKER, f"{os.uname().nodename}:{os.getppid()}:other")
     reap_dead_trials(study)
     dead, living, waiting = study.trials
     assert dead.state == TrialState.FAIL
@@ -170,7 +170,7 @@ def test_parameters_that_kill_every_process_are_given_up(search):
     study = open_study(search)
     for _ in range(3):
         trial = study.ask(SPACE.distributions())
-        trial.set_user_attr(WORKER, f"{os.uname().nodename}:999999999")
+        trial.set_user_attr(WORKER, f"{os.uname().nodename}:{os.getpid()}:before")
         reap_dead_trials(study)
     assert [t.state for t in study.trials] == [TrialState.FAIL] * 3
     assert REQUEUED not in study.trials[-1].user_attrs

@@ -395,9 +395,14 @@ def test_a_tracker_travels_to_another_process_unstarted(uri):
     assert read(uri, "mine").children[0].data.metrics["score"] == study.best_value
 
 
-def test_several_objectives_are_refused(uri):
-    with pytest.raises(ValueError, match="one objective but has 2"):
-        MLflowTracker(uri).start(optuna.create_study(directions=["maximize", "minimize"]))
+def test_of_several_objectives_the_first_decides(uri):
+    tracker, study = MLflowTracker(uri), optuna.create_study(directions=["maximize", "minimize"])
+    tracker.start(study)
+    study.optimize(lambda trial: ([0.1, 0.9, 0.5][trial.number], 7.0), n_trials=3, callbacks=[tracker.trial_finished])
+    tracker.finish(study)
+    mirror = read(uri)
+    assert mirror.children[1].info.run_name == "trial 1 (best)"
+    assert mirror.children[1].data.metrics == {"accuracy": 0.9, "objective 1": 7.0}
 
 
 # -- resumed, shared, cut off ------------------------------------------------------------------------------------------
