@@ -332,9 +332,10 @@ class _Training:
         self._skipped_in_a_row += 1
         for module in self._network.modules():
             # The forward pass has moved running statistics already; those that broke begin anew.
-            mean = module.running_mean if isinstance(module, nn.modules.batchnorm._NormBase) else None
-            if mean is not None and not bool(torch.isfinite(mean).all()):
-                module.reset_running_stats()
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                mean = module.running_mean
+                if mean is not None and not bool(torch.isfinite(mean).all()):
+                    module.reset_running_stats()
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingDiverged(
                 f"`learning_rate` must keep the loss finite but {self._skipped_in_a_row} steps in a row it was not, at "

@@ -21,7 +21,7 @@ def search(trials: int = 30, epochs: int = 8, seed: int = 0) -> Search:
         data=data,
         recipe=Recipe(epochs=epochs, learning_rate=0.1, warmup_fraction=0.1, seed=seed),
         sampler=TPESampler(seed=seed),
-        pruner=MedianPruner(n_startup_trials=5, n_warmup_steps=2),
+        pruner=MedianPruner(n_startup_trials=8, n_warmup_steps=4),
         trials=trials,
         cpu_threads=1,
         description=__doc__ or "",

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 from dataclasses import asdict, replace
 from functools import partial
@@ -479,6 +480,20 @@ def test_out_of_memory_with_halves_too_is_raised_and_changes_no_weight():
     assert same(state(network), before)
 
 
+def test_halves_that_no_longer_fit_are_not_tried_again():
+    seen = []
+
+    def hook(call, images, scores):
+        seen.append(len(images))
+        if len(images) > 8 or call > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return scores
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train(Wrapped(small_network(), hook), DATA, RECIPE)
+    assert seen == [16, 8, 8, 8, 8, 8]
+
+
 def test_one_image_cannot_be_halved():
     seen = []
     with pytest.raises(torch.OutOfMemoryError):
@@ -496,18 +511,26 @@ def test_another_error_is_not_taken_for_out_of_memory():
     assert network.calls == 1
 
 
-def test_a_training_whose_batches_fit_does_not_fail_in_the_evaluation():
+def test_evaluation_halves_its_batches_until_they_fit():
     class Small(nn.Module):
-        def __init__(self):
+        def __init__(self, limit):
             super().__init__()
-            self.network = small_network()
+            self.network, self.limit, self.seen = small_network(), limit, []
 
         def forward(self, images):
-            if len(images) > 32:
+            self.seen.append(len(images))
+            if len(images) > self.limit:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return self.network(images)
 
-    assert train(Small(), images(600), RECIPE).last.report_accuracy > 0
+    data = images(600)
+    network = Small(32)
+    assert evaluate(network, data, REPORT) == pytest.approx(evaluate(network.network, data, REPORT), abs=1e-9)
+    assert network.seen == [120, 120, 120, 64, 32, 32, 32, 24]
+    assert network.training  # as it was
+    assert train(Small(32), data, RECIPE).accumulation == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(Small(0), data, REPORT)
 
 
 def test_what_counts_as_out_of_memory():
@@ -566,6 +589,22 @@ def test_a_step_with_a_finite_loss_but_an_infinite_gradient_is_skipped():
     assert same(state(network.network), state(plain))
 
 
+def test_a_step_with_an_infinite_loss_but_a_finite_gradient_is_skipped():
+    def hook(call, images, scores):
+        return scores + torch.tensor([-math.inf, 0, 0]) if call == 2 else scores  # class 0 is impossible
+
+    (batch,) = DATA.batches(TRAIN, 72, epoch=0)
+    scores = (torch.zeros(72, 3) + torch.tensor([-math.inf, 0, 0])).requires_grad_()
+    loss = F.cross_entropy(scores, batch.labels)
+    loss.backward()
+    assert loss.isinf()
+    assert scores.grad.isfinite().all()
+    network, plain = Wrapped(small_network(), hook), small_network()
+    assert train(network, DATA, RECIPE).skipped_steps == 1
+    plain_training(plain, DATA, RECIPE, skip={2})
+    assert same(state(network.network), state(plain))
+
+
 def test_an_epoch_of_skipped_steps_has_finite_numbers():
     history = []
     network = Wrapped(small_network(), not_finite({1, 2, 3, 4}))
@@ -600,19 +639,27 @@ def test_the_row_of_skipped_steps_goes_on_after_a_restart(tmp_path):
     assert second.calls == 4
 
 
-def test_a_skipped_step_leaves_the_running_statistics_alone():
+ONLY_VARIANCE = pytest.mark.xfail(reason="reported: an infinite running variance stays", strict=True)
+
+
+@pytest.mark.parametrize("factor", [math.inf, pytest.param(1e25, marks=ONLY_VARIANCE)])  # 1e25: the mean stays finite
+def test_a_skipped_step_leaves_usable_running_statistics(factor):
     class Overflowing(nn.Module):
-        calls = 0
+        def __init__(self):
+            super().__init__()
+            self.network, self.calls = small_network(norm=True), 0
 
         def forward(self, images):
-            self.calls += self.training
-            return images * math.inf if self.training and self.calls == 3 else images
+            if not self.training:
+                return self.network(images)
+            self.calls += 1
+            return self.network(images * factor) * math.nan if self.calls == 3 else self.network(images)
 
-    network = nn.Sequential(Overflowing(), small_network(norm=True))
-    result = train(network, DATA, RECIPE)
+    network = Overflowing()
+    result = train(network, DATA, replace(RECIPE, epochs=10))
     assert result.skipped_steps == 1
     assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
-    assert math.isfinite(result.last.report_loss)
+    assert result.last.report_accuracy > 0.7
 
 
 # --- interrupted and gone on ------------------------------------------------------------------------------------------
@@ -730,6 +777,9 @@ def test_a_resumed_training_counts_the_seconds_before(tmp_path):
     tensors, description = load_tensors(file)
     description["progress"]["seconds"] = 100.0
     save_tensors(file, tensors, description)
+    with pytest.raises(TrainingStopped):
+        train(small_network(), DATA, RECIPE, checkpoint=file, should_stop=lambda: True)
+    assert 100 < load_tensors(file)[1]["progress"]["seconds"] < 110
     history = []
     result = train(small_network(), DATA, RECIPE, checkpoint=file, on_epoch=history.append)
     assert 100 < result.seconds < 110
@@ -878,35 +928,30 @@ def test_no_temporary_file_is_left_after_many_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "sentence"),
+    ("field", "value", "rule"),
     [
-        ("epochs", 0, r"in \[1, inf\) but got 0"),
-        ("batch_size", 0, r"in \[1, inf\)"),
-        ("learning_rate", 0.0, r"in \(0, inf\) but got"),
-        ("learning_rate", -1.0, r"in \(0, inf\) but got"),
-        ("learning_rate", math.nan, r"in \(0, inf\) but got"),
-        ("final_learning_rate", -0.1, r"in \[0, inf\)"),
-        ("weight_decay", -1e-4, r"in \[0, inf\)"),
-        ("clip_norm", -1, r"in \[0, inf\)"),
-        ("auxiliary_weight", -0.4, r"in \[0, inf\)"),
-        ("momentum", 1.1, r"in \[0, 1"),
-        ("warmup_fraction", -0.1, r"in \[0, 1"),
-        ("label_smoothing", 1.5, r"in \[0, 1"),
-        ("optimizer", "adam", r"one of \('sgd', 'adamw'\) but got 'adam'"),
-        ("precision", "float16", "one of .* but got 'float16'"),
+        ("epochs", 0, "in [1, inf)"),
+        ("batch_size", 0, "in [1, inf)"),
+        ("seed", -1, "in [0, inf)"),
+        ("learning_rate", 0.0, "in (0, inf)"),
+        ("learning_rate", -1.0, "in (0, inf)"),
+        ("learning_rate", math.nan, "in (0, inf)"),
+        ("learning_rate", math.inf, "in (0, inf)"),
+        ("final_learning_rate", -0.1, "in [0, inf)"),
+        ("weight_decay", -1e-4, "in [0, inf)"),
+        ("clip_norm", -1, "in [0, inf)"),
+        ("auxiliary_weight", -0.4, "in [0, inf)"),
+        ("momentum", 1.0, "in [0, 1)"),
+        ("warmup_fraction", -0.1, "in [0, 1]"),
+        ("warmup_fraction", 1.1, "in [0, 1]"),
+        ("label_smoothing", 1.0, "in [0, 1)"),
+        ("epochs", 2.5, "an integer"),
+        ("batch_size", 16.0, "an integer"),
+        ("seed", 0.5, "an integer"),
+        ("optimizer", "adam", "one of ('sgd', 'adamw')"),
+        ("precision", "float16", "one of ('auto', 'float32', 'bfloat16')"),
     ],
 )
-def test_a_recipe_out_of_range_is_refused(field, value, sentence):
-    with pytest.raises(ValueError, match=f"`{field}` must be {sentence}"):
+def test_a_recipe_out_of_range_is_refused(field, value, rule):
+    with pytest.raises(ValueError, match=re.escape(f"`{field}` must be {rule} but got {value!r}")):
         Recipe(**{field: value})
-
-
-@pytest.mark.parametrize("changes", [{"epochs": 2.5}, {"batch_size": 16.0}, {"learning_rate": math.inf}])
-def test_a_recipe_of_the_wrong_kind_of_number_is_refused(changes):
-    with pytest.raises(ValueError, match=f"`{next(iter(changes))}` must be"):
-        Recipe(**changes)
-
-
-def test_all_smoothing_and_no_label_is_refused():
-    with pytest.raises(ValueError, match="`label_smoothing` must be"):
-        Recipe(label_smoothing=1.0)

@@ -311,6 +311,29 @@ def test_a_canonical_graph_holds_no_dead_op_and_no_skip():
     assert isinstance(canonical, ComputationGraph)
 
 
+def rings(lengths, seed=0):
+    """A block whose nodes 1 to 6 read its input and whose nodes 7 to 12 read two of those each, in closed rings."""
+    choice, pairs, first = random.Random(seed), [], 0
+    for length in lengths:
+        pairs += [(first + i, first + (i + 1) % length) for i in range(length)]
+        first += length
+    places = choice.sample(range(1, 7), 6)
+    choice.shuffle(pairs)
+    choices = dict.fromkeys((f"block/{node}" for node in range(1, 13)), "sep_conv_3x3")
+    choices |= {f"block/{node}/inputs": "0" for node in range(1, 7)}
+    choices |= {f"block/{7 + i}/inputs": (str(places[a]), str(places[b])) for i, (a, b) in enumerate(pairs)}
+    return ghn_space(12).architecture(choices)
+
+
+def test_nodes_that_look_alike_from_nearby_are_told_apart():
+    # Every node has the same neighbours' neighbours: only the lengths of the rings tell one block from another.
+    digests = {
+        lengths: {rings(lengths, seed).canonical().digest for seed in range(6)} for lengths in [(6,), (3, 3), (2, 4)]
+    }
+    assert [len(found) for found in digests.values()] == [1, 1, 1]
+    assert len(set.union(*digests.values())) == 3
+
+
 @pytest.mark.timeout(20)
 def test_many_equal_branches_do_not_take_for_ever():
     space, branches = ghn_space(10), 5
