@@ -26,7 +26,6 @@ import time
 import uuid
 from collections import Counter, defaultdict, deque
 from concurrent.futures import Future, wait
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -240,8 +239,8 @@ class MLflowTracker:
         """Connect, and find or make the run of this study; what MLflow missed of it is then written in passing.
 
         Args:
-            study: Gets the user attribute `optuna_nas:study_uid`, by which its run is found again. Of several objectives
-                the first decides which trial is the best; the others are shown as metrics.
+            study: Gets the user attribute `optuna_nas:study_uid`, by which its run is found again. Of several
+                objectives the first decides which trial is the best; the others are shown as metrics.
             space: Decodes the trials' parameters to the architectures to draw.
             description: Markdown, shown on the study's run.
             dataset: Shown on the study's run.
@@ -496,8 +495,7 @@ class _Mirror:
                 credentials = get_default_host_creds(self._uri)
                 http_request(credentials, "/health", "GET", max_retries=0, timeout=PROBE_SECONDS)
             elif self._database is not None:
-                with closing(sqlite3.connect(self._database)) as connection:
-                    connection.execute("PRAGMA schema_version")
+                sqlite3.connect(self._database).close()
             elif (kind := parts.scheme.split("+")[0]) in PORTS:
                 if parts.hostname is not None:
                     socket.create_connection((parts.hostname, parts.port or PORTS[kind]), PROBE_SECONDS).close()

@@ -161,6 +161,14 @@ def test_a_nasbench201_cell_by_hand():
     torch.testing.assert_close(network(x), expected)
 
 
+def test_a_node_that_nothing_feeds_contributes_zeros_to_the_output():
+    architecture = TINY.architecture({"normal/3<-1": "avg_pool_3x3", "reduction/2<-0": "skip_connect"})
+    network, x = architecture.build(small_skeleton(TINY, cells=("normal",))).eval(), images()
+    node3 = F.avg_pool2d(network.parts["cell0/preprocess1"](network.parts["stem"](x).relu()), 3, 1, 1, False, False)
+    expected = torch.cat([torch.zeros_like(node3), node3], dim=1).mean((2, 3))
+    torch.testing.assert_close(network(x), network.parts["classifier"].linear(expected))
+
+
 # -- heads and drop-path ------------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,11 @@ def test_reads_as_a_mapping_from_path_to_names():
     assert str(architecture).startswith("normal/2<-0=dil_conv_3x3+skip_connect  normal/2<-1=none  ")
 
 
+def test_paths_come_in_the_order_of_the_space():
+    # By number: block/10 comes after block/9.
+    assert list(SPACES["ghn"].everything()) == [f"block/{i}{rest}" for i in range(1, 18) for rest in ("", "/inputs")]
+
+
 def test_none_and_nothing_are_one_choice():
     assert TINY.architecture({"normal/2<-0": "none"}) == TINY.architecture({}) == TINY.architecture({"normal/2<-0": ()})
 

@@ -43,6 +43,7 @@ def test_params_round_trip(data):
     architecture = data.draw(architectures(space, connected=False))
     params = space.encode(architecture)
     assert space.decode(params) == architecture
+    assert space.architecture(dict(architecture.choices)) == architecture  # the other way to make one
     assert list(params) == list(space.distributions())
     assert all(choice in space.distributions()[path].choices for path, choice in params.items())
 
@@ -133,6 +134,13 @@ def test_samples_are_in_range_and_repeat_with_the_seed(name):
     for architecture in drawn:
         assert architecture.connected
         assert space.decode(space.encode(architecture)) == architecture
+
+
+def test_samples_connect_unless_told_otherwise():
+    space = CellSpace(("none", "skip_connect"), nodes=1, inputs=1, cell_kinds=(CellKind("c"),))
+    generator = np.random.default_rng(0)
+    assert all(space.sample(generator).connected for _ in range(20))
+    assert len({space.sample(generator, connected=False).connected for _ in range(20)}) == 2
 
 
 def test_samples_are_uniform_over_the_options():
