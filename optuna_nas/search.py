@@ -35,6 +35,7 @@ from optuna_nas.objective import (
 )
 from optuna_nas.plots import plot_architecture
 from optuna_nas.tracking import DatasetInfo, MLflowTracker
+from optuna_nas.tracking.records import without_password
 from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate
 
 if TYPE_CHECKING:
@@ -226,17 +227,9 @@ def _clear_storage_errors(storage: str) -> Iterator[None]:
     except (SQLAlchemyError, OSError, ImportError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise ConnectionError(
-            f"`storage` must be the address of a database that answers but {_without_password(storage)!r} does not: "
+            f"`storage` must be the address of a database that answers but {without_password(storage)!r} does not: "
             f"{reason}; start the database, or correct the address."
         ) from error
-
-
-def _without_password(address: str) -> str:
-    head, separator, tail = address.rpartition("@")
-    if not separator:
-        return address
-    scheme, _, user = head.partition("://")
-    return f"{scheme}://{user.split(':')[0]}:***@{tail}"
 
 
 def _check_setting(study: Study, search: Search) -> None:

@@ -23,9 +23,10 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 from PIL import Image
 
-from optuna_nas import tracking
 from optuna_nas.space import Architecture, nasbench201_space
-from optuna_nas.tracking import DatasetInfo, MLflowTracker, comparison_view, mlflow_keys
+from optuna_nas.tracking import DatasetInfo, MLflowTracker, comparison_view, mlflow_keys, records, view
+from optuna_nas.tracking import mirror as mirror_module
+from optuna_nas.tracking import tracker as tracker_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -293,7 +294,7 @@ def test_the_winner_stands_out(finished):
     best = study.best_trial.number
     assert names == {number: f"trial {number}" + " (best)" * (number == best) for number in range(6)}
     colours = {number: run.data.tags["mlflow.runColor"] for number, run in mirror.children.items()}
-    assert [number for number in colours if colours[number] == tracking.COLOURS["best"]] == [best]
+    assert [number for number in colours if colours[number] == mirror_module.COLOURS["best"]] == [best]
 
 
 def test_the_saved_view_compares_the_trials_of_the_study(finished):
@@ -325,7 +326,7 @@ def test_mlflow_keys_read_well_and_stay_different():
     assert keys["block/5/inputs"] == "block/5/inputs"
     assert keys["a[0]"].startswith("a_0_.")
     assert len(set(keys.values())) == len(names)
-    assert all(tracking._is_key(key) for key in keys.values())
+    assert all(view._is_key(key) for key in keys.values())
     assert mlflow_keys(["a[0]"])["a[0]"] == keys["a[0]"]
 
 
@@ -342,8 +343,8 @@ def test_parameters_that_explain_more_are_drawn_first():
         )
 
     trials = [trial(number, "ab"[number % 2], number * 37 % 20 / 20) for number in range(20)]
-    assert tracking._axes(trials, None) == ["good", "noise"]
-    assert tracking._axes([], SPACE) == list(mlflow_keys(SPACE.options()).values())
+    assert view.parallel_axes(trials, None) == ["good", "noise"]
+    assert view.parallel_axes([], SPACE) == list(mlflow_keys(SPACE.options()).values())
 
 
 def test_the_view_draws_the_surrogate_score_where_trials_have_one(uri):
@@ -381,7 +382,7 @@ def test_a_database_is_opened_by_one_command_and_a_server_by_its_address(uri, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:1/")
     tracker = MLflowTracker()
     assert tracker.tracking_uri == "http://me:secret@host:1/"
-    assert "secret" not in str(tracking._unreachable(tracker.tracking_uri, "why"))
+    assert "secret" not in str(records.unreachable(tracker.tracking_uri, "why"))
 
 
 def test_a_tracker_travels_to_another_process_unstarted(uri):
@@ -582,7 +583,7 @@ def test_calls_cost_nothing_while_mlflow_is_slow_and_epochs_go_together_in_order
 
 def test_a_full_queue_drops_records_and_the_study_fills_the_gap(uri, gate, monkeypatch, caplog):
     opened, _ = gate
-    monkeypatch.setattr(tracking, "MAX_RECORDS", 20)
+    monkeypatch.setattr(tracker_module, "MAX_RECORDS", 20)
     tracker, study = MLflowTracker(uri), new_study()
     tracker.start(study)
     opened.clear()
@@ -657,8 +658,8 @@ def test_an_address_that_cannot_be_used_is_one_clear_sentence(address, reason, t
 
 
 def test_a_server_that_listens_but_says_nothing_is_given_up_within_ten_seconds(monkeypatch):
-    assert tracking.PROBE_SECONDS <= 5
-    monkeypatch.setattr(tracking, "PROBE_SECONDS", 1)
+    assert mirror_module.PROBE_SECONDS <= 5
+    monkeypatch.setattr(mirror_module, "PROBE_SECONDS", 1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -725,7 +726,7 @@ def server(tmp_path_factory, database):
 
 def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp_path, monkeypatch, caplog, capfd):
     server.wait()
-    monkeypatch.setattr(tracking, "FRESH_SECONDS", 0)
+    monkeypatch.setattr(mirror_module, "FRESH_SECONDS", 0)
     study, tracker = new_study(folder=tmp_path), MLflowTracker(server.uri)
 
     def die(trial):

@@ -1,0 +1,473 @@
+"""The side that talks to MLflow, through `MlflowClient` and explicit run ids only; knows no threads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sqlite3
+import uuid
+from collections import Counter, defaultdict
+from functools import partial
+from math import inf
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from optuna_nas.plots import plot_architecture
+from optuna_nas.tracking.records import (
+    SQLITE,
+    STATUSES,
+    THREAD_NAME,
+    Begun,
+    Epoch,
+    finished_trials,
+    is_server,
+    milliseconds,
+    milliseconds_now,
+    one_line,
+    unreachable,
+    without_password,
+)
+from optuna_nas.tracking.view import (
+    LOCAL_SERVER,
+    PICTURE_KEY,
+    comparison_view,
+    mlflow_keys,
+    parallel_axes,
+    view_key,
+    view_url,
+    winner_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import optuna
+    from mlflow.entities import Run
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.space import Space
+    from optuna_nas.tracking.records import DatasetInfo
+
+_logger = logging.getLogger("optuna_nas.tracking")
+
+NOISY = ("mlflow", "alembic", "sqlalchemy", "urllib3")  # loggers whose messages from that thread are nobody's business
+PROBE_SECONDS = 5  # in which a server must say something
+FRESH_SECONDS = 10.0  # how long a trial of another process is left to that process
+SCATTER_ATTRIBUTES = ("surrogate_score", "params")
+"""User attributes to draw against the value, best first: what a one-shot model guessed, what the network costs."""
+COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
+"""Of the runs' points and curves; all but the winner's are pale."""
+BEST = " (best)"
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Databases besides SQLite that MLflow writes to, and where they listen."""
+UID_ATTRIBUTE = "optuna_nas:study_uid"
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class _Child(NamedTuple):
+    """The run of a trial."""
+
+    run_id: str
+    status: str
+    name: str
+
+    @staticmethod
+    def of(run: Run) -> _Child:
+        return _Child(run.info.run_id, run.info.status, run.info.run_name)
+
+
+class Mirror:
+    """Tells MLflow about a study. Everything may be done again after it failed half-way, with the same outcome.
+
+    Used by one thread, but for `running`, which the trials' threads fill.
+    """
+
+    def __init__(self, uri: str, experiment: str, metric: str, space: Space | None) -> None:
+        self._uri, self._experiment, self._metric, self._space = uri, experiment, metric, space
+        self._database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+        self.running: dict[int, Begun] = {}
+        self.n_written = 0
+        self.view_url = ""
+        self._children: dict[int, _Child] = {}
+        self.own: set[int] = set()  # trials that finished in this process; filled by their threads, like `running`
+        self._steps: set[int] = set()  # of the study's curves
+        self._scatter = SCATTER_ATTRIBUTES[-1]
+        self._refused = False  # an artifact could not be stored
+
+    # -- the address ----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise ConnectionError where MLflow can't be used now, within some 5 seconds."""
+        parts = urlsplit(self._uri)
+        try:
+            if is_server(self._uri):
+                credentials = get_default_host_creds(self._uri)
+                http_request(credentials, "/health", "GET", max_retries=0, timeout=PROBE_SECONDS)
+            elif self._database is not None:
+                sqlite3.connect(self._database).close()
+            elif (kind := parts.scheme.split("+")[0]) in PORTS:
+                if parts.hostname is not None:
+                    socket.create_connection((parts.hostname, parts.port or PORTS[kind]), PROBE_SECONDS).close()
+            elif not self._uri.startswith("databricks"):
+                raise ValueError("this is neither a server nor a database")
+        except MlflowException as error:
+            raise unreachable(self._uri, "it does not answer") from error
+        except (sqlite3.Error, OSError, ValueError) as error:
+            raise unreachable(self._uri, one_line(error)) from error
+
+    def find_view(self, study: optuna.Study, local_server: str) -> str:
+        """Return the address of the comparison view of a study that was tracked before."""
+        self.check()
+        uid = str(study.user_attrs.get(UID_ATTRIBUTE, ""))
+        experiment = MlflowClient(self._uri).get_experiment_by_name(self._experiment) if uid else None
+        if experiment is None:
+            raise ValueError(
+                f"`study` must have been tracked at {without_password(self._uri)} but MLflow does not know "
+                f"{study.study_name!r}; run it with this tracker first."
+            )
+        return view_url(self._uri, local_server, experiment.experiment_id, uid)
+
+    def open(
+        self, study: optuna.Study, description: str, dataset: DatasetInfo | None, params: Mapping[str, object]
+    ) -> None:
+        """Find or make the experiment and the study's run."""
+        _silence()
+        self._client = MlflowClient(self._uri)
+        self._experiment_id = self._find_experiment()
+        self._maximize = study.directions[0] == StudyDirection.MAXIMIZE
+        self._objectives = study.metric_names or [f"objective {i}" for i in range(len(study.directions))]
+        uid = _study_uid(study)
+        self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid}
+        self.view_url = view_url(self._uri, LOCAL_SERVER, self._experiment_id, uid)
+
+        parent = self._find_parent(study)
+        self._parent_id = parent.info.run_id
+        self._client.update_run(self._parent_id, status="RUNNING")
+        keys = mlflow_keys(params)
+        known = parent.data.params
+        texts = {keys[name]: _text(value) for name, value in params.items()}
+        changed = {f"changed.{key}": text for key, text in texts.items() if known.get(key, text) != text}
+        note = {"mlflow.note.content": description} if description else {}
+        self._log(self._parent_id, (), {key: text for key, text in texts.items() if key not in known}, note | changed)
+        if dataset is not None:
+            entity = Dataset(dataset.name, dataset.digest[:36], "external", json.dumps({"uri": dataset.source}))
+            context = InputTag("mlflow.data.context", "search")
+            self._client.log_inputs(self._parent_id, datasets=[DatasetInput(entity, [context])])
+        self._save_view(study)
+
+    def _find_experiment(self) -> str:
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            folder = self._database and self._database.parent / "mlruns" / quote(self._experiment, safe="")
+            try:
+                return str(self._client.create_experiment(self._experiment, folder and folder.as_uri()))
+            except MlflowException:  # another process was faster
+                experiment = self._client.get_experiment_by_name(self._experiment)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage != "active":
+            raise unreachable(self._uri, f"experiment {self._experiment!r} was deleted there")
+        return str(experiment.experiment_id)
+
+    def _find_parent(self, study: optuna.Study) -> Run:
+        condition = "tags.`optuna_nas.kind` = 'study'"
+        if not (found := self._search(condition)):
+            starts = [trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start]
+            tags = self._tags | {"optuna_nas.kind": "study", "mlflow.runColor": COLOURS["study"]}
+            start = milliseconds(min(starts, default=None))
+            made = self._client.create_run(self._experiment_id, start, tags, study.study_name)
+            found = self._search(condition)
+            if made.info.run_id != found[0].info.run_id:  # another process was as fast; both take the first
+                self._client.delete_run(made.info.run_id)
+        return found[0]
+
+    def _search(self, condition: str) -> list[Run]:
+        """Return the runs of this study for which the condition holds, oldest first."""
+        query = f"tags.`optuna_nas.study_uid` = '{self._tags['optuna_nas.study_uid']}' and {condition}"
+        order = ["attributes.start_time", "attributes.run_id"]
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment_id], query, 1, 1000, order, token)
+            runs += page
+            if not (token := page.token):
+                return runs
+
+    # -- trials ---------------------------------------------------------------------------------------------------
+
+    def trial_started(self, begun: Begun, first: Epoch) -> None:
+        """Make the run of a trial, with what is known before training."""
+        self._log(self._child(begun.number, begun.start), _points(first), _param_texts(begun.params))
+
+    def epochs(self, epochs: Sequence[Epoch]) -> None:
+        """Add points to learning curves, one request a trial."""
+        points: dict[int, list[Metric]] = defaultdict(list)
+        for epoch in epochs:
+            points[epoch.number] += _points(epoch)
+        for number, metrics in points.items():
+            if number in self._children:
+                self._log(self._children[number].run_id, metrics)
+            elif (begun := self.running.get(number)) is not None:
+                self._log(self._child(number, begun.start), metrics, _param_texts(begun.params))
+
+    def trial_finished(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Close the run of a trial of this process, and continue the study's curves."""
+        self._write_trial(trial)
+        self._write_curves(study, set(self.own))
+        if self._scatter != SCATTER_ATTRIBUTES[0] and SCATTER_ATTRIBUTES[0] in trial.user_attrs:
+            self._save_view(study)
+
+    def _write_trial(self, trial: FrozenTrial) -> None:
+        """Complete and close the run of a trial; the status comes last, so that a run that has it lacks nothing."""
+        run_id = self._child(trial.number, milliseconds(trial.datetime_start))
+        run, end = self._client.get_run(run_id), milliseconds(trial.datetime_complete)
+
+        curve = {point.step: point for point in self._history(run_id, self._metric)}
+        missing = {step: value for step, value in trial.intermediate_values.items() if step not in curve}
+        metrics = [Metric(self._metric, value, end, step) for step, value in sorted(missing.items())]
+        curve |= {point.step: point for point in metrics}
+        if trial.values and (not curve or curve[max(curve)].value != trial.values[0]):
+            step, after = max(curve, default=0), max((point.timestamp for point in curve.values()), default=0) + 1
+            metrics.append(Metric(self._metric, trial.values[0], max(end, after), step))  # of a step, the latest counts
+        numbers = {name: value for name, value in trial.user_attrs.items() if _is_number(name, value)}
+        shown = numbers | dict(zip(self._objectives[1:], (trial.values or [])[1:], strict=False))
+        attributes = {key: value for key, value in _keyed(shown).items() if key not in run.data.metrics}
+        metrics += [Metric(key, float(value), end, 0) for key, value in attributes.items() if key != self._metric]
+        texts = {name: _text(value) for name, value in trial.user_attrs.items() if name not in numbers}
+        tags = _keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state.name]}
+        self._log(run_id, metrics, _param_texts(trial.params), tags)
+        if "mlflow.loggedImages" not in run.data.tags:
+            self._store(partial(self._draw, trial, run_id))
+        self._end(run_id, STATUSES[trial.state], end)
+        self._children[trial.number] = self._children[trial.number]._replace(status=STATUSES[trial.state])
+
+    def _draw(self, trial: FrozenTrial, run_id: str, key: str = PICTURE_KEY) -> None:
+        try:
+            architecture = None if self._space is None else self._space.decode(trial.params)
+        except ValueError:  # it failed before everything was chosen, or an earlier search had another space
+            architecture = None
+        if architecture is not None:
+            canvas = FigureCanvasAgg(plot_architecture(architecture))
+            canvas.draw()  # type: ignore[no-untyped-call]
+            picture = np.array(canvas.buffer_rgba(), np.uint8)  # type: ignore[no-untyped-call]
+            self._client.log_text(run_id, architecture.to_json(), "architecture.json")
+            self._client.log_image(run_id, picture, "architecture.png")
+            self._client.log_image(run_id, picture, key=key, step=0)
+
+    def _store(self, save: Callable[[], None]) -> None:
+        """Save an artifact, or do without: files go to a place of their own, which may refuse what MLflow takes."""
+        try:
+            save()
+        except Exception as error:
+            self.check()  # MLflow itself is away: then all of it is done again
+            level = logging.DEBUG if self._refused else logging.WARNING
+            self._refused = True
+            _logger.log(level, "MLflow could not store an architecture or a table (%s).", one_line(error))
+
+    def _child(self, number: int, start: int) -> str:
+        """Return the run of a trial, made where MLflow has none."""
+        if number not in self._children:
+            if not (found := self._search(f"tags.`optuna.trial_number` = '{number}'")):
+                own = {"mlflow.parentRunId": self._parent_id, "optuna.trial_number": str(number)}
+                tags = self._tags | {"optuna_nas.kind": "trial"} | own
+                found = [self._client.create_run(self._experiment_id, start, tags, f"trial {number}")]
+            self._children[number] = _Child.of(found[0])
+        return self._children[number].run_id
+
+    # -- the study ------------------------------------------------------------------------------------------------
+
+    def replay(self, study: optuna.Study, finished: Sequence[FrozenTrial]) -> None:
+        """Write what MLflow misses of these trials, whoever ran them."""
+        children = self._search("tags.`optuna_nas.kind` = 'trial'")
+        self._children = {int(run.data.tags["optuna.trial_number"]): _Child.of(run) for run in reversed(children)}
+        self._steps = {point.step for point in self._history(self._parent_id, "n_complete")}
+        for trial in finished:
+            child = self._children.get(trial.number)
+            if child is None or not (child.status == STATUSES[trial.state] or self._is_being_closed(trial, child)):
+                self._write_trial(trial)
+        self._write_curves(study, {trial.number for trial in finished})
+        self._save_view(study)
+
+    def _is_being_closed(self, trial: FrozenTrial, child: _Child) -> bool:
+        """Whether another process has only just finished the trial and still writes its curves."""
+        fresh = milliseconds_now() - milliseconds(trial.datetime_complete) < FRESH_SECONDS * 1000
+        return fresh and child.status == "RUNNING" and trial.number not in self.own
+
+    def close(self, study: optuna.Study, status: str) -> None:
+        """Write what is missing and the leaderboard, name the winner, close the study's run."""
+        for number in self.running.keys() & self._children.keys():  # cut off in the middle
+            self._end(self._children[number].run_id, "KILLED", milliseconds_now())
+        self.running.clear()
+        self.replay(study, finished_trials(study))
+        ranked = self._ranked(study)
+        if ranked and self._counts(ranked[0]):
+            self._crown(ranked[0])
+        self._save_view(study)
+        table = json.dumps(self._leaderboard(ranked))
+        self._store(partial(self._client.log_text, self._parent_id, table, "leaderboard.json"))
+        self._log(
+            self._parent_id, (), tags={"mlflow.loggedArtifacts": '[{"path": "leaderboard.json", "type": "table"}]'}
+        )
+        self._end(self._parent_id, status, milliseconds_now())
+
+    def _crown(self, best: FrozenTrial) -> None:
+        """Give the best trial its name, its colour and a picture that the view shows by itself."""
+        for number, child in self._children.items():
+            wins = number == best.number
+            if (name := f"trial {number}" + BEST * wins) != child.name:
+                if wins:
+                    self._store(partial(self._draw, best, child.run_id, winner_key(number)))
+                colour = COLOURS["best" if wins else "COMPLETE"]
+                self._log(child.run_id, (), tags={"mlflow.runColor": colour})
+                self._client.update_run(child.run_id, name=name)
+                self._children[number] = child._replace(name=name)
+
+    def _counts(self, trial: FrozenTrial) -> bool:
+        """Whether a trial can be the best."""
+        return trial.state == TrialState.COMPLETE and all(excess <= 0 for excess in trial.constraints.values())
+
+    def _ranked(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Return the finished trials, best first; those without a value or beyond a constraint come last."""
+
+        def rank(trial: FrozenTrial) -> tuple[bool, float]:
+            value = trial.values[0] if trial.values else inf
+            return not self._counts(trial), -value if self._maximize and trial.values else value
+
+        return sorted(finished_trials(study), key=rank)
+
+    def _leaderboard(self, ranked: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """Return MLflow's form of a table (`log_table` would append to that of an earlier run)."""
+        attributes = sorted({name for t in ranked for name, value in t.user_attrs.items() if _is_number(name, value)})
+        params = list(dict.fromkeys(name for trial in ranked for name in trial.params))
+        columns = ["trial", self._metric, "state", "seconds", *attributes, *params]
+        rows = [
+            [
+                trial.number,
+                trial.values[0] if trial.values else None,
+                trial.state.name,
+                round(trial.duration.total_seconds(), 1) if trial.duration else None,
+                *(trial.user_attrs.get(name) for name in attributes),
+                *(trial.params.get(name) for name in params),
+            ]
+            for trial in ranked
+        ]
+        return {"columns": columns, "data": rows}
+
+    def _write_curves(self, study: optuna.Study, numbers: set[int]) -> None:
+        """Continue the study's curves, trial numbers as steps; a trial waits for those begun before it.
+
+        So a curve of the best value never falls, though trials finish in any order.
+        """
+        horizon = min(list(self.running), default=inf)
+        best: float | None = None
+        counts: Counter[TrialState] = Counter()
+        points = []
+        for trial in finished_trials(study):
+            if trial.number > horizon:
+                break
+            counts[trial.state] += 1
+            values = {"n_complete": TrialState.COMPLETE, "n_pruned": TrialState.PRUNED, "n_failed": TrialState.FAIL}
+            point = {name: float(counts[state]) for name, state in values.items()}
+            if self._counts(trial):
+                value = trial.values[0]
+                best = value if best is None else max(best, value) if self._maximize else min(best, value)
+                point["trial_value"] = value
+            if best is not None:
+                point["best_value"] = best
+            if trial.number in numbers - self._steps:
+                points.append(Epoch(trial.number, trial.number, point, milliseconds(trial.datetime_complete)))
+        self._log(self._parent_id, [metric for point in points for metric in _points(point)])
+        self._steps |= {point.step for point in points}
+
+    def _save_view(self, study: optuna.Study) -> None:
+        finished = finished_trials(study)
+        attributes = {name for trial in finished for name in trial.user_attrs}
+        self._scatter = next((name for name in SCATTER_ATTRIBUTES if name in attributes), self._scatter)
+        view = comparison_view(
+            self._metric,
+            maximize=self._maximize,
+            params=parallel_axes(finished, self._space),
+            scatter=self._scatter,
+            winner=next((winner_key(n) for n, child in self._children.items() if child.name.endswith(BEST)), ""),
+            study_uid=self._tags["optuna_nas.study_uid"],
+        )
+        tag = f"mlflow.sharedViewState.{view_key(self._tags['optuna_nas.study_uid'])}"
+        self._client.set_experiment_tag(self._experiment_id, tag, json.dumps(view))
+
+    # -- MLflow ---------------------------------------------------------------------------------------------------
+
+    def _history(self, run_id: str, metric: str) -> list[Metric]:
+        return sorted(self._client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
+
+    def _log(
+        self,
+        run_id: str,
+        metrics: Sequence[Metric],
+        params: Mapping[str, str] = _EMPTY,
+        tags: Mapping[str, str] = _EMPTY,
+    ) -> None:
+        """Write all of it, in pieces as large as MLflow takes."""
+        all_params = [Param(key, value[:6000]) for key, value in params.items()]
+        all_tags = [RunTag(key, value[:8000]) for key, value in tags.items()]
+        while metrics or all_params or all_tags:
+            self._client.log_batch(run_id, metrics[:800], all_params[:100], all_tags[:100])
+            metrics, all_params, all_tags = metrics[800:], all_params[100:], all_tags[100:]
+            self.n_written += 1
+
+    def _end(self, run_id: str, status: str, end: int) -> None:
+        # `set_terminated` of a server's run prints its address; the store behind it does not.
+        store = self._client._tracking_client.store
+        store.update_run_info(run_id, RunStatus.from_string(status), end, None)
+
+
+def _points(epoch: Epoch) -> list[Metric]:
+    return [Metric(key, float(value), epoch.time, epoch.step) for key, value in _keyed(epoch.metrics).items()]
+
+
+def _param_texts(params: Mapping[str, object]) -> dict[str, str]:
+    return {key: _text(value) for key, value in _keyed(params).items()}
+
+
+def _keyed(values: Mapping[str, Any]) -> dict[str, Any]:
+    keys = mlflow_keys(values)
+    return {keys[name]: value for name, value in values.items()}
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, default=str) if isinstance(value, (dict, list, tuple)) else str(value)
+
+
+def _is_number(name: str, value: object) -> bool:
+    """Whether a user attribute is a metric: a number that is no bookkeeping of this package."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith("optuna_nas:")
+
+
+def _study_uid(study: optuna.Study) -> str:
+    """Return what tells this study from one of the same name in another storage."""
+    if UID_ATTRIBUTE not in study.user_attrs:
+        study.set_user_attr(UID_ATTRIBUTE, uuid.uuid4().hex[:16])
+    return str(study.user_attrs[UID_ATTRIBUTE])
+
+
+def _silence() -> None:
+    """Keep what MLflow, Alembic and urllib3 have to say in the tracker's thread out of the user's terminal."""
+    logging.getLogger("urllib3.connectionpool").addFilter(_is_elsewhere)
+    for handler in logging.getLogger("mlflow").handlers:
+        handler.addFilter(_is_elsewhere)
+
+
+def _is_elsewhere(record: logging.LogRecord) -> bool:
+    return record.threadName != THREAD_NAME or not record.name.startswith(NOISY)

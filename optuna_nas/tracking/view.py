@@ -1,0 +1,146 @@
+"""The ready-made comparison view of MLflow's run page: what it shows, its keys and its address."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import numpy as np
+
+from optuna_nas.tracking.records import is_server, without_password
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.space import Space
+
+PICTURE_KEY = "architecture"
+LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mlflow ui` listens
+MAX_PARALLEL_AXES = 8  # more can't be read side by side
+
+
+def mlflow_keys(names: Iterable[str]) -> dict[str, str]:
+    """Return for each name a key that MLflow accepts; different names get different keys.
+
+    A name that MLflow accepts stays as it is. An edge `normal/2<-0` becomes `normal/2-0`, so that keys sort like the
+    edges. What is still forbidden, taken or too long is spelt with underscores and a digest of the name.
+    """
+    ordered = sorted(set(names))
+    keys = {name: name for name in ordered if _is_key(name)}
+    for name in ordered:
+        if name not in keys:
+            key = name.replace("<-", "-")
+            if not _is_key(key) or key in keys.values():
+                key = f"{re.sub(r'[^a-zA-Z0-9-]', '_', key)[:200]}.{blake2b(name.encode(), digest_size=4).hexdigest()}"
+            keys[name] = key
+    return keys
+
+
+def _is_key(name: str) -> bool:
+    """Whether MLflow takes it: allowed characters, at most 250, and a path that is already as short as it can be."""
+    parts = name.split("/")
+    return len(name) <= 250 and re.fullmatch(r"[\w\-. :/]+", name) is not None and not {"", ".", ".."} & set(parts)
+
+
+def comparison_view(
+    metric: str, *, maximize: bool, params: Sequence[str], scatter: str, winner: str, study_uid: str
+) -> dict[str, Any]:
+    """Return the state of MLflow's run page that compares the trials of a study.
+
+    This is what the page itself stores for "Share view", read off MLflow 3.17; it is documented nowhere. A page that
+    does not understand it shows its own charts.
+
+    Args:
+        metric: The objective's value.
+        maximize: Whether more of it is better.
+        params: Keys of the parameters to draw as parallel axes.
+        scatter: Key of the metric to draw against the value.
+        winner: Key of the picture of the best architecture, empty as long as there is none.
+        study_uid: Whose runs to show.
+    """
+    line = {"type": "LINE", "xAxisKey": "step", "useGlobalXaxisKey": False, "lineSmoothness": 0, "displayPoints": True}
+    best_value = line | {"metricKey": "best_value", "selectedMetricKeys": ["best_value"]}
+    scatter_plot = {"type": "SCATTER"} | {
+        axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", scatter), ("yaxis", metric))
+    }
+    choices = {"type": "PARALLEL", "selectedParams": list(params), "selectedMetrics": [metric], "showAllRuns": False}
+    pictures = tuple(
+        {"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False} for key in (winner, PICTURE_KEY) if key
+    )
+    curves = line | {"metricKey": metric, "selectedMetricKeys": [metric]}
+    sections: dict[str, tuple[dict[str, Any], ...]] = {
+        "1. Which trial won": (best_value, scatter_plot),
+        "2. What it chose": (choices,),
+        "3. What it looks like": pictures,
+        "4. How it learned": (curves,),
+    }
+    kept = {"isGenerated": False, "deleted": False}  # the page may neither replace nor hide it
+    return {
+        "searchFilter": f"tags.`optuna_nas.study_uid` = '{study_uid}'",
+        "orderByKey": f"metrics.`{metric}`",
+        "orderByAsc": not maximize,
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": len(charts), **kept}
+            for name, charts in sections.items()
+        ],
+        "compareRunCharts": [
+            chart | {"uuid": f"{name}{i}", "metricSectionId": name, "runsCountToCompare": 100, **kept}
+            for name, charts in sections.items()
+            for i, chart in enumerate(charts)
+        ],
+    }
+
+
+def winner_key(number: int) -> str:
+    """Return the key of the picture of the best architecture."""
+    return f"best - trial {number}"
+
+
+def view_key(uid: str) -> str:
+    """Return the key of the view in an address, and in the tag that holds it."""
+    return f"optuna_nas_{uid}"
+
+
+def view_url(uri: str, local_server: str, experiment_id: str, uid: str) -> str:
+    """Return the address of the view."""
+    server = without_password(uri).rstrip("/") if is_server(uri) else local_server
+    query = urlencode({"viewStateShareKey": view_key(uid), "compareRunsMode": "CHART"})
+    return f"{server}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def parallel_axes(finished: Sequence[FrozenTrial], space: Space | None) -> list[str]:
+    """Return the keys of the parameters that vary, those first that explain most of the values' variance."""
+    valued = [trial for trial in finished if trial.values]
+    names = {name: None for trial in valued for name in trial.params}
+    varying = [name for name in names if len({trial.params.get(name) for trial in valued}) > 1]
+    if not varying and space is not None:
+        varying = [path for path, options in space.options().items() if len(options) > 1]
+    varying.sort(key=lambda name: -_explained_variance([(t.params.get(name), t.values[0]) for t in valued]))
+    keys = mlflow_keys(varying)
+    return [keys[name] for name in varying[:MAX_PARALLEL_AXES]]
+
+
+def _explained_variance(pairs: Sequence[tuple[Any, float]]) -> float:
+    """Return how much of the values' variance the parameter's groups explain (adjusted R squared; quarters of numbers).
+
+    Coarse but cheap, and silent where Optuna's importances warn of too few trials.
+    """
+    if len({parameter for parameter, _ in pairs}) > len(pairs) / 4:
+        try:
+            pairs = [(4 * rank // len(pairs), value) for rank, (_, value) in enumerate(sorted(pairs))]
+        except TypeError:  # not numbers
+            return 0.0
+    groups: dict[Any, list[float]] = defaultdict(list)
+    for parameter, value in pairs:
+        groups[parameter].append(value)
+    total = np.var([value for _, value in pairs]) if pairs else 0.0
+    if total == 0 or len(pairs) <= len(groups):
+        return 0.0
+    within = sum(len(values) * np.var(values) for values in groups.values()) / (len(pairs) - len(groups))
+    return float(1 - within / (total * len(pairs) / (len(pairs) - 1)))
