@@ -318,7 +318,7 @@ def _chunks(positions: Tensor, batch_size: int, seed: int, epoch: int | None) ->
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
     """Return a generator whose numbers depend on the key alone."""
-    state = int(np.random.SeedSequence([abs(part) for part in key]).generate_state(1, np.uint64)[0])
+    state = int(np.random.SeedSequence([len(key), *(abs(part) for part in key)]).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(state >> 1)
 
 
@@ -369,7 +369,9 @@ def _draw_splits(labels: NDArray[np.int64], n_train: int, fractions: dict[str, f
     unknown = sorted(set(fractions) - {CHOICES, REPORT, TEST})
     if unknown:
         raise ValueError(f"`fractions` must use 'choices', 'report' and 'test' but got {unknown[0]!r}.")
-    if min(shares.values()) < 0 or shares[CHOICES] + shares[REPORT] >= 1 or shares[TEST] >= 1:
+    if seed < 0:
+        raise ValueError(f"`seed` must not be negative but got {seed}.")
+    if not min(shares.values()) >= 0 or not max(shares.values()) < 1 or shares[CHOICES] + shares[REPORT] >= 1:
         raise ValueError(f"`fractions` must not be negative and must leave images for 'weights' but are {shares}.")
     rest = np.arange(n_train)
     splits: dict[str, NDArray[np.int64]] = {}
@@ -519,6 +521,8 @@ class ImageFolderData:
 
     def to(self, device: torch.device | str) -> ImageFolderData:
         """Return the same data with batches coming out on another device."""
+        if torch.device(device) == self.device:
+            return self
         return ImageFolderData(self._root, self._size, self._workers, device, self._fractions, self._seed)
 
     def size(self, splits: Sequence[str]) -> int:

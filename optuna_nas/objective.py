@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,8 @@ DUPLICATE_OF = "duplicate_of"
 """Trial attribute: number of the finished trial that computed the same function under the same other parameters."""
 DIGEST = "architecture_digest"
 """Trial attribute: digest of the canonical architecture."""
+TRAINING_DIGEST = "training_digest"
+"""Trial attribute: digest of skeleton, recipe and data."""
 RESUMES = "resumes"
 """Trial attribute: number of the trial whose checkpoint this one goes on from."""
 
@@ -171,7 +174,24 @@ class TrainObjective:
         to = getattr(self.data, "to", None)
         return cast("Data", to(choose_device(self.device))) if to else self.data
 
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """What a study must do with the objectives: maximise the accuracy, minimise costs."""
+        return ("maximize", *("minimize" for _ in self.objectives[1:]))
+
+    @cached_property
+    def _training_digest(self) -> str:
+        """What else than the architecture and suggested parameters decides a result."""
+        parts = (self.skeleton, self.recipe, self.data.describe())
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
     def __call__(self, trial: Trial) -> float | tuple[float, ...]:
+        directions = tuple(direction.name.lower() for direction in trial.study.directions)
+        if directions != self.directions:
+            raise ValueError(
+                f"`directions` of the study must be {self.directions} for the objectives {self.objectives} but are "
+                f"{directions}; create the study with `directions=objective.directions`."
+            )
         architecture = self.space.suggest(trial)
         recipe = resolve(self.recipe, trial)
         if not architecture.connected:
@@ -179,6 +199,7 @@ class TrainObjective:
         digest = architecture.canonical().digest
         cost = architecture.cost(self.skeleton)
         trial.set_user_attr(DIGEST, digest)
+        trial.set_user_attr(TRAINING_DIGEST, self._training_digest)
         for name in COSTS:
             trial.set_user_attr(name, getattr(cost, name))
         for name, bound in self.constraints.items():
@@ -288,6 +309,7 @@ class TrainObjective:
             if (
                 earlier.number < trial.number
                 and earlier.user_attrs.get(DIGEST) == digest
+                and earlier.user_attrs.get(TRAINING_DIGEST) == self._training_digest
                 and DUPLICATE_OF not in earlier.user_attrs
                 and (earlier.state == TrialState.COMPLETE or earlier.intermediate_values)
                 and others(earlier.params) == wanted

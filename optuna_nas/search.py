@@ -131,7 +131,12 @@ class Search:
                 raise ValueError(f"`directions` must be 'maximize' or 'minimize' but got {direction!r}.")
         if self.objective is None and (self.skeleton is None or self.data is None):
             raise ValueError("`objective` must be given where `skeleton` and `data` are not; pass it, or pass both.")
-        self.resolved_objective()
+        objective = self.resolved_objective()
+        if isinstance(objective, TrainObjective) and self.directions != objective.directions:
+            raise ValueError(
+                f"`directions` must be {objective.directions} for the objectives {objective.objectives} but are "
+                f"{self.directions}."
+            )
 
     def resolved_objective(self) -> Objective:
         """Return the objective, or the default one made of skeleton, data and recipe."""

@@ -84,6 +84,8 @@ class Recipe:
             ("warmup_fraction", 0, 1, "[]"),
         ):
             value = getattr(self, name)
+            if value is None or isinstance(value, str):
+                raise ValueError(f"`{name}` must be a number but got {value!r}.")
             if not isinstance(value, int | float):
                 continue  # a suggestion; checked once it is a number
             if name in ("epochs", "batch_size", "seed") and not isinstance(value, int):
@@ -285,7 +287,7 @@ class _Training:
         try:
             self._backward(images, labels, step)
         except RuntimeError as error:
-            if self._accumulation > 1 or len(images) < 2 or not is_out_of_memory(error):
+            if self._accumulation > 1 or len(images) < 4 or not is_out_of_memory(error):
                 raise
             out_of_memory = True
         # Outside of `except`: there the error's traceback would still hold the tensors that must be freed.
@@ -333,8 +335,8 @@ class _Training:
         for module in self._network.modules():
             # The forward pass has moved running statistics already; those that broke begin anew.
             if isinstance(module, nn.modules.batchnorm._NormBase):
-                mean = module.running_mean
-                if mean is not None and not bool(torch.isfinite(mean).all()):
+                statistics = (module.running_mean, module.running_var)
+                if not all(bool(torch.isfinite(part).all()) for part in statistics if part is not None):
                     module.reset_running_stats()
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingDiverged(
@@ -489,7 +491,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for unfinished in path.parent.glob(f".{path.name}.*"):  # ours, and those of processes killed while writing
+            unfinished.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -105,7 +105,6 @@ def test_the_test_split_is_touched_once(search, monkeypatch):
             "`s.*` must be that of the",
         ),
         ({"recipe": Recipe(epochs=3)}, "`recipe` must be that of the existing study 'tiny'"),
-        ({"directions": ("minimize",)}, "`directions` must be those of the existing study"),
     ],
 )
 def test_an_existing_study_with_another_setting_is_refused(search, change, message):
@@ -116,9 +115,15 @@ def test_an_existing_study_with_another_setting_is_refused(search, change, messa
         open_study(replace(search, **change))
 
 
+def test_an_existing_study_with_another_direction_is_refused(search):
+    optuna.create_study(study_name="tiny", storage=f"sqlite:///{search.folder}.db", direction="minimize")
+    with pytest.raises(ValueError, match="`directions` must be those of the existing study 'tiny'"):
+        open_study(replace(search, storage=f"sqlite:///{search.folder}.db"))
+
+
 def test_a_storage_that_does_not_answer_is_one_sentence(search):
     with pytest.raises(
-        ConnectionError, match=r"`storage` must be the address of a database that answers but .*user:\\*"
+        ConnectionError, match=r"`storage` must be the address of a database that answers but .*//127.0.0.1:1/nothing"
     ):
         open_study(replace(search, storage="postgresql+psycopg://user:secret@127.0.0.1:1/nothing"))
     with pytest.raises(ConnectionError, match="`storage` must be"):
@@ -137,6 +142,7 @@ def test_a_study_that_is_not_there_is_not_made_by_a_report(search):
         ({"n_jobs": 0}, "`n_jobs` must be at least 1"),
         ({"name": "a/b"}, "`name` must be non-empty and without slashes"),
         ({"directions": ("up",)}, "`directions` must be 'maximize' or 'minimize' but got 'up'"),
+        ({"directions": ("minimize",)}, "`directions` must be .'maximize',. for the objectives"),
         ({"data": None}, "`objective` must be given where `skeleton` and `data` are not"),
     ],
 )

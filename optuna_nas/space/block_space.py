@@ -118,7 +118,8 @@ class BlockSpace(Space):
         for node in range(1, self.nodes + 1):
             path = f"{self.kind}/{node}"
             sources = "+".join(sorted(architecture[f"{path}/inputs"], key=int))
-            nodes.append(f"{get_op(architecture[path][0]).label}({sources})")
+            ops = "+".join(get_op(name).label for name in architecture[path])
+            nodes.append(f"{ops}({sources})")
         return " ".join(nodes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -124,7 +124,14 @@ def _canonical_order(terms: Sequence[_Term], roots: Sequence[_Value], live: list
         """Whether swapping two tied terms changes nothing: they read and feed the very same."""
         return terms[first].values == terms[second].values and Counter(uses[first]) == Counter(uses[second])
 
-    def search(colour: dict[int, int]) -> None:
+    leaves: dict[str, list[int]] = {}  # certificate of an order: the ties that were broken towards it
+
+    def search(colour: dict[int, int], path: list[int]) -> int | None:
+        """Visit all ways to break ties; return how deep a branch equals one visited before, None where it is new.
+
+        Two paths to one certificate are images of each other under a symmetry that keeps what they share, so the rest
+        of the later branch has nothing new (McKay 1981).
+        """
         nonlocal best
         colour = refine(colour)
         counts = Counter(colour.values())
@@ -133,16 +140,25 @@ def _canonical_order(terms: Sequence[_Term], roots: Sequence[_Value], live: list
             # Inputs come first and in their own order, so that a second pass names them alike.
             order = _topological(terms, sorted(live, key=lambda t: (terms[t].op != "input", terms[t].label, colour[t])))
             certificate = repr(_write(terms, roots, order))
+            if certificate in leaves:
+                return next(
+                    i for i, (ours, theirs) in enumerate(zip(path, leaves[certificate], strict=False)) if ours != theirs
+                )
+            leaves[certificate] = path
             if best is None or certificate < best[0]:
                 best = (certificate, order)
-            return
+            return None
         tried: list[int] = []
         for term in (t for t in live if colour[t] == tied):
-            if not any(twins(term, other) for other in tried):
-                tried.append(term)
-                search({t: 2 * c - (t == term) for t, c in colour.items()})
+            if any(twins(term, other) for other in tried):
+                continue
+            tried.append(term)
+            depth = search({t: 2 * c - (t == term) for t, c in colour.items()}, [*path, term])
+            if depth is not None and depth < len(path):
+                return depth
+        return None
 
-    search({term: names[start[term]] for term in live})
+    search({term: names[start[term]] for term in live}, [])
     assert best is not None
     return best[1]
 

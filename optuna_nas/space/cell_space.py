@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optuna_nas.space.base import CellKind, CellNode, Space, check_kinds, check_ops
 from optuna_nas.space.cost import Cost
-from optuna_nas.space.ops import NONE, get_op
+from optuna_nas.space.ops import NONE, Op, get_op
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -175,24 +175,24 @@ class CostTable:
     ops: Mapping[tuple[str, str], Cost]
 
 
-_TABLES: dict[tuple[CellSpace, Skeleton], CostTable] = {}
-
-
 def cost_table(space: CellSpace, skeleton: Skeleton) -> CostTable:
     """Return the table from which costs, expected costs and their gradients follow in closed form.
 
     The shapes in a skeleton do not depend on the choices (SNAS, section 2.4), so one graph that keeps every op prices
     them all.
     """
-    if (space, skeleton) not in _TABLES:
-        graph: ComputationGraph = space.graph(space.everything(), skeleton)
-        ops: dict[tuple[str, str], Cost] = {(path, op): Cost() for path in space.paths for op in (NONE, *space.ops)}
-        for node in graph:
-            if node.path:
-                ops[node.path, node.op] += graph.node_cost(node)
-        fixed = graph.cost - sum(ops.values(), Cost())
-        _TABLES[space, skeleton] = CostTable(fixed, ops)
-    return _TABLES[space, skeleton]
+    return _cost_table(space, skeleton, tuple(get_op(name) for name in space.ops if name != NONE))
+
+
+@lru_cache(maxsize=64)
+def _cost_table(space: CellSpace, skeleton: Skeleton, defined: tuple[Op, ...]) -> CostTable:
+    """Make the table; `defined` tells an op registered anew under an old name."""
+    graph: ComputationGraph = space.graph(space.everything(), skeleton)
+    ops: dict[tuple[str, str], Cost] = {(path, op): Cost() for path in space.paths for op in (NONE, *space.ops)}
+    for node in graph:
+        if node.path:
+            ops[node.path, node.op] += graph.node_cost(node)
+    return CostTable(graph.cost - sum(ops.values(), Cost()), ops)
 
 
 def _labels(kept: Sequence[str]) -> str:

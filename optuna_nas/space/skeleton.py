@@ -70,6 +70,8 @@ class Skeleton:
             raise ValueError(f"`classes` must be at least 2 but got {self.classes}; one class needs no network.")
         if self.stem not in STEMS:
             raise ValueError(f"`stem` must be one of {STEMS} but got {self.stem!r}.")
+        if self.stem == "imagenet" and self.channels < 2:
+            raise ValueError(f"`channels` must be at least 2 for stem='imagenet' but got {self.channels}.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"`drop_path` must be in [0, 1) but got {self.drop_path}; DARTS uses 0.2.")
 

@@ -336,9 +336,9 @@ def test_nodes_that_look_alike_from_nearby_are_told_apart():
 
 @pytest.mark.timeout(20)
 def test_many_equal_branches_do_not_take_for_ever():
-    space, branches = ghn_space(10), 5
-    choices = dict.fromkeys((f"block/{node}" for node in range(1, 11)), "sep_conv_3x3")
-    inputs = {f"block/{node}/inputs": str(max(0, node - branches)) for node in range(1, 11)}
+    space, branches = ghn_space(16), 8
+    choices = dict.fromkeys((f"block/{node}" for node in range(1, 17)), "sep_conv_3x3")
+    inputs = {f"block/{node}/inputs": str(max(0, node - branches)) for node in range(1, 17)}
     straight = space.architecture({**choices, **inputs})
-    crossed = space.architecture({**choices, **inputs, "block/6/inputs": "2", "block/7/inputs": "1"})
+    crossed = space.architecture({**choices, **inputs, "block/9/inputs": "2", "block/10/inputs": "1"})
     assert straight.canonical() == crossed.canonical()
