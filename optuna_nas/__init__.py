@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Supernet,
         measure_latency,
         register_op,
+        unregister_op,
     )
     from optuna_nas.objective import (
         TrainObjective,
@@ -108,6 +109,7 @@ __all__ = [
     "suggest_float",
     "suggest_int",
     "train",
+    "unregister_op",
 ]
 
 # Where the public names live; imported when first asked for, since torch, Optuna and MLflow take seconds to load.
@@ -127,6 +129,7 @@ _HOMES = {
         "Supernet",
         "measure_latency",
         "register_op",
+        "unregister_op",
     ),
     "objective": (
         "TrainObjective",

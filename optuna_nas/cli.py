@@ -53,6 +53,9 @@ Storage = Annotated[str | None, typer.Option(help="Optuna storage address instea
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 
 
+SLOW_EPOCH_SECONDS = 5.0
+
+
 class UsageError(Exception):
     """What the user can mend; shown as one sentence, exit code 2."""
 
@@ -81,7 +84,8 @@ def run(
 ) -> None:
     """Run a study, or go on with it, to its total of trials."""
     with _shown_errors(debug):
-        search = _load(study, settings, storage=storage, trials=trials)
+        with console.status("Loading PyTorch and the study ..."):
+            search = _load(study, settings, storage=storage, trials=trials)
         if no_mlflow:
             search = replace(search, tracking=None)
         elif mlflow is not None:
@@ -288,12 +292,18 @@ class _Display:
             console=console,
             disable=not console.is_terminal,
         )
-        self._total: TaskID | None = None
         self._running: dict[int, TaskID] = {}
-        self._best: float | None = None
+
+    def closing(self) -> None:
+        """Say that the last records go to MLflow."""
+        if console.is_terminal:
+            self._bars.add_task("writing to MLflow", total=None, note="")
+        else:
+            console.print("Writing the last records to MLflow ...")
 
     def __enter__(self) -> _Display:
         self._bars.start()
+        self._total = self._bars.add_task("trials", total=self._trials, note="opening the study")
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -305,10 +315,13 @@ class _Display:
             self._running[trial.number] = self._bars.add_task(f"trial {trial.number}", total=100, note="")
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the newest accuracy."""
+        """Show the newest accuracy; where there are no bars, a line for an epoch that takes its time."""
+        note = f"epoch {step}, accuracy {metrics.get('accuracy', float('nan')):.4f}"
         task = self._running.get(trial_number)
         if task is not None:
-            self._bars.update(task, note=f"epoch {step}, accuracy {metrics.get('accuracy', float('nan')):.4f}")
+            self._bars.update(task, note=note)
+        if not console.is_terminal and metrics.get("epoch_seconds", 0) > SLOW_EPOCH_SECONDS:
+            console.print(f"trial {trial_number}: {note}", markup=False, highlight=False)
 
     def progress(self, trial_number: int, fraction: float) -> None:
         """Move the trial's bar."""
@@ -329,8 +342,6 @@ class _Display:
                 self._bars.remove_task(task)
             note = f"best {best.values[0]:.4f} (trial {best.number})" if best else ""
             if console.is_terminal:
-                if self._total is None:
-                    self._total = self._bars.add_task("trials", total=self._trials, note=note)
                 self._bars.update(self._total, completed=done, note=note)
                 return
         outcome = (

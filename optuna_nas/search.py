@@ -73,6 +73,9 @@ class SearchListener(TrialListener, Protocol):
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Hear a finished trial, whatever its state."""
 
+    def closing(self) -> None:
+        """Hear that all trials are done and what is left goes to MLflow."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -322,6 +325,8 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
     missing = max(0, search.trials - counted_trials(study))
     result = summarise(search, study, judge=missing == 0)
     if tracker is not None:
+        if listener is not None:
+            listener.closing()
         tracker.finish(study, status="KILLED" if missing else "FINISHED")
     return replace(result, interrupted=missing > 0, missing=missing)
 

@@ -1,0 +1,55 @@
+"""What the README shows works as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from optuna_nas import CellSpace, unregister_op
+from optuna_nas.networks import build_op
+from optuna_nas.space import Site
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def block(word):
+    (found,) = [text for text in BLOCKS if word in text]
+    return found
+
+
+def run(text, **names):
+    exec(compile(text, "README.md", "exec"), names)
+    return names
+
+
+def test_the_study_is_one():
+    assert callable(run(block("def search("))["search"])
+
+
+def test_an_objective_of_ones_own_gets_its_network_in_one_line():
+    losses = []
+
+    def your_training(model, learning_rate):
+        losses.append(sum(p.numel() for p in model.parameters()))
+        return learning_rate
+
+    run(block("space.suggest(trial).build(skeleton)").replace("n_trials=20", "n_trials=1"), your_training=your_training)
+    assert losses[0] > 1000
+
+
+def test_a_space_and_an_op_of_ones_own(capsys):
+    run(block("CellSpace("))
+    assert "Cost(params=" in capsys.readouterr().out
+    run(block("register_op("))
+    try:
+        module = build_op("wide_conv_9x9", Site((4, 8, 8), (4, 4, 4), stride=2))
+        assert sum(p.numel() for p in module.parameters()) == 9 * 9 * 4 * 4 + 4
+        assert CellSpace(["wide_conv_9x9", "skip_connect"]).size == 2**28
+    finally:
+        unregister_op("wide_conv_9x9")
+
+
+@pytest.mark.parametrize("picture", re.findall(r"\]\((studies/\S+\.png)\)", README.read_text()))
+def test_pictures_are_there(picture):
+    assert (README.parent / picture).stat().st_size > 1000
