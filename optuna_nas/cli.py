@@ -6,8 +6,10 @@ import inspect
 import logging
 import os
 import runpy
+import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -50,6 +52,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the file's `search` function.")
 ]
 Storage = Annotated[str | None, typer.Option(help="Optuna storage address instead of the study's.")]
+MLflow = Annotated[str | None, typer.Option(help="MLflow address instead of the study's.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 
 
@@ -77,7 +80,7 @@ def run(
     study: StudyFile,
     trials: Annotated[int | None, typer.Option(help="Total of trials instead of the study's.")] = None,
     storage: Storage = None,
-    mlflow: Annotated[str | None, typer.Option(help="MLflow address instead of the study's.")] = None,
+    mlflow: MLflow = None,
     no_mlflow: Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the study to MLflow.")] = False,
     settings: Settings = None,
     debug: Debug = False,
@@ -85,22 +88,23 @@ def run(
     """Run a study, or go on with it, to its total of trials."""
     with _shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
-            search = _load(study, settings, storage=storage, trials=trials)
+            search = _load(study, settings, storage, mlflow, trials=trials)
         if no_mlflow:
             search = replace(search, tracking=None)
-        elif mlflow is not None:
-            from optuna_nas.tracking import MLflowTracker
-
-            search = replace(search, tracking=MLflowTracker(mlflow))
         from optuna_nas.search import run as run_search
 
         started = time.monotonic()
         with _Display(search.trials) as display:
             result = run_search(search, display)
-        _print_result(study, search, result, time.monotonic() - started)
+        _print_result(search, result)
+        _print_line("Time", f"{time.monotonic() - started:.1f} s")
+        if search.tracking is not None:
+            options = [("--storage", storage), ("--mlflow", mlflow), *(("--set", text) for text in settings or [])]
+            given = [word for option, value in options if value is not None for word in (option, value)]
+            _print_line("See it in MLflow", shlex.join(["optuna-nas", "view", str(study), *given]))
         if result.interrupted:
-            again = "optuna-nas " + " ".join(sys.argv[1:])
-            console.print(f"\nInterrupted with {result.missing} of {search.trials} trials to go. To go on: {again}")
+            again = shlex.join(["optuna-nas", *sys.argv[1:]])
+            _print_line("\nInterrupted", f"with {result.missing} of {search.trials} trials to go. To go on: {again}")
             raise typer.Exit(130)
 
 
@@ -108,23 +112,25 @@ def run(
 def report(study: StudyFile, storage: Storage = None, settings: Settings = None, debug: Debug = False) -> None:
     """Show the leaderboard, the best architecture and its picture of a study that exists."""
     with _shown_errors(debug):
-        search = _load(study, settings, storage=storage)
+        search = _load(study, settings, storage)
         from optuna_nas.search import open_study, summarise
 
         opened = open_study(search, create=False)
-        _print_result(study, search, summarise(search, opened), None)
+        _print_result(search, summarise(search, opened))
 
 
 @app.command()
 def view(
     study: StudyFile,
     port: Annotated[int, typer.Option(help="Port of the MLflow server that is started.")] = 5000,
+    storage: Storage = None,
+    mlflow: MLflow = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
     """Open MLflow on the study's comparison view; starts MLflow's own server where its store is a database."""
     with _shown_errors(debug):
-        search = _load(study, settings)
+        search = _load(study, settings, storage, mlflow)
         if search.tracking is None:
             raise UsageError(f"`tracking` of {study} must not be None to be seen in MLflow; remove it from the study.")
         from optuna_nas.search import open_study
@@ -143,7 +149,9 @@ def view(
 def _start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
     """Start MLflow's server on a database and wait until it answers."""
     arguments = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri, "--port", str(port)]
-    server = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    arguments += ["--workers", "1"]  # one person looks; four would take four times as long to start
+    said = tempfile.TemporaryFile()  # noqa: SIM115 # the server's own; a pipe that nobody reads would stop it
+    server = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=said)
     with console.status("Starting MLflow ..."):
         for _ in range(600):
             with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
@@ -153,19 +161,28 @@ def _start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
                 break
             time.sleep(0.1)
     server.terminate()
-    last = (server.stderr.read() if server.stderr else b"").decode(errors="replace").strip().splitlines()[-1:]
+    said.seek(0)
+    last = said.read().decode(errors="replace").strip().splitlines()[-1:]
     raise UsageError(f"`--port` must be free for MLflow but it did not start on {port} {last}; try another.")
 
 
 # -- the study file -----------------------------------------------------------------------------------------------
 
 
-def _load(path: Path, settings: list[str] | None, **changes: Any) -> Search:
-    """Return the search of a study file, with the changes that are not None."""
+def _load(
+    path: Path,
+    settings: list[str] | None,
+    storage: str | None = None,
+    mlflow: str | None = None,
+    trials: int | None = None,
+) -> Search:
+    """Return the search of a study file, with what is given in place of its own."""
     from optuna_nas.search import Search
+    from optuna_nas.tracking import MLflowTracker
 
     if not path.is_file():
         raise UsageError(f"`study` must be a Python file but {path} is not there; give the path of a study file.")
+    sys.path.insert(0, str(path.parent.resolve()))  # modules beside the file, as when Python runs it
     try:
         names = runpy.run_path(str(path), run_name="optuna_nas_study")
     except (Exception, SystemExit) as error:
@@ -188,7 +205,12 @@ def _load(path: Path, settings: list[str] | None, **changes: Any) -> Search:
             "return `optuna_nas.Search(...)`."
         )
     try:
-        return replace(search, **{name: value for name, value in changes.items() if value is not None})
+        return replace(
+            search,
+            storage=search.storage if storage is None else storage,
+            trials=search.trials if trials is None else trials,
+            tracking=search.tracking if mlflow is None else MLflowTracker(mlflow),
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -356,7 +378,7 @@ class _Display:
         )
 
 
-def _print_result(study: Path, search: Search, result: SearchResult, seconds: float | None) -> None:
+def _print_result(search: Search, result: SearchResult) -> None:
     from optuna_nas.search import ranking
 
     if result.best is None:
@@ -379,18 +401,15 @@ def _print_result(study: Path, search: Search, result: SearchResult, seconds: fl
         )
     console.print(table)
 
-    def line(name: str, text: object) -> None:
-        console.print(f"{name:<20}{text}", markup=False, highlight=False, soft_wrap=True)
-
-    line("Best architecture", f"trial {result.best.number}, picture in {result.picture}")
+    _print_line("Best architecture", f"trial {result.best.number}, picture in {result.picture}")
     if result.network is not None:
-        line("Best network", f"{result.network}, read it with optuna_nas.load_network")
+        _print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
     if result.test_accuracy is not None:
-        line("Test accuracy", f"{result.test_accuracy:.4f} on images that the search never saw")
-    if seconds is not None:
-        line("Time", f"{seconds:.1f} s")
-    if search.tracking is not None:
-        line("See it in MLflow", f"optuna-nas view {study}")
+        _print_line("Test accuracy", f"{result.test_accuracy:.4f} on images that the search never saw")
+
+
+def _print_line(name: str, text: str) -> None:
+    console.print(f"{name:<20}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import optuna
@@ -260,3 +262,22 @@ def test_a_study_lives_in_postgresql(folder, postgresql):
 def test_help_and_version():
     assert "run" in nas("--help").stdout
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", nas("--version").stdout)
+
+
+def test_view_opens_mlflow_and_ends_with_ctrl_c(folder, monkeypatch):
+    monkeypatch.setenv("BROWSER", "true")  # the program, which opens nothing
+    assert nas("view", "tiny.py").returncode == 2  # no study yet
+    assert nas("run", "tiny.py", "--trials", "1").returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = start("view", "tiny.py", "--port", str(port))
+    address = process.stdout.readline()
+    assert address.startswith(f"Opening http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=optuna_nas_")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        assert answer.status == 200
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 0, error
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
