@@ -96,8 +96,8 @@ class Search:
         tracking: MLflow mirror; None for none.
         folder: Where pictures, networks and checkpoints go; by default `runs/NAME`.
         n_jobs: Trials at a time, in threads.
-        cpu_threads: Threads that torch uses on the CPU; None leaves torch's choice. Small networks train fastest, and
-            give the same numbers on every machine, with 1.
+        cpu_threads: Threads that torch uses on the CPU; None leaves torch's choice. Small networks train fastest
+            with 1, and a number given here makes results independent of how many cores a machine has.
         keep_networks: How many of the best trials' networks stay on disk.
         description: Markdown shown in MLflow.
 
