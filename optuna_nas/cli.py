@@ -233,14 +233,18 @@ def _arguments(function: Callable[..., Any], settings: list[str], path: Path) ->
             raise UsageError(
                 f"`--set` must be NAME=VALUE for an argument of `search` in {path} ({known}), not {setting!r}."
             )
-        default = parameters[name].default
+        parameter = parameters[name]
         try:
-            arguments[name] = _convert(text, default)
+            arguments[name] = _convert(text, parameter.default, str(parameter.annotation))
         except ValueError:
-            raise UsageError(
-                f"`--set {name}` must be a {type(default).__name__} like its default {default!r} but got {text!r}."
-            ) from None
-    lacking = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty and name not in arguments]
+            by_default = parameter.annotation is parameter.empty
+            like = f"like its default {parameter.default!r}" if by_default else f"of type {parameter.annotation}"
+            raise UsageError(f"`--set {name}` must be {like}, but got {text!r}; correct the value.") from None
+    lacking = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and name not in arguments and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     if lacking:
         raise UsageError(
             f"`--set` must give the argument {lacking[0]!r} of `search` in {path}; add --set {lacking[0]}=..."
@@ -248,14 +252,20 @@ def _arguments(function: Callable[..., Any], settings: list[str], path: Path) ->
     return arguments
 
 
-def _convert(text: str, default: object) -> object:
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise ValueError
-        return text.lower() in ("true", "1")
-    if isinstance(default, int | float | Path):
-        return type(default)(text)
-    return text
+def _convert(text: str, default: object, annotation: str) -> object:
+    """Turn text into the type of the annotation or, where there is none, of the default."""
+    if default is None and text.lower() == "none":
+        return None
+    annotated = annotation.replace("|", " ").replace("'", " ").split()
+    names = [type(default).__name__] if "inspect._empty" in annotated else annotated
+    for kind in (bool, int, float):
+        if kind.__name__ in names:
+            if kind is not bool:
+                return kind(text)
+            if text.lower() not in ("true", "false", "1", "0"):
+                raise ValueError
+            return text.lower() in ("true", "1")
+    return Path(text) if isinstance(default, Path) else text
 
 
 @contextmanager
@@ -354,10 +364,9 @@ class _Display:
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Move the bar of all trials, or print a line."""
         from optuna_nas.objective import REASON
-        from optuna_nas.search import counted_trials, ranking
+        from optuna_nas.search import best_trial, counted_trials
 
-        done = counted_trials(study)
-        best = next(iter(ranking(study)), None)
+        done, best = counted_trials(study), best_trial(study)
         with self._lock:
             task = self._running.pop(trial.number, None)
             if task is not None:
@@ -369,7 +378,9 @@ class _Display:
         outcome = (
             f"{trial.values[0]:.4f}" if trial.values and trial.state.name == "COMPLETE" else trial.state.name.lower()
         )
-        reason = f" ({trial.user_attrs[REASON]})" if REASON in trial.user_attrs else ""
+        unknown = "the objective gave no valid value" if trial.state.name == "FAIL" else ""
+        reason = trial.user_attrs.get(REASON, unknown)
+        reason = f" ({reason})" if reason else ""
         console.print(
             f"[{done}/{self._trials}] trial {trial.number}: {outcome}{reason}; {note}",
             markup=False,
@@ -379,29 +390,34 @@ class _Display:
 
 
 def _print_result(search: Search, result: SearchResult) -> None:
-    from optuna_nas.search import ranking
+    from optuna_nas.search import architecture_of, feasible, ranking
 
-    if result.best is None:
+    ranked = ranking(result.study)
+    if not ranked:
         console.print("No trial has finished yet; nothing to rank.")
         return
     table = Table(title=f"{search.name}: the best of {len(result.study.trials)} trials")
     for name in ("rank", "trial", "accuracy", "params", "multiply-adds", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("architecture", overflow="fold")
-    for rank, trial in enumerate(ranking(result.study)[:10], 1):
-        attrs = trial.user_attrs
+    for rank, trial in enumerate(ranked[:10], 1):
+        attrs, architecture = trial.user_attrs, architecture_of(search, trial)
         table.add_row(
-            str(rank),
+            str(rank) if feasible(trial) else "breaks a constraint",
             str(trial.number),
             f"{trial.values[0]:.4f}",
             f"{attrs['params']:,}" if "params" in attrs else "",
             f"{attrs['multiply_adds']:,}" if "multiply_adds" in attrs else "",
             f"{attrs['train_seconds']:.1f}" if "train_seconds" in attrs else "",
-            _escaped(search.space.decode(trial.params).summary),
+            _escaped(architecture.summary if architecture else ""),
         )
     console.print(table)
 
-    _print_line("Best architecture", f"trial {result.best.number}, picture in {result.picture}")
+    if result.best is None:
+        _print_line("Best architecture", "none: every trial breaks a constraint")
+        return
+    seen = f", picture in {result.picture}" if result.picture else ""
+    _print_line("Best architecture", f"trial {result.best.number}{seen}")
     if result.network is not None:
         _print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
     if result.test_accuracy is not None:

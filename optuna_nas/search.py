@@ -58,8 +58,9 @@ WORKER = PREFIX + "worker"
 REQUEUED = PREFIX + "requeued"
 """Trial attribute: it was interrupted, and another trial goes on with its parameters."""
 ATTEMPT = PREFIX + "attempt"
-"""Trial attribute: how often these parameters were interrupted before."""
+"""Trial attribute: how often these parameters were tried, counting processes that died."""
 
+INTERRUPTED = "interrupted"
 MOST_ATTEMPTS = 3
 
 _TOKEN = secrets.token_hex(4)
@@ -126,9 +127,15 @@ class Search:
     def __post_init__(self) -> None:
         if not self.name or any(character in self.name for character in "/\\"):
             raise ValueError(f"`name` must be non-empty and without slashes but got {self.name!r}.")
-        for name in ("trials", "n_jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
+        object.__setattr__(self, "directions", tuple(self.directions))
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
+        for name in ("trials", "n_jobs", "keep_networks"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1 but got {value}.")
+        if not self.directions:
+            raise ValueError("`directions` must name one direction or more but is empty; use ('maximize',).")
         for direction in self.directions:
             if direction not in ("maximize", "minimize"):
                 raise ValueError(f"`directions` must be 'maximize' or 'minimize' but got {direction!r}.")
@@ -204,6 +211,12 @@ def open_study(search: Search, create: bool = True) -> Study:
         ConnectionError: The storage does not answer.
     """
     storage = search.resolved_storage()
+    absent = ValueError(
+        f"`study` must exist but {without_password(storage)} has none named {search.name!r}; "
+        "start it with `optuna-nas run`."
+    )
+    if not create and storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+        raise absent  # before Optuna makes the file
     if create:
         search.resolved_folder().mkdir(parents=True, exist_ok=True)
     with _clear_storage_errors(storage):
@@ -213,9 +226,7 @@ def open_study(search: Search, create: bool = True) -> Study:
             )
         except KeyError:
             if not create:
-                raise ValueError(
-                    f"`study` must exist but {storage} has none named {search.name!r}; start it with `optuna-nas run`."
-                ) from None
+                raise absent from None
             study = optuna.create_study(
                 study_name=search.name,
                 storage=storage,
@@ -275,11 +286,14 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
     """
     study = open_study(search)
     folder = search.resolved_folder()
-    reap_dead_trials(study)
-    missing = search.trials - counted_trials(study)
-    tracker = search.tracking
-    objective = search.resolved_objective()
-    if tracker is not None:
+    with _presence(folder / ".running") as alone:
+        # An sqlite file is written from one machine: who is alone there knows that all other runs are gone.
+        reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
+        if search.sampler is not None and study.get_trials(deepcopy=False):
+            search.sampler.reseed_rng()  # its seed has been used up; it would propose the same architectures again
+        tracker, objective = search.tracking, search.resolved_objective()
+        if tracker is None:
+            return _run(search, study, None, listener)
         tracker.start(
             study,
             space=search.space,
@@ -287,6 +301,20 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
             dataset=_dataset_info(objective),
             params=_summary(search),
         )
+        status = "FAILED"
+        try:
+            result = _run(search, study, tracker, listener)
+            status = "KILLED" if result.interrupted else "FINISHED"
+        finally:
+            if listener is not None:
+                listener.closing()
+            tracker.finish(study, status=status)
+        return result
+
+
+def _run(search: Search, study: Study, tracker: MLflowTracker | None, listener: SearchListener | None) -> SearchResult:
+    """Run the missing trials of an opened study, and sum it up."""
+    folder, objective = search.resolved_folder(), search.resolved_objective()
     if search.cpu_threads is not None:
         torch.set_num_threads(search.cpu_threads)
     interrupts = _Interrupts()
@@ -303,15 +331,17 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
         try:
             return objective(trial)
         except (TrainingStopped, KeyboardInterrupt):
-            _mark_interrupted(trial)
+            trial.set_user_attr(REASON, INTERRUPTED)
+            trial.set_user_attr(REQUEUED, True)
             raise
 
     def after_trial(study: Study, trial: FrozenTrial) -> None:
         events.trial_finished(study, trial)
         _forget_networks(study, folder, search.keep_networks)
-        if interrupts.after_trial.is_set():
+        if interrupts.after_trial.is_set() or counted_trials(study) >= search.trials:
             study.stop()
 
+    missing = search.trials - counted_trials(study)
     if missing > 0:
         with interrupts.installed(), suppress(TrainingStopped, KeyboardInterrupt):
             study.optimize(
@@ -324,23 +354,21 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
         requeue_interrupted(study)
     missing = max(0, search.trials - counted_trials(study))
     result = summarise(search, study, judge=missing == 0)
-    if tracker is not None:
-        if listener is not None:
-            listener.closing()
-        tracker.finish(study, status="KILLED" if missing else "FINISHED")
     return replace(result, interrupted=missing > 0, missing=missing)
 
 
 def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult:
     """Return the best trial with its picture and network; with `judge`, measure its test accuracy, once."""
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not finished:
+    best = best_trial(study)
+    if best is None:
         return SearchResult(study, None)
-    best = study.best_trials[0] if len(study.directions) > 1 else study.best_trial
     folder = search.resolved_folder()
-    picture = folder / "best_architecture.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    plot_architecture(search.space.decode(best.params)).savefig(picture, dpi=150)
+    picture: Path | None = None
+    architecture = architecture_of(search, best)
+    if architecture is not None:
+        picture = folder / "best_architecture.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plot_architecture(architecture).savefig(picture, dpi=150)
     network: Path | None = network_path(folder, best.user_attrs.get(DUPLICATE_OF, best.number))
     if network is not None and not network.exists():
         network = None
@@ -362,15 +390,28 @@ def _test_accuracy(search: Search, study: Study, best: FrozenTrial, network: Pat
 
 
 def ranking(study: Study) -> list[FrozenTrial]:
-    """Return the completed trials, best first by the first objective; ties in the order of their numbers."""
+    """Return the completed trials, best first by the first objective; those that break a constraint come last."""
     sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+    return sorted(complete, key=lambda trial: (not feasible(trial), sign * trial.values[0], trial.number))
 
 
-def best_architecture(search: Search, study: Study) -> Architecture:
-    """Return the architecture of the best trial."""
-    return search.space.decode(ranking(study)[0].params)
+def feasible(trial: FrozenTrial) -> bool:
+    """Tell whether a trial keeps all its constraints."""
+    return all(excess <= 0 for excess in trial.constraints.values())
+
+
+def best_trial(study: Study) -> FrozenTrial | None:
+    """Return the best trial that keeps the constraints; of several objectives, the best by the first one."""
+    return next((trial for trial in ranking(study) if feasible(trial)), None)
+
+
+def architecture_of(search: Search, trial: FrozenTrial) -> Architecture | None:
+    """Return a trial's architecture, None where an objective of one's own did not ask for all of it."""
+    try:
+        return search.space.decode(trial.params)
+    except ValueError:
+        return None
 
 
 # -- interruptions ------------------------------------------------------------------------------------------------
@@ -410,13 +451,6 @@ class _Interrupts:
         logger.warning("Terminated: ending at the next training step, with a checkpoint.")
 
 
-def _mark_interrupted(trial: Trial) -> None:
-    attempt = trial.user_attrs.get(ATTEMPT, 1)
-    trial.set_user_attr(REASON, "interrupted")
-    if attempt < MOST_ATTEMPTS:
-        trial.set_user_attr(REQUEUED, True)
-
-
 def requeue_interrupted(study: Study) -> None:
     """Enqueue the parameters of every interrupted trial that nobody goes on with yet."""
     trials = study.get_trials(deepcopy=False)
@@ -428,17 +462,23 @@ def requeue_interrupted(study: Study) -> None:
                 user_attrs={
                     PREFIX + "retry_of": trial.number,
                     RESUMES: trial.user_attrs.get(RESUMES, trial.number),
-                    ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + 1,
+                    # Being stopped on purpose is no sign that something is wrong with the parameters.
+                    ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + (trial.user_attrs.get(REASON) != INTERRUPTED),
                 },
             )
 
 
-def reap_dead_trials(study: Study) -> None:
-    """Fail the running trials of processes of this machine that are gone, and enqueue their parameters again."""
+def reap_dead_trials(study: Study, alone: bool = False) -> None:
+    """Fail the running trials of processes that are gone, and enqueue their parameters again.
+
+    Args:
+        study: With trials that an earlier `run` may have left behind.
+        alone: No other process runs this study; otherwise only processes of this machine are looked up.
+    """
     host = socket.gethostname()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = str(trial.user_attrs.get(WORKER, ""))
-        if worker.startswith(f"{host}:") and not _alive(worker):
+        if worker and (alone or (worker.startswith(f"{host}:") and not _alive(worker))):
             storage, attempt = study._storage, trial.user_attrs.get(ATTEMPT, 1)
             reason = f"the process that ran it is gone, attempt {attempt} of {MOST_ATTEMPTS}"
             storage.set_trial_user_attr(trial._trial_id, REASON, reason)
@@ -446,6 +486,25 @@ def reap_dead_trials(study: Study) -> None:
                 storage.set_trial_user_attr(trial._trial_id, REQUEUED, True)
             study.tell(trial.number, state=TrialState.FAIL)
     requeue_interrupted(study)
+
+
+@contextmanager
+def _presence(file: Path) -> Iterator[bool]:
+    """Hold a shared lock on a file inside the block; the value tells whether nobody else held one before."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where only process ids tell
+        yield False
+        return
+    with open(file, "w") as handle:
+        alone = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            alone = False
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield alone
 
 
 def _worker() -> str:
@@ -500,8 +559,8 @@ class _Events:
 
 def _forget_networks(study: Study, folder: Path, keep: int) -> None:
     """Remove the networks of trials that are neither among the best nor still of use."""
-    kept = {trial.number for trial in (study.best_trials if len(study.directions) > 1 else ranking(study)[:keep])}
-    kept |= {trial.user_attrs.get(DUPLICATE_OF, trial.number) for trial in ranking(study)[:keep]}
+    best = [*ranking(study)[:keep], *(study.best_trials if len(study.directions) > 1 else ())]
+    kept = {trial.user_attrs.get(DUPLICATE_OF, trial.number) for trial in best}
     finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     for file in (folder / "networks").glob("trial-*.safetensors"):
         number = int(file.stem.removeprefix("trial-"))

@@ -18,6 +18,7 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
+from optuna_nas import cli
 from optuna_nas.cli import app
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -97,6 +98,19 @@ def test_arguments_of_the_study_can_be_set(folder):
     assert len(trials_of(folder, "other")) == 2
 
 
+def test_settings_have_the_type_of_the_default_or_the_annotation():
+    def search(n: int, k: int | None = None, rate: float = 1, flag: bool = False, name="x", **others):
+        return n, k, rate, flag, name
+
+    def given(*settings):
+        return search(**cli._arguments(search, list(settings), Path("study.py")))
+
+    assert given("n=2", "k=3", "rate=0.5", "flag=true", "name=y") == (2, 3, 0.5, True, "y")
+    assert given("n=2", "k=None") == (2, None, 1, False, "x")
+    with pytest.raises(cli.UsageError, match="add --set n="):
+        given()
+
+
 BAD = {
     "missing file": (None, [], "`study` must be a Python file but study.py is not there"),
     "no search": ("x = 1", [], "`study` must define a function `search\\(\\)`"),
@@ -104,8 +118,12 @@ BAD = {
     "broken": ("import nothing_of_this_name", [], "line 1 of study.py fails: ModuleNotFoundError"),
     "broken inside": ("def search():\n    return 1 / 0", [], "line 2 of study.py fails: ZeroDivisionError"),
     "unknown setting": (TINY, ["--set", "seed=1"], "`--set` must be NAME=VALUE for an argument of `search`"),
-    "wrong setting": (TINY, ["--set", "trials=many"], "`--set trials` must be a int like its default 3"),
-    "no trials": (TINY, ["--trials", "0"], "`trials` must be at least 1 but got 0"),
+    "wrong setting": (
+        TINY,
+        ["--set", "trials=many"],
+        "`--set trials` must be of type <class 'int'>, but got 'many'",
+    ),
+    "no trials": (TINY, ["--trials", "0"], "`trials` must be an integer of at least 1 but got 0"),
     "unknown op": (
         "from optuna_nas import CellSpace\ndef search(): return CellSpace(['sep_conv_9x9'])",
         [],
@@ -209,6 +227,19 @@ def test_sigterm_ends_at_the_next_step_and_the_training_goes_on(folder):
     assert len(seen) > 0
     assert {step: resumed.intermediate_values[step] for step in seen} == seen
     assert not list((folder / "runs/tiny/checkpoints").glob("*"))
+
+
+def test_stopping_on_purpose_never_gives_a_trial_up(folder):
+    settings = ("--no-mlflow", "--trials", "1", "--set", "epochs=4000")
+    for _ in range(4):
+        process = start("run", "tiny.py", *settings)
+        n_before = len(trials_of(folder)) if (folder / "runs").exists() else 0
+        wait_for(lambda n=n_before: len(trials_of(folder)) >= n and running_in_training(folder))
+        process.terminate()
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == 130, error
+    assert trials_of(folder)[-1].state == TrialState.WAITING
+    assert len(list((folder / "runs/tiny/checkpoints").glob("*"))) == 1
 
 
 def test_after_kill_9_the_study_goes_on(folder):

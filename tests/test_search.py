@@ -9,9 +9,20 @@ from dataclasses import replace
 import numpy as np
 import optuna
 import pytest
+from mlflow import MlflowClient
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
-from optuna_nas import ImageData, Recipe, Search, TrainObjective, load_network, nasbench201_skeleton, nasbench201_space
+from optuna_nas import (
+    ImageData,
+    MLflowTracker,
+    Recipe,
+    Search,
+    TrainObjective,
+    load_network,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
 from optuna_nas.objective import DUPLICATE_OF, REASON, RESUMES, network_path
 from optuna_nas.search import REQUEUED, WORKER, counted_trials, open_study, ranking, reap_dead_trials, run, summarise
 from optuna_nas.space import CellSpace
@@ -85,6 +96,62 @@ def test_running_again_does_what_is_missing_and_no_more(search):
     assert [trial.params for trial in more.study.trials[:4]] == first
 
 
+def test_a_resumed_search_with_a_seeded_sampler_proposes_something_new(search):
+    run(search)
+    trials = run(replace(search, trials=8, sampler=optuna.samplers.RandomSampler(seed=1))).study.trials
+    assert [t.params for t in trials[4:]] != [t.params for t in trials[:4]]
+
+
+def test_two_runs_at_once_stay_near_the_total(search):
+    threads = [threading.Thread(target=run, args=(replace(search, trials=8, sampler=None),)) for _ in range(2)]
+    open_study(search)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 8 <= len(open_study(search).trials) <= 9
+
+
+def test_a_trial_that_breaks_a_constraint_is_not_the_best(search, data):
+    def same_proposals(**changes):
+        return replace(search, trials=6, pruner=NopPruner(), sampler=optuna.samplers.RandomSampler(seed=1), **changes)
+
+    costs = [trial.user_attrs["params"] for trial in ranking(run(same_proposals()).study)]
+    bound = sorted(costs)[1]
+    objective = TrainObjective(SPACE, search.skeleton, data, search.recipe, constraints={"params": bound})
+    result = run(same_proposals(objective=objective, keep_networks=1, folder=search.folder / "limited"))
+    assert result.best.user_attrs["params"] <= bound
+    assert result.network is not None
+    assert result.test_accuracy is not None
+    assert [t.constraints["params"] <= 0 for t in ranking(result.study)] == sorted(
+        (t.constraints["params"] <= 0 for t in ranking(result.study)), reverse=True
+    )
+    impossible = replace(objective, constraints={"params": 1})
+    nothing = run(same_proposals(objective=impossible, folder=search.folder / "nothing"))
+    assert nothing.best is None
+    assert len(ranking(nothing.study)) == len(costs)
+
+
+def test_an_objective_that_asks_for_no_architecture_has_a_result_without_a_picture(tmp_path):
+    result = run(Search("plain", SPACE, objective=lambda trial: 0.5, trials=2, tracking=None, folder=tmp_path))
+    assert result.best.number == 0
+    assert result.picture is None
+
+
+# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_a_search_that_fails_says_so_in_mlflow(tmp_path):
+    def objective(trial):
+        SPACE.suggest(trial)
+        raise RuntimeError("broken")
+
+    tracker = MLflowTracker(f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(RuntimeError, match="broken"):
+        run(Search("failing", SPACE, objective=objective, tracking=tracker, folder=tmp_path))
+    runs = MlflowClient(tracker.store_uri).search_runs(["1"])
+    assert {r.info.run_name: r.info.status for r in runs} == {"failing": "FAILED", "trial 0": "FAILED"}
+
+
 def test_only_the_networks_of_the_best_trials_stay(search):
     result = run(replace(search, trials=6, keep_networks=2))
     files = {int(file.stem.removeprefix("trial-")) for file in (search.folder / "networks").iterdir()}
@@ -136,13 +203,19 @@ def test_a_storage_that_does_not_answer_is_one_sentence(search):
 def test_a_study_that_is_not_there_is_not_made_by_a_report(search):
     with pytest.raises(ValueError, match="has none named 'tiny'; start it with"):
         open_study(replace(search, storage="sqlite://"), create=False)
+    with pytest.raises(ValueError, match="has none named 'tiny'; start it with"):
+        open_study(search, create=False)
+    assert not search.folder.exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trials": 0}, "`trials` must be at least 1 but got 0"),
-        ({"n_jobs": 0}, "`n_jobs` must be at least 1"),
+        ({"trials": 0}, "`trials` must be an integer of at least 1 but got 0"),
+        ({"trials": 2.5}, "`trials` must be an integer of at least 1 but got 2.5"),
+        ({"n_jobs": 0}, "`n_jobs` must be an integer of at least 1"),
+        ({"keep_networks": 0}, "`keep_networks` must be an integer of at least 1"),
+        ({"directions": ()}, "`directions` must name one direction or more"),
         ({"name": "a/b"}, "`name` must be non-empty and without slashes"),
         ({"directions": ("up",)}, "`directions` must be 'maximize' or 'minimize' but got 'up'"),
         ({"directions": ("minimize",)}, "`directions` must be .'maximize',. for the objectives"),
@@ -202,6 +275,7 @@ def test_several_objectives(search, data):
     objective = TrainObjective(SPACE, search.skeleton, data, Recipe(epochs=1), objectives=("accuracy", "params"))
     result = run(replace(search, objective=objective, directions=("maximize", "minimize"), pruner=None))
     assert all(len(t.values) == 2 for t in result.study.best_trials)
+    assert result.best.values[0] == max(t.values[0] for t in result.study.trials)
     assert result.picture.exists()
     assert network_path(search.folder, result.best.user_attrs.get(DUPLICATE_OF, result.best.number)).exists()
 
