@@ -7,6 +7,7 @@ import logging
 import os
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -101,9 +102,9 @@ def run(
         if search.tracking is not None:
             options = [("--storage", storage), ("--mlflow", mlflow), *(("--set", text) for text in settings or [])]
             given = [word for option, value in options if value is not None for word in (option, value)]
-            _print_line("See it in MLflow", shlex.join(["optuna-nas", "view", str(study), *given]))
+            _print_line("See it in MLflow", shlex.join([_program(), "view", str(study), *given]))
         if result.interrupted:
-            again = shlex.join(["optuna-nas", *sys.argv[1:]])
+            again = shlex.join([_program(), *sys.argv[1:]])
             _print_line("\nInterrupted", f"with {result.missing} of {search.trials} trials to go. To go on: {again}")
             raise typer.Exit(130)
 
@@ -164,6 +165,12 @@ def _start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
     said.seek(0)
     last = said.read().decode(errors="replace").strip().splitlines()[-1:]
     raise UsageError(f"`--port` must be free for MLflow but it did not start on {port} {last}; try another.")
+
+
+def _program() -> str:
+    """Return how to call this program again: by its path where it is not on the search path (`make study`)."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "optuna-nas" and shutil.which(called.name) is None else "optuna-nas"
 
 
 # -- the study file -----------------------------------------------------------------------------------------------

@@ -290,6 +290,14 @@ def test_a_study_lives_in_postgresql(folder, postgresql):
     assert re.search(r"Test accuracy.*", reported.stdout)[0] in again.stdout
 
 
+def test_a_program_off_the_search_path_is_named_by_its_path(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [".venv/bin/optuna-nas", "run"])
+    monkeypatch.setenv("PATH", "")
+    assert cli._program() == ".venv/bin/optuna-nas"
+    monkeypatch.setattr(sys, "argv", ["cli.py", "run"])
+    assert cli._program() == "optuna-nas"
+
+
 def test_help_and_version():
     assert "run" in nas("--help").stdout
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", nas("--version").stdout)
