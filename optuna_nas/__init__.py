@@ -30,8 +30,18 @@ if TYPE_CHECKING:
         suggest_float,
         suggest_int,
     )
+    from optuna_nas.oneshot import (
+        SNAS,
+        SNASRecipe,
+    )
     from optuna_nas.plots import (
         plot_architecture,
+        plot_distribution,
+        plot_most_likely,
+    )
+    from optuna_nas.samplers import (
+        SNASSampler,
+        distribution_records,
     )
     from optuna_nas.search import (
         Search,
@@ -68,6 +78,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "SNAS",
     "Architecture",
     "Augmentation",
     "BlockSpace",
@@ -80,6 +91,8 @@ __all__ = [
     "ImageFolderData",
     "MLflowTracker",
     "Recipe",
+    "SNASRecipe",
+    "SNASSampler",
     "Search",
     "SearchResult",
     "Skeleton",
@@ -93,6 +106,7 @@ __all__ = [
     "darts_search_skeleton",
     "darts_space",
     "digits",
+    "distribution_records",
     "fashion_mnist",
     "ghn_skeleton",
     "ghn_space",
@@ -103,6 +117,8 @@ __all__ = [
     "nasbench201_skeleton",
     "nasbench201_space",
     "plot_architecture",
+    "plot_distribution",
+    "plot_most_likely",
     "register_op",
     "run",
     "suggest_categorical",
@@ -138,7 +154,19 @@ _HOMES = {
         "suggest_float",
         "suggest_int",
     ),
-    "plots": ("plot_architecture",),
+    "oneshot": (
+        "SNAS",
+        "SNASRecipe",
+    ),
+    "plots": (
+        "plot_architecture",
+        "plot_distribution",
+        "plot_most_likely",
+    ),
+    "samplers": (
+        "SNASSampler",
+        "distribution_records",
+    ),
     "search": (
         "Search",
         "SearchResult",

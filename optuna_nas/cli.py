@@ -332,6 +332,21 @@ class _Display:
             disable=not console.is_terminal,
         )
         self._running: dict[int, TaskID] = {}
+        self._models: dict[str, TaskID] = {}
+        self._told = time.monotonic()
+
+    def model_progress(self, name: str, fraction: float) -> None:
+        """Show a bar while a one-shot model trains; where there are no bars, a line now and then."""
+        with self._lock:
+            if console.is_terminal:
+                if name not in self._models:
+                    self._models[name] = self._bars.add_task(f"{name} trains", total=100, note="")
+                self._bars.update(self._models[name], completed=round(100 * fraction))
+                if fraction >= 1:
+                    self._bars.remove_task(self._models.pop(name))
+            elif time.monotonic() - self._told > SLOW_EPOCH_SECONDS:
+                self._told = time.monotonic()
+                console.print(f"{name} trains: {100 * fraction:.0f} %", markup=False, highlight=False)
 
     def closing(self) -> None:
         """Say that the last records go to MLflow."""

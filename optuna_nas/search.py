@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import optuna
 import torch
@@ -74,8 +75,21 @@ class SearchListener(TrialListener, Protocol):
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Hear a finished trial, whatever its state."""
 
+    def model_progress(self, name: str, fraction: float) -> None:
+        """Hear which fraction of a round of its training a one-shot model has done; called after every step."""
+
     def closing(self) -> None:
         """Hear that all trials are done and what is left goes to MLflow."""
+
+
+@runtime_checkable
+class TrainsModel(Protocol):
+    """A sampler or pruner that trains a one-shot model while the study runs."""
+
+    def prepare(
+        self, folder: Path, on_progress: Callable[[float], None] | None, should_stop: Callable[[], bool] | None
+    ) -> None:
+        """Take a folder for artifacts, whom to tell the fraction of a round done, and when to stop."""
 
 
 @dataclass(frozen=True)
@@ -324,6 +338,12 @@ def _run(search: Search, study: Study, tracker: MLflowTracker | None, listener: 
             objective, folder=objective.folder or folder, listener=events, should_stop=interrupts.at_once.is_set
         )
 
+    parts: tuple[object, ...] = (search.sampler, search.pruner)
+    for part in parts:
+        if isinstance(part, TrainsModel):
+            name = type(part).__name__
+            part.prepare(folder, partial(events.model_progress, name), interrupts.at_once.is_set)
+
     def run_trial(trial: Trial) -> float | Sequence[float]:
         trial.set_user_attr(WORKER, _worker())
         if not isinstance(objective, TrainObjective):
@@ -549,6 +569,10 @@ class _Events:
     def progress(self, trial_number: int, fraction: float) -> None:
         if self._listener:
             self._listener.progress(trial_number, fraction)
+
+    def model_progress(self, name: str, fraction: float) -> None:
+        if self._listener:
+            self._listener.model_progress(name, fraction)
 
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         if self._tracker:

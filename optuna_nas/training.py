@@ -352,17 +352,14 @@ class _Training:
         if step < warmup:
             return recipe.learning_rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, steps - warmup)
-        share = 0.5 * (1 + math.cos(math.pi * progress))
-        return recipe.final_learning_rate + (recipe.learning_rate - recipe.final_learning_rate) * share
+        return cosine(recipe.learning_rate, recipe.final_learning_rate, progress)
 
     def _save(self, path: Path) -> None:
-        optimizer = self._optimizer.state_dict()
-        tensors = {f"network/{name}": tensor for name, tensor in self._network.state_dict().items()}
-        for number, state in optimizer["state"].items():
-            for name, value in state.items():
-                if value is not None:
-                    tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value)
-        tensors["sums"] = self._sums
+        tensors = {
+            **prefixed("network/", self._network.state_dict()),
+            **prefixed("optimizer/", optimizer_tensors(self._optimizer)),
+            "sums": self._sums,
+        }
         progress = {
             "epoch": self._epoch,
             "step": self._step,
@@ -377,28 +374,9 @@ class _Training:
 
     def _load(self, path: Path) -> None:
         tensors, description = load_tensors(path, self._device)
-        theirs, ours = description.get("configuration"), json.loads(json.dumps(self._configuration))
-        if theirs != ours:
-            theirs = theirs or {}
-            differing = sorted(key for key in {*ours, *theirs} if theirs.get(key) != ours.get(key))
-            raise ValueError(
-                f"`checkpoint` must be of the same configuration but {path} differs in {', '.join(differing)}; "
-                "use another file, or delete it to start anew."
-            )
-        self._network.load_state_dict(
-            {name.removeprefix("network/"): t for name, t in tensors.items() if name.startswith("network/")}
-        )
-        state: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self._network.parameters())
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer/"):
-                _, number, key = name.split("/")
-                like = parameters[int(number)]
-                if tensor.shape == like.shape:  # lay it out as the optimizer had it
-                    tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
-                state.setdefault(int(number), {})[key] = tensor
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        check_configuration(path, description.get("configuration"), self._configuration)
+        self._network.load_state_dict(without_prefix("network/", tensors))
+        load_optimizer_tensors(self._optimizer, without_prefix("optimizer/", tensors))
         self._sums.copy_(tensors["sums"])
         progress = description["progress"]
         self._epoch, self._step, self._seconds = progress["epoch"], progress["step"], progress["seconds"]
@@ -414,6 +392,55 @@ def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer
     return torch.optim.SGD(
         network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
     )
+
+
+def cosine(first: float, last: float, progress: float) -> float:
+    """Return a value on half a cosine from `first` to `last`, at a progress from 0 to 1."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state as tensors, named `number of the parameter/name`."""
+    return {
+        f"{number}/{name}": torch.as_tensor(value)
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if value is not None
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned, laid out in memory as the optimizer had it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split("/")
+        like = parameters[int(number)]
+        if tensor.shape == like.shape:
+            tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under longer names, to keep several sets in one file."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the set of tensors that `prefixed` has put into a file under this prefix."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def check_configuration(path: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> None:
+    """Raise ValueError where a checkpoint is of another configuration; compared as JSON."""
+    theirs, ours = theirs or {}, json.loads(json.dumps(ours))
+    differing = sorted(key for key in {*ours, *theirs} if theirs.get(key) != ours.get(key))
+    if differing:
+        raise ValueError(
+            f"`checkpoint` must be of the same configuration but {path} differs in {', '.join(differing)}; "
+            "use another file, or delete it to start anew."
+        )
 
 
 def evaluate(

@@ -6,21 +6,37 @@ Expected:  about 0.97 on the report split within 30 trials, and the same on the 
 """
 
 from optuna.pruners import MedianPruner
-from optuna.samplers import TPESampler
 
-from optuna_nas import Recipe, Search, digits, nasbench201_skeleton, nasbench201_space
+from optuna_nas import (
+    SNAS,
+    Recipe,
+    Search,
+    SNASRecipe,
+    SNASSampler,
+    digits,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
 
 
-def search(trials: int = 30, epochs: int = 8, seed: int = 0) -> Search:
-    """Search with Optuna's TPE; every trial trains a small network from scratch."""
-    data = digits(seed=seed)
+def search(trials: int = 30, epochs: int = 8, snas_epochs: float = 40, seed: int = 0) -> Search:
+    """Let SNAS learn which ops help while the study runs; every trial trains a small network from scratch."""
+    data, space = digits(seed=seed), nasbench201_space()
+    frame = {"repeats": 1, "channels": 8, "input_shape": data.input_shape, "classes": data.classes}
+    snas = SNAS(
+        space,
+        nasbench201_skeleton(**frame, affine=False),
+        SNASRecipe(learning_rate=0.1, relaxation="one_path", warmup_fraction=0.3, seed=seed),
+    )
     return Search(
         name="digits",
-        space=nasbench201_space(),
-        skeleton=nasbench201_skeleton(repeats=1, channels=8, input_shape=data.input_shape, classes=data.classes),
+        space=space,
+        skeleton=nasbench201_skeleton(**frame),
         data=data,
         recipe=Recipe(epochs=epochs, learning_rate=0.1, warmup_fraction=0.1, seed=seed),
-        sampler=TPESampler(seed=seed),
+        sampler=SNASSampler(
+            space, snas, data=data, budget=snas_epochs, trials=trials, trials_per_round=5, seed=seed
+        ),
         pruner=MedianPruner(n_startup_trials=8, n_warmup_steps=4),
         trials=trials,
         cpu_threads=1,

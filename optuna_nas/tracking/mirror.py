@@ -25,7 +25,8 @@ from mlflow.utils.rest_utils import http_request
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_nas.plots import plot_architecture
+from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
+from optuna_nas.samplers.snas import records_of
 from optuna_nas.tracking.records import (
     SQLITE,
     STATUSES,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
+    from optuna_nas.oneshot import DistributionRecord
     from optuna_nas.space import Space
     from optuna_nas.tracking.records import DatasetInfo
 
@@ -104,6 +106,8 @@ class Mirror:
         self._children: dict[int, _Child] = {}
         self.own: set[int] = set()  # trials that finished in this process; filled by their threads, like `running`
         self._steps: set[int] = set()  # of the study's curves
+        self._records: dict[int, DistributionRecord] = {}  # how the sampler's distribution stood, by step
+        self._record_steps: set[int] = set()  # of those in MLflow
         self._scatter = SCATTER_ATTRIBUTES[-1]
         self._refused = False  # an artifact could not be stored
 
@@ -227,6 +231,7 @@ class Mirror:
         """Close the run of a trial of this process, and continue the study's curves."""
         self._write_trial(trial)
         self._write_curves(study, set(self.own))
+        self._write_distribution([trial])
         if self._scatter != SCATTER_ATTRIBUTES[0] and SCATTER_ATTRIBUTES[0] in trial.user_attrs:
             self._save_view(study)
 
@@ -299,6 +304,8 @@ class Mirror:
             if child is None or not (child.status == STATUSES[trial.state] or self._is_being_closed(trial, child)):
                 self._write_trial(trial)
         self._write_curves(study, {trial.number for trial in finished})
+        self._record_steps = {point.step for point in self._history(self._parent_id, "distribution/entropy")}
+        self._write_distribution(finished)
         self._save_view(study)
 
     def _is_being_closed(self, trial: FrozenTrial, child: _Child) -> bool:
@@ -391,6 +398,30 @@ class Mirror:
                 points.append(Epoch(trial.number, trial.number, point, milliseconds(trial.datetime_complete)))
         self._log(self._parent_id, [metric for point in points for metric in _points(point)])
         self._steps |= {point.step for point in points}
+
+    def _write_distribution(self, trials: Sequence[FrozenTrial]) -> None:
+        """Show on the study's run how the sampler's distribution stood: curves, heat map, most likely cells."""
+        found = {record.step: (record, trial) for trial in trials for record in records_of(trial)}
+        self._records |= {step: record for step, (record, _) in found.items()}
+        new = sorted(found.keys() - self._record_steps)
+        if not new:
+            return
+        points = [
+            Epoch(
+                step,
+                step,
+                {f"distribution/{name}": value for name, value in found[step][0].metrics.items()},
+                milliseconds(found[step][1].datetime_complete),
+            )
+            for step in new
+        ]
+        self._log(self._parent_id, [metric for point in points for metric in _points(point)])
+        self._record_steps |= set(new)
+        if self._space is None:
+            return
+        records = [self._records[step] for step in sorted(self._records)]
+        for name, plot in (("distribution.png", plot_distribution), ("most_likely_cells.png", plot_most_likely)):
+            self._store(partial(self._client.log_figure, self._parent_id, plot(self._space, records), name))
 
     def _save_view(self, study: optuna.Study) -> None:
         finished = finished_trials(study)

@@ -162,7 +162,7 @@ def plot_architecture(architecture: Architecture) -> Figure:
     for drawing in drawings:
         top -= drawing.height
         axes = figure.add_axes((0, top / height, drawing.width / width, drawing.height / height))
-        _draw(drawing, axes)
+        draw_cell(drawing, axes)
         top -= PANEL_GAP
     return figure
 
@@ -640,7 +640,8 @@ def _isotonic(goals: Sequence[float], weights: Sequence[float]) -> list[float]:
 # -- the figure --------------------------------------------------------------------------------------------------------
 
 
-def _draw(drawing: CellDrawing, axes: Axes) -> None:
+def draw_cell(drawing: CellDrawing, axes: Axes) -> None:
+    """Draw one panel of a picture into axes of its size."""
     axes.set_xlim(0, drawing.width)
     axes.set_ylim(0, drawing.height)
     axes.axis("off")

@@ -1,0 +1,6 @@
+"""Models trained once and asked about many architectures; they have never heard of Optuna."""
+
+from optuna_nas.oneshot.distribution import DistributionRecord
+from optuna_nas.oneshot.snas import SNAS, SNASRecipe
+
+__all__ = ["SNAS", "DistributionRecord", "SNASRecipe"]

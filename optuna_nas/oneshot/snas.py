@@ -1,0 +1,705 @@
+"""SNAS: a distribution over architectures, learned by back-propagation together with the weights of a supernet.
+
+Xie, Zheng, Liu and Lin, ICLR 2019, arXiv 1812.09926v2; equation and section numbers are the paper's. The method is
+single-level: weights and logits learn from the same backward pass on the same batch.
+
+E edges (paths of the space), O options of an edge (ops, `none` included), B images.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optuna_nas.data import REPORT, TRAIN, Batch, Data, seeded_generator
+from optuna_nas.networks import DiscreteNetwork, Supernet, one_hot
+from optuna_nas.oneshot.distribution import (
+    COSTS,
+    DistributionRecord,
+    EdgeCosts,
+    architecture_of,
+    concrete_sample,
+    connected_argmax,
+    entropies,
+    most_likely,
+    one_path_sample,
+)
+from optuna_nas.space import Architecture, CellSpace
+from optuna_nas.training import (
+    PRECISIONS,
+    TrainingDiverged,
+    TrainingStopped,
+    autocast,
+    check_configuration,
+    cosine,
+    load_optimizer_tensors,
+    load_tensors,
+    optimizer_tensors,
+    prefixed,
+    save_tensors,
+    without_prefix,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from optuna_nas.space import Skeleton, Space
+
+RELAXATIONS = ("concrete", "one_path", "softmax")
+SCHEDULES = ("linear", "exponential")
+RESOURCE_WEIGHTS = {"mild": 0.1, "moderate": 0.3, "aggressive": 1.0}
+"""Nats of loss that the cost of the uniform distribution is worth; see `SNASRecipe.resource`."""
+
+PAPER_LOGIT_RATE, PAPER_STEPS = 3e-4, 117_150  # 150 epochs of 781 batches
+HIGHEST_LOGIT_RATE = 0.05
+LOGIT_CLIP_NORM = 10.0  # as the authors' code
+MOST_SKIPPED_FRACTION, FIRST_JUDGED_STEP = 0.05, 20
+RECORDS = 200
+SCORING_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class SNASRecipe:
+    """How an SNAS learns. The defaults are the paper's (section 3.1, appendix G) where it gives them.
+
+    Args:
+        batch_size: Images a step.
+        learning_rate: Of the weights' SGD; falls to `final_learning_rate` along a cosine.
+        final_learning_rate: Where the cosine ends.
+        momentum: Of SGD.
+        weight_decay: L2 penalty on the weights.
+        clip_norm: Largest norm of the weights' gradient; 0 for no clipping.
+        logit_learning_rate: Of the logits' Adam, betas (0.5, 0.999). None takes the paper's 3e-4, raised for budgets
+            shorter than the paper's 117,150 steps so that logits can travel as far, to 0.05 at most.
+        logit_weight_decay: L2 penalty on the logits.
+        relaxation: How a step mixes ops. `concrete`: a relaxed sample (eq. 4). `one_path`: only the sampled ops are
+            computed, with the same credit (DSNAS, Hu et al. 2020); several times cheaper. `softmax`: the probabilities
+            themselves, nothing sampled, as in DARTS; for comparison.
+        first_temperature: Of the relaxed samples when the logits begin to learn.
+        last_temperature: When the budget is spent.
+        schedule: `linear` or `exponential` between the two, by fraction of the budget.
+        warmup_fraction: Share of the budget that trains weights only, under the uniform distribution. Without, logits
+            lean early to ops that need no weights.
+        resource: What costs are worth. A number: how many nats of loss the cost of the uniform distribution is worth
+            (0: costs do not count); the penalty is this number times the expected cost relative to it, a mean of
+            parameters, multiply-adds and memory access (section 2.4). `mild`, `moderate`, `aggressive`: 0.1, 0.3, 1.0.
+            A mapping such as `{"params": 2e6}`: upper bounds of the whole network's costs, reached by Lagrange
+            multipliers.
+        precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
+        seed: Initial weights, order of images, augmentation, samples.
+
+    Raises:
+        ValueError: A field is out of range.
+    """
+
+    batch_size: int = 64
+    learning_rate: float = 0.025
+    final_learning_rate: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip_norm: float = 5.0
+    logit_learning_rate: float | None = None
+    logit_weight_decay: float = 1e-3
+    relaxation: str = "concrete"
+    first_temperature: float = 1.0
+    last_temperature: float = 0.03
+    schedule: str = "linear"
+    warmup_fraction: float = 0.0
+    resource: float | str | Mapping[str, float] = 0.0
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1 but got {self.batch_size}.")
+        for name in ("first_temperature", "last_temperature", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite but got {getattr(self, name)}.")
+        if self.logit_learning_rate is not None and not 0 < self.logit_learning_rate < math.inf:
+            raise ValueError(
+                f"`logit_learning_rate` must be positive but got {self.logit_learning_rate}; None scales the paper's."
+            )
+        for name in ("final_learning_rate", "weight_decay", "clip_norm", "logit_weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}.")
+        for name in ("momentum", "warmup_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1) but got {getattr(self, name)}.")
+        for name, known in (("relaxation", RELAXATIONS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
+        if isinstance(self.resource, str):
+            if self.resource not in RESOURCE_WEIGHTS:
+                raise ValueError(
+                    f"`resource` must be one of {tuple(RESOURCE_WEIGHTS)}, a number or upper bounds but got "
+                    f"{self.resource!r}."
+                )
+        elif isinstance(self.resource, Mapping):
+            for name, bound in self.resource.items():
+                if name not in COSTS or not 0 < bound < math.inf:
+                    raise ValueError(
+                        f"`resource` must give positive upper bounds of {COSTS} but got {name!r}: {bound}."
+                    )
+        elif not 0 <= self.resource < math.inf:
+            raise ValueError(f"`resource` must not be negative but got {self.resource}.")
+
+
+class SNAS:
+    """A supernet and a factorised distribution over its ops, shared by the cells of a kind, separate for kinds.
+
+    `fit` learns both; `most_likely()` is the architecture it is about. Methods may be called from several threads.
+
+    Args:
+        space: Of cells with ops on edges. Where an edge may keep several ops, an option is a set of them.
+        skeleton: Frame around the cells, usually small and with `affine=False`.
+        recipe: How to learn.
+
+    Raises:
+        ValueError: The space leaves nothing to choose or is of blocks, or no architecture keeps the upper bounds.
+    """
+
+    def __init__(self, space: Space, skeleton: Skeleton, recipe: SNASRecipe | None = None) -> None:
+        if not isinstance(space, CellSpace):
+            raise ValueError(
+                f"`space` must have ops on edges (CellSpace) but is a {type(space).__name__}; its costs do not add up."
+            )
+        self.space, self.skeleton, self.recipe = space, skeleton, recipe or SNASRecipe()
+        self.paths = space.paths
+        self.options = tuple(next(iter(space.options().values())))
+        if len(self.options) < 2:
+            raise ValueError(f"`space` must leave a choice but has the one op {space.ops}; add another, or 'none'.")
+        self._costs = EdgeCosts(space, skeleton)
+        self.bounds: Mapping[str, float] = self.recipe.resource if isinstance(self.recipe.resource, Mapping) else {}
+        for name, bound in self.bounds.items():
+            if bound < (cheapest := self._costs.cheapest(name)):
+                raise ValueError(
+                    f"`resource` must be within reach but no architecture has at most {bound:.6g} {name}; the cheapest "
+                    f"in this skeleton has {cheapest:.6g}. Raise the bound or use a smaller skeleton."
+                )
+        self.supernet = Supernet(space, skeleton, self.recipe.seed)
+        for module in self.supernet.modules():
+            # Running statistics of a mixture serve no architecture; those of a batch are used throughout.
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.track_running_stats = False
+        kept_by_option = list(next(iter(space.options().values())).values())
+        names = self.supernet.names[self.paths[0]]
+        self._kept_by_option = kept_by_option
+        self._members_ON = torch.tensor([[float(name in kept) for name in names] for kept in kept_by_option])
+        self._single = space.max_ops == 1
+        self._lock = threading.RLock()
+        self._scoring: Batch | None = None
+        self._logits_EO = nn.Parameter(torch.zeros(len(self.paths), len(self.options)))
+        self._make_optimizers()
+        self._prices = dict.fromkeys(self.bounds, 0.0)  # Lagrange multipliers
+        self.step = 0
+        self.total_steps = 0
+        self.skipped = 0
+        self.seconds = 0.0
+        self.records: list[DistributionRecord] = []
+        self._configuration: dict[str, Any] = {}
+        self._credit_E = torch.zeros(len(self.paths))
+        self._sums = torch.zeros(3 + len(self.paths), dtype=torch.float64)  # steps, loss, accuracy, credits
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+        self._supersede_optimizers()
+
+    # -- the distribution -----------------------------------------------------------------------------------------
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """Log alpha, shape (E, O), in the order of `paths` and `options`; a copy."""
+        with self._lock:
+            return self._logits_EO.detach().cpu().numpy().copy()
+
+    @property
+    def _probabilities_EO(self) -> NDArray[np.float64]:
+        return _softmax(self.logits.astype(np.float64))
+
+    @property
+    def probabilities(self) -> dict[str, dict[str, float]]:
+        """Probability of every option of every path."""
+        table = self._probabilities_EO
+        return {
+            path: dict(zip(self.options, map(float, row), strict=True))
+            for path, row in zip(self.paths, table, strict=True)
+        }
+
+    def entropy(self) -> dict[str, float]:
+        """Return the entropy of every path's distribution in nats, from 0 to log(number of options)."""
+        return dict(zip(self.paths, map(float, entropies(self._probabilities_EO)), strict=True))
+
+    def expected_cost(self) -> dict[str, float]:
+        """Return expected parameters, multiply-adds and memory access of the network, in closed form (section 2.4)."""
+        return dict(zip(COSTS, map(float, self._costs.expected(self._probabilities_EO)), strict=True))
+
+    def sample(self, generator: np.random.Generator, connected: bool = True) -> Architecture:
+        """Return an architecture drawn from the distribution.
+
+        Args:
+            generator: Source of randomness.
+            connected: Draw again (up to 100 times) until every kind of cell reaches its output; then mend the draw.
+        """
+        table = self._probabilities_EO
+        for _ in range(100):
+            chosen = (table.cumsum(1) < generator.random((len(table), 1)) * table.sum(1, keepdims=True)).sum(1)
+            architecture = architecture_of(self.space, chosen)
+            if not connected or architecture.connected:
+                return architecture
+        score = np.log(table + 1e-12)
+        score[np.arange(len(table)), chosen] += 100.0
+        return architecture_of(self.space, connected_argmax(self.space, score))
+
+    def most_likely(self) -> Architecture:
+        """Return the most probable architecture that reaches its output and keeps the upper bounds, if there are any.
+
+        On every edge the argmax, `none` included (section 3.1), unless these two rules ask for another.
+        """
+        return most_likely(self.space, np.log(self._probabilities_EO + 1e-300), self._costs, self.bounds)
+
+    def edge_credit(self) -> dict[str, float]:
+        """Return the credit of every edge in the last step: by how much its output lowered the loss, to first order.
+
+        `R = -dL/dx_j . O~_ij(x_i)`, summed over the cells of the kind (section 2.3); read off the backward pass as
+        `-sum_k Z_k dL/dZ_k`.
+        """
+        with self._lock:
+            return dict(zip(self.paths, self._credit_E.tolist(), strict=True))
+
+    def temperature(self, fraction: float) -> float:
+        """Return the temperature when a share of the budget is done; the first one until the warm-up ends."""
+        recipe = self.recipe
+        progress = max(0.0, fraction - recipe.warmup_fraction) / (1 - recipe.warmup_fraction)
+        first, last = recipe.first_temperature, recipe.last_temperature
+        if recipe.schedule == "exponential":
+            return float(first * (last / first) ** progress)
+        return first + (last - first) * progress
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: Data,
+        budget: float,
+        *,
+        until: float = 1.0,
+        splits: Sequence[str] = TRAIN,
+        on_step: Callable[[float], None] | None = None,
+        on_record: Callable[[DistributionRecord], None] | None = None,
+        checkpoint: Path | None = None,
+        checkpoint_seconds: float = 30.0,
+        should_stop: Callable[[], bool] | None = None,
+        show_progress: bool = True,
+    ) -> None:
+        """Learn weights and distribution on the device of the data; go on where the last call ended.
+
+        On a CPU, a fit that was interrupted and resumed ends with the same numbers, to the bit.
+
+        Args:
+            data: Images and splits.
+            budget: Passes over `splits` in all; need not be whole.
+            until: Share of the budget at which to return, for a fit in rounds.
+            splits: What to learn from; single-level, so weights and logits learn from the same images.
+            on_step: Called after every step with the share of the budget done.
+            on_record: Called with every new record.
+            checkpoint: File to go on from, if it is further, and to write.
+            checkpoint_seconds: Write when so long has passed since the last time.
+            should_stop: Asked after every step; True writes a checkpoint and raises `TrainingStopped`.
+            show_progress: Show a progress bar on a terminal, unless `on_step` does.
+
+        Raises:
+            TrainingStopped: `should_stop` said so.
+            TrainingDiverged: More than 5 % of the steps had no finite loss.
+            ValueError: The budget is not positive, or data, splits or budget differ from those it began with.
+        """
+        if not 0 < budget < math.inf:
+            raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
+        if not 0 <= until <= 1:
+            raise ValueError(f"`until` must be a share of the budget, in [0, 1], but got {until}.")
+        with self._lock:
+            self._begin(data, budget, splits)
+            if checkpoint is not None and checkpoint.exists():
+                self.load(checkpoint)
+        last = min(self.total_steps, round(until * self.total_steps))
+        steps_per_epoch = max(1, data.size(splits) // self.recipe.batch_size)
+        bar = _progress_bar() if show_progress and on_step is None else nullcontext()
+        started, before = time.monotonic(), self.seconds
+        saved = started
+        with bar as progress:
+            task = progress.add_task("SNAS", total=last, completed=self.step) if progress else None
+            while self.step < last:
+                epoch, start = divmod(self.step, steps_per_epoch)
+                for images, labels in data.batches(
+                    splits, self.recipe.batch_size, seed=self.recipe.seed, epoch=epoch, start=start
+                ):
+                    with self._lock:
+                        record = self._train_step(images, labels)
+                        self.seconds = before + time.monotonic() - started
+                    if record is not None and on_record is not None:
+                        on_record(record)
+                    if on_step is not None:
+                        on_step(self.step / self.total_steps)
+                    if progress is not None:
+                        progress.update(task, completed=self.step)
+                    stopping = should_stop is not None and should_stop()
+                    if checkpoint is not None and (stopping or time.monotonic() - saved >= checkpoint_seconds):
+                        self.save(checkpoint)
+                        saved = time.monotonic()
+                    if stopping:
+                        raise TrainingStopped
+                    if self.step >= last:
+                        break
+        if checkpoint is not None:
+            self.save(checkpoint)
+
+    def _begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
+        """Take the device of the data; check that a fit that goes on is the same fit."""
+        n_images = data.size(splits)
+        if n_images == 0:
+            raise ValueError(f"`splits` must hold images but {tuple(splits)} of {data.name!r} are empty.")
+        expected = (*data.input_shape, data.classes)
+        if expected != (*self.skeleton.input_shape, self.skeleton.classes):
+            raise ValueError(
+                f"`data` must fit the skeleton, input_shape={self.skeleton.input_shape} and classes="
+                f"{self.skeleton.classes}, but has {data.input_shape} and {data.classes}."
+            )
+        configuration = {
+            "space": self.space.to_dict(),
+            "skeleton": self.skeleton.to_dict(),
+            "recipe": {**asdict(self.recipe), "resource": _plain(self.recipe.resource)},
+            "data": data.describe(),
+            "splits": list(splits),
+            "budget": budget,
+        }
+        if self.step and configuration != self._configuration:
+            changed = sorted(key for key in configuration if configuration[key] != self._configuration.get(key))
+            raise ValueError(
+                f"`{changed[0]}` must be that of the fit that goes on but is another; make a new SNAS to begin anew."
+            )
+        self._configuration = configuration
+        self.total_steps = max(1, round(budget * max(1, n_images // self.recipe.batch_size)))
+        self.attach(data)
+
+    def attach(self, data: Data) -> None:
+        """Take device and scoring batch from the data: the first images of the report split, the same in every call."""
+        with self._lock:
+            if self._logits_EO.device != data.device:
+                self.supernet.to(data.device)
+                self._logits_EO.data = self._logits_EO.data.to(data.device)
+                self._members_ON = self._members_ON.to(data.device)
+                self._credit_E, self._sums = self._credit_E.to(data.device), self._sums.to(data.device)
+                self._supersede_optimizers()
+            if data.size([REPORT]):
+                self._scoring = next(iter(data.batches([REPORT], SCORING_IMAGES)))
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> DistributionRecord | None:
+        """Do one step: one backward pass for weights and logits; return a record when it is time for one."""
+        recipe = self.recipe
+        fraction = self.step / self.total_steps
+        learning = fraction >= recipe.warmup_fraction
+        self._weights_optimizer.param_groups[0]["lr"] = cosine(
+            recipe.learning_rate, recipe.final_learning_rate, fraction
+        )
+        self._logits_optimizer.param_groups[0]["lr"] = self._logit_learning_rate()
+        self._weights_optimizer.zero_grad(set_to_none=True)
+        self._logits_optimizer.zero_grad(set_to_none=True)
+        generator = seeded_generator(images.device, recipe.seed, self.step, 1)
+        mixing_EO, weights, active = self._mix(self.temperature(fraction), generator)
+        mixing_EO.retain_grad()
+        with autocast(images.device, recipe.precision):
+            scores = self.supernet(images, weights, active)
+            if isinstance(scores, tuple):
+                scores = scores[0]
+            loss = F.cross_entropy(scores, labels)
+        total = loss
+        if learning:
+            total = loss + self._penalty()
+        total.backward()
+        parameters = [p for p in self.supernet.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
+        if not learning:
+            self._logits_EO.grad = None
+        logit_norm = nn.utils.clip_grad_norm_([self._logits_EO], LOGIT_CLIP_NORM)
+        self.step += 1
+        with torch.no_grad():
+            if bool(torch.isfinite(loss) & torch.isfinite(norm) & torch.isfinite(logit_norm)):
+                self._weights_optimizer.step()
+                self._logits_optimizer.step()
+                if mixing_EO.grad is None:  # a path on which nothing reaches the output
+                    self._credit_E = torch.zeros_like(self._credit_E)
+                else:
+                    self._credit_E = -(mixing_EO * mixing_EO.grad).sum(1)
+                accuracy = (scores.argmax(1) == labels).double().mean()
+                ones = torch.ones(1, dtype=torch.float64, device=images.device)
+                self._sums += torch.cat([ones, loss.double()[None], accuracy[None], self._credit_E.double()])
+            else:
+                self.skipped += 1
+                if self.step >= FIRST_JUDGED_STEP and self.skipped > MOST_SKIPPED_FRACTION * self.step:
+                    raise TrainingDiverged(
+                        f"`learning_rate` must keep the loss finite but {self.skipped} of {self.step} steps it was "
+                        f"not, at {recipe.learning_rate}; lower it, or use precision='float32'."
+                    )
+        return self._record() if self._recording() else None
+
+    def _mix(
+        self, temperature: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, set[str]] | None]:
+        """Return the mixing weights of the options, of every path's names, and the names to compute."""
+        active: dict[str, set[str]] | None = None
+        if self.recipe.relaxation == "concrete":
+            mixing_EO = concrete_sample(self._logits_EO, temperature, generator)
+        elif self.recipe.relaxation == "one_path":
+            mixing_EO, chosen_E = one_path_sample(self._logits_EO, generator)
+            active = {
+                path: set(self._kept_by_option[option])
+                for path, option in zip(self.paths, chosen_E.tolist(), strict=True)
+            }
+        else:
+            mixing_EO = self._logits_EO.softmax(dim=-1)
+        weights_EN = mixing_EO if self._single else mixing_EO @ self._members_ON
+        return mixing_EO, dict(zip(self.paths, weights_EN.unbind(), strict=True)), active
+
+    def _penalty(self) -> Tensor:
+        """Return what the expected cost adds to the loss, and move the Lagrange multipliers (section 2.4)."""
+        resource = self.recipe.resource
+        if not isinstance(resource, Mapping) and not resource:
+            return self._logits_EO.new_zeros(())
+        table_EOC = torch.as_tensor(self._costs.table, dtype=torch.float32, device=self._logits_EO.device)
+        variable_C = (self._logits_EO.softmax(-1)[..., None] * table_EOC).sum((0, 1))
+        if not isinstance(resource, Mapping):
+            weight = RESOURCE_WEIGHTS[resource] if isinstance(resource, str) else resource
+            uniform_C = torch.as_tensor(self._costs.uniform, dtype=torch.float32, device=variable_C.device)
+            return weight * (variable_C / uniform_C.clamp_min(1.0)).mean()
+        penalty = self._logits_EO.new_zeros(())
+        learning_steps = (1 - self.recipe.warmup_fraction) * self.total_steps
+        for name, bound in resource.items():
+            column = COSTS.index(name)
+            excess = (variable_C[column] + self._costs.fixed[column]) / bound - 1
+            penalty = penalty + self._prices[name] * excess
+            # An excess of 10 % over a tenth of the budget makes a price of 1.
+            self._prices[name] = max(0.0, self._prices[name] + float(excess) * 100 / learning_steps)
+        return penalty
+
+    def _logit_learning_rate(self) -> float:
+        if self.recipe.logit_learning_rate is not None:
+            return self.recipe.logit_learning_rate
+        learning_steps = max(1.0, (1 - self.recipe.warmup_fraction) * self.total_steps)
+        return min(HIGHEST_LOGIT_RATE, PAPER_LOGIT_RATE * max(1.0, PAPER_STEPS / learning_steps))
+
+    def _recording(self) -> bool:
+        return self.step * RECORDS // self.total_steps > (self.step - 1) * RECORDS // self.total_steps
+
+    def _record(self) -> DistributionRecord:
+        probabilities = self._probabilities_EO
+        sums = self._sums.cpu().numpy()
+        means = sums[1:] / max(sums[0], 1.0)
+        fraction = self.step / self.total_steps
+        metrics = {
+            "entropy": float(entropies(probabilities).mean()),
+            **dict(zip(COSTS, map(float, self._costs.expected(probabilities)), strict=True)),
+            "temperature": self.temperature(fraction),
+            "loss": float(means[0]),
+            "accuracy": float(means[1]),
+        }
+        record = DistributionRecord(self.step, metrics, probabilities, means[2:].copy())
+        self.records.append(record)
+        self._sums.zero_()
+        return record
+
+    # -- inherited weights ----------------------------------------------------------------------------------------
+
+    def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return the accuracy of architectures with inherited weights, shape (N,), fractions.
+
+        Measured on the scoring batch, with batch-normalisation statistics of that batch.
+
+        Raises:
+            ValueError: Neither `fit` nor `attach` has seen data with a report split.
+        """
+        images, labels = self._scoring_batch()
+        accuracies = []
+        for architecture in architectures:
+            with self._lock, torch.no_grad(), autocast(images.device, self.recipe.precision):
+                scores = self._child_scores(architecture, images)
+                accuracies.append(float((scores.argmax(1) == labels).double().mean()))
+        return np.array(accuracies, dtype=np.float64)
+
+    def evaluate(self, data: Data, split: str = REPORT, architecture: Architecture | None = None) -> float:
+        """Return the accuracy on a split, with batch statistics: of the search network, or of an architecture in it.
+
+        The search network draws a new relaxed sample for every batch, at the temperature where the fit stands.
+        """
+        correct = n_images = 0
+        temperature = self.temperature(self.step / max(1, self.total_steps))
+        for number, (images, labels) in enumerate(data.batches([split], SCORING_IMAGES)):
+            with self._lock, torch.no_grad(), autocast(images.device, self.recipe.precision):
+                if architecture is None:
+                    generator = seeded_generator(images.device, self.recipe.seed, number, 2)
+                    _, weights, active = self._mix(temperature, generator)
+                    scores = self.supernet(images, weights, active)
+                else:
+                    scores = self._child_scores(architecture, images)
+            correct += int((scores.argmax(1) == labels).sum())
+            n_images += len(labels)
+        return correct / max(1, n_images)
+
+    def weights(self, architecture: Architecture) -> dict[str, Tensor]:
+        """Return the weights that an architecture inherits, for `DiscreteNetwork(..., weights=...)`.
+
+        Copies; batch-normalisation statistics are recomputed for this architecture on the scoring batch.
+        """
+        images, _ = self._scoring_batch()
+        with self._lock:
+            child = DiscreteNetwork(architecture, self.skeleton, self.supernet.weights_of(architecture))
+        child.to(images.device)
+        norms = [module for module in child.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over batches
+        with torch.no_grad():
+            child.train()(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        return {name: tensor.detach().clone() for name, tensor in child.state_dict().items()}
+
+    def _child_scores(self, architecture: Architecture, images: Tensor) -> Tensor:
+        if architecture.space != self.space:
+            raise ValueError("`architecture` must be of the space of this SNAS but comes from another.")
+        weights = {path: vector.to(images.device) for path, vector in one_hot(architecture).items()}
+        return cast("Tensor", self.supernet(images, weights))
+
+    def _scoring_batch(self) -> Batch:
+        if self._scoring is None:
+            raise ValueError("`data` with a report split must be known to score; call `fit` or `attach(data)` first.")
+        return self._scoring
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write all that a fit needs to go on to one safetensors file."""
+        with self._lock:
+            tensors = {
+                **prefixed("supernet/", self.supernet.state_dict()),
+                **prefixed("weights/", optimizer_tensors(self._weights_optimizer)),
+                **prefixed("logits/", optimizer_tensors(self._logits_optimizer)),
+                "logits": self._logits_EO.detach(),
+                "sums": self._sums,
+                "credit": self._credit_E,
+                **prefixed("records/", _record_tensors(self.records)),
+            }
+            progress = {
+                "step": self.step,
+                "total_steps": self.total_steps,
+                "skipped": self.skipped,
+                "seconds": self.seconds,
+                "prices": self._prices,
+                "records": [[record.step, record.metrics] for record in self.records],
+            }
+            save_tensors(path, tensors, {"configuration": self._configuration, "progress": progress})
+
+    def load(self, path: Path) -> None:
+        """Take the state of a file that `save` wrote, unless this SNAS is further. Executes nothing.
+
+        Raises:
+            ValueError: The file is damaged or of another space, skeleton, recipe, data or budget.
+        """
+        with self._lock:
+            tensors, description = load_tensors(path, self._logits_EO.device)
+            if "supernet/" not in {f"{name.split('/')[0]}/" for name in tensors}:
+                raise ValueError(f"`path` must be a checkpoint of an SNAS but {path} holds something else.")
+            theirs = description["configuration"]
+            if self._configuration:
+                check_configuration(path, theirs, self._configuration)
+            else:
+                ours = {
+                    "space": self.space.to_dict(),
+                    "skeleton": self.skeleton.to_dict(),
+                    "recipe": {**asdict(self.recipe), "resource": _plain(self.recipe.resource)},
+                }
+                check_configuration(path, {name: theirs.get(name) for name in ours}, ours)
+            progress = description["progress"]
+            if self.step > progress["step"]:
+                return
+            self._configuration = theirs
+            self.supernet.load_state_dict(without_prefix("supernet/", tensors))
+            self._logits_EO.data.copy_(tensors["logits"])
+            load_optimizer_tensors(self._weights_optimizer, without_prefix("weights/", tensors))
+            load_optimizer_tensors(self._logits_optimizer, without_prefix("logits/", tensors))
+            self._sums.copy_(tensors["sums"])
+            self._credit_E = tensors["credit"]
+            self.records = _records(progress["records"], without_prefix("records/", tensors))
+            self.step, self.total_steps = progress["step"], progress["total_steps"]
+            self.skipped, self.seconds, self._prices = progress["skipped"], progress["seconds"], progress["prices"]
+
+    def _make_optimizers(self) -> None:
+        recipe = self.recipe
+        self._weights_optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            self.supernet.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        self._logits_optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            [self._logits_EO], PAPER_LOGIT_RATE, (0.5, 0.999), weight_decay=recipe.logit_weight_decay
+        )
+
+    def _supersede_optimizers(self) -> None:
+        """Make the optimizers anew with their state: after a move or a copy they hold other tensors than we do."""
+        states = [optimizer_tensors(optimizer) for optimizer in (self._weights_optimizer, self._logits_optimizer)]
+        self._make_optimizers()
+        for optimizer, state in zip((self._weights_optimizer, self._logits_optimizer), states, strict=True):
+            load_optimizer_tensors(optimizer, state)
+
+
+def _softmax(logits_EO: NDArray[np.float64]) -> NDArray[np.float64]:
+    raised = np.exp(logits_EO - logits_EO.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _plain(resource: float | str | Mapping[str, float]) -> float | str | dict[str, float]:
+    return dict(resource) if isinstance(resource, Mapping) else resource
+
+
+def _record_tensors(records: Sequence[DistributionRecord]) -> dict[str, Tensor]:
+    if not records:
+        return {}
+    return {
+        "probabilities": torch.from_numpy(np.stack([record.probabilities for record in records])),
+        "credit": torch.from_numpy(np.stack([cast("NDArray[np.float64]", record.credit) for record in records])),
+    }
+
+
+def _records(described: Sequence[list[Any]], tensors: Mapping[str, Tensor]) -> list[DistributionRecord]:
+    if not described:
+        return []
+    arrays = zip(tensors["probabilities"].cpu().numpy(), tensors["credit"].cpu().numpy(), strict=True)
+    return [
+        DistributionRecord(step, metrics, probabilities, credit)
+        for (step, metrics), (probabilities, credit) in zip(described, arrays, strict=True)
+    ]
+
+
+def _progress_bar() -> Any:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("step {task.completed} of {task.total}"),
+        TimeRemainingColumn(),
+    )

@@ -1,0 +1,220 @@
+"""How a distribution over architectures learned: curves, a heat map, and the cells that it was most sure of.
+
+In two steps, numbers then drawing. E edges (paths of the space), O options of an edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from optuna_nas.oneshot.distribution import COSTS, architecture_of
+from optuna_nas.plots.cells import FONT, INK, PAPER, TITLE_SIZE, cell_drawing, draw_cell
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from optuna_nas.oneshot.distribution import DistributionRecord
+    from optuna_nas.space import Architecture, Space
+
+MOST_ROWS = 8  # options of an edge that are shown, the most probable at the end
+ROW, MARGIN = 0.115, 0.35  # inches
+PANEL_WIDTH, CURVE_HEIGHT = 5.2, 1.15
+COLOUR_MAP = "Blues"
+COST_LABELS = {"params": "parameters", "multiply_adds": "multiply-adds", "memory_access": "memory access"}
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Probabilities over time of the edges of one kind of cell.
+
+    Args:
+        kind: Name of the kind of cell.
+        rows: (path, option) of every row, the edges in the space's order.
+        steps: Shape (T,).
+        probabilities: Shape (rows, T).
+    """
+
+    kind: str
+    rows: tuple[tuple[str, str], ...]
+    steps: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+
+def heat_maps(space: Space, records: Sequence[DistributionRecord]) -> list[HeatMap]:
+    """Return, for every kind of cell, what there is to draw; of many options the 8 likeliest at the end."""
+    steps = np.array([record.step for record in records])
+    table = np.stack([record.probabilities for record in records], axis=-1)  # (E, O, T)
+    maps = []
+    edges = enumerate((path, list(options)) for path, options in space.options().items())
+    for kind, group in groupby(edges, key=lambda edge: edge[1][0].split("/")[0]):
+        rows, values = [], []
+        for number, (path, options) in group:
+            likeliest = np.argsort(-table[number, : len(options), -1], kind="stable")[:MOST_ROWS]
+            for option in sorted(likeliest.tolist()):
+                rows.append((path, options[option]))
+                values.append(table[number, option])
+        maps.append(HeatMap(kind, tuple(rows), steps, np.array(values)))
+    return maps
+
+
+def likeliest_over_time(
+    space: Space, records: Sequence[DistributionRecord]
+) -> list[tuple[DistributionRecord, Architecture]]:
+    """Return the records at which the architecture of the likeliest options changed, the first one included."""
+    changes: list[tuple[DistributionRecord, Architecture]] = []
+    for record in records:
+        architecture = architecture_of(space, record.probabilities.argmax(axis=1))
+        if not changes or changes[-1][1] != architecture:
+            changes.append((record, architecture))
+    return changes
+
+
+def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Figure:
+    """Draw entropy and expected costs over the steps, and under them a heat map of the probabilities.
+
+    Args:
+        space: Whose paths name the rows.
+        records: `snas.records`, or `distribution_records(study)`; at least one.
+
+    Raises:
+        ValueError: There are no records.
+    """
+    if not records:
+        raise ValueError("`records` must hold at least one record but is empty; fit the SNAS, or run some trials.")
+    maps = heat_maps(space, records)
+    costs = [name for name in COSTS if all(name in record.metrics for record in records)]
+    n_curves = 1 + bool(costs)
+    label_width = 1.75
+    width = len(maps) * (PANEL_WIDTH + label_width) + MARGIN
+    map_height = max(len(heat.rows) for heat in maps) * ROW
+    height = map_height + n_curves * (CURVE_HEIGHT + 0.3) + 1.1
+    figure = Figure(figsize=(width, height), dpi=120, facecolor=PAPER)
+    FigureCanvasAgg(figure)
+
+    def panel(left: float, top: float, panel_width: float, panel_height: float) -> Axes:
+        return figure.add_axes(
+            (left / width, 1 - (top + panel_height) / height, panel_width / width, panel_height / height)
+        )
+
+    steps = maps[0].steps
+    limits = (float(steps[0]) - 0.5, float(steps[-1]) + 0.5)
+    axes = panel(label_width, 0.35, PANEL_WIDTH, CURVE_HEIGHT)
+    axes.plot(steps, [record.metrics["entropy"] for record in records], color="#0064a4", linewidth=1.5)
+    axes.set_ylim(bottom=0)
+    _label_curve(axes, "entropy of an edge, nats", limits)
+    if costs:
+        axes = panel(label_width, 0.35 + CURVE_HEIGHT + 0.3, PANEL_WIDTH, CURVE_HEIGHT)
+        for name, colour, line in zip(COSTS, ("#b84a00", "#007a5a", "#5c5c5c"), ("-", "--", ":"), strict=True):
+            if name in costs:
+                values = np.array([record.metrics[name] for record in records])
+                label = f"{COST_LABELS[name]}, {_short(values[-1])} at the end"
+                axes.plot(steps, values / values[0], color=colour, linestyle=line, linewidth=1.5, label=label)
+        axes.legend(fontsize=7, frameon=False, loc="best")
+        _label_curve(axes, "expected cost / first", limits)
+    top = 0.35 + n_curves * (CURVE_HEIGHT + 0.3) + 0.15
+    for number, heat in enumerate(maps):
+        left = number * (PANEL_WIDTH + label_width) + label_width
+        image = _draw_heat_map(panel(left, top, PANEL_WIDTH, len(heat.rows) * ROW), heat, limits)
+    bar = figure.colorbar(
+        image, cax=panel(label_width + PANEL_WIDTH - 1.6, top - 0.17, 1.6, 0.07), orientation="horizontal"
+    )
+    bar.ax.tick_params(labelsize=6, length=2, pad=1, top=True, labeltop=True, bottom=False, labelbottom=False)
+    bar.ax.set_ylabel("probability", fontsize=7, rotation=0, ha="right", va="center")
+    return figure
+
+
+def plot_most_likely(space: Space, records: Sequence[DistributionRecord], moments: int = 6) -> Figure:
+    """Draw the cells that the distribution was most sure of, from the first to the last, a row a moment.
+
+    Args:
+        space: Of the records.
+        records: As for `plot_distribution`.
+        moments: Changes to show at most; the last ones, and the first.
+
+    Raises:
+        ValueError: There are no records, or `moments` is below 1.
+    """
+    if not records or moments < 1:
+        raise ValueError(f"`records` and `moments` must not be empty but are {len(records)} and {moments}.")
+    changes = likeliest_over_time(space, records)
+    if len(changes) > moments:
+        changes = [*changes[: min(1, moments - 1)], *changes[-max(1, moments - 1) :]]
+    rows = [
+        (record.step, [cell_drawing(architecture.cells, cell) for cell in range(len(architecture.cells.outputs))])
+        for record, architecture in changes
+    ]
+    title = 0.3
+    width = max(sum(drawing.width for drawing in drawings) for _, drawings in rows)
+    height = sum(title + max(drawing.height for drawing in drawings) for _, drawings in rows)
+    figure = Figure(figsize=(width, height), dpi=120, facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    top = height
+    for step, drawings in rows:
+        figure.text(
+            0.1 / width, (top - 0.06) / height, f"from step {step:,}", family=FONT, size=TITLE_SIZE, color=INK, va="top"
+        )
+        top -= title
+        left = 0.0
+        for drawing in drawings:
+            bottom = (top - drawing.height) / height
+            draw_cell(drawing, figure.add_axes((left / width, bottom, drawing.width / width, drawing.height / height)))
+            left += drawing.width
+        top -= max(drawing.height for drawing in drawings)
+    return figure
+
+
+def _label_curve(axes: Axes, title: str, limits: tuple[float, float]) -> None:
+    axes.set_xlim(limits)
+    axes.set_title(title, fontsize=8, loc="left", pad=3, color=INK)
+    axes.tick_params(labelsize=7, length=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _draw_heat_map(axes: Axes, heat: HeatMap, limits: tuple[float, float]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    n_rows = len(heat.rows)
+    middles = (heat.steps[1:] + heat.steps[:-1]) / 2
+    edges = np.concatenate([[limits[0]], middles, [limits[1]]])
+    image = axes.pcolormesh(
+        edges, np.arange(n_rows + 1), heat.probabilities, cmap=COLOUR_MAP, vmin=0, vmax=1, rasterized=True
+    )
+    axes.set_ylim(n_rows, 0)
+    axes.set_xlim(limits)
+    axes.set_yticks(np.arange(n_rows) + 0.5, [option for _, option in heat.rows], fontsize=5.5, family=FONT)
+    axes.tick_params(axis="y", length=0, pad=2)
+    axes.tick_params(axis="x", labelsize=7, length=2)
+    place = 0
+    for path, rows in groupby(heat.rows, key=lambda row: row[0]):
+        n_options = len(list(rows))
+        axes.text(
+            -1.62 / PANEL_WIDTH,
+            1 - (place + n_options / 2) / n_rows,
+            path,
+            transform=axes.transAxes,
+            fontsize=7.5,
+            family=FONT,
+            va="center",
+            color=INK,
+        )
+        place += n_options
+        if place < n_rows:
+            axes.axhline(place, color=PAPER, linewidth=2)
+            axes.axhline(place, color="#a0a0a0", linewidth=0.5)
+    axes.set_xlabel("step", fontsize=8)
+    return image
+
+
+def _short(value: float) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,5 @@
+"""Who proposes: Optuna samplers that search architectures."""
+
+from optuna_nas.samplers.snas import SNASSampler, distribution_records
+
+__all__ = ["SNASSampler", "distribution_records"]

@@ -1,0 +1,552 @@
+"""Architectures drawn from a distribution that learns from a supernet, from finished trials, or from both."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers._lazy_random_state import LazyRandomState
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from optuna_nas.oneshot.distribution import DistributionRecord, connected_argmax, entropies
+from optuna_nas.oneshot.score_function import Outcome, ScoreFunction
+from optuna_nas.study_state import (
+    Unverified,
+    fetch_file,
+    find_trial,
+    folder_store,
+    publish_file,
+    read_json,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from optuna import Study
+    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.data import Data
+    from optuna_nas.oneshot import SNAS
+    from optuna_nas.space import Space
+
+logger = logging.getLogger(__name__)
+
+SNAPSHOT = "snas:snapshot"
+RECORDS = "snas:records"
+RECORDS_A_ROUND = 10
+TRIALS_A_RECORD = 5
+MOST_DRAWS = 100
+
+
+class Snapshot(NamedTuple):
+    """What the opener of a round has published.
+
+    Args:
+        number: Of the opener.
+        step: Training steps done.
+        logits: Shape (E, O).
+        file: Where the SNAS is.
+    """
+
+    number: int
+    step: int
+    logits: NDArray[np.float64]
+    file: Mapping[str, str]
+
+
+class SNASSampler(BaseSampler):
+    """Draws architectures from the factorised distribution of SNAS (Xie et al. 2019, arXiv 1812.09926).
+
+    - With an `SNAS` and `data`, the distribution learns by the paper's pathwise gradient while the study goes on: every
+      `trials_per_round` trials one trial trains the SNAS for its share of the budget, publishes it and proposes its
+      most likely architecture; all others, in any process, draw from the newest one they can see and never wait. The
+      temperature falls with the number of the trial.
+    - With an `SNAS` alone, the distribution is taken as it is, also while somebody else fits it.
+    - Without, it learns from finished trials by the score function (REINFORCE with a rank baseline, natural gradient):
+      any objective will do. Several objectives: a trial is better than another if it dominates it. Trials that break
+      constraints count as worse than all that keep them, pruned ones as worse than completed ones; failed ones do not
+      count.
+    - `learn_from_trials=True` with an `SNAS` multiplies the two distributions.
+
+    Which is running, `learning` says. Random numbers depend on the seed, the trial's number and the parameter's name
+    only. Parameters that are not of the space go to `inner`.
+
+    Args:
+        space: What may be chosen; any space without an `SNAS`.
+        snas: The model; of the same space.
+        data: Images to train the SNAS on while the study runs.
+        budget: Epochs of that training in all.
+        trials: Number of trials over which the budget is spent.
+        trials_per_round: Trials between two trainings.
+        learn_from_trials: Learn from finished trials; by default only without an `SNAS`.
+        learning_rate: Of the score function; see `ScoreFunction`.
+        inner: Sampler of other parameters; by default Optuna's TPE.
+        artifact_store: Where rounds are published, reachable by all workers; by default the folder
+            `runs/STUDY/artifacts`.
+        avoid_duplicates: Do not propose what a finished trial had, as long as nothing else is searched for.
+        seed: Of the random numbers; None draws one.
+
+    Raises:
+        ValueError: An argument is out of range, or the SNAS is of another space.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        snas: SNAS | None = None,
+        *,
+        data: Data | None = None,
+        budget: float | None = None,
+        trials: int = 100,
+        trials_per_round: int = 10,
+        learn_from_trials: bool | None = None,
+        learning_rate: float = 0.2,
+        inner: BaseSampler | None = None,
+        artifact_store: ArtifactStore | None = None,
+        avoid_duplicates: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        if snas is not None and snas.space != space:
+            raise ValueError("`snas` must be of the sampler's space but is of another; pass `snas.space`.")
+        if (data is None) != (budget is None) or (data is not None and snas is None):
+            raise ValueError("`snas`, `data` and `budget` must be given together to train while the study runs.")
+        if budget is not None and not budget > 0:
+            raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
+        for name, value in (("trials", trials), ("trials_per_round", trials_per_round)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1 but got {value}.")
+        if learn_from_trials is None:
+            learn_from_trials = snas is None
+        if not learn_from_trials and snas is None:
+            raise ValueError("`learn_from_trials` must not be False without `snas`; nothing would be learned.")
+        self.space, self.snas = space, snas
+        self.learning = " and ".join(
+            ["pathwise gradient of a supernet"] * (snas is not None) + ["score function of trials"] * learn_from_trials
+        )
+        self._data, self._budget = data, budget
+        self._rounds, self._trials_per_round = -(-trials // trials_per_round), trials_per_round
+        self._learn_from_trials, self._learning_rate = learn_from_trials, learning_rate
+        self._inner = inner or TPESampler()
+        self._artifact_store = artifact_store
+        self._avoid_duplicates = avoid_duplicates
+        self._seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        self._distributions = space.distributions()
+        self._positions = {
+            path: {choice: position for position, choice in enumerate(distribution.choices)}
+            for path, distribution in self._distributions.items()
+        }
+        self._on_progress: Callable[[float], None] | None = None
+        self._should_stop: Callable[[], bool] | None = None
+        self._forget()
+        logger.info("SNASSampler learns by the %s.", self.learning)
+
+    def _forget(self) -> None:
+        """Drop what can be had again from the study, and what can't be pickled."""
+        self._lock, self._inner_lock, self._training = threading.RLock(), threading.Lock(), threading.Lock()
+        self._folds: dict[object, _Fold] = {}
+        self._snapshots: dict[int, Snapshot] = {}  # the newest of every study
+
+    def __getstate__(self) -> dict[str, Any]:
+        dropped = ("_lock", "_inner_lock", "_training", "_folds", "_snapshots", "_on_progress", "_should_stop")
+        return {name: value for name, value in self.__dict__.items() if name not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._on_progress = self._should_stop = None
+        self._forget()
+
+    def prepare(
+        self,
+        folder: Path,
+        on_progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Take what a search offers: a folder for artifacts, whom to tell the share of a round done, when to stop."""
+        if self._artifact_store is None:
+            self._artifact_store = folder_store(folder / "artifacts")
+        self._on_progress, self._should_stop = on_progress, should_stop
+
+    # -- Optuna's side --------------------------------------------------------------------------------------------
+
+    def reseed_rng(self) -> None:
+        """Do nothing: random numbers depend on the trial's number, so streams of workers never overlap."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        with self._inner_lock:
+            others = self._inner.infer_relative_search_space(study, trial)
+        return {**self._distributions, **{name: d for name, d in others.items() if name not in self._distributions}}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        params: dict[str, Any] = {}
+        others = {name: d for name, d in search_space.items() if name not in self._distributions}
+        if len(others) < len(search_space):
+            self._check_space(search_space)
+            self._train_round(study, trial)
+            proposed = self._propose(study, trial)
+            params = {name: value for name, value in proposed.items() if name in search_space}
+        if others:
+            with self._inner_lock:
+                self._reseed_inner(trial, "")
+                params.update(self._inner.sample_relative(study, trial, others))
+            for name, distribution in others.items():
+                if name not in params:
+                    params[name] = self.sample_independent(study, trial, name, distribution)
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if param_name in self._distributions:
+            self._check_space({param_name: param_distribution})
+            return self._propose(study, trial)[param_name]
+        with self._inner_lock:
+            self._reseed_inner(trial, param_name)
+            return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+        if set(self._distributions) <= set(trial.system_attrs.get("fixed_params", ())):
+            self._train_round(study, trial)  # nothing will be asked of us, yet it may be this trial's turn
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+    # -- proposals ------------------------------------------------------------------------------------------------
+
+    def probabilities(self, study: Study) -> dict[str, dict[str, float]]:
+        """Return the probability of every option of every path, as the next trial of this study would see it."""
+        table = self._table(study, self._fold(study), self._newest(study, len(study.get_trials(deepcopy=False))))
+        return {
+            path: {str(choice): float(row[position]) for choice, position in known.items()}
+            for (path, known), row in zip(self._positions.items(), table, strict=True)
+        }
+
+    def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Return parameters of a connected architecture that is new, if 100 draws find one."""
+        fold, snapshot = self._fold(study), self._newest(study, trial.number)
+        table = self._table(study, fold, snapshot)
+        self._record(study, trial, table)
+        given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        fixed = {
+            number: known[given[path]]
+            for number, (path, known) in enumerate(self._positions.items())
+            if path in given and given[path] in known
+        }
+        taken = fold.seen if fold is not None and self._avoid_duplicates else ()
+        if self.snas is not None and snapshot is not None and snapshot.number == trial.number and not fixed:
+            best = connected_argmax(self.snas.space, np.log(table + 1e-300))
+            if tuple(best.tolist()) not in taken:
+                return self._params(best)
+        random = self._random(trial, "architecture")
+        cumulated = table.cumsum(axis=1)
+        last: dict[str, Any] | None = None
+        for _ in range(MOST_DRAWS):
+            chosen = (cumulated < random.random((len(table), 1)) * cumulated[:, -1:]).sum(axis=1)
+            for position, option in fixed.items():
+                chosen[position] = option
+            if tuple(chosen.tolist()) in taken:
+                continue
+            last = self._params(chosen)
+            if self.space.decode(last).connected:
+                return last
+        return last or self._params(chosen)
+
+    def _params(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
+        return {
+            path: distribution.choices[position]
+            for (path, distribution), position in zip(self._distributions.items(), chosen.tolist(), strict=True)
+        }
+
+    def _table(self, study: Study, fold: _Fold | None, snapshot: Snapshot | None) -> NDArray[np.float64]:
+        """Return the distribution to draw from, shape (P, O)."""
+        with self._lock:
+            learned = fold.policy.probabilities if fold is not None and self._learn_from_trials else None
+        if self.snas is None:
+            assert learned is not None
+            return np.asarray(learned)
+        if self._data is None:
+            logits = self.snas.logits.astype(np.float64)
+        else:
+            logits = np.zeros((len(self.snas.paths), len(self.snas.options))) if snapshot is None else snapshot.logits
+        table = np.exp(logits - logits.max(axis=1, keepdims=True))
+        if learned is not None:
+            table = table * learned
+        return table / table.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+    def _fold(self, study: Study) -> _Fold | None:
+        """Return what was learned from the finished trials that this study shows; None where none is wanted."""
+        if not self._learn_from_trials and not self._avoid_duplicates:
+            return None
+        bracket = getattr(study, "_bracket_id", None)
+        # The cached read is not filtered by Hyperband's bracket, the public one is.
+        trials = (
+            study._get_trials(deepcopy=False, use_cache=True) if bracket is None else study.get_trials(deepcopy=False)
+        )
+        with self._lock:
+            key = (study._study_id, bracket)
+            if key not in self._folds:
+                sizes = [len(distribution.choices) for distribution in self._distributions.values()]
+                self._folds[key] = _Fold(ScoreFunction(sizes, self._learning_rate))
+            signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
+            self._folds[key].update(trials, self._positions, signs)
+            return self._folds[key]
+
+    def _record(self, study: Study, trial: FrozenTrial, table: NDArray[np.float64]) -> None:
+        """Note now and then how the distribution stands where no training does."""
+        if self._data is None and trial.number % TRIALS_A_RECORD == 0:
+            record = DistributionRecord(trial.number, {"entropy": float(entropies(table).mean())}, table)
+            _write_records(study, trial, [record])
+
+    def _check_space(self, search_space: Mapping[str, BaseDistribution]) -> None:
+        for name, distribution in search_space.items():
+            if name in self._distributions and distribution != self._distributions[name]:
+                raise ValueError(
+                    f"`study` must search the sampler's space but asks {name!r} for {distribution}; "
+                    "give the study another name, or the sampler its space."
+                )
+
+    def _random(self, trial: FrozenTrial, name: str) -> np.random.Generator:
+        return np.random.default_rng([self._seed, trial.number, _hash(name)])
+
+    def _reseed_inner(self, trial: FrozenTrial, name: str) -> None:
+        """Give the inner sampler numbers of this trial and parameter, whatever other threads have drawn."""
+        seed = int(self._random(trial, name).integers(2**32))
+        samplers = [self._inner]
+        while samplers:
+            for value in vars(samplers.pop()).values():
+                if isinstance(value, LazyRandomState):
+                    value.rng.seed(seed)
+                elif isinstance(value, BaseSampler):
+                    samplers.append(value)
+
+    # -- rounds of training ---------------------------------------------------------------------------------------
+
+    def _train_round(self, study: Study, trial: FrozenTrial) -> None:
+        """Train and publish if the round is this trial's to open; never wait for another thread that trains."""
+        if self._data is None or self.snas is None or self._budget is None:
+            return
+        number = trial.number // self._trials_per_round
+        if number >= self._rounds or not self._opens(study, trial):
+            return
+        if not self._training.acquire(blocking=False):
+            return  # an earlier round is still being trained here; the next opener makes up for this one
+        try:
+            self.snas.attach(self._data)
+            self._newest(study, trial.number, load=True)
+            until, first = (number + 1) / self._rounds, number / self._rounds
+            on_progress, known = self._on_progress, len(self.snas.records)
+            self.snas.fit(
+                self._data,
+                self._budget,
+                until=until,
+                on_step=None
+                if on_progress is None
+                else lambda fraction: on_progress(min(1.0, max(0.0, (fraction - first) / (until - first)))),
+                should_stop=self._should_stop,
+            )
+            self._publish(study, trial, self.snas.records[known:])
+        finally:
+            self._training.release()
+
+    def _opens(self, study: Study, trial: FrozenTrial) -> bool:
+        """Tell whether a trial opens its round: it is the first, or those before it have failed at it."""
+        for number in range(trial.number - trial.number % self._trials_per_round, trial.number):
+            earlier = find_trial(study, number)
+            if earlier is None or earlier.state != TrialState.FAIL or _has_snapshot(earlier):
+                return False
+        return True
+
+    def _publish(self, study: Study, trial: FrozenTrial, records: Sequence[DistributionRecord]) -> None:
+        assert self.snas is not None
+        store = self._store(study)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "snas.safetensors"
+            self.snas.save(path)
+            file = publish_file(study, trial, store, path)
+        logits = self.snas.logits.astype("<f4")
+        every = max(1, len(records) // RECORDS_A_ROUND)
+        _write_records(study, trial, records[::-1][::every][::-1])
+        snapshot = {
+            "step": self.snas.step,
+            "shape": list(logits.shape),
+            "logits": base64.b64encode(logits.tobytes()).decode(),
+            "file": file,
+        }
+        write_json(study, trial, SNAPSHOT, snapshot)
+
+    def _newest(self, study: Study, number: int, load: bool = False) -> Snapshot | None:
+        """Return the newest snapshot that verifies, from a trial up to `number`, and load it into the SNAS.
+
+        With `load`, the caller holds the right to train; otherwise weights are loaded if nobody trains.
+        """
+        if self._data is None or self.snas is None:
+            return None
+        known = self._snapshots.get(study._study_id)
+        for earlier in range(min(number // self._trials_per_round, self._rounds - 1), -1, -1):
+            first = earlier * self._trials_per_round
+            if known is not None and known.number >= first:
+                break
+            found = self._snapshot_of_round(study, first, number)
+            if found is None or not (load or self._training.acquire(blocking=False)):
+                continue
+            try:
+                if self._load(study, found):
+                    known = self._snapshots[study._study_id] = found
+                    break
+            finally:
+                if not load:
+                    self._training.release()
+        return known
+
+    def _snapshot_of_round(self, study: Study, first: int, last: int) -> Snapshot | None:
+        for number in range(first, min(first + self._trials_per_round, last + 1)):
+            trial = find_trial(study, number)
+            if trial is None:
+                return None
+            try:
+                published = read_json(trial.system_attrs, SNAPSHOT)
+                if published is not None:
+                    logits = np.frombuffer(base64.b64decode(published["logits"]), "<f4").reshape(published["shape"])
+                    return Snapshot(number, published["step"], logits.astype(np.float64), published["file"])
+            except (Unverified, KeyError, TypeError, ValueError) as error:
+                logger.warning("The SNAS of trial %d does not verify (%s); the one before it is used.", number, error)
+                return None
+            if trial.state != TrialState.FAIL:
+                return None
+        return None
+
+    def _load(self, study: Study, snapshot: Snapshot) -> bool:
+        """Bring the SNAS to a snapshot, if it is behind; False where the snapshot does not verify."""
+        assert self.snas is not None
+        assert self._data is not None
+        if self.snas.step >= snapshot.step:
+            return True
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "snas.safetensors"
+                fetch_file(self._store(study), snapshot.file, path)
+                self.snas.attach(self._data)
+                self.snas.load(path)
+        except Unverified as error:
+            logger.warning(
+                "The SNAS of trial %d does not verify (%s); the one before it is used.", snapshot.number, error
+            )
+            return False
+        return True
+
+    def _store(self, study: Study) -> ArtifactStore:
+        if self._artifact_store is None:
+            self._artifact_store = folder_store(Path("runs") / study.study_name / "artifacts")
+        return self._artifact_store
+
+
+class _Fold:
+    """The finished trials of a study, or of a Hyperband bracket, learned from one after another.
+
+    In the order in which they finished, so that every process comes to the same distribution; each is looked at once.
+    """
+
+    def __init__(self, policy: ScoreFunction) -> None:
+        self.policy = policy
+        self.seen: set[tuple[int, ...]] = set()
+        self._unfinished: list[int] = []  # places in the list of trials
+        self._n_known = 0
+
+    def update(
+        self, trials: Sequence[FrozenTrial], positions: Mapping[str, Mapping[Any, int]], signs: Sequence[float]
+    ) -> None:
+        places = [*self._unfinished, *range(self._n_known, len(trials))]
+        self._unfinished = [place for place in places if not trials[place].state.is_finished()]
+        self._n_known = len(trials)
+        finished = [trials[place] for place in places if trials[place].state.is_finished()]
+        for trial in sorted(finished, key=_finished_at):
+            if trial.state == TrialState.FAIL or not positions.keys() <= trial.params.keys():
+                continue
+            chosen = tuple(known.get(trial.params[path], -1) for path, known in positions.items())
+            if min(chosen) < 0:
+                path = list(positions)[chosen.index(-1)]
+                raise ValueError(
+                    f"`study` must search the sampler's space but trial {trial.number} has {trial.params[path]!r} at "
+                    f"{path!r}; give the study another name, or the sampler its space."
+                )
+            if len(trial.params) == len(positions):
+                self.seen.add(chosen)
+            self.policy.learn(chosen, _outcome(trial, signs))
+
+
+def records_of(trial: FrozenTrial) -> list[DistributionRecord]:
+    """Return how the distribution stood while a trial trained it or drew from it; empty for most trials."""
+    try:
+        published = read_json(trial.system_attrs, RECORDS)
+    except Unverified:
+        return []
+    return [
+        DistributionRecord(
+            record["step"],
+            record["metrics"],
+            np.array(record["probabilities"], dtype=np.float64),
+            None if record["credit"] is None else np.array(record["credit"], dtype=np.float64),
+        )
+        for record in published or ()
+    ]
+
+
+def distribution_records(study: Study) -> list[DistributionRecord]:
+    """Return how the distribution of a study's `SNASSampler` stood, in order; for `plot_distribution`.
+
+    Steps are training steps of an SNAS that the study trains, or else numbers of trials.
+    """
+    trials = study.get_trials(deepcopy=False)
+    return sorted((record for trial in trials for record in records_of(trial)), key=lambda record: record.step)
+
+
+def _write_records(study: Study, trial: FrozenTrial, records: Sequence[DistributionRecord]) -> None:
+    plain = [
+        {
+            "step": record.step,
+            "metrics": {name: float(f"{value:.6g}") for name, value in record.metrics.items()},
+            "probabilities": record.probabilities.round(4).tolist(),
+            "credit": None if record.credit is None else [float(f"{value:.3g}") for value in record.credit],
+        }
+        for record in records
+    ]
+    write_json(study, trial, RECORDS, plain)
+
+
+def _has_snapshot(trial: FrozenTrial) -> bool:
+    try:
+        return read_json(trial.system_attrs, SNAPSHOT) is not None
+    except Unverified:
+        return True  # it came so far
+
+
+def _outcome(trial: FrozenTrial, signs: Sequence[float]) -> Outcome:
+    violation = sum(max(0.0, excess) for excess in trial.constraints.values())
+    if trial.state == TrialState.COMPLETE:
+        progress = float("inf")
+    else:
+        progress = float(-1 if trial.last_step is None else trial.last_step)
+    values = trial.values or [0.0] * len(signs)  # pruned before it reported: behind all others by its progress
+    return Outcome(violation, progress, tuple(sign * value for sign, value in zip(signs, values, strict=True)))
+
+
+def _finished_at(trial: FrozenTrial) -> tuple[float, int]:
+    return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0, trial.number
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,109 @@
+"""What workers tell each other through a study: JSON in append-only trial attributes, weights in an artifact store.
+
+A value is cut into pieces that every storage takes and its header is written last, so nobody reads half of it. Weights
+carry their sha256. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from optuna import Study
+    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.trial import FrozenTrial
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "optuna_nas:"
+PIECE = 2045
+"""Characters that every storage of Optuna takes in one attribute."""
+
+
+class Unverified(Exception):
+    """What another worker published is damaged or gone."""
+
+
+def write_json(study: Study, trial: FrozenTrial, key: str, value: object) -> None:
+    """Attach a JSON value to a running trial."""
+    text = json.dumps(value, separators=(",", ":"))
+    storage, name = study._storage, PREFIX + key
+    pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+    for number, piece in enumerate(pieces):
+        storage.set_trial_system_attr(trial._trial_id, f"{name}:{number}", piece)
+    header: dict[str, Any] = {"pieces": len(pieces), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    storage.set_trial_system_attr(trial._trial_id, name, header)
+
+
+def read_json(attributes: Mapping[str, Any], key: str) -> Any | None:
+    """Return a value that `write_json` attached, None where there is none.
+
+    Args:
+        attributes: System attributes of the trial.
+        key: As written.
+
+    Raises:
+        Unverified: A piece is missing or changed.
+    """
+    name = PREFIX + key
+    if name not in attributes:
+        return None
+    try:
+        header = attributes[name]
+        text = "".join(attributes[f"{name}:{number}"] for number in range(header["pieces"]))
+        if hashlib.sha256(text.encode()).hexdigest() != header["sha256"]:
+            raise ValueError("its sha256 differs")
+        return json.loads(text)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unverified(f"attribute {name!r} is damaged: {error}") from error
+
+
+def find_trial(study: Study, number: int) -> FrozenTrial | None:
+    """Return the trial of a number as it is now, at a cost that does not grow with the study."""
+    try:
+        trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    except KeyError:
+        return None
+    return study._storage.get_trial(trial_id)
+
+
+def publish_file(study: Study, trial: FrozenTrial, store: ArtifactStore, path: Path) -> dict[str, str]:
+    """Upload a file and return what `fetch_file` needs to find and verify it."""
+    digest = _sha256(path)
+    artifact = upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial, storage=study._storage)
+    return {"artifact": artifact, "sha256": digest}
+
+
+def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -> None:
+    """Download a published file to `path`.
+
+    Raises:
+        Unverified: It is gone or is not what was published.
+    """
+    try:
+        with store.open_reader(reference["artifact"]) as source, open(path, "wb") as target:
+            shutil.copyfileobj(source, target)
+    except Exception as error:  # each store has errors of its own
+        raise Unverified(f"artifact {reference['artifact']} can't be read: {error}") from error
+    if _sha256(path) != reference["sha256"]:
+        raise Unverified(f"artifact {reference['artifact']} is not what was published: its sha256 differs")
+
+
+def folder_store(folder: Path) -> ArtifactStore:
+    """Return an artifact store in a folder, made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(str(folder))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
