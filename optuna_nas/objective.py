@@ -16,6 +16,7 @@ from torch import Tensor
 
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
+from optuna_nas.study_state import DIGEST
 from optuna_nas.training import (
     EpochResult,
     Recipe,
@@ -44,8 +45,6 @@ REASON = "reason"
 """Trial attribute: why it was pruned or failed, one sentence."""
 DUPLICATE_OF = "duplicate_of"
 """Trial attribute: number of the finished trial that computed the same function under the same other parameters."""
-DIGEST = "architecture_digest"
-"""Trial attribute: digest of the canonical architecture."""
 TRAINING_DIGEST = "training_digest"
 """Trial attribute: digest of skeleton, recipe and data."""
 RESUMES = "resumes"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREFIX = "optuna_nas:"
+DIGEST = "architecture_digest"
+"""Trial attribute: digest of the canonical architecture, of trials that know it."""
 PIECE = 2045
 """Characters that every storage of Optuna takes in one attribute."""
 

@@ -26,7 +26,7 @@ def search(trials: int = 30, epochs: int = 8, snas_epochs: float = 40, seed: int
     snas = SNAS(
         space,
         nasbench201_skeleton(**frame, affine=False),
-        SNASRecipe(learning_rate=0.1, relaxation="one_path", warmup_fraction=0.3, seed=seed),
+        SNASRecipe(learning_rate=0.1, warmup_fraction=0.3, seed=seed),
     )
     return Search(
         name="digits",
@@ -34,9 +34,7 @@ def search(trials: int = 30, epochs: int = 8, snas_epochs: float = 40, seed: int
         skeleton=nasbench201_skeleton(**frame),
         data=data,
         recipe=Recipe(epochs=epochs, learning_rate=0.1, warmup_fraction=0.1, seed=seed),
-        sampler=SNASSampler(
-            space, snas, data=data, budget=snas_epochs, trials=trials, trials_per_round=5, seed=seed
-        ),
+        sampler=SNASSampler(space, snas, data=data, budget=snas_epochs, trials=trials, trials_per_round=5, seed=seed),
         pruner=MedianPruner(n_startup_trials=8, n_warmup_steps=4),
         trials=trials,
         cpu_threads=1,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from optuna_nas.oneshot.distribution import COSTS, architecture_of
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 8  # options of an edge that are shown, the most probable at the end
 ROW, MARGIN = 0.115, 0.35  # inches
-PANEL_WIDTH, CURVE_HEIGHT = 5.2, 1.15
+PANEL_WIDTH, CURVE_HEIGHT, CURVE_GAP = 5.2, 1.15, 0.45
 COLOUR_MAP = "Blues"
 COST_LABELS = {"params": "parameters", "multiply_adds": "multiply-adds", "memory_access": "memory access"}
 
@@ -69,9 +70,11 @@ def heat_maps(space: Space, records: Sequence[DistributionRecord]) -> list[HeatM
 def likeliest_over_time(
     space: Space, records: Sequence[DistributionRecord]
 ) -> list[tuple[DistributionRecord, Architecture]]:
-    """Return the records at which the architecture of the likeliest options changed, the first one included."""
+    """Return the records at which the architecture of the likeliest options changed; none while all are as likely."""
     changes: list[tuple[DistributionRecord, Architecture]] = []
     for record in records:
+        if all(np.ptp(row[row > 0]) < 1e-6 for row in record.probabilities):
+            continue
         architecture = architecture_of(space, record.probabilities.argmax(axis=1))
         if not changes or changes[-1][1] != architecture:
             changes.append((record, architecture))
@@ -96,7 +99,7 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
     label_width = 1.75
     width = len(maps) * (PANEL_WIDTH + label_width) + MARGIN
     map_height = max(len(heat.rows) for heat in maps) * ROW
-    height = map_height + n_curves * (CURVE_HEIGHT + 0.3) + 1.1
+    height = map_height + n_curves * (CURVE_HEIGHT + CURVE_GAP) + 1.1
     figure = Figure(figsize=(width, height), dpi=120, facecolor=PAPER)
     FigureCanvasAgg(figure)
 
@@ -112,7 +115,7 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
     axes.set_ylim(bottom=0)
     _label_curve(axes, "entropy of an edge, nats", limits)
     if costs:
-        axes = panel(label_width, 0.35 + CURVE_HEIGHT + 0.3, PANEL_WIDTH, CURVE_HEIGHT)
+        axes = panel(label_width, 0.35 + CURVE_HEIGHT + CURVE_GAP, PANEL_WIDTH, CURVE_HEIGHT)
         for name, colour, line in zip(COSTS, ("#b84a00", "#007a5a", "#5c5c5c"), ("-", "--", ":"), strict=True):
             if name in costs:
                 values = np.array([record.metrics[name] for record in records])
@@ -120,7 +123,7 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
                 axes.plot(steps, values / values[0], color=colour, linestyle=line, linewidth=1.5, label=label)
         axes.legend(fontsize=7, frameon=False, loc="best")
         _label_curve(axes, "expected cost / first", limits)
-    top = 0.35 + n_curves * (CURVE_HEIGHT + 0.3) + 0.15
+    top = 0.35 + n_curves * (CURVE_HEIGHT + CURVE_GAP) + 0.15
     for number, heat in enumerate(maps):
         left = number * (PANEL_WIDTH + label_width) + label_width
         image = _draw_heat_map(panel(left, top, PANEL_WIDTH, len(heat.rows) * ROW), heat, limits)
@@ -138,7 +141,7 @@ def plot_most_likely(space: Space, records: Sequence[DistributionRecord], moment
     Args:
         space: Of the records.
         records: As for `plot_distribution`.
-        moments: Changes to show at most; the last ones, and the first.
+        moments: Changes to show at most, the last one always.
 
     Raises:
         ValueError: There are no records, or `moments` is below 1.
@@ -146,8 +149,9 @@ def plot_most_likely(space: Space, records: Sequence[DistributionRecord], moment
     if not records or moments < 1:
         raise ValueError(f"`records` and `moments` must not be empty but are {len(records)} and {moments}.")
     changes = likeliest_over_time(space, records)
+    changes = changes or [(records[-1], architecture_of(space, records[-1].probabilities.argmax(axis=1)))]
     if len(changes) > moments:
-        changes = [*changes[: min(1, moments - 1)], *changes[-max(1, moments - 1) :]]
+        changes = [changes[i] for i in np.linspace(len(changes) - 1, 0, moments).round().astype(int)[::-1]]
     rows = [
         (record.step, [cell_drawing(architecture.cells, cell) for cell in range(len(architecture.cells.outputs))])
         for record, architecture in changes
@@ -185,7 +189,7 @@ def _draw_heat_map(axes: Axes, heat: HeatMap, limits: tuple[float, float]):  # t
     middles = (heat.steps[1:] + heat.steps[:-1]) / 2
     edges = np.concatenate([[limits[0]], middles, [limits[1]]])
     image = axes.pcolormesh(
-        edges, np.arange(n_rows + 1), heat.probabilities, cmap=COLOUR_MAP, vmin=0, vmax=1, rasterized=True
+        edges, np.arange(n_rows + 1), heat.probabilities, cmap=COLOUR_MAP, norm=PowerNorm(0.6, 0, 1), rasterized=True
     )
     axes.set_ylim(n_rows, 0)
     axes.set_xlim(limits)

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from optuna_nas.oneshot.distribution import DistributionRecord, connected_argmax, entropies
 from optuna_nas.oneshot.score_function import Outcome, ScoreFunction
 from optuna_nas.study_state import (
+    DIGEST,
     Unverified,
     fetch_file,
     find_trial,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from optuna_nas.data import Data
     from optuna_nas.oneshot import SNAS
-    from optuna_nas.space import Space
+    from optuna_nas.space import Architecture, Space
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ class SNASSampler(BaseSampler):
         inner: Sampler of other parameters; by default Optuna's TPE.
         artifact_store: Where rounds are published, reachable by all workers; by default the folder
             `runs/STUDY/artifacts`.
-        avoid_duplicates: Do not propose what a finished trial had, as long as nothing else is searched for.
+        avoid_duplicates: Do not propose what a finished trial had (with `TrainObjective`: nor what computes the same
+            function), as long as nothing else is searched for.
         seed: Of the random numbers; None draws one.
 
     Raises:
@@ -246,11 +248,12 @@ class SNASSampler(BaseSampler):
             for number, (path, known) in enumerate(self._positions.items())
             if path in given and given[path] in known
         }
-        taken = fold.seen if fold is not None and self._avoid_duplicates else ()
+        is_taken = fold.is_taken if fold is not None and self._avoid_duplicates else _never
         if self.snas is not None and snapshot is not None and snapshot.number == trial.number and not fixed:
             best = connected_argmax(self.snas.space, np.log(table + 1e-300))
-            if tuple(best.tolist()) not in taken:
-                return self._params(best)
+            params = self._params(best)
+            if not is_taken(best, self.space.decode(params)):
+                return params
         random = self._random(trial, "architecture")
         cumulated = table.cumsum(axis=1)
         last: dict[str, Any] | None = None
@@ -258,12 +261,14 @@ class SNASSampler(BaseSampler):
             chosen = (cumulated < random.random((len(table), 1)) * cumulated[:, -1:]).sum(axis=1)
             for position, option in fixed.items():
                 chosen[position] = option
-            if tuple(chosen.tolist()) in taken:
+            params = self._params(chosen)
+            architecture = self.space.decode(params)
+            if is_taken(chosen, architecture):
                 continue
-            last = self._params(chosen)
-            if self.space.decode(last).connected:
-                return last
-        return last or self._params(chosen)
+            last = params
+            if architecture.connected:
+                break
+        return last or params
 
     def _params(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
         return {
@@ -462,7 +467,8 @@ class _Fold:
 
     def __init__(self, policy: ScoreFunction) -> None:
         self.policy = policy
-        self.seen: set[tuple[int, ...]] = set()
+        self._chosen: set[tuple[int, ...]] = set()
+        self._digests: set[str] = set()
         self._unfinished: list[int] = []  # places in the list of trials
         self._n_known = 0
 
@@ -484,8 +490,20 @@ class _Fold:
                     f"{path!r}; give the study another name, or the sampler its space."
                 )
             if len(trial.params) == len(positions):
-                self.seen.add(chosen)
+                self._chosen.add(chosen)
+                if DIGEST in trial.user_attrs:
+                    self._digests.add(trial.user_attrs[DIGEST])
             self.policy.learn(chosen, _outcome(trial, signs))
+
+    def is_taken(self, chosen: NDArray[np.int64], architecture: Architecture) -> bool:
+        """Tell whether a finished trial had this architecture, or, where trials say so, one of the same function."""
+        if tuple(chosen.tolist()) in self._chosen:
+            return True
+        return bool(self._digests) and architecture.canonical().digest in self._digests
+
+
+def _never(chosen: NDArray[np.int64], architecture: Architecture) -> bool:
+    return False
 
 
 def records_of(trial: FrozenTrial) -> list[DistributionRecord]:
