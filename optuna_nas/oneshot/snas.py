@@ -8,6 +8,7 @@ E edges (paths of the space), O options of an edge (ops, `none` included), B ima
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -386,8 +387,9 @@ class SNAS:
             "recipe": {**asdict(self.recipe), "resource": _plain(self.recipe.resource)},
             "data": data.describe(),
             "splits": list(splits),
-            "budget": budget,
+            "budget": float(budget),
         }
+        configuration = json.loads(json.dumps(configuration))  # as a checkpoint tells it
         if self.step and configuration != self._configuration:
             changed = sorted(key for key in configuration if configuration[key] != self._configuration.get(key))
             raise ValueError(
@@ -695,11 +697,15 @@ def _records(described: Sequence[list[Any]], tensors: Mapping[str, Tensor]) -> l
 
 
 def _progress_bar() -> Any:
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("step {task.completed} of {task.total}"),
         TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
     )

@@ -49,6 +49,7 @@ RECORDS = "snas:records"
 RECORDS_A_ROUND = 10
 TRIALS_A_RECORD = 5
 MOST_DRAWS = 100
+NOVELTY = 0.02  # share of the uniform distribution that every draw of something known mixes in
 
 
 class Snapshot(NamedTuple):
@@ -159,9 +160,19 @@ class SNASSampler(BaseSampler):
         self._lock, self._inner_lock, self._training = threading.RLock(), threading.Lock(), threading.Lock()
         self._folds: dict[object, _Fold] = {}
         self._snapshots: dict[int, Snapshot] = {}  # the newest of every study
+        self._refused: set[tuple[int, int]] = set()  # (study, trial) of snapshots that did not verify
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_lock", "_inner_lock", "_training", "_folds", "_snapshots", "_on_progress", "_should_stop")
+        dropped = (
+            "_lock",
+            "_inner_lock",
+            "_training",
+            "_folds",
+            "_snapshots",
+            "_refused",
+            "_on_progress",
+            "_should_stop",
+        )
         return {name: value for name, value in self.__dict__.items() if name not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,15 +266,17 @@ class SNASSampler(BaseSampler):
             if not is_taken(best, self.space.decode(params)):
                 return params
         random = self._random(trial, "architecture")
-        cumulated = table.cumsum(axis=1)
+        uniform = (table > 0) / (table > 0).sum(axis=1, keepdims=True)
         last: dict[str, Any] | None = None
         for _ in range(MOST_DRAWS):
+            cumulated = table.cumsum(axis=1)
             chosen = (cumulated < random.random((len(table), 1)) * cumulated[:, -1:]).sum(axis=1)
             for position, option in fixed.items():
                 chosen[position] = option
             params = self._params(chosen)
             architecture = self.space.decode(params)
             if is_taken(chosen, architecture):
+                table = (1 - NOVELTY) * table + NOVELTY * uniform
                 continue
             last = params
             if architecture.connected:
@@ -406,7 +419,11 @@ class SNASSampler(BaseSampler):
             if known is not None and known.number >= first:
                 break
             found = self._snapshot_of_round(study, first, number)
-            if found is None or not (load or self._training.acquire(blocking=False)):
+            if (
+                found is None
+                or (study._study_id, found.number) in self._refused
+                or not (load or self._training.acquire(blocking=False))
+            ):
                 continue
             try:
                 if self._load(study, found):
@@ -428,7 +445,7 @@ class SNASSampler(BaseSampler):
                     logits = np.frombuffer(base64.b64decode(published["logits"]), "<f4").reshape(published["shape"])
                     return Snapshot(number, published["step"], logits.astype(np.float64), published["file"])
             except (Unverified, KeyError, TypeError, ValueError) as error:
-                logger.warning("The SNAS of trial %d does not verify (%s); the one before it is used.", number, error)
+                self._refuse(study, number, error)
                 return None
             if trial.state != TrialState.FAIL:
                 return None
@@ -447,11 +464,15 @@ class SNASSampler(BaseSampler):
                 self.snas.attach(self._data)
                 self.snas.load(path)
         except Unverified as error:
-            logger.warning(
-                "The SNAS of trial %d does not verify (%s); the one before it is used.", snapshot.number, error
-            )
+            self._refuse(study, snapshot.number, error)
             return False
         return True
+
+    def _refuse(self, study: Study, number: int, error: Exception) -> None:
+        """Say once that a snapshot is of no use."""
+        if (study._study_id, number) not in self._refused:
+            self._refused.add((study._study_id, number))
+            logger.warning("The SNAS of trial %d does not verify (%s); the one before it is used.", number, error)
 
     def _store(self, study: Study) -> ArtifactStore:
         if self._artifact_store is None:
@@ -475,10 +496,14 @@ class _Fold:
     def update(
         self, trials: Sequence[FrozenTrial], positions: Mapping[str, Mapping[Any, int]], signs: Sequence[float]
     ) -> None:
-        places = [*self._unfinished, *range(self._n_known, len(trials))]
-        self._unfinished = [place for place in places if not trials[place].state.is_finished()]
-        self._n_known = len(trials)
-        finished = [trials[place] for place in places if trials[place].state.is_finished()]
+        finished, unfinished = [], []
+        for place in [*self._unfinished, *range(self._n_known, len(trials))]:
+            # Another thread may have shown a longer list before.
+            if place < len(trials) and trials[place].state.is_finished():
+                finished.append(trials[place])
+            else:
+                unfinished.append(place)
+        self._unfinished, self._n_known = unfinished, max(self._n_known, len(trials))
         for trial in sorted(finished, key=_finished_at):
             if trial.state == TrialState.FAIL or not positions.keys() <= trial.params.keys():
                 continue

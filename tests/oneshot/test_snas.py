@@ -1,0 +1,400 @@
+"""SNAS: learns weights and distribution at once, resumes to the same numbers, and its child keeps the accuracy."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import optuna_nas.oneshot.snas as module
+from optuna_nas import (
+    SNAS,
+    CellKind,
+    CellSpace,
+    DiscreteNetwork,
+    ImageData,
+    Skeleton,
+    SNASRecipe,
+    digits,
+    ghn_space,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
+from optuna_nas.data import seeded_generator
+from optuna_nas.oneshot.distribution import concrete_sample
+from optuna_nas.oneshot.snas import RELAXATIONS
+from optuna_nas.training import TrainingDiverged, TrainingStopped, evaluate
+
+SPACE = CellSpace(
+    ("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2))
+)
+SETS = CellSpace(("skip_connect", "nor_conv_1x1"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)), max_ops=2)
+FRAME = Skeleton(("cell", "reduction"), 4, (1, 8, 8), 10, affine=False)
+ONE_CELL = Skeleton(("cell",), 4, (1, 8, 8), 10, affine=False)
+STEPS_PER_EPOCH = 22  # 64 images a step of the 1,438 that the digits' training splits hold
+
+
+@pytest.fixture(scope="module")
+def data():
+    full = digits()
+    few = {split: positions[:128] for split, positions in full.splits.items()}
+    return ImageData(full.name, full.images, full.labels, 10, few, full.mean, full.std, full.augmentation)
+
+
+def fitted(data, budget=3, space=SPACE, skeleton=FRAME, **recipe):
+    snas = SNAS(space, skeleton, SNASRecipe(batch_size=16, learning_rate=0.1, **recipe))
+    snas.fit(data, budget, show_progress=False)
+    return snas
+
+
+def state(snas):
+    return {
+        **{name: tensor.clone() for name, tensor in snas.supernet.state_dict().items()},
+        "logits": torch.from_numpy(snas.logits),
+        **{f"probabilities {r.step}": torch.from_numpy(r.probabilities) for r in snas.records},
+        **{f"credit {r.step}": torch.from_numpy(r.credit) for r in snas.records},
+        **{f"{name} {r.step}": torch.tensor(v) for r in snas.records for name, v in r.metrics.items()},
+    }
+
+
+def assert_equal(one, other):
+    first, second = state(one), state(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+# -- resuming -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+@pytest.mark.parametrize("resource", [0.0, {"params": 700.0}], ids=["free", "bounded"])
+def test_a_fit_that_was_stopped_goes_on_to_the_same_numbers(data, tmp_path, relaxation, resource):
+    recipe = {"relaxation": relaxation, "resource": resource, "warmup_fraction": 0.2}
+    straight = fitted(data, **recipe)
+    for stop in (5, 17):
+        snas = SNAS(SPACE, FRAME, straight.recipe)
+        with pytest.raises(TrainingStopped):
+            snas.fit(
+                data, 3, checkpoint=tmp_path / f"{stop}.safetensors", should_stop=lambda s=snas, n=stop: s.step >= n
+            )
+        resumed = SNAS(SPACE, FRAME, straight.recipe)
+        resumed.fit(data, 3, checkpoint=tmp_path / f"{stop}.safetensors")
+        assert_equal(straight, resumed)
+
+
+def test_rounds_end_with_the_numbers_of_one_fit(data):
+    straight, rounds = fitted(data), SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    for until in (0.1, 0.35, 0.35, 1.0):
+        rounds.fit(data, 3, until=until)
+        assert rounds.step == round(until * rounds.total_steps)
+    assert_equal(straight, rounds)
+
+
+def test_a_pickled_snas_goes_on_to_the_same_numbers(data):
+    straight, snas = fitted(data), SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    snas.fit(data, 3, until=0.5)
+    copy = pickle.loads(pickle.dumps(snas))
+    copy.fit(data, 3)
+    assert_equal(straight, copy)
+
+
+def test_a_finished_fit_returns_at_once(data):
+    snas = fitted(data)
+    before = state(snas)
+    snas.fit(data, 3, on_step=lambda fraction: pytest.fail("it trained again"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(snas).items())
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(data):
+    assert_equal(fitted(data, seed=3), fitted(data, seed=3))
+    assert not np.array_equal(fitted(data, seed=3).logits, fitted(data, seed=4).logits)
+
+
+# -- the method ---------------------------------------------------------------------------------------------------
+
+
+def test_one_backward_pass_a_step(data, monkeypatch):
+    calls = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, *args, **kwargs: calls.append(1) or backward(self))
+    snas = fitted(data, budget=1, resource="mild")
+    assert len(calls) == snas.step == 16
+
+
+def test_logits_learn_only_after_the_warmup_and_weights_always(data):
+    snas = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, warmup_fraction=0.5, resource=0.5))
+    before = snas.supernet.state_dict()["parts.stem.0.weight"].clone()
+    snas.fit(data, 2, until=0.5)
+    assert np.array_equal(snas.logits, np.zeros_like(snas.logits))
+    assert not torch.equal(snas.supernet.state_dict()["parts.stem.0.weight"], before)
+    snas.fit(data, 2, until=0.6)
+    assert np.abs(snas.logits).max() > 0
+
+
+def test_the_credit_of_an_edge_is_what_scaling_its_output_would_lower_the_loss_by(data):
+    # R = -dL/dx_j . O~_ij (section 2.3) is minus the derivative of the loss in a factor on the edge's whole output.
+    snas = fitted(data, budget=1)
+    images, labels = next(iter(data.batches(("weights", "choices"), 16, seed=0, epoch=1)))
+    mixing = concrete_sample(
+        torch.from_numpy(snas.logits), snas.temperature(16 / 32), seeded_generator(images.device, 0, 16, 1)
+    )
+    factors = torch.ones(len(snas.paths), requires_grad=True)
+    weights = {path: mixing[e] * factors[e] for e, path in enumerate(snas.paths)}
+    F.cross_entropy(snas.supernet(images, weights), labels).backward()
+    again = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    again.total_steps = 0
+    again.supernet.load_state_dict(snas.supernet.state_dict())
+    again._logits_EO.data.copy_(torch.from_numpy(snas.logits))
+    again._begin(data, 2, ("weights", "choices"))
+    again.step = 16
+    again._train_step(images, labels)
+    for e, path in enumerate(snas.paths):
+        assert again.edge_credit()[path] == pytest.approx(-float(factors.grad[e]), abs=2e-5)
+
+
+@pytest.mark.parametrize("relaxation", ["concrete", "one_path"])
+def test_entropy_falls_where_it_samples_and_stays_where_it_does_not(data, relaxation):
+    sampled, soft = (
+        fitted(data, 12, skeleton=ONE_CELL, space=one_kind(), relaxation=r) for r in (relaxation, "softmax")
+    )
+    highest = math.log(4)
+    assert np.mean(list(sampled.entropy().values())) < 0.9 * highest
+    assert np.mean(list(soft.entropy().values())) > 0.95 * highest
+
+
+def one_kind():
+    return CellSpace(SPACE.ops, 2, 1, (CellKind("cell"),))
+
+
+def test_the_child_keeps_the_accuracy_where_ops_were_sampled_and_loses_it_where_they_were_mixed():
+    full, gaps = digits(), {}
+    skeleton = nasbench201_skeleton(1, 8, full.input_shape, full.classes, affine=False)
+    for relaxation in ("concrete", "softmax"):
+        snas = SNAS(nasbench201_space(), skeleton, SNASRecipe(relaxation=relaxation, warmup_fraction=0.3))
+        snas.fit(full, 14, show_progress=False)
+        gaps[relaxation] = snas.evaluate(full) - snas.evaluate(full, architecture=snas.most_likely())
+    assert gaps["concrete"] <= 0.03
+    assert gaps["softmax"] > 0.1
+
+
+def test_dearer_costs_give_cheaper_cells_with_fewer_edges(data):
+    for seed in range(3):
+        params, kept = [], []
+        for level in ("mild", "moderate", "aggressive"):
+            snas = fitted(
+                data, 10, space=one_kind(), skeleton=ONE_CELL, resource=level, relaxation="softmax", seed=seed
+            )
+            params.append(snas.expected_cost()["params"])
+            kept.append(np.mean([1 - options["none"] for options in snas.probabilities.values()]))
+        assert params[0] > params[1] > params[2]
+        assert kept[0] > kept[1] > kept[2]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_an_upper_bound_is_reached_by_the_distribution_and_kept_by_the_most_likely(data, share):
+    free = fitted(data, 1, space=one_kind(), skeleton=ONE_CELL)
+    fixed = free._costs.fixed[0]
+    bound = fixed + share * free._costs.uniform[0]
+    snas = fitted(data, 25, space=one_kind(), skeleton=ONE_CELL, resource={"params": bound})
+    assert snas.expected_cost()["params"] <= fixed + 1.15 * (bound - fixed)
+    assert snas.most_likely().cost(ONE_CELL).params <= bound
+    assert snas.most_likely().connected
+
+
+def test_the_penalty_has_the_closed_form_gradient(data):
+    snas = SNAS(SPACE, FRAME, SNASRecipe(resource=0.7))
+    snas._logits_EO.data.normal_(generator=torch.Generator().manual_seed(0))
+    snas._penalty().backward()
+    p = snas._probabilities_EO
+    relative = 0.7 * (snas._costs.table / snas._costs.uniform).mean(2)
+    wanted = p * (relative - (p * relative).sum(1, keepdims=True))
+    np.testing.assert_allclose(snas._logits_EO.grad.numpy(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "exponential"])
+def test_the_temperature_falls_with_the_share_of_the_budget_that_the_logits_learn(schedule):
+    snas = SNAS(SPACE, FRAME, SNASRecipe(schedule=schedule, warmup_fraction=0.2))
+    middle = {"linear": 0.515, "exponential": 0.03**0.5}[schedule]
+    temperatures = [snas.temperature(fraction) for fraction in (0, 0.2, 0.6, 1.0)]
+    assert temperatures == pytest.approx([1.0, 1.0, middle, 0.03])
+
+
+def test_logits_may_travel_as_far_in_a_short_budget_as_in_the_papers():
+    snas = SNAS(SPACE, FRAME)
+    for steps, rate in ((117_150, 3e-4), (1_000_000, 3e-4), (11_715, 3e-3), (10, 0.05)):
+        snas.total_steps = steps
+        assert snas._logit_learning_rate() == pytest.approx(rate)
+    assert SNAS(SPACE, FRAME, SNASRecipe(logit_learning_rate=0.01))._logit_learning_rate() == 0.01
+
+
+def test_edges_that_keep_several_ops_choose_among_sets(data):
+    snas = fitted(data, space=SETS, skeleton=FRAME)
+    assert snas.options == ("none", "skip", "conv1", "skip+conv1")
+    assert set(snas.probabilities["cell/1<-0"]) == set(snas.options)
+    assert snas.most_likely().connected
+
+
+def test_reduced_precision_learns_too(data):
+    snas = fitted(data, precision="bfloat16")
+    assert np.isfinite(snas.logits).all()
+    assert snas.skipped == 0
+
+
+# -- asking -------------------------------------------------------------------------------------------------------
+
+
+def test_samples_have_the_learned_law(data):
+    snas = fitted(data, 6)
+    random = np.random.default_rng(0)
+    drawn = [snas.sample(random, connected=False) for _ in range(3000)]
+    for path, wanted in snas.probabilities.items():
+        for option, p in wanted.items():
+            kept = () if option == "none" else (option,)
+            n_seen = sum(architecture[path] == kept for architecture in drawn)
+            assert abs(n_seen - 3000 * p) < 4 * math.sqrt(3000 * p * (1 - p)) + 1
+
+
+def test_asked_for_connected_samples_all_are_even_when_hardly_any_is(data):
+    snas = SNAS(SPACE, FRAME)
+    snas._logits_EO.data[:, 0] = 50.0
+    random = np.random.default_rng(0)
+    assert all(snas.sample(random).connected for _ in range(5))
+    assert snas.most_likely().connected
+
+
+def test_a_score_is_the_accuracy_of_the_network_that_inherits(data):
+    snas = fitted(data, 8)
+    random = np.random.default_rng(0)
+    architectures = [SPACE.sample(random) for _ in range(5)]
+    before = state(snas)
+    scores = snas.score(architectures)
+    images, labels = next(iter(data.batches(["report"], 512)))
+    for architecture, score in zip(architectures, scores, strict=True):
+        network = DiscreteNetwork(architecture, FRAME, snas.weights(architecture))
+        # Its running statistics are those of the scoring batch, up to the unbiased variance.
+        assert evaluate(network, data, "report")[1] == pytest.approx(score, abs=0.02)
+        network.train()
+        assert float((network(images).argmax(1) == labels).double().mean()) == score
+    assert np.array_equal(snas.score(architectures), scores)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(snas).items())
+
+
+def test_weights_are_copies(data):
+    snas = fitted(data)
+    weights = snas.weights(snas.most_likely())
+    for tensor in weights.values():
+        tensor.zero_()
+    assert float(snas.supernet.state_dict()["parts.stem.0.weight"].abs().sum()) > 0
+
+
+def test_records_show_the_whole_way(data):
+    snas = fitted(data, 6, warmup_fraction=0.3)
+    assert [record.step for record in snas.records] == list(range(1, 97))
+    assert {"entropy", "params", "multiply_adds", "memory_access", "temperature", "loss", "accuracy"} == set(
+        snas.records[0].metrics
+    )
+    assert snas.records[-1].metrics["params"] == pytest.approx(snas.expected_cost()["params"])
+    assert snas.records[-1].metrics["loss"] < snas.records[0].metrics["loss"]
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+def test_a_few_steps_without_a_finite_loss_are_skipped_and_counted(data, monkeypatch):
+    calls = []
+
+    def broken(scores, labels):
+        calls.append(1)
+        return F.nll_loss(scores.log_softmax(1), labels) * (float("nan") if len(calls) in (3, 40) else 1.0)
+
+    monkeypatch.setattr(module.F, "cross_entropy", broken)
+    snas = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16))
+    snas.fit(data, 4)
+    assert snas.skipped == 2
+    assert np.isfinite(snas.logits).all()
+    assert all(bool(tensor.isfinite().all()) for tensor in snas.supernet.state_dict().values())
+
+
+def test_many_steps_without_a_finite_loss_are_an_error(data, monkeypatch):
+    monkeypatch.setattr(module.F, "cross_entropy", lambda scores, labels: scores.sum() * float("inf"))
+    with pytest.raises(TrainingDiverged, match="must keep the loss finite"):
+        SNAS(SPACE, FRAME, SNASRecipe(batch_size=16)).fit(data, 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("first_temperature", 0.0),
+        ("last_temperature", 0.0),
+        ("last_temperature", -0.1),
+        ("warmup_fraction", 1.0),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("logit_learning_rate", 0.0),
+        ("momentum", 1.0),
+        ("relaxation", "gumbel"),
+        ("schedule", "cosine"),
+        ("precision", "float16"),
+        ("resource", "strong"),
+        ("resource", -1.0),
+        ("resource", {"flops": 1e6}),
+        ("resource", {"params": 0}),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"`{field}` must"):
+        SNASRecipe(**{field: value})
+
+
+def test_a_bound_that_no_architecture_keeps_is_refused():
+    with pytest.raises(ValueError, match="no architecture has at most 5 params; the cheapest in this skeleton has"):
+        SNAS(SPACE, FRAME, SNASRecipe(resource={"params": 5}))
+
+
+def test_spaces_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="must leave a choice"):
+        SNAS(CellSpace(("skip_connect",), 2, 1, (CellKind("cell"),)), ONE_CELL)
+    with pytest.raises(ValueError, match="must have ops on edges"):
+        SNAS(ghn_space(3), FRAME)
+
+
+@pytest.mark.parametrize(("budget", "until"), [(0, 1.0), (-1, 1.0), (math.inf, 1.0), (1, 1.5), (1, -0.1)])
+def test_a_budget_out_of_range_is_refused(data, budget, until):
+    with pytest.raises(ValueError, match=r"`(budget|until)` must"):
+        SNAS(SPACE, FRAME).fit(data, budget, until=until)
+
+
+def test_a_fit_does_not_change_its_terms_on_the_way(data, tmp_path):
+    snas = fitted(data)
+    with pytest.raises(ValueError, match="`budget` must be that of the fit"):
+        snas.fit(data, 5)
+    snas.save(tmp_path / "snas.safetensors")
+    with pytest.raises(ValueError, match="differs in recipe"):
+        SNAS(SPACE, FRAME, SNASRecipe(seed=1)).load(tmp_path / "snas.safetensors")
+    with pytest.raises(ValueError, match="differs in skeleton"):
+        SNAS(SPACE, Skeleton(("cell", "reduction"), 8, (1, 8, 8), 10), snas.recipe).load(tmp_path / "snas.safetensors")
+
+
+def test_files_that_hold_something_else_are_refused(data, tmp_path):
+    (tmp_path / "noise").write_bytes(b"noise")
+    with pytest.raises(ValueError, match="is not readable"):
+        SNAS(SPACE, FRAME).load(tmp_path / "noise")
+    from optuna_nas.training import save_tensors
+
+    save_tensors(tmp_path / "other", {"a": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="holds something else"):
+        SNAS(SPACE, FRAME).load(tmp_path / "other")
+
+
+def test_scores_need_data_and_data_that_fit(data):
+    snas = SNAS(SPACE, FRAME)
+    with pytest.raises(ValueError, match="call `fit` or `attach"):
+        snas.score([SPACE.everything()])
+    with pytest.raises(ValueError, match="`data` must fit the skeleton"):
+        SNAS(SPACE, Skeleton(("cell",), 4, (3, 8, 8), 10)).fit(data, 1)
+    snas.attach(data)
+    with pytest.raises(ValueError, match="must be of the space"):
+        snas.score([nasbench201_space().everything()])
