@@ -493,10 +493,12 @@ class SNAS:
         learning_steps = (1 - self.recipe.warmup_fraction) * self.total_steps
         for name, bound in resource.items():
             column = COSTS.index(name)
-            excess = (variable_C[column] + self._costs.fixed[column]) / bound - 1
+            # Relative to what the choices may cost, or what is fixed would hide the excess.
+            allowed = max(bound - self._costs.fixed[column], 0.01 * self._costs.uniform[column], 1.0)
+            excess = variable_C[column] / allowed - 1
             penalty = penalty + self._prices[name] * excess
-            # An excess of 10 % over a tenth of the budget makes a price of 1.
-            self._prices[name] = max(0.0, self._prices[name] + float(excess) * 100 / learning_steps)
+            # An excess of 10 % over a tenth of the budget makes a price of 1 nat.
+            self._prices[name] = max(0.0, self._prices[name] + float(excess.detach()) * 100 / learning_steps)
         return penalty
 
     def _logit_learning_rate(self) -> float:
