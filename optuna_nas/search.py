@@ -342,7 +342,8 @@ def _run(search: Search, study: Study, tracker: MLflowTracker | None, listener: 
     for part in parts:
         if isinstance(part, TrainsModel):
             name = type(part).__name__
-            part.prepare(folder, partial(events.model_progress, name), interrupts.at_once.is_set)
+            on_progress = None if listener is None else partial(events.model_progress, name)
+            part.prepare(folder, on_progress, interrupts.at_once.is_set)
 
     def run_trial(trial: Trial) -> float | Sequence[float]:
         trial.set_user_attr(WORKER, _worker())

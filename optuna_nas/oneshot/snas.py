@@ -225,6 +225,11 @@ class SNAS:
     # -- the distribution -----------------------------------------------------------------------------------------
 
     @property
+    def device(self) -> torch.device:
+        """Where it learns: the device of the data."""
+        return self._logits_EO.device
+
+    @property
     def logits(self) -> NDArray[np.float32]:
         """Log alpha, shape (E, O), in the order of `paths` and `options`; a copy."""
         with self._lock:

@@ -238,6 +238,17 @@ class SNASSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._inner.after_trial(study, trial, state, values)
 
+    def catch_up(self, study: Study) -> SNAS:
+        """Bring the SNAS to what the workers of a study have published, and return it.
+
+        Raises:
+            ValueError: The sampler has no SNAS.
+        """
+        if self.snas is None:
+            raise ValueError("`snas` must be given to be caught up with but is None; it learns from trials alone.")
+        self._newest(study, len(study.get_trials(deepcopy=False)))
+        return self.snas
+
     # -- proposals ------------------------------------------------------------------------------------------------
 
     def probabilities(self, study: Study) -> dict[str, dict[str, float]]:

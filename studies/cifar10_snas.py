@@ -1,0 +1,120 @@
+"""Which cell does SNAS find on CIFAR-10, in the paper's own setting, and how well does it do when trained in full?
+
+Command:   python studies/cifar10_snas.py                 # search, then the final training; both go on where they ended
+           python studies/cifar10_snas.py --smoke         # the same steps on tiny digits, half a minute on a CPU
+           optuna-nas run studies/cifar10_snas.py         # the search alone
+Cost:      32 hours for the search and 36 hours for the final training on one GPU of 2018 (the paper's figures)
+Expected:  a test error of about 2.9 % with 2.8 M parameters (SNAS, Xie et al. 2019, table 2)
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from optuna_nas import (
+    SNAS,
+    Augmentation,
+    DiscreteNetwork,
+    ImageData,
+    Recipe,
+    Search,
+    Skeleton,
+    SNASRecipe,
+    SNASSampler,
+    cifar10,
+    darts_cifar_skeleton,
+    darts_search_skeleton,
+    darts_space,
+    digits,
+    plot_architecture,
+    plot_distribution,
+    run,
+    train,
+)
+from optuna_nas.training import EpochResult, evaluate
+
+ROUNDS = 10
+
+
+def search(smoke: bool = False, resource: str = "mild", device: str = "auto", seed: int = 0) -> Search:
+    """Let SNAS learn in ten rounds; the trials between them are scored with inherited weights."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = search_data(smoke, seed).to(device)
+    size = {"n_cells": 3, "channels": 4} if smoke else {"n_cells": 8, "channels": 16}
+    skeleton = darts_search_skeleton(**size, input_shape=data.input_shape, classes=data.classes)
+    snas = SNAS(darts_space(), skeleton, SNASRecipe(resource=resource, seed=seed))
+    rounds, epochs = (2, 1) if smoke else (ROUNDS, 150)
+    trials = 2 * rounds
+    return Search(
+        name="cifar10-snas" if not smoke else "cifar10-snas-smoke",
+        space=snas.space,
+        objective=lambda trial: float(snas.score([snas.space.suggest(trial)])[0]),
+        sampler=SNASSampler(snas.space, snas, data=data, budget=epochs, trials=trials, trials_per_round=2, seed=seed),
+        trials=trials,
+        description=__doc__ or "",
+    )
+
+
+def search_data(smoke: bool, seed: int) -> ImageData:
+    """Return the images; all for weights but 1,000 to report on, crop and flip but no cutout while searching."""
+    if smoke:
+        return digits(seed)
+    data = cifar10(seed=seed)
+    everything = torch.cat([data.splits[split] for split in ("weights", "choices", "report")])
+    splits = {"weights": everything[1000:], "choices": everything[:0], "report": everything[:1000]}
+    return replace(data, splits={**splits, "test": data.splits["test"]}, augmentation=Augmentation(4, flip=True))
+
+
+def final_training(smoke: bool, data: ImageData, seed: int) -> tuple[Skeleton, Recipe]:
+    """Return the network of 20 cells and 36 channels, and 600 epochs with batches of 96 (appendix G)."""
+    size = {"n_cells": 3, "channels": 4} if smoke else {"n_cells": 20, "channels": 36}
+    skeleton = darts_cifar_skeleton(**size, input_shape=data.input_shape, classes=data.classes)
+    return skeleton, Recipe(epochs=3 if smoke else 600, batch_size=96, seed=seed)
+
+
+def main() -> None:
+    """Search, then train what was found, and judge it on the test images."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="tiny digits instead of CIFAR-10")
+    parser.add_argument("--resource", default="mild", choices=("mild", "moderate", "aggressive"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    study = search(options.smoke, options.resource, options.device, options.seed)
+    result = run(study)
+    assert isinstance(study.sampler, SNASSampler)
+    snas = study.sampler.catch_up(result.study)
+    cell, folder = snas.most_likely(), study.resolved_folder()
+    plot_distribution(snas.space, snas.records).savefig(folder / "distribution.png")
+    plot_architecture(cell).savefig(folder / "most_likely_cell.png")
+    (folder / "most_likely_cell.json").write_text(cell.to_json())
+    print(f"most likely cell: {cell.summary}\npictures in {folder}", flush=True)
+
+    data = search_data(options.smoke, options.seed)
+    if not options.smoke:
+        data = replace(data, augmentation=Augmentation(4, flip=True, cutout=16))
+    data = data.to(snas.device)
+    skeleton, recipe = final_training(options.smoke, data, options.seed)
+    network = DiscreteNetwork(cell, skeleton, seed=options.seed)
+    print(f"final training: {cell.cost(skeleton).params / 1e6:.3f} M parameters, {recipe.epochs} epochs", flush=True)
+
+    def show(result: EpochResult) -> None:
+        print(f"epoch {result.epoch}: report accuracy {result.report_accuracy:.4f}, {result.seconds:.0f} s", flush=True)
+
+    train(
+        network,
+        data,
+        recipe,
+        drop_path=skeleton.drop_path,
+        on_epoch=show,
+        checkpoint=Path(folder) / "final.safetensors",
+    )
+    _, accuracy = evaluate(network, data, "test")
+    print(f"test error {100 * (1 - accuracy):.2f} %")
+
+
+if __name__ == "__main__":
+    main()

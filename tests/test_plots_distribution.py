@@ -1,0 +1,90 @@
+"""Pictures of a distribution that learns: the numbers behind them, and that they are drawn."""
+
+import numpy as np
+import pytest
+
+from optuna_nas import darts_space, ghn_space, hmnas_space, nasbench201_space, plot_distribution, plot_most_likely
+from optuna_nas.oneshot import DistributionRecord
+from optuna_nas.plots.distribution import MOST_ROWS, heat_maps, likeliest_over_time
+
+SPACES = {
+    "nasbench201": nasbench201_space(),
+    "darts": darts_space(),
+    "ghn": ghn_space(4),
+    "hmnas": hmnas_space(),
+}
+
+
+def records(space, n_records=5, costs=True, seed=0):
+    random = np.random.default_rng(seed)
+    sizes = [len(options) for options in space.options().values()]
+    made = []
+    for number in range(n_records):
+        table = np.zeros((len(sizes), max(sizes)))
+        for row, size in enumerate(sizes):
+            table[row, :size] = random.dirichlet(np.ones(size))
+        metrics = {"entropy": 1.0, **({"params": 1e6, "multiply_adds": 1e8, "memory_access": 1e7} if costs else {})}
+        made.append(DistributionRecord(10 * number, metrics, table))
+    return made
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_rows_are_the_options_of_the_edges_with_their_probabilities(name):
+    space = SPACES[name]
+    made = records(space)
+    options = space.options()
+    maps = heat_maps(space, made)
+    assert [heat.kind for heat in maps] == [kind.name for kind in space.kinds]
+    paths = list(options)
+    for heat in maps:
+        assert heat.steps.tolist() == [0, 10, 20, 30, 40]
+        for row, (path, option) in enumerate(heat.rows):
+            place = paths.index(path), list(options[path]).index(option)
+            assert heat.probabilities[row].tolist() == [record.probabilities[place] for record in made]
+        for path in {path for path, _ in heat.rows}:
+            shown = [option for other, option in heat.rows if other == path]
+            assert len(shown) == min(MOST_ROWS, len(options[path]))
+            hidden = [
+                made[-1].probabilities[paths.index(path), i] for i, o in enumerate(options[path]) if o not in shown
+            ]
+            assert max(hidden, default=0) <= min(
+                heat.probabilities[i, -1] for i, r in enumerate(heat.rows) if r[0] == path
+            )
+
+
+@pytest.mark.parametrize("name", ["nasbench201", "darts"])
+@pytest.mark.parametrize("costs", [True, False])
+def test_a_picture_shows_curves_and_a_heat_map_for_every_kind(name, costs, tmp_path):
+    figure = plot_distribution(SPACES[name], records(SPACES[name], costs=costs))
+    n_kinds = len(SPACES[name].kinds)
+    assert len(figure.axes) == 1 + costs + n_kinds + 1
+    figure.savefig(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_one_record_and_blocks_are_drawn_too():
+    plot_distribution(SPACES["ghn"], records(SPACES["ghn"], 1, costs=False))
+    plot_most_likely(SPACES["ghn"], records(SPACES["ghn"], 1))
+
+
+def test_the_likeliest_is_listed_where_it_changes_and_not_while_all_are_alike():
+    space = SPACES["nasbench201"]
+    uniform, first, second = np.full((6, 5), 0.2), np.full((6, 5), 0.1), np.full((6, 5), 0.1)
+    first[:, 3], second[:, 1] = 0.6, 0.6
+    made = [DistributionRecord(i, {"entropy": 1.0}, t) for i, t in enumerate([uniform, first, first, second, second])]
+    changes = likeliest_over_time(space, made)
+    assert [(record.step, set(architecture["cell/1<-0"])) for record, architecture in changes] == [
+        (1, {"nor_conv_3x3"}),
+        (3, {"skip_connect"}),
+    ]
+    figure = plot_most_likely(space, made)
+    assert [text.get_text() for text in figure.texts] == ["from step 1", "from step 3"]
+    assert len(plot_most_likely(space, records(space, 30), moments=4).texts) == 4
+    assert plot_most_likely(space, made[:1]).texts[0].get_text() == "from step 0"
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(ValueError, match="`records` must hold at least one"):
+        plot_distribution(SPACES["nasbench201"], [])
+    with pytest.raises(ValueError, match="must not be empty"):
+        plot_most_likely(SPACES["nasbench201"], [])
