@@ -14,10 +14,13 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from optuna_nas import (
+    SNAS,
     ImageData,
     MLflowTracker,
     Recipe,
     Search,
+    SNASRecipe,
+    SNASSampler,
     TrainObjective,
     load_network,
     nasbench201_skeleton,
@@ -26,6 +29,7 @@ from optuna_nas import (
 from optuna_nas.objective import DUPLICATE_OF, REASON, RESUMES, network_path
 from optuna_nas.search import REQUEUED, WORKER, counted_trials, open_study, ranking, reap_dead_trials, run, summarise
 from optuna_nas.space import CellSpace
+from optuna_nas.study_state import folder_store
 
 SPACE = nasbench201_space()
 
@@ -286,3 +290,63 @@ def test_a_search_runs_in_a_thread_without_touching_signals(search):
     thread.start()
     thread.join()
     assert len(results[0].study.trials) == 4
+
+
+# -- a sampler that trains ----------------------------------------------------------------------------------------
+
+
+def trained_search(search, **changes):
+    skeleton = nasbench201_skeleton(1, 4, search.data.input_shape, search.data.classes, affine=False)
+    snas = SNAS(SPACE, skeleton, SNASRecipe(batch_size=16, relaxation="one_path"))
+    arguments = {"budget": 4, "trials": 6, "trials_per_round": 2, "seed": 0}
+    return replace(search, sampler=SNASSampler(SPACE, snas, data=search.data, **arguments), trials=6, **changes)
+
+
+def test_a_sampler_that_trains_keeps_its_rounds_in_the_folder_and_says_how_far_it_is(search):
+    search, heard = trained_search(search), []
+    recorder = Recorder()
+    recorder.model_progress = lambda name, fraction: heard.append((name, fraction))
+    result = run(search, recorder)
+    assert counted_trials(result.study) == 6
+    assert len(list((search.folder / "artifacts").iterdir())) == 3
+    assert search.sampler.snas.step == search.sampler.snas.total_steps
+    assert {name for name, _ in heard} == {"SNASSampler"}
+    fractions = [fraction for _, fraction in heard]
+    assert fractions.count(1.0) == 3
+    assert 0 < min(fractions) < 0.3
+
+
+def test_a_search_that_goes_on_takes_up_the_training_of_its_sampler(search):
+    straight = trained_search(search, name="straight", folder=search.folder / "straight")
+    run(straight)
+    run(replace(trained_search(search), trials=3))
+    resumed = trained_search(search)
+    result = run(resumed)
+    assert counted_trials(result.study) == 6
+    assert np.array_equal(resumed.sampler.snas.logits, straight.sampler.snas.logits)
+
+
+def test_a_stop_in_the_middle_of_a_round_is_heard_and_the_round_is_made_up_for(search, monkeypatch):
+    first = trained_search(search)
+    steps = []
+
+    def interrupt(fraction):
+        steps.append(fraction)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        SNASSampler,
+        "prepare",
+        lambda self, folder, on_progress, should_stop: (
+            setattr(self, "_on_progress", interrupt)
+            or setattr(self, "_artifact_store", folder_store(folder / "artifacts"))
+        ),
+    )
+    assert run(first).interrupted
+    monkeypatch.undo()
+    resumed = trained_search(search)
+    result = run(resumed)
+    assert not result.interrupted
+    assert counted_trials(result.study) == 6
+    assert resumed.sampler.snas.step == resumed.sampler.snas.total_steps

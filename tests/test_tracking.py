@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 from PIL import Image
 
+from optuna_nas.samplers import SNASSampler
 from optuna_nas.space import Architecture, nasbench201_space
 from optuna_nas.tracking import DatasetInfo, MLflowTracker, comparison_view, mlflow_keys, records, view
 from optuna_nas.tracking import mirror as mirror_module
@@ -316,6 +317,25 @@ def test_the_saved_view_compares_the_trials_of_the_study(finished):
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_distribution_that_learns_is_shown_on_the_study_once(uri, tmp_path):
+    tracker = MLflowTracker(uri)
+    study = new_study(folder=tmp_path)
+    study.sampler = SNASSampler(SPACE, seed=0)
+    search(tracker, study, 11)
+    tracker.start(study, space=SPACE)  # again, with nothing new
+    tracker.finish(study)
+    mirror = read(uri)
+    run_id = mirror.parent.info.run_id
+    entropy = mirror.client.get_metric_history(run_id, "distribution/entropy")
+    assert [point.step for point in entropy] == [0, 5, 10]
+    assert entropy[0].value == pytest.approx(np.log(5), rel=1e-4)
+    assert entropy[-1].value < entropy[0].value
+    names = {file.path for file in mirror.client.list_artifacts(run_id)}
+    assert {"distribution.png", "most_likely_cells.png"} <= names
+    picture = Image.open(mirror.client.download_artifacts(run_id, "distribution.png"))
+    assert np.asarray(picture).std() > 10
 
 
 def test_mlflow_keys_read_well_and_stay_different():

@@ -384,9 +384,11 @@ class SNASSampler(BaseSampler):
                 until=until,
                 on_step=None
                 if on_progress is None
-                else lambda fraction: on_progress(min(1.0, max(0.0, (fraction - first) / (until - first)))),
+                else lambda fraction: on_progress(min(0.999, max(0.0, (fraction - first) / (until - first)))),
                 should_stop=self._should_stop,
             )
+            if on_progress is not None:
+                on_progress(1.0)
             self._publish(study, trial, self.snas.records[known:])
         finally:
             self._training.release()
