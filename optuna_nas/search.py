@@ -155,6 +155,9 @@ class Search:
                 raise ValueError(f"`directions` must be 'maximize' or 'minimize' but got {direction!r}.")
         if self.objective is None and (self.skeleton is None or self.data is None):
             raise ValueError("`objective` must be given where `skeleton` and `data` are not; pass it, or pass both.")
+        sampled = getattr(self.sampler, "space", self.space)
+        if sampled != self.space:
+            raise ValueError("`sampler` must search the space of the search but has another; make it with `space`.")
         objective = self.resolved_objective()
         if isinstance(objective, TrainObjective) and self.directions != objective.directions:
             raise ValueError(
@@ -339,11 +342,10 @@ def _run(search: Search, study: Study, tracker: MLflowTracker | None, listener: 
         )
 
     parts: tuple[object, ...] = (search.sampler, search.pruner)
-    for part in parts:
-        if isinstance(part, TrainsModel):
-            name = type(part).__name__
-            on_progress = None if listener is None else partial(events.model_progress, name)
-            part.prepare(folder, on_progress, interrupts.at_once.is_set)
+    trains = [part for part in parts if isinstance(part, TrainsModel)]
+    for part in trains:
+        on_progress = None if listener is None else partial(events.model_progress, type(part).__name__)
+        part.prepare(folder, on_progress, interrupts.at_once.is_set)
 
     def run_trial(trial: Trial) -> float | Sequence[float]:
         trial.set_user_attr(WORKER, _worker())
@@ -364,14 +366,18 @@ def _run(search: Search, study: Study, tracker: MLflowTracker | None, listener: 
 
     missing = search.trials - counted_trials(study)
     if missing > 0:
-        with interrupts.installed(), suppress(TrainingStopped, KeyboardInterrupt):
-            study.optimize(
-                run_trial,
-                n_trials=missing,
-                n_jobs=search.n_jobs,
-                catch=(TrainingDiverged, OutOfMemory),
-                callbacks=[after_trial],
-            )
+        try:
+            with interrupts.installed(), suppress(TrainingStopped, KeyboardInterrupt):
+                study.optimize(
+                    run_trial,
+                    n_trials=missing,
+                    n_jobs=search.n_jobs,
+                    catch=(TrainingDiverged, OutOfMemory),
+                    callbacks=[after_trial],
+                )
+        finally:
+            for part in trains:
+                part.prepare(folder, None, None)
         requeue_interrupted(study)
     missing = max(0, search.trials - counted_trials(study))
     result = summarise(search, study, judge=missing == 0)

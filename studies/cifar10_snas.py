@@ -9,7 +9,6 @@ Expected:  a test error of about 2.9 % with 2.8 M parameters (SNAS, Xie et al. 2
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -85,6 +84,9 @@ def main() -> None:
     options = parser.parse_args()
     study = search(options.smoke, options.resource, options.device, options.seed)
     result = run(study)
+    if result.interrupted:
+        print(f"interrupted with {result.missing} of {study.trials} trials to go; the same command goes on")
+        return
     assert isinstance(study.sampler, SNASSampler)
     snas = study.sampler.catch_up(result.study)
     cell, folder = snas.most_likely(), study.resolved_folder()
@@ -110,7 +112,8 @@ def main() -> None:
         recipe,
         drop_path=skeleton.drop_path,
         on_epoch=show,
-        checkpoint=Path(folder) / "final.safetensors",
+        checkpoint=folder / "final.safetensors",
+        configuration={"architecture": cell.to_dict(), "skeleton": skeleton.to_dict()},
     )
     _, accuracy = evaluate(network, data, "test")
     print(f"test error {100 * (1 - accuracy):.2f} %")

@@ -83,6 +83,17 @@ def test_the_likeliest_is_listed_where_it_changes_and_not_while_all_are_alike():
     assert plot_most_likely(space, made[:1]).texts[0].get_text() == "from step 0"
 
 
+def test_a_distribution_that_is_certain_counts_as_a_change():
+    space = SPACES["nasbench201"]
+    certain = np.zeros((6, 5))
+    certain[:, 3] = 1
+    made = [
+        DistributionRecord(0, {"entropy": 1.0}, np.full((6, 5), 0.2)),
+        DistributionRecord(1, {"entropy": 0.0}, certain),
+    ]
+    assert [record.step for record, _ in likeliest_over_time(space, made)] == [1]
+
+
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="`records` must hold at least one"):
         plot_distribution(SPACES["nasbench201"], [])

@@ -38,6 +38,14 @@ def test_an_objective_of_ones_own_gets_its_network_in_one_line():
     assert losses[0] > 1000
 
 
+def test_snas_as_a_sampler_and_alone():
+    names = run(block("SNASSampler("))
+    assert names["sampler"].learning == "score function of trials"
+    shown = run(block("snas.fit(").replace("budget=2", "budget=0.1"), **names)
+    assert shown["snas"].step == 1
+    assert shown["cell"].connected
+
+
 def test_a_space_and_an_op_of_ones_own(capsys):
     run(block("CellSpace("))
     assert "Cost(params=" in capsys.readouterr().out

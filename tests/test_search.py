@@ -29,7 +29,6 @@ from optuna_nas import (
 from optuna_nas.objective import DUPLICATE_OF, REASON, RESUMES, network_path
 from optuna_nas.search import REQUEUED, WORKER, counted_trials, open_study, ranking, reap_dead_trials, run, summarise
 from optuna_nas.space import CellSpace
-from optuna_nas.study_state import folder_store
 
 SPACE = nasbench201_space()
 
@@ -308,7 +307,7 @@ def test_a_sampler_that_trains_keeps_its_rounds_in_the_folder_and_says_how_far_i
     recorder.model_progress = lambda name, fraction: heard.append((name, fraction))
     result = run(search, recorder)
     assert counted_trials(result.study) == 6
-    assert len(list((search.folder / "artifacts").iterdir())) == 3
+    assert len(list((search.folder / "artifacts").iterdir())) == 2
     assert search.sampler.snas.step == search.sampler.snas.total_steps
     assert {name for name, _ in heard} == {"SNASSampler"}
     fractions = [fraction for _, fraction in heard]
@@ -339,8 +338,7 @@ def test_a_stop_in_the_middle_of_a_round_is_heard_and_the_round_is_made_up_for(s
         SNASSampler,
         "prepare",
         lambda self, folder, on_progress, should_stop: (
-            setattr(self, "_on_progress", interrupt)
-            or setattr(self, "_artifact_store", folder_store(folder / "artifacts"))
+            setattr(self, "_on_progress", interrupt) or setattr(self, "_folder", folder)
         ),
     )
     assert run(first).interrupted

@@ -8,6 +8,7 @@ E edges (paths of the space), O options of an edge (ops, `none` included).
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -139,27 +140,47 @@ def most_likely(
     """Return the most probable architecture, the argmax on every edge with `none` included (section 3.1).
 
     Where that leaves a cell without a way to its output, it is the most probable one that has one. With `bounds` on
-    costs, probability is traded for cost at the lowest price that keeps them all.
+    costs, probability is traded for cost at the lowest prices that keep them all: the best on the convex hull of
+    probability against cost.
+
+    Raises:
+        ValueError: No architecture on that hull keeps all bounds.
     """
     limits = np.array([bounds.get(name, np.inf) for name in COSTS])
-    relative_EO = (costs.table / limits).sum(axis=2)
 
-    def choose(price: float) -> NDArray[np.int64]:
-        return connected_argmax(space, log_p_EO - price * relative_EO)
+    def choose(prices: NDArray[np.float64]) -> NDArray[np.int64]:
+        return connected_argmax(space, log_p_EO - costs.table @ prices)
 
     def keeps(chosen_E: NDArray[np.int64]) -> bool:
         return bool((costs.fixed + costs.of(chosen_E) <= limits).all())
 
-    chosen_E = choose(0.0)
-    if not keeps(chosen_E):
+    chosen_E = choose(np.zeros(len(COSTS)))
+    if keeps(chosen_E):
+        return architecture_of(space, chosen_E)
+    rows, found = np.arange(len(chosen_E)), []
+    for shares in _shares(len(bounds)):
+        direction = np.zeros(len(COSTS))
+        for name, share in zip(bounds, shares, strict=True):
+            direction[COSTS.index(name)] = share / bounds[name]
         low, high = 0.0, 1.0
-        while not keeps(choose(high)) and high < 1e12:
+        while not keeps(choose(high * direction)) and high < 1e12:
             low, high = high, 4 * high
         for _ in range(50):
             middle = (low + high) / 2
-            low, high = (low, middle) if keeps(choose(middle)) else (middle, high)
-        chosen_E = choose(high)
-    return architecture_of(space, chosen_E)
+            low, high = (low, middle) if keeps(choose(middle * direction)) else (middle, high)
+        if keeps(chosen_E := choose(high * direction)):
+            found.append((float(log_p_EO[rows, chosen_E].sum()), tuple(chosen_E.tolist())))
+    if not found:
+        listed = ", ".join(f"{name} {bound:.6g}" for name, bound in bounds.items())
+        raise ValueError(
+            f"`resource` must be within reach but no architecture was found that keeps {listed} at once; raise a bound."
+        )
+    return architecture_of(space, np.array(max(found)[1]))
+
+
+def _shares(n_bounds: int) -> list[tuple[float, ...]]:
+    """Return ways to share a price among bounds, in quarters."""
+    return [tuple(i / 4 for i in parts) for parts in product(range(5), repeat=n_bounds) if sum(parts) == 4]
 
 
 def connected_argmax(space: CellSpace, score_EO: NDArray[np.float64]) -> NDArray[np.int64]:

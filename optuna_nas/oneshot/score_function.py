@@ -61,9 +61,10 @@ class ScoreFunction:
     def learn(self, chosen_P: Sequence[int], outcome: Outcome) -> float:
         """Take one natural-gradient step for a finished trial; return its advantage, from -0.5 to 1.5.
 
-        The advantage is `(-log(1 - q) - 1) / 2` for the rank q in [0, 1] among the last 50 outcomes: its mean is 0, and
-        the best count most. With several objectives, q is the share that it dominates plus half of the share that
-        neither dominates it nor is dominated.
+        The advantage is `(-log(1 - q) - 1) / 2`, averaged over the ranks q in [0, 1] that the outcome takes among the
+        last 50 and itself: from the share that it beats to the share that does not beat it, so that ties share their
+        ranks. Its mean is 0 (but for the largest, which is cut), and the best count most. With several objectives, to
+        beat is to dominate.
 
         Args:
             chosen_P: Option taken at every path.
@@ -92,10 +93,14 @@ class ScoreFunction:
         place = self.n_outcomes % WINDOW
         self._orders[place], self._values[place] = order, values
         self.n_outcomes += 1
-        if not n_known:
-            return 0.0
-        rank = 0.5 + 0.5 * float(beats.mean() - beaten.mean())
-        return float(min(HIGHEST_ADVANTAGE, (-np.log(1 - rank + 0.5 / n_known) - 1) / 2))
+        n_all = n_known + 1
+        low, high = float(beats.sum()) / n_all, 1 - float(beaten.sum()) / n_all
+        return min(HIGHEST_ADVANTAGE, (_utility(high) - _utility(low)) / (high - low) / 2)
+
+
+def _utility(rank: float) -> float:
+    """Return the integral of `-log(1 - q) - 1` from 0 to a rank."""
+    return (1 - rank) * float(np.log(1 - rank)) if rank < 1 else 0.0
 
 
 def _minus(order: NDArray[np.float64], orders: NDArray[np.float64]) -> NDArray[np.float64]:

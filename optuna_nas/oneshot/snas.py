@@ -8,6 +8,7 @@ E edges (paths of the space), O options of an edge (ops, `none` included), B ima
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import threading
@@ -15,7 +16,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -124,6 +125,13 @@ class SNASRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("batch_size", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"`{name}` must be an integer but got {getattr(self, name)!r}.")
+        for name, kind in get_type_hints(SNASRecipe).items():
+            value = getattr(self, name)
+            if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"`{name}` must be a number but got {value!r}.")
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1 but got {self.batch_size}.")
         for name in ("first_temperature", "last_temperature", "learning_rate"):
@@ -149,19 +157,21 @@ class SNASRecipe:
                     f"{self.resource!r}."
                 )
         elif isinstance(self.resource, Mapping):
+            object.__setattr__(self, "resource", dict(self.resource))
             for name, bound in self.resource.items():
-                if name not in COSTS or not 0 < bound < math.inf:
+                if name not in COSTS or not isinstance(bound, int | float) or not 0 < bound < math.inf:
                     raise ValueError(
                         f"`resource` must give positive upper bounds of {COSTS} but got {name!r}: {bound}."
                     )
-        elif not 0 <= self.resource < math.inf:
-            raise ValueError(f"`resource` must not be negative but got {self.resource}.")
+        elif not isinstance(self.resource, int | float) or not 0 <= self.resource < math.inf:
+            raise ValueError(f"`resource` must be a level, upper bounds or a number from 0 but got {self.resource!r}.")
 
 
 class SNAS:
     """A supernet and a factorised distribution over its ops, shared by the cells of a kind, separate for kinds.
 
-    `fit` learns both; `most_likely()` is the architecture it is about. Methods may be called from several threads.
+    `fit` learns both; `most_likely()` is the architecture it is about. Methods may be called from several threads; a
+    second `fit` or `load` waits for the first to end, all else only for a step.
 
     Args:
         space: Of cells with ops on edges. Where an edge may keep several ops, an option is a set of them.
@@ -190,6 +200,7 @@ class SNAS:
                     f"`resource` must be within reach but no architecture has at most {bound:.6g} {name}; the cheapest "
                     f"in this skeleton has {cheapest:.6g}. Raise the bound or use a smaller skeleton."
                 )
+        most_likely(space, np.zeros(self._costs.table.shape[:2]), self._costs, self.bounds)  # all at once
         self.supernet = Supernet(space, skeleton, self.recipe.seed)
         for module in self.supernet.modules():
             # Running statistics of a mixture serve no architecture; those of a batch are used throughout.
@@ -200,7 +211,7 @@ class SNAS:
         self._kept_by_option = kept_by_option
         self._members_ON = torch.tensor([[float(name in kept) for name in names] for kept in kept_by_option])
         self._single = space.max_ops == 1
-        self._lock = threading.RLock()
+        self._lock, self._fitting = threading.RLock(), threading.RLock()
         self._scoring: Batch | None = None
         self._logits_EO = nn.Parameter(torch.zeros(len(self.paths), len(self.options)))
         self._make_optimizers()
@@ -210,16 +221,31 @@ class SNAS:
         self.skipped = 0
         self.seconds = 0.0
         self.records: list[DistributionRecord] = []
-        self._configuration: dict[str, Any] = {}
+        self._configuration: dict[str, Any] = self._own_configuration()
         self._credit_E = torch.zeros(len(self.paths))
         self._sums = torch.zeros(3 + len(self.paths), dtype=torch.float64)  # steps, loss, accuracy, credits
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        with self._lock:  # a copy of one moment, though somebody may train on
+            state = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_fitting")}
+            optimizers = copy.deepcopy(
+                {
+                    name: state[name]
+                    for name in (
+                        "supernet",
+                        "_logits_EO",
+                        "_weights_optimizer",
+                        "_logits_optimizer",
+                        "records",
+                        "_prices",
+                    )
+                }
+            )
+            return {**state, **optimizers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.RLock()
+        self._lock, self._fitting = threading.RLock(), threading.RLock()
         self._supersede_optimizers()
 
     # -- the distribution -----------------------------------------------------------------------------------------
@@ -339,6 +365,33 @@ class SNAS:
             raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
         if not 0 <= until <= 1:
             raise ValueError(f"`until` must be a share of the budget, in [0, 1], but got {until}.")
+        with self._fitting:
+            self._fit(
+                data,
+                budget,
+                until,
+                splits,
+                on_step,
+                on_record,
+                checkpoint,
+                checkpoint_seconds,
+                should_stop,
+                show_progress,
+            )
+
+    def _fit(
+        self,
+        data: Data,
+        budget: float,
+        until: float,
+        splits: Sequence[str],
+        on_step: Callable[[float], None] | None,
+        on_record: Callable[[DistributionRecord], None] | None,
+        checkpoint: Path | None,
+        checkpoint_seconds: float,
+        should_stop: Callable[[], bool] | None,
+        show_progress: bool,
+    ) -> None:
         with self._lock:
             self._begin(data, budget, splits)
             if checkpoint is not None and checkpoint.exists():
@@ -380,21 +433,9 @@ class SNAS:
         n_images = data.size(splits)
         if n_images == 0:
             raise ValueError(f"`splits` must hold images but {tuple(splits)} of {data.name!r} are empty.")
-        expected = (*data.input_shape, data.classes)
-        if expected != (*self.skeleton.input_shape, self.skeleton.classes):
-            raise ValueError(
-                f"`data` must fit the skeleton, input_shape={self.skeleton.input_shape} and classes="
-                f"{self.skeleton.classes}, but has {data.input_shape} and {data.classes}."
-            )
-        configuration = {
-            "space": self.space.to_dict(),
-            "skeleton": self.skeleton.to_dict(),
-            "recipe": {**asdict(self.recipe), "resource": _plain(self.recipe.resource)},
-            "data": data.describe(),
-            "splits": list(splits),
-            "budget": float(budget),
-        }
-        configuration = json.loads(json.dumps(configuration))  # as a checkpoint tells it
+        own = self._own_configuration()
+        terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
+        configuration = {**own, **json.loads(json.dumps(terms))}
         if self.step and configuration != self._configuration:
             changed = sorted(key for key in configuration if configuration[key] != self._configuration.get(key))
             raise ValueError(
@@ -404,15 +445,32 @@ class SNAS:
         self.total_steps = max(1, round(budget * max(1, n_images // self.recipe.batch_size)))
         self.attach(data)
 
+    def _own_configuration(self) -> dict[str, Any]:
+        """Return what was fixed when it was made, as a checkpoint tells it."""
+        own = {"space": self.space.to_dict(), "skeleton": self.skeleton.to_dict(), "recipe": asdict(self.recipe)}
+        return json.loads(json.dumps(own))  # type: ignore[no-any-return]
+
     def attach(self, data: Data) -> None:
-        """Take device and scoring batch from the data: the first images of the report split, the same in every call."""
+        """Take device and scoring batch from the data: the first images of the report split, the same in every call.
+
+        Raises:
+            ValueError: The data do not fit the skeleton.
+        """
+        expected = (*data.input_shape, data.classes)
+        if expected != (*self.skeleton.input_shape, self.skeleton.classes):
+            raise ValueError(
+                f"`data` must fit the skeleton, input_shape={self.skeleton.input_shape} and classes="
+                f"{self.skeleton.classes}, but has {data.input_shape} and {data.classes}."
+            )
         with self._lock:
-            if self._logits_EO.device != data.device:
+            if self.device.type != data.device.type or self.device.index != (data.device.index or self.device.index):
                 self.supernet.to(data.device)
                 self._logits_EO.data = self._logits_EO.data.to(data.device)
                 self._members_ON = self._members_ON.to(data.device)
                 self._credit_E, self._sums = self._credit_E.to(data.device), self._sums.to(data.device)
                 self._supersede_optimizers()
+                if self._scoring is not None:
+                    self._scoring = Batch(*(tensor.to(data.device) for tensor in self._scoring))
             if data.size([REPORT]):
                 self._scoring = next(iter(data.batches([REPORT], SCORING_IMAGES)))
 
@@ -432,8 +490,6 @@ class SNAS:
         mixing_EO.retain_grad()
         with autocast(images.device, recipe.precision):
             scores = self.supernet(images, weights, active)
-            if isinstance(scores, tuple):
-                scores = scores[0]
             loss = F.cross_entropy(scores, labels)
         total = loss
         if learning:
@@ -458,7 +514,10 @@ class SNAS:
                 self._sums += torch.cat([ones, loss.double()[None], accuracy[None], self._credit_E.double()])
             else:
                 self.skipped += 1
-                if self.step >= FIRST_JUDGED_STEP and self.skipped > MOST_SKIPPED_FRACTION * self.step:
+                if (
+                    self.step >= min(FIRST_JUDGED_STEP, self.total_steps)
+                    and self.skipped > MOST_SKIPPED_FRACTION * self.step
+                ):
                     raise TrainingDiverged(
                         f"`learning_rate` must keep the loss finite but {self.skipped} of {self.step} steps it was "
                         f"not, at {recipe.learning_rate}; lower it, or use precision='float32'."
@@ -524,9 +583,9 @@ class SNAS:
             "entropy": float(entropies(probabilities).mean()),
             **dict(zip(COSTS, map(float, self._costs.expected(probabilities)), strict=True)),
             "temperature": self.temperature(fraction),
-            "loss": float(means[0]),
-            "accuracy": float(means[1]),
         }
+        if sums[0]:
+            metrics |= {"loss": float(means[0]), "accuracy": float(means[1])}
         record = DistributionRecord(self.step, metrics, probabilities, means[2:].copy())
         self.records.append(record)
         self._sums.zero_()
@@ -555,19 +614,23 @@ class SNAS:
 
         The search network draws a new relaxed sample for every batch, at the temperature where the fit stands.
         """
+        if data.size([split]) == 0:
+            raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
         correct = n_images = 0
         temperature = self.temperature(self.step / max(1, self.total_steps))
-        for number, (images, labels) in enumerate(data.batches([split], SCORING_IMAGES)):
-            with self._lock, torch.no_grad(), autocast(images.device, self.recipe.precision):
-                if architecture is None:
-                    generator = seeded_generator(images.device, self.recipe.seed, number, 2)
-                    _, weights, active = self._mix(temperature, generator)
-                    scores = self.supernet(images, weights, active)
-                else:
-                    scores = self._child_scores(architecture, images)
+        for number, batch in enumerate(data.batches([split], SCORING_IMAGES)):
+            images, labels = (tensor.to(self.device) for tensor in batch)
+            with self._lock, torch.no_grad():
+                generator = seeded_generator(self.device, self.recipe.seed, number, 2)
+                _, weights, active = self._mix(temperature, generator)
+                with autocast(self.device, self.recipe.precision):
+                    if architecture is None:
+                        scores = self.supernet(images, weights, active)
+                    else:
+                        scores = self._child_scores(architecture, images)
             correct += int((scores.argmax(1) == labels).sum())
             n_images += len(labels)
-        return correct / max(1, n_images)
+        return correct / n_images
 
     def weights(self, architecture: Architecture) -> dict[str, Tensor]:
         """Return the weights that an architecture inherits, for `DiscreteNetwork(..., weights=...)`.
@@ -576,7 +639,8 @@ class SNAS:
         """
         images, _ = self._scoring_batch()
         with self._lock:
-            child = DiscreteNetwork(architecture, self.skeleton, self.supernet.weights_of(architecture))
+            self._check_architecture(architecture)
+            child = DiscreteNetwork(architecture, self.skeleton, self.supernet.weights_of(architecture), seed=0)
         child.to(images.device)
         norms = [module for module in child.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
         momenta = [norm.momentum for norm in norms]
@@ -590,10 +654,12 @@ class SNAS:
         return {name: tensor.detach().clone() for name, tensor in child.state_dict().items()}
 
     def _child_scores(self, architecture: Architecture, images: Tensor) -> Tensor:
+        self._check_architecture(architecture)
+        return cast("Tensor", self.supernet(images, one_hot(architecture)))
+
+    def _check_architecture(self, architecture: Architecture) -> None:
         if architecture.space != self.space:
             raise ValueError("`architecture` must be of the space of this SNAS but comes from another.")
-        weights = {path: vector.to(images.device) for path, vector in one_hot(architecture).items()}
-        return cast("Tensor", self.supernet(images, weights))
 
     def _scoring_batch(self) -> Batch:
         if self._scoring is None:
@@ -630,24 +696,20 @@ class SNAS:
         Raises:
             ValueError: The file is damaged or of another space, skeleton, recipe, data or budget.
         """
-        with self._lock:
-            tensors, description = load_tensors(path, self._logits_EO.device)
+        with self._fitting, self._lock:
+            tensors, description = load_tensors(path, self.device)
             if "supernet/" not in {f"{name.split('/')[0]}/" for name in tensors}:
                 raise ValueError(f"`path` must be a checkpoint of an SNAS but {path} holds something else.")
             theirs = description["configuration"]
-            if self._configuration:
-                check_configuration(path, theirs, self._configuration)
-            else:
-                ours = {
-                    "space": self.space.to_dict(),
-                    "skeleton": self.skeleton.to_dict(),
-                    "recipe": {**asdict(self.recipe), "resource": _plain(self.recipe.resource)},
-                }
-                check_configuration(path, {name: theirs.get(name) for name in ours}, ours)
+            # What neither has begun to train on can't disagree.
+            shared = theirs.keys() & self._configuration.keys() | self._own_configuration().keys()
+            check_configuration(
+                path, {k: theirs.get(k) for k in shared}, {k: self._configuration.get(k) for k in shared}
+            )
             progress = description["progress"]
             if self.step > progress["step"]:
                 return
-            self._configuration = theirs
+            self._configuration |= theirs
             self.supernet.load_state_dict(without_prefix("supernet/", tensors))
             self._logits_EO.data.copy_(tensors["logits"])
             load_optimizer_tensors(self._weights_optimizer, without_prefix("weights/", tensors))
@@ -678,10 +740,6 @@ class SNAS:
 def _softmax(logits_EO: NDArray[np.float64]) -> NDArray[np.float64]:
     raised = np.exp(logits_EO - logits_EO.max(axis=-1, keepdims=True))
     return raised / raised.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
-
-
-def _plain(resource: float | str | Mapping[str, float]) -> float | str | dict[str, float]:
-    return dict(resource) if isinstance(resource, Mapping) else resource
 
 
 def _record_tensors(records: Sequence[DistributionRecord]) -> dict[str, Tensor]:

@@ -72,8 +72,9 @@ def likeliest_over_time(
 ) -> list[tuple[DistributionRecord, Architecture]]:
     """Return the records at which the architecture of the likeliest options changed; none while all are as likely."""
     changes: list[tuple[DistributionRecord, Architecture]] = []
+    sizes = [len(options) for options in space.options().values()]
     for record in records:
-        if all(np.ptp(row[row > 0]) < 1e-6 for row in record.probabilities):
+        if all(np.ptp(row[:size]) < 1e-6 for row, size in zip(record.probabilities, sizes, strict=True)):
             continue
         architecture = architecture_of(space, record.probabilities.argmax(axis=1))
         if not changes or changes[-1][1] != architecture:

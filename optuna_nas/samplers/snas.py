@@ -7,8 +7,10 @@ import hashlib
 import logging
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data import Data
@@ -58,14 +61,18 @@ class Snapshot(NamedTuple):
     Args:
         number: Of the opener.
         step: Training steps done.
+        done: Whether the budget is spent.
         logits: Shape (E, O).
         file: Where the SNAS is.
+        previous: Artifact of the snapshot before it, empty for the first.
     """
 
     number: int
     step: int
+    done: bool
     logits: NDArray[np.float64]
     file: Mapping[str, str]
+    previous: str
 
 
 class SNASSampler(BaseSampler):
@@ -89,7 +96,8 @@ class SNASSampler(BaseSampler):
         space: What may be chosen; any space without an `SNAS`.
         snas: The model; of the same space.
         data: Images to train the SNAS on while the study runs.
-        budget: Epochs of that training in all.
+        budget: Epochs of that training in all. A round that one process still trains when another opens the next is
+            trained by both, to the same numbers.
         trials: Number of trials over which the budget is spent.
         trials_per_round: Trials between two trainings.
         learn_from_trials: Learn from finished trials; by default only without an `SNAS`.
@@ -142,7 +150,7 @@ class SNASSampler(BaseSampler):
         self._rounds, self._trials_per_round = -(-trials // trials_per_round), trials_per_round
         self._learn_from_trials, self._learning_rate = learn_from_trials, learning_rate
         self._inner = inner or TPESampler()
-        self._artifact_store = artifact_store
+        self._given_store = artifact_store
         self._avoid_duplicates = avoid_duplicates
         self._seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
         self._distributions = space.distributions()
@@ -150,34 +158,36 @@ class SNASSampler(BaseSampler):
             path: {choice: position for position, choice in enumerate(distribution.choices)}
             for path, distribution in self._distributions.items()
         }
-        self._on_progress: Callable[[float], None] | None = None
-        self._should_stop: Callable[[], bool] | None = None
         self._forget()
         logger.info("SNASSampler learns by the %s.", self.learning)
+
+    _FORGOTTEN = (
+        "_lock",
+        "_inner_lock",
+        "_training",
+        "_attached",
+        "_on_progress",
+        "_should_stop",
+        "_folder",
+        "_known",
+    )
 
     def _forget(self) -> None:
         """Drop what can be had again from the study, and what can't be pickled."""
         self._lock, self._inner_lock, self._training = threading.RLock(), threading.Lock(), threading.Lock()
-        self._folds: dict[object, _Fold] = {}
-        self._snapshots: dict[int, Snapshot] = {}  # the newest of every study
-        self._refused: set[tuple[int, int]] = set()  # (study, trial) of snapshots that did not verify
+        self._attached = False
+        self._on_progress: Callable[[float], None] | None = None
+        self._should_stop: Callable[[], bool] | None = None
+        self._folder: Path | None = None
+        # By storage, for a number names a study only there.
+        self._known: WeakKeyDictionary[BaseStorage, dict[int, _Known]] = WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = (
-            "_lock",
-            "_inner_lock",
-            "_training",
-            "_folds",
-            "_snapshots",
-            "_refused",
-            "_on_progress",
-            "_should_stop",
-        )
-        return {name: value for name, value in self.__dict__.items() if name not in dropped}
+        settings = set(self.__dict__) - set(self._FORGOTTEN)
+        return {name: self.__dict__[name] for name in sorted(settings)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._on_progress = self._should_stop = None
         self._forget()
 
     def prepare(
@@ -186,10 +196,8 @@ class SNASSampler(BaseSampler):
         on_progress: Callable[[float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """Take what a search offers: a folder for artifacts, whom to tell the share of a round done, when to stop."""
-        if self._artifact_store is None:
-            self._artifact_store = folder_store(folder / "artifacts")
-        self._on_progress, self._should_stop = on_progress, should_stop
+        """Take a folder to keep files in, whom to tell the share of a round that is done, and when to stop."""
+        self._folder, self._on_progress, self._should_stop = folder, on_progress, should_stop
 
     # -- Optuna's side --------------------------------------------------------------------------------------------
 
@@ -232,8 +240,8 @@ class SNASSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._inner.before_trial(study, trial)
-        if set(self._distributions) <= set(trial.system_attrs.get("fixed_params", ())):
-            self._train_round(study, trial)  # nothing will be asked of us, yet it may be this trial's turn
+        if self._is_fixed(trial):  # nothing will be asked of us, but the objective may ask the SNAS
+            self._newest(study, trial.number)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._inner.after_trial(study, trial, state, values)
@@ -253,7 +261,8 @@ class SNASSampler(BaseSampler):
 
     def probabilities(self, study: Study) -> dict[str, dict[str, float]]:
         """Return the probability of every option of every path, as the next trial of this study would see it."""
-        table = self._table(study, self._fold(study), self._newest(study, len(study.get_trials(deepcopy=False))))
+        trials = study.get_trials(deepcopy=False)
+        table = self._table(self._fold(study, trials), self._newest(study, len(trials)))
         return {
             path: {str(choice): float(row[position]) for choice, position in known.items()}
             for (path, known), row in zip(self._positions.items(), table, strict=True)
@@ -262,7 +271,7 @@ class SNASSampler(BaseSampler):
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """Return parameters of a connected architecture that is new, if 100 draws find one."""
         fold, snapshot = self._fold(study), self._newest(study, trial.number)
-        table = self._table(study, fold, snapshot)
+        table = self._table(fold, snapshot)
         self._record(study, trial, table)
         given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         fixed = {
@@ -300,7 +309,7 @@ class SNASSampler(BaseSampler):
             for (path, distribution), position in zip(self._distributions.items(), chosen.tolist(), strict=True)
         }
 
-    def _table(self, study: Study, fold: _Fold | None, snapshot: Snapshot | None) -> NDArray[np.float64]:
+    def _table(self, fold: _Fold | None, snapshot: Snapshot | None) -> NDArray[np.float64]:
         """Return the distribution to draw from, shape (P, O)."""
         with self._lock:
             learned = fold.policy.probabilities if fold is not None and self._learn_from_trials else None
@@ -316,23 +325,28 @@ class SNASSampler(BaseSampler):
             table = table * learned
         return table / table.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
-    def _fold(self, study: Study) -> _Fold | None:
-        """Return what was learned from the finished trials that this study shows; None where none is wanted."""
+    def _fold(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> _Fold | None:
+        """Return what was learned from the finished trials of a study; None where none is wanted.
+
+        Under Hyperband from those of all brackets: pruned trials rank by how far they came.
+        """
         if not self._learn_from_trials and not self._avoid_duplicates:
             return None
-        bracket = getattr(study, "_bracket_id", None)
-        # The cached read is not filtered by Hyperband's bracket, the public one is.
-        trials = (
-            study._get_trials(deepcopy=False, use_cache=True) if bracket is None else study.get_trials(deepcopy=False)
-        )
+        if trials is None:
+            trials = study._get_trials(deepcopy=False, use_cache=True)
         with self._lock:
-            key = (study._study_id, bracket)
-            if key not in self._folds:
-                sizes = [len(distribution.choices) for distribution in self._distributions.values()]
-                self._folds[key] = _Fold(ScoreFunction(sizes, self._learning_rate))
+            fold = self._known_of(study).fold
             signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
-            self._folds[key].update(trials, self._positions, signs)
-            return self._folds[key]
+            fold.update(trials, self._positions, signs)
+            return fold
+
+    def _known_of(self, study: Study) -> _Known:
+        with self._lock:
+            studies = self._known.setdefault(study._storage, {})
+            if study._study_id not in studies:
+                sizes = [len(distribution.choices) for distribution in self._distributions.values()]
+                studies[study._study_id] = _Known(_Fold(ScoreFunction(sizes, self._learning_rate)))
+            return studies[study._study_id]
 
     def _record(self, study: Study, trial: FrozenTrial, table: NDArray[np.float64]) -> None:
         """Note now and then how the distribution stands where no training does."""
@@ -368,42 +382,67 @@ class SNASSampler(BaseSampler):
         """Train and publish if the round is this trial's to open; never wait for another thread that trains."""
         if self._data is None or self.snas is None or self._budget is None:
             return
-        number = trial.number // self._trials_per_round
-        if number >= self._rounds or not self._opens(study, trial):
+        known = self._newest(study, trial.number)
+        if (known is not None and known.done) or not self._opens(study, trial):
             return
+        state = self._known_of(study)
+        state.due = max(state.due, trial.number // self._trials_per_round)
         if not self._training.acquire(blocking=False):
-            return  # an earlier round is still being trained here; the next opener makes up for this one
+            return  # the thread that trains makes up for this round
         try:
-            self.snas.attach(self._data)
             self._newest(study, trial.number, load=True)
-            until, first = (number + 1) / self._rounds, number / self._rounds
-            on_progress, known = self._on_progress, len(self.snas.records)
-            self.snas.fit(
-                self._data,
-                self._budget,
-                until=until,
-                on_step=None
-                if on_progress is None
-                else lambda fraction: on_progress(min(0.999, max(0.0, (fraction - first) / (until - first)))),
-                should_stop=self._should_stop,
-            )
-            if on_progress is not None:
-                on_progress(1.0)
-            self._publish(study, trial, self.snas.records[known:])
+            trained = -1
+            while trained < state.due:  # which other threads may raise meanwhile
+                trained = state.due
+                self._fit(self._share(trained), self._share(trained + 1))
+            self._publish(study, trial)
         finally:
             self._training.release()
 
+    def _share(self, rounds: int) -> float:
+        return min(1.0, rounds / self._rounds)
+
+    def _fit(self, first: float, until: float) -> None:
+        """Train up to a share of the budget, from a checkpoint if an earlier attempt left one."""
+        assert self.snas is not None
+        assert self._data is not None
+        assert self._budget is not None
+        on_progress = self._on_progress
+
+        def on_step(share: float) -> None:
+            if on_progress is not None:
+                on_progress(min(0.999, max(0.0, (share - first) / max(until - first, 1e-9))))
+
+        self.snas.fit(
+            self._data,
+            self._budget,
+            until=until,
+            on_step=None if on_progress is None else on_step,
+            checkpoint=None if self._folder is None else self._folder / "snas.safetensors",
+            should_stop=self._should_stop,
+        )
+        if on_progress is not None:
+            on_progress(1.0)
+
     def _opens(self, study: Study, trial: FrozenTrial) -> bool:
-        """Tell whether a trial opens its round: it is the first, or those before it have failed at it."""
+        """Tell whether a trial opens its round: it is the first, or those before it have failed or were fixed."""
         for number in range(trial.number - trial.number % self._trials_per_round, trial.number):
             earlier = find_trial(study, number)
-            if earlier is None or earlier.state != TrialState.FAIL or _has_snapshot(earlier):
+            if earlier is None or _has_snapshot(earlier) or not self._is_passed_over(earlier):
                 return False
         return True
 
-    def _publish(self, study: Study, trial: FrozenTrial, records: Sequence[DistributionRecord]) -> None:
+    def _is_passed_over(self, trial: FrozenTrial) -> bool:
+        return trial.state == TrialState.FAIL or self._is_fixed(trial)
+
+    def _is_fixed(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial was enqueued with all our parameters, so that nothing is asked of us."""
+        return set(self._distributions) <= set(trial.system_attrs.get("fixed_params", ()))
+
+    def _publish(self, study: Study, trial: FrozenTrial) -> None:
         assert self.snas is not None
-        store = self._store(study)
+        store, before = self._store(study), self._known_of(study).newest
+        records = [record for record in self.snas.records if before is None or record.step > before.step]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "snas.safetensors"
             self.snas.save(path)
@@ -413,11 +452,16 @@ class SNASSampler(BaseSampler):
         _write_records(study, trial, records[::-1][::every][::-1])
         snapshot = {
             "step": self.snas.step,
+            "done": self.snas.step >= self.snas.total_steps,
             "shape": list(logits.shape),
             "logits": base64.b64encode(logits.tobytes()).decode(),
             "file": file,
+            "previous": "" if before is None else before.file["artifact"],
         }
         write_json(study, trial, SNAPSHOT, snapshot)
+        if before is not None and before.previous:  # two are kept: the newest, and one to fall back on
+            with suppress(Exception):  # each store has errors of its own
+                store.remove(before.previous)
 
     def _newest(self, study: Study, number: int, load: bool = False) -> Snapshot | None:
         """Return the newest snapshot that verifies, from a trial up to `number`, and load it into the SNAS.
@@ -426,26 +470,27 @@ class SNASSampler(BaseSampler):
         """
         if self._data is None or self.snas is None:
             return None
-        known = self._snapshots.get(study._study_id)
-        for earlier in range(min(number // self._trials_per_round, self._rounds - 1), -1, -1):
+        if not self._attached:
+            self.snas.attach(self._data)
+            self._attached = True
+        state = self._known_of(study)
+        for earlier in range(number // self._trials_per_round, -1, -1):
             first = earlier * self._trials_per_round
-            if known is not None and known.number >= first:
+            if state.newest is not None and (state.newest.done or state.newest.number >= first):
                 break
             found = self._snapshot_of_round(study, first, number)
-            if (
-                found is None
-                or (study._study_id, found.number) in self._refused
-                or not (load or self._training.acquire(blocking=False))
-            ):
+            if found is None or found.number in state.refused:
+                continue
+            if not (load or self._training.acquire(blocking=False)):
                 continue
             try:
                 if self._load(study, found):
-                    known = self._snapshots[study._study_id] = found
+                    state.newest = found
                     break
             finally:
                 if not load:
                     self._training.release()
-        return known
+        return state.newest
 
     def _snapshot_of_round(self, study: Study, first: int, last: int) -> Snapshot | None:
         for number in range(first, min(first + self._trials_per_round, last + 1)):
@@ -456,25 +501,24 @@ class SNASSampler(BaseSampler):
                 published = read_json(trial.system_attrs, SNAPSHOT)
                 if published is not None:
                     logits = np.frombuffer(base64.b64decode(published["logits"]), "<f4").reshape(published["shape"])
-                    return Snapshot(number, published["step"], logits.astype(np.float64), published["file"])
+                    table, file = logits.astype(np.float64), published["file"]
+                    return Snapshot(number, published["step"], published["done"], table, file, published["previous"])
             except (Unverified, KeyError, TypeError, ValueError) as error:
                 self._refuse(study, number, error)
                 return None
-            if trial.state != TrialState.FAIL:
+            if not self._is_passed_over(trial):
                 return None
         return None
 
     def _load(self, study: Study, snapshot: Snapshot) -> bool:
         """Bring the SNAS to a snapshot, if it is behind; False where the snapshot does not verify."""
         assert self.snas is not None
-        assert self._data is not None
         if self.snas.step >= snapshot.step:
             return True
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "snas.safetensors"
                 fetch_file(self._store(study), snapshot.file, path)
-                self.snas.attach(self._data)
                 self.snas.load(path)
         except Unverified as error:
             self._refuse(study, snapshot.number, error)
@@ -483,18 +527,19 @@ class SNASSampler(BaseSampler):
 
     def _refuse(self, study: Study, number: int, error: Exception) -> None:
         """Say once that a snapshot is of no use."""
-        if (study._study_id, number) not in self._refused:
-            self._refused.add((study._study_id, number))
+        refused = self._known_of(study).refused
+        if number not in refused:
+            refused.add(number)
             logger.warning("The SNAS of trial %d does not verify (%s); the one before it is used.", number, error)
 
     def _store(self, study: Study) -> ArtifactStore:
-        if self._artifact_store is None:
-            self._artifact_store = folder_store(Path("runs") / study.study_name / "artifacts")
-        return self._artifact_store
+        if self._given_store is not None:
+            return self._given_store
+        return folder_store((self._folder or Path("runs") / study.study_name) / "artifacts")
 
 
 class _Fold:
-    """The finished trials of a study, or of a Hyperband bracket, learned from one after another.
+    """The finished trials of a study, learned from one after another.
 
     In the order in which they finished, so that every process comes to the same distribution; each is looked at once.
     """
@@ -544,6 +589,16 @@ def _never(chosen: NDArray[np.int64], architecture: Architecture) -> bool:
     return False
 
 
+class _Known:
+    """What the sampler knows of one study."""
+
+    def __init__(self, fold: _Fold) -> None:
+        self.fold = fold
+        self.newest: Snapshot | None = None
+        self.due = -1  # the highest round whose turn to be trained has come here
+        self.refused: set[int] = set()  # trials whose snapshots did not verify
+
+
 def records_of(trial: FrozenTrial) -> list[DistributionRecord]:
     """Return how the distribution stood while a trial trained it or drew from it; empty for most trials."""
     try:
@@ -567,7 +622,8 @@ def distribution_records(study: Study) -> list[DistributionRecord]:
     Steps are training steps of an SNAS that the study trains, or else numbers of trials.
     """
     trials = study.get_trials(deepcopy=False)
-    return sorted((record for trial in trials for record in records_of(trial)), key=lambda record: record.step)
+    by_step = {record.step: record for trial in trials for record in records_of(trial)}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _write_records(study: Study, trial: FrozenTrial, records: Sequence[DistributionRecord]) -> None:

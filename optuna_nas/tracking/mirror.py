@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import optuna
+    from matplotlib.figure import Figure
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
@@ -421,7 +422,16 @@ class Mirror:
             return
         records = [self._records[step] for step in sorted(self._records)]
         for name, plot in (("distribution.png", plot_distribution), ("most_likely_cells.png", plot_most_likely)):
-            self._store(partial(self._client.log_figure, self._parent_id, plot(self._space, records), name))
+            self._store(partial(self._draw_distribution, plot, records, name))
+
+    def _draw_distribution(
+        self,
+        plot: Callable[[Space, Sequence[DistributionRecord]], Figure],
+        records: list[DistributionRecord],
+        name: str,
+    ) -> None:
+        assert self._space is not None
+        self._client.log_figure(self._parent_id, plot(self._space, records), name)
 
     def _save_view(self, study: optuna.Study) -> None:
         finished = finished_trials(study)

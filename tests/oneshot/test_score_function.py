@@ -19,25 +19,30 @@ def after(outcomes, last):
     return policy.learn([0], last)
 
 
-def advantage(rank, n_known):
-    return min(1.5, (-np.log(1 - rank + 0.5 / n_known) - 1) / 2)
+def advantage(n_beaten, n_ties, n_known):
+    """The mean utility of the ranks that an outcome takes, numerically."""
+    places = (n_beaten + (np.arange(200_000) + 0.5) / 200_000 * (n_ties + 1)) / (n_known + 1)
+    return min(1.5, float(np.mean(-np.log(1 - places) - 1)) / 2)
 
 
 def test_the_advantage_is_that_of_the_rank_among_earlier_outcomes():
     values = np.random.default_rng(0).normal(size=40)
     for value in (-3.0, 0.0, 0.4, 3.0):
-        rank = np.mean(values < value)
-        assert after([complete(v) for v in values], complete(value)) == pytest.approx(advantage(rank, 40))
+        n_beaten = np.sum(values < value)
+        found = after([complete(v) for v in values], complete(value))
+        assert found == pytest.approx(advantage(n_beaten, 0, 40), abs=1e-4)
 
 
-def test_a_tie_counts_half_and_the_first_outcome_nothing():
+def test_ties_share_their_ranks_so_that_the_first_outcome_and_equal_ones_count_nothing():
     assert after([], complete(1.0)) == 0.0
-    assert after([complete(1.0)] * 4, complete(1.0)) == pytest.approx(advantage(0.5, 4))
+    assert after([complete(1.0)] * 4, complete(1.0)) == 0.0
+    mixed = [complete(0.0), complete(1.0), complete(1.0), complete(2.0)]
+    assert after(mixed, complete(1.0)) == pytest.approx(advantage(1, 2, 4), abs=1e-4)
 
 
 def test_only_the_last_fifty_are_compared_with():
     outcomes = [complete(10.0)] * 60 + [complete(0.0)] * 50
-    assert after(outcomes, complete(1.0)) == pytest.approx(advantage(1.0, 50))
+    assert after(outcomes, complete(1.0)) == pytest.approx(advantage(50, 0, 50), abs=1e-4)
 
 
 def test_the_mean_advantage_of_outcomes_that_do_not_change_is_about_nothing():
@@ -61,13 +66,13 @@ ORDER = [  # from worst to best
 @pytest.mark.parametrize("place", range(len(ORDER)))
 def test_constraints_come_before_completion_and_that_before_the_value(place):
     others = ORDER[:place] + ORDER[place + 1 :]
-    assert after(others, ORDER[place]) == pytest.approx(advantage(place / len(others), len(others)))
+    assert after(others, ORDER[place]) == pytest.approx(advantage(place, 0, len(others)), abs=1e-4)
 
 
 def test_of_several_objectives_domination_decides():
     others = [complete(0.0, 0.0), complete(2.0, 2.0), complete(-1.0, 5.0), complete(1.0, 1.0)]
     # (1, 1) beats (0, 0), loses to (2, 2), is neither with (-1, 5) and ties with itself.
-    assert after(others, complete(1.0, 1.0)) == pytest.approx(advantage(0.5, 4))
+    assert after(others, complete(1.0, 1.0)) == pytest.approx(advantage(1, 2, 4), abs=1e-4)
 
 
 def test_a_step_is_the_natural_gradient_and_rows_stay_distributions():

@@ -2,6 +2,8 @@
 
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +101,32 @@ def test_a_pickled_snas_goes_on_to_the_same_numbers(data):
     copy = pickle.loads(pickle.dumps(snas))
     copy.fit(data, 3)
     assert_equal(straight, copy)
+
+
+def test_a_file_of_an_snas_that_has_not_begun_can_be_read(data, tmp_path):
+    snas = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    snas.save(tmp_path / "new.safetensors")
+    snas.load(tmp_path / "new.safetensors")
+    snas.fit(data, 3, checkpoint=tmp_path / "new.safetensors")
+    assert_equal(fitted(data), snas)
+
+
+def test_two_fits_at_once_are_one_after_the_other(data):
+    straight, snas = fitted(data), SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: snas.fit(data, 3), range(3)))
+    assert_equal(straight, snas)
+
+
+def test_weights_leave_the_global_random_state_alone(data):
+    snas = fitted(data)
+    before = torch.random.get_rng_state()
+    snas.weights(snas.most_likely())
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def empty(data, split):
+    return replace(data, splits={**data.splits, split: data.splits[split][:0]})
 
 
 def test_a_finished_fit_returns_at_once(data):
@@ -315,6 +343,12 @@ def test_a_few_steps_without_a_finite_loss_are_skipped_and_counted(data, monkeyp
     assert all(bool(tensor.isfinite().all()) for tensor in snas.supernet.state_dict().values())
 
 
+def test_a_short_fit_without_any_finite_loss_is_an_error_too(data, monkeypatch):
+    monkeypatch.setattr(module.F, "cross_entropy", lambda scores, labels: scores.sum() * float("nan"))
+    with pytest.raises(TrainingDiverged, match="16 of 16 steps"):
+        SNAS(SPACE, FRAME, SNASRecipe(batch_size=16)).fit(data, 1)
+
+
 def test_many_steps_without_a_finite_loss_are_an_error(data, monkeypatch):
     monkeypatch.setattr(module.F, "cross_entropy", lambda scores, labels: scores.sum() * float("inf"))
     with pytest.raises(TrainingDiverged, match="must keep the loss finite"):
@@ -339,6 +373,12 @@ def test_many_steps_without_a_finite_loss_are_an_error(data, monkeypatch):
         ("resource", -1.0),
         ("resource", {"flops": 1e6}),
         ("resource", {"params": 0}),
+        ("resource", {"params": "2"}),
+        ("resource", None),
+        ("resource", ["params"]),
+        ("batch_size", 16.0),
+        ("seed", 0.5),
+        ("learning_rate", "0.1"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(field, value):
@@ -349,6 +389,22 @@ def test_a_recipe_out_of_range_is_refused(field, value):
 def test_a_bound_that_no_architecture_keeps_is_refused():
     with pytest.raises(ValueError, match="no architecture has at most 5 params; the cheapest in this skeleton has"):
         SNAS(SPACE, FRAME, SNASRecipe(resource={"params": 5}))
+
+
+def test_bounds_that_no_architecture_keeps_at_once_are_refused_and_others_kept():
+    # These two ops trade parameters against memory access.
+    space = CellSpace(("sep_conv_3x3", "nor_conv_3x3"), 2, 1, (CellKind("cell"),))
+    costs = [space.architecture(dict.fromkeys(space.paths, (op,))).cost(ONE_CELL) for op in space.ops]
+    least = {"params": min(c.params for c in costs), "memory_access": min(c.memory_access for c in costs)}
+    with pytest.raises(ValueError, match="no architecture was found that keeps params"):
+        SNAS(space, ONE_CELL, SNASRecipe(resource=least))
+    random = np.random.default_rng(0)
+    middle = {name: float(np.mean([getattr(c, name) for c in costs])) * 1.05 for name in least}
+    snas = SNAS(space, ONE_CELL, SNASRecipe(resource=middle))
+    for _ in range(20):
+        snas._logits_EO.data.copy_(torch.from_numpy(random.normal(size=(3, 2)) * 3))
+        cost = snas.most_likely().cost(ONE_CELL)
+        assert all(getattr(cost, name) <= bound for name, bound in middle.items())
 
 
 def test_spaces_that_do_not_fit_are_refused():
@@ -392,6 +448,12 @@ def test_scores_need_data_and_data_that_fit(data):
         snas.score([SPACE.everything()])
     with pytest.raises(ValueError, match="`data` must fit the skeleton"):
         SNAS(SPACE, Skeleton(("cell",), 4, (3, 8, 8), 10)).fit(data, 1)
+    with pytest.raises(ValueError, match="`data` must fit the skeleton"):
+        SNAS(SPACE, Skeleton(("cell",), 4, (3, 8, 8), 10)).attach(data)
     snas.attach(data)
+    with pytest.raises(ValueError, match="must be of the space"):
+        snas.weights(nasbench201_space().everything())
+    with pytest.raises(ValueError, match="`split` must hold images"):
+        snas.evaluate(empty(data, "choices"), "choices")
     with pytest.raises(ValueError, match="must be of the space"):
         snas.score([nasbench201_space().everything()])

@@ -35,6 +35,7 @@ from optuna_nas import (
 )
 from optuna_nas.samplers.snas import SNAPSHOT, records_of
 from optuna_nas.study_state import PREFIX, folder_store, read_json
+from optuna_nas.training import TrainingStopped
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 FRAME = Skeleton(("cell",), 4, (1, 8, 8), 10, affine=False)
@@ -489,10 +490,10 @@ def test_others_use_the_newest_they_see_and_do_not_wait_for_a_round_that_is_bein
     study.optimize(n_convolutions, n_trials=4)
     opener, other = study.ask(), study.ask()  # trials 4 and 5
     SPACE.suggest(other)  # the opener has not trained yet
-    assert sampler._snapshots[study._study_id].number == 0
+    assert sampler._known_of(study).newest.number == 0
     SPACE.suggest(opener)
     SPACE.suggest(study.ask())
-    assert sampler._snapshots[study._study_id].number == 4
+    assert sampler._known_of(study).newest.number == 4
 
 
 def test_a_thread_that_trains_keeps_no_other_waiting(data, tmp_path):
@@ -500,7 +501,8 @@ def test_a_thread_that_trains_keeps_no_other_waiting(data, tmp_path):
     study = optuna.create_study(sampler=sampler)
     study.optimize(n_convolutions, n_trials=12, n_jobs=4)
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
-    assert openers(study)
+    study.optimize(n_convolutions, n_trials=4)  # whoever asks next makes up for what was still open
+    assert sampler.snas.step == sampler.snas.total_steps
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "attribute"])
@@ -520,7 +522,7 @@ def test_a_snapshot_that_does_not_verify_gives_way_to_the_one_before(data, tmp_p
     with caplog.at_level(logging.WARNING):
         study.optimize(n_convolutions, n_trials=2)
     assert "The SNAS of trial 4 does not verify" in caplog.text
-    assert sampler._snapshots[study._study_id].number == 0
+    assert sampler._known_of(study).newest.number == 0
     assert sampler.snas.step == round(sampler.snas.total_steps / 3)
     study.optimize(n_convolutions, n_trials=5)
     assert openers(study)[-1] == 8
@@ -545,11 +547,59 @@ def test_a_round_whose_opener_died_is_made_up_for_by_the_next_opener(data, tmp_p
     assert sampler.snas.step == sampler.snas.total_steps
 
 
-def test_an_enqueued_opener_trains_too(data, tmp_path):
+def test_a_round_that_begins_with_fixed_trials_is_opened_by_the_first_that_asks(data, tmp_path):
     study = optuna.create_study(sampler=training_sampler(data, tmp_path))
+    for _ in range(2):
+        study.enqueue_trial(dict.fromkeys(SPACE.paths, "skip_connect"))
+    study.optimize(n_convolutions, n_trials=4)
+    assert openers(study) == [2]
+    assert study.sampler._known_of(study).newest.number == 2
+
+
+def test_an_objective_may_ask_the_snas_for_a_fixed_trial_in_a_fresh_process(data, tmp_path):
+    storage = f"sqlite:///{tmp_path}/study.db"
+    first = training_sampler(data, tmp_path)
+    optuna.create_study(study_name="s", storage=storage, sampler=first).optimize(n_convolutions, n_trials=1)
+    second = training_sampler(data, tmp_path)
+    study = optuna.load_study(study_name="s", storage=storage, sampler=second)
     study.enqueue_trial(dict.fromkeys(SPACE.paths, "skip_connect"))
+    study.optimize(lambda trial: second.snas.score([SPACE.suggest(trial)])[0], n_trials=1)
+    assert second.snas.step == first.snas.step
+
+
+def test_a_sampler_may_be_used_for_another_study(data, tmp_path):
+    sampler = SNASSampler(SPACE, seed=0)
+    optuna.create_study(direction="maximize", sampler=sampler).optimize(n_convolutions, n_trials=40)
+    study = optuna.create_study(direction="minimize", sampler=sampler)
+    assert all(p == pytest.approx(0.25) for options in sampler.probabilities(study).values() for p in options.values())
+    study.optimize(n_convolutions, n_trials=40)
+    assert all(options["nor_conv_3x3"] < 0.25 for options in sampler.probabilities(study).values())
+
+
+def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
+    straight = training_sampler(data, tmp_path / "straight")
+    optuna.create_study(sampler=straight).optimize(n_convolutions, n_trials=1)
+    cut = training_sampler(data, tmp_path)
+    study = optuna.create_study(sampler=cut)
+    cut.prepare(tmp_path, None, lambda: cut.snas.step >= 2)
+    with pytest.raises(TrainingStopped):
+        study.optimize(n_convolutions, n_trials=1)
+    resumed = training_sampler(data, tmp_path)
+    resumed.prepare(tmp_path, None, None)
+    steps = []
+    resumed._on_progress = steps.append
+    study.sampler = resumed
     study.optimize(n_convolutions, n_trials=1)
-    assert openers(study) == [0]
+    assert openers(study) == [1]
+    assert len(steps) == straight.snas.step - 2 + 1
+    assert np.array_equal(resumed.snas.logits, straight.snas.logits)
+
+
+def test_two_snapshots_are_kept(data, tmp_path):
+    study = optuna.create_study(sampler=training_sampler(data, tmp_path))
+    study.optimize(n_convolutions, n_trials=12)
+    assert len(openers(study)) == 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_snapshots_of_another_recipe_are_refused(data, tmp_path):
