@@ -256,6 +256,45 @@ def test_after_kill_9_the_study_goes_on(folder):
     assert any(t.params == trials[0].params for t in finished)
 
 
+SNAS_STUDY = """
+from tiny import search as tiny
+from dataclasses import replace
+from optuna_nas import SNAS, SNASRecipe, SNASSampler, nasbench201_skeleton
+
+def search():
+    base = tiny(name="snas", trials=4)
+    skeleton = nasbench201_skeleton(1, 4, base.data.input_shape, 3, affine=False)
+    snas = SNAS(base.space, skeleton, SNASRecipe(batch_size=4))
+    sampler = SNASSampler(base.space, snas, data=base.data, budget=40, trials=4, trials_per_round=2, seed=0)
+    return replace(base, sampler=sampler)
+"""
+
+
+def test_a_training_of_the_sampler_that_is_stopped_and_killed_goes_on(folder):
+    (folder / "snas.py").write_text(SNAS_STUDY)
+
+    def training():
+        (trial, *_) = [t for t in trials_of(folder, "snas") if t.state == TrialState.RUNNING]
+        return trial.user_attrs and not trial.params
+
+    process = start("run", "snas.py", "--no-mlflow")
+    wait_for(training)
+    time.sleep(1)
+    process.terminate()
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert (folder / "runs/snas/snas.safetensors").exists()
+    process = start("run", "snas.py", "--no-mlflow")
+    wait_for(training)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = nas("run", "snas.py", "--no-mlflow")
+    assert finished.returncode == 0, finished.stderr
+    trials = trials_of(folder, "snas")
+    assert sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials) == 4
+    assert any("optuna_nas:snas:snapshot" in t.system_attrs for t in trials)
+
+
 def test_the_table_of_nasbench201_is_a_study(folder, data_folder):
     table = data_folder / "nasbench201" / "nb201_accuracy.csv.gz"
     done = nas("run", STUDIES / "nasbench201.py", "--set", f"table={table}", "--trials", "30", "--no-mlflow")
