@@ -42,7 +42,7 @@ def test_snas_as_a_sampler_and_alone():
     names = run(block("SNASSampler("))
     assert names["sampler"].learning == "score function of trials"
     shown = run(block("snas.fit(").replace("budget=2", "budget=0.1"), **names)
-    assert shown["snas"].step == 1
+    assert shown["snas"].step == 2
     assert shown["cell"].connected
 
 

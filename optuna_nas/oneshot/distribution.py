@@ -162,14 +162,17 @@ def most_likely(
         direction = np.zeros(len(COSTS))
         for name, share in zip(bounds, shares, strict=True):
             direction[COSTS.index(name)] = share / bounds[name]
-        low, high = 0.0, 1.0
-        while not keeps(choose(high * direction)) and high < 1e12:
-            low, high = high, 4 * high
-        for _ in range(50):
+        # Several bounds may hold at middle prices only, so all are tried and the lowest that does is refined.
+        prices = np.concatenate([[0.0], np.geomspace(1e-3, 1e9, 241)])
+        held = next((number for number, price in enumerate(prices) if keeps(choose(price * direction))), None)
+        if held is None:
+            continue
+        low, high = (float(price) for price in prices[held - 1 : held + 1])
+        for _ in range(40):
             middle = (low + high) / 2
             low, high = (low, middle) if keeps(choose(middle * direction)) else (middle, high)
-        if keeps(chosen_E := choose(high * direction)):
-            found.append((float(log_p_EO[rows, chosen_E].sum()), tuple(chosen_E.tolist())))
+        chosen_E = choose(high * direction)
+        found.append((float(log_p_EO[rows, chosen_E].sum()), tuple(chosen_E.tolist())))
     if not found:
         listed = ", ".join(f"{name} {bound:.6g}" for name, bound in bounds.items())
         raise ValueError(

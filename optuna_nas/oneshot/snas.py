@@ -200,7 +200,8 @@ class SNAS:
                     f"`resource` must be within reach but no architecture has at most {bound:.6g} {name}; the cheapest "
                     f"in this skeleton has {cheapest:.6g}. Raise the bound or use a smaller skeleton."
                 )
-        most_likely(space, np.zeros(self._costs.table.shape[:2]), self._costs, self.bounds)  # all at once
+        # All bounds at once; edges of equal cost must differ in probability, or all of them change together.
+        most_likely(space, np.random.default_rng(0).normal(size=self._costs.table.shape[:2]), self._costs, self.bounds)
         self.supernet = Supernet(space, skeleton, self.recipe.seed)
         for module in self.supernet.modules():
             # Running statistics of a mixture serve no architecture; those of a batch are used throughout.
@@ -717,7 +718,7 @@ class SNAS:
             self._sums.copy_(tensors["sums"])
             self._credit_E = tensors["credit"]
             self.records = _records(progress["records"], without_prefix("records/", tensors))
-            self.step, self.total_steps = progress["step"], progress["total_steps"]
+            self.step, self.total_steps = progress["step"], progress["total_steps"] or self.total_steps
             self.skipped, self.seconds, self._prices = progress["skipped"], progress["seconds"], progress["prices"]
 
     def _make_optimizers(self) -> None:

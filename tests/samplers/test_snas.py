@@ -315,9 +315,10 @@ def test_pruned_trials_count_as_worse_and_failed_ones_not_at_all():
         return 1.0
 
     study.optimize(objective, n_trials=40, catch=RuntimeError)
-    table = sampler.probabilities(study)
-    assert table["cell/1<-0"]["avg_pool_3x3"] < 0.15
-    assert table["cell/2<-0"]["avg_pool_3x3"] == pytest.approx(0.25, abs=0.12)
+    assert sampler.probabilities(study)["cell/1<-0"]["avg_pool_3x3"] < 0.15
+    states = [trial.state for trial in study.trials]
+    assert TrialState.FAIL in states
+    assert sampler._known_of(study).fold.policy.n_outcomes == 40 - states.count(TrialState.FAIL)
 
 
 def test_it_works_inside_hyperband():
