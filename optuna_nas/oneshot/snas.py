@@ -95,6 +95,9 @@ class SNASRecipe:
         schedule: `linear` or `exponential` between the two, by fraction of the budget.
         warmup_fraction: Share of the budget that trains weights only, under the uniform distribution. Without, logits
             lean early to ops that need no weights.
+        warmup_relaxation: How those steps mix ops; None as `relaxation`. `one_path` trains one op an edge, fully and at
+            a fraction of the cost (uniform single paths, Guo et al. 2020), where a mixture trains all, each by its
+            share.
         resource: What costs are worth. A number: how many nats of loss the cost of the uniform distribution is worth
             (0: costs do not count); the penalty is this number times the expected cost relative to it, a mean of
             parameters, multiply-adds and memory access (section 2.4). `mild`, `moderate`, `aggressive`: 0.1, 0.3, 1.0.
@@ -120,6 +123,7 @@ class SNASRecipe:
     last_temperature: float = 0.03
     schedule: str = "linear"
     warmup_fraction: float = 0.0
+    warmup_relaxation: str | None = None
     resource: float | str | Mapping[str, float] = 0.0
     precision: str = "auto"
     seed: int = 0
@@ -150,6 +154,10 @@ class SNASRecipe:
         for name, known in (("relaxation", RELAXATIONS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
+        if self.warmup_relaxation not in (None, *RELAXATIONS):
+            raise ValueError(
+                f"`warmup_relaxation` must be None or one of {RELAXATIONS} but got {self.warmup_relaxation!r}."
+            )
         if isinstance(self.resource, str):
             if self.resource not in RESOURCE_WEIGHTS:
                 raise ValueError(
@@ -487,7 +495,7 @@ class SNAS:
         self._weights_optimizer.zero_grad(set_to_none=True)
         self._logits_optimizer.zero_grad(set_to_none=True)
         generator = seeded_generator(images.device, recipe.seed, self.step, 1)
-        mixing_EO, weights, active = self._mix(self.temperature(fraction), generator)
+        mixing_EO, weights, active = self._mix(fraction, generator)
         mixing_EO.retain_grad()
         with autocast(images.device, recipe.precision):
             scores = self.supernet(images, weights, active)
@@ -526,13 +534,15 @@ class SNAS:
         return self._record() if self._recording() else None
 
     def _mix(
-        self, temperature: float, generator: torch.Generator
+        self, fraction: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, set[str]] | None]:
         """Return the mixing weights of the options, of every path's names, and the names to compute."""
-        active: dict[str, set[str]] | None = None
-        if self.recipe.relaxation == "concrete":
-            mixing_EO = concrete_sample(self._logits_EO, temperature, generator)
-        elif self.recipe.relaxation == "one_path":
+        recipe, active = self.recipe, None
+        warming_up = fraction < recipe.warmup_fraction
+        relaxation = (warming_up and recipe.warmup_relaxation) or recipe.relaxation
+        if relaxation == "concrete":
+            mixing_EO = concrete_sample(self._logits_EO, self.temperature(fraction), generator)
+        elif relaxation == "one_path":
             mixing_EO, chosen_E = one_path_sample(self._logits_EO, generator)
             active = {
                 path: set(self._kept_by_option[option])
@@ -618,12 +628,12 @@ class SNAS:
         if data.size([split]) == 0:
             raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
         correct = n_images = 0
-        temperature = self.temperature(self.step / max(1, self.total_steps))
+        fraction = self.step / max(1, self.total_steps)
         for number, batch in enumerate(data.batches([split], SCORING_IMAGES)):
             images, labels = (tensor.to(self.device) for tensor in batch)
             with self._lock, torch.no_grad():
                 generator = seeded_generator(self.device, self.recipe.seed, number, 2)
-                _, weights, active = self._mix(temperature, generator)
+                _, weights, active = self._mix(fraction, generator)
                 with autocast(self.device, self.recipe.precision):
                     if architecture is None:
                         scores = self.supernet(images, weights, active)

@@ -19,6 +19,7 @@ from optuna_nas import (
     ImageData,
     Skeleton,
     SNASRecipe,
+    Supernet,
     digits,
     ghn_space,
     nasbench201_skeleton,
@@ -160,6 +161,18 @@ def test_logits_learn_only_after_the_warmup_and_weights_always(data):
     assert not torch.equal(snas.supernet.state_dict()["parts.stem.0.weight"], before)
     snas.fit(data, 2, until=0.6)
     assert np.abs(snas.logits).max() > 0
+
+
+def test_the_warmup_may_train_one_path_at_a_time(data, monkeypatch):
+    seen = []
+    forward = Supernet.forward
+    monkeypatch.setattr(
+        Supernet,
+        "forward",
+        lambda self, i, w, active=None: seen.append(active is not None) or forward(self, i, w, active),
+    )
+    fitted(data, 2, warmup_fraction=0.5, warmup_relaxation="one_path")
+    assert seen == [True] * 16 + [False] * 16
 
 
 def test_the_credit_of_an_edge_is_what_scaling_its_output_would_lower_the_loss_by(data):
@@ -368,6 +381,7 @@ def test_many_steps_without_a_finite_loss_are_an_error(data, monkeypatch):
         ("momentum", 1.0),
         ("relaxation", "gumbel"),
         ("schedule", "cosine"),
+        ("warmup_relaxation", "none"),
         ("precision", "float16"),
         ("resource", "strong"),
         ("resource", -1.0),
