@@ -25,8 +25,9 @@ _BUILDING = threading.Lock()
 class GraphNetwork(nn.Module):
     """One module a node of the graph, under the node's name, so that networks of one space share parameter names.
 
-    A ReLU is computed once for all ops that read the same tensor, tensors are dropped after their last use, and images
-    and kernels are laid out `channels_last`.
+    A ReLU, and any op without parameters and statistics, is computed once for all that read the same tensor; the weight
+    that a sum gives an op is the scale of the norm that ends the op, where it has none of its own; tensors are dropped
+    after their last use; images and kernels are laid out `channels_last`.
     """
 
     def __init__(self, graph: ComputationGraph, seed: int | None = None) -> None:
@@ -43,6 +44,30 @@ class GraphNetwork(nn.Module):
                     self.parts[node.name] = build_op(node.op, node.site)
         self.to(memory_format=torch.channels_last)
         self._relu_first = [node.op not in STRUCTURAL and get_op(node.op).relu_first for node in graph]
+        self._scaled_by = self._find_scaled()
+        self._stateless = {
+            position
+            for position, node in enumerate(graph)
+            if node.name in self.parts and get_op(node.op).parameter_free and not self.parts[node.name].state_dict()
+        }
+
+    def _find_scaled(self) -> dict[int, tuple[int, int]]:
+        """Return the ops whose norm can take over their weight in the one sum that reads them; the sum and its slot."""
+        readers: dict[int, list[tuple[int, int]]] = {}
+        for position, node in enumerate(self.graph):
+            for slot, source in enumerate(node.inputs):
+                readers.setdefault(source, []).append((position, slot))
+        return {
+            source: found[0]
+            for source, found in readers.items()
+            if len(found) == 1
+            and self.graph.nodes[found[0][0]].op == "sum"
+            and len(self.graph.nodes[source].inputs) == 1
+            and _ends_in_plain_norm(self._part(source))
+        }
+
+    def _part(self, position: int) -> nn.Module | None:
+        return self.parts._modules.get(self.graph.nodes[position].name)
 
     def _run(
         self,
@@ -63,7 +88,7 @@ class GraphNetwork(nn.Module):
             generator: Source of randomness of drop-path.
         """
         values: list[Tensor | None] = [None] * len(self.graph)
-        rectified: dict[int, Tensor] = {}
+        shared: dict[int, dict[object, Tensor]] = {}  # for a source, what several ops make of it
         last_use = {source: position for position in sorted(live) for source in self.graph.nodes[position].inputs}
         outputs = set(self.graph.outputs)
         for position in sorted(live):
@@ -74,34 +99,50 @@ class GraphNetwork(nn.Module):
                 values[position] = self._concatenate([values[source] for source in node.inputs], node.inputs, images)
             else:
                 weights = input_weights(position) if input_weights else [1.0] * len(node.inputs)
+                scale: Weight = 1.0
+                if position in self._scaled_by and input_weights:
+                    reader, slot = self._scaled_by[position]
+                    scale = input_weights(reader)[slot]
                 terms = []
                 for source, weight in zip(node.inputs, weights, strict=True):
                     value = values[source]
                     if value is None or (isinstance(weight, float) and weight == 0):
                         continue
                     if node.op != "sum":
-                        if self._relu_first[position]:
-                            if source not in rectified:
-                                rectified[source] = F.relu(value)
-                            value = rectified[source]
-                        value = self._compute(position, value, drop_path, generator)
+                        value = self._compute(position, value, scale, shared.setdefault(source, {}))
+                        if drop_path > 0 and node.path and node.name in self.parts:
+                            keep = torch.empty((len(value), 1, 1, 1), device=value.device, dtype=value.dtype)
+                            value = value * (keep.bernoulli_(1 - drop_path, generator=generator) / (1 - drop_path))
+                    elif source in self._scaled_by and isinstance(weight, Tensor):
+                        weight = 1.0  # its norm has taken it over
                     terms.append((value, weight))
                 values[position] = _weighted_sum(terms)
             for source in node.inputs:
                 if last_use[source] == position and source not in outputs:
                     values[source] = None
-                    rectified.pop(source, None)
+                    shared.pop(source, None)
         return [values[output] for output in self.graph.outputs]
 
-    def _compute(self, position: int, value: Tensor, drop_path: float, generator: torch.Generator | None) -> Tensor:
-        node = self.graph.nodes[position]
-        if node.name not in self.parts:
+    def _compute(self, position: int, value: Tensor, scale: Weight, shared: dict[object, Tensor]) -> Tensor:
+        """Apply the op at a position, times `scale` where a norm takes it over; `shared` is what the source keeps."""
+        module, node = self._part(position), self.graph.nodes[position]
+        if module is None:
             return value
-        value = self.parts[node.name](value)
-        if drop_path > 0 and node.path:
-            keep = torch.empty((len(value), 1, 1, 1), device=value.device, dtype=value.dtype)
-            value = value * (keep.bernoulli_(1 - drop_path, generator=generator) / (1 - drop_path))
-        return value
+        if self._relu_first[position]:
+            if F.relu not in shared:
+                shared[F.relu] = F.relu(value)
+            value = shared[F.relu]
+        if isinstance(scale, Tensor):
+            assert isinstance(module, nn.Sequential)
+            *layers, norm = module
+            for layer in layers:
+                value = layer(value)
+            return _scaled_norm(norm, value, scale)  # type: ignore[arg-type]
+        if position not in self._stateless:
+            return module(value)  # type: ignore[no-any-return]
+        if (node.op, node.site) not in shared:
+            shared[node.op, node.site] = module(value)
+        return shared[node.op, node.site]
 
     def _concatenate(self, parts: list[Tensor | None], sources: tuple[int, ...], images: Tensor) -> Tensor | None:
         """Join the channels; a part that is nothing contributes zeros, so that the channels stay."""
@@ -120,16 +161,34 @@ class GraphNetwork(nn.Module):
         return self.graph.index(AUXILIARY) if AUXILIARY in self.parts else None
 
 
+def _ends_in_plain_norm(module: nn.Module | None) -> bool:
+    if not (isinstance(module, nn.Sequential) and isinstance(module[-1], nn.BatchNorm2d)):
+        return False
+    norm = module[-1]
+    return not norm.affine and norm.track_running_stats and norm.momentum is not None
+
+
+def _scaled_norm(norm: nn.BatchNorm2d, value: Tensor, scale: Tensor) -> Tensor:
+    """Return `norm(value) * scale` of a norm without parameters and a scalar, without the cost of a product."""
+    mean, variance, momentum = norm.running_mean, norm.running_var, norm.momentum
+    assert mean is not None
+    assert momentum is not None
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    scales = scale.to(mean.dtype).repeat(norm.num_features)  # dense: the kernel does not look at strides
+    return F.batch_norm(value, mean, variance, scales, None, norm.training, momentum, norm.eps)
+
+
 def _weighted_sum(terms: list[tuple[Tensor, Weight]]) -> Tensor | None:
     """Add the weighted terms; None when there are none."""
     total: Tensor | None = None
     fresh = False  # whether `total` is ours to add into
     for value, weight in terms:
-        scaled = value if isinstance(weight, float) and weight == 1 else value * weight
+        plain = isinstance(weight, float) and weight == 1
         if total is None:
-            total = scaled
+            total, fresh = (value, False) if plain else (value * weight, True)
         elif fresh:
-            total += scaled
+            total += value if plain else value * weight
         else:
-            total, fresh = total + scaled, True
+            total, fresh = total + (value if plain else value * weight), True
     return total

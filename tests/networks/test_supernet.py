@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SMALL_SPACES, SPACES, TINY, TINY_BLOCK, architectures, counted_parameters, small_skeleton, spaces
+from torch import nn
 
 from optuna_nas.networks import DiscreteNetwork, Supernet, choice_names, one_hot
 from optuna_nas.space import (
@@ -216,12 +217,14 @@ def softmaxes(logits):
     return {path: logit.softmax(dim=0) for path, logit in logits.items()}
 
 
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain-norm"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", SMALL_SPACES)
-def test_a_soft_mixture_is_the_plain_weighted_sum(name, training):
+def test_a_soft_mixture_is_the_plain_weighted_sum(name, training, affine):
     space = SMALL_SPACES[name]
-    supernet, x = supernet_of(space).train(training), images()
-    labels, gradients = torch.tensor([0, 1, 2]), []
+    supernet, x = supernet_of(space, affine=affine).train(training), images()
+    labels, gradients, statistics = torch.tensor([0, 1, 2]), [], []
+    initial = {key: value.clone() for key, value in supernet.state_dict().items()}
     for forward in (supernet, lambda x, mixing: plain_forward(supernet, x, mixing)):
         logits = random_logits(space)
         supernet.zero_grad()
@@ -229,7 +232,10 @@ def test_a_soft_mixture_is_the_plain_weighted_sum(name, training):
         F.cross_entropy(scores, labels).backward()
         weights = {key: parameter.grad.clone() for key, parameter in supernet.named_parameters()}
         gradients.append((scores.detach(), {path: logit.grad for path, logit in logits.items()}, weights))
+        statistics.append({key: buffer.clone() for key, buffer in supernet.named_buffers()})
+        supernet.load_state_dict(initial)
     (ours, our_logits, our_weights), (plain, plain_logits, plain_weights) = gradients
+    torch.testing.assert_close(*statistics)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(our_logits, plain_logits)
     torch.testing.assert_close(our_weights, plain_weights)
@@ -254,10 +260,13 @@ def test_weights_need_not_sum_to_one():
 
 
 def calls(supernet, *inputs):
-    """How often each part runs in one forward pass."""
+    """How often each part runs in one forward pass: its first layer, since a mixing weight may go into its norm."""
     count = Counter()
     hooks = [
-        part.register_forward_hook(lambda *_, name=name: count.update([name])) for name, part in supernet.parts.items()
+        (part[0] if isinstance(part, nn.Sequential) else part).register_forward_hook(
+            lambda *_, name=name: count.update([name])
+        )
+        for name, part in supernet.parts.items()
     ]
     supernet(*inputs)
     for hook in hooks:
@@ -270,7 +279,7 @@ def op_parts(supernet):
 
 
 def test_every_op_is_computed_once_and_none_never():
-    supernet = supernet_of(TINY)
+    supernet = supernet_of(TINY, pool_norm=True)
     count = calls(supernet, images(), softmaxes(random_logits(TINY)))
     assert set(count) == set(supernet.parts)
     assert set(count.values()) == {1}
@@ -278,7 +287,7 @@ def test_every_op_is_computed_once_and_none_never():
 
 
 def test_an_op_with_a_constant_zero_weight_is_not_computed():
-    supernet = supernet_of(TINY)
+    supernet = supernet_of(TINY, pool_norm=True)
     mixing = {path: weights.detach() for path, weights in softmaxes(random_logits(TINY)).items()}
     mixing["normal/3<-1"][TINY.ops.index("nor_conv_3x3")] = 0
     mixing["reduction/2<-0"][TINY.ops.index("avg_pool_3x3")] = 0
@@ -291,7 +300,7 @@ def test_an_op_with_a_constant_zero_weight_is_not_computed():
 
 
 def test_a_zero_that_needs_a_gradient_is_computed():
-    supernet = supernet_of(TINY)
+    supernet = supernet_of(TINY, pool_norm=True)
     mixing = {path: torch.zeros(len(names)).requires_grad_() for path, names in supernet.names.items()}
     assert set(calls(supernet, images(), mixing)) == set(supernet.parts)
     supernet(images(), mixing).sum().backward()
@@ -310,7 +319,7 @@ def test_what_only_feeds_ops_left_out_is_left_out():
 
 
 def test_active_names_alone_are_computed():
-    supernet = supernet_of(TINY)
+    supernet = supernet_of(TINY, pool_norm=True)
     logits = random_logits(TINY)
     count = calls(supernet, images(), softmaxes(logits), {"normal/2<-0": {"nor_conv_3x3"}, "normal/2<-1": ()})
     missing = op_parts(supernet) - set(count)
@@ -319,6 +328,14 @@ def test_active_names_alone_are_computed():
         for cell in (0, 2)
         for edge, op in (("2<-0", "avg_pool_3x3"), ("2<-1", "nor_conv_3x3"), ("2<-1", "avg_pool_3x3"))
     }
+
+
+def test_what_has_neither_parameters_nor_statistics_is_computed_once_for_all_readers():
+    supernet = supernet_of(TINY)
+    pools = [name for name in calls(supernet, images(), softmaxes(random_logits(TINY))) if "avg_pool" in name]
+    # Three inner tensors in each of three cells; at strides that differ, an input is pooled once for each.
+    read = {(node.inputs, node.site.stride) for node in supernet.graph if node.op == "avg_pool_3x3"}
+    assert len(pools) == len(read) < sum(node.op == "avg_pool_3x3" for node in supernet.graph)
 
 
 def test_active_leaves_the_rest_of_a_soft_mixture_as_it_is():
