@@ -31,7 +31,9 @@ if TYPE_CHECKING:
         suggest_int,
     )
     from optuna_nas.oneshot import (
+        GHN,
         SNAS,
+        GHNRecipe,
         SNASRecipe,
     )
     from optuna_nas.plots import (
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "GHN",
     "SNAS",
     "Architecture",
     "Augmentation",
@@ -87,6 +90,7 @@ __all__ = [
     "ComputationGraph",
     "Cost",
     "DiscreteNetwork",
+    "GHNRecipe",
     "ImageData",
     "ImageFolderData",
     "MLflowTracker",
@@ -155,7 +159,9 @@ _HOMES = {
         "suggest_int",
     ),
     "oneshot": (
+        "GHN",
         "SNAS",
+        "GHNRecipe",
         "SNASRecipe",
     ),
     "plots": (

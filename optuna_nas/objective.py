@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
-from optuna_nas.study_state import DIGEST
+from optuna_nas.study_state import DIGEST, SURROGATE_SCORE
 from optuna_nas.training import (
     EpochResult,
     Recipe,
@@ -205,8 +205,8 @@ class TrainObjective:
             trial.set_constraint(name, getattr(cost, name) - bound)
         metrics: dict[str, float] = {name: getattr(cost, name) for name in COSTS}
         if self.score is not None:
-            metrics["surrogate_score"] = float(self.score([architecture])[0])
-            trial.set_user_attr("surrogate_score", metrics["surrogate_score"])
+            metrics[SURROGATE_SCORE] = float(self.score([architecture])[0])
+            trial.set_user_attr(SURROGATE_SCORE, metrics[SURROGATE_SCORE])
         if self.listener:
             self.listener.trial_started(trial, metrics)
         single = len(trial.study.directions) == 1

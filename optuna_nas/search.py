@@ -35,6 +35,7 @@ from optuna_nas.objective import (
     network_path,
 )
 from optuna_nas.plots import plot_architecture
+from optuna_nas.study_state import PREFIX
 from optuna_nas.tracking import DatasetInfo, MLflowTracker
 from optuna_nas.tracking.records import without_password
 from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "optuna_nas:"
 SETTING = PREFIX + "setting"
 """Study attribute: space, skeleton, data and recipe, as JSON; a study goes on under the same setting only."""
 TEST_RESULT = PREFIX + "test"

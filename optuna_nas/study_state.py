@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.trial import FrozenTrial
 
-logger = logging.getLogger(__name__)
-
 PREFIX = "optuna_nas:"
 DIGEST = "architecture_digest"
 """Trial attribute: digest of the canonical architecture, of trials that know it."""
+SURROGATE_SCORE = "surrogate_score"
+"""Trial attribute: what was guessed of it without training, larger is better."""
 PIECE = 2045
 """Characters that every storage of Optuna takes in one attribute."""
 

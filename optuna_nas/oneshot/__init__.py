@@ -1,6 +1,7 @@
 """Models trained once and asked about many architectures; they have never heard of Optuna."""
 
 from optuna_nas.oneshot.distribution import DistributionRecord
+from optuna_nas.oneshot.ghn import GHN, GHNRecipe
 from optuna_nas.oneshot.snas import SNAS, SNASRecipe
 
-__all__ = ["SNAS", "DistributionRecord", "SNASRecipe"]
+__all__ = ["GHN", "SNAS", "DistributionRecord", "GHNRecipe", "SNASRecipe"]

@@ -64,6 +64,18 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     return -exponential.clamp_min(SMALLEST_EXPONENTIAL).log()
 
 
+def softmax(logits_EO: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of every row, shape (E, O)."""
+    raised = np.exp(logits_EO - logits_EO.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def draw(weights_EO: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return one option an edge, shape (E,), with probabilities in proportion to a row's weights."""
+    cumulated_EO = weights_EO.cumsum(axis=1)
+    return (cumulated_EO < generator.random((len(weights_EO), 1)) * cumulated_EO[:, -1:]).sum(axis=1)  # type: ignore[no-any-return]
+
+
 def entropies(probabilities_EO: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the entropy of every row in nats, shape (E,)."""
     safe = np.where(probabilities_EO > 0, probabilities_EO, 1.0)
@@ -193,7 +205,7 @@ def connected_argmax(space: CellSpace, score_EO: NDArray[np.float64]) -> NDArray
     take their best option that keeps something.
     """
     chosen_E = np.asarray(score_EO.argmax(axis=1))
-    nothing_O = np.array([not kept for kept in next(iter(space.options().values())).values()])
+    nothing_O = np.array([not kept for kept in edge_options(space).values()])
     if not nothing_O.any():
         return chosen_E
     something_E = np.where(nothing_O, -np.inf, score_EO).argmax(axis=1)
@@ -209,6 +221,11 @@ def connected_argmax(space: CellSpace, score_EO: NDArray[np.float64]) -> NDArray
         _, way = min(ways[node] for node in kind.outputs or nodes)
         chosen_E[list(way)] = something_E[list(way)]
     return chosen_E
+
+
+def edge_options(space: CellSpace) -> Mapping[str, tuple[str, ...]]:
+    """Return the options of an edge, the same on all of them, and the ops that each keeps."""
+    return next(iter(space.options().values()))
 
 
 def architecture_of(space: Space, chosen_E: NDArray[np.int64]) -> Architecture:

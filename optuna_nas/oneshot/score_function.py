@@ -54,7 +54,7 @@ class ScoreFunction:
         self.probabilities = mask_PO / mask_PO.sum(axis=1, keepdims=True)
         self._learning_rate, self._first_judged = learning_rate, first_judged
         self._rows = np.arange(len(sizes))
-        self._orders: NDArray[np.float64] | None = None  # (WINDOW, 2): violation and progress, larger is better
+        self._orders: NDArray[np.float64] | None = None  # (WINDOW, 2): violation and progress
         self._values: NDArray[np.float64] | None = None  # (WINDOW, objectives)
         self.n_outcomes = 0
 
@@ -80,16 +80,15 @@ class ScoreFunction:
         return advantage
 
     def _advantage(self, outcome: Outcome) -> float:
-        order, values = np.array([-outcome.violation, outcome.progress]), np.array(outcome.values, dtype=np.float64)
+        order, values = (outcome.violation, outcome.progress), np.array(outcome.values, dtype=np.float64)
         if self._orders is None or self._values is None:
             self._orders, self._values = np.zeros((WINDOW, 2)), np.zeros((WINDOW, len(values)))
         n_known = min(self.n_outcomes, WINDOW)
-        orders, others = self._orders[:n_known], self._values[:n_known]
-        differs = orders != order
-        first = np.where(differs[:, 0], order[0] - orders[:, 0], np.where(differs[:, 1], _minus(order, orders), 0.0))
+        (violations, progresses), others = self._orders[:n_known].T, self._values[:n_known]
         no_worse, no_better = (values >= others).all(axis=1), (values <= others).all(axis=1)
-        beats = (first > 0) | ((first == 0) & no_worse & ~no_better)
-        beaten = (first < 0) | ((first == 0) & no_better & ~no_worse)
+        as_legal, as_far = order[0] == violations, order[1] == progresses
+        beats = (order[0] < violations) | (as_legal & ((order[1] > progresses) | (as_far & no_worse & ~no_better)))
+        beaten = (order[0] > violations) | (as_legal & ((order[1] < progresses) | (as_far & no_better & ~no_worse)))
         place = self.n_outcomes % WINDOW
         self._orders[place], self._values[place] = order, values
         self.n_outcomes += 1
@@ -101,8 +100,3 @@ class ScoreFunction:
 def _utility(rank: float) -> float:
     """Return the integral of `-log(1 - q) - 1` from 0 to a rank."""
     return (1 - rank) * float(np.log(1 - rank)) if rank < 1 else 0.0
-
-
-def _minus(order: NDArray[np.float64], orders: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the sign of the difference in progress, where infinity is a number like others."""
-    return np.where(order[1] > orders[:, 1], 1.0, -1.0)

@@ -8,14 +8,9 @@ E edges (paths of the space), O options of an edge (ops, `none` included), B ima
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-import threading
-import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 import numpy as np
@@ -23,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optuna_nas.data import REPORT, TRAIN, Batch, Data, seeded_generator
-from optuna_nas.networks import DiscreteNetwork, Supernet, one_hot
+from optuna_nas.data import REPORT, Data, seeded_generator
+from optuna_nas.networks import DiscreteNetwork, Supernet, one_hot, recompute_statistics, use_batch_statistics
 from optuna_nas.oneshot.distribution import (
     COSTS,
     DistributionRecord,
@@ -32,29 +27,27 @@ from optuna_nas.oneshot.distribution import (
     architecture_of,
     concrete_sample,
     connected_argmax,
+    draw,
+    edge_options,
     entropies,
     most_likely,
     one_path_sample,
+    softmax,
 )
+from optuna_nas.oneshot.model import SCORING_IMAGES, OneShotModel
 from optuna_nas.space import Architecture, CellSpace
 from optuna_nas.training import (
     PRECISIONS,
-    TrainingDiverged,
-    TrainingStopped,
     autocast,
-    check_configuration,
     cosine,
     load_optimizer_tensors,
-    load_tensors,
     optimizer_tensors,
     prefixed,
-    save_tensors,
     without_prefix,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -68,9 +61,7 @@ RESOURCE_WEIGHTS = {"mild": 0.1, "moderate": 0.3, "aggressive": 1.0}
 PAPER_LOGIT_RATE, PAPER_STEPS = 3e-4, 117_150  # 150 epochs of 781 batches
 HIGHEST_LOGIT_RATE = 0.05
 LOGIT_CLIP_NORM = 10.0  # as the authors' code
-MOST_SKIPPED_FRACTION, FIRST_JUDGED_STEP = 0.05, 20
 RECORDS = 200
-SCORING_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -175,7 +166,7 @@ class SNASRecipe:
             raise ValueError(f"`resource` must be a level, upper bounds or a number from 0 but got {self.resource!r}.")
 
 
-class SNAS:
+class SNAS(OneShotModel[DistributionRecord]):
     """A supernet and a factorised distribution over its ops, shared by the cells of a kind, separate for kinds.
 
     `fit` learns both; `most_likely()` is the architecture it is about. Methods may be called from several threads; a
@@ -190,14 +181,17 @@ class SNAS:
         ValueError: The space leaves nothing to choose or is of blocks, or no architecture keeps the upper bounds.
     """
 
+    name = "SNAS"
+
     def __init__(self, space: Space, skeleton: Skeleton, recipe: SNASRecipe | None = None) -> None:
         if not isinstance(space, CellSpace):
             raise ValueError(
                 f"`space` must have ops on edges (CellSpace) but is a {type(space).__name__}; its costs do not add up."
             )
-        self.space, self.skeleton, self.recipe = space, skeleton, recipe or SNASRecipe()
+        self.space, self.recipe = space, recipe or SNASRecipe()
+        super().__init__(space, skeleton, self.recipe)
         self.paths = space.paths
-        self.options = tuple(next(iter(space.options().values())))
+        self.options = tuple(edge_options(space))
         if len(self.options) < 2:
             raise ValueError(f"`space` must leave a choice but has the one op {space.ops}; add another, or 'none'.")
         self._costs = EdgeCosts(space, skeleton)
@@ -211,51 +205,17 @@ class SNAS:
         # All bounds at once; edges of equal cost must differ in probability, or all of them change together.
         most_likely(space, np.random.default_rng(0).normal(size=self._costs.table.shape[:2]), self._costs, self.bounds)
         self.supernet = Supernet(space, skeleton, self.recipe.seed)
-        for module in self.supernet.modules():
-            # Running statistics of a mixture serve no architecture; those of a batch are used throughout.
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                module.track_running_stats = False
-        kept_by_option = list(next(iter(space.options().values())).values())
+        use_batch_statistics(self.supernet)
         names = self.supernet.names[self.paths[0]]
-        self._kept_by_option = kept_by_option
-        self._members_ON = torch.tensor([[float(name in kept) for name in names] for kept in kept_by_option])
+        self._kept_by_option = list(edge_options(space).values())
+        self._members_ON = torch.tensor([[float(name in kept) for name in names] for kept in self._kept_by_option])
+        self._costs_EOC = torch.tensor(self._costs.table, dtype=torch.float32)
         self._single = space.max_ops == 1
-        self._lock, self._fitting = threading.RLock(), threading.RLock()
-        self._scoring: Batch | None = None
         self._logits_EO = nn.Parameter(torch.zeros(len(self.paths), len(self.options)))
         self._make_optimizers()
         self._prices = dict.fromkeys(self.bounds, 0.0)  # Lagrange multipliers
-        self.step = 0
-        self.total_steps = 0
-        self.skipped = 0
-        self.seconds = 0.0
-        self.records: list[DistributionRecord] = []
-        self._configuration: dict[str, Any] = self._own_configuration()
         self._credit_E = torch.zeros(len(self.paths))
         self._sums = torch.zeros(3 + len(self.paths), dtype=torch.float64)  # steps, loss, accuracy, credits
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:  # a copy of one moment, though somebody may train on
-            state = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_fitting")}
-            optimizers = copy.deepcopy(
-                {
-                    name: state[name]
-                    for name in (
-                        "supernet",
-                        "_logits_EO",
-                        "_weights_optimizer",
-                        "_logits_optimizer",
-                        "records",
-                        "_prices",
-                    )
-                }
-            )
-            return {**state, **optimizers}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock, self._fitting = threading.RLock(), threading.RLock()
-        self._supersede_optimizers()
 
     # -- the distribution -----------------------------------------------------------------------------------------
 
@@ -272,7 +232,7 @@ class SNAS:
 
     @property
     def _probabilities_EO(self) -> NDArray[np.float64]:
-        return _softmax(self.logits.astype(np.float64))
+        return softmax(self.logits.astype(np.float64))
 
     @property
     def probabilities(self) -> dict[str, dict[str, float]]:
@@ -300,7 +260,7 @@ class SNAS:
         """
         table = self._probabilities_EO
         for _ in range(100):
-            chosen = (table.cumsum(1) < generator.random((len(table), 1)) * table.sum(1, keepdims=True)).sum(1)
+            chosen = draw(table, generator)
             architecture = architecture_of(self.space, chosen)
             if not connected or architecture.connected:
                 return architecture
@@ -335,153 +295,12 @@ class SNAS:
 
     # -- learning -------------------------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        data: Data,
-        budget: float,
-        *,
-        until: float = 1.0,
-        splits: Sequence[str] = TRAIN,
-        on_step: Callable[[float], None] | None = None,
-        on_record: Callable[[DistributionRecord], None] | None = None,
-        checkpoint: Path | None = None,
-        checkpoint_seconds: float = 30.0,
-        should_stop: Callable[[], bool] | None = None,
-        show_progress: bool = True,
-    ) -> None:
-        """Learn weights and distribution on the device of the data; go on where the last call ended.
-
-        On a CPU, a fit that was interrupted and resumed ends with the same numbers, to the bit.
-
-        Args:
-            data: Images and splits.
-            budget: Passes over `splits` in all; need not be whole.
-            until: Share of the budget at which to return, for a fit in rounds.
-            splits: What to learn from; single-level, so weights and logits learn from the same images.
-            on_step: Called after every step with the share of the budget done.
-            on_record: Called with every new record.
-            checkpoint: File to go on from, if it is further, and to write.
-            checkpoint_seconds: Write when so long has passed since the last time.
-            should_stop: Asked after every step; True writes a checkpoint and raises `TrainingStopped`.
-            show_progress: Show a progress bar on a terminal, unless `on_step` does.
-
-        Raises:
-            TrainingStopped: `should_stop` said so.
-            TrainingDiverged: More than 5 % of the steps had no finite loss.
-            ValueError: The budget is not positive, or data, splits or budget differ from those it began with.
-        """
-        if not 0 < budget < math.inf:
-            raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
-        if not 0 <= until <= 1:
-            raise ValueError(f"`until` must be a share of the budget, in [0, 1], but got {until}.")
-        with self._fitting:
-            self._fit(
-                data,
-                budget,
-                until,
-                splits,
-                on_step,
-                on_record,
-                checkpoint,
-                checkpoint_seconds,
-                should_stop,
-                show_progress,
-            )
-
-    def _fit(
-        self,
-        data: Data,
-        budget: float,
-        until: float,
-        splits: Sequence[str],
-        on_step: Callable[[float], None] | None,
-        on_record: Callable[[DistributionRecord], None] | None,
-        checkpoint: Path | None,
-        checkpoint_seconds: float,
-        should_stop: Callable[[], bool] | None,
-        show_progress: bool,
-    ) -> None:
-        with self._lock:
-            self._begin(data, budget, splits)
-            if checkpoint is not None and checkpoint.exists():
-                self.load(checkpoint)
-        last = min(self.total_steps, round(until * self.total_steps))
-        steps_per_epoch = max(1, data.size(splits) // self.recipe.batch_size)
-        bar = _progress_bar() if show_progress and on_step is None else nullcontext()
-        started, before = time.monotonic(), self.seconds
-        saved = started
-        with bar as progress:
-            task = progress.add_task("SNAS", total=last, completed=self.step) if progress else None
-            while self.step < last:
-                epoch, start = divmod(self.step, steps_per_epoch)
-                for images, labels in data.batches(
-                    splits, self.recipe.batch_size, seed=self.recipe.seed, epoch=epoch, start=start
-                ):
-                    with self._lock:
-                        record = self._train_step(images, labels)
-                        self.seconds = before + time.monotonic() - started
-                    if record is not None and on_record is not None:
-                        on_record(record)
-                    if on_step is not None:
-                        on_step(self.step / self.total_steps)
-                    if progress is not None:
-                        progress.update(task, completed=self.step)
-                    stopping = should_stop is not None and should_stop()
-                    if checkpoint is not None and (stopping or time.monotonic() - saved >= checkpoint_seconds):
-                        self.save(checkpoint)
-                        saved = time.monotonic()
-                    if stopping:
-                        raise TrainingStopped
-                    if self.step >= last:
-                        break
-        if checkpoint is not None:
-            self.save(checkpoint)
-
-    def _begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
-        """Take the device of the data; check that a fit that goes on is the same fit."""
-        n_images = data.size(splits)
-        if n_images == 0:
-            raise ValueError(f"`splits` must hold images but {tuple(splits)} of {data.name!r} are empty.")
-        own = self._own_configuration()
-        terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
-        configuration = {**own, **json.loads(json.dumps(terms))}
-        if self.step and configuration != self._configuration:
-            changed = sorted(key for key in configuration if configuration[key] != self._configuration.get(key))
-            raise ValueError(
-                f"`{changed[0]}` must be that of the fit that goes on but is another; make a new SNAS to begin anew."
-            )
-        self._configuration = configuration
-        self.total_steps = max(1, round(budget * max(1, n_images // self.recipe.batch_size)))
-        self.attach(data)
-
-    def _own_configuration(self) -> dict[str, Any]:
-        """Return what was fixed when it was made, as a checkpoint tells it."""
-        own = {"space": self.space.to_dict(), "skeleton": self.skeleton.to_dict(), "recipe": asdict(self.recipe)}
-        return json.loads(json.dumps(own))  # type: ignore[no-any-return]
-
-    def attach(self, data: Data) -> None:
-        """Take device and scoring batch from the data: the first images of the report split, the same in every call.
-
-        Raises:
-            ValueError: The data do not fit the skeleton.
-        """
-        expected = (*data.input_shape, data.classes)
-        if expected != (*self.skeleton.input_shape, self.skeleton.classes):
-            raise ValueError(
-                f"`data` must fit the skeleton, input_shape={self.skeleton.input_shape} and classes="
-                f"{self.skeleton.classes}, but has {data.input_shape} and {data.classes}."
-            )
-        with self._lock:
-            if self.device.type != data.device.type or self.device.index != (data.device.index or self.device.index):
-                self.supernet.to(data.device)
-                self._logits_EO.data = self._logits_EO.data.to(data.device)
-                self._members_ON = self._members_ON.to(data.device)
-                self._credit_E, self._sums = self._credit_E.to(data.device), self._sums.to(data.device)
-                self._supersede_optimizers()
-                if self._scoring is not None:
-                    self._scoring = Batch(*(tensor.to(data.device) for tensor in self._scoring))
-            if data.size([REPORT]):
-                self._scoring = next(iter(data.batches([REPORT], SCORING_IMAGES)))
+    def _move(self, device: torch.device) -> None:
+        self.supernet.to(device)
+        self._logits_EO.data = self._logits_EO.data.to(device)
+        self._members_ON, self._costs_EOC = self._members_ON.to(device), self._costs_EOC.to(device)
+        self._credit_E, self._sums = self._credit_E.to(device), self._sums.to(device)
+        self._supersede_optimizers()
 
     def _train_step(self, images: Tensor, labels: Tensor) -> DistributionRecord | None:
         """Do one step: one backward pass for weights and logits; return a record when it is time for one."""
@@ -522,15 +341,7 @@ class SNAS:
                 ones = torch.ones(1, dtype=torch.float64, device=images.device)
                 self._sums += torch.cat([ones, loss.double()[None], accuracy[None], self._credit_E.double()])
             else:
-                self.skipped += 1
-                if (
-                    self.step >= min(FIRST_JUDGED_STEP, self.total_steps)
-                    and self.skipped > MOST_SKIPPED_FRACTION * self.step
-                ):
-                    raise TrainingDiverged(
-                        f"`learning_rate` must keep the loss finite but {self.skipped} of {self.step} steps it was "
-                        f"not, at {recipe.learning_rate}; lower it, or use precision='float32'."
-                    )
+                self._skip()
         return self._record() if self._recording() else None
 
     def _mix(
@@ -558,11 +369,10 @@ class SNAS:
         resource = self.recipe.resource
         if not isinstance(resource, Mapping) and not resource:
             return self._logits_EO.new_zeros(())
-        table_EOC = torch.as_tensor(self._costs.table, dtype=torch.float32, device=self._logits_EO.device)
-        variable_C = (self._logits_EO.softmax(-1)[..., None] * table_EOC).sum((0, 1))
+        variable_C = (self._logits_EO.softmax(-1)[..., None] * self._costs_EOC).sum((0, 1))
         if not isinstance(resource, Mapping):
             weight = RESOURCE_WEIGHTS[resource] if isinstance(resource, str) else resource
-            uniform_C = torch.as_tensor(self._costs.uniform, dtype=torch.float32, device=variable_C.device)
+            uniform_C = self._costs_EOC.mean(1).sum(0)
             return weight * (variable_C / uniform_C.clamp_min(1.0)).mean()
         penalty = self._logits_EO.new_zeros(())
         learning_steps = (1 - self.recipe.warmup_fraction) * self.total_steps
@@ -631,14 +441,13 @@ class SNAS:
         fraction = self.step / max(1, self.total_steps)
         for number, batch in enumerate(data.batches([split], SCORING_IMAGES)):
             images, labels = (tensor.to(self.device) for tensor in batch)
-            with self._lock, torch.no_grad():
-                generator = seeded_generator(self.device, self.recipe.seed, number, 2)
-                _, weights, active = self._mix(fraction, generator)
-                with autocast(self.device, self.recipe.precision):
-                    if architecture is None:
-                        scores = self.supernet(images, weights, active)
-                    else:
-                        scores = self._child_scores(architecture, images)
+            with self._lock, torch.no_grad(), autocast(self.device, self.recipe.precision):
+                if architecture is None:
+                    generator = seeded_generator(self.device, self.recipe.seed, number, 2)
+                    _, weights, active = self._mix(fraction, generator)
+                    scores = self.supernet(images, weights, active)
+                else:
+                    scores = self._child_scores(architecture, images)
             correct += int((scores.argmax(1) == labels).sum())
             n_images += len(labels)
         return correct / n_images
@@ -652,84 +461,38 @@ class SNAS:
         with self._lock:
             self._check_architecture(architecture)
             child = DiscreteNetwork(architecture, self.skeleton, self.supernet.weights_of(architecture), seed=0)
-        child.to(images.device)
-        norms = [module for module in child.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over batches
-        with torch.no_grad():
-            child.train()(images)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        recompute_statistics(child.to(images.device), images)
         return {name: tensor.detach().clone() for name, tensor in child.state_dict().items()}
 
     def _child_scores(self, architecture: Architecture, images: Tensor) -> Tensor:
         self._check_architecture(architecture)
         return cast("Tensor", self.supernet(images, one_hot(architecture)))
 
-    def _check_architecture(self, architecture: Architecture) -> None:
-        if architecture.space != self.space:
-            raise ValueError("`architecture` must be of the space of this SNAS but comes from another.")
-
-    def _scoring_batch(self) -> Batch:
-        if self._scoring is None:
-            raise ValueError("`data` with a report split must be known to score; call `fit` or `attach(data)` first.")
-        return self._scoring
-
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
-        """Write all that a fit needs to go on to one safetensors file."""
-        with self._lock:
-            tensors = {
-                **prefixed("supernet/", self.supernet.state_dict()),
-                **prefixed("weights/", optimizer_tensors(self._weights_optimizer)),
-                **prefixed("logits/", optimizer_tensors(self._logits_optimizer)),
-                "logits": self._logits_EO.detach(),
-                "sums": self._sums,
-                "credit": self._credit_E,
-                **prefixed("records/", _record_tensors(self.records)),
-            }
-            progress = {
-                "step": self.step,
-                "total_steps": self.total_steps,
-                "skipped": self.skipped,
-                "seconds": self.seconds,
-                "prices": self._prices,
-                "records": [[record.step, record.metrics] for record in self.records],
-            }
-            save_tensors(path, tensors, {"configuration": self._configuration, "progress": progress})
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            **prefixed("supernet/", self.supernet.state_dict()),
+            **prefixed("weights/", optimizer_tensors(self._weights_optimizer)),
+            **prefixed("logits/", optimizer_tensors(self._logits_optimizer)),
+            "logits": self._logits_EO.detach(),
+            "sums": self._sums,
+            "credit": self._credit_E,
+            **prefixed("records/", _record_tensors(self.records)),
+        }
 
-    def load(self, path: Path) -> None:
-        """Take the state of a file that `save` wrote, unless this SNAS is further. Executes nothing.
+    def _progress(self) -> dict[str, Any]:
+        return {"prices": self._prices, "records": [[record.step, record.metrics] for record in self.records]}
 
-        Raises:
-            ValueError: The file is damaged or of another space, skeleton, recipe, data or budget.
-        """
-        with self._fitting, self._lock:
-            tensors, description = load_tensors(path, self.device)
-            if "supernet/" not in {f"{name.split('/')[0]}/" for name in tensors}:
-                raise ValueError(f"`path` must be a checkpoint of an SNAS but {path} holds something else.")
-            theirs = description["configuration"]
-            # What neither has begun to train on can't disagree.
-            shared = theirs.keys() & self._configuration.keys() | self._own_configuration().keys()
-            check_configuration(
-                path, {k: theirs.get(k) for k in shared}, {k: self._configuration.get(k) for k in shared}
-            )
-            progress = description["progress"]
-            if self.step > progress["step"]:
-                return
-            self._configuration |= theirs
-            self.supernet.load_state_dict(without_prefix("supernet/", tensors))
-            self._logits_EO.data.copy_(tensors["logits"])
-            load_optimizer_tensors(self._weights_optimizer, without_prefix("weights/", tensors))
-            load_optimizer_tensors(self._logits_optimizer, without_prefix("logits/", tensors))
-            self._sums.copy_(tensors["sums"])
-            self._credit_E = tensors["credit"]
-            self.records = _records(progress["records"], without_prefix("records/", tensors))
-            self.step, self.total_steps = progress["step"], progress["total_steps"] or self.total_steps
-            self.skipped, self.seconds, self._prices = progress["skipped"], progress["seconds"], progress["prices"]
+    def _restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
+        self.supernet.load_state_dict(without_prefix("supernet/", tensors))
+        self._logits_EO.data.copy_(tensors["logits"])
+        load_optimizer_tensors(self._weights_optimizer, without_prefix("weights/", tensors))
+        load_optimizer_tensors(self._logits_optimizer, without_prefix("logits/", tensors))
+        self._sums.copy_(tensors["sums"])
+        self._credit_E = tensors["credit"]
+        self.records = _records(progress["records"], without_prefix("records/", tensors))
+        self._prices = progress["prices"]
 
     def _make_optimizers(self) -> None:
         recipe = self.recipe
@@ -746,11 +509,6 @@ class SNAS:
         self._make_optimizers()
         for optimizer, state in zip((self._weights_optimizer, self._logits_optimizer), states, strict=True):
             load_optimizer_tensors(optimizer, state)
-
-
-def _softmax(logits_EO: NDArray[np.float64]) -> NDArray[np.float64]:
-    raised = np.exp(logits_EO - logits_EO.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def _record_tensors(records: Sequence[DistributionRecord]) -> dict[str, Tensor]:
@@ -770,18 +528,3 @@ def _records(described: Sequence[list[Any]], tensors: Mapping[str, Tensor]) -> l
         DistributionRecord(step, metrics, probabilities, credit)
         for (step, metrics), (probabilities, credit) in zip(described, arrays, strict=True)
     ]
-
-
-def _progress_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("step {task.completed} of {task.total}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -27,6 +27,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
 from optuna_nas.samplers.snas import records_of
+from optuna_nas.study_state import PREFIX
 from optuna_nas.tracking.records import (
     SQLITE,
     STATUSES,
@@ -76,7 +77,7 @@ COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED
 BEST = " (best)"
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Databases besides SQLite that MLflow writes to, and where they listen."""
-UID_ATTRIBUTE = "optuna_nas:study_uid"
+UID_ATTRIBUTE = PREFIX + "study_uid"
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -493,7 +494,7 @@ def _text(value: object) -> str:
 
 def _is_number(name: str, value: object) -> bool:
     """Whether a user attribute is a metric: a number that is no bookkeeping of this package."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith("optuna_nas:")
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith(PREFIX)
 
 
 def _study_uid(study: optuna.Study) -> str:

@@ -33,10 +33,11 @@ from optuna_nas import (
     ghn_space,
     nasbench201_space,
 )
-from optuna_nas.samplers.snas import SNAPSHOT, records_of
+from optuna_nas.samplers.snas import FILE, records_of
 from optuna_nas.study_state import PREFIX, folder_store, read_json
 from optuna_nas.training import TrainingStopped
 
+SNAPSHOT = "snas:snapshot"
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 FRAME = Skeleton(("cell",), 4, (1, 8, 8), 10, affine=False)
 RECIPE = SNASRecipe(batch_size=16, learning_rate=0.1, relaxation="one_path")
@@ -318,7 +319,7 @@ def test_pruned_trials_count_as_worse_and_failed_ones_not_at_all():
     assert sampler.probabilities(study)["cell/1<-0"]["avg_pool_3x3"] < 0.15
     states = [trial.state for trial in study.trials]
     assert TrialState.FAIL in states
-    assert sampler._known_of(study).fold.policy.n_outcomes == 40 - states.count(TrialState.FAIL)
+    assert sampler._folds[study._storage][study._study_id].policy.n_outcomes == 40 - states.count(TrialState.FAIL)
 
 
 def test_it_works_inside_hyperband():
@@ -491,10 +492,10 @@ def test_others_use_the_newest_they_see_and_do_not_wait_for_a_round_that_is_bein
     study.optimize(n_convolutions, n_trials=4)
     opener, other = study.ask(), study.ask()  # trials 4 and 5
     SPACE.suggest(other)  # the opener has not trained yet
-    assert sampler._known_of(study).newest.number == 0
+    assert sampler._rounds._state(study).newest.number == 0
     SPACE.suggest(opener)
     SPACE.suggest(study.ask())
-    assert sampler._known_of(study).newest.number == 4
+    assert sampler._rounds._state(study).newest.number == 4
 
 
 def test_a_thread_that_trains_keeps_no_other_waiting(data, tmp_path):
@@ -516,14 +517,14 @@ def test_a_snapshot_that_does_not_verify_gives_way_to_the_one_before(data, tmp_p
         name = f"{PREFIX}{SNAPSHOT}:0"
         storage._get_trial(newest._trial_id).system_attrs[name] = "{"
     else:
-        artifact = tmp_path / read_json(newest.system_attrs, SNAPSHOT)["file"]["artifact"]
+        artifact = tmp_path / read_json(newest.system_attrs, SNAPSHOT)["files"][FILE]["artifact"]
         artifact.write_bytes(artifact.read_bytes()[:-1] + b"x") if damage == "changed" else artifact.unlink()
     sampler = training_sampler(data, tmp_path)
     study.sampler = sampler
     with caplog.at_level(logging.WARNING):
         study.optimize(n_convolutions, n_trials=2)
     assert "The SNAS of trial 4 does not verify" in caplog.text
-    assert sampler._known_of(study).newest.number == 0
+    assert sampler._rounds._state(study).newest.number == 0
     assert sampler.snas.step == round(sampler.snas.total_steps / 3)
     study.optimize(n_convolutions, n_trials=5)
     assert openers(study)[-1] == 8
@@ -554,7 +555,7 @@ def test_a_round_that_begins_with_fixed_trials_is_opened_by_the_first_that_asks(
         study.enqueue_trial(dict.fromkeys(SPACE.paths, "skip_connect"))
     study.optimize(n_convolutions, n_trials=4)
     assert openers(study) == [2]
-    assert study.sampler._known_of(study).newest.number == 2
+    assert study.sampler._rounds._state(study).newest.number == 2
 
 
 def test_an_objective_may_ask_the_snas_for_a_fixed_trial_in_a_fresh_process(data, tmp_path):

@@ -1,0 +1,406 @@
+"""A graph hypernetwork: weights for any architecture of a space, and from them a score without training.
+
+Zhang, Ren and Urtasun, ICLR 2019, arXiv 1810.05749; section numbers are the paper's. Choices of later work: Knyazev et
+al. 2021 (GHN-2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from optuna_nas.networks import DiscreteNetwork, build_op, recompute_statistics, use_batch_statistics
+from optuna_nas.oneshot.ghn.decoder import Decoder, Slot, slots_of
+from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs
+from optuna_nas.oneshot.ghn.propagation import PROPAGATIONS, Propagation
+from optuna_nas.oneshot.model import OneShotModel
+from optuna_nas.space.ops import STRUCTURAL, get_op
+from optuna_nas.training import (
+    PRECISIONS,
+    autocast,
+    cosine,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prefixed,
+    without_prefix,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from optuna_nas.space import Architecture, ComputationGraph, Site, Skeleton, Space
+    from optuna_nas.space.graph import Node
+
+RECORDS = 200
+GRAPHS_AT_ONCE = 32
+"""Architectures whose weights are generated together: bounds the memory of scoring a pool."""
+LONGEST_PATH = 50
+"""Reach of virtual edges (GHN-2)."""
+
+
+class FitRecord(NamedTuple):
+    """How a fit stood: mean `loss` (nats) and `accuracy` (a fraction) of generated weights since the last record."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class GHNRecipe:
+    """What a GHN is made of and how it learns. The defaults are the paper's where it gives them (5.1.1).
+
+    The paper leaves learning rate, batch and clipping to an appendix; those are the public GHN-1's (Knyazev et al.).
+
+    Args:
+        hidden: Size of a node's embedding, of the GRU and of the message MLP.
+        decoder_hidden: Size of the decoder's hidden layer.
+        chunk: Channels, out and in, of one generated piece of a kernel.
+        propagation: `forward_backward` (section 4.4) or `synchronous`.
+        phases: T: propagations there and back, or synchronous steps.
+        pass_embedding: Send the mean embedding of a module to the modules that read it (section 4.3), so that copies of
+            a cell get weights of their own.
+        share_parameters: All modules are propagated by the same weights (Table 5); else each by its own.
+        virtual_edges: Messages along paths of up to 50 edges, divided by their length (GHN-2).
+        shape_embedding: Add learned embeddings of channels, height and stride to a node's one-hot op (GHN-2).
+        layer_norm: Normalise embeddings before they are decoded (GHN-2).
+        fan_in_normalization: Divide generated weights by the root of half their fan-in (GHN-2); for networks without
+            norms.
+        meta_batch: Architectures a step, all on the same images.
+        batch_size: Images a step.
+        learning_rate: Of Adam; falls to 0 along a cosine.
+        weight_decay: L2 penalty.
+        clip_norm: Largest norm of the gradient; 0 for no clipping.
+        precision: Of the generated networks: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
+        seed: Initial weights, order of images, augmentation, architectures.
+
+    Raises:
+        ValueError: A field is out of range.
+    """
+
+    hidden: int = 32
+    decoder_hidden: int = 64
+    chunk: int = 16
+    propagation: str = "forward_backward"
+    phases: int = 5
+    pass_embedding: bool = True
+    share_parameters: bool = True
+    virtual_edges: bool = False
+    shape_embedding: bool = False
+    layer_norm: bool = False
+    fan_in_normalization: bool = False
+    meta_batch: int = 1
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+    clip_norm: float = 5.0
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind is float and not isinstance(value, bool) and isinstance(value, int | float):
+                continue
+            if type(value) is not kind:
+                raise ValueError(f"`{field.name}` must be of type {kind.__name__} but got {value!r}.")
+        for name in ("hidden", "decoder_hidden", "chunk", "phases", "meta_batch", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"`learning_rate` must be positive and finite but got {self.learning_rate}.")
+        for name in ("weight_decay", "clip_norm", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}.")
+        for name, known in (("propagation", PROPAGATIONS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
+
+
+class HyperNetwork(nn.Module):
+    """Embeds the nodes of many graphs and decodes their tensors.
+
+    Args:
+        recipe: Sizes and choices.
+        n_ops: Number of ops.
+        n_modules: Modules of a network.
+        slots: All tensors that it may have to generate.
+    """
+
+    def __init__(self, recipe: GHNRecipe, n_ops: int, n_modules: int, slots: Sequence[Slot]) -> None:
+        super().__init__()
+        self.recipe, self.n_ops = recipe, n_ops
+        n_propagations = 1 if recipe.share_parameters else n_modules
+        self.propagations = nn.ModuleList(
+            Propagation(recipe.hidden, recipe.phases, recipe.propagation, recipe.virtual_edges)
+            for _ in range(n_propagations)
+        )
+        width = -(-recipe.hidden // 4)
+        self.shapes = nn.ModuleList(nn.Embedding(SHAPE_SIZES, width) for _ in range(4 * recipe.shape_embedding))
+        self.norm = nn.LayerNorm(recipe.hidden) if recipe.layer_norm else nn.Identity()
+        self.decoder = Decoder(
+            recipe.hidden,
+            recipe.decoder_hidden,
+            recipe.chunk,
+            max(max(slot.kernel[2:]) for slot in slots),
+            1 + max(slot.number for slot in slots),
+            max(-(-slot.kernel[0] // recipe.chunk) for slot in slots),
+            max(-(-slot.kernel[1] // recipe.chunk) for slot in slots),
+            recipe.fan_in_normalization,
+        )
+
+    def forward(self, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of all nodes, in the order of `GraphBatch.rows`, and their mean for every graph.
+
+        Shapes (nodes, hidden) and (graphs, hidden).
+        """
+        hidden = self.recipe.hidden
+        outputs: list[Tensor] = []
+        everything: list[Tensor] = []
+        total = torch.zeros(batch.size, hidden, device=batch.sizes.device)
+        for place, module in enumerate(batch.modules):
+            propagation = cast("Propagation", self.propagations[place if len(self.propagations) > 1 else 0])
+            nodes = F.one_hot(module.ops, hidden).float()
+            if self.shapes:
+                columns = zip(self.shapes, module.features.unbind(1), strict=True)
+                nodes = nodes + torch.cat([table(column) for table, column in columns], dim=1)[:, :hidden]
+            if self.recipe.pass_embedding and outputs and len(module.readers):
+                read = torch.stack(outputs).flatten(0, 1)[module.read]
+                nodes = propagation.receive(nodes, module.readers, read)
+            nodes = propagation.forward(nodes, module)
+            summed = torch.zeros_like(total).index_add(0, module.graphs, nodes)
+            counts = torch.zeros(batch.size, device=total.device).index_add(
+                0, module.graphs, torch.ones(len(nodes), device=total.device)
+            )
+            outputs.append(summed / counts.clamp_min(1)[:, None])
+            total = total + summed
+            everything.append(nodes)
+        return self.norm(torch.cat(everything)), total / batch.sizes[:, None]
+
+
+class GHN(OneShotModel[FitRecord]):
+    """Generates the weights of any architecture of a space; trained on random ones, one after another.
+
+    Train it on the space it is to rank: scores across unlike families of networks say nothing. A score is a surrogate,
+    not an accuracy that the architecture would reach.
+
+    Args:
+        space: Any space.
+        skeleton: Frame around the cells; with `affine=True` scale and shift of norms are generated too.
+        recipe: What it is made of and how it learns.
+        training_space: What to draw architectures from while training; the space itself by default. Smaller graphs
+            suffice: the paper trains on 7 nodes and searches on 17 (section 5.4).
+
+    Raises:
+        ValueError: There are more ops than `hidden`, or the training space has an op that the space lacks.
+    """
+
+    name = "GHN"
+
+    def __init__(
+        self,
+        space: Space,
+        skeleton: Skeleton,
+        recipe: GHNRecipe | None = None,
+        *,
+        training_space: Space | None = None,
+    ) -> None:
+        self.space, self.recipe = space, recipe or GHNRecipe()
+        self.training_space = training_space or space
+        super().__init__(space, skeleton, self.recipe)
+        everything = space.supernet_graph(skeleton)
+        names = {"input", "sum", "concat"} | {node.op for node in everything}
+        unknown = sorted({node.op for node in self.training_space.supernet_graph(skeleton)} - names)
+        if unknown:
+            raise ValueError(f"`training_space` must use ops of `space` but has {unknown[0]!r}; add it to `space`.")
+        self._op_numbers = {name: number for number, name in enumerate(sorted(names))}
+        if len(names) > self.recipe.hidden:
+            raise ValueError(
+                f"`hidden` must be at least {len(names)}, the number of ops, to hold their one-hot code but is "
+                f"{self.recipe.hidden}; raise it."
+            )
+        self._slots: dict[tuple[str, Site], dict[str, Slot]] = {}
+        slots = [slot for node in everything for slot in self._slots_at(node).values()]
+        n_modules = 2 + max(node.cell for node in everything) + 1
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.recipe.seed)
+            self.network = HyperNetwork(self.recipe, len(names), n_modules, slots)
+        self._optimizer = self._make_optimizer()
+        self._sums = torch.zeros(3, dtype=torch.float64)  # steps, loss, accuracy
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        return torch.optim.Adam(self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it learns: the device of the data."""
+        return self._sums.device
+
+    # -- generating -----------------------------------------------------------------------------------------------
+
+    def _slots_at(self, node: Node) -> dict[str, Slot]:
+        """Return the tensors of a node's module by name."""
+        if node.op in STRUCTURAL or (get_op(node.op).identity and node.site.stride == 1):
+            return {}
+        key = (node.op, node.site)
+        if key not in self._slots:
+            with torch.device("meta"):
+                self._slots[key] = slots_of(build_op(node.op, node.site))
+        return self._slots[key]
+
+    def _batch(self, graphs: Sequence[ComputationGraph]) -> GraphBatch:
+        reach = LONGEST_PATH if self.recipe.virtual_edges else 1
+        return batch_graphs(graphs, self._op_numbers, self.device, reach)
+
+    def generate(self, architectures: Sequence[Architecture]) -> list[dict[str, Tensor]]:
+        """Return the weights of architectures by name, differentiable in the parameters of `network`.
+
+        Names are those of `DiscreteNetwork`; ops that lead nowhere get none.
+        """
+        graphs = [architecture.graph(self.skeleton) for architecture in architectures]
+        batch = self._batch(graphs)
+        embeddings, _ = self.network(batch)
+        owners, names, rows, slots = [], [], [], []
+        for number, (graph, places) in enumerate(zip(graphs, batch.rows, strict=True)):
+            for position, row in places.items():
+                node = graph.nodes[position]
+                for name, slot in self._slots_at(node).items():
+                    owners.append(number)
+                    names.append(f"parts.{node.name}.{name}")
+                    rows.append(row)
+                    slots.append(slot)
+        weights: list[dict[str, Tensor]] = [{} for _ in graphs]
+        for owner, name, tensor in zip(owners, names, self.network.decoder(embeddings, rows, slots), strict=True):
+            weights[owner][name] = tensor
+        return weights
+
+    def _run(self, architecture: Architecture, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Return the class scores of an architecture with these weights, by the statistics of the batch."""
+        with torch.device("meta"):
+            network = DiscreteNetwork(architecture, self.skeleton)
+        use_batch_statistics(network)
+        scores = functional_call(network.train(), dict(weights), (images,))
+        return cast("Tensor", scores[0] if isinstance(scores, tuple) else scores)
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def _own_configuration(self) -> dict[str, Any]:
+        return {**super()._own_configuration(), "training_space": self.training_space.to_dict()}
+
+    def _move(self, device: torch.device) -> None:
+        self.network.to(device)
+        state = optimizer_tensors(self._optimizer)
+        self._optimizer = self._make_optimizer()
+        load_optimizer_tensors(self._optimizer, state)
+        self._sums = self._sums.to(device)
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> FitRecord | None:
+        recipe = self.recipe
+        random = np.random.default_rng([recipe.seed, self.step])
+        architectures = [self.training_space.sample(random) for _ in range(recipe.meta_batch)]
+        self._optimizer.param_groups[0]["lr"] = cosine(recipe.learning_rate, 0.0, self.step / self.total_steps)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses, accuracies = [], []
+        for architecture, weights in zip(architectures, self.generate(architectures), strict=True):
+            with autocast(images.device, recipe.precision):
+                scores = self._run(architecture, weights, images)
+            losses.append(F.cross_entropy(scores.float(), labels))
+            accuracies.append((scores.detach().argmax(1) == labels).double().mean())
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm or math.inf)
+        self.step += 1
+        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            self._optimizer.step()
+            one = torch.ones((), dtype=torch.float64, device=self.device)
+            self._sums += torch.stack([one, loss.detach().double(), torch.stack(accuracies).mean()])
+        else:
+            self._skip()
+        due = self.step * RECORDS // self.total_steps > (self.step - 1) * RECORDS // self.total_steps
+        return self._record() if due else None
+
+    def _record(self) -> FitRecord:
+        steps, loss, accuracy = self._sums.tolist()
+        metrics = {"loss": loss / steps, "accuracy": accuracy / steps} if steps else {}
+        self._sums.zero_()
+        record = FitRecord(self.step, metrics)
+        self.records.append(record)
+        return record
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return the accuracy of architectures with generated weights on the scoring batch, shape (N,), fractions.
+
+        Batch norms use the statistics of that batch. An architecture that does not reach its output scores 0.
+
+        Raises:
+            ValueError: Neither `fit` nor `attach` has seen data with a report split.
+        """
+        images, labels = self._scoring_batch()
+        if len(images) < 2:
+            raise ValueError("`data` must have at least 2 images in the report split, for statistics of a batch.")
+        accuracies = np.zeros(len(architectures))
+        able = [i for i, architecture in enumerate(architectures) if self._checked(architecture).connected]
+        for start in range(0, len(able), GRAPHS_AT_ONCE):
+            chunk = able[start : start + GRAPHS_AT_ONCE]
+            with self._lock, torch.no_grad():
+                generated = self.generate([architectures[i] for i in chunk])
+                for i, weights in zip(chunk, generated, strict=True):
+                    with autocast(images.device, self.recipe.precision):
+                        scores = self._run(architectures[i], weights, images)
+                    accuracies[i] = float((scores.argmax(1) == labels).double().mean())
+        return accuracies
+
+    def weights(self, architecture: Architecture) -> dict[str, Tensor]:
+        """Return generated weights for `DiscreteNetwork(..., weights=...)`, with statistics of the scoring batch.
+
+        Ops that lead nowhere, which the GHN does not see, keep a fresh initialisation.
+        """
+        images, _ = self._scoring_batch()
+        network = DiscreteNetwork(self._checked(architecture), self.skeleton, seed=self.recipe.seed).to(self.device)
+        with self._lock, torch.no_grad():
+            network.load_state_dict(self.generate([architecture])[0], strict=False)
+        recompute_statistics(network, images)
+        return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    def embed(self, architectures: Sequence[Architecture]) -> NDArray[np.float32]:
+        """Return the mean embedding of the nodes of each architecture, shape (N, hidden)."""
+        found = [np.zeros((0, self.recipe.hidden), dtype=np.float32)]
+        for start in range(0, len(architectures), GRAPHS_AT_ONCE):
+            chunk = [self._checked(a) for a in architectures[start : start + GRAPHS_AT_ONCE]]
+            with self._lock, torch.no_grad():
+                _, means = self.network(self._batch([architecture.graph(self.skeleton) for architecture in chunk]))
+            found.append(means.cpu().numpy())
+        return np.concatenate(found)
+
+    def _checked(self, architecture: Architecture) -> Architecture:
+        self._check_architecture(architecture)
+        return architecture
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            **prefixed("network/", self.network.state_dict()),
+            **prefixed("optimizer/", optimizer_tensors(self._optimizer)),
+            "sums": self._sums,
+        }
+
+    def _progress(self) -> dict[str, Any]:
+        return {"records": [[record.step, record.metrics] for record in self.records]}
+
+    def _restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(without_prefix("network/", tensors))
+        load_optimizer_tensors(self._optimizer, without_prefix("optimizer/", tensors))
+        self._sums.copy_(tensors["sums"])
+        self.records = [FitRecord(step, metrics) for step, metrics in progress["records"]]

@@ -1,0 +1,164 @@
+"""What samplers of architectures share: whole proposals, an inner sampler for the rest, equal numbers everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers._lazy_random_state import LazyRandomState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, TrialState
+
+    from optuna_nas.space import Space
+
+
+class ArchitectureSampler(BaseSampler):
+    """Proposes whole architectures of a space; parameters that are not of the space go to an inner sampler.
+
+    Random numbers depend on the seed, the trial's number and the parameter's name only: equal in one thread or four, in
+    one process or many.
+
+    Subclasses set their own attributes before they call this constructor, and what can't be pickled in `_forget`.
+
+    Args:
+        space: What may be chosen.
+        inner: Sampler of other parameters; by default Optuna's TPE.
+        seed: Of the random numbers; None draws one.
+    """
+
+    def __init__(self, space: Space, inner: BaseSampler | None, seed: int | None) -> None:
+        self.space = space
+        self._inner = inner or TPESampler()
+        self._seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        self._distributions = space.distributions()
+        self._positions = {
+            path: {choice: position for position, choice in enumerate(distribution.choices)}
+            for path, distribution in self._distributions.items()
+        }
+        settings = set(vars(self))
+        self._forget()
+        self._forgotten = frozenset(vars(self)) - settings
+
+    @abstractmethod
+    def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Return all parameters of an architecture, the same ones for the same trial."""
+
+    def _before_proposal(self, study: Study, trial: FrozenTrial) -> None:
+        """Do what comes before a trial's first proposal, such as a training that the trial has to pay for."""
+
+    def _forget(self) -> None:
+        """Make anew what can be had again from the study, and what can't be pickled."""
+        self._inner_lock = threading.Lock()
+        self._on_progress: Callable[[float], None] | None = None
+        self._should_stop: Callable[[], bool] | None = None
+        self._folder: Path | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in sorted(vars(self).items()) if name not in self._forgotten}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def prepare(
+        self,
+        folder: Path,
+        on_progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Take a folder to keep files in, whom to tell the share of a round that is done, and when to stop."""
+        self._folder, self._on_progress, self._should_stop = folder, on_progress, should_stop
+
+    def reseed_rng(self) -> None:
+        """Do nothing: random numbers depend on the trial's number, so streams of workers never overlap."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        with self._inner_lock:
+            others = self._inner.infer_relative_search_space(study, trial)
+        return {**self._distributions, **{name: d for name, d in others.items() if name not in self._distributions}}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        params: dict[str, Any] = {}
+        others = {name: d for name, d in search_space.items() if name not in self._distributions}
+        if len(others) < len(search_space):
+            self._check_space(search_space)
+            self._before_proposal(study, trial)
+            proposed = self._propose(study, trial)
+            params = {name: value for name, value in proposed.items() if name in search_space}
+        if others:
+            with self._inner_lock:
+                self._reseed_inner(trial, "")
+                params.update(self._inner.sample_relative(study, trial, others))
+            for name, distribution in others.items():
+                if name not in params:
+                    params[name] = self.sample_independent(study, trial, name, distribution)
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if param_name in self._distributions:
+            self._check_space({param_name: param_distribution})
+            return self._propose(study, trial)[param_name]
+        with self._inner_lock:
+            self._reseed_inner(trial, param_name)
+            return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+    def _is_fixed(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial was enqueued with all our parameters, so that nothing is asked of us."""
+        return set(self._distributions) <= set(trial.system_attrs.get("fixed_params", ()))
+
+    def _params(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the parameters of one option a path."""
+        return {
+            path: distribution.choices[position]
+            for (path, distribution), position in zip(self._distributions.items(), chosen.tolist(), strict=True)
+        }
+
+    def _check_space(self, search_space: Mapping[str, BaseDistribution]) -> None:
+        for name, distribution in search_space.items():
+            if name in self._distributions and distribution != self._distributions[name]:
+                raise ValueError(
+                    f"`study` must search the sampler's space but asks {name!r} for {distribution}; "
+                    "give the study another name, or the sampler its space."
+                )
+
+    def _random(self, trial: FrozenTrial, name: str) -> np.random.Generator:
+        return np.random.default_rng([self._seed, trial.number, _hash(name)])
+
+    def _reseed_inner(self, trial: FrozenTrial, name: str) -> None:
+        self._reseed(self._inner, trial, name)
+
+    def _reseed(self, sampler: BaseSampler, trial: FrozenTrial, name: str) -> None:
+        """Give a sampler numbers of this trial and parameter, whatever other threads have drawn."""
+        seed = int(self._random(trial, name).integers(2**32))
+        samplers = [sampler]
+        while samplers:
+            for value in vars(samplers.pop()).values():
+                if isinstance(value, LazyRandomState):
+                    value.rng.seed(seed)
+                elif isinstance(value, BaseSampler):
+                    samplers.append(value)
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

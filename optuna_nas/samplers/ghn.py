@@ -1,0 +1,334 @@
+"""The best of a pool that was scored without training, each once, whoever asks."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from optuna_nas.oneshot.ghn import GHN
+from optuna_nas.oneshot.ghn.regression import regress_if_better
+from optuna_nas.samplers.base import ArchitectureSampler
+from optuna_nas.samplers.rounds import Rounds, Snapshot
+from optuna_nas.study_state import DIGEST, SURROGATE_SCORE, Unverified
+from optuna_nas.training import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from optuna import Study
+    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.data import Data
+    from optuna_nas.objective import Score
+    from optuna_nas.space import Architecture, Skeleton, Space
+
+logger = logging.getLogger(__name__)
+
+MODEL, POOL = "ghn.safetensors", "pool.safetensors"
+ROUNDS_BEHIND = 3
+"""How many rounds a worker may be behind the newest without ever proposing what another proposes."""
+DRAWS_A_CANDIDATE = 20
+"""Draws after which a pool that should have one more candidate has all there are."""
+
+
+class Pool(NamedTuple):
+    """What one round hands out, M candidates, P paths.
+
+    Args:
+        chosen: Options of every candidate in the order in which they are handed out, shape (M, P).
+        scores: Their scores, shape (M,).
+        taken: Digests of all that earlier rounds may have handed out, shape (T,).
+    """
+
+    chosen: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    taken: NDArray[np.int64]
+
+
+class GHNSampler(ArchitectureSampler):
+    """Scores a pool of architectures without training them and hands out the best, each once (GHN, Zhang et al. 2019).
+
+    Every `refresh` trials, the first of them draws a new pool, leaves out what was handed out before and what computes
+    the same function, scores it, and publishes it. A trial takes the candidate of its own number, so that any number of
+    workers never repeat one and none waits: who comes before a pool is there takes from the pool before, or from a
+    sequence of random architectures that is kept free for that.
+
+    With a `GHN`, finished trials may score better than it does: a regression on its graph embeddings takes over where
+    it ranks better in cross-validation. With several objectives, candidates are ordered by the non-dominated rank of
+    (score, -costs).
+
+    Args:
+        space: What may be chosen; any space.
+        score: A `GHN`, or a function of architectures (`snas.score`, a proxy of your own); larger is better.
+        data: Images to train the GHN on in the first trial; not needed if it is fitted.
+        budget: Epochs of that training.
+        pool_size: Candidates of a round.
+        exploration: Share of trials that take a random candidate of the pool instead of the best left.
+        refresh: Trials between two pools.
+        candidates: Sampler that draws the pool; uniform by default.
+        costs: Further objectives, out of `params`, `multiply_adds` and `memory_access`; all are minimised.
+        skeleton: Frame in which costs are counted; by default the GHN's.
+        inner: Sampler of parameters that are not of the space; by default Optuna's TPE.
+        artifact_store: Where pools are published, reachable by all workers; by default the folder
+            `runs/STUDY/artifacts`.
+        seed: Of the random numbers; None draws one.
+
+    Raises:
+        ValueError: An argument is out of range, or the GHN is of another space.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        score: GHN | Score,
+        *,
+        data: Data | None = None,
+        budget: float | None = None,
+        pool_size: int = 1000,
+        exploration: float = 0.1,
+        refresh: int = 100,
+        candidates: BaseSampler | None = None,
+        costs: Sequence[str] = (),
+        skeleton: Skeleton | None = None,
+        inner: BaseSampler | None = None,
+        artifact_store: ArtifactStore | None = None,
+        seed: int | None = None,
+    ) -> None:
+        ghn = score if isinstance(score, GHN) else None
+        if ghn is not None and ghn.space != space:
+            raise ValueError("`score` must be a GHN of the sampler's space but is of another; pass `ghn.space`.")
+        if (data is None) != (budget is None) or (data is not None and ghn is None):
+            raise ValueError("`data` and `budget` must be given together, and with a GHN, to train it in the study.")
+        if budget is not None and not budget > 0:
+            raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
+        for name, value in (("pool_size", pool_size), ("refresh", refresh)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1 but got {value}.")
+        if pool_size < refresh:
+            raise ValueError(
+                f"`pool_size` must be at least `refresh`, one candidate a trial, but {pool_size} < {refresh}."
+            )
+        if not 0 <= exploration <= 1:
+            raise ValueError(f"`exploration` must be in [0, 1] but got {exploration}; 0.1 suits most studies.")
+        self._costs, self._skeleton = tuple(costs), skeleton or (ghn.skeleton if ghn is not None else None)
+        unknown = sorted(set(self._costs) - {"params", "multiply_adds", "memory_access"})
+        if unknown:
+            raise ValueError(f"`costs` must be among params, multiply_adds, memory_access but got {unknown[0]!r}.")
+        if self._costs and self._skeleton is None:
+            raise ValueError("`skeleton` must be given to count `costs`, unless `score` is a GHN.")
+        self.score, self.ghn = score, ghn
+        self._data, self._budget = data, budget
+        self._pool_size, self._exploration, self._refresh = pool_size, exploration, refresh
+        self._candidates = candidates
+        self._given_store = artifact_store
+        super().__init__(space, inner, seed)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._attached = False
+        self._reserve: list[NDArray[np.int64]] | None = None
+        self._rounds: Rounds[Pool] = Rounds(
+            "GHN", self._refresh, self._given_store, self._is_fixed, self._load, lambda: self._folder
+        )
+
+    # -- proposals ------------------------------------------------------------------------------------------------
+
+    def _before_proposal(self, study: Study, trial: FrozenTrial) -> None:
+        self._attach()
+        before = self._rounds.newest(study, trial.number)
+        pools: list[Pool] = []
+
+        def prepare(number: int) -> None:
+            self._fit()
+            pools.append(self._make_pool(study, trial, None if before is None else before.loaded))
+
+        self._rounds.open(study, trial, prepare, lambda folder: self._save(folder, pools[-1]))
+        found = self._candidate(study, trial)
+        if found is not None:
+            study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, found[1])
+
+    def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        found = self._candidate(study, trial)
+        if found is not None:
+            return self._params(found[0])
+        if trial.number < len(reserve := self._reserved()):
+            return self._params(reserve[trial.number])
+        return dict(self.space.encode(self.space.sample(self._random(trial, "architecture"))))
+
+    def _candidate(self, study: Study, trial: FrozenTrial) -> tuple[NDArray[np.int64], float] | None:
+        """Return the candidate that the newest pool keeps for a trial, with its score; None where there is none."""
+        self._attach()
+        newest: Snapshot[Pool] | None = self._rounds.newest(study, trial.number)
+        if newest is None:
+            return None
+        place = trial.number - newest.number // self._refresh * self._refresh
+        if place >= len(newest.loaded.chosen):
+            return None
+        return newest.loaded.chosen[place], float(newest.loaded.scores[place])
+
+    def _reserved(self) -> list[NDArray[np.int64]]:
+        """Return different random architectures, for the trials of the first rounds that come before any pool."""
+        if self._reserve is None:
+            random = np.random.default_rng([self._seed, 0])
+            drawn = self._drawn(iter(lambda: self.space.sample(random), None), ROUNDS_BEHIND * self._refresh, set())
+            self._reserve = list(drawn.values())
+        return self._reserve
+
+    def _drawn(
+        self, architectures: Iterator[Architecture], number: int, taken: set[int]
+    ) -> dict[int, NDArray[np.int64]]:
+        """Return so many architectures of different functions by digest, or fewer where there are no more."""
+        found: dict[int, NDArray[np.int64]] = {}
+        in_vain = 0
+        while len(found) < number and in_vain < DRAWS_A_CANDIDATE * max(10, len(found)):
+            architecture = next(architectures)
+            digest = _digest(architecture) if architecture.connected else None
+            if digest is None or digest in taken or digest in found:
+                in_vain += 1
+                continue
+            params = self.space.encode(architecture)
+            found[digest] = np.array([self._positions[path][params[path]] for path in self._distributions])
+            in_vain = 0
+        return found
+
+    # -- pools ----------------------------------------------------------------------------------------------------
+
+    def _fit(self) -> None:
+        if self.ghn is None or self._data is None or self._budget is None:
+            return
+        self.ghn.fit(
+            self._data,
+            self._budget,
+            on_step=self._on_progress,
+            checkpoint=None if self._folder is None else self._folder / MODEL,
+            should_stop=self._should_stop,
+        )
+
+    def _attach(self) -> None:
+        if not self._attached and self.ghn is not None and self._data is not None:
+            self.ghn.attach(self._data)
+            self._attached = True
+
+    def _make_pool(self, study: Study, trial: FrozenTrial, before: Pool | None) -> Pool:
+        trials = study.get_trials(deepcopy=False)
+        taken = {_digest(self.space.decode(self._params(chosen))) for chosen in self._reserved()}
+        if before is not None:
+            handed_out = before.chosen[: ROUNDS_BEHIND * self._refresh]
+            taken |= set(before.taken.tolist())
+            taken |= {_digest(self.space.decode(self._params(chosen))) for chosen in handed_out}
+        ours = [earlier for earlier in trials if self._distributions.keys() <= earlier.params.keys()]
+        seen = {_digest_of(self.space, earlier) for earlier in ours if earlier.number != trial.number}
+        found = self._drawn(self._draws(study, trial), self._pool_size, taken | seen)
+        chosen_MP = np.array(list(found.values()), dtype=np.int64).reshape(-1, len(self._distributions))
+        architectures = [self.space.decode(self._params(chosen)) for chosen in chosen_MP]
+        scores_M = self._scored(study, architectures, [t for t in ours if t.state == TrialState.COMPLETE])
+        order = self._order(scores_M, architectures, self._random(trial, "order"))
+        return Pool(chosen_MP[order], scores_M[order], np.array(sorted(taken), dtype=np.int64))
+
+    def _draws(self, study: Study, trial: FrozenTrial) -> Iterator[Architecture]:
+        random = self._random(trial, "pool")
+        sampler = self._candidates
+        if sampler is not None:
+            self._reseed(sampler, trial, "pool")
+        while True:
+            if sampler is None:
+                yield self.space.sample(random)
+                continue
+            params = sampler.sample_relative(study, trial, dict(self._distributions))
+            for name, distribution in self._distributions.items():
+                if name not in params:
+                    params[name] = sampler.sample_independent(study, trial, name, distribution)
+            yield self.space.decode(params)
+
+    def _scored(
+        self, study: Study, architectures: Sequence[Architecture], finished: Sequence[FrozenTrial]
+    ) -> NDArray[np.float64]:
+        """Return the scores of candidates; a score that is no number counts as the worst, and is said once."""
+        if not architectures:
+            return np.zeros(0)
+        score = self.score.score if isinstance(self.score, GHN) else self.score
+        scores = np.asarray(score(architectures), dtype=np.float64)
+        if scores.shape != (len(architectures),):
+            raise ValueError(f"`score` must return {len(architectures)} numbers but returned shape {scores.shape}.")
+        finite = np.isfinite(scores)
+        if not finite.all():
+            logger.warning("%d of %d scores are not finite; they count as the worst.", (~finite).sum(), len(scores))
+            scores = np.where(finite, scores, scores[finite].min() - 1.0 if finite.any() else 0.0)
+        if self.ghn is None or not finished or len(study.directions) > 1:
+            return scores
+        sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+        theirs = [self.space.decode(trial.params) for trial in finished]
+        values = np.array([sign * trial.values[0] for trial in finished])
+        scores, kind = regress_if_better(
+            self.ghn.embed(theirs), self.ghn.score(theirs), values, self.ghn.embed(architectures), scores
+        )
+        if kind != "score":
+            logger.info("The pool is ranked by a %s of %d finished trials.", kind.replace("_", " "), len(finished))
+        return scores
+
+    def _order(
+        self, scores_M: NDArray[np.float64], architectures: Sequence[Architecture], random: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Return in which order candidates are handed out: the best left, or now and then any."""
+        rank_M = np.zeros(len(scores_M), dtype=np.int64)
+        if self._costs and self._skeleton is not None:
+            costs = [architecture.cost(self._skeleton) for architecture in architectures]
+            table = np.array([[-getattr(cost, name) for name in self._costs] for cost in costs])
+            rank_M = non_dominated_ranks(np.column_stack([scores_M, table]))
+        left = list(np.lexsort((-scores_M, rank_M)))
+        order = []
+        while left:
+            place = int(random.integers(len(left))) if random.random() < self._exploration else 0
+            order.append(left.pop(place))
+        return np.array(order, dtype=np.int64)
+
+    def _save(self, folder: Path, pool: Pool) -> dict[str, Any]:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in pool._asdict().items()}
+        save_tensors(folder / POOL, tensors, {"kind": "pool"})
+        if self.ghn is not None and self._data is not None:
+            self.ghn.save(folder / MODEL)
+        return {"step": 0 if self.ghn is None else self.ghn.step, "done": False}
+
+    def _load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> Pool:
+        tensors, _ = load_tensors(fetch(POOL), torch.device("cpu"))
+        pool = Pool(*(tensors[name].numpy() for name in Pool._fields))
+        if pool.chosen.ndim != 2 or pool.chosen.shape[1] != len(self._distributions):
+            raise Unverified("its pool is of another space")
+        if self.ghn is not None and self._data is not None and self.ghn.step < value["step"]:
+            self.ghn.load(fetch(MODEL))
+        return pool
+
+
+def non_dominated_ranks(objectives_MK: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the front of every row, 0 for those that no other dominates; larger is better in every column."""
+    no_worse = (objectives_MK[:, None] >= objectives_MK[None]).all(-1)
+    dominates = no_worse & ~no_worse.T
+    ranks = np.full(len(objectives_MK), -1, dtype=np.int64)
+    front = 0
+    while (ranks < 0).any():
+        left = np.asarray(ranks < 0)
+        ranks[left & ~dominates[left].any(axis=0)] = front
+        front += 1
+    return ranks
+
+
+def _digest(architecture: Architecture) -> int:
+    return _as_int(architecture.canonical().digest)
+
+
+def _digest_of(space: Space, trial: FrozenTrial) -> int:
+    known = trial.user_attrs.get(DIGEST)
+    return _as_int(known) if isinstance(known, str) else _digest(space.decode(trial.params))
+
+
+def _as_int(digest: str) -> int:
+    return int(digest, 16) - (1 << 63)  # safetensors hold signed integers
