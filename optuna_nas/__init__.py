@@ -41,7 +41,11 @@ if TYPE_CHECKING:
         plot_distribution,
         plot_most_likely,
     )
+    from optuna_nas.pruners import (
+        GHNPruner,
+    )
     from optuna_nas.samplers import (
+        GHNSampler,
         SNASSampler,
         distribution_records,
     )
@@ -90,7 +94,9 @@ __all__ = [
     "ComputationGraph",
     "Cost",
     "DiscreteNetwork",
+    "GHNPruner",
     "GHNRecipe",
+    "GHNSampler",
     "ImageData",
     "ImageFolderData",
     "MLflowTracker",
@@ -169,7 +175,9 @@ _HOMES = {
         "plot_distribution",
         "plot_most_likely",
     ),
+    "pruners": ("GHNPruner",),
     "samplers": (
+        "GHNSampler",
         "SNASSampler",
         "distribution_records",
     ),

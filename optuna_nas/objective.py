@@ -33,10 +33,8 @@ from optuna_nas.training import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from optuna_nas.data import Data
+    from optuna_nas.oneshot.model import Score
 
 ACCURACY = "accuracy"
 COSTS = tuple(cost.name for cost in fields(Cost))
@@ -49,13 +47,6 @@ TRAINING_DIGEST = "training_digest"
 """Trial attribute: digest of skeleton, recipe and data."""
 RESUMES = "resumes"
 """Trial attribute: number of the trial whose checkpoint this one goes on from."""
-
-
-class Score(Protocol):
-    """Guess how well architectures would do, without training them."""
-
-    def __call__(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Return guessed accuracies, fractions in [0, 1], shape (len(architectures),)."""
 
 
 class TrialListener(Protocol):

@@ -26,6 +26,8 @@ DIGEST = "architecture_digest"
 """Trial attribute: digest of the canonical architecture, of trials that know it."""
 SURROGATE_SCORE = "surrogate_score"
 """Trial attribute: what was guessed of it without training, larger is better."""
+CONDEMNED = "condemned"
+"""Trial attribute: why a pruner wanted to stop it before its first step, one sentence."""
 PIECE = 2045
 """Characters that every storage of Optuna takes in one attribute."""
 

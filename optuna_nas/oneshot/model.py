@@ -26,13 +26,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from optuna_nas.space import Architecture, Skeleton, Space
 
 MOST_SKIPPED_FRACTION, FIRST_JUDGED_STEP = 0.05, 20
 SCORING_IMAGES = 512
+
+
+class Score(Protocol):
+    """Guess how well architectures would do, without training them."""
+
+    def __call__(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return guessed accuracies, fractions in [0, 1], shape (len(architectures),)."""
 
 
 class FitRecipe(Protocol):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data import Data
-    from optuna_nas.objective import Score
+    from optuna_nas.oneshot.model import Score
     from optuna_nas.space import Architecture, Skeleton, Space
 
 logger = logging.getLogger(__name__)
@@ -310,14 +310,14 @@ class GHNSampler(ArchitectureSampler):
 
 def non_dominated_ranks(objectives_MK: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the front of every row, 0 for those that no other dominates; larger is better in every column."""
-    no_worse = (objectives_MK[:, None] >= objectives_MK[None]).all(-1)
+    no_worse: NDArray[np.bool_] = np.all(objectives_MK[:, None] >= objectives_MK[None], axis=-1)
     dominates = no_worse & ~no_worse.T
-    ranks = np.full(len(objectives_MK), -1, dtype=np.int64)
-    front = 0
-    while (ranks < 0).any():
-        left = np.asarray(ranks < 0)
-        ranks[left & ~dominates[left].any(axis=0)] = front
-        front += 1
+    ranks = np.zeros(len(objectives_MK), dtype=np.int64)
+    left, front = np.arange(len(objectives_MK)), 0
+    while len(left):
+        best = ~np.any(dominates[left][:, left], axis=0)
+        ranks[left[best]] = front
+        left, front = left[~best], front + 1
     return ranks
 
 

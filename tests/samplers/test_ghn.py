@@ -1,0 +1,352 @@
+"""GHNSampler: Optuna's own suites, the best first, each once, whoever asks and however late."""
+
+import logging
+import multiprocessing
+import pickle
+from itertools import pairwise
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    MultiObjectiveSamplerTestCase,
+    RelativeSamplerTestCase,
+)
+from optuna.trial import TrialState, create_trial
+from strategies import TINY_BLOCK
+
+from optuna_nas import GHN, CellKind, CellSpace, GHNRecipe, GHNSampler, ImageData, Skeleton, digits, nasbench201_space
+from optuna_nas.samplers.ghn import MODEL, POOL, non_dominated_ranks
+from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, folder_store, read_json
+
+SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
+LARGE = nasbench201_space()
+FRAME = Skeleton(("cell",), 4, (1, 8, 8), 10)
+SNAPSHOT = "ghn:snapshot"
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture(scope="module")
+def data():
+    full = digits()
+    few = {split: positions[:64] for split, positions in full.splits.items()}
+    return ImageData(full.name, full.images, full.labels, 10, few, full.mean, full.std, full.augmentation)
+
+
+def merit(architecture):
+    """A guess, and what a trial comes to: no two cells are alike."""
+    worth = {(): 0.0, ("skip_connect",): 1.0, ("avg_pool_3x3",): 2.0, ("nor_conv_1x1",): 3.0, ("nor_conv_3x3",): 4.0}
+    return sum(worth[kept] * 1.3**place for place, (_, kept) in enumerate(architecture.choices))
+
+
+def score(architectures):
+    return np.array([merit(architecture) for architecture in architectures])
+
+
+def sampler_of(folder, space=LARGE, **arguments):
+    arguments = {"pool_size": 200, "refresh": 10, "exploration": 0.0, "seed": 0, **arguments}
+    return GHNSampler(space, score, artifact_store=folder_store(folder), **arguments)
+
+
+def digests(study, space=LARGE):
+    return [space.decode(t.params).canonical().digest for t in study.get_trials(deepcopy=False)]
+
+
+class Suite(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+    """Optuna's promises."""
+
+
+class TestScore(Suite):
+    @pytest.fixture
+    def sampler(self, tmp_path):
+        return lambda: sampler_of(tmp_path, SPACE, pool_size=20)
+
+
+class TestTraining(Suite):
+    @pytest.fixture
+    def sampler(self, data, tmp_path):
+        ghn = GHN(SPACE, FRAME, GHNRecipe(phases=1))
+        store = folder_store(tmp_path)
+        arguments = {"pool_size": 10, "refresh": 10, "seed": 0, "artifact_store": store}
+        return lambda: GHNSampler(SPACE, ghn, data=data, budget=1, **arguments)
+
+
+# -- the best first, each once ------------------------------------------------------------------------------------
+
+
+def test_the_best_of_the_pool_come_first_and_their_scores_are_on_the_trials(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=10)
+    values = [trial.value for trial in study.trials]
+    assert values == sorted(values, reverse=True)
+    assert values == [trial.user_attrs[SURROGATE_SCORE] for trial in study.trials]
+    random = np.random.default_rng(0)
+    assert values[0] > np.quantile([merit(LARGE.sample(random)) for _ in range(1000)], 0.98)
+
+
+def test_no_function_is_proposed_twice_over_many_rounds(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, exploration=0.3))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=45)
+    found = digests(study)
+    assert len(set(found)) == len(found)
+    openers = [t.number for t in study.trials if PREFIX + SNAPSHOT in t.system_attrs]
+    assert openers == [0, 10, 20, 30, 40]
+
+
+def test_exploration_hands_out_others_than_the_best(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, exploration=0.5, refresh=40))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=40)
+    values = [trial.value for trial in study.trials]
+    falling = sum(later <= earlier for earlier, later in pairwise(values))
+    assert 15 < falling < 39
+
+
+def worker(storage, folder, n_trials):
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.load_study(study_name="s", storage=storage, sampler=sampler_of(folder))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=n_trials)
+
+
+def test_two_processes_never_repeat_a_candidate(tmp_path):
+    storage = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=worker, args=(storage, tmp_path / "artifacts", 100)) for _ in range(2)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join()
+        assert process.exitcode == 0
+    trials = study.get_trials(states=[TrialState.COMPLETE])
+    assert len(trials) == 200
+    found = digests(study)
+    assert len(set(found)) == 200
+
+
+def test_who_comes_before_the_pool_does_not_wait_and_takes_what_nobody_else_gets(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path))
+    opener = study.ask()
+    early = [study.ask() for _ in range(5)]
+    for trial in early:  # the opener has not drawn a pool yet
+        LARGE.suggest(trial)
+    LARGE.suggest(opener)
+    for trial in (opener, *early):
+        study.tell(trial, 0.0)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=14)
+    found = digests(study)
+    assert len(set(found)) == len(found) == 20
+
+
+def test_a_worker_that_sees_only_an_old_pool_repeats_nobody(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=10)
+    opener, late = study.ask(), study.ask()
+    LARGE.suggest(late)  # trial 11, from the pool of trial 0
+    LARGE.suggest(opener)
+    for trial in (opener, late):
+        study.tell(trial, 0.0)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=18)
+    found = digests(study)
+    assert len(set(found)) == len(found) == 30
+
+
+def test_what_was_tried_before_is_not_proposed(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    random = np.random.default_rng(0)
+    pool = sorted((LARGE.sample(random) for _ in range(3000)), key=merit)[-100:]
+    for architecture in pool:
+        params = LARGE.encode(architecture)
+        study.add_trial(create_trial(params=params, distributions=LARGE.distributions(), value=0.0))
+    study.sampler = sampler_of(tmp_path)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=10)
+    found = digests(study)
+    assert not set(found[100:]) & set(found[:100])
+
+
+def test_seeds_and_pickling_change_nothing(tmp_path):
+    found = []
+    for name, pickled in (("one", False), ("two", True)):
+        sampler = sampler_of(tmp_path / name)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=7)
+        if pickled:
+            study.sampler = pickle.loads(pickle.dumps(sampler))
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=7)
+        found.append([t.params for t in study.trials])
+    assert found[0] == found[1]
+
+
+def test_a_small_space_runs_out_and_goes_on_at_random(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, SPACE, pool_size=20))
+    study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=40)
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+
+
+def test_a_pool_may_be_drawn_by_another_sampler(tmp_path):
+    class Convolutions(RandomSampler):
+        def sample_independent(self, study, trial, name, distribution):
+            if name.startswith("cell/1"):
+                return "nor_conv_1x1"
+            return super().sample_independent(study, trial, name, distribution)
+
+    for candidates in (Convolutions(), TPESampler()):
+        study = optuna.create_study(
+            direction="maximize",
+            sampler=sampler_of(tmp_path / type(candidates).__name__, pool_size=30, candidates=candidates),
+        )
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=12)
+        assert len(set(digests(study))) == 12
+        if isinstance(candidates, Convolutions):
+            assert {t.params["cell/1<-0"] for t in study.trials} == {"nor_conv_1x1"}
+
+
+def test_blocks_are_searched_too(tmp_path):
+    def width(architectures):
+        return np.array([sum("sep_conv_3x3" in kept for _, kept in a.choices) for a in architectures], dtype=float)
+
+    sampler = GHNSampler(
+        TINY_BLOCK, width, pool_size=50, refresh=10, exploration=0.0, seed=0, artifact_store=folder_store(tmp_path)
+    )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: float(width([TINY_BLOCK.suggest(trial)])[0]), n_trials=5)
+    assert study.trials[0].value >= 3
+
+
+# -- scores -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+def test_ranks_are_those_of_peeling_off_what_nobody_dominates(rows):
+    table = np.array(rows, dtype=float)
+
+    def dominated(i, among):
+        return any((table[j] >= table[i]).all() and (table[j] > table[i]).any() for j in among)
+
+    left, wanted, front = set(range(len(rows))), {}, 0
+    while left:
+        best = {i for i in left if not dominated(i, left)}
+        wanted |= dict.fromkeys(best, front)
+        left, front = left - best, front + 1
+    assert non_dominated_ranks(table).tolist() == [wanted[i] for i in range(len(rows))]
+
+
+def test_with_several_objectives_the_front_comes_first(tmp_path):
+    frame = Skeleton(("cell",), 4, (1, 8, 8), 10)
+    sampler = sampler_of(tmp_path, costs=["params"], skeleton=frame, pool_size=100)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+
+    def objective(trial):
+        architecture = LARGE.suggest(trial)
+        return merit(architecture), architecture.cost(frame).params
+
+    study.optimize(objective, n_trials=5)
+    points = np.array([trial.values for trial in study.trials]) * [1, -1]
+    assert (non_dominated_ranks(points) == 0).all()
+
+
+def test_a_score_that_is_no_number_counts_as_the_worst(tmp_path, caplog):
+    def broken(architectures):
+        return np.where(np.arange(len(architectures)) % 2, np.nan, score(architectures))
+
+    sampler = GHNSampler(LARGE, broken, pool_size=100, refresh=10, seed=0, artifact_store=folder_store(tmp_path))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    with caplog.at_level(logging.WARNING):
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=3)
+    assert "50 of 100 scores are not finite" in caplog.text
+    assert all(np.isfinite(trial.user_attrs[SURROGATE_SCORE]) for trial in study.trials)
+
+
+def test_finished_trials_take_over_from_a_ghn_that_ranks_worse(data, tmp_path, caplog):
+    ghn = GHN(LARGE, FRAME, GHNRecipe(phases=1))
+    ghn.attach(data)  # not trained: its score says nothing
+    store = folder_store(tmp_path)
+    sampler = GHNSampler(LARGE, ghn, pool_size=60, refresh=40, exploration=1.0, seed=0, artifact_store=store)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    with caplog.at_level(logging.INFO, logger="optuna_nas"):
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=41)
+    assert "of 40 finished trials" in caplog.text
+    pool = sampler._rounds.newest(study, 40).loaded
+    values = [merit(LARGE.decode(sampler._params(chosen))) for chosen in pool.chosen]
+    assert np.corrcoef(values, pool.scores)[0, 1] > 0.3
+
+
+# -- the GHN of the study -----------------------------------------------------------------------------------------
+
+
+def training_sampler(data, folder, **arguments):
+    ghn = GHN(SPACE, FRAME, GHNRecipe(phases=1))
+    arguments = {"pool_size": 10, "refresh": 10, "seed": 0, **arguments}
+    return GHNSampler(SPACE, ghn, data=data, budget=2, artifact_store=folder_store(folder), **arguments)
+
+
+def test_another_process_takes_the_trained_ghn_and_its_pool(data, tmp_path):
+    storage = f"sqlite:///{tmp_path}/study.db"
+    first = training_sampler(data, tmp_path / "artifacts")
+    study = optuna.create_study(study_name="s", storage=storage, direction="maximize", sampler=first)
+    study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=2)
+    second = pickle.loads(pickle.dumps(training_sampler(data, tmp_path / "artifacts")))
+    other = optuna.load_study(study_name="s", storage=storage, sampler=second)
+    other.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=2)
+    assert second.ghn.step == first.ghn.step == first.ghn.total_steps
+    architecture = SPACE.decode(other.trials[2].params)
+    assert first.ghn.score([architecture]) == second.ghn.score([architecture])
+
+
+def test_a_damaged_pool_is_not_used(data, tmp_path, caplog):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=12)
+    newest = read_json(study.trials[10].system_attrs, SNAPSHOT)["files"]
+    assert newest.keys() == {POOL}
+    path = tmp_path / newest[POOL]["artifact"]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    study.sampler = sampler_of(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=3)
+    assert "The GHN of trial 10 does not verify" in caplog.text
+    assert len(set(digests(study))) == 15
+
+
+def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=training_sampler(data, tmp_path))
+    study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=1)
+    assert read_json(study.trials[0].system_attrs, SNAPSHOT)["files"].keys() == {POOL, MODEL}
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"pool_size": 0}, "`pool_size` must be at least 1"),
+        ({"refresh": 0}, "`refresh` must be at least 1"),
+        ({"pool_size": 5, "refresh": 6}, "`pool_size` must be at least `refresh`"),
+        ({"exploration": 1.5}, r"`exploration` must be in \[0, 1\]"),
+        ({"costs": ["seconds"], "skeleton": FRAME}, "`costs` must be among"),
+        ({"costs": ["params"]}, "`skeleton` must be given"),
+        ({"budget": 3}, "`data` and `budget` must be given together"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        GHNSampler(LARGE, score, **arguments)
+
+
+def test_a_ghn_of_another_space_and_a_score_of_another_shape_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`score` must be a GHN of the sampler's space"):
+        GHNSampler(LARGE, GHN(SPACE, FRAME, GHNRecipe(phases=1)))
+    sampler = GHNSampler(LARGE, lambda architectures: np.zeros(3), pool_size=10, refresh=5, seed=0)
+    sampler._given_store = folder_store(tmp_path)
+    sampler._forget()
+    study = optuna.create_study(sampler=sampler)
+    with pytest.raises(ValueError, match="`score` must return 10 numbers"):
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
