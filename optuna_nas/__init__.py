@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         plot_architecture,
         plot_distribution,
         plot_most_likely,
+        plot_surrogate,
     )
     from optuna_nas.pruners import (
         GHNPruner,
@@ -129,6 +130,7 @@ __all__ = [
     "plot_architecture",
     "plot_distribution",
     "plot_most_likely",
+    "plot_surrogate",
     "register_op",
     "run",
     "suggest_categorical",
@@ -174,6 +176,7 @@ _HOMES = {
         "plot_architecture",
         "plot_distribution",
         "plot_most_likely",
+        "plot_surrogate",
     ),
     "pruners": ("GHNPruner",),
     "samplers": (

@@ -1,6 +1,14 @@
-"""Figures: cells, and how a distribution over them learned."""
+"""Figures: cells, how a distribution over them learned, how well a guess ranked them."""
 
 from optuna_nas.plots.cells import CellDrawing, cell_drawing, plot_architecture
 from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
+from optuna_nas.plots.surrogate import plot_surrogate
 
-__all__ = ["CellDrawing", "cell_drawing", "plot_architecture", "plot_distribution", "plot_most_likely"]
+__all__ = [
+    "CellDrawing",
+    "cell_drawing",
+    "plot_architecture",
+    "plot_distribution",
+    "plot_most_likely",
+    "plot_surrogate",
+]

@@ -32,28 +32,29 @@ WATCHED = 200
 
 
 class RankCorrelation(NamedTuple):
-    """Kendall's tau between what was guessed and what came of it, with a one-sided lower bound.
+    """Kendall's tau between what was guessed and what came of it, with bounds, each held at the confidence asked for.
 
-    The bound is Fieller's (1957): atanh(tau) has about the variance 0.437 / (n - 4).
+    The bounds are Fieller's (1957): atanh(tau) has about the variance 0.437 / (n - 4).
     """
 
     tau: float
     lower: float
+    upper: float
     n_trials: int
 
 
 def rank_correlation(guessed: list[float], came: list[float], confidence: float = 0.99) -> RankCorrelation:
-    """Return Kendall's tau-b of two lists and its lower bound at a confidence in (0.5, 1).
+    """Return Kendall's tau-b of two lists and its bounds, each at a confidence in (0.5, 1).
 
-    Fewer than 5 pairs, or pairs of which one side is constant, tell nothing: tau 0 and lower bound -1.
+    Fewer than 5 pairs, or pairs of which one side is constant, tell nothing: tau 0 between -1 and 1.
     """
     n_pairs = len(guessed)
     if n_pairs < 5 or len(set(guessed)) == 1 or len(set(came)) == 1:
-        return RankCorrelation(0.0, -1.0, n_pairs)
+        return RankCorrelation(0.0, -1.0, 1.0, n_pairs)
     tau = float(kendalltau(guessed, came).statistic)
-    spread = math.sqrt(0.437 / (n_pairs - 4))
-    z = math.atanh(min(max(tau, -0.999999), 0.999999)) - float(norm.ppf(confidence)) * spread
-    return RankCorrelation(tau, math.tanh(z), n_pairs)
+    z = math.atanh(min(max(tau, -0.999999), 0.999999))
+    spread = float(norm.ppf(confidence)) * math.sqrt(0.437 / (n_pairs - 4))
+    return RankCorrelation(tau, math.tanh(z - spread), math.tanh(z + spread), n_pairs)
 
 
 class SurrogatePruner(BasePruner):

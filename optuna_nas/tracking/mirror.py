@@ -26,8 +26,9 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
+from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers.snas import records_of
-from optuna_nas.study_state import PREFIX
+from optuna_nas.study_state import PREFIX, SURROGATE_SCORE
 from optuna_nas.tracking.records import (
     SQLITE,
     STATUSES,
@@ -70,7 +71,9 @@ _logger = logging.getLogger("optuna_nas.tracking")
 NOISY = ("mlflow", "alembic", "sqlalchemy", "urllib3")  # loggers whose messages from that thread are nobody's business
 PROBE_SECONDS = 5  # in which a server must say something
 FRESH_SECONDS = 10.0  # how long a trial of another process is left to that process
-SCATTER_ATTRIBUTES = ("surrogate_score", "params")
+SCATTER_ATTRIBUTES = (SURROGATE_SCORE, "params")
+TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
+GUESSES, FEWEST_GUESSES = "surrogate.png", 5
 """User attributes to draw against the value, best first: what a one-shot model guessed, what the network costs."""
 COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
 """Of the runs' points and curves; all but the winner's are pale."""
@@ -110,6 +113,7 @@ class Mirror:
         self._steps: set[int] = set()  # of the study's curves
         self._records: dict[int, DistributionRecord] = {}  # how the sampler's distribution stood, by step
         self._record_steps: set[int] = set()  # of those in MLflow
+        self._guesses_drawn = 0  # finished trials in the picture of scores against values
         self._scatter = SCATTER_ATTRIBUTES[-1]
         self._refused = False  # an artifact could not be stored
 
@@ -321,6 +325,7 @@ class Mirror:
             self._end(self._children[number].run_id, "KILLED", milliseconds_now())
         self.running.clear()
         self.replay(study, finished_trials(study))
+        self._draw_guesses(study, finished_trials(study), self._guesses_drawn)
         ranked = self._ranked(study)
         if ranked and self._counts(ranked[0]):
             self._crown(ranked[0])
@@ -383,11 +388,12 @@ class Mirror:
         horizon = min(list(self.running), default=inf)
         best: float | None = None
         counts: Counter[TrialState] = Counter()
-        points = []
+        points, seen = [], []
         for trial in finished_trials(study):
             if trial.number > horizon:
                 break
             counts[trial.state] += 1
+            seen.append(trial)
             values = {"n_complete": TrialState.COMPLETE, "n_pruned": TrialState.PRUNED, "n_failed": TrialState.FAIL}
             point = {name: float(counts[state]) for name, state in values.items()}
             if self._counts(trial):
@@ -397,9 +403,21 @@ class Mirror:
             if best is not None:
                 point["best_value"] = best
             if trial.number in numbers - self._steps:
+                if SURROGATE_SCORE in trial.user_attrs:
+                    tau = guesses(seen, study.directions[0]).correlation
+                    point |= {f"surrogate/kendall_tau{name}": getattr(tau, field) for name, field in TAU_CURVES}
                 points.append(Epoch(trial.number, trial.number, point, milliseconds(trial.datetime_complete)))
         self._log(self._parent_id, [metric for point in points for metric in _points(point)])
         self._steps |= {point.step for point in points}
+        if points:
+            self._draw_guesses(study, seen, self._guesses_drawn * 1.2)
+
+    def _draw_guesses(self, study: optuna.Study, trials: Sequence[FrozenTrial], more_than: float) -> None:
+        """Show scores against values on the study's run, when there are so many more than the last time."""
+        found = guesses(trials, study.directions[0])
+        if len(found.numbers) > max(more_than, FEWEST_GUESSES - 1):
+            self._guesses_drawn = len(found.numbers)
+            self._store(lambda: self._client.log_figure(self._parent_id, draw_guesses(found, self._metric), GUESSES))
 
     def _write_distribution(self, trials: Sequence[FrozenTrial]) -> None:
         """Show on the study's run how the sampler's distribution stood: curves, heat map, most likely cells."""

@@ -1,0 +1,108 @@
+"""How well a guess ranks what trials came to: scores against values, with Kendall's tau and its interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from optuna_nas.plots.cells import FONT, INK, PAPER, TITLE_SIZE
+from optuna_nas.pruners.base import RankCorrelation, rank_correlation
+from optuna_nas.study_state import CONDEMNED, SURROGATE_SCORE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+BLUE, ORANGE = "#3b6ea8", "#d9822b"
+
+
+class Guesses(NamedTuple):
+    """Finished trials of which something was guessed, N trials.
+
+    Args:
+        numbers: Of the trials.
+        scores: What was guessed.
+        values: What they came to, as the study has it.
+        condemned: Whether a pruner wanted to stop them and spared them.
+        correlation: Of scores and values, larger values counting as better where the study maximises.
+    """
+
+    numbers: tuple[int, ...]
+    scores: tuple[float, ...]
+    values: tuple[float, ...]
+    condemned: tuple[bool, ...]
+    correlation: RankCorrelation
+
+
+def guesses(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Guesses:
+    """Return what is known of the guesses: of trials that completed and have a `surrogate_score`."""
+    known = [
+        trial
+        for trial in trials
+        if trial.state == TrialState.COMPLETE
+        and SURROGATE_SCORE in trial.user_attrs
+        and np.isfinite([trial.user_attrs[SURROGATE_SCORE], trial.values[0]]).all()
+    ]
+    scores = tuple(float(trial.user_attrs[SURROGATE_SCORE]) for trial in known)
+    values = tuple(float(trial.values[0]) for trial in known)
+    sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
+    correlation = rank_correlation(list(scores), [sign * value for value in values], confidence=0.975)
+    return Guesses(
+        tuple(trial.number for trial in known),
+        scores,
+        values,
+        tuple(CONDEMNED in trial.user_attrs for trial in known),
+        correlation,
+    )
+
+
+def plot_surrogate(study: Study) -> Figure:
+    """Draw, for every finished trial, what was guessed of it against its first value.
+
+    Trials that a pruner condemned and spared stand out.
+
+    Raises:
+        ValueError: Nothing was guessed of any finished trial.
+    """
+    return draw_guesses(guesses(study.get_trials(deepcopy=False), study.directions[0]))
+
+
+def draw_guesses(found: Guesses, value_name: str = "value") -> Figure:
+    """Draw guesses; see `plot_surrogate`."""
+    if not found.numbers:
+        raise ValueError(
+            "`study` must have finished trials with a surrogate score but has none; use a GHNSampler, a GHNPruner or "
+            "`TrainObjective(score=...)`."
+        )
+    figure = Figure(figsize=(5.2, 4.4), dpi=120, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor(PAPER)
+    scores, values, condemned = (np.array(column) for column in (found.scores, found.values, found.condemned))
+    for chosen, colour, label in ((~condemned, BLUE, "passed"), (condemned, ORANGE, "condemned, but spared")):
+        if chosen.any():
+            axes.scatter(scores[chosen], values[chosen], s=22, color=colour, alpha=0.75, linewidths=0, label=label)
+    if condemned.any():
+        axes.legend(frameon=False, prop={"family": FONT, "size": TITLE_SIZE - 2})
+    tau = found.correlation
+    axes.set_title(
+        f"Kendall's tau {tau.tau:.2f}, 95 % interval {tau.lower:.2f} to {tau.upper:.2f} ({tau.n_trials} trials)"
+        if tau.lower > -1
+        else f"too few trials for a correlation ({tau.n_trials})",
+        color=INK,
+        family=FONT,
+        size=TITLE_SIZE,
+        loc="left",
+    )
+    axes.set_xlabel("surrogate score", color=INK, family=FONT)
+    axes.set_ylabel(value_name, color=INK, family=FONT)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
