@@ -22,6 +22,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 from PIL import Image
+from scipy.stats import kendalltau
 
 from optuna_nas.samplers import SNASSampler
 from optuna_nas.space import Architecture, nasbench201_space
@@ -372,6 +373,20 @@ def test_the_view_draws_the_surrogate_score_where_trials_have_one(uri):
     search(tracker, study, 1, during=lambda trial: trial.set_user_attr("surrogate_score", 0.5))
     (scatter,) = [chart for chart in read(uri).view["compareRunCharts"] if chart["type"] == "SCATTER"]
     assert scatter["xaxis"] == {"key": "surrogate_score", "type": "METRIC"}
+
+
+def test_scores_against_truth_are_shown_while_trials_finish(uri, tmp_path):
+    tracker, study = MLflowTracker(uri), new_study(folder=tmp_path)
+    search(tracker, study, 12, during=lambda trial: trial.set_user_attr("surrogate_score", 0.1 * trial.number))
+    mirror = read(uri)
+    curve = dict(mirror.curve(mirror.parent, "surrogate/kendall_tau"))
+    assert curve.keys() == set(range(12))
+    values = [trial.value for trial in study.trials]
+    assert curve[11] == pytest.approx(kendalltau(range(12), values).statistic)
+    lower, upper = (dict(mirror.curve(mirror.parent, f"surrogate/kendall_tau_{end}"))[11] for end in ("lower", "upper"))
+    assert lower < curve[11] < upper
+    picture = Image.open(mirror.file(mirror.parent, "surrogate.png"))
+    assert np.asarray(picture).std() > 10
 
 
 def test_the_view_fits_into_a_tag():

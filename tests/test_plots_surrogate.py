@@ -1,0 +1,69 @@
+"""Scores against values: the numbers behind the picture, and that it is drawn."""
+
+import numpy as np
+import optuna
+import pytest
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+from scipy.stats import kendalltau
+
+from optuna_nas import plot_surrogate
+from optuna_nas.plots.surrogate import guesses
+
+
+def trial(value, **attributes):
+    if value is None:
+        return create_trial(state=TrialState.PRUNED, user_attrs=attributes)
+    return create_trial(value=value, user_attrs=attributes)
+
+
+def study_of(trials, direction="maximize"):
+    study = optuna.create_study(direction=direction)
+    for one in trials:
+        study.add_trial(one)
+    return study
+
+
+def test_trials_that_finished_and_were_guessed_are_counted():
+    study = study_of(
+        [
+            trial(0.5, surrogate_score=0.1),
+            trial(0.7),
+            trial(None, surrogate_score=0.2),
+            trial(0.6, surrogate_score=0.3, condemned="its score is low"),
+            trial(0.6, surrogate_score=float("nan")),
+        ]
+    )
+    found = guesses(study.trials, StudyDirection.MAXIMIZE)
+    assert found.numbers == (0, 3)
+    assert found.scores == (0.1, 0.3)
+    assert found.values == (0.5, 0.6)
+    assert found.condemned == (False, True)
+
+
+@pytest.mark.parametrize("direction", [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE])
+def test_the_correlation_says_how_well_better_trials_score_higher(direction):
+    random = np.random.default_rng(0)
+    values = random.normal(size=30)
+    scores = values + random.normal(size=30)
+    sign = 1 if direction == StudyDirection.MAXIMIZE else -1
+    found = guesses([trial(sign * v, surrogate_score=s) for v, s in zip(values, scores, strict=True)], direction)
+    assert found.correlation.tau == pytest.approx(kendalltau(scores, values).statistic)
+    assert 0 < found.correlation.lower < found.correlation.tau < found.correlation.upper < 1
+
+
+@pytest.mark.parametrize("number", [2, 20])
+def test_a_picture_shows_every_trial(number, tmp_path):
+    trials = [
+        trial(0.1 * i, surrogate_score=0.2 * i, **({"condemned": "low"} if i % 3 == 0 else {})) for i in range(number)
+    ]
+    figure = plot_surrogate(study_of(trials))
+    (axes,) = figure.axes
+    assert sum(len(points.get_offsets()) for points in axes.collections) == number
+    assert ("too few" in axes.get_title(loc="left")) == (number < 5)
+    figure.savefig(tmp_path / "surrogate.png")
+
+
+def test_nothing_to_draw_is_one_sentence():
+    with pytest.raises(ValueError, match="`study` must have finished trials with a surrogate score"):
+        plot_surrogate(study_of([trial(0.5)]))
