@@ -28,7 +28,7 @@ def search(trials: int = 10, epochs: int = 8, ghn_epochs: float = 30, pool: int 
         space=space,
         skeleton=skeleton,
         data=data,
-        recipe=Recipe(epochs=epochs, learning_rate=0.1, warmup_fraction=0.1, seed=seed),
+        recipe=Recipe(epochs=epochs, batch_size=32, learning_rate=0.025, warmup_fraction=0.1, seed=seed),
         sampler=GHNSampler(space, ghn, data=data, budget=ghn_epochs, pool_size=pool, refresh=50, seed=seed),
         pruner=GHNPruner(ghn, seed=seed),
         trials=trials,

@@ -46,6 +46,13 @@ def test_snas_as_a_sampler_and_alone():
     assert shown["cell"].connected
 
 
+def test_a_ghn_as_a_sampler_and_alone():
+    names = run(block("GHNSampler("))
+    shown = run(block("ghn.fit(").replace("budget=1)", "budget=0.1)"), **names)
+    assert shown["ghn"].step == 2
+    assert len(shown["cells"]) == 20
+
+
 def test_a_space_and_an_op_of_ones_own(capsys):
     run(block("CellSpace("))
     assert "Cost(params=" in capsys.readouterr().out
