@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 MODEL, POOL = "ghn.safetensors", "pool.safetensors"
 ROUNDS_BEHIND = 3
 """How many rounds a worker may be behind the newest without ever proposing what another proposes."""
+SCORED_AT_ONCE = 64
+FITTING = 0.8
+"""Share of a round that its display counts for the training of the GHN, the rest for scoring the pool."""
 DRAWS_A_CANDIDATE = 20
 """Draws after which a pool that should have one more candidate has all there are."""
 
@@ -208,10 +211,14 @@ class GHNSampler(ArchitectureSampler):
         self.ghn.fit(
             self._data,
             self._budget,
-            on_step=self._on_progress,
+            on_step=None if self._on_progress is None else lambda share: self._report(FITTING * share),
             checkpoint=None if self._folder is None else self._folder / MODEL,
             should_stop=self._should_stop,
         )
+
+    def _report(self, share: float) -> None:
+        if self._on_progress is not None:
+            self._on_progress(share)
 
     def _attach(self) -> None:
         if not self._attached and self.ghn is not None and self._data is not None:
@@ -256,9 +263,15 @@ class GHNSampler(ArchitectureSampler):
         if not architectures:
             return np.zeros(0)
         score = self.score.score if isinstance(self.score, GHN) else self.score
-        scores = np.asarray(score(architectures), dtype=np.float64)
-        if scores.shape != (len(architectures),):
-            raise ValueError(f"`score` must return {len(architectures)} numbers but returned shape {scores.shape}.")
+        parts = []
+        for start in range(0, len(architectures), SCORED_AT_ONCE):
+            chunk = architectures[start : start + SCORED_AT_ONCE]
+            part = np.asarray(score(chunk), dtype=np.float64)
+            if part.shape != (len(chunk),):
+                raise ValueError(f"`score` must return {len(chunk)} numbers but returned shape {part.shape}.")
+            parts.append(part)
+            self._report(FITTING + (1 - FITTING) * (start + len(chunk)) / len(architectures))
+        scores = np.concatenate(parts)
         finite = np.isfinite(scores)
         if not finite.all():
             logger.warning("%d of %d scores are not finite; they count as the worst.", (~finite).sum(), len(scores))

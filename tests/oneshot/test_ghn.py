@@ -348,6 +348,23 @@ def test_inherited_weights_make_a_network_that_does_what_was_scored(data):
         assert accuracy == pytest.approx(float(ghn.score([architecture])[0]), abs=0.02)
 
 
+def test_noise_moves_kernels_by_its_share_of_their_spread(data):
+    ghn = fitted(data, 1)
+    (architecture,) = some(SPACE, 1)
+    plain, noisy = ghn.weights(architecture), ghn.weights(architecture, noise=0.1)
+    again = ghn.weights(architecture, noise=0.1)
+    live = set(ghn.generate([architecture])[0])
+    for name, tensor in plain.items():
+        assert torch.equal(noisy[name], again[name])
+        if name in live and tensor.ndim > 1:
+            moved = (noisy[name] - tensor).square().mean().sqrt()
+            assert moved == pytest.approx(0.1 * float(tensor.std(correction=0)), rel=0.5)
+        elif name in live:
+            assert torch.equal(noisy[name], tensor)
+    with pytest.raises(ValueError, match="`noise` must not be negative"):
+        ghn.weights(architecture, noise=-1.0)
+
+
 def test_the_score_does_not_depend_on_what_it_is_scored_with(data, monkeypatch):
     ghn = fitted(data, 1)
     architectures = [SPACE.architecture({}), *some(SPACE, 7)]

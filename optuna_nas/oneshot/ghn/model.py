@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from optuna_nas.data import seeded_generator
 from optuna_nas.networks import DiscreteNetwork, build_op, recompute_statistics, use_batch_statistics
 from optuna_nas.oneshot.ghn.decoder import Decoder, Slot, slots_of
 from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs
@@ -361,15 +362,28 @@ class GHN(OneShotModel[FitRecord]):
                     accuracies[i] = float((scores.argmax(1) == labels).double().mean())
         return accuracies
 
-    def weights(self, architecture: Architecture) -> dict[str, Tensor]:
+    def weights(self, architecture: Architecture, noise: float = 0.0) -> dict[str, Tensor]:
         """Return generated weights for `DiscreteNetwork(..., weights=...)`, with statistics of the scoring batch.
 
         Ops that lead nowhere, which the GHN does not see, keep a fresh initialisation.
+
+        Args:
+            architecture: Of this space.
+            noise: Standard deviation of noise on kernels, relative to theirs: a training that starts from filters too
+                much alike learns less (Knyazev et al. 2023); the same noise for the same architecture and seed.
         """
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"`noise` must not be negative but got {noise}; 0.1 is a tenth of the kernels' spread.")
         images, _ = self._scoring_batch()
         network = DiscreteNetwork(self._checked(architecture), self.skeleton, seed=self.recipe.seed).to(self.device)
         with self._lock, torch.no_grad():
-            network.load_state_dict(self.generate([architecture])[0], strict=False)
+            (generated,) = self.generate([architecture])
+        for number, (name, tensor) in enumerate(generated.items()):
+            if noise and tensor.ndim > 1:
+                generator = seeded_generator(self.device, self.recipe.seed, number, 3)
+                drawn = torch.randn(tensor.shape, generator=generator, device=self.device)
+                generated[name] = tensor + noise * tensor.std(correction=0) * drawn
+        network.load_state_dict(generated, strict=False)
         recompute_statistics(network, images)
         return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
