@@ -8,40 +8,35 @@ Expected:  a test error of about 2.9 % with 2.8 M parameters (SNAS, Xie et al. 2
 """
 
 import argparse
-from dataclasses import replace
 
 import torch
+from cifar10_final import search_data, train_in_full, with_cutout
 
 from optuna_nas import (
     SNAS,
-    Augmentation,
-    DiscreteNetwork,
     ImageData,
     Recipe,
     Search,
     Skeleton,
     SNASRecipe,
     SNASSampler,
-    cifar10,
     darts_cifar_skeleton,
     darts_search_skeleton,
     darts_space,
-    digits,
     plot_architecture,
     plot_distribution,
     run,
-    train,
 )
-from optuna_nas.training import EpochResult, evaluate
 
 ROUNDS = 10
+REPORTING = 1000  # images; all others train weights and logits alike
 
 
 def search(smoke: bool = False, resource: str = "mild", device: str = "auto", seed: int = 0) -> Search:
     """Let SNAS learn in ten rounds; the trials between them are scored with inherited weights."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    data = search_data(smoke, seed).to(device)
+    data = search_data(smoke, seed, REPORTING).to(device)
     size = {"n_cells": 3, "channels": 4} if smoke else {"n_cells": 8, "channels": 16}
     skeleton = darts_search_skeleton(**size, input_shape=data.input_shape, classes=data.classes)
     snas = SNAS(darts_space(), skeleton, SNASRecipe(resource=resource, seed=seed))
@@ -55,16 +50,6 @@ def search(smoke: bool = False, resource: str = "mild", device: str = "auto", se
         trials=trials,
         description=__doc__ or "",
     )
-
-
-def search_data(smoke: bool, seed: int) -> ImageData:
-    """Return the images; all for weights but 1,000 to report on, crop and flip but no cutout while searching."""
-    if smoke:
-        return digits(seed)
-    data = cifar10(seed=seed)
-    everything = torch.cat([data.splits[split] for split in ("weights", "choices", "report")])
-    splits = {"weights": everything[1000:], "choices": everything[:0], "report": everything[:1000]}
-    return replace(data, splits={**splits, "test": data.splits["test"]}, augmentation=Augmentation(4, flip=True))
 
 
 def final_training(smoke: bool, data: ImageData, seed: int) -> tuple[Skeleton, Recipe]:
@@ -95,28 +80,9 @@ def main() -> None:
     (folder / "most_likely_cell.json").write_text(cell.to_json())
     print(f"most likely cell: {cell.summary}\npictures in {folder}", flush=True)
 
-    data = search_data(options.smoke, options.seed)
-    if not options.smoke:
-        data = replace(data, augmentation=Augmentation(4, flip=True, cutout=16))
-    data = data.to(snas.device)
+    data = search_data(options.smoke, options.seed, REPORTING)
     skeleton, recipe = final_training(options.smoke, data, options.seed)
-    network = DiscreteNetwork(cell, skeleton, seed=options.seed)
-    print(f"final training: {cell.cost(skeleton).params / 1e6:.3f} M parameters, {recipe.epochs} epochs", flush=True)
-
-    def show(result: EpochResult) -> None:
-        print(f"epoch {result.epoch}: report accuracy {result.report_accuracy:.4f}, {result.seconds:.0f} s", flush=True)
-
-    train(
-        network,
-        data,
-        recipe,
-        drop_path=skeleton.drop_path,
-        on_epoch=show,
-        checkpoint=folder / "final.safetensors",
-        configuration={"architecture": cell.to_dict(), "skeleton": skeleton.to_dict()},
-    )
-    _, accuracy = evaluate(network, data, "test")
-    print(f"test error {100 * (1 - accuracy):.2f} %")
+    train_in_full(cell, skeleton, recipe, data if options.smoke else with_cutout(data), snas.device, folder)
 
 
 if __name__ == "__main__":
