@@ -1,0 +1,185 @@
+"""How fast does the GHN generate and learn, beside the slow way and beside plain training?
+
+Command:   python studies/benchmarks/ghn_speed.py
+Cost:      about three minutes on one thread
+Expected:  whole levels several times faster than node by node; a training step little dearer than one of plain SGD
+
+The subjects of a question take turns in one process; CPU seconds, medians (and minima) of the repeats.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from optuna_nas import (
+    GHN,
+    DiscreteNetwork,
+    GHNRecipe,
+    Space,
+    darts_cifar_skeleton,
+    darts_space,
+    ghn_skeleton,
+    ghn_space,
+)
+from optuna_nas.oneshot.ghn.graph import ModuleBatch
+from optuna_nas.oneshot.ghn.propagation import Propagation
+
+DARTS_V2 = {  # Liu et al. 2019, figures 4 and 5
+    "normal/2<-0": "sep_conv_3x3",
+    "normal/2<-1": "sep_conv_3x3",
+    "normal/3<-0": "sep_conv_3x3",
+    "normal/3<-1": "sep_conv_3x3",
+    "normal/4<-0": "skip_connect",
+    "normal/4<-1": "sep_conv_3x3",
+    "normal/5<-0": "skip_connect",
+    "normal/5<-2": "dil_conv_3x3",
+    "reduction/2<-0": "max_pool_3x3",
+    "reduction/2<-1": "max_pool_3x3",
+    "reduction/3<-1": "max_pool_3x3",
+    "reduction/3<-2": "skip_connect",
+    "reduction/4<-0": "max_pool_3x3",
+    "reduction/4<-2": "skip_connect",
+    "reduction/5<-1": "max_pool_3x3",
+    "reduction/5<-2": "skip_connect",
+}
+
+
+class NodeByNode(Propagation):
+    """The reference: one node after another, in topological order and back."""
+
+    def forward(self, embeddings_NH: Tensor, module: ModuleBatch) -> Tensor:
+        """Update every node of every level by itself."""
+        h = list(embeddings_NH.unbind())
+        for _ in range(self.phases):
+            for level in (*module.forward, *module.backward):
+                nodes, sources, targets = (part.tolist() for part in level[:3])
+                for place, node in enumerate(nodes):
+                    received = torch.zeros_like(h[node])
+                    for source, target in zip(sources, targets, strict=True):
+                        if target == place:
+                            received = received + self.message(h[source])
+                    h[node] = self.update(received[None], h[node][None])[0]
+        return torch.stack(h)
+
+
+def race(subjects: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
+    """Return milliseconds of CPU time of each, measured in turns after a round to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in subjects}
+    for number in range(repeats + 1):
+        for name, run in subjects.items():
+            started = time.process_time()
+            run()
+            if number:
+                taken[name].append(1000 * (time.process_time() - started))
+    return {name: {"median ms": median(times), "least ms": min(times)} for name, times in taken.items()}
+
+
+def main() -> None:
+    """Ask every question, print and write the answers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("ghn_speed.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for n_cells in (3, 8):
+        for phases in (1, 5):
+            found[f"generate, DARTS, {n_cells} cells, T = {phases}"] = race(
+                generation(n_cells, phases), options.repeats
+            )
+            found[f"training step, DARTS, {n_cells} cells, T = {phases}"] = race(
+                training_step(n_cells, phases), max(3, options.repeats // 2)
+            )
+    found["propagate graphs of 17 nodes, T = 1"] = race(propagation(), options.repeats)
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread")
+    for question, subjects in found.items():
+        print(question)
+        for name, times in subjects.items():
+            print(f"    {name:34s}" + "".join(f"{key} {value:9.2f}   " for key, value in times.items()))
+    options.out.write_text(json.dumps(found, indent=1))
+
+
+def ghn_of(space: Space, n_cells: int, phases: int) -> GHN:
+    """Return an untrained GHN; speed does not depend on training."""
+    if isinstance(space, type(darts_space())):
+        frame = replace(darts_cifar_skeleton(n_cells, channels=16), auxiliary=False, drop_path=0.0)
+    else:
+        frame = ghn_skeleton(3, 16)
+    return GHN(space, frame, GHNRecipe(phases=phases))
+
+
+def generation(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
+    """Return ways to generate all weights of a network."""
+    ghn = ghn_of(darts_space(), n_cells, phases)
+    slow = ghn_of(darts_space(), n_cells, phases)
+    slow.network.propagations = torch.nn.ModuleList([node_by_node(slow)])
+    cell = ghn.space.architecture(DARTS_V2)
+
+    def generate(subject: GHN) -> None:
+        with torch.no_grad():
+            subject.generate([cell])
+
+    return {"whole levels": lambda: generate(ghn), "node by node": lambda: generate(slow)}
+
+
+def node_by_node(ghn: GHN) -> NodeByNode:
+    """Return the reference with the weights of a GHN's propagation."""
+    recipe = ghn.recipe
+    slow = NodeByNode(recipe.hidden, recipe.phases, recipe.propagation, recipe.virtual_edges)
+    slow.load_state_dict(ghn.network.propagations[0].state_dict())
+    return slow
+
+
+def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
+    """Return a step of the GHN and one of plain SGD, on the same network and 64 images of 32 x 32."""
+    ghn = ghn_of(darts_space(), n_cells, phases)
+    cell = ghn.space.architecture(DARTS_V2)
+    network = DiscreteNetwork(cell, ghn.skeleton)
+    images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+    sgd = torch.optim.SGD(network.parameters(), 0.01, 0.9)
+    adam = torch.optim.Adam(ghn.network.parameters(), 1e-3)
+
+    def plain() -> None:
+        sgd.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        sgd.step()
+
+    def hyper() -> None:
+        adam.zero_grad()
+        (weights,) = ghn.generate([cell])
+        F.cross_entropy(ghn._run(cell, weights, images), labels).backward()
+        torch.nn.utils.clip_grad_norm_(ghn.network.parameters(), 5.0)
+        adam.step()
+
+    return {"plain SGD": plain, "GHN": hyper}
+
+
+def propagation() -> dict[str, Callable[[], object]]:
+    """Return the propagation of one block of 17 nodes and of 64 of them."""
+    space = ghn_space(17)
+    random = np.random.default_rng(0)
+    ghn = ghn_of(space, 3, 1)
+    blocks = [space.sample(random).graph(ghn.skeleton) for _ in range(64)]
+    deepest = max(blocks, key=lambda graph: len(ghn._batch([graph]).modules[1].forward))
+    batches = {"1 graph, the deepest": ghn._batch([deepest]), "64 graphs": ghn._batch(blocks)}
+
+    def run(name: str) -> None:
+        module = batches[name].modules[1]
+        with torch.no_grad():
+            ghn.network.propagations[0](F.one_hot(module.ops, ghn.recipe.hidden).float(), module)
+
+    return {name: lambda n=name: run(n) for name in batches}  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    main()
