@@ -138,12 +138,13 @@ def view(
 
         address = search.tracking.find_view(open_study(search, create=False), f"http://127.0.0.1:{port}")
         server = _start_mlflow(search.tracking.store_uri, port) if not search.tracking.served else None
-        console.print(f"Opening {address}", soft_wrap=True)
-        webbrowser.open(address)
-        if server is not None:
-            console.print("MLflow runs until you press Ctrl-C.")
-            with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):
+            console.print(f"Opening {address}", soft_wrap=True)
+            webbrowser.open(address)
+            if server is not None:
+                console.print("MLflow runs until you press Ctrl-C.")
                 server.wait()
+        if server is not None:
             server.terminate()
 
 

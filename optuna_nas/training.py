@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MOST_SKIPPED_IN_A_ROW = 10
 EVALUATION_BATCH = 512
+ABANDONED_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -506,7 +508,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
 
     The description travels in the file's header, so the two can't come apart.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_file(
@@ -518,8 +520,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        for unfinished in path.parent.glob(f".{path.name}.*"):  # ours, and those of processes killed while writing
-            unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+        for unfinished in path.parent.glob(f".{path.name}.*"):
+            with suppress(FileNotFoundError):
+                if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:
+                    unfinished.unlink()  # of a process that was killed while writing
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

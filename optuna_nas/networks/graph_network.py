@@ -165,17 +165,19 @@ def _ends_in_plain_norm(module: nn.Module | None) -> bool:
     if not (isinstance(module, nn.Sequential) and isinstance(module[-1], nn.BatchNorm2d)):
         return False
     norm = module[-1]
-    return not norm.affine and norm.track_running_stats and norm.momentum is not None
+    return not norm.affine and norm.running_mean is not None
 
 
 def _scaled_norm(norm: nn.BatchNorm2d, value: Tensor, scale: Tensor) -> Tensor:
     """Return `norm(value) * scale` of a norm without parameters and a scalar, without the cost of a product."""
-    mean, variance, momentum = norm.running_mean, norm.running_var, norm.momentum
+    mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
-    assert momentum is not None
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
     scales = scale.to(mean.dtype).repeat(norm.num_features)  # dense: the kernel does not look at strides
+    if norm.training and not norm.track_running_stats:
+        mean = variance = None
+    elif norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    momentum = 1.0 / float(norm.num_batches_tracked or 1) if norm.momentum is None else norm.momentum
     return F.batch_norm(value, mean, variance, scales, None, norm.training, momentum, norm.eps)
 
 

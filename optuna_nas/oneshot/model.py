@@ -262,7 +262,8 @@ class OneShotModel(ABC, Generic[Record]):
                 f"{self.skeleton.classes}, but has {data.input_shape} and {data.classes}."
             )
         with self._lock:
-            if self.device.type != data.device.type or self.device.index != (data.device.index or self.device.index):
+            index = data.device.index
+            if self.device.type != data.device.type or (index is not None and self.device.index != index):
                 self._move(data.device)
                 if self._scoring is not None:
                     self._scoring = Batch(*(tensor.to(data.device) for tensor in self._scoring))

@@ -90,6 +90,10 @@ class SurrogatePruner(BasePruner):
         self._spared, self._n_startup_trials, self._seed = spared, n_startup_trials, seed
         self._forget()
 
+    def _can_guess(self) -> bool:
+        """Tell whether there is a model that has learned."""
+        return True
+
     @abstractmethod
     def _guess(self, trial: FrozenTrial) -> float:
         """Return what is guessed of a trial's architecture, larger is better; quick when asked again."""
@@ -124,7 +128,7 @@ class SurrogatePruner(BasePruner):
             return rank_correlation(watch.guessed[-WATCHED:], watch.came[-WATCHED:])
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        if trial.intermediate_values or not self._is_ours(trial):
+        if trial.intermediate_values or not self._is_ours(trial) or not self._can_guess():
             return self._pruner.prune(study, trial)
         guess = self._guess(trial)
         if SURROGATE_SCORE not in trial.user_attrs:

@@ -60,12 +60,13 @@ class GHNPruner(SurrogatePruner):
         if n_random < 10:
             raise ValueError(f"`n_random` must be at least 10 to know a quantile but got {n_random}.")
         super().__init__(space, pruner, spared, n_startup_trials, seed)
+        self._ghn = score if isinstance(score, GHN) else None
         self._score = score.score if isinstance(score, GHN) else score
         self._quantile, self._n_random = quantile, n_random
 
     def _forget(self) -> None:
         super()._forget()
-        self._threshold: float | None = None
+        self._threshold: tuple[int, float] | None = None  # with the step of the GHN that it is of
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_threshold"}
@@ -74,12 +75,17 @@ class GHNPruner(SurrogatePruner):
     def threshold(self) -> float:
         """The score below which a trial is stopped."""
         with self._lock:
-            if self._threshold is None:
+            step = 0 if self._ghn is None else self._ghn.step
+            if self._threshold is None or self._threshold[0] != step:
                 random = np.random.default_rng([self._seed, 0])
                 sample = [self.space.sample(random) for _ in range(self._n_random)]
                 scores = np.asarray(self._score(sample), dtype=np.float64)
-                self._threshold = float(np.quantile(scores[np.isfinite(scores)], self._quantile))
-            return self._threshold
+                self._threshold = step, float(np.quantile(scores[np.isfinite(scores)], self._quantile))
+            return self._threshold[1]
+
+    def _can_guess(self) -> bool:
+        """A GHN guesses when its fit has ended."""
+        return self._ghn is None or 0 < self._ghn.total_steps <= self._ghn.step
 
     def _guess(self, trial: FrozenTrial) -> float:
         known = trial.user_attrs.get(SURROGATE_SCORE)

@@ -124,8 +124,8 @@ class ArchitectureSampler(BaseSampler):
         self._inner.after_trial(study, trial, state, values)
 
     def _is_fixed(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial was enqueued with all our parameters, so that nothing is asked of us."""
-        return set(self._distributions) <= set(trial.system_attrs.get("fixed_params", ()))
+        """Tell whether a trial has all our parameters, or was enqueued with them, so that nothing is asked of us."""
+        return self._distributions.keys() <= {*trial.system_attrs.get("fixed_params", ()), *trial.params}
 
     def _params(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
         """Return the parameters of one option a path."""
@@ -143,7 +143,7 @@ class ArchitectureSampler(BaseSampler):
                 )
 
     def _random(self, trial: FrozenTrial, name: str) -> np.random.Generator:
-        return np.random.default_rng([self._seed, trial.number, _hash(name)])
+        return np.random.default_rng([self._seed, trial.number, hash_of(name)])
 
     def _reseed_inner(self, trial: FrozenTrial, name: str) -> None:
         self._reseed(self._inner, trial, name)
@@ -160,5 +160,6 @@ class ArchitectureSampler(BaseSampler):
                     samplers.append(value)
 
 
-def _hash(name: str) -> int:
+def hash_of(name: str) -> int:
+    """Return a number of 64 bits, the same in every process."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.oneshot.ghn import GHN
 from optuna_nas.oneshot.ghn.regression import regress_if_better
-from optuna_nas.samplers.base import ArchitectureSampler
+from optuna_nas.samplers.base import ArchitectureSampler, hash_of
 from optuna_nas.samplers.rounds import Rounds, Snapshot
 from optuna_nas.study_state import DIGEST, SURROGATE_SCORE, Unverified
 from optuna_nas.training import load_tensors, save_tensors
@@ -39,6 +39,8 @@ ROUNDS_BEHIND = 3
 SCORED_AT_ONCE = 64
 FITTING = 0.8
 """Share of a round that its display counts for the training of the GHN, the rest for scoring the pool."""
+RESERVED_PART = 20
+"""The sequence kept free for the first trials is at most such a part of the space."""
 DRAWS_A_CANDIDATE = 20
 """Draws after which a pool that should have one more candidate has all there are."""
 
@@ -49,7 +51,7 @@ class Pool(NamedTuple):
     Args:
         chosen: Options of every candidate in the order in which they are handed out, shape (M, P).
         scores: Their scores, shape (M,).
-        taken: Digests of all that earlier rounds may have handed out, shape (T,).
+        taken: What workers that are behind may still be given, and by which round: (digest, round), shape (T, 2).
     """
 
     chosen: NDArray[np.int64]
@@ -63,7 +65,8 @@ class GHNSampler(ArchitectureSampler):
     Every `refresh` trials, the first of them draws a new pool, leaves out what was handed out before and what computes
     the same function, scores it, and publishes it. A trial takes the candidate of its own number, so that any number of
     workers never repeat one and none waits: who comes before a pool is there takes from the pool before, or from a
-    sequence of random architectures that is kept free for that.
+    sequence of random architectures that is kept free for that. (Two pools that are being scored at once do not know of
+    each other: rounds should be longer than the scoring of a pool.)
 
     With a `GHN`, finished trials may score better than it does: a regression on its graph embeddings takes over where
     it ranks better in cross-validation. With several objectives, candidates are ordered by the non-dominated rank of
@@ -133,37 +136,45 @@ class GHNSampler(ArchitectureSampler):
         self._pool_size, self._exploration, self._refresh = pool_size, exploration, refresh
         self._candidates = candidates
         self._given_store = artifact_store
+        self._seeded = seed is not None
         super().__init__(space, inner, seed)
 
     def _forget(self) -> None:
         super()._forget()
         self._attached = False
-        self._reserve: list[NDArray[np.int64]] | None = None
+        self._reserve: tuple[str, list[NDArray[np.int64]]] | None = None
         self._rounds: Rounds[Pool] = Rounds(
             "GHN", self._refresh, self._given_store, self._is_fixed, self._load, lambda: self._folder
         )
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        super().before_trial(study, trial)
+        if self._is_fixed(trial):  # nothing will be asked of us, but a pruner or the objective may ask the GHN
+            self._attach()
+            self._rounds.newest(study, trial.number)
 
     # -- proposals ------------------------------------------------------------------------------------------------
 
     def _before_proposal(self, study: Study, trial: FrozenTrial) -> None:
         self._attach()
-        before = self._rounds.newest(study, trial.number)
         pools: list[Pool] = []
 
-        def prepare(number: int) -> None:
+        def prepare(number: int, newest: Snapshot[Pool] | None) -> None:
             self._fit()
-            pools.append(self._make_pool(study, trial, None if before is None else before.loaded))
+            pools.append(self._make_pool(study, trial, number, None if newest is None else newest.loaded))
 
         self._rounds.open(study, trial, prepare, lambda folder: self._save(folder, pools[-1]))
         found = self._candidate(study, trial)
         if found is not None:
-            study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, found[1])
+            given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            if all(given.get(path, choice) == choice for path, choice in self._params(found[0]).items()):
+                study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, found[1])
 
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         found = self._candidate(study, trial)
         if found is not None:
             return self._params(found[0])
-        if trial.number < len(reserve := self._reserved()):
+        if trial.number < len(reserve := self._reserved(study)):
             return self._params(reserve[trial.number])
         return dict(self.space.encode(self.space.sample(self._random(trial, "architecture"))))
 
@@ -174,17 +185,21 @@ class GHNSampler(ArchitectureSampler):
         if newest is None:
             return None
         place = trial.number - newest.number // self._refresh * self._refresh
-        if place >= len(newest.loaded.chosen):
+        if not 0 <= place < len(newest.loaded.chosen):
             return None
         return newest.loaded.chosen[place], float(newest.loaded.scores[place])
 
-    def _reserved(self) -> list[NDArray[np.int64]]:
-        """Return different random architectures, for the trials of the first rounds that come before any pool."""
-        if self._reserve is None:
-            random = np.random.default_rng([self._seed, 0])
-            drawn = self._drawn(iter(lambda: self.space.sample(random), None), ROUNDS_BEHIND * self._refresh, set())
-            self._reserve = list(drawn.values())
-        return self._reserve
+    def _reserved(self, study: Study) -> list[NDArray[np.int64]]:
+        """Return different random architectures, for the trials of the first rounds that come before any pool.
+
+        The same for all workers of a study, also where each draws a seed of its own; a small part of the space.
+        """
+        if self._reserve is None or self._reserve[0] != study.study_name:
+            random = np.random.default_rng([self._seed if self._seeded else hash_of(study.study_name), 0])
+            number = min(ROUNDS_BEHIND * self._refresh, max(1, self.space.size // RESERVED_PART))
+            drawn = self._drawn(iter(lambda: self.space.sample(random), None), number, set())
+            self._reserve = study.study_name, list(drawn.values())
+        return self._reserve[1]
 
     def _drawn(
         self, architectures: Iterator[Architecture], number: int, taken: set[int]
@@ -225,21 +240,35 @@ class GHNSampler(ArchitectureSampler):
             self.ghn.attach(self._data)
             self._attached = True
 
-    def _make_pool(self, study: Study, trial: FrozenTrial, before: Pool | None) -> Pool:
-        trials = study.get_trials(deepcopy=False)
-        taken = {_digest(self.space.decode(self._params(chosen))) for chosen in self._reserved()}
+    def _make_pool(self, study: Study, trial: FrozenTrial, number: int, before: Pool | None) -> Pool:
+        """Draw, score and order the pool of a round; leave out what trials had, and what others may still be given."""
+        taken: dict[int, int] = {}  # the round whose workers may be given it, by digest
         if before is not None:
+            taken = {digest: r for digest, r in before.taken.tolist() if r > number - ROUNDS_BEHIND}
             handed_out = before.chosen[: ROUNDS_BEHIND * self._refresh]
-            taken |= set(before.taken.tolist())
-            taken |= {_digest(self.space.decode(self._params(chosen))) for chosen in handed_out}
-        ours = [earlier for earlier in trials if self._distributions.keys() <= earlier.params.keys()]
-        seen = {_digest_of(self.space, earlier) for earlier in ours if earlier.number != trial.number}
-        found = self._drawn(self._draws(study, trial), self._pool_size, taken | seen)
+            taken |= {_digest(self.space.decode(self._params(chosen))): number - 1 for chosen in handed_out}
+        reserved: set[int] = set()
+        if number < 2 * ROUNDS_BEHIND:
+            reserved = {_digest(self.space.decode(self._params(chosen))) for chosen in self._reserved(study)}
+        earlier = self._of_trials(study, trial)
+        found = self._drawn(self._draws(study, trial), self._pool_size, taken.keys() | reserved | earlier.keys())
         chosen_MP = np.array(list(found.values()), dtype=np.int64).reshape(-1, len(self._distributions))
         architectures = [self.space.decode(self._params(chosen)) for chosen in chosen_MP]
-        scores_M = self._scored(study, architectures, [t for t in ours if t.state == TrialState.COMPLETE])
-        order = self._order(scores_M, architectures, self._random(trial, "order"))
-        return Pool(chosen_MP[order], scores_M[order], np.array(sorted(taken), dtype=np.int64))
+        scores_M, ranking_M = self._scored(study, architectures, list(earlier.values()))
+        order = self._order(ranking_M, architectures, self._random(trial, "order"))
+        meanwhile = self._of_trials(study, trial).keys()  # scoring takes its time
+        digests = list(found)
+        order = order[[digests[i] not in meanwhile for i in order]]
+        kept = np.array(sorted(taken.items()), dtype=np.int64).reshape(-1, 2)
+        return Pool(chosen_MP[order], scores_M[order], kept)
+
+    def _of_trials(self, study: Study, trial: FrozenTrial) -> dict[int, FrozenTrial]:
+        """Return the other trials by the digest of their architecture, those of all brackets."""
+        return {
+            _digest_of(self.space, other): other
+            for other in study._get_trials(deepcopy=False, use_cache=False)
+            if self._distributions.keys() <= other.params.keys() and other.number != trial.number
+        }
 
     def _draws(self, study: Study, trial: FrozenTrial) -> Iterator[Architecture]:
         random = self._random(trial, "pool")
@@ -257,11 +286,11 @@ class GHNSampler(ArchitectureSampler):
             yield self.space.decode(params)
 
     def _scored(
-        self, study: Study, architectures: Sequence[Architecture], finished: Sequence[FrozenTrial]
-    ) -> NDArray[np.float64]:
-        """Return the scores of candidates; a score that is no number counts as the worst, and is said once."""
+        self, study: Study, architectures: Sequence[Architecture], trials: Sequence[FrozenTrial]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the scores of candidates and what to rank them by; no number counts as the worst, and is said once."""
         if not architectures:
-            return np.zeros(0)
+            return np.zeros(0), np.zeros(0)
         score = self.score.score if isinstance(self.score, GHN) else self.score
         parts = []
         for start in range(0, len(architectures), SCORED_AT_ONCE):
@@ -276,17 +305,24 @@ class GHNSampler(ArchitectureSampler):
         if not finite.all():
             logger.warning("%d of %d scores are not finite; they count as the worst.", (~finite).sum(), len(scores))
             scores = np.where(finite, scores, scores[finite].min() - 1.0 if finite.any() else 0.0)
+        finished = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.COMPLETE
+            and np.isfinite(trial.values[0])
+            and self.space.decode(trial.params).connected
+        ]
         if self.ghn is None or not finished or len(study.directions) > 1:
-            return scores
+            return scores, scores
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         theirs = [self.space.decode(trial.params) for trial in finished]
         values = np.array([sign * trial.values[0] for trial in finished])
-        scores, kind = regress_if_better(
+        ranking, kind = regress_if_better(
             self.ghn.embed(theirs), self.ghn.score(theirs), values, self.ghn.embed(architectures), scores
         )
         if kind != "score":
             logger.info("The pool is ranked by a %s of %d finished trials.", kind.replace("_", " "), len(finished))
-        return scores
+        return scores, ranking
 
     def _order(
         self, scores_M: NDArray[np.float64], architectures: Sequence[Architecture], random: np.random.Generator

@@ -74,7 +74,7 @@ class Rounds(Generic[Loaded]):
         name: Of the model, for the attribute (`snas:snapshot`) and for messages.
         trials_per_round: Trials between two openers.
         store: Where files go; None for the folder `artifacts` of the study's.
-        is_fixed: Tells a trial that was enqueued with all parameters, which opens no round.
+        is_fixed: Tells a trial that has all parameters, or was enqueued with them, and so opens no round any more.
         load: Makes something of a snapshot's JSON value and of a function that fetches one of its files; called by one
             thread at a time, and never while a round is prepared here. Raises `Unverified` where they are damaged.
         folder: Where the study keeps its files, if it does.
@@ -97,14 +97,19 @@ class Rounds(Generic[Loaded]):
         self._states: WeakKeyDictionary[BaseStorage, dict[int, _State[Loaded]]] = WeakKeyDictionary()
 
     def open(
-        self, study: Study, trial: FrozenTrial, prepare: Callable[[int], None], save: Callable[[Path], dict[str, Any]]
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        prepare: Callable[[int, Snapshot[Loaded] | None], None],
+        save: Callable[[Path], dict[str, Any]],
     ) -> None:
         """Prepare and publish the round if it is this trial's to open; never wait for a thread that prepares another.
 
         Args:
             study: The study.
             trial: The trial that asks.
-            prepare: Called with the number of the round; and again, if other threads came to later rounds meanwhile.
+            prepare: Called with the number of the round and the newest snapshot; and again, if other threads came to
+                later rounds meanwhile.
             save: Writes files into a folder and returns the JSON value; its key `done` says that this was the last.
         """
         state = self._state(study)
@@ -120,7 +125,7 @@ class Rounds(Generic[Loaded]):
             prepared = -1
             while prepared < state.due:  # which other threads may raise meanwhile
                 prepared = state.due
-                prepare(prepared)
+                prepare(prepared, newest)
             self._publish(study, trial, newest, save)
         finally:
             self._preparing.release()
@@ -153,7 +158,10 @@ class Rounds(Generic[Loaded]):
             return self._states.setdefault(study._storage, {}).setdefault(study._study_id, _State())
 
     def _is_opener(self, study: Study, trial: FrozenTrial) -> bool:
-        """Tell whether a trial opens its round: it is the first, or those before it have failed or were fixed."""
+        """Tell whether a trial opens its round: it is the first, or those before it will not.
+
+        Those have failed, or have their parameters without having published anything: an opener publishes first.
+        """
         for number in range(trial.number - trial.number % self._trials_per_round, trial.number):
             earlier = find_trial(study, number)
             if earlier is None or self._has_snapshot(earlier) or not self._is_passed_over(earlier):
@@ -165,9 +173,14 @@ class Rounds(Generic[Loaded]):
 
     def _has_snapshot(self, trial: FrozenTrial) -> bool:
         try:
-            return read_json(trial.system_attrs, self._key) is not None
+            return self._value(trial) is not None
         except Unverified:
             return True  # it came so far
+
+    def _value(self, trial: FrozenTrial) -> dict[str, Any] | None:
+        """Return what a trial published, not what a retried trial has inherited with its attributes."""
+        value = read_json(trial.system_attrs, self._key)
+        return value if value is not None and value.get("trial") == trial.number else None
 
     def _publish(
         self,
@@ -181,7 +194,8 @@ class Rounds(Generic[Loaded]):
             value = save(Path(folder))
             files = {path.name: publish_file(study, trial, store, path) for path in sorted(Path(folder).iterdir())}
         previous = () if before is None else tuple(file["artifact"] for file in before.files.values())
-        write_json(study, trial, self._key, {**value, "files": files, "previous": previous})
+        own = {"trial": trial.number, "files": files, "previous": previous}
+        write_json(study, trial, self._key, {**value, **own})
         for artifact in before.previous if before is not None else ():  # two are kept: one to fall back on
             with suppress(Exception):  # each store has errors of its own
                 store.remove(artifact)
@@ -194,7 +208,7 @@ class Rounds(Generic[Loaded]):
             if trial is None:
                 return None
             try:
-                value = read_json(trial.system_attrs, self._key)
+                value = self._value(trial)
                 if value is not None:
                     return None if number in refused else (number, value)
             except Unverified as error:

@@ -244,7 +244,7 @@ class SNASSampler(ArchitectureSampler):
         self._attach()
         before: list[int] = []  # the step of the snapshot that the training goes on from
 
-        def fit(number: int) -> None:
+        def fit(number: int, newest: Snapshot[NDArray[np.float64]] | None) -> None:
             before.append(snas.step)
             self._fit(snas, data, budget, min(1.0, number / self._n_rounds), min(1.0, (number + 1) / self._n_rounds))
 

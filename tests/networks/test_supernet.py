@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import SMALL_SPACES, SPACES, TINY, TINY_BLOCK, architectures, counted_parameters, small_skeleton, spaces
 from torch import nn
 
-from optuna_nas.networks import DiscreteNetwork, Supernet, choice_names, one_hot
+from optuna_nas.networks import DiscreteNetwork, Supernet, choice_names, one_hot, use_batch_statistics
 from optuna_nas.space import (
     BlockSpace,
     CellSpace,
@@ -254,6 +254,15 @@ def test_weights_need_not_sum_to_one():
     supernet, x = supernet_of(TINY).eval(), images()
     mixing = {path: 3 * torch.randn(len(names), dtype=torch.float64) for path, names in supernet.names.items()}
     torch.testing.assert_close(supernet(x, mixing), plain_forward(supernet, x, mixing))
+
+
+def test_statistics_that_are_not_to_be_tracked_stay_as_they_are():
+    supernet = supernet_of(TINY, affine=False)
+    use_batch_statistics(supernet)
+    before = {key: value.clone() for key, value in supernet.named_buffers()}
+    mixing, x = softmaxes(random_logits(TINY)), images()
+    torch.testing.assert_close(supernet.train()(x, mixing), plain_forward(supernet, x, mixing))
+    assert all(torch.equal(before[key], value) for key, value in supernet.named_buffers())
 
 
 # -- what is not computed -----------------------------------------------------------------------------------------

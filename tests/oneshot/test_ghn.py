@@ -365,6 +365,17 @@ def test_noise_moves_kernels_by_its_share_of_their_spread(data):
         ghn.weights(architecture, noise=-1.0)
 
 
+def test_without_sharing_a_module_keeps_its_propagation_where_another_is_dead():
+    space = CellSpace(("none", "nor_conv_3x3"), 1, 2, (CellKind("cell", outputs=(2,)),))
+    skeleton = Skeleton(("cell",) * 3, 4, (1, 8, 8), 10)
+    ghn = GHN(space, skeleton, GHNRecipe(phases=1, share_parameters=False))
+    skipping = space.architecture({"cell/2<-0": "nor_conv_3x3"})  # cell 1 is read by nobody
+    full = space.architecture({"cell/2<-0": "nor_conv_3x3", "cell/2<-1": "nor_conv_3x3"})
+    np.testing.assert_allclose(ghn.embed([skipping, full])[0], ghn.embed([skipping])[0], atol=1e-6)
+    with pytest.raises(ValueError, match="must reach their outputs"):
+        ghn.embed([space.architecture({})])
+
+
 def test_the_score_does_not_depend_on_what_it_is_scored_with(data, monkeypatch):
     ghn = fitted(data, 1)
     architectures = [SPACE.architecture({}), *some(SPACE, 7)]

@@ -19,7 +19,18 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState, create_trial
 from strategies import TINY_BLOCK
 
-from optuna_nas import GHN, CellKind, CellSpace, GHNRecipe, GHNSampler, ImageData, Skeleton, digits, nasbench201_space
+from optuna_nas import (
+    GHN,
+    CellKind,
+    CellSpace,
+    GHNPruner,
+    GHNRecipe,
+    GHNSampler,
+    ImageData,
+    Skeleton,
+    digits,
+    nasbench201_space,
+)
 from optuna_nas.samplers.ghn import MODEL, POOL, non_dominated_ranks
 from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, folder_store, read_json
 
@@ -220,6 +231,91 @@ def test_blocks_are_searched_too(tmp_path):
     assert study.trials[0].value >= 3
 
 
+def test_two_workers_of_different_seeds_repeat_nobody_before_the_pool_is_there(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, seed=None, refresh=30))
+    opener = study.ask()
+    study.sampler = sampler_of(tmp_path, seed=None, refresh=30)
+    early = [study.ask() for _ in range(20)]
+    for trial in early:
+        LARGE.suggest(trial)
+    study.sampler = sampler_of(tmp_path, seed=None, refresh=30)
+    LARGE.suggest(opener)
+    for trial in (opener, *early):
+        study.tell(trial, 0.0)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=9)
+    assert len(set(digests(study))) == 30
+
+
+def test_a_round_whose_first_trials_came_from_elsewhere_is_opened(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=3)
+    study.sampler = sampler_of(tmp_path)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=4)
+    assert [t.number for t in study.trials if PREFIX + SNAPSHOT in t.system_attrs] == [3]
+    assert all(SURROGATE_SCORE in t.user_attrs for t in study.trials[3:])
+
+
+def test_a_retried_trial_does_not_pass_for_the_opener_that_it_was(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=10)
+    dead = study.trials[0]
+    study.add_trial(
+        create_trial(
+            value=0.0, params=dead.params, distributions=dead.distributions, system_attrs=dict(dead.system_attrs)
+        )
+    )
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=9)
+    assert len(set(digests(study))) == 19  # the retried one repeats the dead one
+
+
+def test_what_finished_without_a_network_or_a_number_stops_no_round(data, tmp_path):
+    ghn = GHN(LARGE, FRAME, GHNRecipe(phases=1))
+    ghn.attach(data)
+    store = folder_store(tmp_path)
+    sampler = GHNSampler(LARGE, ghn, pool_size=60, refresh=30, seed=0, artifact_store=store)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.enqueue_trial(dict.fromkeys(LARGE.paths, "none"))
+    study.optimize(lambda trial: np.inf if trial.number == 3 else merit(LARGE.suggest(trial)), n_trials=31)
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+
+
+def test_a_small_space_is_ranked_too(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, SPACE, pool_size=100, refresh=100))
+    study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=5)
+    assert study.trials[0].value == max(merit(SPACE.decode(t.params)) for t in study.trials)
+    assert all(SURROGATE_SCORE in t.user_attrs for t in study.trials)
+
+
+def test_a_fixed_trial_may_be_judged_by_the_ghn_in_a_fresh_process(data, tmp_path):
+    storage = f"sqlite:///{tmp_path}/study.db"
+    first = training_sampler(data, tmp_path)
+    study = optuna.create_study(study_name="s", storage=storage, sampler=first)
+    study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=1)
+    second = training_sampler(data, tmp_path)
+    study = optuna.load_study(study_name="s", storage=storage, sampler=second, pruner=GHNPruner(second.ghn))
+    study.enqueue_trial(dict.fromkeys(SPACE.paths, "skip_connect"))
+
+    def objective(trial):
+        architecture = SPACE.suggest(trial)
+        trial.should_prune()
+        return float(second.ghn.score([architecture])[0])
+
+    study.optimize(objective, n_trials=1)
+    assert second.ghn.step == first.ghn.step
+
+
+def test_a_trial_with_parameters_of_its_own_has_no_score_of_another(tmp_path):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+    first = study.trials[0].params[LARGE.paths[0]]
+    other = "avg_pool_3x3" if first != "avg_pool_3x3" else "skip_connect"
+    study.enqueue_trial({LARGE.paths[0]: other})
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+    found = study.trials[1]
+    assert found.params[LARGE.paths[0]] == other
+    assert found.user_attrs.get(SURROGATE_SCORE, found.value) == found.value
+
+
 # -- scores -------------------------------------------------------------------------------------------------------
 
 
@@ -269,14 +365,17 @@ def test_finished_trials_take_over_from_a_ghn_that_ranks_worse(data, tmp_path, c
     ghn = GHN(LARGE, FRAME, GHNRecipe(phases=1))
     ghn.attach(data)  # not trained: its score says nothing
     store = folder_store(tmp_path)
-    sampler = GHNSampler(LARGE, ghn, pool_size=60, refresh=40, exploration=1.0, seed=0, artifact_store=store)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study = optuna.create_study(direction="maximize", sampler=RandomSampler(seed=0))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=40)
+    sampler = GHNSampler(LARGE, ghn, pool_size=60, refresh=40, exploration=0.0, seed=0, artifact_store=store)
+    study.sampler = sampler
     with caplog.at_level(logging.INFO, logger="optuna_nas"):
-        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=41)
-    assert "of 40 finished trials" in caplog.text
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+    assert "finished trials" in caplog.text
     pool = sampler._rounds.newest(study, 40).loaded
     values = [merit(LARGE.decode(sampler._params(chosen))) for chosen in pool.chosen]
-    assert np.corrcoef(values, pool.scores)[0, 1] > 0.3
+    assert np.corrcoef(values, -np.arange(60))[0, 1] > 0.3
+    assert (pool.scores <= 1).all()  # still the GHN's accuracies, whatever they are ordered by
 
 
 # -- the GHN of the study -----------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ class ModuleBatch:
     """Module m of many graphs.
 
     Args:
+        number: Its number, see `modules_of`.
         ops: Number of the op of every node, shape (N,).
         features: What the shape embedding reads of every node, shape (N, 4).
         graphs: Graph of every node, shape (N,).
@@ -82,6 +83,7 @@ class ModuleBatch:
         read: For them, `module * G + graph`, shape (R,).
     """
 
+    number: int
     ops: Tensor
     features: Tensor
     graphs: Tensor
@@ -248,6 +250,7 @@ def batch_graphs(
         schedules = [schedule(module.topology, reach) for _, module in held]
         plans.append(
             (
+                number,
                 [packer.add(ops), packer.add(np.array(features).reshape(-1)), packer.add(owners)],
                 [packer.add(readers), packer.add(read)],
                 [_pack_level(packer, level) for level in _merged([s.forward for s in schedules], starts)],
@@ -269,6 +272,7 @@ def batch_graphs(
 
     modules = tuple(
         ModuleBatch(
+            number,
             tensors[values[0]],
             tensors[values[1]].reshape(-1, 4),
             tensors[values[2]],
@@ -278,7 +282,7 @@ def batch_graphs(
             tensors[links[0]],
             tensors[links[1]],
         )
-        for values, links, forward, backward, everything in plans
+        for number, values, links, forward, backward, everything in plans
     )
     return GraphBatch(len(graphs), modules, tuple(rows), tensors[sizes_at])
 

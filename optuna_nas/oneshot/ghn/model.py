@@ -167,8 +167,9 @@ class HyperNetwork(nn.Module):
         outputs: list[Tensor] = []
         everything: list[Tensor] = []
         total = torch.zeros(batch.size, hidden, device=batch.sizes.device)
-        for place, module in enumerate(batch.modules):
-            propagation = cast("Propagation", self.propagations[place if len(self.propagations) > 1 else 0])
+        for module in batch.modules:
+            shared = self.recipe.share_parameters
+            propagation = cast("Propagation", self.propagations[0 if shared else module.number])
             nodes = F.one_hot(module.ops, hidden).float()
             if self.shapes:
                 columns = zip(self.shapes, module.features.unbind(1), strict=True)
@@ -388,10 +389,17 @@ class GHN(OneShotModel[FitRecord]):
         return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     def embed(self, architectures: Sequence[Architecture]) -> NDArray[np.float32]:
-        """Return the mean embedding of the nodes of each architecture, shape (N, hidden)."""
+        """Return the mean embedding of the nodes of each architecture, shape (N, hidden).
+
+        Raises:
+            ValueError: An architecture does not reach its output: there is no network to embed.
+        """
+        for architecture in architectures:
+            if not self._checked(architecture).connected:
+                raise ValueError(f"`architectures` must reach their outputs but one does not: {architecture}.")
         found = [np.zeros((0, self.recipe.hidden), dtype=np.float32)]
         for start in range(0, len(architectures), GRAPHS_AT_ONCE):
-            chunk = [self._checked(a) for a in architectures[start : start + GRAPHS_AT_ONCE]]
+            chunk = architectures[start : start + GRAPHS_AT_ONCE]
             with self._lock, torch.no_grad():
                 _, means = self.network(self._batch([architecture.graph(self.skeleton) for architecture in chunk]))
             found.append(means.cpu().numpy())
