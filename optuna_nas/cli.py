@@ -8,6 +8,7 @@ import os
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -138,14 +139,25 @@ def view(
 
         address = search.tracking.find_view(open_study(search, create=False), f"http://127.0.0.1:{port}")
         server = _start_mlflow(search.tracking.store_uri, port) if not search.tracking.served else None
-        with suppress(KeyboardInterrupt):
+        with _ctrl_c() as pressed:  # an exception may be lost on its way out of a browser that is being opened
             console.print(f"Opening {address}", soft_wrap=True)
             webbrowser.open(address)
             if server is not None:
                 console.print("MLflow runs until you press Ctrl-C.")
-                server.wait()
-        if server is not None:
-            server.terminate()
+                while not pressed and server.poll() is None:
+                    time.sleep(0.1)
+                server.terminate()
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """Collect what Ctrl-C sends instead of raising it."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
