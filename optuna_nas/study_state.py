@@ -36,6 +36,10 @@ class Unverified(Exception):
     """What another worker published is damaged or gone."""
 
 
+class Unreachable(Unverified):
+    """It can't be read now; perhaps later."""
+
+
 def write_json(study: Study, trial: FrozenTrial, key: str, value: object) -> None:
     """Attach a JSON value to a running trial."""
     text = json.dumps(value, separators=(",", ":"))
@@ -90,13 +94,14 @@ def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -
     """Download a published file to `path`.
 
     Raises:
-        Unverified: It is gone or is not what was published.
+        Unreachable: It can't be read.
+        Unverified: It is not what was published.
     """
     try:
         with store.open_reader(reference["artifact"]) as source, open(path, "wb") as target:
             shutil.copyfileobj(source, target)
     except Exception as error:  # each store has errors of its own
-        raise Unverified(f"artifact {reference['artifact']} can't be read: {error}") from error
+        raise Unreachable(f"artifact {reference['artifact']} can't be read: {error}") from error
     if _sha256(path) != reference["sha256"]:
         raise Unverified(f"artifact {reference['artifact']} is not what was published: its sha256 differs")
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from optuna.trial import TrialState
 
 from optuna_nas.study_state import (
+    Unreachable,
     Unverified,
     fetch_file,
     find_trial,
@@ -64,7 +65,8 @@ class _State(Generic[Loaded]):
     def __init__(self) -> None:
         self.newest: Snapshot[Loaded] | None = None
         self.due = -1  # the highest round whose turn has come in this process
-        self.refused: set[int] = set()  # trials whose snapshots did not verify
+        self.refused: set[int] = set()  # trials whose snapshots are not what was published
+        self.named: set[int] = set()  # trials whose snapshots were said to be of no use
 
 
 class Rounds(Generic[Loaded]):
@@ -234,10 +236,12 @@ class Rounds(Generic[Loaded]):
             return None
 
     def _refuse(self, study: Study, number: int, error: Exception) -> None:
-        """Say once that a snapshot is of no use."""
-        refused = self._state(study).refused
-        if number not in refused:
-            refused.add(number)
+        """Say once that a snapshot is of no use; what can't be read now is tried again by the next trial."""
+        state = self._state(study)
+        if not isinstance(error, Unreachable):
+            state.refused.add(number)
+        if number not in state.named:
+            state.named.add(number)
             logger.warning(
                 "The %s of trial %d does not verify (%s); the one before it is used.", self._name, number, error
             )

@@ -414,6 +414,21 @@ def test_a_damaged_pool_is_not_used(data, tmp_path, caplog):
     assert len(set(digests(study))) == 15
 
 
+def test_a_pool_that_cannot_be_read_now_is_tried_again(tmp_path, caplog):
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+    artifact = tmp_path / read_json(study.trials[0].system_attrs, SNAPSHOT)["files"][POOL]["artifact"]
+    content = artifact.read_bytes()
+    artifact.unlink()
+    study.sampler = sampler_of(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=2)
+    assert caplog.text.count("can't be read") == 1
+    artifact.write_bytes(content)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=2)
+    assert [SURROGATE_SCORE in trial.user_attrs for trial in study.trials] == [True, False, False, True, True]
+
+
 def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
     study = optuna.create_study(direction="maximize", sampler=training_sampler(data, tmp_path))
     study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=1)
