@@ -16,6 +16,7 @@ from torch import Tensor
 
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
+from optuna_nas.space.cost import COSTS
 from optuna_nas.study_state import DIGEST, SURROGATE_SCORE
 from optuna_nas.training import (
     EpochResult,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from optuna_nas.oneshot.model import Score
 
 ACCURACY = "accuracy"
-COSTS = tuple(cost.name for cost in fields(Cost))
 
 REASON = "reason"
 """Trial attribute: why it was pruned or failed, one sentence."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from optuna import Study
@@ -30,6 +30,57 @@ CONDEMNED = "condemned"
 """Trial attribute: why a pruner wanted to stop it before its first step, one sentence."""
 PIECE = 2045
 """Characters that every storage of Optuna takes in one attribute."""
+
+
+class Forgetful:
+    """Pickles its settings only; what can't be pickled, or can be had again from a study, is made anew.
+
+    Subclasses set their settings before they call this constructor, and all else in `_forget`.
+    """
+
+    def __init__(self) -> None:
+        settings = set(vars(self))
+        self._forget()
+        self._forgotten = frozenset(vars(self)) - settings
+
+    def _forget(self) -> None:
+        """Make anew what is not pickled."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in sorted(vars(self).items()) if name not in self._forgotten}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+
+class FinishedTrials:
+    """The trials of a study as they finish, each shown once."""
+
+    def __init__(self) -> None:
+        self._unfinished: list[int] = []  # places in the list of trials
+        self._n_known = 0
+
+    def take(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials that have finished since the last call, those that ran on first.
+
+        Args:
+            trials: All of the study, by number.
+        """
+        finished, unfinished = [], []
+        for place in [*self._unfinished, *range(self._n_known, len(trials))]:
+            # Another thread may have shown a longer list before.
+            if place < len(trials) and trials[place].state.is_finished():
+                finished.append(trials[place])
+            else:
+                unfinished.append(place)
+        self._unfinished, self._n_known = unfinished, max(self._n_known, len(trials))
+        return finished
+
+
+def hash_of(name: str) -> int:
+    """Return a number of 64 bits, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 class Unverified(Exception):

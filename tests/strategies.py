@@ -1,9 +1,12 @@
 """What tests are fed: spaces, small frames to put them in, generators of architectures, and the slow counter."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 from torch import nn
 
+from optuna_nas.data import ImageData, digits
 from optuna_nas.space import (
     Architecture,
     BlockSpace,
@@ -38,6 +41,12 @@ ALL_OPS = (
     "conv_3x1_1x3",
     "conv_7x1_1x7",
 )
+
+
+def few_digits(n_images: int) -> ImageData:
+    """Return the first images of every split of scikit-learn's digits."""
+    data = digits()
+    return replace(data, splits={split: positions[:n_images] for split, positions in data.splits.items()})
 
 
 def small_skeleton(space: Space, **changes) -> Skeleton:

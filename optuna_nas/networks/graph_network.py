@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optuna_nas.networks.ops import build_op
+from optuna_nas.networks.ops import build_op, has_module
 from optuna_nas.space.graph import AUXILIARY, ComputationGraph
 from optuna_nas.space.ops import STRUCTURAL, get_op
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
 Weight: TypeAlias = Tensor | float
 """What a sum multiplies a term with: a scalar tensor, or a constant (0.0 leaves the term out, 1.0 costs no product)."""
 
 _BUILDING = threading.Lock()
+
+
+@contextmanager
+def seeded_building(seed: int | None) -> Iterator[None]:
+    """Let modules that are built inside start from the same weights whatever else draws random numbers.
+
+    They initialise themselves from torch's global generator: a lock keeps other threads out of it, and it is put back.
+    """
+    with _BUILDING, torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 class GraphNetwork(nn.Module):
@@ -35,12 +48,9 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self.graph = graph
         self.parts = nn.ModuleDict()
-        # Modules initialise themselves from the global generator; the lock keeps trials in other threads out of it.
-        with _BUILDING, torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.default_generator.manual_seed(seed)
+        with seeded_building(seed):
             for node in graph:
-                if node.op not in STRUCTURAL and not (get_op(node.op).identity and node.site.stride == 1):
+                if has_module(node.op, node.site):
                     self.parts[node.name] = build_op(node.op, node.site)
         self.to(memory_format=torch.channels_last)
         self._relu_first = [node.op not in STRUCTURAL and get_op(node.op).relu_first for node in graph]

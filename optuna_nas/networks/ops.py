@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optuna_nas.space.cost import Cost, Site
-from optuna_nas.space.ops import Op, auxiliary_pooled_size, define_op, forget_op, get_op
+from optuna_nas.space.ops import STRUCTURAL, Op, auxiliary_pooled_size, define_op, forget_op, get_op
 
 ModuleFactory = Callable[[Site], nn.Module]
 
@@ -204,6 +204,11 @@ _FACTORIES: dict[str, ModuleFactory] = {
     "auxiliary_head_imagenet": lambda site: AuxiliaryHead(site, 2, last_norm=False),
     "classifier": Classifier,
 }
+
+
+def has_module(name: str, site: Site) -> bool:
+    """Tell whether a node of this op computes something: the structure of a graph and a plain skip do not."""
+    return name not in STRUCTURAL and not (get_op(name).identity and site.stride == 1)
 
 
 def build_op(name: str, site: Site) -> nn.Module:

@@ -7,7 +7,6 @@ E edges (paths of the space), O options of an edge (ops, `none` included).
 
 from __future__ import annotations
 
-from dataclasses import fields
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optuna_nas.space import Architecture, CellSpace, Cost
+from optuna_nas.space import Architecture, CellSpace
 from optuna_nas.space.cell_space import cost_table
+from optuna_nas.space.cost import COSTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from optuna_nas.space import Skeleton, Space
 
-COSTS = tuple(field.name for field in fields(Cost))
 SMALLEST_EXPONENTIAL = 1e-20  # generators may return an exact 0, whose logarithm is infinite
 
 

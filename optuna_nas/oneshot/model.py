@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MOST_SKIPPED_FRACTION, FIRST_JUDGED_STEP = 0.05, 20
 SCORING_IMAGES = 512
+RECORDS = 200
+"""Moments of a fit that are recorded."""
 
 
 class Score(Protocol):
@@ -232,6 +234,10 @@ class OneShotModel(ABC, Generic[Record]):
         """Return what was fixed when it was made, as a checkpoint tells it."""
         own = {"space": self._space.to_dict(), "skeleton": self.skeleton.to_dict(), "recipe": asdict(self._recipe)}  # type: ignore[call-overload]
         return json.loads(json.dumps(own))  # type: ignore[no-any-return]
+
+    def _recording(self) -> bool:
+        """Tell whether the step just done is one to record."""
+        return self.step * RECORDS // self.total_steps > (self.step - 1) * RECORDS // self.total_steps
 
     def _skip(self) -> None:
         """Count a step without a finite loss, already counted as a step.

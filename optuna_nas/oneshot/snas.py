@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from optuna_nas.data import REPORT, Data, seeded_generator
 from optuna_nas.networks import DiscreteNetwork, Supernet, one_hot, recompute_statistics, use_batch_statistics
 from optuna_nas.oneshot.distribution import (
-    COSTS,
     DistributionRecord,
     EdgeCosts,
     architecture_of,
@@ -36,6 +35,7 @@ from optuna_nas.oneshot.distribution import (
 )
 from optuna_nas.oneshot.model import SCORING_IMAGES, OneShotModel
 from optuna_nas.space import Architecture, CellSpace
+from optuna_nas.space.cost import COSTS
 from optuna_nas.training import (
     PRECISIONS,
     autocast,
@@ -61,7 +61,6 @@ RESOURCE_WEIGHTS = {"mild": 0.1, "moderate": 0.3, "aggressive": 1.0}
 PAPER_LOGIT_RATE, PAPER_STEPS = 3e-4, 117_150  # 150 epochs of 781 batches
 HIGHEST_LOGIT_RATE = 0.05
 LOGIT_CLIP_NORM = 10.0  # as the authors' code
-RECORDS = 200
 
 
 @dataclass(frozen=True)
@@ -392,9 +391,6 @@ class SNAS(OneShotModel[DistributionRecord]):
         learning_steps = max(1.0, (1 - self.recipe.warmup_fraction) * self.total_steps)
         return min(HIGHEST_LOGIT_RATE, PAPER_LOGIT_RATE * max(1.0, PAPER_STEPS / learning_steps))
 
-    def _recording(self) -> bool:
-        return self.step * RECORDS // self.total_steps > (self.step - 1) * RECORDS // self.total_steps
-
     def _record(self) -> DistributionRecord:
         probabilities = self._probabilities_EO
         sums = self._sums.cpu().numpy()
@@ -504,7 +500,7 @@ class SNAS(OneShotModel[DistributionRecord]):
         )
 
     def _supersede_optimizers(self) -> None:
-        """Make the optimizers anew with their state: after a move or a copy they hold other tensors than we do."""
+        """Make the optimizers anew with their state: after a move they hold other tensors than we do."""
         states = [optimizer_tensors(optimizer) for optimizer in (self._weights_optimizer, self._logits_optimizer)]
         self._make_optimizers()
         for optimizer, state in zip((self._weights_optimizer, self._logits_optimizer), states, strict=True):

@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from optuna_nas.oneshot.distribution import COSTS, architecture_of
+from optuna_nas.oneshot.distribution import architecture_of
 from optuna_nas.plots.cells import FONT, INK, PAPER, TITLE_SIZE, cell_drawing, draw_cell
+from optuna_nas.space.cost import COSTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import threading
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from scipy.stats import kendalltau, norm
 
-from optuna_nas.study_state import CONDEMNED, SURROGATE_SCORE
+from optuna_nas.study_state import CONDEMNED, SURROGATE_SCORE, FinishedTrials, Forgetful, hash_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -57,7 +56,7 @@ def rank_correlation(guessed: list[float], came: list[float], confidence: float 
     return RankCorrelation(tau, math.tanh(z - spread), math.tanh(z + spread), n_pairs)
 
 
-class SurrogatePruner(BasePruner):
+class SurrogatePruner(Forgetful, BasePruner):
     """Stops trials before their first step by what a model guesses of their architecture.
 
     - It begins to stop when enough trials have finished, and only while the lower 99 % bound of Kendall's tau between
@@ -88,7 +87,7 @@ class SurrogatePruner(BasePruner):
         self.space = space
         self._pruner = pruner or NopPruner()
         self._spared, self._n_startup_trials, self._seed = spared, n_startup_trials, seed
-        self._forget()
+        super().__init__()
 
     def _can_guess(self) -> bool:
         """Tell whether there is a model that has learned."""
@@ -103,26 +102,17 @@ class SurrogatePruner(BasePruner):
         """Return why a trial is to be stopped, in one sentence; None to let it pass."""
 
     def _forget(self) -> None:
-        """Make anew what can't be pickled and what can be had again from the study."""
+        super()._forget()
         self._lock = threading.RLock()
         self._watch: WeakKeyDictionary[BaseStorage, dict[int, _Watch]] = WeakKeyDictionary()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_watch")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
 
     def correlation(self, study: Study) -> RankCorrelation:
         """Return how well the guesses rank the trials that have finished so far, the newest 200."""
         with self._lock:
             watch = self._watch.setdefault(study._storage, {}).setdefault(study._study_id, _Watch())
-            trials = study._get_trials(deepcopy=False, use_cache=True)
-            finished = watch.take(trials)
             sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
-            for trial in finished:
-                if self._is_ours(trial):
+            for trial in watch.finished.take(study._get_trials(deepcopy=False, use_cache=True)):
+                if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all() and self._is_ours(trial):
                     watch.guessed.append(self._guess(trial))
                     watch.came.append(sign * trial.values[0])
             return rank_correlation(watch.guessed[-WATCHED:], watch.came[-WATCHED:])
@@ -162,31 +152,17 @@ class SurrogatePruner(BasePruner):
         return False
 
     def _is_spared(self, trial: FrozenTrial) -> bool:
-        digest = hashlib.blake2b(f"{self._seed}/{trial.number}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") / 2**64 < self._spared
+        return hash_of(f"{self._seed}/{trial.number}") / 2**64 < self._spared
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
         return self.space.distributions().keys() <= trial.params.keys()
 
 
 class _Watch:
-    """The finished trials of a study, each looked at once."""
+    """What was guessed of the completed trials of a study, and what they came to."""
 
     def __init__(self) -> None:
         self.guessed: list[float] = []
         self.came: list[float] = []
         self.warned = False
-        self._unfinished: list[int] = []
-        self._n_known = 0
-
-    def take(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """Return the completed trials that were not returned before, in the order of their numbers."""
-        finished, unfinished = [], []
-        for place in [*self._unfinished, *range(self._n_known, len(trials))]:
-            # Another thread may have shown a longer list before.
-            if place < len(trials) and trials[place].state.is_finished():
-                finished.append(trials[place])
-            else:
-                unfinished.append(place)
-        self._unfinished, self._n_known = unfinished, max(self._n_known, len(trials))
-        return [t for t in finished if t.state == TrialState.COMPLETE and np.isfinite(t.values).all()]
+        self.finished = FinishedTrials()

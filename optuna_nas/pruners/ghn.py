@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -59,17 +59,14 @@ class GHNPruner(SurrogatePruner):
             raise ValueError(f"`quantile` must be in (0, 1) but got {quantile}; scores are good for a quarter.")
         if n_random < 10:
             raise ValueError(f"`n_random` must be at least 10 to know a quantile but got {n_random}.")
-        super().__init__(space, pruner, spared, n_startup_trials, seed)
         self._ghn = score if isinstance(score, GHN) else None
         self._score = score.score if isinstance(score, GHN) else score
         self._quantile, self._n_random = quantile, n_random
+        super().__init__(space, pruner, spared, n_startup_trials, seed)
 
     def _forget(self) -> None:
         super()._forget()
         self._threshold: tuple[int, float] | None = None  # with the step of the GHN that it is of
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_threshold"}
 
     @property
     def threshold(self) -> float:

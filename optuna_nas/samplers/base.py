@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.samplers._lazy_random_state import LazyRandomState
+
+from optuna_nas.study_state import Forgetful, hash_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +21,14 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, TrialState
 
-    from optuna_nas.space import Space
+    from optuna_nas.space import Architecture, Space
 
 
-class ArchitectureSampler(BaseSampler):
+class ArchitectureSampler(Forgetful, BaseSampler):
     """Proposes whole architectures of a space; parameters that are not of the space go to an inner sampler.
 
     Random numbers depend on the seed, the trial's number and the parameter's name only: equal in one thread or four, in
     one process or many.
-
-    Subclasses set their own attributes before they call this constructor, and what can't be pickled in `_forget`.
 
     Args:
         space: What may be chosen.
@@ -46,9 +45,7 @@ class ArchitectureSampler(BaseSampler):
             path: {choice: position for position, choice in enumerate(distribution.choices)}
             for path, distribution in self._distributions.items()
         }
-        settings = set(vars(self))
-        self._forget()
-        self._forgotten = frozenset(vars(self)) - settings
+        super().__init__()
 
     @abstractmethod
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -58,18 +55,11 @@ class ArchitectureSampler(BaseSampler):
         """Do what comes before a trial's first proposal, such as a training that the trial has to pay for."""
 
     def _forget(self) -> None:
-        """Make anew what can be had again from the study, and what can't be pickled."""
+        super()._forget()
         self._inner_lock = threading.Lock()
         self._on_progress: Callable[[float], None] | None = None
         self._should_stop: Callable[[], bool] | None = None
         self._folder: Path | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in sorted(vars(self).items()) if name not in self._forgotten}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
 
     def prepare(
         self,
@@ -134,6 +124,10 @@ class ArchitectureSampler(BaseSampler):
             for (path, distribution), position in zip(self._distributions.items(), chosen.tolist(), strict=True)
         }
 
+    def _architecture(self, chosen: NDArray[np.int64]) -> Architecture:
+        """Return the architecture of one option a path."""
+        return self.space.decode(self._params(chosen))
+
     def _check_space(self, search_space: Mapping[str, BaseDistribution]) -> None:
         for name, distribution in search_space.items():
             if name in self._distributions and distribution != self._distributions[name]:
@@ -158,8 +152,3 @@ class ArchitectureSampler(BaseSampler):
                     value.rng.seed(seed)
                 elif isinstance(value, BaseSampler):
                     samplers.append(value)
-
-
-def hash_of(name: str) -> int:
-    """Return a number of 64 bits, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

@@ -12,9 +12,10 @@ from optuna.trial import TrialState
 
 from optuna_nas.oneshot.ghn import GHN
 from optuna_nas.oneshot.ghn.regression import regress_if_better
-from optuna_nas.samplers.base import ArchitectureSampler, hash_of
+from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.samplers.rounds import Rounds, Snapshot
-from optuna_nas.study_state import DIGEST, SURROGATE_SCORE, Unverified
+from optuna_nas.space.cost import COSTS
+from optuna_nas.study_state import DIGEST, SURROGATE_SCORE, Unverified, hash_of
 from optuna_nas.training import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -126,9 +127,9 @@ class GHNSampler(ArchitectureSampler):
         if not 0 <= exploration <= 1:
             raise ValueError(f"`exploration` must be in [0, 1] but got {exploration}; 0.1 suits most studies.")
         self._costs, self._skeleton = tuple(costs), skeleton or (ghn.skeleton if ghn is not None else None)
-        unknown = sorted(set(self._costs) - {"params", "multiply_adds", "memory_access"})
+        unknown = sorted(set(self._costs) - set(COSTS))
         if unknown:
-            raise ValueError(f"`costs` must be among params, multiply_adds, memory_access but got {unknown[0]!r}.")
+            raise ValueError(f"`costs` must be among {COSTS} but got {unknown[0]!r}.")
         if self._costs and self._skeleton is None:
             raise ValueError("`skeleton` must be given to count `costs`, unless `score` is a GHN.")
         self.score, self.ghn = score, ghn
@@ -246,14 +247,14 @@ class GHNSampler(ArchitectureSampler):
         if before is not None:
             taken = {digest: r for digest, r in before.taken.tolist() if r > number - ROUNDS_BEHIND}
             handed_out = before.chosen[: ROUNDS_BEHIND * self._refresh]
-            taken |= {_digest(self.space.decode(self._params(chosen))): number - 1 for chosen in handed_out}
+            taken |= {_digest(self._architecture(chosen)): number - 1 for chosen in handed_out}
         reserved: set[int] = set()
         if number < 2 * ROUNDS_BEHIND:
-            reserved = {_digest(self.space.decode(self._params(chosen))) for chosen in self._reserved(study)}
+            reserved = {_digest(self._architecture(chosen)) for chosen in self._reserved(study)}
         earlier = self._of_trials(study, trial)
         found = self._drawn(self._draws(study, trial), self._pool_size, taken.keys() | reserved | earlier.keys())
         chosen_MP = np.array(list(found.values()), dtype=np.int64).reshape(-1, len(self._distributions))
-        architectures = [self.space.decode(self._params(chosen)) for chosen in chosen_MP]
+        architectures = [self._architecture(chosen) for chosen in chosen_MP]
         scores_M, ranking_M = self._scored(study, architectures, list(earlier.values()))
         order = self._order(ranking_M, architectures, self._random(trial, "order"))
         meanwhile = self._of_trials(study, trial).keys()  # scoring takes its time

@@ -16,7 +16,7 @@ from optuna_nas.oneshot.distribution import DistributionRecord, connected_argmax
 from optuna_nas.oneshot.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.samplers.rounds import Rounds, Snapshot
-from optuna_nas.study_state import DIGEST, Unverified, read_json, write_json
+from optuna_nas.study_state import DIGEST, FinishedTrials, Unverified, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -315,21 +315,12 @@ class _Fold:
         self.policy = policy
         self._chosen: set[tuple[int, ...]] = set()
         self._digests: set[str] = set()
-        self._unfinished: list[int] = []  # places in the list of trials
-        self._n_known = 0
+        self._finished = FinishedTrials()
 
     def update(
         self, trials: Sequence[FrozenTrial], positions: Mapping[str, Mapping[Any, int]], signs: Sequence[float]
     ) -> None:
-        finished, unfinished = [], []
-        for place in [*self._unfinished, *range(self._n_known, len(trials))]:
-            # Another thread may have shown a longer list before.
-            if place < len(trials) and trials[place].state.is_finished():
-                finished.append(trials[place])
-            else:
-                unfinished.append(place)
-        self._unfinished, self._n_known = unfinished, max(self._n_known, len(trials))
-        for trial in sorted(finished, key=_finished_at):
+        for trial in sorted(self._finished.take(trials), key=_finished_at):
             if trial.state == TrialState.FAIL or not positions.keys() <= trial.params.keys():
                 continue
             chosen = tuple(known.get(trial.params[path], -1) for path, known in positions.items())

@@ -6,7 +6,7 @@ NAS-Bench-201's own counter does; memory access counts the elements read and wri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 Shape = tuple[int, int, int]
@@ -58,6 +58,10 @@ class Cost:
     def times(self, factor: int) -> Cost:
         """Return the cost of `factor` copies."""
         return Cost(factor * self.params, factor * self.multiply_adds, factor * self.memory_access)
+
+
+COSTS = tuple(field.name for field in fields(Cost))
+"""Names of the costs, in their order."""
 
 
 def convolution_cost(

@@ -72,9 +72,9 @@ NOISY = ("mlflow", "alembic", "sqlalchemy", "urllib3")  # loggers whose messages
 PROBE_SECONDS = 5  # in which a server must say something
 FRESH_SECONDS = 10.0  # how long a trial of another process is left to that process
 SCATTER_ATTRIBUTES = (SURROGATE_SCORE, "params")
+"""User attributes to draw against the value, best first: what a one-shot model guessed, what the network costs."""
 TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
 GUESSES, FEWEST_GUESSES = "surrogate.png", 5
-"""User attributes to draw against the value, best first: what a one-shot model guessed, what the network costs."""
 COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
 """Of the runs' points and curves; all but the winner's are pale."""
 BEST = " (best)"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import SPACES, TINY, TINY_BLOCK, small_skeleton
+from strategies import SPACES, TINY, TINY_BLOCK, few_digits, small_skeleton
 
 from optuna_nas import (
     GHN,
@@ -19,11 +19,9 @@ from optuna_nas import (
     CellSpace,
     DiscreteNetwork,
     GHNRecipe,
-    ImageData,
     Skeleton,
     darts_search_skeleton,
     darts_space,
-    digits,
 )
 from optuna_nas.networks import build_op, use_batch_statistics
 from optuna_nas.oneshot.ghn.decoder import SCALE, SHIFT, Decoder, Slot, slots_of
@@ -40,9 +38,7 @@ FRAME = Skeleton(("cell", "reduction", "cell"), 4, (1, 8, 8), 10)
 
 @pytest.fixture(scope="module")
 def data():
-    full = digits()
-    few = {split: positions[:128] for split, positions in full.splits.items()}
-    return ImageData(full.name, full.images, full.labels, 10, few, full.mean, full.std, full.augmentation)
+    return few_digits(128)
 
 
 def some(space, number, seed=0):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from strategies import few_digits
 
 import optuna_nas.oneshot.snas as module
 from optuna_nas import (
@@ -16,7 +17,6 @@ from optuna_nas import (
     CellKind,
     CellSpace,
     DiscreteNetwork,
-    ImageData,
     Skeleton,
     SNASRecipe,
     Supernet,
@@ -41,9 +41,7 @@ STEPS_PER_EPOCH = 22  # 64 images a step of the 1,438 that the digits' training 
 
 @pytest.fixture(scope="module")
 def data():
-    full = digits()
-    few = {split: positions[:128] for split, positions in full.splits.items()}
-    return ImageData(full.name, full.images, full.labels, 10, few, full.mean, full.std, full.augmentation)
+    return few_digits(128)
 
 
 def fitted(data, budget=3, space=SPACE, skeleton=FRAME, **recipe):

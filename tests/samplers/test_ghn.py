@@ -17,7 +17,7 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
 )
 from optuna.trial import TrialState, create_trial
-from strategies import TINY_BLOCK
+from strategies import TINY_BLOCK, few_digits
 
 from optuna_nas import (
     GHN,
@@ -26,9 +26,7 @@ from optuna_nas import (
     GHNPruner,
     GHNRecipe,
     GHNSampler,
-    ImageData,
     Skeleton,
-    digits,
     nasbench201_space,
 )
 from optuna_nas.samplers.ghn import MODEL, POOL, non_dominated_ranks
@@ -47,9 +45,7 @@ def _quiet():
 
 @pytest.fixture(scope="module")
 def data():
-    full = digits()
-    few = {split: positions[:64] for split, positions in full.splits.items()}
-    return ImageData(full.name, full.images, full.labels, 10, few, full.mean, full.std, full.augmentation)
+    return few_digits(64)
 
 
 def merit(architecture):

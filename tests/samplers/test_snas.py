@@ -19,16 +19,15 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
 )
 from optuna.trial import TrialState, create_trial
+from strategies import few_digits
 
 from optuna_nas import (
     SNAS,
     CellKind,
     CellSpace,
-    ImageData,
     Skeleton,
     SNASRecipe,
     SNASSampler,
-    digits,
     distribution_records,
     ghn_space,
     nasbench201_space,
@@ -50,9 +49,7 @@ def _quiet():
 
 @pytest.fixture(scope="module")
 def data():
-    full = digits()
-    few = {split: positions[:64] for split, positions in full.splits.items()}
-    return ImageData(full.name, full.images, full.labels, 10, few, full.mean, full.std, full.augmentation)
+    return few_digits(64)
 
 
 def snas_with_logits(seed=0):

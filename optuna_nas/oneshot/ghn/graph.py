@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from optuna_nas.space import ComputationGraph
-    from optuna_nas.space.graph import Node
+    from optuna_nas.space import ComputationGraph, Site
 
 INPUT = "input"
 Topology = tuple[tuple[int, ...], ...]
@@ -37,7 +36,7 @@ class Module(NamedTuple):
     Args:
         ops: Of every node; input nodes stand first.
         topology: Of the nodes.
-        sources: For every input node the number of the module it reads; -1 for the image.
+        sources: For every input node the number of the module it reads.
         nodes: Position in the graph of every node after the input nodes.
     """
 
@@ -78,7 +77,6 @@ class ModuleBatch:
         forward: Levels from the inputs to the output.
         backward: Levels from the output to the inputs; the output itself is left out, so that a phase of one graph
             with V nodes is 2 V - 1 updates.
-        everything: All nodes as one level that reads its predecessors, for synchronous propagation.
         readers: Positions of the input nodes that read a module, shape (R,).
         read: For them, `module * G + graph`, shape (R,).
     """
@@ -89,7 +87,6 @@ class ModuleBatch:
     graphs: Tensor
     forward: tuple[Level, ...]
     backward: tuple[Level, ...]
-    everything: Level
     readers: Tensor
     read: Tensor
 
@@ -137,11 +134,17 @@ def modules_of(graph: ComputationGraph) -> dict[int, Module]:
     return modules
 
 
-class Schedule(NamedTuple):
-    """The order of one module: (nodes, edges, far edges) of every level; an edge is (source, target, length)."""
+Edge = tuple[int, int, int]
+"""Source, target, and length of the path that it stands for."""
+Levels = tuple[tuple[tuple[int, ...], tuple[Edge, ...]], ...]
+"""Nodes of every level and the edges that they read."""
 
-    forward: tuple[tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]], ...]
-    backward: tuple[tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]], ...]
+
+class Schedule(NamedTuple):
+    """The order of one module, there and back."""
+
+    forward: Levels
+    backward: Levels
 
 
 @lru_cache(maxsize=16384)
@@ -166,9 +169,7 @@ def schedule(topology: Topology, reach: int = 1) -> Schedule:
     return Schedule(forward, backward)
 
 
-def _levels(
-    reads: Topology, order: range, reach: int, left_out: int = -1
-) -> tuple[tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]], ...]:
+def _levels(reads: Topology, order: range, reach: int, left_out: int = -1) -> Levels:
     level: dict[int, int] = {}
     distances: dict[int, dict[int, int]] = {}
     for node in order:
@@ -240,7 +241,7 @@ def batch_graphs(
                     raise ValueError(f"`architectures` must use the ops of the GHN, {sorted(op_numbers)}, not {op!r}.")
                 ops.append(op_numbers[op])
             nodes = [graphs[g].nodes[position] for position in module.nodes]
-            features += [(0, 0, 0, 0)] * n_inputs + [shape_features(node) for node in nodes]
+            features += [(0, 0, 0, 0)] * n_inputs + [shape_features(node.site) for node in nodes]
             owners += [g] * len(module.ops)
             readers += range(start, start + n_inputs)
             read += [places[source] * len(graphs) + g for source in module.sources]
@@ -255,7 +256,6 @@ def batch_graphs(
                 [packer.add(readers), packer.add(read)],
                 [_pack_level(packer, level) for level in _merged([s.forward for s in schedules], starts)],
                 [_pack_level(packer, level) for level in _merged([s.backward for s in schedules], starts)],
-                _pack_level(packer, _all_at_once([s.forward for s in schedules], starts)),
             )
         )
         row += starts[-1]
@@ -278,25 +278,19 @@ def batch_graphs(
             tensors[values[2]],
             tuple(level(at) for at in forward),
             tuple(level(at) for at in backward),
-            level(everything),
             tensors[links[0]],
             tensors[links[1]],
         )
-        for number, values, links, forward, backward, everything in plans
+        for number, values, links, forward, backward in plans
     )
     return GraphBatch(len(graphs), modules, tuple(rows), tensors[sizes_at])
 
 
-_Edges = list[tuple[int, int, int]]
-
-
-def _merged(
-    schedules: Sequence[tuple[tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]], ...]], starts: Sequence[int]
-) -> Iterator[tuple[list[int], _Edges]]:
+def _merged(schedules: Sequence[Levels], starts: Sequence[int]) -> Iterator[tuple[list[int], list[Edge]]]:
     """Join level l of all modules; a node's position moves by its module's start."""
     for number in range(max(len(levels) for levels in schedules)):
         nodes: list[int] = []
-        edges: _Edges = []
+        edges: list[Edge] = []
         for levels, start in zip(schedules, starts, strict=False):
             if number < len(levels):
                 nodes += [start + node for node in levels[number][0]]
@@ -304,14 +298,7 @@ def _merged(
         yield nodes, edges
 
 
-def _all_at_once(
-    schedules: Sequence[tuple[tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]], ...]], starts: Sequence[int]
-) -> tuple[list[int], _Edges]:
-    levels = list(_merged(schedules, starts))
-    return [node for nodes, _ in levels for node in nodes], [edge for _, edges in levels for edge in edges]
-
-
-def _pack_level(packer: _Packer, level: tuple[list[int], _Edges]) -> tuple[int, int, int, int]:
+def _pack_level(packer: _Packer, level: tuple[list[int], list[Edge]]) -> tuple[int, int, int, int]:
     nodes, edges = level
     place = {node: i for i, node in enumerate(nodes)}
     sources = [source for source, _, _ in edges]
@@ -324,9 +311,19 @@ def _pack_level(packer: _Packer, level: tuple[list[int], _Edges]) -> tuple[int, 
     )
 
 
-def shape_features(node: Node) -> tuple[int, int, int, int]:
+def all_at_once(levels: Sequence[Level]) -> Level:
+    """Return all nodes as one level, for synchronous propagation."""
+    starts = [0, *accumulate(len(level.nodes) for level in levels)]
+    moved = [
+        level._replace(targets=level.targets + start, far_targets=level.far_targets + start)
+        for level, start in zip(levels, starts, strict=False)
+    ]
+    return Level(*(torch.cat(parts) for parts in zip(*moved, strict=True)))
+
+
+@lru_cache(maxsize=1024)
+def shape_features(site: Site) -> tuple[int, int, int, int]:
     """Return what a shape embedding sees of a node: channels in and out and height in half octaves, and the stride."""
-    site = node.site
     in_channels, out_channels, height = (
         min(SHAPE_SIZES - 1, round(2 * np.log2(max(1, size)))) for size in (site.in_shape[0], *site.out_shape[:2])
     )

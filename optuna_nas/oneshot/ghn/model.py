@@ -17,12 +17,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optuna_nas.data import seeded_generator
-from optuna_nas.networks import DiscreteNetwork, build_op, recompute_statistics, use_batch_statistics
+from optuna_nas.networks import (
+    DiscreteNetwork,
+    build_op,
+    has_module,
+    recompute_statistics,
+    seeded_building,
+    use_batch_statistics,
+)
 from optuna_nas.oneshot.ghn.decoder import Decoder, Slot, slots_of
 from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs
 from optuna_nas.oneshot.ghn.propagation import PROPAGATIONS, Propagation
 from optuna_nas.oneshot.model import OneShotModel
-from optuna_nas.space.ops import STRUCTURAL, get_op
 from optuna_nas.training import (
     PRECISIONS,
     autocast,
@@ -41,7 +47,6 @@ if TYPE_CHECKING:
     from optuna_nas.space import Architecture, ComputationGraph, Site, Skeleton, Space
     from optuna_nas.space.graph import Node
 
-RECORDS = 200
 GRAPHS_AT_ONCE = 32
 """Architectures whose weights are generated together: bounds the memory of scoring a pool."""
 LONGEST_PATH = 50
@@ -131,14 +136,13 @@ class HyperNetwork(nn.Module):
 
     Args:
         recipe: Sizes and choices.
-        n_ops: Number of ops.
         n_modules: Modules of a network.
         slots: All tensors that it may have to generate.
     """
 
-    def __init__(self, recipe: GHNRecipe, n_ops: int, n_modules: int, slots: Sequence[Slot]) -> None:
+    def __init__(self, recipe: GHNRecipe, n_modules: int, slots: Sequence[Slot]) -> None:
         super().__init__()
-        self.recipe, self.n_ops = recipe, n_ops
+        self.recipe = recipe
         n_propagations = 1 if recipe.share_parameters else n_modules
         self.propagations = nn.ModuleList(
             Propagation(recipe.hidden, recipe.phases, recipe.propagation, recipe.virtual_edges)
@@ -232,9 +236,8 @@ class GHN(OneShotModel[FitRecord]):
         self._slots: dict[tuple[str, Site], dict[str, Slot]] = {}
         slots = [slot for node in everything for slot in self._slots_at(node).values()]
         n_modules = 2 + max(node.cell for node in everything) + 1
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.recipe.seed)
-            self.network = HyperNetwork(self.recipe, len(names), n_modules, slots)
+        with seeded_building(self.recipe.seed):
+            self.network = HyperNetwork(self.recipe, n_modules, slots)
         self._optimizer = self._make_optimizer()
         self._sums = torch.zeros(3, dtype=torch.float64)  # steps, loss, accuracy
 
@@ -251,7 +254,7 @@ class GHN(OneShotModel[FitRecord]):
 
     def _slots_at(self, node: Node) -> dict[str, Slot]:
         """Return the tensors of a node's module by name."""
-        if node.op in STRUCTURAL or (get_op(node.op).identity and node.site.stride == 1):
+        if not has_module(node.op, node.site):
             return {}
         key = (node.op, node.site)
         if key not in self._slots:
@@ -327,8 +330,7 @@ class GHN(OneShotModel[FitRecord]):
             self._sums += torch.stack([one, loss.detach().double(), torch.stack(accuracies).mean()])
         else:
             self._skip()
-        due = self.step * RECORDS // self.total_steps > (self.step - 1) * RECORDS // self.total_steps
-        return self._record() if due else None
+        return self._record() if self._recording() else None
 
     def _record(self) -> FitRecord:
         steps, loss, accuracy = self._sums.tolist()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from optuna_nas.oneshot.ghn.graph import all_at_once
+
 if TYPE_CHECKING:
     from optuna_nas.oneshot.ghn.graph import Level, ModuleBatch
 
@@ -37,12 +39,11 @@ class Propagation(nn.Module):
 
     def forward(self, embeddings_NH: Tensor, module: ModuleBatch) -> Tensor:
         """Return the embeddings after all phases, shape (N, H)."""
+        levels = (*module.forward, *module.backward)
         if self.kind == "synchronous":
-            for _ in range(self.phases):
-                embeddings_NH = self._updated(embeddings_NH, module.everything)
-            return embeddings_NH
+            levels = (all_at_once(module.forward),)
         for _ in range(self.phases):
-            for level in (*module.forward, *module.backward):
+            for level in levels:
                 embeddings_NH = self._updated(embeddings_NH, level)
         return embeddings_NH
 
