@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         SNASRecipe,
     )
     from optuna_nas.plots import (
+        plot_anytime,
         plot_architecture,
         plot_distribution,
         plot_most_likely,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         run,
     )
     from optuna_nas.space import (
+        AnytimeSpace,
         Architecture,
         BlockSpace,
         CellKind,
@@ -64,6 +66,9 @@ if TYPE_CHECKING:
         Cost,
         Skeleton,
         Space,
+        anytime_accuracy,
+        anytime_skeleton,
+        anytime_space,
         darts_cifar_skeleton,
         darts_imagenet_skeleton,
         darts_search_skeleton,
@@ -87,6 +92,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GHN",
     "SNAS",
+    "AnytimeSpace",
     "Architecture",
     "Augmentation",
     "BlockSpace",
@@ -110,6 +116,9 @@ __all__ = [
     "Space",
     "Supernet",
     "TrainObjective",
+    "anytime_accuracy",
+    "anytime_skeleton",
+    "anytime_space",
     "cifar10",
     "cifar100",
     "darts_cifar_skeleton",
@@ -127,6 +136,7 @@ __all__ = [
     "mnist",
     "nasbench201_skeleton",
     "nasbench201_space",
+    "plot_anytime",
     "plot_architecture",
     "plot_distribution",
     "plot_most_likely",
@@ -173,6 +183,7 @@ _HOMES = {
         "SNASRecipe",
     ),
     "plots": (
+        "plot_anytime",
         "plot_architecture",
         "plot_distribution",
         "plot_most_likely",
@@ -190,6 +201,7 @@ _HOMES = {
         "run",
     ),
     "space": (
+        "AnytimeSpace",
         "Architecture",
         "BlockSpace",
         "CellKind",
@@ -198,6 +210,9 @@ _HOMES = {
         "Cost",
         "Skeleton",
         "Space",
+        "anytime_accuracy",
+        "anytime_skeleton",
+        "anytime_space",
         "darts_cifar_skeleton",
         "darts_imagenet_skeleton",
         "darts_search_skeleton",

@@ -14,16 +14,18 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
+from optuna_nas.data import REPORT
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
 from optuna_nas.space.cost import COSTS
-from optuna_nas.study_state import DIGEST, SURROGATE_SCORE
+from optuna_nas.study_state import ANYTIME_CURVE, DIGEST, SURROGATE_SCORE
 from optuna_nas.training import (
     EpochResult,
     Recipe,
     TrainingDiverged,
     TrainingResult,
     TrainingStopped,
+    evaluate_exits,
     is_out_of_memory,
     load_tensors,
     release_memory,
@@ -102,6 +104,9 @@ def resolve(recipe: Recipe, trial: Trial) -> Recipe:
 @dataclass(frozen=True)
 class TrainObjective:
     """Suggest an architecture, ask the pruner, build, train, report every epoch, return the report-split accuracy.
+
+    Of a network with early exits that is the accuracy of an anytime prediction, the mean over all budgets up to
+    `skeleton.budget` (`anytime_accuracy`).
 
     An architecture that cannot reach its output is pruned before it is built. One that computes the same function as a
     finished trial's, under the same other parameters, takes over that trial's result. A network that does not fit the
@@ -224,6 +229,10 @@ class TrainObjective:
                 trial.set_user_attr(name, getattr(result, name))
         if result.accumulation > 1:
             trial.set_user_attr("batch_halved", True)
+        if len(network.graph.exits) > 1:
+            _, accuracies = evaluate_exits(network, self.device_data, REPORT, recipe.precision)
+            columns = {"multiply_adds": network.graph.exit_costs, ACCURACY: [round(value, 6) for value in accuracies]}
+            trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": self.skeleton.budget})
         if self.folder is not None:
             save_network(network_path(self.folder, trial.number), network)
         return self._values(result.last.report_accuracy, cost)

@@ -28,6 +28,8 @@ SURROGATE_SCORE = "surrogate_score"
 """Trial attribute: what was guessed of it without training, larger is better."""
 CONDEMNED = "condemned"
 """Trial attribute: why a pruner wanted to stop it before its first step, one sentence."""
+ANYTIME_CURVE = "anytime_curve"
+"""Trial attribute of networks with early exits: `multiply_adds` and `accuracy` of each, and the `budget`."""
 PIECE = 2045
 """Characters that every storage of Optuna takes in one attribute."""
 

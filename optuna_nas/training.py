@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from optuna_nas.data import REPORT, TRAIN, Data, seeded_generator
+from optuna_nas.networks import DiscreteNetwork
+from optuna_nas.space import anytime_accuracy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +49,7 @@ class Recipe:
         warmup_fraction: Share of all steps over which the rate rises linearly from 0.
         label_smoothing: In [0, 1).
         clip_norm: Largest norm of the gradient; 0 for no clipping.
-        auxiliary_weight: Weight of the auxiliary head's loss, where the skeleton has one.
+        auxiliary_weight: Weight of the auxiliary head's loss, where the skeleton has one; early exits weigh alike.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
         compile: Compile the network with `torch.compile`.
         seed: Initial weights, order of images, augmentation, drop-path.
@@ -202,6 +204,7 @@ class _Training:
         self._device = data.device
         self._network = network.to(self._device)
         self._forward = torch.compile(network) if recipe.compile else network
+        self._has_exits = _with_exits(network) is not None
         self._data, self._recipe, self._drop_path, self._splits = data, recipe, drop_path, splits
         n_images = data.size(splits)
         if n_images == 0:
@@ -311,15 +314,15 @@ class _Training:
                     scores = self._forward(part, probability, generator)
                 else:
                     scores = self._forward(part)
-                auxiliary: Tensor | None = None
-                if isinstance(scores, tuple):
-                    scores, auxiliary = scores
-                loss = F.cross_entropy(scores, wanted, label_smoothing=recipe.label_smoothing)
-                total = loss
-                if auxiliary is not None:
-                    total = loss + recipe.auxiliary_weight * F.cross_entropy(
-                        auxiliary, wanted, label_smoothing=recipe.label_smoothing
-                    )
+                scores, *others = scores if isinstance(scores, tuple) else (scores,)
+                loss, *other_losses = (
+                    F.cross_entropy(output, wanted, label_smoothing=recipe.label_smoothing)
+                    for output in (scores, *others)
+                )
+                if self._has_exits:
+                    loss = total = torch.stack([loss, *other_losses]).mean()
+                else:
+                    total = sum((recipe.auxiliary_weight * other for other in other_losses), loss)
             (total * (len(part) / len(images))).backward()
             with torch.no_grad():
                 sums[0] += loss * len(part)
@@ -450,8 +453,25 @@ def evaluate(
 ) -> tuple[float, float]:
     """Return mean cross-entropy (nats) and accuracy (fraction) on a split, with the network's running statistics.
 
+    With early exits: the mean over them, and the accuracy of an anytime prediction, see `anytime_accuracy`.
     `batch_size` is halved until it fits the memory; no result depends on it.
     """
+    losses, accuracies = evaluate_exits(network, data, split, precision, batch_size)
+    if (anytime := _with_exits(network)) is None:
+        return losses[0], accuracies[0]
+    accuracy = anytime_accuracy(anytime.graph.exit_costs, accuracies, anytime.skeleton.budget)
+    return sum(losses) / len(losses), accuracy
+
+
+def _with_exits(network: nn.Module) -> DiscreteNetwork | None:
+    """Return the network if it has early exits."""
+    return network if isinstance(network, DiscreteNetwork) and len(network.graph.exits) > 1 else None
+
+
+def evaluate_exits(
+    network: nn.Module, data: Data, split: str, precision: str = "auto", batch_size: int = EVALUATION_BATCH
+) -> tuple[list[float], list[float]]:
+    """Return losses and accuracies, see `evaluate`, of all classifiers of a network, the cheapest first."""
     if data.size([split]) == 0:
         raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
     training = network.training
@@ -470,16 +490,22 @@ def evaluate(
 
 
 @torch.no_grad()
-def _evaluate(network: nn.Module, data: Data, split: str, precision: str, batch_size: int) -> tuple[float, float]:
-    sums = torch.zeros(3, dtype=torch.float64, device=data.device)
+def _evaluate(
+    network: nn.Module, data: Data, split: str, precision: str, batch_size: int
+) -> tuple[list[float], list[float]]:
+    anytime = _with_exits(network)
+    n_outputs = 1 if anytime is None else len(anytime.graph.exits)
+    sums = torch.zeros((n_outputs, 2), dtype=torch.float64, device=data.device)
+    n_images = 0
     for images, labels in data.batches([split], batch_size):
         with autocast(data.device, precision):
-            scores = network(images)
-        sums[0] += F.cross_entropy(scores.float(), labels, reduction="sum")
-        sums[1] += (scores.argmax(1) == labels).sum()
-        sums[2] += len(labels)
-    loss, correct, n_images = sums.tolist()
-    return loss / n_images, correct / n_images
+            outputs = [network(images)] if anytime is None else anytime.anytime(images)
+        for sum_, scores in zip(sums, outputs, strict=True):
+            sum_[0] += F.cross_entropy(scores.float(), labels, reduction="sum")
+            sum_[1] += (scores.argmax(1) == labels).sum()
+        n_images += len(labels)
+    losses, accuracies = (sums / n_images).T.tolist()
+    return losses, accuracies
 
 
 @contextmanager

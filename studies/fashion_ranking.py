@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
+from small_fashion_mnist import small_fashion_mnist
 
 from optuna_nas import (
     GHN,
@@ -24,10 +25,8 @@ from optuna_nas import (
     Architecture,
     DiscreteNetwork,
     GHNRecipe,
-    ImageData,
     Recipe,
     SNASRecipe,
-    fashion_mnist,
     nasbench201_skeleton,
     nasbench201_space,
     train,
@@ -43,21 +42,6 @@ ABLATIONS = {
     "GHN, synchronous T = 5": {"propagation": "synchronous"},
     "GHN, T = 1": {"phases": 1},
 }
-
-
-def small_fashion_mnist(folder: str, seed: int) -> ImageData:
-    """Return 5,000 images of Fashion-MNIST, halved in height and width, of which 2,000 report."""
-    data = fashion_mnist(folder) if folder else fashion_mnist()
-    chosen = torch.from_numpy(np.random.default_rng(seed).permutation(60_000)[:7000])
-    images = data.images[chosen, 0].reshape(-1, 14, 2, 14, 2).float().mean((2, 4)).numpy() / 255
-    return ImageData.from_arrays(
-        images[..., None].astype(np.float32),
-        data.labels[chosen].numpy(),
-        name="Fashion-MNIST at 14x14",
-        channels="last",
-        fractions={"choices": 0.0, "report": 2 / 7, "test": 0.0},
-        seed=seed,
-    )
 
 
 def main() -> None:

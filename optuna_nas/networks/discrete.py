@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from statistics import median
 from typing import TYPE_CHECKING
@@ -52,10 +53,11 @@ class DiscreteNetwork(GraphNetwork):
 
     def forward(
         self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, ...]:
         """Return class scores, shape (B, classes).
 
-        In training mode, a skeleton with an auxiliary head gives (scores, auxiliary scores).
+        In training mode, a skeleton with an auxiliary head gives (scores, auxiliary scores), a network with early exits
+        (scores, scores of the first exit, of the second, ...).
 
         Args:
             images: Shape (B, C, H, W).
@@ -63,14 +65,32 @@ class DiscreteNetwork(GraphNetwork):
             generator: Source of randomness of drop-path, on the device of the images.
         """
         live = set(self.graph.live)
-        if self.auxiliary is not None and not self.training:
-            live.discard(self.auxiliary)
+        if not self.training:
+            live.difference_update(self.graph.outputs[1:])
         outputs = self._run(images, live, drop_path=drop_path if self.training else 0.0, generator=generator)
-        scores = outputs[0]
-        assert scores is not None
-        if len(outputs) > 1 and outputs[1] is not None:
-            return scores, outputs[1]
-        return scores
+        scores, *others = (output for output in outputs if output is not None)
+        return (scores, *others) if others else scores
+
+    def anytime(self, images: Tensor, budget: float = math.inf) -> list[Tensor]:
+        """Return the class scores of every classifier within a budget, the cheapest first, each of shape (B, classes).
+
+        Nothing more is computed than they need; the last of them is the answer. `graph.exit_costs` has their costs.
+
+        Args:
+            images: Shape (B, C, H, W).
+            budget: Multiply-adds that an image may take.
+
+        Raises:
+            ValueError: The budget is too small for the first of them.
+        """
+        ends = [end for end, cost in zip(self.graph.exits, self.graph.exit_costs, strict=True) if cost <= budget]
+        if not ends:
+            raise ValueError(
+                f"`budget` must be enough for the first classifier, {self.graph.exit_costs[0]} multiply-adds, but is "
+                f"{budget}; a network with earlier exits answers sooner."
+            )
+        outputs = dict(zip(self.graph.outputs, self._run(images, self.graph.needed(ends)), strict=True))
+        return [scores for end in ends if (scores := outputs[end]) is not None]
 
 
 def use_batch_statistics(network: torch.nn.Module) -> None:

@@ -180,6 +180,18 @@ class Classifier(nn.Module):
         return self.linear(images.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Upsample(nn.Module):
+    """Repeats every pixel, up to a given height and width."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.size = site.out_shape[1:]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return a larger map."""
+        return F.interpolate(images, self.size, mode="nearest")
+
+
 _FACTORIES: dict[str, ModuleFactory] = {
     "skip_connect": _skip,
     "avg_pool_3x3": _pool(lambda site: nn.AvgPool2d(3, site.stride, 1, count_include_pad=False)),
@@ -203,6 +215,9 @@ _FACTORIES: dict[str, ModuleFactory] = {
     "auxiliary_head": lambda site: AuxiliaryHead(site, 3, last_norm=True),
     "auxiliary_head_imagenet": lambda site: AuxiliaryHead(site, 2, last_norm=False),
     "classifier": Classifier,
+    "exit": Classifier,
+    "downsample": lambda site: nn.AvgPool2d(site.stride, ceil_mode=True),
+    "upsample": Upsample,
 }
 
 

@@ -1,5 +1,6 @@
-"""Figures: cells, how a distribution over them learned, how well a guess ranked them."""
+"""Figures: cells, how a distribution over them learned, how well a guess ranked them, what early exits answer."""
 
+from optuna_nas.plots.anytime import plot_anytime
 from optuna_nas.plots.cells import CellDrawing, cell_drawing, plot_architecture
 from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
 from optuna_nas.plots.surrogate import plot_surrogate
@@ -7,6 +8,7 @@ from optuna_nas.plots.surrogate import plot_surrogate
 __all__ = [
     "CellDrawing",
     "cell_drawing",
+    "plot_anytime",
     "plot_architecture",
     "plot_distribution",
     "plot_most_likely",

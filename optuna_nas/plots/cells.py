@@ -25,7 +25,8 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
 
-from optuna_nas.space.ops import STRUCTURAL, get_op
+from optuna_nas.space.graph import EXIT
+from optuna_nas.space.ops import RESIZING, STRUCTURAL, get_op
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -153,7 +154,7 @@ def plot_architecture(architecture: Architecture) -> Figure:
         architecture: Of any space; need not be connected.
     """
     graph = architecture.cells
-    drawings = [cell_drawing(graph, cell) for cell in range(len(graph.outputs))]
+    drawings = [cell_drawing(graph, cell) for cell in range(graph.n_cells)]
     width = max(drawing.width for drawing in drawings)
     height = sum(drawing.height for drawing in drawings) + PANEL_GAP * (len(drawings) - 1)
     figure = Figure(figsize=(width, height), dpi=150, facecolor=PAPER)
@@ -245,17 +246,24 @@ class _Arrow(NamedTuple):
 
 
 class _Sketch(NamedTuple):
-    """Positions in the graph: nodes that hold values, arrows between them, and the ops written on a node."""
+    """Positions in the graph: nodes that hold values, arrows between, the ops written on a node, nodes with exits."""
 
     values: list[int]
     arrows: list[_Arrow]
     ops: dict[int, list[int]]
+    exits: frozenset[int]
     spelled_out: bool
 
 
 def _contract(graph: ComputationGraph, cell: int) -> _Sketch:
-    if not 0 <= cell < len(graph.outputs):
-        raise ValueError(f"`cell` must be from 0 to {len(graph.outputs) - 1} but got {cell}.")
+    if not 0 <= cell < graph.n_cells:
+        raise ValueError(f"`cell` must be from 0 to {graph.n_cells - 1} but got {cell}.")
+
+    def unscaled(position: int) -> int:
+        """Return the node whose value this one holds at another scale."""
+        node = graph.nodes[position]
+        return unscaled(node.inputs[0]) if node.op in RESIZING else position
+
     values: list[int] = []
     on_arrow: dict[tuple[int, int], list[int]] = {}
     on_node: dict[int, list[int]] = {}
@@ -263,20 +271,21 @@ def _contract(graph: ComputationGraph, cell: int) -> _Sketch:
         if node.cell != cell or node.op not in STRUCTURAL:
             continue
         values.append(position)
-        for term in node.inputs:
+        for term in map(unscaled, node.inputs):
             if graph.nodes[term].op in STRUCTURAL:
                 on_arrow.setdefault((term, position), [])
             elif "<-" in graph.nodes[term].path:  # chosen for an edge, as `normal/2<-0`
                 on_arrow.setdefault((graph.nodes[term].inputs[0], position), []).append(term)
             else:  # chosen for a node, as `block/5`
                 on_node.setdefault(position, []).append(term)
-                for source in graph.nodes[term].inputs:
+                for source in map(unscaled, graph.nodes[term].inputs):
                     on_arrow.setdefault((source, position), [])
     if not values or any(source not in values for source, _ in on_arrow):
         raise ValueError("`graph` must be a graph of cells but is that of a network; pass `architecture.cells`.")
     arrows = [_Arrow(source, target, tuple(ops)) for (source, target), ops in on_arrow.items()]
     crowded = max([len(arrow.ops) - 1 for arrow in arrows] + [len(ops) for ops in on_node.values()], default=0)
-    return _Sketch(values, arrows, on_node, crowded <= 1)
+    exits = frozenset(node.inputs[0] for node in graph.cell(cell) if node.op == EXIT)
+    return _Sketch(values, arrows, on_node, exits, crowded <= 1)
 
 
 def _layers(graph: ComputationGraph, sketch: _Sketch) -> dict[int, int]:
@@ -361,6 +370,10 @@ def _node_text(graph: ComputationGraph, sketch: _Sketch, value: int) -> _Text:
     if value not in sketch.ops:
         return _Text([[(name, "")]])
     first, *rest = _op_words(graph, sketch, sketch.ops[value])
+    scale = graph.nodes[value].scale
+    properties = [f"1/{scale} size"] * (scale > 1) + ["exit"] * (value in sketch.exits)
+    if properties:
+        rest.append([(", ".join(properties), "")])
     return _Text([[(f"{name}:", ""), *first], *rest])
 
 

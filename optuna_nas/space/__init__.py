@@ -2,11 +2,12 @@
 
 from optuna_nas.space.architecture import Architecture
 from optuna_nas.space.base import CellKind, Space
-from optuna_nas.space.block_space import BlockSpace
+from optuna_nas.space.block_space import AnytimeSpace, BlockSpace
 from optuna_nas.space.cell_space import CellSpace, CostTable, cost_table
 from optuna_nas.space.cost import (
     Cost,
     Site,
+    anytime_accuracy,
     convolution_cost,
     elementwise_cost,
     linear_cost,
@@ -14,9 +15,10 @@ from optuna_nas.space.cost import (
 )
 from optuna_nas.space.graph import ComputationGraph, Node
 from optuna_nas.space.ops import NONE, Op
-from optuna_nas.space.presets import darts_space, ghn_space, hmnas_space, nasbench201_space
+from optuna_nas.space.presets import anytime_space, darts_space, ghn_space, hmnas_space, nasbench201_space
 from optuna_nas.space.skeleton import (
     Skeleton,
+    anytime_skeleton,
     cells_with_reductions,
     darts_cifar_skeleton,
     darts_imagenet_skeleton,
@@ -27,6 +29,7 @@ from optuna_nas.space.skeleton import (
 
 __all__ = [
     "NONE",
+    "AnytimeSpace",
     "Architecture",
     "BlockSpace",
     "CellKind",
@@ -39,6 +42,9 @@ __all__ = [
     "Site",
     "Skeleton",
     "Space",
+    "anytime_accuracy",
+    "anytime_skeleton",
+    "anytime_space",
     "cells_with_reductions",
     "convolution_cost",
     "cost_table",

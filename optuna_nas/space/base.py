@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution
 
 from optuna_nas.space.architecture import Architecture
 from optuna_nas.space.cost import Cost, Shape, Site
-from optuna_nas.space.graph import AUXILIARY, ComputationGraph, Node
+from optuna_nas.space.graph import AUXILIARY, EXIT, ComputationGraph, Node
 from optuna_nas.space.ops import FIXED_PARTS, NONE, choosable_ops, get_op
 from optuna_nas.space.skeleton import FIXED_CELLS, Skeleton
 
@@ -27,7 +27,7 @@ class CellNode(NamedTuple):
     """A node of a cell before it is placed: topology only.
 
     Inputs name other nodes of the cell; `in0`, `in1`, ... are the cell's inputs, `output` is its last node. `strided`:
-    the op takes the stride of the cell's kind.
+    the op takes the stride of the cell's kind; else it has one of its own. `scale`: as that of `Node`.
     """
 
     name: str
@@ -35,6 +35,8 @@ class CellNode(NamedTuple):
     inputs: tuple[str, ...]
     path: str = ""
     strided: bool = False
+    stride: int = 1
+    scale: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Space(ABC):
     _types: ClassVar[dict[str, type[Space]]] = {}
 
     def __init_subclass__(cls) -> None:
-        Space._types[cls.type_name] = cls
+        if "type_name" in vars(cls):
+            Space._types[cls.type_name] = cls
 
     # -- what a subclass says -------------------------------------------------------------------------------------
 
@@ -245,7 +248,7 @@ class Space(ABC):
             inputs = [CellNode(f"in{i}", "input", ()) for i in range(self.n_inputs)]
             for node in [*inputs, *self.cell_nodes(kind, choices)]:
                 places[node.name] = len(nodes)
-                stride = kind.stride if node.strided else 1
+                stride = kind.stride if node.strided else node.stride
                 nodes.append(
                     Node(
                         f"{kind.name}/{node.name}",
@@ -254,10 +257,12 @@ class Space(ABC):
                         node.path,
                         number,
                         Site((0, 0, 0), (0, 0, 0), stride),
+                        node.scale,
                     )
                 )
             outputs.append(len(nodes) - 1)
-        return ComputationGraph(tuple(nodes), tuple(outputs))
+        exits = [position for position, node in enumerate(nodes) if node.op == EXIT]
+        return ComputationGraph(tuple(nodes), (*outputs, *exits))
 
     def cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
         """Return parameters, multiply-adds and memory access, exactly, with no module built."""
@@ -321,7 +326,13 @@ class _NetworkBuilder:
         outputs = [self._head(reads[-1])]
         if skeleton.auxiliary:
             outputs.append(self._auxiliary_head(last_reduction))
-        return ComputationGraph(tuple(self._nodes), tuple(outputs))
+        exits = [position for position, node in enumerate(self._nodes) if node.op == EXIT]
+        if exits and not skeleton.budget:
+            raise ValueError(
+                "`skeleton.budget` must say for a space with early exits how many multiply-adds a prediction may take "
+                "but is 0; use `anytime_skeleton(budget=...)`."
+            )
+        return ComputationGraph(tuple(self._nodes), (*outputs, *exits))
 
     def _add(
         self,
@@ -333,10 +344,11 @@ class _NetworkBuilder:
         stride: int = 1,
         path: str = "",
         cell: int = -1,
+        scale: int = 1,
     ) -> int:
         in_shape = self._shape(inputs[0]) if inputs else out_shape
         site = Site(in_shape, out_shape, stride, self._skeleton.affine, self._skeleton.pool_norm)
-        self._nodes.append(Node(name, op, tuple(inputs), path, cell, site))
+        self._nodes.append(Node(name, op, tuple(inputs), path, cell, site, scale))
         return len(self._nodes) - 1
 
     def _shape(self, position: int) -> Shape:
@@ -369,17 +381,17 @@ class _NetworkBuilder:
         places = {f"in{i}": self._preprocess(position, i, source, inside) for i, source in enumerate(reads)}
         for node in self._space.cell_nodes(kind, self._choices, self._mixed):
             sources = [places[name] for name in node.inputs]
-            stride = kind.stride if node.strided else 1
-            joined = sum(self._shape(i)[0] for i in sources)
-            shape = (joined, *outside[1:]) if node.op == "concat" else outside
+            joined = sum(self._shape(i)[0] for i in sources) if node.op == "concat" else channels
+            height, width = (-(-size // node.scale) for size in outside[1:])
             places[node.name] = self._add(
                 f"cell{position}/{node.name}",
                 node.op,
                 sources,
-                shape,
-                stride=stride,
+                (self._skeleton.classes, 1, 1) if node.op == EXIT else (joined, height, width),
+                stride=kind.stride if node.strided else node.stride,
                 path=node.path,
                 cell=position,
+                scale=node.scale,
             )
         return len(self._nodes) - 1
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optuna_nas.space.base import CellKind, CellNode, Space, check_kinds, check_ops
-from optuna_nas.space.ops import get_op
+from optuna_nas.space.graph import EXIT
+from optuna_nas.space.ops import NONE, get_op
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +18,134 @@ if TYPE_CHECKING:
     from optuna_nas.space.architecture import Architecture
 
 
+class NodeSpace(Space):
+    """What spaces of blocks share: every node has an op, predecessors and, where there are any, further properties.
+
+    The op is applied to each predecessor's output with the same weights, and the results are summed (GHN, Zhang et al.
+    2019, section 3). Node 0 is the block's input; the block's output is the sum of the nodes that no other node reads.
+    """
+
+    ops: tuple[str, ...]
+    max_inputs: int
+    scales: tuple[int, ...] = (1,)
+    """By what a node may divide the height and width of its block."""
+    has_exits: ClassVar[bool] = False
+    """Whether a node may have a classifier of its own."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Mapping[str, int]:
+        """How many nodes every kind of block has."""
+
+    @property
+    def kinds(self) -> tuple[CellKind, ...]:
+        return tuple(CellKind(name) for name in self.blocks)
+
+    @property
+    def n_inputs(self) -> int:
+        return 1
+
+    def options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        return self._options
+
+    @cached_property
+    def _options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        options: dict[str, Mapping[str, tuple[str, ...]]] = {}
+        ops = {name: (name,) for name in self.ops}
+        scales = {str(scale): (str(scale),) for scale in self.scales}
+        exits: dict[str, tuple[str, ...]] = {NONE: (), EXIT: (EXIT,)}
+        for path, node in self._places():
+            options[path] = ops
+            options[f"{path}/inputs"] = {
+                "+".join(map(str, kept)): tuple(sorted(map(str, kept)))
+                for n_kept in range(1, min(self.max_inputs, node) + 1)
+                for kept in combinations(range(node), n_kept)
+            }
+            if len(scales) > 1:
+                options[f"{path}/scale"] = scales
+            if self.has_exits:
+                options[f"{path}/exit"] = exits
+        return options
+
+    def _places(self) -> list[tuple[str, int]]:
+        """Return the path of every node of every kind, and its number."""
+        return [(f"{kind}/{node}", node) for kind, nodes in self.blocks.items() for node in range(1, nodes + 1)]
+
+    def _known(self, path: str) -> tuple[str, ...]:
+        """Return all names that could stand at a path."""
+        _, node, *rest = path.split("/")
+        if not rest:
+            return self.ops
+        names = {"inputs": range(int(node)), "scale": self.scales, "exit": (EXIT,)}
+        return tuple(map(str, names[rest[0]]))
+
+    def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
+        if not kept and not path.endswith("/exit"):
+            raise ValueError(f"`choices[{path!r}]` must keep at least one name: every node has an op and an input.")
+        if "/" in path.partition("/")[2] and len(set(kept)) < len(kept):
+            raise ValueError(f"`choices[{path!r}]` must name different ones but got {kept}.")
+        for name in kept:
+            if name not in self._known(path):
+                raise ValueError(f"`choices[{path!r}]` must be among {self._known(path)} but got {name!r}.")
+
+    def everything(self) -> Architecture:
+        return self.architecture({path: self._known(path) for path in self._options})
+
+    def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
+        nodes: list[CellNode] = []
+        scales = {"in0": 1}
+
+        def at(name: str, scale: int) -> str:
+            """Return a node with this value at another scale."""
+            if scales[name] == scale:
+                return name
+            resized = f"{name}@{scale}"
+            if resized not in scales:
+                op = "downsample" if scale > scales[name] else "upsample"
+                factor = max(scale, scales[name]) // min(scale, scales[name])
+                nodes.append(CellNode(resized, op, (name,), stride=factor, scale=scale))
+                scales[resized] = scale
+            return resized
+
+        read = set()
+        for node in range(1, self.blocks[kind.name] + 1):
+            path = f"{kind.name}/{node}"
+            sources = sorted(choices[f"{path}/inputs"], key=int)
+            read.update(sources)
+            own, *coarser = sorted(map(int, choices.get(f"{path}/scale", ("1",))))
+            terms = []
+            for scale in (own, *coarser):  # several only where everything is kept
+                inputs = tuple(at("in0" if source == "0" else source, scale) for source in sources)
+                for op in choices[path]:
+                    name = f"{node}/{op}" + (f"@{scale}" if scale != own else "")
+                    nodes.append(CellNode(name, op, inputs, path, scale=scale))
+                    scales[name] = scale
+                    terms.append(at(name, own))
+            nodes.append(CellNode(str(node), "sum", tuple(terms), scale=own))
+            scales[str(node)] = own
+            if EXIT in choices.get(f"{path}/exit", ()):
+                nodes.append(CellNode(f"{node}/{EXIT}", EXIT, (str(node),), scale=own))
+        # In a supernet any node may turn out unread, so all are listed and weighed there.
+        names = map(str, range(1, self.blocks[kind.name] + 1))
+        ends = [at(name, 1) for name in names if mixed or name not in read]
+        return [*nodes, CellNode("output", "sum", tuple(ends))]
+
+    def summary(self, architecture: Architecture) -> str:
+        blocks: dict[str, list[str]] = {kind: [] for kind in self.blocks}
+        for path, _ in self._places():
+            sources = "+".join(sorted(architecture[f"{path}/inputs"], key=int))
+            ops = "+".join(get_op(name).label for name in architecture[path])
+            scale = f"/{architecture[f'{path}/scale'][0]}" if len(self.scales) > 1 else ""
+            exits = "!" if self.has_exits and architecture[f"{path}/exit"] else ""
+            blocks[path.split("/")[0]].append(f"{ops}{scale.removesuffix('/1')}({sources}){exits}")
+        one_line = {kind: " ".join(nodes) for kind, nodes in blocks.items()}
+        if len(blocks) == 1:
+            return one_line[self.kinds[0].name]
+        return "; ".join(f"{kind}: {nodes}" for kind, nodes in one_line.items())
+
+
 @dataclass(frozen=True)
-class BlockSpace(Space):
+class BlockSpace(NodeSpace):
     """Every node of a block has one op and one or more predecessors.
 
     The op is applied to each predecessor's output with the same weights, and the results are summed (GHN, Zhang et al.
@@ -47,80 +175,11 @@ class BlockSpace(Space):
         if self.nodes < 1:
             raise ValueError(f"`nodes` must be at least 1 but got {self.nodes}; the paper uses 17.")
         check_kinds((self.kind,), "kind")
-        if self.max_inputs < 1:
-            raise ValueError(f"`max_inputs` must be at least 1 but got {self.max_inputs}; every node reads another.")
+        _check_inputs(self.max_inputs)
 
     @property
-    def kinds(self) -> tuple[CellKind, ...]:
-        return (CellKind(self.kind),)
-
-    @property
-    def n_inputs(self) -> int:
-        return 1
-
-    def options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-        return self._options
-
-    @cached_property
-    def _options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-        options: dict[str, Mapping[str, tuple[str, ...]]] = {}
-        ops = {name: (name,) for name in self.ops}
-        for node in range(1, self.nodes + 1):
-            options[f"{self.kind}/{node}"] = ops
-            options[f"{self.kind}/{node}/inputs"] = {
-                "+".join(map(str, kept)): tuple(sorted(map(str, kept)))
-                for n_kept in range(1, min(self.max_inputs, node) + 1)
-                for kept in combinations(range(node), n_kept)
-            }
-        return options
-
-    def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
-        if not kept:
-            raise ValueError(f"`choices[{path!r}]` must keep at least one name: every node has an op and an input.")
-        if path.endswith("/inputs"):
-            node = int(path.split("/")[1])
-            known = tuple(map(str, range(node)))
-            if len(set(kept)) < len(kept):
-                raise ValueError(f"`choices[{path!r}]` must name different nodes but got {kept}.")
-        else:
-            known = self.ops
-        for name in kept:
-            if name not in known:
-                raise ValueError(f"`choices[{path!r}]` must be among {known} but got {name!r}.")
-
-    def everything(self) -> Architecture:
-        return self.architecture(
-            {
-                path: tuple(map(str, range(int(path.split("/")[1])))) if path.endswith("/inputs") else self.ops
-                for path in self._options
-            }
-        )
-
-    def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
-        nodes = []
-        read = set()
-        for node in range(1, self.nodes + 1):
-            path = f"{kind.name}/{node}"
-            sources = sorted(choices[f"{path}/inputs"], key=int)
-            read.update(sources)
-            inputs = tuple("in0" if source == "0" else source for source in sources)
-            terms = []
-            for op in choices[path]:
-                nodes.append(CellNode(f"{node}/{op}", op, inputs, path))
-                terms.append(f"{node}/{op}")
-            nodes.append(CellNode(str(node), "sum", tuple(terms)))
-        # In a supernet any node may turn out unread, so all are listed and weighed there.
-        ends = [str(node) for node in range(1, self.nodes + 1) if mixed or str(node) not in read]
-        return [*nodes, CellNode("output", "sum", tuple(ends))]
-
-    def summary(self, architecture: Architecture) -> str:
-        nodes = []
-        for node in range(1, self.nodes + 1):
-            path = f"{self.kind}/{node}"
-            sources = "+".join(sorted(architecture[f"{path}/inputs"], key=int))
-            ops = "+".join(get_op(name).label for name in architecture[path])
-            nodes.append(f"{ops}({sources})")
-        return " ".join(nodes)
+    def blocks(self) -> Mapping[str, int]:
+        return {self.kind: self.nodes}
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -134,3 +193,68 @@ class BlockSpace(Space):
     @classmethod
     def _from_dict(cls, description: Mapping[str, Any]) -> BlockSpace:
         return cls(tuple(description["ops"]), description["nodes"], description["max_inputs"], description["kind"])
+
+
+@dataclass(frozen=True)
+class AnytimeSpace(NodeSpace):
+    """Blocks of networks that may be stopped at any time (GHN, Zhang et al. 2019, section 5.2).
+
+    As `BlockSpace`, and every node chooses the spatial scale that it works at and whether it has a classifier of its
+    own, an early exit. What it reads at another scale is averaged down or repeated up; a block's output is at the
+    block's scale. Four Optuna parameters a node: `cell1/5`, `cell1/5/inputs`, `cell1/5/scale` (2 halves height and
+    width) and `cell1/5/exit`. Every block has choices of its own; `anytime_skeleton` lines them up.
+
+    Args:
+        ops: Names of the ops; `none` is not among them.
+        nodes: Nodes of `cell1`, `cell2`, ...; 24, 16 and 8 in the paper.
+        max_inputs: Most predecessors of a node.
+        scales: By what a node may divide height and width: 1 first, each a multiple of the one before. The paper leaves
+            them open.
+
+    Raises:
+        ValueError: A value is out of range or an op is unknown.
+    """
+
+    type_name: ClassVar[str] = "AnytimeSpace"
+    has_exits: ClassVar[bool] = True
+
+    ops: tuple[str, ...]
+    nodes: tuple[int, ...] = (24, 16, 8)
+    max_inputs: int = 2
+    scales: tuple[int, ...] = (1, 2, 4)
+
+    def __post_init__(self) -> None:
+        for name in ("ops", "nodes", "scales"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_ops(self.ops, none_allowed=False)
+        if not self.nodes or min(self.nodes) < 1:
+            raise ValueError(f"`nodes` must be one or more positive numbers but got {self.nodes}; try (24, 16, 8).")
+        _check_inputs(self.max_inputs)
+        growing = all(fine >= 1 and coarse > fine and coarse % fine == 0 for fine, coarse in pairwise(self.scales))
+        if self.scales[:1] != (1,) or not growing:
+            raise ValueError(
+                f"`scales` must begin with 1, each a multiple of the one before, but got {self.scales}; try (1, 2, 4)."
+            )
+
+    @property
+    def blocks(self) -> Mapping[str, int]:
+        return {f"cell{number}": nodes for number, nodes in enumerate(self.nodes, 1)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "type": self.type_name,
+            "ops": list(self.ops),
+            "nodes": list(self.nodes),
+            "max_inputs": self.max_inputs,
+            "scales": list(self.scales),
+        }
+
+    @classmethod
+    def _from_dict(cls, description: Mapping[str, Any]) -> AnytimeSpace:
+        names = ("ops", "nodes", "max_inputs", "scales")
+        return cls(*(description[name] for name in names))
+
+
+def _check_inputs(max_inputs: int) -> None:
+    if max_inputs < 1:
+        raise ValueError(f"`max_inputs` must be at least 1 but got {max_inputs}; every node reads another.")

@@ -7,7 +7,10 @@ NAS-Bench-201's own counter does; memory access counts the elements read and wri
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Shape = tuple[int, int, int]
 """Channels, height, width of a feature map."""
@@ -97,3 +100,19 @@ def linear_cost(in_features: int, out_features: int) -> Cost:
     """Return the cost of a linear layer with bias."""
     weights = in_features * out_features
     return Cost(weights + out_features, weights, weights + in_features + out_features)
+
+
+def anytime_accuracy(costs: Sequence[float], accuracies: Sequence[float], budget: float) -> float:
+    """Return the mean accuracy over all budgets up to `budget`: the area under the curve (GHN, section 5.2).
+
+    For each budget the latest exit within it answers; where there is none, nothing is right. A network with one exit
+    of cost c and accuracy a comes to `a * (1 - c / budget)`.
+
+    Args:
+        costs: Multiply-adds up to every exit, not falling.
+        accuracies: Of the exits, fractions.
+        budget: Largest number of multiply-adds, positive.
+    """
+    ends = [min(cost, budget) for cost in [*costs[1:], budget]]
+    starts = [min(cost, budget) for cost in costs]
+    return sum(a * (end - start) for a, start, end in zip(accuracies, starts, ends, strict=True)) / budget

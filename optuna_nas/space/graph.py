@@ -13,7 +13,7 @@ from optuna_nas.space.cost import Cost, Site
 from optuna_nas.space.ops import STRUCTURAL, get_op
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 class Node(NamedTuple):
@@ -26,6 +26,7 @@ class Node(NamedTuple):
         path: The choice it came from (`normal/2<-0`), empty for fixed parts.
         cell: Position of its cell in the network (in a graph of cells only: number of the kind), -1 outside cells.
         site: Shapes and stride; shapes are (0, 0, 0) in a graph of cells only.
+        scale: By what the height and width of its cell are divided where it works.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Node(NamedTuple):
     path: str = ""
     cell: int = -1
     site: Site = Site((0, 0, 0), (0, 0, 0))
+    scale: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class ComputationGraph:
 
     A graph of cells (`space.graph(architecture)`) holds one copy of every kind of cell and has one output a kind; a
     graph of a network (`space.graph(architecture, skeleton)`) goes from the image to the class scores, with shapes.
+    Early exits are further outputs, the last ones.
     """
 
     nodes: tuple[Node, ...]
@@ -67,6 +70,11 @@ class ComputationGraph:
     def cell(self, cell: int) -> list[Node]:
         """Return the nodes of one cell."""
         return [node for node in self.nodes if node.cell == cell]
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells there are; in a graph of cells, how many kinds."""
+        return 1 + max(node.cell for node in self.nodes)
 
     @cached_property
     def live(self) -> frozenset[int]:
@@ -104,6 +112,33 @@ class ComputationGraph:
         """Parameters, multiply-adds and memory access of one image; the auxiliary head is left out."""
         return sum((self.node_cost(node) for node in self.nodes if node.name != AUXILIARY), Cost())
 
+    @cached_property
+    def exits(self) -> tuple[int, ...]:
+        """Positions of all classifiers of a network in the order in which they are computed, the last one last."""
+        return (*(output for output in self.outputs if self.nodes[output].op == EXIT), self.outputs[0])
+
+    @cached_property
+    def exit_costs(self) -> tuple[int, ...]:
+        """Multiply-adds of one image up to every classifier, those before it included; what it needs not is not run."""
+        computed: set[int] = set()
+        costs = [0]
+        for end in self.exits:
+            new = self.needed([end]) - computed
+            costs.append(costs[-1] + sum(self.node_cost(self.nodes[position]).multiply_adds for position in new))
+            computed |= new
+        return tuple(costs[1:])
+
+    def needed(self, ends: Iterable[int]) -> set[int]:
+        """Return the live nodes that nodes depend on, themselves included."""
+        needed: set[int] = set()
+        stack = [end for end in ends if end in self.live]
+        while stack:
+            position = stack.pop()
+            if position not in needed:
+                needed.add(position)
+                stack.extend(source for source in self.nodes[position].inputs if source in self.live)
+        return needed
+
     def canonical(self) -> ComputationGraph:
         """Return the graph that all graphs computing the same function share.
 
@@ -133,5 +168,7 @@ class ComputationGraph:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+EXIT = "exit"
+"""Op of an early exit: a classifier inside a cell."""
 AUXILIARY = "auxiliary"
 """Name of the node of the auxiliary head, used while training only."""

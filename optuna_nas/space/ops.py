@@ -22,6 +22,9 @@ from optuna_nas.space.cost import (
 STRUCTURAL = frozenset({"input", "sum", "concat"})
 """Nodes of a graph that compute no op of their own."""
 
+RESIZING = frozenset({"downsample", "upsample"})
+"""Ops that bring a value to the scale of a node that reads it."""
+
 CostRule = Callable[[Site], Cost]
 
 NONE = "none"
@@ -181,6 +184,10 @@ def _skip(site: Site) -> Cost:
     return elementwise_cost(site.in_shape, site.out_shape) if site.stride == 1 else _factorized_reduction(site)
 
 
+def _classifier(site: Site) -> Cost:
+    return linear_cost(site.in_channels, site.out_channels)
+
+
 def _stem(site: Site) -> Cost:
     return convolution_cost(site.in_shape, site.out_shape, (3, 3)) + norm_cost(site.out_channels, True)
 
@@ -254,12 +261,15 @@ for _op in (
     Op("norm_relu", lambda site: norm_cost(site.out_channels, True)),
     Op("auxiliary_head", _auxiliary_head(3, True), relu_first=True),
     Op("auxiliary_head_imagenet", _auxiliary_head(2, False), relu_first=True),
-    Op("classifier", lambda site: linear_cost(site.in_channels, site.out_channels)),
+    Op("classifier", _classifier),
+    Op("exit", _classifier, relu_first=True),
+    Op("downsample", _pool, parameter_free=True),
+    Op("upsample", _pool, parameter_free=True),
 ):
     define_op(_op)
 
 FIXED_PARTS = frozenset(set(_OPS) - _CHOOSABLE)
-"""Names of the parts that a skeleton adds around the cells; no space may offer them."""
+"""Names of the parts around the cells and between their nodes; no space may offer them as ops."""
 
 BUILT_IN = frozenset(_OPS)
 """Everything above."""

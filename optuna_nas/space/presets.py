@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optuna_nas.space.base import CellKind
-from optuna_nas.space.block_space import BlockSpace
+from optuna_nas.space.block_space import AnytimeSpace, BlockSpace
 from optuna_nas.space.cell_space import CellSpace
 from optuna_nas.space.ops import NONE
 
@@ -47,3 +47,8 @@ def nasbench201_space() -> CellSpace:
 def ghn_space(nodes: int = 17) -> BlockSpace:
     """One block of `nodes` nodes, 8 ops a node (GHN, Zhang, Ren and Urtasun 2019, section 5.1)."""
     return BlockSpace(GHN_OPS, nodes=nodes)
+
+
+def anytime_space(nodes: tuple[int, ...] = (24, 16, 8)) -> AnytimeSpace:
+    """Networks that may be stopped at any time: cells of 24, 16 and 8 nodes (GHN, Zhang et al. 2019, section 5.2)."""
+    return AnytimeSpace(GHN_OPS, nodes)

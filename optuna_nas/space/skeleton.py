@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Skeleton:
         affine: Batch norms of ops and preprocessing learn scale and shift; off in one-shot search.
         pool_norm: Pools are followed by a batch norm (DARTS' search network).
         drop_path: Probability of dropping an op's output for an image, at the end of training; rises from 0.
+        budget: For spaces with early exits: the most multiply-adds that the prediction for an image may take. The
+            accuracy of such a network is the mean over budgets from 0 to this one, see `anytime_accuracy`.
 
     Raises:
         ValueError: A field is out of range, or the image is too small for so many reductions.
@@ -51,6 +54,7 @@ class Skeleton:
     affine: bool = True
     pool_norm: bool = False
     drop_path: float = 0.0
+    budget: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", tuple(self.cells))
@@ -74,6 +78,8 @@ class Skeleton:
             raise ValueError(f"`channels` must be at least 2 for stem='imagenet' but got {self.channels}.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"`drop_path` must be in [0, 1) but got {self.drop_path}; DARTS uses 0.2.")
+        if not 0 <= self.budget < inf:
+            raise ValueError(f"`budget` must be a number of multiply-adds but got {self.budget}; 0 is for no exits.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -178,3 +184,27 @@ def ghn_skeleton(blocks: int = 18, channels: int = 32, input_shape: Shape = (3, 
         input_shape,
         classes,
     )
+
+
+def anytime_skeleton(
+    cells: int = 3,
+    channels: int = 32,
+    input_shape: Shape = (3, 32, 32),
+    classes: int = 10,
+    *,
+    budget: float,
+) -> Skeleton:
+    """A network that may be stopped at any time: the cells of `anytime_space`, reductions between (GHN, section 5.2).
+
+    Args:
+        cells: How many the space has.
+        channels: Of the first cell; doubled by every reduction.
+        input_shape: Channels, height, width of an image.
+        classes: Number of classes.
+        budget: Most multiply-adds of a prediction; see `Skeleton.budget`.
+    """
+    if cells < 1:
+        raise ValueError(f"`cells` must be at least 1 but got {cells}; the paper uses 3.")
+    kinds = [f"cell{number}" for number in range(1, cells + 1)]
+    between = [part for kind in kinds for part in (kind, "factorized_reduction")]
+    return Skeleton(tuple(between[:-1]), channels, input_shape, classes, budget=budget)

@@ -26,6 +26,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
+from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers.snas import records_of
 from optuna_nas.study_state import PREFIX, SURROGATE_SCORE
@@ -75,6 +76,9 @@ SCATTER_ATTRIBUTES = (SURROGATE_SCORE, "params")
 """User attributes to draw against the value, best first: what a one-shot model guessed, what the network costs."""
 TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
 GUESSES, FEWEST_GUESSES = "surrogate.png", 5
+ANYTIME = "anytime.png"
+REDRAWN_FROM = 1.2
+"""A picture of the study is drawn again when so many times more trials are in it."""
 COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
 """Of the runs' points and curves; all but the winner's are pale."""
 BEST = " (best)"
@@ -113,7 +117,7 @@ class Mirror:
         self._steps: set[int] = set()  # of the study's curves
         self._records: dict[int, DistributionRecord] = {}  # how the sampler's distribution stood, by step
         self._record_steps: set[int] = set()  # of those in MLflow
-        self._guesses_drawn = 0  # finished trials in the picture of scores against values
+        self._drawn: Counter[str] = Counter()  # finished trials in the study's pictures, by their name
         self._scatter = SCATTER_ATTRIBUTES[-1]
         self._refused = False  # an artifact could not be stored
 
@@ -325,7 +329,7 @@ class Mirror:
             self._end(self._children[number].run_id, "KILLED", milliseconds_now())
         self.running.clear()
         self.replay(study, finished_trials(study))
-        self._draw_guesses(study, finished_trials(study), self._guesses_drawn)
+        self._draw_study(study, finished_trials(study), 1.0)
         ranked = self._ranked(study)
         if ranked and self._counts(ranked[0]):
             self._crown(ranked[0])
@@ -410,14 +414,20 @@ class Mirror:
         self._log(self._parent_id, [metric for point in points for metric in _points(point)])
         self._steps |= {point.step for point in points}
         if points:
-            self._draw_guesses(study, seen, self._guesses_drawn * 1.2)
+            self._draw_study(study, seen, REDRAWN_FROM)
 
-    def _draw_guesses(self, study: optuna.Study, trials: Sequence[FrozenTrial], more_than: float) -> None:
-        """Show scores against values on the study's run, when there are so many more than the last time."""
-        found = guesses(trials, study.directions[0])
-        if len(found.numbers) > max(more_than, FEWEST_GUESSES - 1):
-            self._guesses_drawn = len(found.numbers)
-            self._store(lambda: self._client.log_figure(self._parent_id, draw_guesses(found, self._metric), GUESSES))
+    def _draw_study(self, study: optuna.Study, trials: Sequence[FrozenTrial], growth: float) -> None:
+        """Draw pictures of the study that show so many times more trials than the last time, and more."""
+
+        def draw(name: str, n_trials: int, fewest: int, figure: Callable[[], Figure]) -> None:
+            if n_trials >= fewest and n_trials > growth * self._drawn[name]:
+                self._drawn[name] = n_trials
+                self._store(lambda: self._client.log_figure(self._parent_id, figure(), name))
+
+        direction = study.directions[0]
+        found, curves = guesses(trials, direction), anytime_curves(trials, direction)
+        draw(GUESSES, len(found.numbers), FEWEST_GUESSES, lambda: draw_guesses(found, self._metric))
+        draw(ANYTIME, len(curves), 1, lambda: draw_anytime(curves))
 
     def _write_distribution(self, trials: Sequence[FrozenTrial]) -> None:
         """Show on the study's run how the sampler's distribution stood: curves, heat map, most likely cells."""

@@ -157,7 +157,7 @@ def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
     def hyper() -> None:
         adam.zero_grad()
         (weights,) = ghn.generate([cell])
-        F.cross_entropy(ghn._run(cell, weights, images), labels).backward()
+        F.cross_entropy(ghn._run(cell, weights, images)[-1], labels).backward()
         torch.nn.utils.clip_grad_norm_(ghn.network.parameters(), 5.0)
         adam.step()
 
@@ -176,7 +176,7 @@ def propagation() -> dict[str, Callable[[], object]]:
     def run(name: str) -> None:
         module = batches[name].modules[1]
         with torch.no_grad():
-            ghn.network.propagations[0](F.one_hot(module.ops, ghn.recipe.hidden).float(), module)
+            ghn.network.propagations[0](F.one_hot(module.properties[:, 0], ghn.recipe.hidden).float(), module)
 
     return {name: lambda n=name: run(n) for name in batches}  # type: ignore[misc]
 

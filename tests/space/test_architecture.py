@@ -137,7 +137,7 @@ def test_graph_and_cost_are_those_of_its_space():
         (lambda: Architecture.from_dict({"space": {}}), r"`description` must hold .* lacks \['choices'\]; write it"),
         (
             lambda: Architecture.from_dict({"space": {"type": "Moon"}, "choices": {}}),
-            r"`type` of a space must be one of \['BlockSpace', 'CellSpace'\].*'Moon'",
+            r"`type` of a space must be one of \['AnytimeSpace', 'BlockSpace', 'CellSpace'\].*'Moon'",
         ),
         (
             lambda: Architecture.from_dict({"space": TINY.to_dict(), "choices": {"normal/9<-0": []}}),

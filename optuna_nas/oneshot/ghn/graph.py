@@ -35,12 +35,14 @@ class Module(NamedTuple):
 
     Args:
         ops: Of every node; input nodes stand first.
+        scales: Of every node.
         topology: Of the nodes.
         sources: For every input node the number of the module it reads.
         nodes: Position in the graph of every node after the input nodes.
     """
 
     ops: tuple[str, ...]
+    scales: tuple[int, ...]
     topology: Topology
     sources: tuple[int, ...]
     nodes: tuple[int, ...]
@@ -71,7 +73,7 @@ class ModuleBatch:
 
     Args:
         number: Its number, see `modules_of`.
-        ops: Number of the op of every node, shape (N,).
+        properties: Number of the op of every node, and of its scale where it has one, else -1; shape (N, 2).
         features: What the shape embedding reads of every node, shape (N, 4).
         graphs: Graph of every node, shape (N,).
         forward: Levels from the inputs to the output.
@@ -82,7 +84,7 @@ class ModuleBatch:
     """
 
     number: int
-    ops: Tensor
+    properties: Tensor
     features: Tensor
     graphs: Tensor
     forward: tuple[Level, ...]
@@ -130,7 +132,8 @@ def modules_of(graph: ComputationGraph) -> dict[int, Module]:
             tuple(local[source] for source in node.inputs if source in graph.live) for node in nodes
         )
         ops = (INPUT,) * len(outside) + tuple(node.op for node in nodes)
-        modules[number] = Module(ops, topology, tuple(numbers[source] for source in outside), tuple(positions))
+        scales = (1,) * len(outside) + tuple(node.scale for node in nodes)
+        modules[number] = Module(ops, scales, topology, tuple(numbers[source] for source in outside), tuple(positions))
     return modules
 
 
@@ -206,6 +209,11 @@ class _Packer:
         return list(flat.to(self._device).split(sizes))
 
 
+def scale_property(scale: int) -> str:
+    """Return the name of a scale among the properties of a node."""
+    return f"scale/{scale}"
+
+
 def batch_graphs(
     graphs: Sequence[ComputationGraph], op_numbers: Mapping[str, int], device: torch.device, reach: int = 1
 ) -> GraphBatch:
@@ -213,7 +221,7 @@ def batch_graphs(
 
     Args:
         graphs: Of whole networks.
-        op_numbers: Number of every op that may occur.
+        op_numbers: Number of every op that may occur, and of every scale but 1 (`scale/2`).
         device: Where the tensors go.
         reach: Longest path that a virtual edge stands for; 1 for none.
 
@@ -229,17 +237,17 @@ def batch_graphs(
     for number in numbers:
         held = [(g, modules[number]) for g, modules in enumerate(cut) if number in modules]
         starts = [0, *accumulate(len(module.ops) for _, module in held)]
-        ops: list[int] = []
+        properties: list[tuple[int, int]] = []
         features: list[tuple[int, int, int, int]] = []
         owners: list[int] = []
         readers: list[int] = []
         read: list[int] = []
         for (g, module), start in zip(held, starts, strict=False):
             n_inputs = len(module.sources)
-            for op in module.ops:
+            for op, scale in zip(module.ops, module.scales, strict=True):
                 if op not in op_numbers:
                     raise ValueError(f"`architectures` must use the ops of the GHN, {sorted(op_numbers)}, not {op!r}.")
-                ops.append(op_numbers[op])
+                properties.append((op_numbers[op], op_numbers.get(scale_property(scale), -1)))
             nodes = [graphs[g].nodes[position] for position in module.nodes]
             features += [(0, 0, 0, 0)] * n_inputs + [shape_features(node.site) for node in nodes]
             owners += [g] * len(module.ops)
@@ -252,7 +260,7 @@ def batch_graphs(
         plans.append(
             (
                 number,
-                [packer.add(ops), packer.add(np.array(features).reshape(-1)), packer.add(owners)],
+                [packer.add(np.array(column).reshape(-1)) for column in (properties, features, owners)],
                 [packer.add(readers), packer.add(read)],
                 [_pack_level(packer, level) for level in _merged([s.forward for s in schedules], starts)],
                 [_pack_level(packer, level) for level in _merged([s.backward for s in schedules], starts)],
@@ -273,7 +281,7 @@ def batch_graphs(
     modules = tuple(
         ModuleBatch(
             number,
-            tensors[values[0]],
+            tensors[values[0]].reshape(-1, 2),
             tensors[values[1]].reshape(-1, 4),
             tensors[values[2]],
             tuple(level(at) for at in forward),

@@ -26,9 +26,10 @@ from optuna_nas.networks import (
     use_batch_statistics,
 )
 from optuna_nas.oneshot.ghn.decoder import Decoder, Slot, slots_of
-from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs
+from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs, scale_property
 from optuna_nas.oneshot.ghn.propagation import PROPAGATIONS, Propagation
 from optuna_nas.oneshot.model import OneShotModel
+from optuna_nas.space import anytime_accuracy
 from optuna_nas.training import (
     PRECISIONS,
     autocast,
@@ -174,7 +175,7 @@ class HyperNetwork(nn.Module):
         for module in batch.modules:
             shared = self.recipe.share_parameters
             propagation = cast("Propagation", self.propagations[0 if shared else module.number])
-            nodes = F.one_hot(module.ops, hidden).float()
+            nodes = F.one_hot(module.properties + 1, hidden + 1).sum(1)[:, 1:].float()
             if self.shapes:
                 columns = zip(self.shapes, module.features.unbind(1), strict=True)
                 nodes = nodes + torch.cat([table(column) for table, column in columns], dim=1)[:, :hidden]
@@ -227,10 +228,13 @@ class GHN(OneShotModel[FitRecord]):
         unknown = sorted({node.op for node in self.training_space.supernet_graph(skeleton)} - names)
         if unknown:
             raise ValueError(f"`training_space` must use ops of `space` but has {unknown[0]!r}; add it to `space`.")
-        self._op_numbers = {name: number for number, name in enumerate(sorted(names))}
-        if len(names) > self.recipe.hidden:
+        # Where nodes choose a scale it is a property, as their op is (section 5.2).
+        scales = sorted({node.scale for node in everything} - {1})
+        properties = [*sorted(names), *map(scale_property, scales)]
+        self._op_numbers = {name: number for number, name in enumerate(properties)}
+        if len(properties) > self.recipe.hidden:
             raise ValueError(
-                f"`hidden` must be at least {len(names)}, the number of ops, to hold their one-hot code but is "
+                f"`hidden` must be at least {len(properties)}, the number of ops, to hold their one-hot code but is "
                 f"{self.recipe.hidden}; raise it."
             )
         self._slots: dict[tuple[str, Site], dict[str, Slot]] = {}
@@ -288,13 +292,18 @@ class GHN(OneShotModel[FitRecord]):
             weights[owner][name] = tensor
         return weights
 
-    def _run(self, architecture: Architecture, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Return the class scores of an architecture with these weights, by the statistics of the batch."""
+    def _run(self, architecture: Architecture, weights: Mapping[str, Tensor], images: Tensor) -> list[Tensor]:
+        """Return the class scores of each classifier of an architecture with these weights, the cheapest first.
+
+        Norms use the statistics of the batch.
+        """
         with torch.device("meta"):
             network = DiscreteNetwork(architecture, self.skeleton)
         use_batch_statistics(network)
-        scores = functional_call(network.train(), dict(weights), (images,))
-        return cast("Tensor", scores[0] if isinstance(scores, tuple) else scores)
+        with autocast(images.device, self.recipe.precision):
+            found = functional_call(network.train(), dict(weights), (images,))
+        outputs = dict(zip(network.graph.outputs, found if isinstance(found, tuple) else (found,), strict=False))
+        return [outputs[end].float() for end in network.graph.exits]
 
     # -- learning -------------------------------------------------------------------------------------------------
 
@@ -316,10 +325,9 @@ class GHN(OneShotModel[FitRecord]):
         self._optimizer.zero_grad(set_to_none=True)
         losses, accuracies = [], []
         for architecture, weights in zip(architectures, self.generate(architectures), strict=True):
-            with autocast(images.device, recipe.precision):
-                scores = self._run(architecture, weights, images)
-            losses.append(F.cross_entropy(scores.float(), labels))
-            accuracies.append((scores.detach().argmax(1) == labels).double().mean())
+            scores = self._run(architecture, weights, images)
+            losses.append(torch.stack([F.cross_entropy(one, labels) for one in scores]).mean())
+            accuracies.append(_accuracies(scores, labels).mean())
         loss = torch.stack(losses).mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm or math.inf)
@@ -345,7 +353,8 @@ class GHN(OneShotModel[FitRecord]):
     def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         """Return the accuracy of architectures with generated weights on the scoring batch, shape (N,), fractions.
 
-        Batch norms use the statistics of that batch. An architecture that does not reach its output scores 0.
+        Batch norms use the statistics of that batch. An architecture that does not reach its output scores 0. With
+        early exits: the area under the curve of accuracy against multiply-adds, see `anytime_accuracy`.
 
         Raises:
             ValueError: Neither `fit` nor `attach` has seen data with a report split.
@@ -360,10 +369,15 @@ class GHN(OneShotModel[FitRecord]):
             with self._lock, torch.no_grad():
                 generated = self.generate([architectures[i] for i in chunk])
                 for i, weights in zip(chunk, generated, strict=True):
-                    with autocast(images.device, self.recipe.precision):
-                        scores = self._run(architectures[i], weights, images)
-                    accuracies[i] = float((scores.argmax(1) == labels).double().mean())
+                    found = _accuracies(self._run(architectures[i], weights, images), labels)
+                    accuracies[i] = self._summarized(architectures[i], found.tolist())
         return accuracies
+
+    def _summarized(self, architecture: Architecture, accuracies: Sequence[float]) -> float:
+        """Return the one accuracy that stands for those of all classifiers."""
+        if len(accuracies) == 1:
+            return accuracies[0]
+        return anytime_accuracy(architecture.graph(self.skeleton).exit_costs, accuracies, self.skeleton.budget)
 
     def weights(self, architecture: Architecture, noise: float = 0.0) -> dict[str, Tensor]:
         """Return generated weights for `DiscreteNetwork(..., weights=...)`, with statistics of the scoring batch.
@@ -428,3 +442,7 @@ class GHN(OneShotModel[FitRecord]):
         load_optimizer_tensors(self._optimizer, without_prefix("optimizer/", tensors))
         self._sums.copy_(tensors["sums"])
         self.records = [FitRecord(step, metrics) for step, metrics in progress["records"]]
+
+
+def _accuracies(scores: Sequence[Tensor], labels: Tensor) -> Tensor:
+    return torch.stack([(one.detach().argmax(1) == labels).double().mean() for one in scores])

@@ -1,0 +1,103 @@
+"""Accuracy against multiply-adds of networks that may be stopped at any time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from optuna_nas.plots.cells import FONT, GREY, INK, PAPER, TITLE_SIZE
+from optuna_nas.plots.surrogate import BLUE
+from optuna_nas.study_state import ANYTIME_CURVE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+
+class AnytimeCurve(NamedTuple):
+    """What a network answers when it is stopped.
+
+    Args:
+        number: Of the trial.
+        value: The trial's first value: the area under the curve, where accuracy is the objective.
+        multiply_adds: Up to every exit, not falling.
+        accuracies: Of the exits, fractions.
+        budget: Where the area ends.
+    """
+
+    number: int
+    value: float
+    multiply_adds: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    budget: float
+
+    def steps(self) -> tuple[list[float], list[float]]:
+        """Return the corners of the curve: nothing before the first exit, each answer until the next, up to the end."""
+        x, y = [self.multiply_adds[0]], [0.0]
+        ends = [*self.multiply_adds[1:], max(self.budget, self.multiply_adds[-1])]
+        for start, accuracy, end in zip(self.multiply_adds, self.accuracies, ends, strict=True):
+            x += [start, end]
+            y += [accuracy, accuracy]
+        return x, y
+
+
+def anytime_curves(trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[AnytimeCurve]:
+    """Return the curves of completed trials, best first; of those whose networks have early exits."""
+    curves = [
+        AnytimeCurve(
+            trial.number,
+            trial.values[0],
+            tuple(known["multiply_adds"]),
+            tuple(known["accuracy"]),
+            known["budget"],
+        )
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and (known := trial.user_attrs.get(ANYTIME_CURVE))
+    ]
+    return sorted(curves, key=lambda curve: curve.value, reverse=direction == StudyDirection.MAXIMIZE)
+
+
+def plot_anytime(study: Study) -> Figure:
+    """Draw accuracy against multiply-adds of every trial's network, the best one in front.
+
+    Raises:
+        ValueError: No network of a finished trial has early exits.
+    """
+    return draw_anytime(anytime_curves(study.get_trials(deepcopy=False), study.directions[0]))
+
+
+def draw_anytime(curves: Sequence[AnytimeCurve]) -> Figure:
+    """Draw curves, best first; see `plot_anytime`."""
+    if not curves:
+        raise ValueError("`study` must have finished trials with early exits but has none; search `anytime_space()`.")
+    figure = Figure(figsize=(5.8, 4.2), dpi=120, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor(PAPER)
+    best, *others = curves
+    for place, curve in enumerate(reversed(others)):
+        axes.plot(*curve.steps(), color=GREY, linewidth=0.9, alpha=0.55, label="other trials" if place == 0 else None)
+    axes.plot(*best.steps(), color=BLUE, linewidth=2.2, label=f"trial {best.number}, the best")
+    axes.set_xlim(0, max(curve.budget for curve in curves))
+    lowest = min(min(curve.accuracies) for curve in curves)
+    highest = max(max(curve.accuracies) for curve in curves)
+    axes.set_ylim(max(0.0, lowest - 0.1 * (highest - lowest) - 0.01), highest + 0.1 * (highest - lowest) + 0.01)
+    axes.set_title(
+        f"{best.value:.4f} on average over all budgets up to {best.budget:,.0f}",
+        color=INK,
+        family=FONT,
+        size=TITLE_SIZE,
+        loc="left",
+    )
+    axes.set_xlabel("multiply-adds of a prediction", color=INK, family=FONT)
+    axes.set_ylabel("accuracy", color=INK, family=FONT)
+    axes.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": TITLE_SIZE - 2})
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
