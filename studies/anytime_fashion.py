@@ -14,7 +14,7 @@ curve of accuracy against multiply-adds; the ten best are trained.
 import argparse
 
 import numpy as np
-from optuna.samplers import RandomSampler
+import optuna
 from small_fashion_mnist import small_fashion_mnist
 
 from optuna_nas import (
@@ -51,7 +51,7 @@ def search(
         skeleton=skeleton,
         data=data,
         recipe=Recipe(epochs=epochs, learning_rate=0.05, warmup_fraction=0.1, seed=seed),
-        sampler=best_of_pool if strategy == "ghn" else RandomSampler(seed),
+        sampler=best_of_pool if strategy == "ghn" else optuna.samplers.RandomSampler(seed),
         trials=trials,
         description=__doc__ or "",
     )
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--images", default="", help="folder of torchvision's FashionMNIST; downloaded by default")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # 192 parameters a trial
     for strategy in ("ghn", "random"):
         wanted = search(options.images, strategy, seed=options.seed)
         result = run(wanted)

@@ -8,6 +8,7 @@ from torch import nn
 
 from optuna_nas.data import ImageData, digits
 from optuna_nas.space import (
+    AnytimeSpace,
     Architecture,
     BlockSpace,
     CellKind,
@@ -24,7 +25,16 @@ TINY = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), nodes
 TINY_MULTI = CellSpace(("skip_connect", "dil_conv_3x3", "max_pool_3x3"), nodes=2, max_ops=3)
 TINY_BLOCK = BlockSpace(("skip_connect", "nor_conv_1x1", "sep_conv_3x3", "max_pool_3x3"), nodes=4)
 
-SMALL_SPACES = {"tiny": TINY, "multi": TINY_MULTI, "block": TINY_BLOCK, "nasbench201": nasbench201_space()}
+TINY_ANYTIME = AnytimeSpace(("skip_connect", "nor_conv_1x1", "sep_conv_3x3"), nodes=(3, 2), scales=(1, 2))
+
+SMALL_SPACES = {
+    "tiny": TINY,
+    "multi": TINY_MULTI,
+    "block": TINY_BLOCK,
+    "anytime": TINY_ANYTIME,
+    "nasbench201": nasbench201_space(),
+}
+SMALL_SUPERNETS = {name: space for name, space in SMALL_SPACES.items() if not isinstance(space, AnytimeSpace)}
 SPACES = {**SMALL_SPACES, "darts": darts_space(), "hmnas": hmnas_space(), "ghn": ghn_space()}
 
 ALL_OPS = (
@@ -51,7 +61,9 @@ def few_digits(n_images: int) -> ImageData:
 
 def small_skeleton(space: Space, **changes) -> Skeleton:
     """Return a frame of a few narrow cells with every kind of the space and one halving."""
-    if isinstance(space, BlockSpace):
+    if isinstance(space, AnytimeSpace):
+        fields = {"cells": ("cell1", "factorized_reduction", "cell2"), "budget": 2e4}
+    elif isinstance(space, BlockSpace):
         fields = {"cells": (space.kind, "factorized_reduction", space.kind)}
     elif space.inputs == 1:
         fields = {"cells": ("cell", "residual_reduction", "cell"), "norm_before_head": True}
@@ -68,12 +80,15 @@ def architectures(space: Space, connected: bool = True) -> st.SearchStrategy[Arc
 
 
 @st.composite
-def spaces(draw) -> Space:
-    """Generate spaces of a few ops and nodes, of both kinds."""
+def spaces(draw, anytime: bool = True) -> Space:
+    """Generate spaces of a few ops and nodes, of all kinds; `anytime`: also those whose nodes choose a scale."""
     ops = tuple(draw(st.lists(st.sampled_from(ALL_OPS), min_size=1, max_size=4, unique=True)))
     nodes = draw(st.integers(1, 3))
     if draw(st.booleans()):
         return BlockSpace(ops, nodes=nodes, max_inputs=draw(st.integers(1, 3)))
+    if anytime and draw(st.booleans()):
+        scales = draw(st.sampled_from([(1,), (1, 2), (1, 2, 4), (1, 3)]))
+        return AnytimeSpace(ops, (nodes, draw(st.integers(1, 3))), draw(st.integers(1, 3)), scales)
     max_ops = draw(st.integers(1, len(ops)))
     inputs = draw(st.integers(1, 2))
     if max_ops == 1 and draw(st.booleans()):

@@ -327,6 +327,10 @@ class _NetworkBuilder:
         if skeleton.auxiliary:
             outputs.append(self._auxiliary_head(last_reduction))
         exits = [position for position, node in enumerate(self._nodes) if node.op == EXIT]
+        if exits and skeleton.auxiliary:
+            raise ValueError(
+                "`skeleton.auxiliary` must be off where nodes have early exits, which do its work; unset it."
+            )
         if exits and not skeleton.budget:
             raise ValueError(
                 "`skeleton.budget` must say for a space with early exits how many multiply-adds a prediction may take "

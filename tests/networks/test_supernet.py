@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import SMALL_SPACES, SPACES, TINY, TINY_BLOCK, architectures, counted_parameters, small_skeleton, spaces
+from strategies import (
+    SMALL_SUPERNETS,
+    SPACES,
+    TINY,
+    TINY_ANYTIME,
+    TINY_BLOCK,
+    architectures,
+    counted_parameters,
+    small_skeleton,
+    spaces,
+)
 from torch import nn
 
 from optuna_nas.networks import DiscreteNetwork, Supernet, choice_names, one_hot, use_batch_statistics
@@ -47,6 +57,11 @@ def test_published_supernets_have_the_published_size(space, skeleton, parameters
     with torch.device("meta"):
         assert counted_parameters(Supernet(space, skeleton)) == parameters
     assert space.everything().cost(skeleton).params == parameters
+
+
+def test_nodes_that_choose_scales_are_refused():
+    with pytest.raises(ValueError, match="`space` must not let nodes choose scales"):
+        Supernet(TINY_ANYTIME, small_skeleton(TINY_ANYTIME))
 
 
 def test_names_say_what_a_vector_stands_for():
@@ -94,11 +109,11 @@ def check_one_hot_equals_discrete(architecture, skeleton, training):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", SMALL_SPACES)
+@pytest.mark.parametrize("name", SMALL_SUPERNETS)
 @settings(max_examples=6)
 @given(data=st.data())
 def test_a_supernet_with_a_one_hot_choice_is_the_discrete_network(name, training, data):
-    space = SMALL_SPACES[name]
+    space = SMALL_SUPERNETS[name]
     affine, pool_norm = data.draw(st.booleans()), data.draw(st.booleans())
     skeleton = small_skeleton(space, affine=affine, pool_norm=pool_norm, input_shape=(3, 9, 8))
     check_one_hot_equals_discrete(data.draw(architectures(space)), skeleton, training)
@@ -117,7 +132,7 @@ def test_a_full_supernet_with_a_one_hot_choice_is_the_discrete_network(name, dat
 @settings(max_examples=15)
 @given(data=st.data())
 def test_a_supernet_of_any_space_with_a_one_hot_choice_is_the_discrete_network(data):
-    space = data.draw(spaces())
+    space = data.draw(spaces(anytime=False))
     cells = ("factorized_reduction", *(kind.name for kind in space.kinds))
     skeleton = Skeleton(cells, channels=2, input_shape=(3, 6, 7), classes=3)
     check_one_hot_equals_discrete(data.draw(architectures(space)), skeleton, training=True)
@@ -219,9 +234,9 @@ def softmaxes(logits):
 
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain-norm"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", SMALL_SPACES)
+@pytest.mark.parametrize("name", SMALL_SUPERNETS)
 def test_a_soft_mixture_is_the_plain_weighted_sum(name, training, affine):
-    space = SMALL_SPACES[name]
+    space = SMALL_SUPERNETS[name]
     supernet, x = supernet_of(space, affine=affine).train(training), images()
     labels, gradients, statistics = torch.tensor([0, 1, 2]), [], []
     initial = {key: value.clone() for key, value in supernet.state_dict().items()}
@@ -372,7 +387,7 @@ def test_a_one_hot_choice_computes_its_own_ops_only():
 
 @pytest.mark.parametrize("name", ["tiny", "multi", "nasbench201"])
 def test_a_choice_that_connects_nothing_gives_the_same_scores_for_every_image(name):
-    space = SMALL_SPACES[name]
+    space = SMALL_SUPERNETS[name]
     supernet = supernet_of(space)
     scores = supernet(images(), one_hot(space.architecture({})))
     assert scores.shape == (3, 3)

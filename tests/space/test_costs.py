@@ -224,7 +224,7 @@ def test_cost_is_what_a_built_network_has_and_does(name, data):
         input_shape=(data.draw(st.integers(1, 3)), data.draw(st.integers(2, 15)), data.draw(st.integers(2, 15))),
         affine=data.draw(st.booleans()),
         pool_norm=data.draw(st.booleans()),
-        auxiliary=data.draw(st.booleans()),
+        auxiliary=name != "anytime" and data.draw(st.booleans()),
     )
     check_cost_against_built(architecture, skeleton)
 
@@ -247,6 +247,7 @@ def test_cost_is_exact_in_any_space_and_frame(data):
         norm_before_head=data.draw(st.booleans()),
         auxiliary="reduction" in cells,
         affine=data.draw(st.booleans()),
+        budget=1.0,
     )
     check_cost_against_built(architecture, skeleton)
 

@@ -32,7 +32,8 @@ def test_nodes_come_in_topological_order_with_names_of_their_own(data):
 def test_every_kept_op_is_one_node_a_cell_and_nothing_else_has_a_path(data):
     space = data.draw(st.sampled_from(ALL))
     architecture = data.draw(architectures(space, connected=False))
-    kept = sorted((path, op) for path, names in architecture.choices if not path.endswith("/inputs") for op in names)
+    properties = ("/inputs", "/scale", "/exit")
+    kept = sorted((path, op) for path, names in architecture.choices if not path.endswith(properties) for op in names)
     assert sorted((node.path, node.op) for node in architecture.cells if node.path) == kept
     skeleton = small_skeleton(space)
     placed = sorted((node.path, node.op) for node in architecture.graph(skeleton) if node.path)
@@ -53,7 +54,10 @@ def test_shapes_fit_from_node_to_node(data):
             assert set(sources) == {node.site.in_shape}
             if node.op == "sum":
                 assert node.site.out_shape == node.site.in_shape
-            elif node.op != "classifier":
+            elif node.op == "upsample":
+                sizes = zip(node.site.in_shape[1:], node.site.out_shape[1:], strict=True)
+                assert all(small == -(-large // node.site.stride) for small, large in sizes)
+            elif node.op not in ("classifier", "exit"):
                 halved = tuple(-(-side // node.site.stride) for side in node.site.in_shape[1:])
                 assert node.site.out_shape[1:] == halved
 
