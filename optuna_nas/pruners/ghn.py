@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from optuna_nas.space import Space
 
 
+SCORED_A_TRIAL = 100
+"""Random architectures that a trial waits for at most."""
+
+
 class GHNPruner(SurrogatePruner):
     """Stops trials whose architecture scores below a quantile of random ones, before their first step.
 
@@ -29,7 +33,7 @@ class GHNPruner(SurrogatePruner):
         score: A fitted `GHN`, or a function of architectures; larger is better.
         space: What trials choose from; by default the GHN's.
         quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
-        n_random: Random architectures that are scored to know that quantile, at the first trial.
+        n_random: Random architectures that are scored to know that quantile, 100 with every trial until all are.
         pruner: Decides on the learning curve of what passes; by default nothing is stopped by it.
         spared: Share of condemned trials that live, so that it can be known who was right.
         n_startup_trials: Finished trials before the first is stopped.
@@ -45,9 +49,9 @@ class GHNPruner(SurrogatePruner):
         space: Space | None = None,
         *,
         quantile: float = 0.25,
-        n_random: int = 200,
+        n_random: int = 1000,
         pruner: BasePruner | None = None,
-        spared: float = 0.1,
+        spared: float = 0.05,
         n_startup_trials: int = 15,
         seed: int = 0,
     ) -> None:
@@ -66,19 +70,24 @@ class GHNPruner(SurrogatePruner):
 
     def _forget(self) -> None:
         super()._forget()
-        self._threshold: tuple[int, float] | None = None  # with the step of the GHN that it is of
+        self._scores_at = -1, np.zeros(0)  # step of the GHN, and what random architectures score there
 
     @property
     def threshold(self) -> float:
-        """The score below which a trial is stopped."""
+        """The score below which a trial is stopped, once all random architectures are scored."""
+        return self._threshold(self._n_random)
+
+    def _threshold(self, more: int) -> float:
+        """Return the threshold after so many more random architectures were scored, if there are any left."""
         with self._lock:
             step = 0 if self._ghn is None else self._ghn.step
-            if self._threshold is None or self._threshold[0] != step:
-                random = np.random.default_rng([self._seed, 0])
-                sample = [self.space.sample(random) for _ in range(self._n_random)]
-                scores = np.asarray(self._score(sample), dtype=np.float64)
-                self._threshold = step, float(np.quantile(scores[np.isfinite(scores)], self._quantile))
-            return self._threshold[1]
+            known = self._scores_at[1] if self._scores_at[0] == step else np.zeros(0)
+            wanted = range(len(known), min(self._n_random, len(known) + more))
+            if wanted:
+                sample = [self.space.sample(np.random.default_rng([self._seed, number])) for number in wanted]
+                known = np.append(known, np.asarray(self._score(sample), dtype=np.float64))
+                self._scores_at = step, known
+            return float(np.quantile(known[np.isfinite(known)], self._quantile))
 
     def _can_guess(self) -> bool:
         """A GHN guesses when its fit has ended."""
@@ -92,9 +101,9 @@ class GHNPruner(SurrogatePruner):
         return guess if np.isfinite(guess) else -np.inf
 
     def _condemns(self, trial: FrozenTrial, guess: float) -> str | None:
-        if guess >= self.threshold:
+        threshold = self._threshold(SCORED_A_TRIAL)
+        if guess >= threshold:
             return None
         return (
-            f"its score of {guess:.4g} is below {self.threshold:.4g}, that of {self._quantile:.0%} of random "
-            "architectures"
+            f"its score of {guess:.4g} is below {threshold:.4g}, that of {self._quantile:.0%} of random architectures"
         )
