@@ -30,6 +30,7 @@ CONDEMNED = "condemned"
 """Trial attribute: why a pruner wanted to stop it before its first step, one sentence."""
 ANYTIME_CURVE = "anytime_curve"
 """Trial attribute of networks with early exits: `multiply_adds` and `accuracy` of each, and the `budget`."""
+FIT_RECORDS = "fit:records"
 PIECE = 2045
 """Characters that every storage of Optuna takes in one attribute."""
 
@@ -125,6 +126,24 @@ def read_json(attributes: Mapping[str, Any], key: str) -> Any | None:
         return json.loads(text)
     except (KeyError, TypeError, ValueError) as error:
         raise Unverified(f"attribute {name!r} is damaged: {error}") from error
+
+
+def write_fit_records(
+    study: Study, trial: FrozenTrial, model: str, records: Sequence[tuple[int, Mapping[str, float]]]
+) -> None:
+    """Attach to a running trial how the fit of a one-shot model went that it trained: (step, metrics)."""
+    plain = [[step, {name: float(f"{value:.6g}") for name, value in metrics.items()}] for step, metrics in records]
+    write_json(study, trial, FIT_RECORDS, {"model": model, "records": plain})
+
+
+def fit_records_of(trial: FrozenTrial) -> tuple[str, list[tuple[int, dict[str, float]]]]:
+    """Return the model that a trial trained and how its fit went; no records for most trials."""
+    try:
+        published = read_json(trial.system_attrs, FIT_RECORDS)
+    except Unverified:
+        published = None
+    known = published or {"model": "", "records": ()}
+    return known["model"], [(step, metrics) for step, metrics in known["records"]]
 
 
 def find_trial(study: Study, number: int) -> FrozenTrial | None:

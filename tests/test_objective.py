@@ -30,6 +30,7 @@ from optuna_nas.objective import (
     suggest_float,
     suggest_int,
 )
+from optuna_nas.oneshot import GHN, GHNRecipe
 from optuna_nas.space import NONE, CellKind, CellSpace, Skeleton
 from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate, save_tensors
 
@@ -179,8 +180,33 @@ def test_given_weights_are_what_training_starts_from(monkeypatch):
         given.append(DiscreteNetwork(architecture, SKELETON, seed=77).state_dict())
         return given[-1]
 
-    run(make(weights=weights), choose(), catch=(TrainingStopped,))
+    run(make(start=weights), choose(), catch=(TrainingStopped,))
     assert all(torch.equal(started[0][name], tensor) for name, tensor in given[0].items())
+
+
+def test_a_training_starts_from_what_a_ghn_generates(monkeypatch):
+    started = []
+
+    def stop(network, *args, **kwargs):
+        started.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        raise TrainingStopped
+
+    monkeypatch.setattr(objective_module, "train", stop)
+    ghn = GHN(SPACE, SKELETON, GHNRecipe(phases=1, batch_size=16))
+    ghn.fit(DATA, 1)
+    run(make(start="ghn", ghn=ghn, noise=0.2), choose(), catch=(TrainingStopped,))
+    (architecture,) = [SPACE.decode(choose())]
+    expected = ghn.weights(architecture, noise=0.2)
+    assert started[0].keys() == expected.keys()
+    assert all(torch.equal(started[0][name], tensor) for name, tensor in expected.items())
+    # Another start is another training: nothing is taken over from it.
+    digests = {make()._training_digest, make(start="ghn", ghn=ghn)._training_digest}
+    assert len(digests) == 2
+
+
+def test_a_ghn_that_has_not_learned_starts_nothing():
+    with pytest.raises(ValueError, match="`ghn` must be fitted to start from its weights"):
+        run(make(start="ghn", ghn=GHN(SPACE, SKELETON)), choose())
 
 
 def test_the_seed_of_the_recipe_decides_the_result():
@@ -688,6 +714,14 @@ def test_users_parameters_of_their_own_live_beside_the_space():
         ({"objectives": ("params",)}, "`objectives` must begin with 'accuracy' but got"),
         ({"objectives": ("accuracy", "flops")}, "`objectives` must name costs .* but got 'flops'"),
         ({"constraints": {"latency": 1.0}}, "`constraints` must name costs .* but got 'latency'"),
+        ({"start": "warm"}, r"`start` must be one of \('scratch', 'ghn'\) or a function of .* but got 'warm'"),
+        ({"start": "ghn"}, "`ghn` must be given with start='ghn'"),
+        ({"ghn": GHN(SPACE, SKELETON)}, "`ghn` must be given with start='ghn', and only then"),
+        (
+            {"start": "ghn", "ghn": GHN(SPACE, replace(SKELETON, channels=8))},
+            "`ghn` must be of the space and the skeleton",
+        ),
+        ({"noise": -1.0}, "`noise` must not be negative"),
     ],
 )
 def test_an_objective_that_cannot_work_is_refused_before_the_first_trial(changes, sentence):

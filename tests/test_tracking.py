@@ -23,9 +23,12 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 from PIL import Image
 from scipy.stats import kendalltau
+from strategies import few_digits
 
-from optuna_nas.samplers import SNASSampler
-from optuna_nas.space import Architecture, nasbench201_space
+from optuna_nas.oneshot import GHN, GHNRecipe
+from optuna_nas.samplers import GHNSampler, SNASSampler
+from optuna_nas.space import Architecture, Skeleton, nasbench201_space
+from optuna_nas.study_state import folder_store
 from optuna_nas.tracking import DatasetInfo, MLflowTracker, comparison_view, mlflow_keys, records, view
 from optuna_nas.tracking import mirror as mirror_module
 from optuna_nas.tracking import tracker as tracker_module
@@ -337,6 +340,23 @@ def test_a_distribution_that_learns_is_shown_on_the_study_once(uri, tmp_path):
     assert {"distribution.png", "most_likely_cells.png"} <= names
     picture = Image.open(mirror.client.download_artifacts(run_id, "distribution.png"))
     assert np.asarray(picture).std() > 10
+
+
+def test_the_training_of_a_hypernetwork_is_shown_on_the_study_once(uri, tmp_path):
+    data = few_digits(64)
+    ghn = GHN(SPACE, Skeleton(("cell",), 4, data.input_shape, data.classes), GHNRecipe(phases=1, batch_size=16))
+    tracker = MLflowTracker(uri)
+    study = new_study(folder=tmp_path)
+    store = folder_store(tmp_path / "artifacts")
+    study.sampler = GHNSampler(SPACE, ghn, data=data, budget=2, pool_size=10, refresh=5, artifact_store=store, seed=0)
+    search(tracker, study, 2)
+    tracker.start(study, space=SPACE)  # again, with nothing new
+    tracker.finish(study)
+    mirror = read(uri)
+    for name in ("loss", "accuracy"):
+        curve = mirror.client.get_metric_history(mirror.parent.info.run_id, f"ghn/{name}")
+        assert [point.step for point in curve] == [record.step for record in ghn.records]
+        assert [point.value for point in curve] == pytest.approx([r.metrics[name] for r in ghn.records], rel=1e-4)
 
 
 def test_mlflow_keys_read_well_and_stay_different():

@@ -15,7 +15,7 @@ from optuna_nas.oneshot.ghn.regression import regress_if_better
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.samplers.rounds import Rounds, Snapshot
 from optuna_nas.space.cost import COSTS
-from optuna_nas.study_state import DIGEST, SURROGATE_SCORE, Unverified, hash_of
+from optuna_nas.study_state import DIGEST, SURROGATE_SCORE, Unverified, hash_of, write_fit_records
 from optuna_nas.training import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -164,7 +164,15 @@ class GHNSampler(ArchitectureSampler):
             self._fit()
             pools.append(self._make_pool(study, trial, number, None if newest is None else newest.loaded))
 
-        self._rounds.open(study, trial, prepare, lambda folder: self._save(folder, pools[-1]))
+        before = 0 if self.ghn is None else self.ghn.step
+
+        def save(folder: Path) -> dict[str, Any]:
+            if self.ghn is not None and self.ghn.step > before:
+                records = [record for record in self.ghn.records if record.step > before]
+                write_fit_records(study, trial, self.ghn.name, records)
+            return self._save(folder, pools[-1])
+
+        self._rounds.open(study, trial, prepare, save)
         found = self._candidate(study, trial)
         if found is not None:
             given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}

@@ -29,7 +29,7 @@ from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_lik
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers.snas import records_of
-from optuna_nas.study_state import PREFIX, SURROGATE_SCORE
+from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, fit_records_of
 from optuna_nas.tracking.records import (
     SQLITE,
     STATUSES,
@@ -117,6 +117,7 @@ class Mirror:
         self._steps: set[int] = set()  # of the study's curves
         self._records: dict[int, DistributionRecord] = {}  # how the sampler's distribution stood, by step
         self._record_steps: set[int] = set()  # of those in MLflow
+        self._fits: set[int] = set()  # trials whose fits are in MLflow
         self._drawn: Counter[str] = Counter()  # finished trials in the study's pictures, by their name
         self._scatter = SCATTER_ATTRIBUTES[-1]
         self._refused = False  # an artifact could not be stored
@@ -241,7 +242,7 @@ class Mirror:
         """Close the run of a trial of this process, and continue the study's curves."""
         self._write_trial(trial)
         self._write_curves(study, set(self.own))
-        self._write_distribution([trial])
+        self._write_records([trial])
         if self._scatter != SCATTER_ATTRIBUTES[0] and SCATTER_ATTRIBUTES[0] in trial.user_attrs:
             self._save_view(study)
 
@@ -315,7 +316,7 @@ class Mirror:
                 self._write_trial(trial)
         self._write_curves(study, {trial.number for trial in finished})
         self._record_steps = {point.step for point in self._history(self._parent_id, "distribution/entropy")}
-        self._write_distribution(finished)
+        self._write_records(finished)
         self._save_view(study)
 
     def _is_being_closed(self, trial: FrozenTrial, child: _Child) -> bool:
@@ -428,6 +429,22 @@ class Mirror:
         found, curves = guesses(trials, direction), anytime_curves(trials, direction)
         draw(GUESSES, len(found.numbers), FEWEST_GUESSES, lambda: draw_guesses(found, self._metric))
         draw(ANYTIME, len(curves), 1, lambda: draw_anytime(curves))
+
+    def _write_records(self, trials: Sequence[FrozenTrial]) -> None:
+        """Show on the study's run how the models learned that its sampler trained."""
+        for trial in trials:
+            model, records = fit_records_of(trial)
+            if model and trial.number not in self._fits:
+                self._fits.add(trial.number)
+                time = milliseconds(trial.datetime_complete)
+                known = {point.step for point in self._history(self._parent_id, f"{model.lower()}/loss")}
+                points = [
+                    Epoch(step, step, {f"{model.lower()}/{name}": value for name, value in metrics.items()}, time)
+                    for step, metrics in records
+                    if step not in known
+                ]
+                self._log(self._parent_id, [metric for point in points for metric in _points(point)])
+        self._write_distribution(trials)
 
     def _write_distribution(self, trials: Sequence[FrozenTrial]) -> None:
         """Show on the study's run how the sampler's distribution stood: curves, heat map, most likely cells."""
