@@ -87,7 +87,7 @@ def node_by_node(propagation, embeddings, topology, reach=1):
                 message = message + propagation.message(h[u])
             if propagation.far_message is not None:
                 for u, length in far[there][node].items():
-                    if 1 < length <= reach:
+                    if 1 <= length <= reach:
                         message = message + propagation.far_message(h[u]) / length
             h[node] = propagation.update(message[None], h[node][None])[0]
             visits += 1

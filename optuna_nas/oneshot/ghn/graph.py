@@ -55,7 +55,7 @@ class Level(NamedTuple):
         nodes: Their positions, shape (n,).
         sources: For every message the node it comes from, shape (m,).
         targets: For every message the place in `nodes` that it goes to, shape (m,).
-        far_sources, far_targets: The same for virtual edges.
+        far_sources, far_targets: The same for virtual edges, of which the edges themselves are the shortest.
         far_weights: Their weights, one over the length of the shortest path.
     """
 
@@ -275,8 +275,8 @@ def batch_graphs(
         if reach <= 1:  # nothing but edges: no need to tell them apart
             nothing = nodes[:0]
             return Level(nodes, sources, targets, nothing, nothing, nothing.float())
-        near, far = lengths == 1, lengths > 1
-        return Level(nodes, sources[near], targets[near], sources[far], targets[far], 1.0 / lengths[far])
+        near = lengths == 1
+        return Level(nodes, sources[near], targets[near], sources, targets, 1.0 / lengths)
 
     modules = tuple(
         ModuleBatch(

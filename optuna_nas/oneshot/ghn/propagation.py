@@ -27,7 +27,7 @@ class Propagation(nn.Module):
         hidden: Size of an embedding.
         phases: T: passes from the inputs to the output and back, or synchronous steps.
         kind: `forward_backward` (section 4.4) or `synchronous` (all nodes at once, T times).
-        virtual_edges: Add messages of nodes further away, `M'(h_u) / length of the shortest path`.
+        virtual_edges: Add messages of nodes near and far, `M'(h_u) / length of the shortest path`.
     """
 
     def __init__(self, hidden: int, phases: int, kind: str, virtual_edges: bool) -> None:
