@@ -25,15 +25,18 @@ from optuna_nas import (
     Architecture,
     DiscreteNetwork,
     GHNRecipe,
+    ImageData,
     Recipe,
     SNASRecipe,
     nasbench201_skeleton,
     nasbench201_space,
     train,
 )
+from optuna_nas.networks import recompute_statistics
 
 SPACE = nasbench201_space()
 TRUTH = Recipe(epochs=6, learning_rate=0.05, warmup_fraction=0.1)
+SIGNALS = ("ghn", "supernet", "sgd")
 ABLATIONS = {
     "GHN (the paper's)": {},
     "GHN, embedding not passed": {"pass_embedding": False},
@@ -44,6 +47,16 @@ ABLATIONS = {
 }
 
 
+def after_few_steps(network: DiscreteNetwork, data: ImageData, n_steps: int) -> float:
+    """Return the accuracy after so many steps of SGD, with statistics of a batch, as a hypernetwork is scored."""
+    part = replace(data, splits={**data.splits, "weights": data.splits["weights"][: 64 * n_steps]})
+    train(network, part, Recipe(epochs=1, learning_rate=0.05))
+    images, labels = next(iter(data.batches(["report"], 512)))
+    recompute_statistics(network, images)
+    with torch.no_grad():
+        return float((network.eval()(images).argmax(1) == labels).double().mean())
+
+
 def main() -> None:
     """Train the cells, score them in every way, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,7 +64,8 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=100)
     parser.add_argument("--epochs", type=float, default=15.0, help="of every GHN and of the supernet")
     parser.add_argument("--seed", type=int, default=0, help="of the images and the cells")
-    parser.add_argument("--seeds", type=int, default=3, help="hypernetworks of each kind")
+    parser.add_argument("--seeds", type=int, default=3, help="hypernetworks and supernets of each kind")
+    parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=SIGNALS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("fashion_ranking.json"))
     options = parser.parse_args()
@@ -84,27 +98,23 @@ def main() -> None:
 
     print(" " * 34 + "   pearson    better   kendall    better  CPU s/cell   score")
     judge("parameters", np.array([float(cell.cost(frame).params) for cell in cells]), 0.0)
-    for seed in range(options.seeds):
+    for seed in range(options.seeds if "ghn" in options.signals else 0):
         for name, changes in ABLATIONS.items():
             ghn = GHN(SPACE, frame, GHNRecipe(meta_batch=2, seed=seed, **changes))  # type: ignore[arg-type]
             ghn.fit(data, options.epochs)
             started = time.process_time()
             judge(name, ghn.score(cells), time.process_time() - started)
     supernet_frame = nasbench201_skeleton(1, 8, data.input_shape, data.classes, affine=False)
-    # Logits that do not move: a supernet trained on uniform single paths.
-    recipe = SNASRecipe(relaxation="one_path", warmup_fraction=0.999, learning_rate=0.05, seed=options.seed)
-    snas = SNAS(SPACE, supernet_frame, recipe)
-    snas.fit(data, 2 * options.epochs)
-    started = time.process_time()
-    judge("supernet, uniform single paths", snas.score(cells), time.process_time() - started)
-    steps = data.size(["weights", "choices"]) // 64
-    for n_steps in (10, 50, steps):
-        part = replace(data, splits={**data.splits, "weights": data.splits["weights"][: 64 * n_steps]})
-        one_epoch = Recipe(epochs=1, learning_rate=0.05)
+    for seed in range(options.seeds if "supernet" in options.signals else 0):
+        # Logits that do not move: a supernet trained on uniform single paths.
+        recipe = SNASRecipe(relaxation="one_path", warmup_fraction=0.999, learning_rate=0.05, seed=seed)
+        snas = SNAS(SPACE, supernet_frame, recipe)
+        snas.fit(data, 2 * options.epochs)
         started = time.process_time()
-        scores = np.array(
-            [train(DiscreteNetwork(cell, frame, seed=1), part, one_epoch).last.report_accuracy for cell in cells]
-        )
+        judge("supernet, uniform single paths", snas.score(cells), time.process_time() - started)
+    for n_steps in (1, 10, 50, 75) if "sgd" in options.signals else ():
+        started = time.process_time()
+        scores = np.array([after_few_steps(DiscreteNetwork(cell, frame, seed=1), data, n_steps) for cell in cells])
         judge(f"SGD, {n_steps} steps", scores, time.process_time() - started)
     print("\nmeans over seeds")
     for name, found in rows.items():

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from optuna_nas.space import Architecture, Skeleton, Space
 
 MOST_SKIPPED_FRACTION, FIRST_JUDGED_STEP = 0.05, 20
-SCORING_IMAGES = 512
 RECORDS = 200
 """Moments of a fit that are recorded."""
 
@@ -52,6 +51,10 @@ class FitRecipe(Protocol):
     @property
     def batch_size(self) -> int:
         """Images a step."""
+
+    @property
+    def scoring_images(self) -> int:
+        """Images of the report split that architectures are scored on, all at once."""
 
     @property
     def learning_rate(self) -> float:
@@ -274,7 +277,7 @@ class OneShotModel(ABC, Generic[Record]):
                 if self._scoring is not None:
                     self._scoring = Batch(*(tensor.to(data.device) for tensor in self._scoring))
             if data.size([REPORT]):
-                self._scoring = next(iter(data.batches([REPORT], SCORING_IMAGES)))
+                self._scoring = next(iter(data.batches([REPORT], self._recipe.scoring_images)))
 
     def _scoring_batch(self) -> Batch:
         if self._scoring is None:

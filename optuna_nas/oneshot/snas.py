@@ -33,7 +33,7 @@ from optuna_nas.oneshot.distribution import (
     one_path_sample,
     softmax,
 )
-from optuna_nas.oneshot.model import SCORING_IMAGES, OneShotModel
+from optuna_nas.oneshot.model import OneShotModel
 from optuna_nas.space import Architecture, CellSpace
 from optuna_nas.space.cost import COSTS
 from optuna_nas.training import (
@@ -69,6 +69,7 @@ class SNASRecipe:
 
     Args:
         batch_size: Images a step.
+        scoring_images: Images of the report split that an architecture is scored on, all at once.
         learning_rate: Of the weights' SGD; falls to `final_learning_rate` along a cosine.
         final_learning_rate: Where the cosine ends.
         momentum: Of SGD.
@@ -101,6 +102,7 @@ class SNASRecipe:
     """
 
     batch_size: int = 64
+    scoring_images: int = 512
     learning_rate: float = 0.025
     final_learning_rate: float = 0.0
     momentum: float = 0.9
@@ -119,15 +121,16 @@ class SNASRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "seed"):
+        for name in ("batch_size", "scoring_images", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise ValueError(f"`{name}` must be an integer but got {getattr(self, name)!r}.")
         for name, kind in get_type_hints(SNASRecipe).items():
             value = getattr(self, name)
             if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"`{name}` must be a number but got {value!r}.")
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1 but got {self.batch_size}.")
+        for name in ("batch_size", "scoring_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
         for name in ("first_temperature", "last_temperature", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite but got {getattr(self, name)}.")
@@ -435,7 +438,7 @@ class SNAS(OneShotModel[DistributionRecord]):
             raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
         correct = n_images = 0
         fraction = self.step / max(1, self.total_steps)
-        for number, batch in enumerate(data.batches([split], SCORING_IMAGES)):
+        for number, batch in enumerate(data.batches([split], self.recipe.scoring_images)):
             images, labels = (tensor.to(self.device) for tensor in batch)
             with self._lock, torch.no_grad(), autocast(self.device, self.recipe.precision):
                 if architecture is None:

@@ -83,6 +83,8 @@ class GHNRecipe:
             norms.
         meta_batch: Architectures a step, all on the same images.
         batch_size: Images a step.
+        scoring_images: Images of the report split that an architecture is scored on, all at once: more of them tell
+            good ones apart better, and cost in proportion.
         learning_rate: Of Adam; falls to 0 along a cosine.
         weight_decay: L2 penalty.
         clip_norm: Largest norm of the gradient; 0 for no clipping.
@@ -106,6 +108,7 @@ class GHNRecipe:
     fan_in_normalization: bool = False
     meta_batch: int = 1
     batch_size: int = 64
+    scoring_images: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
     clip_norm: float = 5.0
@@ -119,7 +122,7 @@ class GHNRecipe:
                 continue
             if type(value) is not kind:
                 raise ValueError(f"`{field.name}` must be of type {kind.__name__} but got {value!r}.")
-        for name in ("hidden", "decoder_hidden", "chunk", "phases", "meta_batch", "batch_size"):
+        for name in ("hidden", "decoder_hidden", "chunk", "phases", "meta_batch", "batch_size", "scoring_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
         if not 0 < self.learning_rate < math.inf:
