@@ -234,6 +234,7 @@ def batch_graphs(
     packer, plans, row = _Packer(device), [], 0
     rows: list[dict[int, int]] = [{} for _ in graphs]
     sizes = [0] * len(graphs)
+    packed: dict[tuple[Topology, ...], tuple[list[tuple[int, int, int, int]], ...]] = {}  # copies of a cell are alike
     for number in numbers:
         held = [(g, modules[number]) for g, modules in enumerate(cut) if number in modules]
         starts = [0, *accumulate(len(module.ops) for _, module in held)]
@@ -256,14 +257,17 @@ def batch_graphs(
             for i, position in enumerate(module.nodes):
                 rows[g][position] = row + start + n_inputs + i
             sizes[g] += len(module.ops)
-        schedules = [schedule(module.topology, reach) for _, module in held]
+        topologies = tuple(module.topology for _, module in held)
+        if topologies not in packed:
+            schedules = [schedule(topology, reach) for topology in topologies]
+            both = [s.forward for s in schedules], [s.backward for s in schedules]
+            packed[topologies] = tuple([_pack_level(packer, level) for level in _merged(one, starts)] for one in both)
         plans.append(
             (
                 number,
                 [packer.add(np.array(column).reshape(-1)) for column in (properties, features, owners)],
                 [packer.add(readers), packer.add(read)],
-                [_pack_level(packer, level) for level in _merged([s.forward for s in schedules], starts)],
-                [_pack_level(packer, level) for level in _merged([s.backward for s in schedules], starts)],
+                topologies,
             )
         )
         row += starts[-1]
@@ -278,18 +282,19 @@ def batch_graphs(
         near = lengths == 1
         return Level(nodes, sources[near], targets[near], sources, targets, 1.0 / lengths)
 
+    levels = {key: tuple(tuple(map(level, one)) for one in both) for key, both in packed.items()}
     modules = tuple(
         ModuleBatch(
             number,
             tensors[values[0]].reshape(-1, 2),
             tensors[values[1]].reshape(-1, 4),
             tensors[values[2]],
-            tuple(level(at) for at in forward),
-            tuple(level(at) for at in backward),
+            levels[topologies][0],
+            levels[topologies][1],
             tensors[links[0]],
             tensors[links[1]],
         )
-        for number, values, links, forward, backward in plans
+        for number, values, links, topologies in plans
     )
     return GraphBatch(len(graphs), modules, tuple(rows), tensors[sizes_at])
 
