@@ -11,10 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SMALL_SPACES, TINY, architectures, small_skeleton
 
-from optuna_nas.networks import DiscreteNetwork, measure_latency
+from optuna_nas.networks import (
+    DiscreteNetwork,
+    measure_latency,
+    register_op,
+    unregister_op,
+    use_batch_statistics,
+)
 from optuna_nas.space import (
     CellKind,
     CellSpace,
+    Cost,
     Skeleton,
     darts_space,
     nasbench201_skeleton,
@@ -86,6 +93,45 @@ def test_kernels_are_laid_out_channels_last():
     kernels = [p for p in network.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
     assert kernels
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+# -- without weights ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL_SPACES)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_a_blank_network_computes_with_the_weights_it_is_given(name, data):
+    space = SMALL_SPACES[name]
+    architecture, skeleton = data.draw(architectures(space)), small_skeleton(space)
+    network, blank = DiscreteNetwork(architecture, skeleton).eval(), DiscreteNetwork(architecture, skeleton, blank=True)
+    assert {key: tensor.shape for key, tensor in blank.state_dict().items()} == {
+        key: tensor.shape for key, tensor in network.state_dict().items()
+    }
+    x = images()
+    found = torch.func.functional_call(blank.eval(), network.state_dict(), (x,), tie_weights=False)
+    assert torch.equal(found, network(x))
+    assert all(tensor.is_meta for tensor in blank.state_dict().values())
+
+
+def test_a_blank_network_has_settings_of_its_own():
+    first, second = (DiscreteNetwork(CONVOLUTIONS, small_skeleton(TINY), blank=True) for _ in range(2))
+    use_batch_statistics(first)
+    first.eval()
+    assert all(part.training for part in second.modules())
+    norms = [part for part in second.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert all(norm.track_running_stats for norm in norms)
+    assert norms
+
+
+def test_an_op_that_is_defined_anew_is_built_anew():
+    skeleton = Skeleton(("cell",), 4, (3, 8, 8), 3)
+    for kernel in (1, 3):
+        register_op("mine", lambda site, k=kernel: torch.nn.Conv2d(4, 4, k, 1, k // 2), lambda site: Cost())
+        cell = CellSpace(("mine",), 1, 1, (CellKind("cell"),)).everything()
+        shapes = {tuple(tensor.shape) for tensor in DiscreteNetwork(cell, skeleton, blank=True).parameters()}
+        unregister_op("mine")
+        assert (4, 4, kernel, kernel) in shapes
 
 
 # -- what it computes ---------------------------------------------------------------------------------------------
