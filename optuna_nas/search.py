@@ -28,6 +28,7 @@ from optuna_nas.objective import (
     DUPLICATE_OF,
     REASON,
     RESUMES,
+    SCRATCH,
     OutOfMemory,
     TrainObjective,
     TrialListener,
@@ -189,6 +190,8 @@ class Search:
             setting["skeleton"] = objective.skeleton.to_dict()
             setting["data"] = objective.data.describe()
             setting["recipe"] = {name: _plain(value) for name, value in vars(objective.recipe).items()}
+            if objective.start != SCRATCH:
+                setting["start"] = objective.describe_start()
         return json.loads(json.dumps(setting))  # type: ignore[no-any-return]
 
 

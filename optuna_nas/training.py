@@ -107,7 +107,8 @@ class Recipe:
 class EpochResult:
     """What one epoch brought; losses in nats, accuracies as fractions in [0, 1].
 
-    `epoch` counts from 1; `train_*` are means over the augmented batches seen, `report_*` over the report split.
+    `epoch` counts from 1; `train_*` are means over the augmented batches seen, `report_*` over the report split;
+    `accuracies` are those on the report split of all classifiers, the cheapest first.
     """
 
     epoch: int
@@ -117,6 +118,7 @@ class EpochResult:
     report_accuracy: float
     learning_rate: float
     seconds: float
+    accuracies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class _Training:
         self._device = data.device
         self._network = network.to(self._device)
         self._forward = torch.compile(network) if recipe.compile else network
-        self._has_exits = _with_exits(network) is not None
+        self._has_exits = isinstance(network, DiscreteNetwork) and len(network.graph.exits) > 1
         self._data, self._recipe, self._drop_path, self._splits = data, recipe, drop_path, splits
         n_images = data.size(splits)
         if n_images == 0:
@@ -264,7 +266,8 @@ class _Training:
                     saved = time.monotonic()
                 if stopping:
                     raise TrainingStopped
-            report_loss, report_accuracy = evaluate(self._network, self._data, REPORT, self._recipe.precision)
+            losses, accuracies = evaluate_exits(self._network, self._data, REPORT, self._recipe.precision)
+            report_loss, report_accuracy = _summary(self._network, losses, accuracies)
             loss, correct, images_seen = self._sums.tolist()
             self._seconds = before + time.monotonic() - started
             result = EpochResult(
@@ -275,6 +278,7 @@ class _Training:
                 report_accuracy,
                 self._learning_rate(self._epoch * self._steps_per_epoch + self._step - 1),
                 self._seconds - self._epoch_started,
+                tuple(accuracies),
             )
             self._history.append(result)
             self._epoch, self._step, self._epoch_started = self._epoch + 1, 0, self._seconds
@@ -388,7 +392,9 @@ class _Training:
         self._epoch_started = progress["epoch_started"]
         self._skipped, self._skipped_in_a_row = progress["skipped"], progress["skipped_in_a_row"]
         self._accumulation = progress["accumulation"]
-        self._history = [EpochResult(**result) for result in progress["history"]]
+        self._history = [
+            EpochResult(**{**result, "accuracies": tuple(result["accuracies"])}) for result in progress["history"]
+        ]
 
 
 def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -456,16 +462,20 @@ def evaluate(
     With early exits: the mean over them, and the accuracy of an anytime prediction, see `anytime_accuracy`.
     `batch_size` is halved until it fits the memory; no result depends on it.
     """
-    losses, accuracies = evaluate_exits(network, data, split, precision, batch_size)
-    if (anytime := _with_exits(network)) is None:
+    return _summary(network, *evaluate_exits(network, data, split, precision, batch_size))
+
+
+def _summary(network: nn.Module, losses: Sequence[float], accuracies: Sequence[float]) -> tuple[float, float]:
+    """Return the one loss and accuracy that stand for those of all classifiers."""
+    if (anytime := _anytime(network)) is None:
         return losses[0], accuracies[0]
     accuracy = anytime_accuracy(anytime.graph.exit_costs, accuracies, anytime.skeleton.budget)
     return sum(losses) / len(losses), accuracy
 
 
-def _with_exits(network: nn.Module) -> DiscreteNetwork | None:
-    """Return the network if it has early exits."""
-    return network if isinstance(network, DiscreteNetwork) and len(network.graph.exits) > 1 else None
+def _anytime(network: nn.Module) -> DiscreteNetwork | None:
+    """Return the network if its predictions have a budget, also where it drew no early exit."""
+    return network if isinstance(network, DiscreteNetwork) and network.skeleton.budget else None
 
 
 def evaluate_exits(
@@ -493,7 +503,7 @@ def evaluate_exits(
 def _evaluate(
     network: nn.Module, data: Data, split: str, precision: str, batch_size: int
 ) -> tuple[list[float], list[float]]:
-    anytime = _with_exits(network)
+    anytime = _anytime(network)
     n_outputs = 1 if anytime is None else len(anytime.graph.exits)
     sums = torch.zeros((n_outputs, 2), dtype=torch.float64, device=data.device)
     n_images = 0

@@ -158,6 +158,8 @@ def test_exits_and_scales_tell_functions_apart():
         (lambda: AnytimeSpace(("none",)), "`ops` must not hold 'none'"),
         (lambda: AnytimeSpace(("skip_connect",), ()), r"`nodes` must be one or more positive numbers but got \(\)"),
         (lambda: AnytimeSpace(("skip_connect",), (2, 0)), "`nodes` must be one or more positive numbers"),
+        (lambda: anytime_space(5), "`nodes` must be a tuple of integers but got 5"),
+        (lambda: AnytimeSpace(("skip_connect",), (2,), scales=(1, 2.0)), "`scales` must be a tuple of integers"),
         (lambda: AnytimeSpace(("skip_connect",), (2,), 0), "`max_inputs` must be at least 1"),
         (lambda: AnytimeSpace(("skip_connect",), (2,), scales=(2, 4)), "`scales` must begin with 1"),
         (lambda: AnytimeSpace(("skip_connect",), (2,), scales=(1, 2, 3)), "each a multiple of the one before"),
@@ -217,6 +219,28 @@ def test_the_accuracy_of_a_network_with_exits_is_that_of_a_prediction_stopped_an
     loss, accuracy = evaluate(network, data, "report")
     assert loss == pytest.approx(np.mean(losses))
     assert accuracy == pytest.approx(anytime_accuracy(network.graph.exit_costs, accuracies, FRAME.budget))
+
+
+def test_a_network_that_drew_no_exit_is_judged_as_the_others_are(data):
+    without = choices(cell1__1__exit="none", cell2__1__exit="none")
+    network = DiscreteNetwork(without, FRAME, seed=0)
+    seen = []
+    train(network, data, Recipe(epochs=1, batch_size=16, learning_rate=0.05), on_epoch=seen.append)
+    (accuracy,) = evaluate_exits(network, data, "report")[1]
+    share = 1 - network.graph.cost.multiply_adds / FRAME.budget
+    assert evaluate(network, data, "report")[1] == pytest.approx(share * accuracy)
+    assert seen[0].report_accuracy == pytest.approx(share * seen[0].accuracies[0])
+    ghn = GHN(TINY_ANYTIME, FRAME, GHNRecipe(phases=1, batch_size=32))
+    ghn.fit(data, 1)
+    (score,) = ghn.score([without])
+    ghn.skeleton = anytime_skeleton(2, 4, (1, 8, 8), 10, budget=1e9)  # nearly the plain accuracy
+    assert score == pytest.approx(share * ghn.score([without])[0], rel=1e-3)
+
+
+def test_a_ghn_learns_on_scales_that_it_knows():
+    coarser = AnytimeSpace(TINY_ANYTIME.ops, (2, 2), scales=(1, 2, 4))
+    with pytest.raises(ValueError, match="`training_space` must use scales of `space` but has 4"):
+        GHN(TINY_ANYTIME, FRAME, training_space=coarser)
 
 
 def test_a_ghn_scores_by_the_area_under_the_curve(data):

@@ -199,14 +199,44 @@ def test_a_training_starts_from_what_a_ghn_generates(monkeypatch):
     expected = ghn.weights(architecture, noise=0.2)
     assert started[0].keys() == expected.keys()
     assert all(torch.equal(started[0][name], tensor) for name, tensor in expected.items())
-    # Another start is another training: nothing is taken over from it.
-    digests = {make()._training_digest, make(start="ghn", ghn=ghn)._training_digest}
-    assert len(digests) == 2
 
 
-def test_a_ghn_that_has_not_learned_starts_nothing():
-    with pytest.raises(ValueError, match="`ghn` must be fitted to start from its weights"):
-        run(make(start="ghn", ghn=GHN(SPACE, SKELETON)), choose())
+def test_another_start_is_another_training():
+    ghn, other = GHN(SPACE, SKELETON), GHN(SPACE, SKELETON, GHNRecipe(seed=1))
+    starts = [make(), *(make(start="ghn", ghn=one, noise=noise) for one in (ghn, other) for noise in (0.0, 0.1))]
+    assert len({objective._training_digest(generated=True) for objective in starts}) == 5
+    assert len({objective._training_digest(generated=False) for objective in starts}) == 1
+
+
+def test_until_a_ghn_has_learned_trainings_start_from_scratch_and_say_so(caplog):
+    ghn = GHN(SPACE, SKELETON, GHNRecipe(phases=1, batch_size=16))
+    study = optuna.create_study(direction="maximize")
+    objective = make(start="ghn", ghn=ghn, noise=0.0)
+    study.enqueue_trial(choose())
+    study.optimize(objective, n_trials=1)
+    assert "Trial 0 starts from scratch" in caplog.text
+    ghn.fit(DATA, 1)
+    for _ in range(2):  # the second takes over the result of the first, which is not that of trial 0
+        study.enqueue_trial(choose())
+        study.optimize(objective, n_trials=1)
+    assert [trial.user_attrs["start"] for trial in study.trials] == ["scratch", "ghn", "ghn"]
+    assert [trial.user_attrs.get("duplicate_of") for trial in study.trials] == [None, None, 1]
+    scratch = run(make(), choose()).trials[0]
+    assert study.trials[0].intermediate_values == scratch.intermediate_values
+    assert study.trials[1].intermediate_values != scratch.intermediate_values
+
+
+def test_weights_that_do_not_fit_the_memory_fail_the_trial_alone(monkeypatch):
+    ghn = GHN(SPACE, SKELETON, GHNRecipe(phases=1, batch_size=16))
+    ghn.fit(DATA, 1)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(ghn, "weights", full)
+    trial = run(make(start="ghn", ghn=ghn), choose(), catch=(OutOfMemory,)).trials[0]
+    assert trial.state == TrialState.FAIL
+    assert "`scoring_images` of the GHN must fit the memory" in trial.user_attrs["reason"]
 
 
 def test_the_seed_of_the_recipe_decides_the_result():

@@ -255,7 +255,10 @@ def _blank(factory: ModuleFactory, site: Site) -> nn.Module:
 def _copied(module: nn.Module) -> nn.Module:
     """Return another module with the same tensors."""
     copied = object.__new__(type(module))
-    copied.__dict__ = {**module.__dict__, "_parameters": module._parameters.copy(), "_buffers": module._buffers.copy()}
+    # Tables of tensors and hooks are each module's own; what stands in them is shared.
+    copied.__dict__ = {
+        name: value.copy() if isinstance(value, dict | set) else value for name, value in module.__dict__.items()
+    }
     copied.__dict__["_modules"] = {name: part and _copied(part) for name, part in module._modules.items()}
     return copied
 

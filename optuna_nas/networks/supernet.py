@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optuna_nas.networks.graph_network import GraphNetwork, Weight
-from optuna_nas.space.block_space import AnytimeSpace
+from optuna_nas.space.block_space import NodeSpace
 from optuna_nas.space.cell_space import CellSpace
 from optuna_nas.space.ops import NONE
 
@@ -34,12 +34,12 @@ class Supernet(GraphNetwork):
         seed: Makes the initial weights reproducible; None draws from torch's global generator.
 
     Raises:
-        ValueError: The space's nodes choose a scale, or the skeleton does not fit.
+        ValueError: The space's nodes choose scales or exits, or the skeleton does not fit.
     """
 
     def __init__(self, space: Space, skeleton: Skeleton, seed: int | None = None) -> None:
-        if isinstance(space, AnytimeSpace):
-            raise ValueError("`space` must not let nodes choose scales, each needing weights of its own; use a `GHN`.")
+        if isinstance(space, NodeSpace) and (space.has_exits or len(space.scales) > 1):
+            raise ValueError("`space` must not let nodes choose scales or exits, which do not mix; use a `GHN`.")
         super().__init__(space.supernet_graph(skeleton), seed)
         self.space, self.skeleton = space, skeleton
         self.names = choice_names(space)

@@ -92,7 +92,7 @@ class OneShotModel(ABC, Generic[Record]):
         self.skipped = 0
         self.seconds = 0.0
         self.records: list[Record] = []
-        self._configuration: dict[str, Any] = self._own_configuration()
+        self._configuration: dict[str, Any] = self.describe()
 
     # -- what a subclass says -------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class OneShotModel(ABC, Generic[Record]):
         if n_images == 0:
             raise ValueError(f"`splits` must hold images but {tuple(splits)} of {data.name!r} are empty.")
         terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
-        configuration = {**self._own_configuration(), **json.loads(json.dumps(terms))}
+        configuration = {**self.describe(), **json.loads(json.dumps(terms))}
         if self.step and configuration != self._configuration:
             changed = sorted(key for key in configuration if configuration[key] != self._configuration.get(key))
             raise ValueError(
@@ -233,8 +233,8 @@ class OneShotModel(ABC, Generic[Record]):
         self.total_steps = max(1, round(budget * max(1, n_images // self._recipe.batch_size)))
         self.attach(data)
 
-    def _own_configuration(self) -> dict[str, Any]:
-        """Return what was fixed when it was made, as a checkpoint tells it."""
+    def describe(self) -> dict[str, Any]:
+        """Return what was fixed when it was made, for JSON, as a checkpoint tells it."""
         own = {"space": self._space.to_dict(), "skeleton": self.skeleton.to_dict(), "recipe": asdict(self._recipe)}  # type: ignore[call-overload]
         return json.loads(json.dumps(own))  # type: ignore[no-any-return]
 
@@ -255,6 +255,11 @@ class OneShotModel(ABC, Generic[Record]):
                 f"`learning_rate` must keep the loss finite but {self.skipped} of {self.step} steps it was not, at "
                 f"{self._recipe.learning_rate}; lower it, or use precision='float32'."
             )
+
+    @property
+    def fitted(self) -> bool:
+        """Whether a fit has gone through its budget."""
+        return 0 < self.total_steps <= self.step
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
@@ -315,7 +320,7 @@ class OneShotModel(ABC, Generic[Record]):
                 raise ValueError(f"`path` must be a checkpoint of a {self.name} but {path} holds something else.")
             theirs = description["configuration"]
             # What neither has begun to train on can't disagree.
-            shared = theirs.keys() & self._configuration.keys() | self._own_configuration().keys()
+            shared = theirs.keys() & self._configuration.keys() | self.describe().keys()
             check_configuration(
                 path, {k: theirs.get(k) for k in shared}, {k: self._configuration.get(k) for k in shared}
             )

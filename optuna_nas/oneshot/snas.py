@@ -128,9 +128,9 @@ class SNASRecipe:
             value = getattr(self, name)
             if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"`{name}` must be a number but got {value!r}.")
-        for name in ("batch_size", "scoring_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
+        for name, least in (("batch_size", 1), ("scoring_images", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least} but got {getattr(self, name)}.")
         for name in ("first_temperature", "last_temperature", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite but got {getattr(self, name)}.")

@@ -98,7 +98,7 @@ class SurrogatePruner(Forgetful, BasePruner):
         """Return what is guessed of a trial's architecture, larger is better; quick when asked again."""
 
     @abstractmethod
-    def _condemns(self, trial: FrozenTrial, guess: float) -> str | None:
+    def _condemns(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
         """Return why a trial is to be stopped, in one sentence; None to let it pass."""
 
     def _forget(self) -> None:
@@ -123,7 +123,7 @@ class SurrogatePruner(Forgetful, BasePruner):
         guess = self._guess(trial)
         if SURROGATE_SCORE not in trial.user_attrs:
             study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, guess)
-        reason = self._condemns(trial, guess)
+        reason = self._condemns(study, trial, guess)
         if reason is None or not self._may_speak(study):
             return False
         spared = self._is_spared(trial)

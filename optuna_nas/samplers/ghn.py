@@ -162,14 +162,14 @@ class GHNSampler(ArchitectureSampler):
 
         def prepare(number: int, newest: Snapshot[Pool] | None) -> None:
             self._fit()
+            first.append(newest is None)
             pools.append(self._make_pool(study, trial, number, None if newest is None else newest.loaded))
 
-        before = 0 if self.ghn is None else self.ghn.step
+        first: list[bool] = []
 
         def save(folder: Path) -> dict[str, Any]:
-            if self.ghn is not None and self.ghn.step > before:
-                records = [record for record in self.ghn.records if record.step > before]
-                write_fit_records(study, trial, self.ghn.name, records)
+            if self.ghn is not None and self._data is not None and first[0]:
+                write_fit_records(study, trial, self.ghn.name, self.ghn.records)
             return self._save(folder, pools[-1])
 
         self._rounds.open(study, trial, prepare, save)

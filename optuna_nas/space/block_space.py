@@ -224,6 +224,10 @@ class AnytimeSpace(NodeSpace):
     scales: tuple[int, ...] = (1, 2, 4)
 
     def __post_init__(self) -> None:
+        for name in ("nodes", "scales"):
+            numbers = getattr(self, name)
+            if not isinstance(numbers, list | tuple) or not all(type(number) is int for number in numbers):
+                raise ValueError(f"`{name}` must be a tuple of integers but got {numbers!r}.")
         for name in ("ops", "nodes", "scales"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_ops(self.ops, none_allowed=False)

@@ -422,8 +422,8 @@ class Mirror:
 
         def draw(name: str, n_trials: int, fewest: int, figure: Callable[[], Figure]) -> None:
             if n_trials >= fewest and n_trials > growth * self._drawn[name]:
-                self._drawn[name] = n_trials
                 self._store(lambda: self._client.log_figure(self._parent_id, figure(), name))
+                self._drawn[name] = n_trials
 
         direction = study.directions[0]
         found, curves = guesses(trials, direction), anytime_curves(trials, direction)
@@ -435,7 +435,6 @@ class Mirror:
         for trial in trials:
             model, records = fit_records_of(trial)
             if model and trial.number not in self._fits:
-                self._fits.add(trial.number)
                 time = milliseconds(trial.datetime_complete)
                 known = {point.step for point in self._history(self._parent_id, f"{model.lower()}/loss")}
                 points = [
@@ -444,6 +443,7 @@ class Mirror:
                     if step not in known
                 ]
                 self._log(self._parent_id, [metric for point in points for metric in _points(point)])
+                self._fits.add(trial.number)
         self._write_distribution(trials)
 
     def _write_distribution(self, trials: Sequence[FrozenTrial]) -> None:

@@ -118,6 +118,8 @@ def test_a_blank_network_has_settings_of_its_own():
     first, second = (DiscreteNetwork(CONVOLUTIONS, small_skeleton(TINY), blank=True) for _ in range(2))
     use_batch_statistics(first)
     first.eval()
+    first.parts["stem"].register_forward_hook(lambda *_: None)
+    assert not second.parts["stem"]._forward_hooks
     assert all(part.training for part in second.modules())
     norms = [part for part in second.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     assert all(norm.track_running_stats for norm in norms)

@@ -22,6 +22,7 @@ from torch import nn
 
 from optuna_nas.networks import DiscreteNetwork, Supernet, choice_names, one_hot, use_batch_statistics
 from optuna_nas.space import (
+    AnytimeSpace,
     BlockSpace,
     CellSpace,
     Skeleton,
@@ -60,8 +61,9 @@ def test_published_supernets_have_the_published_size(space, skeleton, parameters
 
 
 def test_nodes_that_choose_scales_are_refused():
-    with pytest.raises(ValueError, match="`space` must not let nodes choose scales"):
-        Supernet(TINY_ANYTIME, small_skeleton(TINY_ANYTIME))
+    for space in (TINY_ANYTIME, AnytimeSpace(TINY_ANYTIME.ops, (3, 2), scales=(1,))):
+        with pytest.raises(ValueError, match="`space` must not let nodes choose scales or exits"):
+            Supernet(space, small_skeleton(space))
 
 
 def test_names_say_what_a_vector_stands_for():

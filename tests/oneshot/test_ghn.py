@@ -143,6 +143,21 @@ def test_gradients_are_those_of_node_by_node(drawn, reach, phases, start_learns)
         torch.testing.assert_close(one, torch.zeros_like(one) if other is None else other, atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("reach", [1, 3])
+def test_the_gradient_of_a_synchronous_step_is_that_of_differences(reach):
+    torch.manual_seed(0)
+    topologies = [((), (), (0, 1), (2,), (0, 2, 3))]
+    propagation = Propagation(3, 2, "synchronous", virtual_edges=reach > 1).double()
+    module = module_of(topologies, reach)
+    start = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(start, *values):
+        names = [name for name, _ in propagation.named_parameters()]
+        return torch.func.functional_call(propagation, dict(zip(names, values, strict=True)), (start, module))
+
+    assert torch.autograd.gradcheck(run, (start, *propagation.parameters()), atol=1e-6)
+
+
 @settings(max_examples=40, deadline=None)
 @given(topologies(20))
 def test_a_phase_updates_every_node_twice_but_the_last(topology):

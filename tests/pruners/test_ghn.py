@@ -74,7 +74,33 @@ def test_the_clear_bottom_is_stopped_and_the_top_is_not(direction):
     spared = [t for t in trials if t.state == TrialState.COMPLETE and CONDEMNED in t.user_attrs]
     assert 5 <= len(spared) <= 60
     assert all("below" in t.user_attrs[CONDEMNED] for t in [*stopped, *spared])
-    assert all(t.user_attrs[SURROGATE_SCORE] < study.pruner.threshold for t in stopped)
+    assert all(t.user_attrs[SURROGATE_SCORE] < study.pruner.threshold(study, t.number) for t in stopped)
+
+
+def test_random_architectures_are_scored_a_piece_a_trial_and_by_one_process_each():
+    asked, score = [], noisy(4.0)
+
+    def counting(architectures):
+        asked.append(len(architectures))
+        return score(architectures)
+
+    pruner = GHNPruner(counting, SPACE, n_random=250)
+    study = run(pruner, 5)
+    assert [number for number in asked if number > 1] == [100, 100, 50]
+    thresholds = [pruner.threshold(study, number) for number in range(5)]
+    assert len(set(thresholds)) == 3  # each piece moves it
+    assert len(set(thresholds[2:])) == 1
+    asked.clear()
+    later = GHNPruner(counting, SPACE, n_random=250)  # as in another process
+    assert [later.threshold(study, number) for number in (4, 0, 1, 2)] == [thresholds[i] for i in (4, 0, 1, 2)]
+    assert not asked
+    # What was never published is scored by whoever needs it.
+    assert GHNPruner(counting, SPACE, n_random=250).threshold(optuna.create_study(), 7) == thresholds[4]
+
+
+def test_scores_that_are_no_numbers_stop_nobody():
+    pruner = GHNPruner(lambda architectures: np.full(len(architectures), np.nan), SPACE)
+    assert not pruned(run(pruner, 40))
 
 
 def test_nobody_is_stopped_before_enough_trials_have_finished():

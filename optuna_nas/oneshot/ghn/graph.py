@@ -248,7 +248,9 @@ def batch_graphs(
             for op, scale in zip(module.ops, module.scales, strict=True):
                 if op not in op_numbers:
                     raise ValueError(f"`architectures` must use the ops of the GHN, {sorted(op_numbers)}, not {op!r}.")
-                properties.append((op_numbers[op], op_numbers.get(scale_property(scale), -1)))
+                if scale != 1 and scale_property(scale) not in op_numbers:
+                    raise ValueError(f"`architectures` must use the scales of the GHN but one works at 1/{scale}.")
+                properties.append((op_numbers[op], -1 if scale == 1 else op_numbers[scale_property(scale)]))
             nodes = [graphs[g].nodes[position] for position in module.nodes]
             features += [(0, 0, 0, 0)] * n_inputs + [shape_features(node.site) for node in nodes]
             owners += [g] * len(module.ops)

@@ -122,9 +122,13 @@ class GHNRecipe:
                 continue
             if type(value) is not kind:
                 raise ValueError(f"`{field.name}` must be of type {kind.__name__} but got {value!r}.")
-        for name in ("hidden", "decoder_hidden", "chunk", "phases", "meta_batch", "batch_size", "scoring_images"):
+        for name in ("hidden", "decoder_hidden", "chunk", "phases", "meta_batch", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
+        if self.scoring_images < 2:
+            raise ValueError(
+                f"`scoring_images` must be at least 2, for statistics of a batch, but got {self.scoring_images}."
+            )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"`learning_rate` must be positive and finite but got {self.learning_rate}.")
         for name in ("weight_decay", "clip_norm", "seed"):
@@ -228,11 +232,15 @@ class GHN(OneShotModel[FitRecord]):
         super().__init__(space, skeleton, self.recipe)
         everything = space.supernet_graph(skeleton)
         names = {"input", "sum", "concat"} | {node.op for node in everything}
-        unknown = sorted({node.op for node in self.training_space.supernet_graph(skeleton)} - names)
+        training = self.training_space.supernet_graph(skeleton)
+        unknown = sorted({node.op for node in training} - names)
         if unknown:
             raise ValueError(f"`training_space` must use ops of `space` but has {unknown[0]!r}; add it to `space`.")
-        # Where nodes choose a scale it is a property, as their op is (section 5.2).
         scales = sorted({node.scale for node in everything} - {1})
+        strange = sorted({node.scale for node in training} - {1, *scales})
+        if strange:
+            raise ValueError(f"`training_space` must use scales of `space` but has {strange[0]}; add it to `space`.")
+        # Where nodes choose a scale it is a property, as their op is (section 5.2).
         properties = [*sorted(names), *map(scale_property, scales)]
         self._op_numbers = {name: number for number, name in enumerate(properties)}
         if len(properties) > self.recipe.hidden:
@@ -309,8 +317,8 @@ class GHN(OneShotModel[FitRecord]):
 
     # -- learning -------------------------------------------------------------------------------------------------
 
-    def _own_configuration(self) -> dict[str, Any]:
-        return {**super()._own_configuration(), "training_space": self.training_space.to_dict()}
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "training_space": self.training_space.to_dict()}
 
     def _move(self, device: torch.device) -> None:
         self.network.to(device)
@@ -377,8 +385,8 @@ class GHN(OneShotModel[FitRecord]):
 
     def _summarized(self, architecture: Architecture, accuracies: Sequence[float]) -> float:
         """Return the one accuracy that stands for those of all classifiers."""
-        if len(accuracies) == 1:
-            return accuracies[0]
+        if not self.skeleton.budget:
+            return accuracies[-1]
         return anytime_accuracy(architecture.graph(self.skeleton).exit_costs, accuracies, self.skeleton.budget)
 
     def weights(self, architecture: Architecture, noise: float = 0.0) -> dict[str, Tensor]:
@@ -403,7 +411,8 @@ class GHN(OneShotModel[FitRecord]):
                 drawn = torch.randn(tensor.shape, generator=generator, device=self.device)
                 generated[name] = tensor + noise * tensor.std(correction=0) * drawn
         network.load_state_dict(generated, strict=False)
-        recompute_statistics(network, images)
+        with autocast(self.device, self.recipe.precision):
+            recompute_statistics(network, images)
         return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     def embed(self, architectures: Sequence[Architecture]) -> NDArray[np.float32]:

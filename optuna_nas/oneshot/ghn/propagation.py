@@ -56,7 +56,8 @@ class Propagation(nn.Module):
                 joined = self.update.weight_ih @ second.weight
                 weights += [first.weight, first.bias, joined, self.update.weight_ih @ second.bias]
         gru = (self.update.weight_hh, self.update.bias_hh, self.update.bias_ih)
-        return _Chain.apply(embeddings_NH, levels, self.phases, *gru, *weights)  # type: ignore[no-any-return]
+        learning = torch.is_grad_enabled()
+        return _Chain.apply(embeddings_NH, levels, self.phases, learning, *gru, *weights)  # type: ignore[no-any-return]
 
     def receive(self, embeddings_NH: Tensor, nodes: Tensor, messages_RH: Tensor) -> Tensor:
         """Return the embeddings after some nodes were sent embeddings of modules that they read (section 4.3)."""
@@ -98,7 +99,9 @@ class _Chain(torch.autograd.Function):
     """All updates of a module, one after another."""
 
     @staticmethod
-    def forward(ctx: Any, start_NH: Tensor, levels: Sequence[Level], phases: int, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, start_NH: Tensor, levels: Sequence[Level], phases: int, learning: bool, *weights: Tensor
+    ) -> Tensor:
         """Return the embeddings after the last update, shape (N, H).
 
         Args:
@@ -106,6 +109,7 @@ class _Chain(torch.autograd.Function):
             start_NH: Embeddings before.
             levels: In the order of one phase.
             phases: How often they are gone through.
+            learning: Keep what the gradient needs.
             weights: Of the GRU its map of the old embedding, that one's bias, the bias of what it receives; then for
                 each kind of message weight and bias of its first layer, and weight and bias of what follows.
         """
@@ -118,7 +122,6 @@ class _Chain(torch.autograd.Function):
             biases.append(received_bias.expand(len(level.nodes), -1))
             for k, found in enumerate(messages):
                 biases[-1] = biases[-1] + found.total * kinds[4 * k + 3]
-        keep = any(ctx.needs_input_grad)
         done: list[_Done] = []
         for _ in range(phases):
             for number, level in enumerate(levels):
@@ -137,7 +140,7 @@ class _Chain(torch.autograd.Function):
                 remembered = outer[:, 2 * width :]
                 candidate = torch.addcmul(inner[:, 2 * width :], gates[:, :width], remembered).tanh_()
                 state.index_copy_(0, level.nodes, torch.lerp(candidate, old, gates[:, width:]))
-                if keep:
+                if learning:
                     done.append(_Done(number, old, gates, remembered, candidate, kept))
         ctx.levels, ctx.sent, ctx.weights, ctx.done = levels, sent, weights, done
         return state
@@ -192,7 +195,7 @@ class _Chain(torch.autograd.Function):
                 of_joined.t() @ torch.cat([update.messages[k][2] for _, update in used]),
                 (of_joined * totals).sum(0),
             ]
-        return gradient, None, None, *of_weights
+        return gradient, None, None, None, *of_weights
 
 
 def _messages_of(level: Level, like: Tensor, n_kinds: int) -> list[_Messages]:
