@@ -49,7 +49,8 @@ ABLATIONS = {
 
 def after_few_steps(network: DiscreteNetwork, data: ImageData, n_steps: int) -> float:
     """Return the accuracy after so many steps of SGD, with statistics of a batch, as a hypernetwork is scored."""
-    part = replace(data, splits={**data.splits, "weights": data.splits["weights"][: 64 * n_steps]})
+    images = {"weights": data.splits["weights"][: 64 * n_steps], "report": data.splits["report"][:64]}
+    part = replace(data, splits={**data.splits, **images})  # what `train` reports is not used
     train(network, part, Recipe(epochs=1, learning_rate=0.05))
     images, labels = next(iter(data.batches(["report"], 512)))
     recompute_statistics(network, images)

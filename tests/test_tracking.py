@@ -20,6 +20,7 @@ import numpy as np
 import optuna
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 from PIL import Image
 from scipy.stats import kendalltau
@@ -342,7 +343,16 @@ def test_a_distribution_that_learns_is_shown_on_the_study_once(uri, tmp_path):
     assert np.asarray(picture).std() > 10
 
 
-def test_the_training_of_a_hypernetwork_is_shown_on_the_study_once(uri, tmp_path):
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_training_of_a_hypernetwork_is_shown_on_the_study_once(uri, tmp_path, fails, monkeypatch):
+    history, failures = mirror_module.Mirror._history, ["once"] if fails else []
+
+    def unreliable(self, run_id, metric):
+        if metric == "ghn/loss" and failures:
+            raise MlflowException(failures.pop())
+        return history(self, run_id, metric)
+
+    monkeypatch.setattr(mirror_module.Mirror, "_history", unreliable)
     data = few_digits(64)
     ghn = GHN(SPACE, Skeleton(("cell",), 4, data.input_shape, data.classes), GHNRecipe(phases=1, batch_size=16))
     tracker = MLflowTracker(uri)

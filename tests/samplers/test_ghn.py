@@ -30,7 +30,8 @@ from optuna_nas import (
     nasbench201_space,
 )
 from optuna_nas.samplers.ghn import MODEL, POOL, non_dominated_ranks
-from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, folder_store, read_json
+from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, fit_records_of, folder_store, read_json
+from optuna_nas.training import TrainingStopped
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 LARGE = nasbench201_space()
@@ -394,6 +395,25 @@ def test_another_process_takes_the_trained_ghn_and_its_pool(data, tmp_path):
     assert second.ghn.step == first.ghn.step == first.ghn.total_steps
     architecture = SPACE.decode(other.trials[2].params)
     assert first.ghn.score([architecture]) == second.ghn.score([architecture])
+
+
+def test_how_a_ghn_learned_is_told_whole_although_its_fit_was_interrupted(data, tmp_path):
+    ghn = GHN(SPACE, FRAME, GHNRecipe(phases=1, batch_size=16))
+    sampler = GHNSampler(
+        SPACE, ghn, data=data, budget=3, pool_size=10, refresh=10, artifact_store=folder_store(tmp_path)
+    )
+    study = optuna.create_study(sampler=sampler)
+    sampler.prepare(tmp_path, None, lambda: ghn.step == 5)
+    with pytest.raises(TrainingStopped):
+        SPACE.suggest(study.ask())
+    study.tell(0, state=TrialState.FAIL)
+    sampler.prepare(tmp_path, None, None)
+    for _ in range(2):
+        SPACE.suggest(study.ask())
+    model, records = fit_records_of(study.trials[1])
+    assert model == "GHN"
+    assert [step for step, _ in records] == list(range(1, ghn.total_steps + 1))
+    assert fit_records_of(study.trials[2]) == ("", [])
 
 
 def test_a_damaged_pool_is_not_used(data, tmp_path, caplog):
