@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -95,6 +96,7 @@ def draw_anytime(curves: Sequence[AnytimeCurve]) -> Figure:
         size=TITLE_SIZE,
         loc="left",
     )
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("multiply-adds of a prediction", color=INK, family=FONT)
     axes.set_ylabel("accuracy", color=INK, family=FONT)
     axes.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": TITLE_SIZE - 2})
