@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from statistics import median
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from optuna_nas.networks.graph_network import GraphNetwork
+from optuna_nas.networks.graph_network import GraphNetwork, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from optuna_nas.space.architecture import Architecture
     from optuna_nas.space.skeleton import Skeleton
@@ -70,9 +71,14 @@ class DiscreteNetwork(GraphNetwork):
         live = set(self.graph.live)
         if not self.training:
             live.difference_update(self.graph.outputs[1:])
-        outputs = self._run(images, live, drop_path=drop_path if self.training else 0.0, generator=generator)
+        weights, drop_path = self._input_weights(), drop_path if self.training else 0.0
+        outputs = self._run(images, live, weights, drop_path, generator)
         scores, *others = (output for output in outputs if output is not None)
         return (scores, *others) if others else scores
+
+    def _input_weights(self) -> Callable[[int], list[Weight]] | None:
+        """Return what `_run` multiplies the inputs of a node with; None for ones everywhere."""
+        return None
 
     def anytime(self, images: Tensor, budget: float = math.inf) -> list[Tensor]:
         """Return the class scores of every classifier within a budget, the cheapest first, each of shape (B, classes).
@@ -92,8 +98,69 @@ class DiscreteNetwork(GraphNetwork):
                 f"`budget` must be enough for the first classifier, {self.graph.exit_costs[0]} multiply-adds, but is "
                 f"{budget}; a network with earlier exits answers sooner."
             )
-        outputs = dict(zip(self.graph.outputs, self._run(images, self.graph.needed(ends)), strict=True))
+        found = self._run(images, self.graph.needed(ends), self._input_weights())
+        outputs = dict(zip(self.graph.outputs, found, strict=True))
         return [scores for end in ends if (scores := outputs[end]) is not None]
+
+
+class MixedNetwork(DiscreteNetwork):
+    """An architecture whose ops are added by weight, and whose kernels stay zero where a mask cut them (HM-NAS).
+
+    Args:
+        architecture: What to build.
+        skeleton: Frame around the cells.
+        mixing: For every path, what the output of each of its ops is multiplied with.
+        masks: By the name of a parameter what it is multiplied with, ones and zeros; also while it is trained.
+        weights: State to start from, without that of the masks.
+        seed: Makes the initial weights reproducible where no state is given.
+
+    Raises:
+        ValueError: A cell cannot reach its output, or an op has no weight.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        skeleton: Skeleton,
+        mixing: Mapping[str, Mapping[str, float]],
+        masks: Mapping[str, Tensor] = MappingProxyType({}),
+        weights: Mapping[str, Tensor] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(architecture, skeleton, weights, seed)
+        self.mixing = {path: dict(mixing.get(path, {})) for path in architecture}
+        for path, kept in architecture.choices:
+            for op in kept:
+                if op not in self.mixing[path]:
+                    raise ValueError(f"`mixing` must weigh every op that is kept but lacks {op!r} at {path!r}.")
+        self.masks = torch.nn.Module()
+        parameters = dict(self.named_parameters())
+        self._masked = {name: f"mask{number}" for number, name in enumerate(masks)}
+        for name, buffer in self._masked.items():
+            self.masks.register_buffer(buffer, masks[name].to(parameters[name]))
+        self._weights: list[list[Weight]] = [
+            [self.mixing[source.path][source.op] if source.path else 1.0 for source in sources]
+            if node.op == "sum"
+            else [1.0] * len(sources)
+            for node in self.graph
+            for sources in [[self.graph.nodes[position] for position in node.inputs]]
+        ]
+
+    def forward(
+        self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return class scores, see `DiscreteNetwork`; what masks cut is cut again, whatever a training made of it."""
+        self.cut()
+        return super().forward(images, drop_path, generator)
+
+    def cut(self) -> None:
+        """Set to zero what the masks cut."""
+        with torch.no_grad():
+            for name, buffer in self._masked.items():
+                self.get_parameter(name).mul_(self.masks.get_buffer(buffer))
+
+    def _input_weights(self) -> Callable[[int], list[Weight]] | None:
+        return lambda position: self._weights[position]
 
 
 def use_batch_statistics(network: torch.nn.Module) -> None:

@@ -204,17 +204,22 @@ class OneShotModel(ABC, Generic[Record]):
 
     def _steps(self, data: Data, splits: Sequence[str], last: int) -> Iterator[Record | None]:
         """Train up to a step; yield after each what there is to record."""
+        started, before = time.monotonic(), self.seconds
+        for images, labels in self._batches(data, splits, self.step, last):
+            with self._lock:
+                record = self._train_step(images, labels)
+                self.seconds = before + time.monotonic() - started
+            yield record
+
+    def _batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Batch]:
+        """Yield the batches of the steps from one to another; the first epoch begins at step 0."""
         batch_size, seed = self._recipe.batch_size, self._recipe.seed
         steps_per_epoch = max(1, data.size(splits) // batch_size)
-        started, before = time.monotonic(), self.seconds
-        while self.step < last:
-            epoch, start = divmod(self.step, steps_per_epoch)
-            batches = data.batches(splits, batch_size, seed=seed, epoch=epoch, start=start)
-            for images, labels in islice(batches, last - self.step):
-                with self._lock:
-                    record = self._train_step(images, labels)
-                    self.seconds = before + time.monotonic() - started
-                yield record
+        while step < last:
+            epoch, start = divmod(step, steps_per_epoch)
+            for batch in islice(data.batches(splits, batch_size, seed=seed, epoch=epoch, start=start), last - step):
+                step += 1
+                yield batch
 
     def _begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
         """Take the device of the data; check that a fit that goes on is the same fit."""

@@ -1,0 +1,680 @@
+"""HM-NAS: a supernet whose edges, ops and weights learn masks; what survives is fine-tuned, not trained again.
+
+Yan, Fang, Zhang, Fang, Luo, Wang and Zeng, ICCV workshops 2019, arXiv 1909.00122; equation and section numbers are the
+paper's. There is no public code; what the paper leaves open is said where it is decided.
+
+E edges (paths of the space), O ops of an edge (`none` is not among them), B images.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from optuna_nas.data import CHOICES, WEIGHTS, Batch, Data
+from optuna_nas.networks import MixedNetwork, Supernet, recompute_statistics, use_batch_statistics
+from optuna_nas.oneshot.model import OneShotModel
+from optuna_nas.space import NONE, Architecture, CellSpace
+from optuna_nas.training import (
+    PRECISIONS,
+    autocast,
+    cosine,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prefixed,
+    without_prefix,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from optuna_nas.space import Skeleton, Space
+
+logger = logging.getLogger(__name__)
+
+EDGE_SOFTMAXES = ("node", "cell")
+PAPER_LOGIT_RATE, PAPER_LOGIT_STEPS, HIGHEST_LOGIT_RATE = 3e-4, 28_000, 0.05
+PAPER_MASK_RATE, WEIGHT_MASKS_FASTER = 1e-5, 10.0
+FALLS_WITHIN = 0.2
+"""Share of the mask steps in which a mask can fall at the learning rate that follows from a short budget."""
+MASK_DECAY, MASK_DECAY_AT = 0.1, 0.5
+DIFFERENCE = 0.01
+"""How far, as a norm, the weights are moved to see how the logits' gradient changes (Liu et al. 2019, appendix)."""
+
+
+class MaskRecord(NamedTuple):
+    """How a fit stood after a step.
+
+    Args:
+        step: Training step.
+        metrics: Mean `loss` (nats) and `accuracy` (a fraction) since the last record; `edges`, `ops` and `weights`, the
+            shares that masks keep.
+        edge_weights: Normalised weight of every edge, shape (E,).
+    """
+
+    step: int
+    metrics: dict[str, float]
+    edge_weights: NDArray[np.float64]
+
+
+class Survival(NamedTuple):
+    """What masks keep of an architecture, shares in [0, 1].
+
+    Args:
+        share: Of its ops, weighted by what they weigh in the supernet: an op survives where its mask and its edge's do.
+        edges: Of its edges, weighted by theirs.
+        ops: Of its ops, whatever becomes of their edges.
+        weights: Of the convolutions' weights of its ops.
+    """
+
+    share: float
+    edges: float
+    ops: float
+    weights: float
+
+
+class Derived(NamedTuple):
+    """What survived the masks.
+
+    Args:
+        architecture: The ops and edges, any number of them.
+        mixing: What the output of every op is multiplied with.
+        weights: State of its network, zero where masks cut.
+        masks: By the name of a parameter, ones and zeros.
+    """
+
+    architecture: Architecture
+    mixing: Mapping[str, Mapping[str, float]]
+    weights: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+    def build(self, skeleton: Skeleton) -> MixedNetwork:
+        """Return the network with inherited weights; training it updates only what survived."""
+        return MixedNetwork(self.architecture, skeleton, self.mixing, self.masks, self.weights)
+
+    @property
+    def kept_weights(self) -> float:
+        """Share of the network's convolution weights that survived."""
+        total = sum(mask.numel() for mask in self.masks.values())
+        return sum(float(mask.sum()) for mask in self.masks.values()) / max(1, total)
+
+
+@dataclass(frozen=True)
+class HMNASRecipe:
+    """How HM-NAS learns. The defaults are the paper's (section 4.2) where it gives them.
+
+    Args:
+        edge_softmax: `node`: the weights of the edges into a node sum to one (eq. 2); `cell`: those of all edges of a
+            cell do, which is what the numbers printed in the paper's figures fit.
+        mask_fraction: Share of the budget for the masks, after the supernet; 20 of 120 epochs in the paper.
+        warmup_fraction: Share of the supernet's steps in which edges and ops do not learn yet.
+        second_order: Let ops and edges look one step of the weights ahead (DARTS, Liu et al. 2019, eq. 7 and 8).
+        batch_size: Images a step.
+        scoring_images: Images of the report split that an architecture is scored on, all at once.
+        learning_rate: Of the weights' SGD; falls to 0 along a cosine.
+        momentum: Of SGD.
+        weight_decay: L2 penalty on the weights.
+        clip_norm: Largest norm of the weights' gradient; 0 for no clipping.
+        logit_learning_rate: Of Adam on ops and edges; None: 3e-4, or more for budgets of fewer steps than the paper's.
+        logit_weight_decay: L2 penalty on the logits.
+        mask_learning_rate: Of Adam on the masks of ops and edges, ten times that on weights, a tenth of either in the
+            second half; None: 1e-5, or what lets a mask fall within a fifth of the steps.
+        mask_start: Value of every real mask at the beginning.
+        threshold: A mask keeps what it stands for while it is above this.
+        precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
+        seed: Initial weights and logits, order of images, augmentation, when ops and edges learn.
+
+    Raises:
+        ValueError: A field is out of range.
+    """
+
+    edge_softmax: str = "node"
+    mask_fraction: float = 1 / 6
+    warmup_fraction: float = 0.1
+    second_order: bool = False
+    batch_size: int = 128
+    scoring_images: int = 512
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip_norm: float = 5.0
+    logit_learning_rate: float | None = None
+    logit_weight_decay: float = 1e-3
+    mask_learning_rate: float | None = None
+    mask_start: float = 1e-2
+    threshold: float = 5e-3
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"`{field.name}` must be a number but got {value!r}.")
+            if isinstance(field.default, int) and type(value) is not type(field.default):
+                raise ValueError(f"`{field.name}` must be of type {type(field.default).__name__} but got {value!r}.")
+        for name, known in (("edge_softmax", EDGE_SOFTMAXES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
+        for name, least in (("batch_size", 1), ("scoring_images", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least} but got {getattr(self, name)}.")
+        for name in ("learning_rate", "logit_learning_rate", "mask_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite but got {value}.")
+        for name in ("weight_decay", "clip_norm", "logit_weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}.")
+        for name in ("momentum", "warmup_fraction", "mask_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1) but got {getattr(self, name)}.")
+        if not 0 <= self.threshold < self.mask_start < math.inf:
+            raise ValueError(
+                f"`threshold` must be from 0 and below `mask_start` but they are {self.threshold} and "
+                f"{self.mask_start}; the paper's are 0.005 and 0.01."
+            )
+
+
+class HMNAS(OneShotModel[MaskRecord]):
+    """A supernet with a weight for every edge and op, and masks on edges, ops and weights.
+
+    `fit` trains the supernet first (bilevel: weights on the split `weights`, edges and ops on `choices`), then the
+    masks on both splits, all else frozen. No penalty asks for zeros: a mask falls where the loss prefers it.
+
+    Args:
+        space: Of cells with ops on edges; `none` is left out, since masks do its work.
+        skeleton: Frame around the cells, usually small and with `affine=False`.
+        recipe: How to learn.
+
+    Raises:
+        ValueError: The space is of blocks.
+    """
+
+    name = "HMNAS"
+
+    def __init__(self, space: Space, skeleton: Skeleton, recipe: HMNASRecipe | None = None) -> None:
+        if not isinstance(space, CellSpace):
+            raise ValueError(
+                f"`space` must have ops on edges (CellSpace) but is a {type(space).__name__}; its nodes have no edges "
+                "to weigh."
+            )
+        self.space, self.recipe = space, recipe or HMNASRecipe()
+        super().__init__(space, skeleton, self.recipe)
+        self.paths = space.paths
+        self.ops = tuple(op for op in space.ops if op != NONE)
+        self.supernet = Supernet(space, skeleton, self.recipe.seed)
+        use_batch_statistics(self.supernet)
+        n_edges, n_ops = len(self.paths), len(self.ops)
+        # Which normalisation an edge takes part in: that of its node, or of its kind of cell.
+        groups = [
+            path.split("<-")[0] if self.recipe.edge_softmax == "node" else path.split("/")[0] for path in self.paths
+        ]
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        self._groups_E = torch.tensor([numbers[group] for group in groups])
+        names = self.supernet.names[self.paths[0]]
+        self._columns = torch.tensor([names.index(op) for op in self.ops])
+        draw = torch.Generator().manual_seed(self.recipe.seed)
+        self._op_logits_EO = nn.Parameter(1e-3 * torch.randn(n_edges, n_ops, generator=draw))
+        self._edge_logits_E = nn.Parameter(1e-3 * torch.randn(n_edges, generator=draw))
+        start = self.recipe.mask_start
+        self._op_masks_EO = nn.Parameter(torch.full((n_edges, n_ops), start))
+        self._edge_masks_E = nn.Parameter(torch.full((n_edges,), start))
+        self._weight_masks = {
+            name: nn.Parameter(torch.full_like(weight, start, memory_format=torch.preserve_format))
+            for name, weight in self.supernet.named_parameters()
+            if weight.ndim == 4
+        }
+        self._make_optimizers()
+        self._choice: Batch | None = None  # images for ops and edges, where this step lets them learn
+        self._sums = torch.zeros(3, dtype=torch.float64)  # steps, loss, accuracy
+
+    @property
+    def device(self) -> torch.device:
+        """Where it learns: the device of the data."""
+        return self._sums.device
+
+    # -- what was learned -----------------------------------------------------------------------------------------
+
+    @property
+    def mask_steps(self) -> int:
+        """How many of the steps train masks."""
+        return round(self.recipe.mask_fraction * self.total_steps)
+
+    @property
+    def edge_weights(self) -> dict[str, float]:
+        """Normalised weight of every edge, masks aside; they sum to one over what `edge_softmax` says."""
+        with self._lock, torch.no_grad():
+            return dict(zip(self.paths, self._edge_weights().tolist(), strict=True))
+
+    @property
+    def op_weights(self) -> dict[str, dict[str, float]]:
+        """Normalised weight of every op of every edge, masks aside; they sum to one over an edge (eq. 1)."""
+        with self._lock, torch.no_grad():
+            table = self._op_logits_EO.softmax(-1).tolist()
+        return {path: dict(zip(self.ops, row, strict=True)) for path, row in zip(self.paths, table, strict=True)}
+
+    def kept(self, threshold: float | None = None) -> dict[str, tuple[str, ...]]:
+        """Return the ops that masks keep on every edge; none where the edge's own mask fell.
+
+        Args:
+            threshold: Another than the recipe's, for a family of smaller and larger networks.
+        """
+        edges_E, ops_EO = self._kept(threshold)
+        return {
+            path: tuple(op for op, stays in zip(self.ops, row, strict=True) if stays and edge)
+            for path, edge, row in zip(self.paths, edges_E.tolist(), ops_EO.tolist(), strict=True)
+        }
+
+    def _kept(self, threshold: float | None = None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        least = self.recipe.threshold if threshold is None else threshold
+        with self._lock:
+            masks = (self._edge_masks_E, self._op_masks_EO)
+            edges, ops = ((mask.detach() > least).cpu().numpy() for mask in masks)
+        return edges, ops
+
+    def survival(self, architecture: Architecture) -> Survival:
+        """Return what the masks keep of an architecture; all zeros where it does not reach its output.
+
+        The paper has no rule for architectures; this one is ours: what an architecture has in the supernet, by weight,
+        and how much of that the masks leave.
+        """
+        self._check_architecture(architecture)
+        if not architecture.connected:
+            return Survival(0.0, 0.0, 0.0, 0.0)
+        edges_E, ops_EO = self._kept()
+        with self._lock, torch.no_grad():
+            weight_E = self._edge_weights().cpu().double().numpy()
+            weight_EO = self._op_logits_EO.softmax(-1).cpu().double().numpy()
+        chosen_EO = np.array([[op in architecture[path] for op in self.ops] for path in self.paths])
+        used_E = chosen_EO.any(1)
+        worth_EO = weight_E[:, None] * weight_EO * chosen_EO
+        kept, total = self._weights_kept(chosen_EO)
+        return Survival(
+            float((worth_EO * ops_EO * edges_E[:, None]).sum() / worth_EO.sum()),
+            float((weight_E * used_E * edges_E).sum() / (weight_E * used_E).sum()),
+            float((worth_EO * ops_EO).sum() / worth_EO.sum()),
+            kept / total if total else 1.0,
+        )
+
+    def _weights_kept(self, chosen_EO: NDArray[np.bool_]) -> tuple[int, int]:
+        """Return how many weights of convolutions of these ops the masks keep, and how many there are."""
+        chosen = {(self.paths[e], self.ops[o]) for e, o in np.argwhere(chosen_EO)}
+        kept = total = 0
+        for name, mask in self._weight_masks.items():
+            node = self.supernet.graph[name.split(".")[1]]
+            if (node.path, node.op) in chosen:
+                kept += int((mask.detach() > self.recipe.threshold).sum())
+                total += mask.numel()
+        return kept, total
+
+    def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return the accuracy of architectures with inherited, masked weights, shape (N,), fractions.
+
+        Each is the supernet without the other ops, at the weights that its own have there, on the scoring batch and by
+        its statistics.
+
+        Raises:
+            ValueError: Neither `fit` nor `attach` has seen data with a report split.
+        """
+        images, labels = self._scoring_batch()
+        accuracies = []
+        with self._lock, torch.no_grad(), autocast(images.device, self.recipe.precision):
+            masks = self.step >= self.total_steps - self.mask_steps
+            for architecture in architectures:
+                self._check_architecture(architecture)
+                mixing = self._mixing(masks)
+                for path in self.paths:
+                    chosen = torch.tensor([float(name in architecture[path]) for name in self.supernet.names[path]])
+                    mixing[path] = mixing[path] * chosen.to(self.device)
+                scores = functional_call(self.supernet, self._masked_weights() if masks else {}, (images, mixing))
+                accuracies.append(float((scores.argmax(1) == labels).double().mean()))
+        return np.array(accuracies, dtype=np.float64)
+
+    # -- what survives --------------------------------------------------------------------------------------------
+
+    def derive(self, threshold: float | None = None) -> Derived:
+        """Return what survives, ready to be built and fine-tuned (section 3.4).
+
+        Where masks leave a cell without a way to its output, its heaviest way is kept, and a warning says so.
+
+        Args:
+            threshold: Of the masks of ops and edges, another than the recipe's.
+        """
+        kept = self.kept(threshold)
+        architecture = self.space.architecture(kept)
+        if not architecture.connected:
+            score_EO = np.log([list(row.values()) for row in self.op_weights.values()])
+            score_EO += np.log(list(self.edge_weights.values()))[:, None]
+            for path, op in heaviest_ways(self.space, self.ops, score_EO, architecture):
+                kept[path] = (*kept[path], op)
+            logger.warning("The masks cut every way through a cell; its heaviest way is kept.")
+            architecture = self.space.architecture(kept)
+        edges, ops = self.edge_weights, self.op_weights
+        mixing = {path: {op: edges[path] * ops[path][op] for op in names} for path, names in kept.items()}
+        with self._lock:
+            state = {name: t.detach().clone() for name, t in self.supernet.weights_of(architecture).items()}
+            masks = {
+                name: (mask.detach() > self.recipe.threshold).to(mask.dtype)
+                for name, mask in self._weight_masks.items()
+                if name in state
+            }
+        return Derived(architecture, mixing, {n: t * masks[n] if n in masks else t for n, t in state.items()}, masks)
+
+    def compact(self, derived: Derived | None = None) -> MixedNetwork:
+        """Return the network that holds only what survives: the masked supernet's outputs, without what masks cut.
+
+        Its batch-normalisation statistics are those of the scoring batch, where there is one.
+        """
+        derived = derived or self.derive()
+        network = derived.build(self.skeleton).to(self.device)
+        if self._scoring is not None:
+            recompute_statistics(network, self._scoring.images)
+        return network
+
+    # -- weights of edges and ops ---------------------------------------------------------------------------------
+
+    def _edge_weights(self) -> Tensor:
+        """Return the softmax of the edges' logits over their node, or their kind of cell; shape (E,)."""
+        raised_E = (self._edge_logits_E - self._edge_logits_E.detach().max()).exp()
+        sums = raised_E.new_zeros(int(self._groups_E.max()) + 1).index_add(0, self._groups_E, raised_E)
+        return raised_E / sums[self._groups_E]
+
+    def _mixing(self, masked: bool) -> dict[str, Tensor]:
+        """Return what the supernet mixes the ops of every edge with (eq. 1 and 2).
+
+        Masks multiply the normalised weights: a masked logit would keep its share of the softmax.
+        """
+        edges_E, ops_EO = self._edge_weights(), self._op_logits_EO.softmax(-1)
+        if masked:
+            edges_E, ops_EO = edges_E * self._binary(self._edge_masks_E), ops_EO * self._binary(self._op_masks_EO)
+        mixed_EO = edges_E[:, None] * ops_EO
+        width = len(self.supernet.names[self.paths[0]])
+        mixed_EN = mixed_EO.new_zeros(len(self.paths), width).index_copy(1, self._columns, mixed_EO)
+        return dict(zip(self.paths, mixed_EN.unbind(), strict=True))
+
+    def _masked_weights(self) -> dict[str, Tensor]:
+        weights = dict(self.supernet.named_parameters())
+        return {name: weights[name].detach() * self._binary(mask) for name, mask in self._weight_masks.items()}
+
+    def _binary(self, mask: Tensor) -> Tensor:
+        """Return ones and zeros whose gradient goes straight through to the real mask (section 3.3)."""
+        return (mask.detach() > self.recipe.threshold).to(mask.dtype) + (mask - mask.detach())
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def _begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
+        for split in (WEIGHTS, CHOICES):
+            if data.size([split]) == 0:
+                raise ValueError(
+                    f"`data` must have images in the split {split!r} but {data.name!r} has none; weights learn from "
+                    "one split, ops and edges from the other."
+                )
+        super()._begin(data, budget, splits)
+        if not self.mask_steps:
+            return
+        rate = self._mask_learning_rate()
+        travel = rate * self.mask_steps * (MASK_DECAY_AT + MASK_DECAY * (1 - MASK_DECAY_AT))
+        if travel < self.recipe.mask_start - self.recipe.threshold:
+            raise ValueError(
+                f"`mask_learning_rate` must let a mask fall within the budget but {rate:.3g} moves one by at most "
+                f"{travel:.3g} in {self.mask_steps} steps; raise it or the budget, or leave it None."
+            )
+
+    def _batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Batch]:
+        """Yield batches of the split for weights, then of all; and let ops and edges have theirs."""
+        masks_from = self.total_steps - self.mask_steps
+        for batch in super()._batches(data, [WEIGHTS], step, min(last, masks_from)):
+            self._choice = None
+            if self._lets_choices_learn(step):
+                batch_size, seed = self.recipe.batch_size, self.recipe.seed
+                epoch, start = divmod(step, max(1, data.size([CHOICES]) // batch_size))
+                choices = data.batches([CHOICES], batch_size, seed=seed + 1, epoch=epoch, start=start)
+                self._choice = next(iter(choices))
+            step += 1
+            yield batch
+        if last > masks_from:
+            self._choice = None
+            yield from super()._batches(data, splits, max(0, step - masks_from), last - masks_from)
+
+    def _lets_choices_learn(self, step: int) -> bool:
+        """Tell whether ops and edges learn in a step: with a probability that falls from 1 to 0 along half a cosine.
+
+        It begins after the warm-up; the paper gives no form but that it falls from 1 and may end at 0 (section 3.2).
+        """
+        progress = step / max(1, self.total_steps - self.mask_steps)
+        if progress < self.recipe.warmup_fraction:
+            return False
+        since = (progress - self.recipe.warmup_fraction) / (1 - self.recipe.warmup_fraction)
+        draw = np.random.default_rng([self.recipe.seed, step, 4]).random()
+        return bool(draw < cosine(1.0, 0.0, since))
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> MaskRecord | None:
+        if self.step < self.total_steps - self.mask_steps:
+            finite, loss, scores = self._supernet_step(images, labels)
+        else:
+            finite, loss, scores = self._mask_step(images, labels)
+        self.step += 1
+        if finite:
+            accuracy = (scores.detach().argmax(1) == labels).double().mean()
+            one = torch.ones((), dtype=torch.float64, device=self.device)
+            self._sums += torch.stack([one, loss.detach().double(), accuracy])
+        else:
+            self._skip()
+        return self._record() if self._recording() else None
+
+    def _supernet_step(self, images: Tensor, labels: Tensor) -> tuple[bool, Tensor, Tensor]:
+        recipe = self.recipe
+        rate = cosine(recipe.learning_rate, 0.0, self.step / max(1, self.total_steps - self.mask_steps))
+        self._weights_optimizer.param_groups[0]["lr"] = rate
+        if self._choice is not None:
+            self._logit_step(*self._choice, images, labels, rate)
+        self._weights_optimizer.zero_grad(set_to_none=True)
+        loss, scores = self._loss(images, labels, {}, self._mixing(masked=False))
+        loss.backward()
+        self._op_logits_EO.grad = self._edge_logits_E.grad = None
+        parameters = [p for p in self.supernet.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            self._weights_optimizer.step()
+        return finite, loss, scores
+
+    def _loss(
+        self, images: Tensor, labels: Tensor, weights: Mapping[str, Tensor], mixing: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        with autocast(images.device, self.recipe.precision):
+            scores = functional_call(self.supernet, dict(weights), (images, mixing))
+            return F.cross_entropy(scores, labels), scores
+
+    def _logit_step(
+        self, images: Tensor, labels: Tensor, train_images: Tensor, train_labels: Tensor, rate: float
+    ) -> None:
+        """Move ops and edges by the loss on the split for choices; the batch of the weights serves the second order."""
+        logits = [self._op_logits_EO, self._edge_logits_E]
+        if self.recipe.second_order:
+            gradients = self._looking_ahead(images, labels, train_images, train_labels, rate)
+        else:
+            loss, _ = self._loss(images, labels, {}, self._mixing(masked=False))
+            gradients = list(torch.autograd.grad(loss, logits))
+        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            self._logits_optimizer.param_groups[0]["lr"] = self._logit_learning_rate()
+            for logit, gradient in zip(logits, gradients, strict=True):
+                logit.grad = gradient
+            self._logits_optimizer.step()
+        self._op_logits_EO.grad = self._edge_logits_E.grad = None
+
+    def _looking_ahead(
+        self, images: Tensor, labels: Tensor, train_images: Tensor, train_labels: Tensor, rate: float
+    ) -> list[Tensor]:
+        """Return the logits' gradient at the weights after one step of them (Liu et al. 2019, eq. 7 and 8)."""
+        logits = [self._op_logits_EO, self._edge_logits_E]
+        weights = dict(self.supernet.named_parameters())
+
+        def gradients(
+            values: Mapping[str, Tensor], images: Tensor, labels: Tensor, wanted: Sequence[Tensor]
+        ) -> list[Tensor]:
+            loss, _ = self._loss(images, labels, values, self._mixing(masked=False))
+            found = torch.autograd.grad(loss, wanted, allow_unused=True)
+            return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+
+        slope = gradients(weights, train_images, train_labels, list(weights.values()))
+        decay = self.recipe.weight_decay
+        ahead = {
+            name: (weight - rate * (g + decay * weight)).detach().requires_grad_()
+            for (name, weight), g in zip(weights.items(), slope, strict=True)
+        }
+        of_logits_and_weights = gradients(ahead, images, labels, [*logits, *ahead.values()])
+        direct, of_weights = of_logits_and_weights[:2], of_logits_and_weights[2:]
+        size = DIFFERENCE / float(torch.stack([g.norm() for g in of_weights]).norm().clamp_min(1e-12))
+        sides = []
+        for sign in (1, -1):
+            moved = {n: (w + sign * size * g).detach() for (n, w), g in zip(weights.items(), of_weights, strict=True)}
+            sides.append(gradients(moved, train_images, train_labels, logits))
+        return [d - rate * (up - down) / (2 * size) for d, up, down in zip(direct, *sides, strict=True)]
+
+    def _mask_step(self, images: Tensor, labels: Tensor) -> tuple[bool, Tensor, Tensor]:
+        done = (self.step - (self.total_steps - self.mask_steps)) / self.mask_steps
+        decay = 1.0 if done < MASK_DECAY_AT else MASK_DECAY
+        for group, faster in zip(self._masks_optimizer.param_groups, (1.0, WEIGHT_MASKS_FASTER), strict=True):
+            group["lr"] = self._mask_learning_rate() * faster * decay
+        masks = [self._op_masks_EO, self._edge_masks_E, *self._weight_masks.values()]
+        mixing = self._mixing(masked=True)
+        loss, scores = self._loss(images, labels, self._masked_weights(), mixing)
+        gradients = torch.autograd.grad(loss, masks, allow_unused=True)
+        finite = bool(torch.isfinite(loss)) and all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
+        if finite:
+            for mask, gradient in zip(masks, gradients, strict=True):
+                mask.grad = gradient
+            self._masks_optimizer.step()
+            self._masks_optimizer.zero_grad(set_to_none=True)
+        return finite, loss, scores
+
+    def _logit_learning_rate(self) -> float:
+        if self.recipe.logit_learning_rate is not None:
+            return self.recipe.logit_learning_rate
+        steps = max(1.0, (1 - self.recipe.warmup_fraction) * (self.total_steps - self.mask_steps))
+        return min(HIGHEST_LOGIT_RATE, PAPER_LOGIT_RATE * max(1.0, PAPER_LOGIT_STEPS / steps))
+
+    def _mask_learning_rate(self) -> float:
+        if self.recipe.mask_learning_rate is not None:
+            return self.recipe.mask_learning_rate
+        distance = self.recipe.mask_start - self.recipe.threshold
+        return max(PAPER_MASK_RATE, distance / (FALLS_WITHIN * max(1, self.mask_steps)))
+
+    def _record(self) -> MaskRecord:
+        edges_E, ops_EO = self._kept()
+        kept = sum(int((mask.detach() > self.recipe.threshold).sum()) for mask in self._weight_masks.values())
+        total = sum(mask.numel() for mask in self._weight_masks.values())
+        metrics = {
+            "edges": float((edges_E & ops_EO.any(1)).mean()),
+            "ops": float((ops_EO & edges_E[:, None]).mean()),
+            "weights": kept / max(1, total),
+        }
+        steps, loss, accuracy = self._sums.tolist()
+        if steps:
+            metrics |= {"loss": loss / steps, "accuracy": accuracy / steps}
+        self._sums.zero_()
+        record = MaskRecord(self.step, metrics, np.array(list(self.edge_weights.values())))
+        self.records.append(record)
+        return record
+
+    # -- moving and checkpoints -----------------------------------------------------------------------------------
+
+    def _make_optimizers(self) -> None:
+        recipe = self.recipe
+        self._weights_optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            self.supernet.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        logits = [self._op_logits_EO, self._edge_logits_E]
+        self._logits_optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            logits, PAPER_LOGIT_RATE, weight_decay=recipe.logit_weight_decay
+        )
+        groups = [{"params": [self._op_masks_EO, self._edge_masks_E]}, {"params": list(self._weight_masks.values())}]
+        self._masks_optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, PAPER_MASK_RATE)
+
+    @property
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optimizers = (self._weights_optimizer, self._logits_optimizer, self._masks_optimizer)
+        return dict(zip(("weights/", "logits/", "masks/"), optimizers, strict=True))
+
+    @property
+    def _learned(self) -> dict[str, Tensor]:
+        """What is learned besides the supernet's weights."""
+        return {
+            "op_logits": self._op_logits_EO.data,
+            "edge_logits": self._edge_logits_E.data,
+            "op_masks": self._op_masks_EO.data,
+            "edge_masks": self._edge_masks_E.data,
+            **{f"weight_masks/{name}": mask.data for name, mask in self._weight_masks.items()},
+        }
+
+    def _move(self, device: torch.device) -> None:
+        states = {name: optimizer_tensors(optimizer) for name, optimizer in self._optimizers.items()}
+        self.supernet.to(device)
+        learned = (self._op_logits_EO, self._edge_logits_E, self._op_masks_EO, self._edge_masks_E)
+        for parameter in (*learned, *self._weight_masks.values()):
+            parameter.data = parameter.data.to(device)
+        self._groups_E, self._columns = self._groups_E.to(device), self._columns.to(device)
+        self._sums = self._sums.to(device)
+        self._make_optimizers()  # after a move the old ones hold other tensors than we do
+        for name, optimizer in self._optimizers.items():
+            load_optimizer_tensors(optimizer, states[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {**prefixed("supernet/", self.supernet.state_dict()), **prefixed("learned/", self._learned)}
+        for name, optimizer in self._optimizers.items():
+            tensors |= prefixed(f"optimizers/{name}", optimizer_tensors(optimizer))
+        if self.records:
+            tensors["edge_weights"] = torch.from_numpy(np.stack([record.edge_weights for record in self.records]))
+        return {**tensors, "sums": self._sums}
+
+    def _progress(self) -> dict[str, Any]:
+        return {"records": [[record.step, record.metrics] for record in self.records]}
+
+    def _restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
+        self.supernet.load_state_dict(without_prefix("supernet/", tensors))
+        for name, tensor in without_prefix("learned/", tensors).items():
+            self._learned[name].copy_(tensor)
+        for name, optimizer in self._optimizers.items():
+            load_optimizer_tensors(optimizer, without_prefix(f"optimizers/{name}", tensors))
+        self._sums.copy_(tensors["sums"])
+        described = progress["records"]
+        rows = list(tensors["edge_weights"].cpu().numpy()) if described else []
+        self.records = [MaskRecord(s, m, row) for (s, m), row in zip(described, rows, strict=True)]
+
+
+def heaviest_ways(
+    space: CellSpace, ops: Sequence[str], score_EO: NDArray[np.float64], architecture: Architecture
+) -> list[tuple[str, str]]:
+    """Return the op of every edge on the way of the largest sum of scores, of the kinds of cells that have no way.
+
+    Args:
+        space: Of the architecture.
+        ops: Names of the columns.
+        score_EO: Score of every op of every edge, larger is better.
+        architecture: What there is.
+    """
+    position = {path: number for number, path in enumerate(space.paths)}
+    found: list[tuple[str, str]] = []
+    for number, kind in enumerate(space.kinds):
+        if architecture.cells.outputs[number] in architecture.cells.live:
+            continue
+        ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(range(space.inputs), (0.0, ()))
+        nodes = range(space.inputs, space.inputs + space.nodes)
+        for node in nodes:
+            edges = [(source, position[f"{kind.name}/{node}<-{source}"]) for source in range(node)]
+            ways[node] = max((ways[i][0] + float(score_EO[e].max()), (*ways[i][1], e)) for i, e in edges)
+        _, way = max(ways[node] for node in kind.outputs or nodes)
+        found += [(space.paths[edge], ops[int(score_EO[edge].argmax())]) for edge in way]
+    return found

@@ -1,0 +1,390 @@
+"""HM-NAS: masks act on normalised weights, their gradient goes straight through, what survives computes the same."""
+
+import logging
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from strategies import TINY, TINY_BLOCK, TINY_MULTI, few_digits, small_skeleton
+from torch.func import functional_call
+
+from optuna_nas import CellKind, CellSpace, Recipe, Skeleton, hmnas_space, train
+from optuna_nas.networks import use_batch_statistics
+from optuna_nas.oneshot import HMNAS, HMNASRecipe
+from optuna_nas.oneshot import hmnas as hmnas_module
+from optuna_nas.space import NONE
+from optuna_nas.training import TrainingStopped
+
+SPACE = CellSpace(
+    ("skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)), max_ops=3
+)
+FRAME = Skeleton(("cell", "reduction", "cell"), 4, (1, 8, 8), 10, affine=False)
+FIRST = "cell/1<-0"
+
+
+@pytest.fixture(scope="module")
+def data():
+    return few_digits(96)
+
+
+def model(seed=0, space=SPACE, frame=FRAME, **changes):
+    return HMNAS(space, frame, HMNASRecipe(**{"batch_size": 16, "seed": seed, **changes}))
+
+
+def images(batch=8):
+    return torch.randn(batch, 1, 8, 8)
+
+
+def scores(hmnas, x, masked):
+    weights = hmnas._masked_weights() if masked else {}
+    return functional_call(hmnas.supernet, weights, (x, hmnas._mixing(masked)))
+
+
+def drop(hmnas, edges=(), ops=(), weights=0.0):
+    """Let masks of edges, of (edge, op) and a share of the weights fall."""
+    with torch.no_grad():
+        for path in edges:
+            hmnas._edge_masks_E[hmnas.paths.index(path)] = 0.0
+        for path, op in ops:
+            hmnas._op_masks_EO[hmnas.paths.index(path), hmnas.ops.index(op)] = 0.0
+        random = torch.Generator().manual_seed(0)
+        for mask in hmnas._weight_masks.values():
+            mask[torch.rand(mask.shape, generator=random) < weights] = 0.0
+
+
+def in_double(hmnas):
+    hmnas.supernet.double()
+    for parameter in (hmnas._op_logits_EO, hmnas._edge_logits_E, hmnas._op_masks_EO, hmnas._edge_masks_E):
+        parameter.data = parameter.data.double()
+    for mask in hmnas._weight_masks.values():
+        mask.data = mask.data.double()
+    return hmnas
+
+
+# -- weights of edges and ops -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("softmax", ["node", "cell"])
+def test_edges_are_normalised_over_their_node_or_their_cell(softmax):
+    hmnas = model(edge_softmax=softmax)
+    until = "<-" if softmax == "node" else "/"
+    sums = {}
+    for path, weight in hmnas.edge_weights.items():
+        sums[path.split(until)[0]] = sums.get(path.split(until)[0], 0.0) + weight
+    assert list(sums.values()) == pytest.approx([1.0] * len(sums))
+    assert len(sums) == (4 if softmax == "node" else 2)
+    assert all(sum(row.values()) == pytest.approx(1.0) for row in hmnas.op_weights.values())
+
+
+def test_none_is_left_out_because_masks_do_its_work():
+    hmnas = HMNAS(TINY, small_skeleton(TINY))
+    assert hmnas.ops == tuple(op for op in TINY.ops if op != NONE)
+    assert all(float(vector.detach()[TINY.ops.index(NONE)]) == 0 for vector in hmnas._mixing(masked=False).values())
+
+
+def test_the_papers_supernet_has_its_size():
+    frame = Skeleton(
+        ("normal", "reduction", "reduction"), 36, (3, 32, 32), 10, stem_multiplier=3, affine=False, pool_norm=True
+    )
+    hmnas = HMNAS(hmnas_space(), frame)
+    assert sum(parameter.numel() for parameter in hmnas.supernet.parameters()) == pytest.approx(2.95e6, rel=2e-3)
+
+
+# -- masks --------------------------------------------------------------------------------------------------------
+
+
+def test_masks_that_keep_everything_change_nothing():
+    hmnas, x = model(), images()
+    weights = dict(hmnas.supernet.named_parameters())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in hmnas._masked_weights().items())
+    plain = hmnas._mixing(masked=False)
+    assert all(torch.equal(plain[path], vector) for path, vector in hmnas._mixing(masked=True).items())
+    torch.testing.assert_close(scores(hmnas, x, masked=True), scores(hmnas, x, masked=False))
+
+
+def test_an_edge_whose_mask_fell_is_as_good_as_deleted():
+    hmnas, x = model(), images()
+    drop(hmnas, edges=[FIRST], ops=[("cell/2<-0", "nor_conv_3x3")])
+    mixing = {path: vector.detach().clone() for path, vector in hmnas._mixing(masked=False).items()}
+    mixing[FIRST][:] = 0.0
+    mixing["cell/2<-0"][SPACE.ops.index("nor_conv_3x3")] = 0.0
+    expected = hmnas.supernet(x, mixing)
+    torch.testing.assert_close(scores(hmnas, x, masked=True), expected)
+    assert not torch.equal(expected, scores(hmnas, x, masked=False))
+
+
+def test_the_gradient_of_a_real_mask_is_that_of_the_binary_one():
+    hmnas, x, labels = in_double(model()), images().double(), torch.arange(8)
+    drop(hmnas, edges=["cell/2<-1"], ops=[(FIRST, "skip_connect")], weights=0.3)
+    masks = [hmnas._op_masks_EO, hmnas._edge_masks_E, *hmnas._weight_masks.values()]
+    loss, _ = hmnas._loss(x, labels, hmnas._masked_weights(), hmnas._mixing(masked=True))
+    ours = torch.autograd.grad(loss, masks)
+    # The same loss as a function of the ones and zeros themselves.
+    binary = [(mask.detach() > hmnas.recipe.threshold).double().requires_grad_() for mask in masks]
+    ops, edges, *weights = binary
+    mixed = (hmnas._edge_weights() * edges)[:, None] * (hmnas._op_logits_EO.softmax(-1) * ops)
+    named = dict(hmnas.supernet.named_parameters())
+    cut = {name: named[name].detach() * mask for name, mask in zip(hmnas._weight_masks, weights, strict=True)}
+    out = functional_call(hmnas.supernet, cut, (x, dict(zip(hmnas.paths, mixed.unbind(), strict=True))))
+    for one, other in zip(ours, torch.autograd.grad(F.cross_entropy(out, labels), binary), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_budget_in_which_no_mask_can_fall_is_refused(data):
+    with pytest.raises(ValueError, match="`mask_learning_rate` must let a mask fall within the budget"):
+        model(mask_learning_rate=1e-5).fit(data, 2)
+    model().fit(data, 1)  # the rate that follows from the budget
+
+
+# -- learning -----------------------------------------------------------------------------------------------------
+
+
+def test_ops_and_edges_learn_after_the_warm_up_and_ever_more_rarely(data):
+    hmnas = model(warmup_fraction=0.2, mask_fraction=0.0)
+    hmnas._begin(data, 200, ("weights", "choices"))
+    n_steps = hmnas.total_steps
+    learns = np.array([hmnas._lets_choices_learn(step) for step in range(n_steps)])
+    warm = round(0.2 * n_steps)
+    assert not learns[: warm - 1].any()
+    assert learns[warm + 1 : warm + 15].mean() > 0.9
+    quarters = [part.mean() for part in np.array_split(learns[warm:], 4)]
+    assert quarters == sorted(quarters, reverse=True)
+    assert quarters[-1] < 0.1
+
+
+def test_weights_are_frozen_while_masks_learn_and_masks_while_weights_do(data):
+    hmnas = model(mask_fraction=0.5)
+    hmnas.fit(data, 4, until=0.5)
+    assert hmnas.step == hmnas.total_steps // 2
+    assert all((mask == 1e-2).all() for mask in hmnas._weight_masks.values())
+    weights = {name: tensor.clone() for name, tensor in hmnas.supernet.state_dict().items()}
+    logits = hmnas._op_logits_EO.detach().clone()
+    hmnas.fit(data, 4)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in hmnas.supernet.state_dict().items())
+    assert torch.equal(logits, hmnas._op_logits_EO)
+    assert any((mask != 1e-2).any() for mask in hmnas._weight_masks.values())
+
+
+def test_the_supernet_sees_the_split_for_weights_and_masks_see_both(data):
+    hmnas = model(mask_fraction=0.5)
+    both = ("weights", "choices")
+    hmnas._begin(data, 2, both)
+    half = hmnas.total_steps // 2
+    seen = [labels for _, labels in hmnas._batches(data, both, 0, hmnas.total_steps)]
+    first = [labels for epoch in range(3) for _, labels in data.batches(["weights"], 16, seed=0, epoch=epoch)]
+    then = [labels for epoch in range(3) for _, labels in data.batches(both, 16, seed=0, epoch=epoch)]
+    expected = [*first[:half], *then[: hmnas.total_steps - half]]
+    assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
+    later = [labels for _, labels in hmnas._batches(data, both, half + 2, hmnas.total_steps)]
+    assert all(torch.equal(one, other) for one, other in zip(later, seen[half + 2 :], strict=True))
+
+
+def test_masks_slow_down_in_the_second_half_and_those_of_weights_are_faster(data):
+    hmnas = model(mask_fraction=0.5)
+    rates = []
+    for share in (0.7, 0.9):
+        hmnas.fit(data, 4, until=share)
+        rates.append([group["lr"] for group in hmnas._masks_optimizer.param_groups])
+    (ops, weights), late = rates
+    assert ops == pytest.approx(5e-3 / (0.2 * hmnas.mask_steps))  # falls within a fifth of the steps
+    assert weights == pytest.approx(10 * ops)
+    assert late == pytest.approx([0.1 * ops, 0.1 * weights])
+
+
+def test_masks_fall_when_they_are_given_the_time(data):
+    hmnas = model(mask_fraction=0.5)
+    hmnas.fit(data, 40)
+    last = hmnas.records[-1].metrics
+    assert 0 < last["weights"] < 0.95
+    assert hmnas.derive().kept_weights < 0.95
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_ops_learn_from_the_split_for_choices(data, second_order, monkeypatch):
+    monkeypatch.setattr(hmnas_module, "DIFFERENCE", 1e-5)
+    hmnas = model(warmup_fraction=0.0, second_order=second_order)
+    in_double(hmnas)
+    x, t = images().double(), images().double()  # noise: no two activations meet a kink of the ReLU at once
+    labels, train_labels = torch.arange(8), torch.arange(8).flip(0)
+    rate, logits = 0.1, [hmnas._op_logits_EO, hmnas._edge_logits_E]
+    weights = dict(hmnas.supernet.named_parameters())
+    if second_order:
+        ours = hmnas._looking_ahead(x, labels, t, train_labels, rate)
+        loss, _ = hmnas._loss(t, train_labels, weights, hmnas._mixing(masked=False))
+        slope = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        decay = hmnas.recipe.weight_decay
+        ahead = {n: w - rate * (g + decay * w) for (n, w), g in zip(weights.items(), slope, strict=True)}
+        loss, _ = hmnas._loss(x, labels, ahead, hmnas._mixing(masked=False))
+        expected = torch.autograd.grad(loss, logits)
+        for one, other in zip(ours, expected, strict=True):  # differences stand in for a second derivative
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    else:
+        loss, _ = hmnas._loss(x, labels, {}, hmnas._mixing(masked=False))
+        expected = torch.autograd.grad(loss, logits)
+        hmnas._begin(data, 4, ("weights", "choices"))
+        before = [logit.detach().clone() for logit in logits]
+        hmnas._logit_step(x, labels, t, train_labels, rate)
+        for logit, old, gradient in zip(logits, before, expected, strict=True):  # Adam's first step is of its rate
+            moved = (logit.detach() - old)[gradient.abs() > 1e-3]
+            towards = -gradient.sign()[gradient.abs() > 1e-3]
+            torch.testing.assert_close(moved, hmnas._logit_learning_rate() * towards, rtol=0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop_at", [3, 9, 14])
+@pytest.mark.parametrize("second_order", [False, True])
+def test_a_fit_that_was_stopped_ends_with_the_same_numbers(data, tmp_path, stop_at, second_order):
+    through = model(mask_fraction=0.5, warmup_fraction=0.1, second_order=second_order)
+    through.fit(data, 2)
+    assert through.total_steps > stop_at
+    stopped = model(mask_fraction=0.5, warmup_fraction=0.1, second_order=second_order)
+    path = tmp_path / "hmnas.safetensors"
+    with pytest.raises(TrainingStopped):
+        stopped.fit(data, 2, checkpoint=path, should_stop=lambda: stopped.step == stop_at)
+    again = model(mask_fraction=0.5, warmup_fraction=0.1, second_order=second_order)
+    again.fit(data, 2, checkpoint=path)
+    assert_same(again, through)
+
+
+def test_a_pickled_model_goes_on_alike(data):
+    one = model(mask_fraction=0.5)
+    one.fit(data, 2, until=0.7)
+    other = pickle.loads(pickle.dumps(one))
+    one.fit(data, 2)
+    other.fit(data, 2)
+    assert_same(one, other)
+
+
+def assert_same(one, other):
+    assert one.step == other.step
+    for name, tensor in one._tensors().items():
+        assert torch.equal(tensor, other._tensors()[name]), name
+    assert [record.metrics for record in one.records] == [record.metrics for record in other.records]
+
+
+# -- what survives ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", [SPACE, TINY_MULTI])
+def test_the_compact_network_computes_what_the_masked_supernet_does(space):
+    frame = FRAME if space is SPACE else small_skeleton(space, affine=False, pool_norm=True)
+    hmnas = in_double(model(space=space, frame=frame))
+    rest = list(hmnas.paths)
+    drop(hmnas, edges=rest[1::4], ops=[(rest[0], hmnas.ops[0]), (rest[2], hmnas.ops[1])], weights=0.4)
+    x = torch.randn(8, *frame.input_shape, dtype=torch.float64)
+    network = hmnas.compact().double().train()
+    use_batch_statistics(network)
+    torch.testing.assert_close(network(x), scores(hmnas, x, masked=True), atol=1e-9, rtol=1e-6)
+    # What fell costs nothing: it is not there.
+    names = {node.path + "/" + node.op for node in network.graph if node.path}
+    assert not any(name.startswith(rest[1] + "/") for name in names)
+    assert f"{rest[0]}/{hmnas.ops[0]}" not in names
+
+
+def test_fine_tuning_moves_only_what_survived(data):
+    hmnas = model()
+    hmnas.attach(data)
+    drop(hmnas, weights=0.5)
+    derived = hmnas.derive()
+    assert all((derived.weights[name][mask == 0] == 0).all() for name, mask in derived.masks.items())
+    network = hmnas.compact(derived)
+    train(network, data, Recipe(epochs=2, batch_size=16, learning_rate=0.1))
+    network.eval()(images())
+    weights = dict(network.named_parameters())
+    for name, mask in derived.masks.items():
+        assert (weights[name][mask == 0] == 0).all()
+        assert (weights[name][mask == 1] != derived.weights[name][mask == 1]).float().mean() > 0.9
+    assert 0.45 < derived.kept_weights < 0.55
+
+
+def test_masks_that_cut_every_way_leave_the_heaviest(caplog):
+    hmnas = model()
+    with torch.no_grad():
+        hmnas._op_logits_EO[:, SPACE.ops.index("avg_pool_3x3")] += 2.0
+        hmnas._edge_logits_E[hmnas.paths.index("reduction/2<-0")] += 5.0
+    drop(hmnas, edges=[path for path in hmnas.paths if path.startswith("reduction")])
+    with caplog.at_level(logging.WARNING):
+        derived = hmnas.derive()
+    assert "its heaviest way is kept" in caplog.text
+    assert derived.architecture.connected
+    kept = {path: names for path, names in derived.architecture.choices if path.startswith("reduction") and names}
+    assert list(kept.values()) == [("avg_pool_3x3",)] * len(kept)
+    derived.build(FRAME)(images())
+
+
+def test_another_threshold_gives_another_member_of_the_family():
+    hmnas = model()
+    with torch.no_grad():
+        hmnas._op_masks_EO.copy_(torch.linspace(0.0, 0.02, hmnas._op_masks_EO.numel()).view_as(hmnas._op_masks_EO))
+    sizes = [sum(map(len, hmnas.kept(threshold).values())) for threshold in (0.0, 0.005, 0.015)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+
+
+def test_survival_by_hand():
+    hmnas = model()
+    everything = SPACE.everything()
+    assert hmnas.survival(everything) == pytest.approx((1.0, 1.0, 1.0, 1.0))
+    drop(hmnas, edges=["cell/2<-0"], ops=[(FIRST, "nor_conv_3x3")])
+    edges, ops = hmnas.edge_weights, hmnas.op_weights
+    chosen = {
+        FIRST: ("nor_conv_3x3", "skip_connect"),
+        "cell/2<-0": ("skip_connect",),
+        "reduction/2<-0": ("skip_connect",),
+    }
+    architecture = SPACE.architecture(chosen)
+    worth = {(path, op): edges[path] * ops[path][op] for path, names in chosen.items() for op in names}
+    total = sum(worth.values())
+    found = hmnas.survival(architecture)
+    fallen = worth[FIRST, "nor_conv_3x3"]
+    assert found.share == pytest.approx(1 - (fallen + worth["cell/2<-0", "skip_connect"]) / total)
+    assert found.ops == pytest.approx(1 - fallen / total)
+    used = [edges[path] for path in chosen]
+    assert found.edges == pytest.approx(1 - edges["cell/2<-0"] / sum(used))
+    nothing = SPACE.architecture({})
+    assert hmnas.survival(nothing) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_scores_are_accuracies_of_the_supernet_without_the_other_ops(data):
+    hmnas = model()
+    hmnas.fit(data, 20)
+    better = hmnas.score([SPACE.everything()])[0]
+    assert better > 0.3
+    assert hmnas.score([SPACE.architecture({})])[0] < better
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_work_is_refused(data):
+    with pytest.raises(ValueError, match="`space` must have ops on edges"):
+        HMNAS(TINY_BLOCK, small_skeleton(TINY_BLOCK))
+    without = replace(data, splits={**data.splits, "choices": data.splits["choices"][:0]})
+    with pytest.raises(ValueError, match="`data` must have images in the split 'choices'"):
+        model().fit(without, 1)
+    with pytest.raises(ValueError, match="`architecture` must be of the space of this HMNAS"):
+        model().survival(TINY.everything())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("edge_softmax", "all", "must be one of"),
+        ("precision", "float16", "must be one of"),
+        ("batch_size", 0, "must be at least 1"),
+        ("scoring_images", 1, "must be at least 2"),
+        ("batch_size", 1.5, "must be of type int"),
+        ("second_order", 1, "must be of type bool"),
+        ("learning_rate", "fast", "must be a number"),
+        ("learning_rate", 0.0, "must be positive"),
+        ("mask_learning_rate", -1.0, "must be positive"),
+        ("weight_decay", -1.0, "must not be negative"),
+        ("mask_fraction", 1.0, r"must be in \[0, 1\)"),
+        ("threshold", 0.02, "must be from 0 and below `mask_start`"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(field, value, sentence):
+    with pytest.raises(ValueError, match=rf"`{field}` {sentence}"):
+        HMNASRecipe(**{field: value})
