@@ -46,6 +46,8 @@ app = typer.Typer(
 )
 # Where output goes to a file, rich would fold everything to 80 columns.
 _WIDTH = None if sys.stdout.isatty() else 120
+LONGEST_SUMMARY = 300
+"""Characters of an architecture in the leaderboard; DARTS' cells and blocks fit."""
 console = Console(width=_WIDTH)
 errors = Console(stderr=True, width=None if sys.stderr.isatty() else 1000)
 
@@ -444,7 +446,7 @@ def _print_result(search: Search, result: SearchResult) -> None:
             f"{attrs['params']:,}" if "params" in attrs else "",
             f"{attrs['multiply_adds']:,}" if "multiply_adds" in attrs else "",
             f"{attrs['train_seconds']:.1f}" if "train_seconds" in attrs else "",
-            _escaped(architecture.summary if architecture else ""),
+            _escaped(_shortened(architecture.summary) if architecture else ""),
         )
     console.print(table)
 
@@ -457,6 +459,11 @@ def _print_result(search: Search, result: SearchResult) -> None:
         _print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
     if result.test_accuracy is not None:
         _print_line("Test accuracy", f"{result.test_accuracy:.4f} on images that the search never saw")
+
+
+def _shortened(summary: str) -> str:
+    """Cut the line of a large architecture; its picture and its file have all of it."""
+    return summary if len(summary) <= LONGEST_SUMMARY else summary[: LONGEST_SUMMARY - 4] + " ..."
 
 
 def _print_line(name: str, text: str) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from abc import abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,17 +15,32 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from scipy.stats import kendalltau, norm
 
-from optuna_nas.study_state import CONDEMNED, SURROGATE_SCORE, FinishedTrials, Forgetful, hash_of
+from optuna_nas.study_state import (
+    CONDEMNED,
+    SURROGATE_SCORE,
+    FinishedTrials,
+    Forgetful,
+    Unverified,
+    find_trial,
+    hash_of,
+    read_json,
+    write_json,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
     from optuna import Study
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from optuna_nas.space import Space
+    from optuna_nas.space import Architecture, Space
 
 logger = logging.getLogger(__name__)
 
+SCORED_A_TRIAL = 100
+"""Random architectures that a trial waits for at most."""
 WATCHED = 200
 """Finished trials, the newest, from which a correlation is taken."""
 
@@ -156,6 +171,109 @@ class SurrogatePruner(Forgetful, BasePruner):
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
         return self.space.distributions().keys() <= trial.params.keys()
+
+
+class QuantilePruner(SurrogatePruner):
+    """Stops trials whose architecture scores below a quantile of random ones.
+
+    Args:
+        space: What trials choose from.
+        pruner: Decides on the learning curve; by default nothing is stopped by it.
+        quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
+        n_random: Random architectures that are scored to know that quantile, 100 with each of the first trials.
+        spared: Share of condemned trials that live, in (0, 1].
+        n_startup_trials: Finished trials before the first is stopped.
+        seed: Of the random architectures and of who is spared.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    name: ClassVar[str]
+    """Of the model that scores, in attributes."""
+
+    def __init__(
+        self,
+        space: Space,
+        pruner: BasePruner | None,
+        quantile: float,
+        n_random: int,
+        spared: float,
+        n_startup_trials: int,
+        seed: int,
+    ) -> None:
+        if not 0 < quantile < 1:
+            raise ValueError(f"`quantile` must be in (0, 1) but got {quantile}; scores are good for a quarter.")
+        if n_random < 10:
+            raise ValueError(f"`n_random` must be at least 10 to know a quantile but got {n_random}.")
+        self._quantile, self._n_random = quantile, n_random
+        super().__init__(space, pruner, spared, n_startup_trials, seed)
+
+    @abstractmethod
+    def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return what is guessed of architectures, larger is better."""
+
+    @abstractmethod
+    def _step(self) -> int:
+        """Return the step of the model; scores are of one step."""
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._known: tuple[int, list[NDArray[np.float64]]] = -1, []  # step of the model, what random ones score there
+
+    def threshold(self, study: Study, number: int) -> float:
+        """Return the score below which the trial of a number is stopped."""
+        scores = np.concatenate(self._random_scores(study, number))
+        return float(np.quantile(np.where(np.isfinite(scores), scores, -np.inf), self._quantile, method="lower"))
+
+    def _random_scores(self, study: Study, number: int) -> list[NDArray[np.float64]]:
+        """Return what random architectures score: a piece for every trial up to this one, until all are scored.
+
+        So that no trial waits for more than a piece and all processes know the same, its trial publishes each.
+        """
+        with self._lock:
+            step = self._step()
+            if self._known[0] != step:
+                self._known = step, []
+            pieces = self._known[1]
+            n_pieces = -(-self._n_random // SCORED_A_TRIAL)
+            for piece in range(len(pieces), min(number + 1, n_pieces)):
+                scores = self._published(study, piece, step)
+                if scores is None:
+                    first, last = piece * SCORED_A_TRIAL, min(self._n_random, (piece + 1) * SCORED_A_TRIAL)
+                    randoms = [np.random.default_rng([self._seed, place]) for place in range(first, last)]
+                    scores = self._scores([self.space.sample(random) for random in randoms])
+                    trial = find_trial(study, piece)
+                    if piece == number and trial is not None and not trial.state.is_finished():
+                        write_json(study, trial, self._key, {"step": step, "scores": scores.tolist()})
+                pieces.append(scores)
+            return pieces[: number + 1]
+
+    @property
+    def _key(self) -> str:
+        return f"{self.name}:random_scores"
+
+    def _published(self, study: Study, piece: int, step: int) -> NDArray[np.float64] | None:
+        trial = find_trial(study, piece)
+        try:
+            value = None if trial is None else read_json(trial.system_attrs, self._key)
+        except Unverified:
+            return None
+        return np.array(value["scores"]) if value is not None and value["step"] == step else None
+
+    def _guess(self, trial: FrozenTrial) -> float:
+        known = trial.user_attrs.get(SURROGATE_SCORE)
+        if isinstance(known, int | float):
+            return float(known)
+        guess = float(self._scores([self.space.decode(trial.params)])[0])
+        return guess if np.isfinite(guess) else -np.inf
+
+    def _condemns(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
+        threshold = self.threshold(study, trial.number)
+        if guess >= threshold:
+            return None
+        share = f"{self._quantile:.0%} of random architectures"
+        return f"its score of {guess:.4g} is below {threshold:.4g}, that of {share}"
 
 
 class _Watch:
