@@ -284,39 +284,62 @@ class HMNAS(OneShotModel[MaskRecord]):
         return edges, ops
 
     def survival(self, architecture: Architecture) -> Survival:
-        """Return what the masks keep of an architecture; all zeros where it does not reach its output.
+        """Return what the masks keep of an architecture, see `survivals`."""
+        return self.survivals([architecture])[0]
+
+    def survivals(self, architectures: Sequence[Architecture]) -> list[Survival]:
+        """Return what the masks keep of architectures; all zeros of one that does not reach its output.
 
         The paper has no rule for architectures; this one is ours: what an architecture has in the supernet, by weight,
         and how much of that the masks leave.
         """
-        self._check_architecture(architecture)
-        if not architecture.connected:
-            return Survival(0.0, 0.0, 0.0, 0.0)
         edges_E, ops_EO = self._kept()
         with self._lock, torch.no_grad():
             weight_E = self._edge_weights().cpu().double().numpy()
-            weight_EO = self._op_logits_EO.softmax(-1).cpu().double().numpy()
-        chosen_EO = np.array([[op in architecture[path] for op in self.ops] for path in self.paths])
-        used_E = chosen_EO.any(1)
-        worth_EO = weight_E[:, None] * weight_EO * chosen_EO
-        kept, total = self._weights_kept(chosen_EO)
-        return Survival(
-            float((worth_EO * ops_EO * edges_E[:, None]).sum() / worth_EO.sum()),
-            float((weight_E * used_E * edges_E).sum() / (weight_E * used_E).sum()),
-            float((worth_EO * ops_EO).sum() / worth_EO.sum()),
-            kept / total if total else 1.0,
-        )
+            worth_EO = weight_E[:, None] * self._op_logits_EO.softmax(-1).cpu().double().numpy()
+            kept_EO, total_EO = self._weights_kept()
+        found = []
+        for architecture in architectures:
+            self._check_architecture(architecture)
+            if not architecture.connected:
+                found.append(Survival(0.0, 0.0, 0.0, 0.0))
+                continue
+            chosen_EO = np.array([[op in architecture[path] for op in self.ops] for path in self.paths])
+            used_E, own_EO, total = weight_E * chosen_EO.any(1), worth_EO * chosen_EO, (total_EO * chosen_EO).sum()
+            found.append(
+                Survival(
+                    float((own_EO * ops_EO * edges_E[:, None]).sum() / own_EO.sum()),
+                    float((used_E * edges_E).sum() / used_E.sum()),
+                    float((own_EO * ops_EO).sum() / own_EO.sum()),
+                    float((kept_EO * chosen_EO).sum() / total) if total else 1.0,
+                )
+            )
+        return found
 
-    def _weights_kept(self, chosen_EO: NDArray[np.bool_]) -> tuple[int, int]:
-        """Return how many weights of convolutions of these ops the masks keep, and how many there are."""
-        chosen = {(self.paths[e], self.ops[o]) for e, o in np.argwhere(chosen_EO)}
-        kept = total = 0
+    def _weights_kept(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return how many weights of convolutions the masks keep, and how many there are; both of shape (E, O)."""
+        kept, total = (np.zeros((len(self.paths), len(self.ops)), dtype=np.int64) for _ in range(2))
+        places = {(path, op): (e, o) for e, path in enumerate(self.paths) for o, op in enumerate(self.ops)}
         for name, mask in self._weight_masks.items():
             node = self.supernet.graph[name.split(".")[1]]
-            if (node.path, node.op) in chosen:
-                kept += int((mask.detach() > self.recipe.threshold).sum())
-                total += mask.numel()
+            if (node.path, node.op) in places:
+                place = places[node.path, node.op]
+                kept[place] += int((mask.detach() > self.recipe.threshold).sum())
+                total[place] += mask.numel()
         return kept, total
+
+    def cut(self, architecture: Architecture) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return the edges of an architecture whose masks fell, and its (edge, op) whose own masks did."""
+        self._check_architecture(architecture)
+        edges_E, ops_EO = self._kept()
+        edges = [path for path, stays in zip(self.paths, edges_E, strict=True) if architecture[path] and not stays]
+        ops = [
+            (path, op)
+            for path, row in zip(self.paths, ops_EO, strict=True)
+            for op, stays in zip(self.ops, row, strict=True)
+            if op in architecture[path] and not stays
+        ]
+        return edges, ops
 
     def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         """Return the accuracy of architectures with inherited, masked weights, shape (N,), fractions.

@@ -1,5 +1,6 @@
 """Who stops: Optuna pruners that look at an architecture before its first step."""
 
 from optuna_nas.pruners.ghn import GHNPruner
+from optuna_nas.pruners.hmnas import HMNASPruner
 
-__all__ = ["GHNPruner"]
+__all__ = ["GHNPruner", "HMNASPruner"]
