@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
@@ -30,7 +31,8 @@ CONDEMNED = "condemned"
 """Trial attribute: why a pruner wanted to stop it before its first step, one sentence."""
 ANYTIME_CURVE = "anytime_curve"
 """Trial attribute of networks with early exits: `multiply_adds` and `accuracy` of each, and the `budget`."""
-FIT_RECORDS = "fit:records"
+FIT = "fit:"
+"""Begins the keys of how the fits of models went, before the model's name."""
 PIECE = 2045
 """Characters that every storage of Optuna takes in one attribute."""
 
@@ -133,17 +135,19 @@ def write_fit_records(
 ) -> None:
     """Attach to a running trial how the fit of a one-shot model went that it trained: (step, metrics)."""
     plain = [[step, {name: float(f"{value:.6g}") for name, value in metrics.items()}] for step, metrics in records]
-    write_json(study, trial, FIT_RECORDS, {"model": model, "records": plain})
+    write_json(study, trial, FIT + model, plain)
 
 
-def fit_records_of(trial: FrozenTrial) -> tuple[str, list[tuple[int, dict[str, float]]]]:
-    """Return the model that a trial trained and how its fit went; no records for most trials."""
-    try:
-        published = read_json(trial.system_attrs, FIT_RECORDS)
-    except Unverified:
-        published = None
-    known = published or {"model": "", "records": ()}
-    return known["model"], [(step, metrics) for step, metrics in known["records"]]
+def fit_records_of(trial: FrozenTrial) -> dict[str, list[tuple[int, dict[str, float]]]]:
+    """Return how the fits of the models went that a trial trained, by model; empty for most trials."""
+    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    for key in trial.system_attrs:
+        model = key.removeprefix(PREFIX + FIT)
+        if model != key and ":" not in model:
+            with suppress(Unverified):
+                published = read_json(trial.system_attrs, FIT + model)
+                found[model] = [(step, metrics) for step, metrics in published or ()]
+    return found
 
 
 def find_trial(study: Study, number: int) -> FrozenTrial | None:

@@ -252,6 +252,11 @@ class HMNAS(OneShotModel[MaskRecord]):
         return round(self.recipe.mask_fraction * self.total_steps)
 
     @property
+    def masking(self) -> bool:
+        """Whether masks have begun to learn."""
+        return self.mask_steps > 0 and self.step > self.total_steps - self.mask_steps
+
+    @property
     def edge_weights(self) -> dict[str, float]:
         """Normalised weight of every edge, masks aside; they sum to one over what `edge_softmax` says."""
         with self._lock, torch.no_grad():

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.pruners import MedianPruner
 
 from optuna_nas.pruners.base import QuantilePruner
+from optuna_nas.rounds import Rounds, Snapshot
+from optuna_nas.study_state import write_fit_records
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from optuna import Study
+    from optuna.artifacts._protocol import ArtifactStore
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
+    from optuna_nas.data import Data
     from optuna_nas.oneshot.hmnas import HMNAS
     from optuna_nas.space import Architecture
 
+FILE = "hmnas.safetensors"
 SHOWN = 3
 """Edges or ops that a reason names."""
 
@@ -31,9 +37,17 @@ class HMNASPruner(QuantilePruner):
     supernet (`HMNAS.survival`). The paper (Yan et al. 2019) prunes a network, not trials; this rule is ours. The reason
     on the trial names what was cut, edges first, then ops.
 
+    With `data`, the model learns while the study goes on: the first trial trains the supernet, every `trials_per_round`
+    trials one refines the masks and publishes them, and all others, in any process, judge by the newest they can see.
+
     Args:
         hmnas: The model; of the space that trials choose from.
         pruner: Decides on the learning curve of what passes; by default Optuna's median pruner.
+        data: Images to train the HMNAS on while the study runs; not needed if it is fitted.
+        budget: Epochs of that training in all.
+        trials: Number of trials over which the masks are refined.
+        trials_per_round: Trials between two rounds.
+        artifact_store: Where snapshots go, reachable by all workers; by default the folder `runs/STUDY/artifacts`.
         quantile: Share of random architectures below whose survival a trial is stopped, in (0, 1).
         n_random: Random architectures that are judged to know that quantile.
         spared: Share of condemned trials that live, so that it can be known who was right.
@@ -51,13 +65,27 @@ class HMNASPruner(QuantilePruner):
         hmnas: HMNAS,
         pruner: BasePruner | None = None,
         *,
+        data: Data | None = None,
+        budget: float | None = None,
+        trials: int = 100,
+        trials_per_round: int = 10,
+        artifact_store: ArtifactStore | None = None,
         quantile: float = 0.25,
         n_random: int = 1000,
         spared: float = 0.05,
         n_startup_trials: int = 15,
         seed: int = 0,
     ) -> None:
+        if (data is None) != (budget is None):
+            raise ValueError("`data` and `budget` must be given together, to train the HMNAS while the study runs.")
+        if budget is not None and not budget > 0:
+            raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
+        for name, value in (("trials", trials), ("trials_per_round", trials_per_round)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1 but got {value}.")
         self.hmnas = hmnas
+        self._data, self._budget, self._given_store = data, budget, artifact_store
+        self._n_rounds, self._trials_per_round = -(-trials // trials_per_round), trials_per_round
         super().__init__(hmnas.space, pruner or MedianPruner(), quantile, n_random, spared, n_startup_trials, seed)
 
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
@@ -67,7 +95,78 @@ class HMNASPruner(QuantilePruner):
         return self.hmnas.step
 
     def _can_guess(self) -> bool:
-        return self.hmnas.fitted
+        return self.hmnas.masking if self._data is not None else self.hmnas.fitted
+
+    # -- rounds of training ---------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._attached = False
+        self._on_progress: Callable[[float], None] | None = None
+        self._should_stop: Callable[[], bool] | None = None
+        self._folder: Path | None = None
+        self._rounds: Rounds[int] = Rounds(
+            "HMNAS", self._trials_per_round, self._given_store, _is_over, self._load, lambda: self._folder
+        )
+
+    def prepare(
+        self,
+        folder: Path,
+        on_progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Take a folder to keep files in, whom to tell the share of a round that is done, and when to stop."""
+        self._folder, self._on_progress, self._should_stop = folder, on_progress, should_stop
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        if self._data is not None and not trial.intermediate_values and self._is_ours(trial):
+            self._learn(study, trial)
+        return super().prune(study, trial)
+
+    def _learn(self, study: Study, trial: FrozenTrial) -> None:
+        """Train and publish if the round is this trial's to open; take the newest snapshot."""
+        hmnas, data, budget = self.hmnas, self._data, self._budget
+        assert data is not None
+        assert budget is not None
+        if not self._attached:
+            hmnas.attach(data)
+            self._attached = True
+        newest = self._rounds.newest(study, trial.number)
+        if newest is not None and newest.number == trial.number:
+            return  # asked before
+        before: list[int] = []
+
+        def fit(number: int, _: Snapshot[int] | None) -> None:
+            before.append(hmnas.step)
+            # The first round trains the supernet; all of them share the masks.
+            first = 1 - hmnas.recipe.mask_fraction
+            start = 0.0 if number == 0 else first + (1 - first) * number / self._n_rounds
+            until = min(1.0, first + (1 - first) * (number + 1) / self._n_rounds)
+            on_progress = self._on_progress
+            hmnas.fit(
+                data,
+                budget,
+                until=until,
+                on_step=None
+                if on_progress is None
+                else lambda share: on_progress(min(0.999, max(0.0, (share - start) / max(until - start, 1e-9)))),
+                checkpoint=None if self._folder is None else self._folder / FILE,
+                should_stop=self._should_stop,
+            )
+
+        def save(folder: Path) -> dict[str, Any]:
+            records = [(record.step, record.metrics) for record in hmnas.records if record.step > before[0]]
+            write_fit_records(study, trial, hmnas.name, records)
+            hmnas.save(folder / FILE)
+            return {"step": hmnas.step, "done": hmnas.fitted}
+
+        self._rounds.open(study, trial, fit, save)
+        self._rounds.newest(study, trial.number)
+
+    def _load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> int:
+        if self.hmnas.step < value["step"]:
+            self.hmnas.load(fetch(FILE))
+        return int(value["step"])
 
     def _condemns(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
         reason = super()._condemns(study, trial, guess)
@@ -77,3 +176,8 @@ class HMNASPruner(QuantilePruner):
         level, names = ("edges", edges) if edges else ("ops", [f"{op} at {path}" for path, op in ops])
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         return f"the masks keep {guess:.0%} of it ({level} cut: {shown}); {reason}"
+
+
+def _is_over(trial: FrozenTrial) -> bool:
+    """A trial that has ended opens no round any more."""
+    return trial.state.is_finished()

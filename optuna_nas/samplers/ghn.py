@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from optuna_nas.oneshot.ghn import GHN
 from optuna_nas.oneshot.ghn.regression import regress_if_better
+from optuna_nas.rounds import Rounds, Snapshot
 from optuna_nas.samplers.base import ArchitectureSampler
-from optuna_nas.samplers.rounds import Rounds, Snapshot
 from optuna_nas.space.cost import COSTS
 from optuna_nas.study_state import DIGEST, SURROGATE_SCORE, Unverified, hash_of, write_fit_records
 from optuna_nas.training import load_tensors, save_tensors

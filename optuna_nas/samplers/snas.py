@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 
 from optuna_nas.oneshot.distribution import DistributionRecord, connected_argmax, draw, entropies, softmax
 from optuna_nas.oneshot.score_function import Outcome, ScoreFunction
+from optuna_nas.rounds import Rounds, Snapshot
 from optuna_nas.samplers.base import ArchitectureSampler
-from optuna_nas.samplers.rounds import Rounds, Snapshot
 from optuna_nas.study_state import DIGEST, FinishedTrials, Unverified, read_json, write_json
 
 if TYPE_CHECKING:

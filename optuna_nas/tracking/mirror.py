@@ -433,17 +433,18 @@ class Mirror:
     def _write_records(self, trials: Sequence[FrozenTrial]) -> None:
         """Show on the study's run how the models learned that its sampler trained."""
         for trial in trials:
-            model, records = fit_records_of(trial)
-            if model and trial.number not in self._fits:
-                time = milliseconds(trial.datetime_complete)
-                known = {point.step for point in self._history(self._parent_id, f"{model.lower()}/loss")}
+            if trial.number in self._fits:
+                continue
+            for model, records in fit_records_of(trial).items():
+                time, group = milliseconds(trial.datetime_complete), model.lower()
+                known = {point.step for point in self._history(self._parent_id, f"{group}/loss")}
                 points = [
-                    Epoch(step, step, {f"{model.lower()}/{name}": value for name, value in metrics.items()}, time)
+                    Epoch(step, step, {f"{group}/{name}": value for name, value in metrics.items()}, time)
                     for step, metrics in records
                     if step not in known
                 ]
                 self._log(self._parent_id, [metric for point in points for metric in _points(point)])
-                self._fits.add(trial.number)
+            self._fits.add(trial.number)
         self._write_distribution(trials)
 
     def _write_distribution(self, trials: Sequence[FrozenTrial]) -> None:

@@ -9,11 +9,13 @@ import torch
 from optuna import TrialPruned
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
+from strategies import few_digits
 
 from optuna_nas import CellKind, CellSpace, Skeleton
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.pruners import HMNASPruner
-from optuna_nas.study_state import CONDEMNED
+from optuna_nas.study_state import CONDEMNED, fit_records_of, folder_store, read_json
+from optuna_nas.training import TrainingStopped
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 3, 1, (CellKind("cell"),))
 FRAME = Skeleton(("cell",), 4, (1, 8, 8), 10, affine=False)
@@ -105,3 +107,76 @@ def test_a_pickled_pruner_judges_alike():
 def test_arguments_out_of_range_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         HMNASPruner(masked(), **arguments)
+
+
+# -- rounds -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data():
+    return few_digits(96)
+
+
+def learning(data, store, **arguments):
+    hmnas = HMNAS(SPACE, FRAME, HMNASRecipe(batch_size=16, mask_fraction=0.5))
+    return HMNASPruner(hmnas, data=data, budget=4, trials=6, trials_per_round=3, artifact_store=store, **arguments)
+
+
+def test_masks_learn_in_rounds_that_all_workers_share(data, tmp_path):
+    store = folder_store(tmp_path)
+    pruner = learning(data, store)
+    study = run(pruner, lambda a: len(str(a)), 4)
+    total = pruner.hmnas.total_steps
+    assert pruner.hmnas.fitted
+    steps = [(value["step"], value["done"]) for value in map(snapshot, study.trials) if value]
+    assert steps == [(round(0.75 * total), False), (total, True)]  # the supernet and half of the masks come first
+    told = [dict(fit_records_of(trial)) for trial in study.trials if fit_records_of(trial)]
+    assert [step for one in told for step, _ in one["HMNAS"]] == list(range(1, total + 1))
+    assert {"edges", "ops", "weights", "loss", "accuracy"} <= set(told[1]["HMNAS"][-1][1])
+    # Another process takes what was published, without a step of its own.
+    other = learning(data, store)
+    trial = study.ask()
+    SPACE.suggest(trial)
+    other.prune(study, study._storage.get_trial(trial._trial_id))
+    assert other.hmnas.step == total
+    for name, tensor in pruner.hmnas._tensors().items():
+        assert torch.equal(tensor, other.hmnas._tensors()[name]), name
+
+
+def snapshot(trial):
+    return read_json(trial.system_attrs, "hmnas:snapshot")
+
+
+def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
+    whole = learning(data, folder_store(tmp_path / "whole"))
+    run(whole, lambda a: len(str(a)), 4)
+    first, second = (learning(data, folder_store(tmp_path / "cut")) for _ in range(2))
+    first.prepare(tmp_path, None, lambda: first.hmnas.step == 5)
+    study = optuna.create_study(direction="maximize", pruner=first, sampler=optuna.samplers.RandomSampler(seed=0))
+    trial = study.ask()
+    SPACE.suggest(trial)
+    with pytest.raises(TrainingStopped):
+        trial.should_prune()
+    study.tell(trial, state=TrialState.FAIL)
+    shares = []
+    second.prepare(tmp_path, shares.append, None)
+    study.pruner = second
+    for _ in range(3):
+        trial = study.ask()
+        SPACE.suggest(trial)
+        trial.should_prune()
+        trial.should_prune()  # asking twice trains once
+        study.tell(trial, 1.0)
+    assert 0 < len(shares) < second.hmnas.total_steps  # it did not begin anew
+    assert shares[-1] < 1
+    for name, tensor in whole.hmnas._tensors().items():
+        assert torch.equal(tensor, second.hmnas._tensors()[name]), name
+
+
+def test_data_and_budget_belong_together(data):
+    hmnas = HMNAS(SPACE, FRAME)
+    for arguments in ({"data": data}, {"budget": 2}):
+        with pytest.raises(ValueError, match="`data` and `budget` must be given together"):
+            HMNASPruner(hmnas, **arguments)
+    with pytest.raises(ValueError, match="`trials_per_round` must be at least 1"):
+        HMNASPruner(hmnas, data=data, budget=2, trials_per_round=0)

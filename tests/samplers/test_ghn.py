@@ -410,10 +410,10 @@ def test_how_a_ghn_learned_is_told_whole_although_its_fit_was_interrupted(data, 
     sampler.prepare(tmp_path, None, None)
     for _ in range(2):
         SPACE.suggest(study.ask())
-    model, records = fit_records_of(study.trials[1])
+    ((model, records),) = fit_records_of(study.trials[1]).items()
     assert model == "GHN"
     assert [step for step, _ in records] == list(range(1, ghn.total_steps + 1))
-    assert fit_records_of(study.trials[2]) == ("", [])
+    assert fit_records_of(study.trials[2]) == {}
 
 
 def test_a_damaged_pool_is_not_used(data, tmp_path, caplog):
