@@ -153,11 +153,15 @@ class MixedNetwork(DiscreteNetwork):
         self.cut()
         return super().forward(images, drop_path, generator)
 
+    def masks_by_name(self) -> dict[str, Tensor]:
+        """Return by the name of a parameter what cuts it."""
+        return {name: self.masks.get_buffer(buffer) for name, buffer in self._masked.items()}
+
     def cut(self) -> None:
         """Set to zero what the masks cut."""
         with torch.no_grad():
-            for name, buffer in self._masked.items():
-                self.get_parameter(name).mul_(self.masks.get_buffer(buffer))
+            for name, mask in self.masks_by_name().items():
+                self.get_parameter(name).mul_(mask)
 
     def _input_weights(self) -> Callable[[int], list[Weight]] | None:
         return lambda position: self._weights[position]

@@ -410,6 +410,15 @@ class HMNAS(OneShotModel[MaskRecord]):
             recompute_statistics(network, self._scoring.images)
         return network
 
+    def inherited(self, architecture: Architecture) -> MixedNetwork | None:
+        """Return the network to fine-tune where an architecture is what survives; None for all others.
+
+        For `TrainObjective(start=hmnas.inherited)` and an enqueued trial of `derive().architecture`: so that the
+        paper's fine-tuning (section 3.4) is a trial like any other.
+        """
+        derived = self.derive()
+        return self.compact(derived) if derived.architecture == architecture else None
+
     # -- weights of edges and ops ---------------------------------------------------------------------------------
 
     def _edge_weights(self) -> Tensor:

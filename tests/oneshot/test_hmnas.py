@@ -5,18 +5,20 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
 import torch
 import torch.nn.functional as F
 from strategies import TINY, TINY_BLOCK, TINY_MULTI, few_digits, small_skeleton
 from torch.func import functional_call
 
-from optuna_nas import CellKind, CellSpace, Recipe, Skeleton, hmnas_space, train
-from optuna_nas.networks import use_batch_statistics
+from optuna_nas import CellKind, CellSpace, Recipe, Skeleton, TrainObjective, hmnas_space, load_network, train
+from optuna_nas.networks import MixedNetwork, use_batch_statistics
+from optuna_nas.objective import network_path
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.oneshot import hmnas as hmnas_module
 from optuna_nas.space import NONE
-from optuna_nas.training import TrainingStopped
+from optuna_nas.training import TrainingStopped, evaluate
 
 SPACE = CellSpace(
     ("skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)), max_ops=3
@@ -297,6 +299,31 @@ def test_fine_tuning_moves_only_what_survived(data):
         assert (weights[name][mask == 0] == 0).all()
         assert (weights[name][mask == 1] != derived.weights[name][mask == 1]).float().mean() > 0.9
     assert 0.45 < derived.kept_weights < 0.55
+
+
+def test_what_survives_is_fine_tuned_as_a_trial_and_its_file_computes_the_same(data, tmp_path):
+    hmnas = model(mask_fraction=0.5)
+    hmnas.fit(data, 4)
+    drop(hmnas, edges=["cell/2<-1"], ops=[(FIRST, "skip_connect")], weights=0.3)
+    derived = hmnas.derive()
+    recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
+    objective = TrainObjective(SPACE, FRAME, data, recipe, start=hmnas.inherited, folder=tmp_path)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(SPACE.encode(derived.architecture))
+    study.optimize(objective, n_trials=2)
+    network = load_network(network_path(tmp_path, 0))
+    assert isinstance(network, MixedNetwork)
+    assert evaluate(network, data, "report")[1] == study.trials[0].value
+    assert all((network.get_parameter(name)[mask == 0] == 0).all() for name, mask in derived.masks.items())
+    assert not isinstance(load_network(network_path(tmp_path, 1)), MixedNetwork)
+    copied = pickle.loads(pickle.dumps(network))
+    x = images()
+    assert torch.equal(copied.eval()(x), network(x))
+
+
+def test_a_mixed_network_weighs_every_op():
+    with pytest.raises(ValueError, match=r"`mixing` must weigh every op that is kept but lacks 'avg_pool_3x3' at"):
+        MixedNetwork(SPACE.everything(), FRAME, {})
 
 
 def test_masks_that_cut_every_way_leave_the_heaviest(caplog):
