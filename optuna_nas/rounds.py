@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 from optuna.trial import TrialState
 
 from optuna_nas.study_state import (
+    Forgetful,
     Unreachable,
     Unverified,
     fetch_file,
@@ -57,6 +58,28 @@ class Snapshot(NamedTuple, Generic[Loaded]):
     files: Mapping[str, Mapping[str, str]]
     previous: tuple[str, ...]
     loaded: Loaded
+
+
+class TrainsInRounds(Forgetful):
+    """What a search tells a sampler or pruner that trains a model: where to keep it, whom to tell, when to stop.
+
+    Users need not call `prepare`: without it nothing is kept on disk beside the artifact store.
+    """
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._on_progress: Callable[[float], None] | None = None
+        self._should_stop: Callable[[], bool] | None = None
+        self._folder: Path | None = None
+
+    def prepare(
+        self,
+        folder: Path,
+        on_progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Take a folder to keep files in, whom to tell the share of a round that is done, and when to stop."""
+        self._folder, self._on_progress, self._should_stop = folder, on_progress, should_stop
 
 
 class _State(Generic[Loaded]):

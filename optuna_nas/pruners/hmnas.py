@@ -8,7 +8,7 @@ import numpy as np
 from optuna.pruners import MedianPruner
 
 from optuna_nas.pruners.base import QuantilePruner
-from optuna_nas.rounds import Rounds, Snapshot
+from optuna_nas.rounds import Rounds, Snapshot, TrainsInRounds
 from optuna_nas.study_state import write_fit_records
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SHOWN = 3
 """Edges or ops that a reason names."""
 
 
-class HMNASPruner(QuantilePruner):
+class HMNASPruner(TrainsInRounds, QuantilePruner):
     """Stops trials of which the masks of a fitted `HMNAS` keep less than of random ones, before their first step.
 
     What is guessed of an architecture is the share of it that survives: of its ops, weighted by what they weigh in the
@@ -102,21 +102,9 @@ class HMNASPruner(QuantilePruner):
     def _forget(self) -> None:
         super()._forget()
         self._attached = False
-        self._on_progress: Callable[[float], None] | None = None
-        self._should_stop: Callable[[], bool] | None = None
-        self._folder: Path | None = None
         self._rounds: Rounds[int] = Rounds(
             "HMNAS", self._trials_per_round, self._given_store, _is_over, self._load, lambda: self._folder
         )
-
-    def prepare(
-        self,
-        folder: Path,
-        on_progress: Callable[[float], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> None:
-        """Take a folder to keep files in, whom to tell the share of a round that is done, and when to stop."""
-        self._folder, self._on_progress, self._should_stop = folder, on_progress, should_stop
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         if self._data is not None and not trial.intermediate_values and self._is_ours(trial):

@@ -10,11 +10,11 @@ import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.samplers._lazy_random_state import LazyRandomState
 
-from optuna_nas.study_state import Forgetful, hash_of
+from optuna_nas.rounds import TrainsInRounds
+from optuna_nas.study_state import hash_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from optuna import Study
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna_nas.space import Architecture, Space
 
 
-class ArchitectureSampler(Forgetful, BaseSampler):
+class ArchitectureSampler(TrainsInRounds, BaseSampler):
     """Proposes whole architectures of a space; parameters that are not of the space go to an inner sampler.
 
     Random numbers depend on the seed, the trial's number and the parameter's name only: equal in one thread or four, in
@@ -57,18 +57,6 @@ class ArchitectureSampler(Forgetful, BaseSampler):
     def _forget(self) -> None:
         super()._forget()
         self._inner_lock = threading.Lock()
-        self._on_progress: Callable[[float], None] | None = None
-        self._should_stop: Callable[[], bool] | None = None
-        self._folder: Path | None = None
-
-    def prepare(
-        self,
-        folder: Path,
-        on_progress: Callable[[float], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> None:
-        """Take a folder to keep files in, whom to tell the share of a round that is done, and when to stop."""
-        self._folder, self._on_progress, self._should_stop = folder, on_progress, should_stop
 
     def reseed_rng(self) -> None:
         """Do nothing: random numbers depend on the trial's number, so streams of workers never overlap."""
