@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     )
     from optuna_nas.oneshot import (
         GHN,
+        HMNAS,
         SNAS,
         GHNRecipe,
+        HMNASRecipe,
         SNASRecipe,
     )
     from optuna_nas.plots import (
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     )
     from optuna_nas.pruners import (
         GHNPruner,
+        HMNASPruner,
     )
     from optuna_nas.samplers import (
         GHNSampler,
@@ -91,6 +94,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GHN",
+    "HMNAS",
     "SNAS",
     "AnytimeSpace",
     "Architecture",
@@ -104,6 +108,8 @@ __all__ = [
     "GHNPruner",
     "GHNRecipe",
     "GHNSampler",
+    "HMNASPruner",
+    "HMNASRecipe",
     "ImageData",
     "ImageFolderData",
     "MLflowTracker",
@@ -178,8 +184,10 @@ _HOMES = {
     ),
     "oneshot": (
         "GHN",
+        "HMNAS",
         "SNAS",
         "GHNRecipe",
+        "HMNASRecipe",
         "SNASRecipe",
     ),
     "plots": (
@@ -189,7 +197,10 @@ _HOMES = {
         "plot_most_likely",
         "plot_surrogate",
     ),
-    "pruners": ("GHNPruner",),
+    "pruners": (
+        "GHNPruner",
+        "HMNASPruner",
+    ),
     "samplers": (
         "GHNSampler",
         "SNASSampler",

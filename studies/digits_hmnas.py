@@ -15,9 +15,19 @@ from dataclasses import replace
 
 import optuna
 
-from optuna_nas import CellKind, CellSpace, Recipe, Search, Skeleton, TrainObjective, digits, run
-from optuna_nas.oneshot import HMNAS, HMNASRecipe
-from optuna_nas.pruners import HMNASPruner
+from optuna_nas import (
+    HMNAS,
+    CellKind,
+    CellSpace,
+    HMNASPruner,
+    HMNASRecipe,
+    Recipe,
+    Search,
+    Skeleton,
+    TrainObjective,
+    digits,
+    run,
+)
 from optuna_nas.search import open_study
 
 SPACE = CellSpace(

@@ -53,8 +53,24 @@ def test_a_ghn_as_a_sampler_and_alone():
     assert len(shown["cells"]) == 20
 
 
+def test_networks_that_may_be_stopped():
+    names = run(block("GHNSampler("))
+    shown = run(block("anytime_skeleton("), **names)
+    costs = shown["network"].graph.exit_costs
+    assert len(shown["answers"]) == sum(cost <= 1e5 for cost in costs)
+    assert shown["answers"][-1].shape == (10, 10)
+
+
+def test_pruning_with_learned_masks():
+    names = run(block("GHNSampler("))
+    shown = run(block("HMNASPruner("), **names)
+    shown = run(block("hmnas.fit("), **shown)
+    assert shown["hmnas"].fitted
+    assert shown["network"](shown["data"].images[:4].float()).shape == (4, 10)
+
+
 def test_a_space_and_an_op_of_ones_own(capsys):
-    run(block("CellSpace("))
+    run(block('CellSpace(["none"'))
     assert "Cost(params=" in capsys.readouterr().out
     run(block("register_op("))
     try:
