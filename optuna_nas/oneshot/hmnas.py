@@ -44,9 +44,7 @@ logger = logging.getLogger(__name__)
 
 EDGE_SOFTMAXES = ("node", "cell")
 PAPER_LOGIT_RATE, PAPER_LOGIT_STEPS, HIGHEST_LOGIT_RATE = 3e-4, 28_000, 0.05
-PAPER_MASK_RATE, WEIGHT_MASKS_FASTER = 1e-5, 10.0
-FALLS_WITHIN = 0.2
-"""Share of the mask steps in which a mask can fall at the learning rate that follows from a short budget."""
+PAPER_MASK_RATE, WEIGHT_MASKS_FASTER, PAPER_DISTANCE, PAPER_MASK_STEPS = 1e-5, 10.0, 5e-3, 20 * 391
 MASK_DECAY, MASK_DECAY_AT = 0.1, 0.5
 DIFFERENCE = 0.01
 """How far, as a norm, the weights are moved to see how the logits' gradient changes (Liu et al. 2019, appendix)."""
@@ -91,12 +89,16 @@ class Derived(NamedTuple):
         mixing: What the output of every op is multiplied with.
         weights: State of its network, zero where masks cut.
         masks: By the name of a parameter, ones and zeros.
+        params: Parameters that survive, those that masks set to zero not counted.
+        threshold: Of the masks.
     """
 
     architecture: Architecture
     mixing: Mapping[str, Mapping[str, float]]
     weights: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
+    params: int
+    threshold: float
 
     def build(self, skeleton: Skeleton) -> MixedNetwork:
         """Return the network with inherited weights; training it updates only what survived."""
@@ -128,7 +130,7 @@ class HMNASRecipe:
         logit_learning_rate: Of Adam on ops and edges; None: 3e-4, or more for budgets of fewer steps than the paper's.
         logit_weight_decay: L2 penalty on the logits.
         mask_learning_rate: Of Adam on the masks of ops and edges, ten times that on weights, a tenth of either in the
-            second half; None: 1e-5, or what lets a mask fall within a fifth of the steps.
+            second half; None: 1e-5, or more for budgets of fewer steps than the paper's, so that as much can fall.
         mask_start: Value of every real mask at the beginning.
         threshold: A mask keeps what it stands for while it is above this.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
@@ -377,8 +379,9 @@ class HMNAS(OneShotModel[MaskRecord]):
         Where masks leave a cell without a way to its output, its heaviest way is kept, and a warning says so.
 
         Args:
-            threshold: Of the masks of ops and edges, another than the recipe's.
+            threshold: Of the masks of edges, ops and weights, another than the recipe's; see `family`.
         """
+        threshold = self.recipe.threshold if threshold is None else threshold
         kept = self.kept(threshold)
         architecture = self.space.architecture(kept)
         if not architecture.connected:
@@ -393,11 +396,38 @@ class HMNAS(OneShotModel[MaskRecord]):
         with self._lock:
             state = {name: t.detach().clone() for name, t in self.supernet.weights_of(architecture).items()}
             masks = {
-                name: (mask.detach() > self.recipe.threshold).to(mask.dtype)
+                name: (mask.detach() > threshold).to(mask.dtype)
                 for name, mask in self._weight_masks.items()
                 if name in state
             }
-        return Derived(architecture, mixing, {n: t * masks[n] if n in masks else t for n, t in state.items()}, masks)
+            cut = sum(mask.numel() - int(mask.sum()) for mask in masks.values())
+        params = architecture.cost(self.skeleton).params - cut
+        weights = {name: tensor * masks[name] if name in masks else tensor for name, tensor in state.items()}
+        return Derived(architecture, mixing, weights, masks, params, threshold)
+
+    def family(self, members: int = 8) -> list[Derived]:
+        """Return networks of falling size: what survives at the recipe's threshold, and at higher ones.
+
+        The thresholds are quantiles of the masks of ops, up to where a tenth of them would be left.
+
+        Args:
+            members: How many at most, at least 1; members of equal size are left out.
+
+        Raises:
+            ValueError: Fewer than one is asked for.
+        """
+        if members < 1:
+            raise ValueError(f"`members` must be at least 1 but got {members}.")
+        with self._lock:
+            masks = torch.minimum(self._op_masks_EO.detach(), self._edge_masks_E.detach()[:, None]).cpu().double()
+        shares = np.linspace(0, 0.9, members)[1:]
+        thresholds = [self.recipe.threshold, *(float(t) for t in np.quantile(masks.numpy(), shares))]
+        found: list[Derived] = []
+        for threshold in sorted(t for t in thresholds if t >= self.recipe.threshold):
+            derived = self.derive(threshold)
+            if not found or derived.params < found[-1].params:
+                found.append(derived)
+        return found
 
     def compact(self, derived: Derived | None = None) -> MixedNetwork:
         """Return the network that holds only what survives: the masked supernet's outputs, without what masks cut.
@@ -409,6 +439,17 @@ class HMNAS(OneShotModel[MaskRecord]):
         if self._scoring is not None:
             recompute_statistics(network, self._scoring.images)
         return network
+
+    def accuracy(self, derived: Derived | None = None) -> float:
+        """Return the accuracy of `compact(derived)` before any fine-tuning, on the scoring batch, a fraction.
+
+        Raises:
+            ValueError: Neither `fit` nor `attach` has seen data with a report split.
+        """
+        images, labels = self._scoring_batch()
+        network = self.compact(derived).eval()
+        with torch.no_grad(), autocast(images.device, self.recipe.precision):
+            return float((network(images).argmax(1) == labels).double().mean())
 
     def inherited(self, architecture: Architecture) -> MixedNetwork | None:
         """Return the network to fine-tune where an architecture is what survives; None for all others.
@@ -460,7 +501,7 @@ class HMNAS(OneShotModel[MaskRecord]):
         super()._begin(data, budget, splits)
         if not self.mask_steps:
             return
-        rate = self._mask_learning_rate()
+        rate, _ = self._mask_learning_rates()
         travel = rate * self.mask_steps * (MASK_DECAY_AT + MASK_DECAY * (1 - MASK_DECAY_AT))
         if travel < self.recipe.mask_start - self.recipe.threshold:
             raise ValueError(
@@ -583,8 +624,8 @@ class HMNAS(OneShotModel[MaskRecord]):
     def _mask_step(self, images: Tensor, labels: Tensor) -> tuple[bool, Tensor, Tensor]:
         done = (self.step - (self.total_steps - self.mask_steps)) / self.mask_steps
         decay = 1.0 if done < MASK_DECAY_AT else MASK_DECAY
-        for group, faster in zip(self._masks_optimizer.param_groups, (1.0, WEIGHT_MASKS_FASTER), strict=True):
-            group["lr"] = self._mask_learning_rate() * faster * decay
+        for group, rate in zip(self._masks_optimizer.param_groups, self._mask_learning_rates(), strict=True):
+            group["lr"] = rate * decay
         masks = [self._op_masks_EO, self._edge_masks_E, *self._weight_masks.values()]
         mixing = self._mixing(masked=True)
         loss, scores = self._loss(images, labels, self._masked_weights(), mixing)
@@ -603,11 +644,17 @@ class HMNAS(OneShotModel[MaskRecord]):
         steps = max(1.0, (1 - self.recipe.warmup_fraction) * (self.total_steps - self.mask_steps))
         return min(HIGHEST_LOGIT_RATE, PAPER_LOGIT_RATE * max(1.0, PAPER_LOGIT_STEPS / steps))
 
-    def _mask_learning_rate(self) -> float:
+    def _mask_learning_rates(self) -> tuple[float, float]:
+        """Return the rates of the masks of ops and edges, and of weights.
+
+        Fewer steps than the paper's are made up for: ops and edges, whose gradients have a direction, get as far (the
+        rate goes with 1 / steps); weights, whose gradients are mostly noise, spread as wide (with 1 / sqrt(steps)).
+        """
         if self.recipe.mask_learning_rate is not None:
-            return self.recipe.mask_learning_rate
-        distance = self.recipe.mask_start - self.recipe.threshold
-        return max(PAPER_MASK_RATE, distance / (FALLS_WITHIN * max(1, self.mask_steps)))
+            return self.recipe.mask_learning_rate, WEIGHT_MASKS_FASTER * self.recipe.mask_learning_rate
+        rate = PAPER_MASK_RATE * (self.recipe.mask_start - self.recipe.threshold) / PAPER_DISTANCE
+        shorter = max(1.0, PAPER_MASK_STEPS / max(1, self.mask_steps))
+        return rate * shorter, WEIGHT_MASKS_FASTER * rate * math.sqrt(shorter)
 
     def _record(self) -> MaskRecord:
         edges_E, ops_EO = self._kept()

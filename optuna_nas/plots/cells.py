@@ -62,6 +62,7 @@ class Word(NamedTuple):
     family: str
     x: float
     y: float
+    struck: bool = False
 
 
 class Box(NamedTuple):
@@ -110,6 +111,7 @@ class DrawnEdge:
         words: The ops' names or labels, joined by plus signs.
         box: Where the words stand, None without words.
         dead: Nothing comes through it or what does leads nowhere.
+        width: Of the line, points; 0 for the usual.
     """
 
     source: str
@@ -119,6 +121,7 @@ class DrawnEdge:
     words: tuple[Word, ...]
     box: Box | None
     dead: bool
+    width: float = 0.0
 
     @property
     def label(self) -> str:
@@ -154,7 +157,11 @@ def plot_architecture(architecture: Architecture) -> Figure:
         architecture: Of any space; need not be connected.
     """
     graph = architecture.cells
-    drawings = [cell_drawing(graph, cell) for cell in range(graph.n_cells)]
+    return draw_drawings([cell_drawing(graph, cell) for cell in range(graph.n_cells)])
+
+
+def draw_drawings(drawings: Sequence[CellDrawing]) -> Figure:
+    """Draw cells one below the other, see `plot_architecture`."""
     width = max(drawing.width for drawing in drawings)
     height = sum(drawing.height for drawing in drawings) + PANEL_GAP * (len(drawings) - 1)
     figure = Figure(figsize=(width, height), dpi=150, facecolor=PAPER)
@@ -685,7 +692,7 @@ def _draw_edge(edge: DrawnEdge, axes: Axes, reads: bool) -> None:
     families = {word.family for word in edge.words}
     colour = FAMILY_COLOURS[families.pop()] if len(families) == 1 else SLATE if families or reads else GREY
     line = _pale(colour) if edge.dead else colour
-    width = 1.2 if edge.ops else 1.0 if reads else 0.8
+    width = edge.width or (1.2 if edge.ops else 1.0 if reads else 0.8)
     points = [*edge.route[:-1], (edge.route[-1][0] - HEAD[0] * 0.8, edge.route[-1][1])]
     corners = [points[0]]
     codes = [Path.MOVETO]
@@ -733,13 +740,17 @@ def _draw_box(box: Box, axes: Axes, colour: str, dead: bool, fill: str, linewidt
 def _draw_words(words: Sequence[Word], axes: Axes, dead: bool) -> None:
     for word in words:
         colour = FAMILY_COLOURS.get(word.family, INK)
+        pale = dead or word.struck
+        if word.struck:
+            end = word.x + _text_width(word.text.removesuffix(" +"))
+            axes.plot([word.x, end], [word.y, word.y], color=_pale(colour), linewidth=0.9, solid_capstyle="butt")
         axes.text(
             word.x,
             word.y - 0.36 * FONT_SIZE / 72,  # half the height of a digit: the middle of the row to its baseline
             word.text,
             family=FONT,
             size=FONT_SIZE,
-            color=_pale(colour) if dead else colour,
+            color=_pale(colour) if pale else colour,
             va="baseline",
             ha="left",
             parse_math=False,

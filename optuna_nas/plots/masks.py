@@ -1,0 +1,170 @@
+"""What HM-NAS learned: the cells that its masks leave, what edges weigh from seed to seed, size against accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from optuna_nas.plots.cells import (
+    FONT,
+    GREY,
+    INK,
+    PAPER,
+    TITLE_SIZE,
+    CellDrawing,
+    cell_drawing,
+    draw_drawings,
+)
+from optuna_nas.plots.surrogate import BLUE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from optuna_nas.oneshot.hmnas import HMNAS
+    from optuna_nas.space import Space
+
+THINNEST, THICKEST = 0.6, 4.5  # points
+
+
+class Member(NamedTuple):
+    """A network of a family, before fine-tuning: parameters that survive, accuracy on the scoring batch."""
+
+    params: int
+    accuracy: float
+
+
+def masked_drawing(
+    space: Space, kept: Mapping[str, Sequence[str]], edge_weights: Mapping[str, float], kind: int
+) -> CellDrawing:
+    """Return one kind of cell with everything it may have: what is cut struck out, arrows as thick as edges weigh.
+
+    Args:
+        space: Of cells with ops on edges.
+        kept: For every path the ops that masks keep.
+        edge_weights: For every path its normalised weight.
+        kind: Number of the kind of cell.
+    """
+    graph = space.everything().cells
+    left = space.architecture(kept).cells
+    reaches = {left.nodes[position].name for position in left.live}
+    drawing = cell_drawing(graph, kind)
+    heaviest = max(edge_weights.values())
+    edges = []
+    for edge in drawing.edges:
+        if not edge.ops:
+            dead = not {edge.source, edge.target} <= reaches
+            edges.append(replace(edge, dead=dead))
+            continue
+        nodes = [graph[name] for name in edge.ops]
+        path = nodes[0].path
+        words = tuple(
+            word._replace(struck=node.op not in kept[path]) for node, word in zip(nodes, edge.words, strict=True)
+        )
+        dead = not kept[path] or not {edge.source, edge.target} <= reaches
+        width = THINNEST + (THICKEST - THINNEST) * edge_weights[path] / heaviest
+        edges.append(replace(edge, words=words, dead=dead, width=width))
+    nodes_drawn = tuple(replace(node, dead=node.name not in reaches) for node in drawing.nodes)
+    return replace(drawing, nodes=nodes_drawn, edges=tuple(edges))
+
+
+def plot_masks(hmnas: HMNAS) -> Figure:
+    """Draw the cells as the masks leave them.
+
+    Arrows are as thick as edges weigh in the supernet; ops that masks cut are struck out, edges without any op, and what
+    leads nowhere, pale and dashed.
+    """
+    return draw_masks(hmnas.space, hmnas.kept(), hmnas.edge_weights)
+
+
+def draw_masks(space: Space, kept: Mapping[str, Sequence[str]], edge_weights: Mapping[str, float]) -> Figure:
+    """Draw what masks keep; see `plot_masks`."""
+    return draw_drawings([masked_drawing(space, kept, edge_weights, kind) for kind in range(len(space.kinds))])
+
+
+def plot_edge_weights(models: Sequence[HMNAS]) -> Figure:
+    """Draw what every edge weighs, each model a point, their mean a bar (Yan et al. 2019, figure 7: several seeds).
+
+    Args:
+        models: Of one space, such as fits with several seeds.
+
+    Raises:
+        ValueError: There are none, or they differ in space.
+    """
+    if not models or any(model.space != models[0].space for model in models):
+        raise ValueError("`models` must be one or more HMNAS of the same space; pass fits with several seeds.")
+    return draw_edge_weights([model.edge_weights for model in models])
+
+
+def draw_edge_weights(weights: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw weights by path, one mapping a model; see `plot_edge_weights`."""
+    kinds = [list(paths) for _, paths in groupby(weights[0], key=lambda path: path.split("/")[0])]
+    figure = Figure(
+        figsize=(max(4.5, 0.42 * max(map(len, kinds)) + 1.2), 2.6 * len(kinds)),
+        dpi=120,
+        facecolor=PAPER,
+        layout="constrained",
+    )
+    FigureCanvasAgg(figure)
+    top = max(max(found.values()) for found in weights) * 1.08
+    for number, paths in enumerate(kinds):
+        axes = figure.add_subplot(len(kinds), 1, number + 1)
+        table_MP = np.array([[found[path] for path in paths] for found in weights])
+        places = np.arange(len(paths))
+        axes.bar(places, table_MP.mean(0), width=0.62, color=BLUE, alpha=0.35, linewidth=0)
+        for row in table_MP:
+            axes.plot(places, row, "o", color=BLUE, markersize=3.2, markeredgewidth=0)
+        axes.set_ylim(0, top)
+        axes.set_xticks(places, [path.split("/")[1].replace("<-", "\u2190") for path in paths])
+        _label(axes, paths[0].split("/")[0], "edge: node \u2190 what it reads", "weight")
+    return figure
+
+
+def family_members(hmnas: HMNAS, members: int = 8) -> list[Member]:
+    """Return sizes and accuracies of `hmnas.family`, the unmasked supernet first.
+
+    Raises:
+        ValueError: Neither `fit` nor `attach` has seen data with a report split.
+    """
+    family = [hmnas.derive(-inf), *hmnas.family(members)]
+    return [Member(derived.params, hmnas.accuracy(derived)) for derived in family]
+
+
+def plot_family(hmnas: HMNAS, members: int = 8) -> Figure:
+    """Draw accuracy against size of what survives at rising thresholds, before fine-tuning, on the scoring batch."""
+    return draw_family(family_members(hmnas, members))
+
+
+def draw_family(members: Sequence[Member]) -> Figure:
+    """Draw members, the unmasked supernet first, then that of the recipe's threshold; see `plot_family`."""
+    figure = Figure(figsize=(5.4, 3.6), dpi=120, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rest = members[1:]
+    axes.plot([m.params for m in rest], [m.accuracy for m in rest], "-o", color=BLUE, markersize=4, linewidth=1.2)
+    named = ((members[0], "supernet", INK, "s"), (members[1], "the recipe's threshold", BLUE, "D"))
+    for member, label, colour, marker in named:
+        axes.plot(member.params, member.accuracy, marker, color=colour, markersize=7, label=label)
+    axes.set_xlim(0, 1.05 * members[0].params)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": TITLE_SIZE - 2})
+    _label(axes, "before fine-tuning", "parameters that survive", "accuracy")
+    return figure
+
+
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_facecolor(PAPER)
+    axes.set_title(title, color=INK, family=FONT, size=TITLE_SIZE, loc="left")
+    axes.set_xlabel(x, color=INK, family=FONT)
+    axes.set_ylabel(y, color=INK, family=FONT)
+    axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
