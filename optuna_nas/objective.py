@@ -16,6 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
+from optuna_nas.data import REPORT
 from optuna_nas.networks import DiscreteNetwork, MixedNetwork
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
 from optuna_nas.space.cost import COSTS
@@ -26,6 +27,7 @@ from optuna_nas.training import (
     TrainingDiverged,
     TrainingResult,
     TrainingStopped,
+    evaluate,
     is_out_of_memory,
     load_tensors,
     prefixed,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from optuna_nas.data import Data
     from optuna_nas.oneshot.ghn import GHN
+    from optuna_nas.oneshot.hmnas import HMNAS
     from optuna_nas.oneshot.model import Score
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,9 @@ MASKS = "masks/"
 """Begins the names of masks in the file of a network that has some."""
 START = "start"
 """Trial attribute, where trainings start from generated weights: `ghn`, or `scratch` while the GHN has not learned."""
+MASKED = "masked"
+"""Trial attribute: for every time that masks made the running network smaller, the epoch, the parameters and
+multiply-adds that are left, and the accuracy before and after."""
 RESUMES = "resumes"
 """Trial attribute: number of the trial whose checkpoint this one goes on from."""
 
@@ -135,6 +141,9 @@ class TrainObjective:
             architecture returns: a state (`snas.weights`), a network (`hmnas.inherited`), or None for scratch.
         ghn: A GHN in this skeleton, fitted before or by its sampler; trainings before that start from scratch.
         noise: Of generated kernels, relative to their spread; see `GHN.weights`.
+        masks: An HM-NAS of this space whose masks are applied to the running network between epochs: what has fallen of
+            its edges and ops is removed (and of its weights, where `start` is a function), so that a trial grows
+            cheaper. Attribute `masked` and the curve `masked_accuracy` tell what that did.
         score: A guess before the training, recorded as `surrogate_score`.
         reuse_duplicates: Take over the result of a trial that trained the same function.
         device: `auto` (a GPU if there is one), or a torch device.
@@ -155,6 +164,7 @@ class TrainObjective:
     start: str | Callable[[Architecture], Mapping[str, Tensor] | DiscreteNetwork | None] = SCRATCH
     ghn: GHN | None = None
     noise: float = 0.1
+    masks: HMNAS | None = None
     score: Score | None = None
     reuse_duplicates: bool = True
     device: str = "auto"
@@ -186,6 +196,8 @@ class TrainObjective:
             )
         if self.ghn is not None and (self.ghn.space, self.ghn.skeleton) != (self.space, self.skeleton):
             raise ValueError("`ghn` must be of the space and the skeleton of the objective but has others.")
+        if self.masks is not None and self.masks.space != self.space:
+            raise ValueError("`masks` must be an HMNAS of the space of the objective but is of another.")
         # An image too small for the reductions shows here, before the first trial.
         self.space.graph(self.space.everything(), self.skeleton)
 
@@ -209,7 +221,8 @@ class TrainObjective:
     def _training_digest(self, generated: bool) -> str:
         """Return what else than the architecture and suggested parameters decides a result."""
         start = [SCRATCH] if self.ghn is not None and not generated else self.describe_start()
-        parts = (self.skeleton, self.recipe, self.data.describe(), start)
+        masks = () if self.masks is None else (self.masks.describe(),)
+        parts = (self.skeleton, self.recipe, self.data.describe(), start, *masks)
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def __call__(self, trial: Trial) -> float | tuple[float, ...]:
@@ -272,8 +285,8 @@ class TrainObjective:
             columns = {"multiply_adds": network.graph.exit_costs, ACCURACY: accuracies}
             trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": self.skeleton.budget})
         if self.folder is not None:
-            save_network(network_path(self.folder, trial.number), network)
-        return self._values(result.last.report_accuracy, cost)
+            save_network(network_path(self.folder, trial.number), network.compact())
+        return self._values(result.last.report_accuracy, network.left.cost(self.skeleton))
 
     def _values(self, accuracy: float, cost: Cost) -> float | tuple[float, ...]:
         """Return what the objectives ask for."""
@@ -298,6 +311,8 @@ class TrainObjective:
                 if result.epoch < recipe.epochs and trial.should_prune():
                     _prune(trial, f"{_pruner_name(trial)} stopped it after epoch {result.epoch} of {recipe.epochs}")
 
+        masks = self.masks
+        adapt = None if masks is None else (lambda result: self._apply_masks(masks, trial, network, recipe, result))
         checkpoint = None
         if self.folder is not None:
             checkpoint = checkpoint_path(self.folder, trial.user_attrs.get(RESUMES, trial.number))
@@ -311,6 +326,7 @@ class TrainObjective:
                 drop_path=self.skeleton.drop_path,
                 on_epoch=on_epoch,
                 on_step=(lambda fraction: listener.progress(number, fraction)) if listener else None,
+                adapt=adapt,
                 checkpoint=checkpoint,
                 configuration={"architecture": architecture.to_dict(), "skeleton": self.skeleton.to_dict()},
                 should_stop=self.should_stop,
@@ -334,6 +350,30 @@ class TrainObjective:
                 checkpoint.unlink(missing_ok=True)
             release_memory(self.device_data.device)
         return network, result
+
+    def _apply_masks(
+        self, masks: HMNAS, trial: Trial, network: DiscreteNetwork, recipe: Recipe, result: EpochResult
+    ) -> None:
+        """Remove from the running network what masks have cut meanwhile; tell what that did."""
+        parameters = dict(network.named_parameters())
+        known = {} if isinstance(self.start, str) else masks.weight_masks()
+        before = network.left, network.params_left
+        network.remove(masks.fallen(network.left), {n: mask for n, mask in known.items() if n in parameters})
+        if (network.left, network.params_left) == before:
+            return
+        _, accuracy = evaluate(network, self.device_data, REPORT, recipe.precision)
+        cost = network.left.cost(self.skeleton)
+        row = {
+            "epoch": result.epoch,
+            "params": network.params_left,
+            "multiply_adds": cost.multiply_adds,
+            "accuracy_before": result.report_accuracy,
+            "accuracy_after": accuracy,
+        }
+        trial.set_user_attr(MASKED, [*trial.user_attrs.get(MASKED, ()), row])
+        if self.listener:
+            curves = {"masked_accuracy": accuracy, "params": row["params"], "multiply_adds": row["multiply_adds"]}
+            self.listener.epoch(trial.number, result.epoch, curves)
 
     def _first_weights(
         self, trial: Trial, architecture: Architecture, generated: bool
@@ -432,11 +472,9 @@ def save_network(path: Path, network: DiscreteNetwork) -> None:
         "architecture": network.architecture.to_dict(),
         "skeleton": network.skeleton.to_dict(),
     }
-    tensors = network.state_dict()
+    tensors = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("masks.")}
+    tensors |= prefixed(MASKS, network.masks_by_name())
     if isinstance(network, MixedNetwork):
-        masks = network.masks_by_name()
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("masks.")}
-        tensors |= prefixed(MASKS, masks)
         description["mixing"] = network.mixing
     save_tensors(path, tensors, description)
 
@@ -452,8 +490,8 @@ def load_network(path: str | Path, device: str = "cpu") -> DiscreteNetwork:
         raise ValueError(f"`path` must be a network of optuna_nas but {path} holds something else.")
     architecture = Architecture.from_dict(description["architecture"])
     skeleton = Skeleton.from_dict(description["skeleton"])
-    if "mixing" not in description:
-        return DiscreteNetwork(architecture, skeleton, tensors).to(device).eval()
     masks = without_prefix(MASKS, tensors)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASKS)}
+    if "mixing" not in description:
+        return DiscreteNetwork(architecture, skeleton, weights, masks=masks).to(device).eval()
     return MixedNetwork(architecture, skeleton, description["mixing"], masks, weights).to(device).eval()

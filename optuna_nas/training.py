@@ -153,6 +153,7 @@ def train(
     splits: Sequence[str] = TRAIN,
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_step: Callable[[float], None] | None = None,
+    adapt: Callable[[EpochResult], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 30.0,
     configuration: Mapping[str, Any] | None = None,
@@ -171,6 +172,8 @@ def train(
         splits: What to train on.
         on_epoch: Called after every epoch, also with those a resumed run had finished; may raise to end training.
         on_step: Called after every step with the fraction done.
+        adapt: Called between epochs, once for each that is trained here, after `on_epoch`; may make the network smaller
+            (`DiscreteNetwork.remove`), which a checkpoint then keeps.
         checkpoint: File to go on from and to write.
         checkpoint_seconds: Write when so long has passed since the last time; 0 writes after every step.
         configuration: JSON values kept in the checkpoint; a checkpoint of another configuration is refused.
@@ -185,6 +188,7 @@ def train(
     return _Training(network, data, recipe, drop_path, splits, configuration).run(
         on_epoch or (lambda result: None),
         on_step or (lambda fraction: None),
+        adapt or (lambda result: None),
         checkpoint,
         checkpoint_seconds,
         should_stop or (lambda: False),
@@ -238,6 +242,7 @@ class _Training:
         self,
         on_epoch: Callable[[EpochResult], None],
         on_step: Callable[[float], None],
+        adapt: Callable[[EpochResult], None],
         checkpoint: Path | None,
         checkpoint_seconds: float,
         should_stop: Callable[[], bool],
@@ -284,6 +289,8 @@ class _Training:
             self._epoch, self._step, self._epoch_started = self._epoch + 1, 0, self._seconds
             self._sums.zero_()
             on_epoch(result)
+            if self._epoch < self._recipe.epochs:
+                adapt(result)
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
         return TrainingResult(self._history[-1], self._seconds, peak, self._skipped, self._accumulation)
 
@@ -379,15 +386,20 @@ class _Training:
             "accumulation": self._accumulation,
             "history": [asdict(result) for result in self._history],
         }
+        if isinstance(self._network, DiscreteNetwork) and self._network.changed:
+            progress["removed"], progress["masked"] = self._network.removed, list(self._network.masks_by_name())
         save_tensors(path, tensors, {"configuration": self._configuration, "progress": progress})
 
     def _load(self, path: Path) -> None:
         tensors, description = load_tensors(path, self._device)
         check_configuration(path, description.get("configuration"), self._configuration)
+        progress = description["progress"]
+        if isinstance(self._network, DiscreteNetwork) and "removed" in progress:
+            masks = {name: torch.ones_like(self._network.get_parameter(name)) for name in progress["masked"]}
+            self._network.remove([(path, op) for path, op in progress["removed"]], masks)
         self._network.load_state_dict(without_prefix("network/", tensors))
         load_optimizer_tensors(self._optimizer, without_prefix("optimizer/", tensors))
         self._sums.copy_(tensors["sums"])
-        progress = description["progress"]
         self._epoch, self._step, self._seconds = progress["epoch"], progress["step"], progress["seconds"]
         self._epoch_started = progress["epoch_started"]
         self._skipped, self._skipped_in_a_row = progress["skipped"], progress["skipped_in_a_row"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from optuna_nas.networks.graph_network import GraphNetwork, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from optuna_nas.space.architecture import Architecture
     from optuna_nas.space.skeleton import Skeleton
@@ -30,6 +30,7 @@ class DiscreteNetwork(GraphNetwork):
         skeleton: Frame around the cells.
         weights: State to start from, such as `Supernet.weights_of(architecture)`; must fit exactly.
         seed: Makes the initial weights reproducible; None draws from torch's global generator.
+        masks: By the name of a parameter what it is multiplied with, ones and zeros; also while it is trained.
         blank: Build it without weights, quickly, for `torch.func.functional_call(..., tie_weights=False)`.
 
     Raises:
@@ -43,6 +44,7 @@ class DiscreteNetwork(GraphNetwork):
         weights: Mapping[str, Tensor] | None = None,
         seed: int | None = None,
         *,
+        masks: Mapping[str, Tensor] = MappingProxyType({}),
         blank: bool = False,
     ) -> None:
         if not architecture.connected:
@@ -52,8 +54,14 @@ class DiscreteNetwork(GraphNetwork):
             )
         super().__init__(architecture.graph(skeleton), seed, blank)
         self.architecture, self.skeleton = architecture, skeleton
+        self.left = architecture
+        """What `remove` has left of the architecture."""
+        self._live = self.graph.live
         if weights is not None:
             self.load_state_dict(dict(weights))
+        self.masks = torch.nn.Module()
+        self._masked: dict[str, str] = {}
+        self._add_masks(masks)
 
     def forward(
         self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
@@ -68,7 +76,8 @@ class DiscreteNetwork(GraphNetwork):
             drop_path: Probability of dropping an op's output for an image, in [0, 1); only in training mode.
             generator: Source of randomness of drop-path, on the device of the images.
         """
-        live = set(self.graph.live)
+        self.cut()
+        live = set(self._live)
         if not self.training:
             live.difference_update(self.graph.outputs[1:])
         weights, drop_path = self._input_weights(), drop_path if self.training else 0.0
@@ -98,9 +107,97 @@ class DiscreteNetwork(GraphNetwork):
                 f"`budget` must be enough for the first classifier, {self.graph.exit_costs[0]} multiply-adds, but is "
                 f"{budget}; a network with earlier exits answers sooner."
             )
-        found = self._run(images, self.graph.needed(ends), self._input_weights())
+        self.cut()
+        found = self._run(images, self.graph.needed(ends) & self._live, self._input_weights())
         outputs = dict(zip(self.graph.outputs, found, strict=True))
         return [scores for end in ends if (scores := outputs[end]) is not None]
+
+    # -- growing smaller ------------------------------------------------------------------------------------------
+
+    def remove(self, ops: Collection[tuple[str, str]], masks: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Take ops out, and cut weights: from now on they take no time, get no gradient and do not count.
+
+        Parameters stay where they are, so that an optimizer goes on; `compact` leaves them behind.
+
+        Args:
+            ops: (path, op) of each.
+            masks: By the name of a parameter ones and zeros; what was cut before stays so.
+
+        Raises:
+            ValueError: What is left would not reach the output.
+        """
+        gone = set(ops)
+        left = self.architecture.space.architecture(
+            {path: tuple(op for op in kept if (path, op) not in gone) for path, kept in self.left.choices}
+        )
+        if not left.connected:
+            raise ValueError(
+                "`ops` must leave a way from an input of every kind of cell to its output but would cut the last one; "
+                "keep an op of it."
+            )
+        if left != self.left:
+            graph = left.graph(self.skeleton)
+            names = {graph.nodes[position].name for position in graph.live}
+            self.left = left
+            self._live = frozenset(position for position in self._live if self.graph.nodes[position].name in names)
+        self._add_masks(masks)
+
+    @property
+    def removed(self) -> list[tuple[str, str]]:
+        """What `remove` took out: (path, op) of each."""
+        return [(path, op) for path, kept in self.architecture.choices for op in kept if op not in self.left[path]]
+
+    @property
+    def changed(self) -> bool:
+        """Whether it holds more than its architecture tells: ops that are gone, masks."""
+        return bool(self._masked) or self.left != self.architecture
+
+    def compact(self) -> DiscreteNetwork:
+        """Return the network of what is left, with the same outputs; itself where nothing was removed."""
+        if self.left == self.architecture:
+            return self
+        names = {node.name for node in self.left.graph(self.skeleton)}
+        parts = {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith("parts.") and name.split(".")[1] in names
+        }
+        masks = {name: mask for name, mask in self.masks_by_name().items() if name in parts}
+        return self._like(self.left, parts, masks).to(next(self.parameters()).device).train(self.training)
+
+    def _like(
+        self, architecture: Architecture, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> DiscreteNetwork:
+        return DiscreteNetwork(architecture, self.skeleton, weights, masks=masks)
+
+    def _add_masks(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            parameter = self.get_parameter(name)
+            if name in self._masked:
+                self.masks.get_buffer(self._masked[name]).mul_(mask.to(parameter))
+            else:
+                self._masked[name] = f"mask{len(self._masked)}"
+                self.masks.register_buffer(self._masked[name], mask.to(parameter, copy=True))
+
+    def masks_by_name(self) -> dict[str, Tensor]:
+        """Return by the name of a parameter what cuts it."""
+        return {name: self.masks.get_buffer(buffer) for name, buffer in self._masked.items()}
+
+    @property
+    def params_left(self) -> int:
+        """Parameters that neither `remove` nor masks took away."""
+        names = {node.name for node in self.left.graph(self.skeleton)}
+        cut = sum(
+            mask.numel() - int(mask.sum()) for name, mask in self.masks_by_name().items() if name.split(".")[1] in names
+        )
+        return self.left.cost(self.skeleton).params - cut
+
+    def cut(self) -> None:
+        """Set to zero what the masks cut, whatever a training made of it."""
+        if self._masked:
+            with torch.no_grad():
+                for name, mask in self.masks_by_name().items():
+                    self.get_parameter(name).mul_(mask)
 
 
 class MixedNetwork(DiscreteNetwork):
@@ -127,17 +224,12 @@ class MixedNetwork(DiscreteNetwork):
         weights: Mapping[str, Tensor] | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(architecture, skeleton, weights, seed)
+        super().__init__(architecture, skeleton, weights, seed, masks=masks)
         self.mixing = {path: dict(mixing.get(path, {})) for path in architecture}
         for path, kept in architecture.choices:
             for op in kept:
                 if op not in self.mixing[path]:
                     raise ValueError(f"`mixing` must weigh every op that is kept but lacks {op!r} at {path!r}.")
-        self.masks = torch.nn.Module()
-        parameters = dict(self.named_parameters())
-        self._masked = {name: f"mask{number}" for number, name in enumerate(masks)}
-        for name, buffer in self._masked.items():
-            self.masks.register_buffer(buffer, masks[name].to(parameters[name]))
         self._weights: list[list[Weight]] = [
             [self.mixing[source.path][source.op] if source.path else 1.0 for source in sources]
             if node.op == "sum"
@@ -146,22 +238,10 @@ class MixedNetwork(DiscreteNetwork):
             for sources in [[self.graph.nodes[position] for position in node.inputs]]
         ]
 
-    def forward(
-        self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Return class scores, see `DiscreteNetwork`; what masks cut is cut again, whatever a training made of it."""
-        self.cut()
-        return super().forward(images, drop_path, generator)
-
-    def masks_by_name(self) -> dict[str, Tensor]:
-        """Return by the name of a parameter what cuts it."""
-        return {name: self.masks.get_buffer(buffer) for name, buffer in self._masked.items()}
-
-    def cut(self) -> None:
-        """Set to zero what the masks cut."""
-        with torch.no_grad():
-            for name, mask in self.masks_by_name().items():
-                self.get_parameter(name).mul_(mask)
+    def _like(
+        self, architecture: Architecture, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> MixedNetwork:
+        return MixedNetwork(architecture, self.skeleton, self.mixing, masks, weights)
 
     def _input_weights(self) -> Callable[[int], list[Weight]] | None:
         return lambda position: self._weights[position]

@@ -283,7 +283,7 @@ class HMNAS(OneShotModel[MaskRecord]):
             for path, edge, row in zip(self.paths, edges_E.tolist(), ops_EO.tolist(), strict=True)
         }
 
-    def _kept(self, threshold: float | None = None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def _kept(self, threshold: float | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         least = self.recipe.threshold if threshold is None else threshold
         with self._lock:
             masks = (self._edge_masks_E, self._op_masks_EO)
@@ -300,7 +300,7 @@ class HMNAS(OneShotModel[MaskRecord]):
         The paper has no rule for architectures; this one is ours: what an architecture has in the supernet, by weight,
         and how much of that the masks leave.
         """
-        edges_E, ops_EO = self._kept()
+        edges_E, ops_EO = self._kept(None)
         with self._lock, torch.no_grad():
             weight_E = self._edge_weights().cpu().double().numpy()
             worth_EO = weight_E[:, None] * self._op_logits_EO.softmax(-1).cpu().double().numpy()
@@ -338,7 +338,7 @@ class HMNAS(OneShotModel[MaskRecord]):
     def cut(self, architecture: Architecture) -> tuple[list[str], list[tuple[str, str]]]:
         """Return the edges of an architecture whose masks fell, and its (edge, op) whose own masks did."""
         self._check_architecture(architecture)
-        edges_E, ops_EO = self._kept()
+        edges_E, ops_EO = self._kept(None)
         edges = [path for path, stays in zip(self.paths, edges_E, strict=True) if architecture[path] and not stays]
         ops = [
             (path, op)
@@ -382,28 +382,47 @@ class HMNAS(OneShotModel[MaskRecord]):
             threshold: Of the masks of edges, ops and weights, another than the recipe's; see `family`.
         """
         threshold = self.recipe.threshold if threshold is None else threshold
-        kept = self.kept(threshold)
+        everything = self.space.everything()
+        fallen = set(self.fallen(everything, threshold))
+        kept = {path: tuple(op for op in self.ops if (path, op) not in fallen) for path in self.paths}
         architecture = self.space.architecture(kept)
-        if not architecture.connected:
-            score_EO = np.log([list(row.values()) for row in self.op_weights.values()])
-            score_EO += np.log(list(self.edge_weights.values()))[:, None]
-            for path, op in heaviest_ways(self.space, self.ops, score_EO, architecture):
-                kept[path] = (*kept[path], op)
-            logger.warning("The masks cut every way through a cell; its heaviest way is kept.")
-            architecture = self.space.architecture(kept)
         edges, ops = self.edge_weights, self.op_weights
         mixing = {path: {op: edges[path] * ops[path][op] for op in names} for path, names in kept.items()}
         with self._lock:
             state = {name: t.detach().clone() for name, t in self.supernet.weights_of(architecture).items()}
-            masks = {
-                name: (mask.detach() > threshold).to(mask.dtype)
-                for name, mask in self._weight_masks.items()
-                if name in state
-            }
+            masks = {name: mask for name, mask in self.weight_masks(threshold).items() if name in state}
             cut = sum(mask.numel() - int(mask.sum()) for mask in masks.values())
         params = architecture.cost(self.skeleton).params - cut
         weights = {name: tensor * masks[name] if name in masks else tensor for name, tensor in state.items()}
         return Derived(architecture, mixing, weights, masks, params, threshold)
+
+    def fallen(self, architecture: Architecture, threshold: float | None = None) -> list[tuple[str, str]]:
+        """Return the (edge, op) of an architecture that masks cut, the op's own or its edge's.
+
+        Where that would leave a cell without a way to its output, its heaviest way stays, and a warning says so.
+
+        Args:
+            architecture: Of the space.
+            threshold: Of the masks, another than the recipe's.
+        """
+        self._check_architecture(architecture)
+        kept = self.kept(threshold)
+        stays = {path: tuple(op for op in ops if op in kept[path]) for path, ops in architecture.choices}
+        left = self.space.architecture(stays)
+        if architecture.connected and not left.connected:
+            score_EO = np.log([list(row.values()) for row in self.op_weights.values()])
+            score_EO += np.log(list(self.edge_weights.values()))[:, None]
+            score_EO[[[op not in architecture[path] for op in self.ops] for path in self.paths]] = -np.inf
+            for path, op in heaviest_ways(self.space, self.ops, score_EO, left):
+                stays[path] = (*stays[path], op)
+            logger.warning("The masks cut every way through a cell; its heaviest way is kept.")
+        return [(path, op) for path, ops in architecture.choices for op in ops if op not in stays[path]]
+
+    def weight_masks(self, threshold: float | None = None) -> dict[str, Tensor]:
+        """Return by the name of a parameter of the supernet ones where masks keep a weight, zeros where they cut it."""
+        least = self.recipe.threshold if threshold is None else threshold
+        with self._lock:
+            return {name: (mask.detach() > least).to(mask.dtype) for name, mask in self._weight_masks.items()}
 
     def family(self, members: int = 8) -> list[Derived]:
         """Return networks of falling size: what survives at the recipe's threshold, and at higher ones.
@@ -411,7 +430,8 @@ class HMNAS(OneShotModel[MaskRecord]):
         The thresholds are quantiles of the masks of ops, up to where a tenth of them would be left.
 
         Args:
-            members: How many at most, at least 1; members of equal size are left out.
+            members: How many at most, at least 1; left out are those of equal size, and those without a way through a
+                cell, unless it is the first.
 
         Raises:
             ValueError: Fewer than one is asked for.
@@ -424,6 +444,8 @@ class HMNAS(OneShotModel[MaskRecord]):
         thresholds = [self.recipe.threshold, *(float(t) for t in np.quantile(masks.numpy(), shares))]
         found: list[Derived] = []
         for threshold in sorted(t for t in thresholds if t >= self.recipe.threshold):
+            if found and not self.space.architecture(self.kept(threshold)).connected:
+                break
             derived = self.derive(threshold)
             if not found or derived.params < found[-1].params:
                 found.append(derived)
@@ -657,7 +679,7 @@ class HMNAS(OneShotModel[MaskRecord]):
         return rate * shorter, WEIGHT_MASKS_FASTER * rate * math.sqrt(shorter)
 
     def _record(self) -> MaskRecord:
-        edges_E, ops_EO = self._kept()
+        edges_E, ops_EO = self._kept(None)
         kept = sum(int((mask.detach() > self.recipe.threshold).sum()) for mask in self._weight_masks.values())
         total = sum(mask.numel() for mask in self._weight_masks.values())
         metrics = {

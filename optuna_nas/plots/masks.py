@@ -79,8 +79,8 @@ def masked_drawing(
 def plot_masks(hmnas: HMNAS) -> Figure:
     """Draw the cells as the masks leave them.
 
-    Arrows are as thick as edges weigh in the supernet; ops that masks cut are struck out, edges without any op, and what
-    leads nowhere, pale and dashed.
+    Arrows are as thick as edges weigh in the supernet; ops that masks cut are struck out; edges without any op, and
+    what leads nowhere, are pale and dashed.
     """
     return draw_masks(hmnas.space, hmnas.kept(), hmnas.edge_weights)
 
