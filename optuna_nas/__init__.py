@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from optuna_nas.pruners import (
         GHNPruner,
         HMNASPruner,
+        should_prune,
     )
     from optuna_nas.samplers import (
         GHNSampler,
@@ -155,6 +156,7 @@ __all__ = [
     "plot_surrogate",
     "register_op",
     "run",
+    "should_prune",
     "suggest_categorical",
     "suggest_float",
     "suggest_int",
@@ -209,6 +211,7 @@ _HOMES = {
     "pruners": (
         "GHNPruner",
         "HMNASPruner",
+        "should_prune",
     ),
     "samplers": (
         "GHNSampler",

@@ -156,9 +156,9 @@ class Search:
                 raise ValueError(f"`directions` must be 'maximize' or 'minimize' but got {direction!r}.")
         if self.objective is None and (self.skeleton is None or self.data is None):
             raise ValueError("`objective` must be given where `skeleton` and `data` are not; pass it, or pass both.")
-        sampled = getattr(self.sampler, "space", self.space)
-        if sampled != self.space:
-            raise ValueError("`sampler` must search the space of the search but has another; make it with `space`.")
+        for name in ("sampler", "pruner"):
+            if getattr(getattr(self, name), "space", self.space) != self.space:
+                raise ValueError(f"`{name}` must be of the space of the search but has another; make it with `space`.")
         objective = self.resolved_objective()
         if isinstance(objective, TrainObjective) and self.directions != objective.directions:
             raise ValueError(
@@ -192,6 +192,8 @@ class Search:
             setting["recipe"] = {name: _plain(value) for name, value in vars(objective.recipe).items()}
             if objective.start != SCRATCH:
                 setting["start"] = objective.describe_start()
+            if objective.masks is not None:
+                setting["masks"] = objective.masks.describe()
         return json.loads(json.dumps(setting))  # type: ignore[no-any-return]
 
 

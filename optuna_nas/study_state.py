@@ -31,6 +31,8 @@ CONDEMNED = "condemned"
 """Trial attribute: why a pruner wanted to stop it before its first step, one sentence."""
 ANYTIME_CURVE = "anytime_curve"
 """Trial attribute of networks with early exits: `multiply_adds` and `accuracy` of each, and the `budget`."""
+MASKS = "masks"
+"""Key of what masks keep (HM-NAS): `step` of the model, `kept` ops and `weights` of edges by path."""
 FIT = "fit:"
 """Begins the keys of how the fits of models went, before the model's name."""
 PIECE = 2045
@@ -148,6 +150,13 @@ def fit_records_of(trial: FrozenTrial) -> dict[str, list[tuple[int, dict[str, fl
                 published = read_json(trial.system_attrs, FIT + model)
                 found[model] = [(step, metrics) for step, metrics in published or ()]
     return found
+
+
+def masks_of(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Return how the masks stood that judged a trial, where it is the first to tell."""
+    with suppress(Unverified):
+        return read_json(trial.system_attrs, MASKS)
+    return None
 
 
 def find_trial(study: Study, number: int) -> FrozenTrial | None:

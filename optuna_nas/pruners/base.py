@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from optuna import Study
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, Trial
 
     from optuna_nas.space import Architecture, Space
 
@@ -71,13 +71,29 @@ def rank_correlation(guessed: list[float], came: list[float], confidence: float 
     return RankCorrelation(tau, math.tanh(z - spread), math.tanh(z + spread), n_pairs)
 
 
+def should_prune(trial: Trial) -> bool:
+    """Ask the pruner of a trial's study, as `trial.should_prune()` does, also where that refuses.
+
+    In a study of several objectives Optuna's pruners have no curve to look at; the pruners of this package are asked
+    about the architecture, before the first step.
+    """
+    study = trial.study
+    if len(study.directions) == 1:
+        return trial.should_prune()
+    if not isinstance(study.pruner, SurrogatePruner):
+        return False
+    return study.pruner.prune(study, study._storage.get_trial(trial._trial_id))
+
+
 class SurrogatePruner(Forgetful, BasePruner):
     """Stops trials before their first step by what a model guesses of their architecture.
 
     - It begins to stop when enough trials have finished, and only while the lower 99 % bound of Kendall's tau between
       guess and value is above 0; when it is not, it says so once and lets all pass.
     - A share of the condemned live, chosen by seed and number, so that the correlation can be known.
-    - What it lets pass goes on to the wrapped pruner, which reads the learning curve.
+    - What it lets pass goes on to the wrapped pruner, which reads the learning curve; trials of another space do so at
+      once, and a warning says it.
+    - In a study of several objectives, which take no reports, it judges by the first one; ask `should_prune(trial)`.
 
     Args:
         space: What trials choose from.
@@ -100,6 +116,7 @@ class SurrogatePruner(Forgetful, BasePruner):
         if n_startup_trials < 5:
             raise ValueError(f"`n_startup_trials` must be at least 5 to tell anything but got {n_startup_trials}.")
         self.space = space
+        self._distributions = space.distributions()
         self._pruner = pruner or NopPruner()
         self._spared, self._n_startup_trials, self._seed = spared, n_startup_trials, seed
         super().__init__()
@@ -119,13 +136,14 @@ class SurrogatePruner(Forgetful, BasePruner):
     def _forget(self) -> None:
         super()._forget()
         self._lock = threading.RLock()
+        self._met_strangers = False
         self._watch: WeakKeyDictionary[BaseStorage, dict[int, _Watch]] = WeakKeyDictionary()
 
     def correlation(self, study: Study) -> RankCorrelation:
         """Return how well the guesses rank the trials that have finished so far, the newest 200."""
         with self._lock:
             watch = self._watch.setdefault(study._storage, {}).setdefault(study._study_id, _Watch())
-            sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+            sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
             for trial in watch.finished.take(study._get_trials(deepcopy=False, use_cache=True)):
                 if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all() and self._is_ours(trial):
                     watch.guessed.append(self._guess(trial))
@@ -133,8 +151,10 @@ class SurrogatePruner(Forgetful, BasePruner):
             return rank_correlation(watch.guessed[-WATCHED:], watch.came[-WATCHED:])
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        if not trial.intermediate_values and not self._is_ours(trial):
+            self._warn_of(trial)
         if trial.intermediate_values or not self._is_ours(trial) or not self._can_guess():
-            return self._pruner.prune(study, trial)
+            return self._ask_wrapped(study, trial)
         guess = self._guess(trial)
         if SURROGATE_SCORE not in trial.user_attrs:
             study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, guess)
@@ -145,6 +165,27 @@ class SurrogatePruner(Forgetful, BasePruner):
         text = f"{reason}; spared, to see whether that was right" if spared else reason
         study._storage.set_trial_user_attr(trial._trial_id, CONDEMNED, text)
         return not spared
+
+    def _ask_wrapped(self, study: Study, trial: FrozenTrial) -> bool:
+        if len(study.directions) > 1:
+            return False  # it would look for a curve
+        try:
+            return self._pruner.prune(study, trial)
+        except Exception as error:
+            raise RuntimeError(
+                f"`pruner` must answer for every trial but {type(self._pruner).__name__} raised "
+                f"{type(error).__name__} at trial {trial.number} ({error}); repair it, or leave it out."
+            ) from error
+
+    def _warn_of(self, trial: FrozenTrial) -> None:
+        if not self._met_strangers:
+            self._met_strangers = True
+            logger.warning(
+                "`space` of %s must be what trials choose from but trial %d chooses from another; such trials go to "
+                "the wrapped pruner alone.",
+                type(self).__name__,
+                trial.number,
+            )
 
     def _may_speak(self, study: Study) -> bool:
         correlation = self.correlation(study)
@@ -170,7 +211,8 @@ class SurrogatePruner(Forgetful, BasePruner):
         return hash_of(f"{self._seed}/{trial.number}") / 2**64 < self._spared
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
-        return self.space.distributions().keys() <= trial.params.keys()
+        ours = self._distributions
+        return all(trial.distributions.get(name) == distribution for name, distribution in ours.items())
 
 
 class QuantilePruner(SurrogatePruner):
@@ -245,7 +287,8 @@ class QuantilePruner(SurrogatePruner):
                     scores = self._scores([self.space.sample(random) for random in randoms])
                     trial = find_trial(study, piece)
                     if piece == number and trial is not None and not trial.state.is_finished():
-                        write_json(study, trial, self._key, {"step": step, "scores": scores.tolist()})
+                        value = {"step": step, "piece": piece, "scores": scores.tolist()}
+                        write_json(study, trial, self._key, value)
                 pieces.append(scores)
             return pieces[: number + 1]
 
@@ -259,7 +302,10 @@ class QuantilePruner(SurrogatePruner):
             value = None if trial is None else read_json(trial.system_attrs, self._key)
         except Unverified:
             return None
-        return np.array(value["scores"]) if value is not None and value["step"] == step else None
+        # A retried trial holds copies of what another one published.
+        if value is None or (value["step"], value["piece"]) != (step, piece):
+            return None
+        return np.array(value["scores"])
 
     def _guess(self, trial: FrozenTrial) -> float:
         known = trial.user_attrs.get(SURROGATE_SCORE)

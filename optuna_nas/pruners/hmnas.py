@@ -9,7 +9,7 @@ from optuna.pruners import MedianPruner
 
 from optuna_nas.pruners.base import QuantilePruner
 from optuna_nas.rounds import Rounds, Snapshot, TrainsInRounds
-from optuna_nas.study_state import write_fit_records
+from optuna_nas.study_state import MASKS, write_fit_records, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,6 +102,7 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
     def _forget(self) -> None:
         super()._forget()
         self._attached = False
+        self._told = -1  # step of the masks that a trial has told of
         self._rounds: Rounds[int] = Rounds(
             "HMNAS", self._trials_per_round, self._given_store, _is_over, self._load, lambda: self._folder
         )
@@ -109,7 +110,18 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         if self._data is not None and not trial.intermediate_values and self._is_ours(trial):
             self._learn(study, trial)
+        if not trial.intermediate_values and self._is_ours(trial) and self._can_guess():
+            self._tell(study, trial)
         return super().prune(study, trial)
+
+    def _tell(self, study: Study, trial: FrozenTrial) -> None:
+        """Attach the masks to the first trial that they judge, for their picture."""
+        with self._lock:
+            step, told = self.hmnas.step, self._told
+            self._told = step
+        if told != step:
+            weights = {path: float(f"{weight:.4g}") for path, weight in self.hmnas.edge_weights.items()}
+            write_json(study, trial, MASKS, {"step": step, "kept": self.hmnas.kept(), "weights": weights})
 
     def _learn(self, study: Study, trial: FrozenTrial) -> None:
         """Train and publish if the round is this trial's to open; take the newest snapshot."""

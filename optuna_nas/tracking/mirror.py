@@ -10,6 +10,7 @@ import uuid
 from collections import Counter, defaultdict
 from functools import partial
 from math import inf
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,9 +28,10 @@ from optuna.trial import TrialState
 
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
+from optuna_nas.plots.masks import draw_masks
 from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers.snas import records_of
-from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, fit_records_of
+from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, fit_records_of, masks_of
 from optuna_nas.tracking.records import (
     SQLITE,
     STATUSES,
@@ -118,6 +120,7 @@ class Mirror:
         self._records: dict[int, DistributionRecord] = {}  # how the sampler's distribution stood, by step
         self._record_steps: set[int] = set()  # of those in MLflow
         self._fits: set[int] = set()  # trials whose fits are in MLflow
+        self._masks_step = -1  # of the masks in MLflow's picture
         self._drawn: Counter[str] = Counter()  # finished trials in the study's pictures, by their name
         self._scatter = SCATTER_ATTRIBUTES[-1]
         self._refused = False  # an artifact could not be stored
@@ -446,6 +449,15 @@ class Mirror:
                 self._log(self._parent_id, [metric for point in points for metric in _points(point)])
             self._fits.add(trial.number)
         self._write_distribution(trials)
+        self._draw_masks(trials)
+
+    def _draw_masks(self, trials: Sequence[FrozenTrial]) -> None:
+        """Show on the study's run what the newest masks keep."""
+        newest = max((known for trial in trials if (known := masks_of(trial))), key=itemgetter("step"), default=None)
+        if newest is not None and newest["step"] > self._masks_step and self._space is not None:
+            figure = partial(draw_masks, self._space, newest["kept"], newest["weights"])
+            self._store(lambda: self._client.log_figure(self._parent_id, figure(), "masks.png"))
+            self._masks_step = newest["step"]
 
     def _write_distribution(self, trials: Sequence[FrozenTrial]) -> None:
         """Show on the study's run how the sampler's distribution stood: curves, heat map, most likely cells."""

@@ -7,14 +7,16 @@ import optuna
 import pytest
 import torch
 from optuna import TrialPruned
-from optuna.pruners import NopPruner
+from optuna.pruners import HyperbandPruner, NopPruner
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from strategies import few_digits
 
-from optuna_nas import CellKind, CellSpace, Skeleton
+from optuna_nas import CellKind, CellSpace, Recipe, Search, Skeleton, TrainObjective, should_prune
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.pruners import HMNASPruner
-from optuna_nas.study_state import CONDEMNED, fit_records_of, folder_store, read_json
+from optuna_nas.study_state import CONDEMNED, fit_records_of, folder_store, masks_of, read_json
 from optuna_nas.training import TrainingStopped
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 3, 1, (CellKind("cell"),))
@@ -180,3 +182,140 @@ def test_data_and_budget_belong_together(data):
             HMNASPruner(hmnas, **arguments)
     with pytest.raises(ValueError, match="`trials_per_round` must be at least 1"):
         HMNASPruner(hmnas, data=data, budget=2, trials_per_round=0)
+
+
+# -- as studies meet it -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+@pytest.mark.parametrize("n_jobs", [1, 4])
+def test_it_stops_the_same_trials_in_every_storage_and_with_threads(kind, n_jobs, tmp_path):
+    if kind == "sqlite":
+        storage = f"sqlite:///{tmp_path / 'study.db'}"
+    else:
+        storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    hmnas = masked()
+    study = optuna.create_study(
+        direction="maximize",
+        storage=storage,
+        pruner=HMNASPruner(hmnas, HyperbandPruner(1, 4), n_random=100, n_startup_trials=5),
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )
+
+    def objective(trial):
+        architecture = SPACE.suggest(trial)
+        if not architecture.connected:
+            raise TrialPruned
+        share = hmnas.survival(architecture).share
+        if trial.should_prune():
+            raise TrialPruned
+        for epoch in range(1, 5):
+            trial.report(share, epoch)
+            if epoch < 4 and trial.should_prune():
+                raise TrialPruned
+        return share
+
+    study.optimize(objective, n_trials=80, n_jobs=n_jobs)
+    assert len(study.trials) == 80
+    assert {t.state for t in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    condemned = [t for t in study.trials if CONDEMNED in t.user_attrs]
+    limit = study.pruner.threshold(study, 79)
+    assert len(condemned) > 2
+    assert all(t.user_attrs["surrogate_score"] < limit for t in condemned)
+    by_hyperband = [t for t in study.trials if t.state == TrialState.PRUNED and t.intermediate_values]
+    assert by_hyperband
+
+
+def test_a_retried_trial_is_judged_by_itself():
+    hmnas, noise = masked(), np.random.default_rng(0)
+    pruner = HMNASPruner(hmnas, n_random=300)
+    study = run(pruner, lambda a: hmnas.survival(a).share + 0.05 * noise.normal(), 2)
+    dead = study.trials[1]
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.WAITING,
+            system_attrs=dead.system_attrs | {"failed_trial": 1, "fixed_params": dead.params},
+            user_attrs=dead.user_attrs,
+        )
+    )
+    trial = study.ask()
+    assert trial.number == 2
+    SPACE.suggest(trial)
+    trial.should_prune()
+    own = [SPACE.sample(np.random.default_rng([0, place])) for place in range(200, 300)]
+    published = read_json(study._storage.get_trial(trial._trial_id).system_attrs, "hmnas:random_scores")
+    assert published["piece"] == 2
+    assert published["scores"] == [hmnas.survival(a).share for a in own]
+
+
+def test_with_several_objectives_it_is_asked_through_the_objective(data):
+    hmnas = masked(share=0.3)
+    frame = HMNAS(SPACE, FRAME, HMNASRecipe()).skeleton
+    objective = TrainObjective(
+        SPACE, frame, data, Recipe(epochs=1, batch_size=32), objectives=("accuracy", "params"), reuse_duplicates=False
+    )
+    study = optuna.create_study(
+        directions=objective.directions,
+        pruner=HMNASPruner(hmnas, n_random=50, quantile=0.5, n_startup_trials=5),
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )
+    # Trials of before that agree with the masks, so that the pruner may speak.
+    random = np.random.default_rng(5)
+    before = [a for a in (SPACE.sample(random) for _ in range(60)) if a.connected]
+    for architecture in before:
+        share = hmnas.survival(architecture).share
+        study.add_trial(
+            optuna.trial.create_trial(
+                values=(share, 1.0),
+                params=SPACE.encode(architecture),
+                distributions=SPACE.distributions(),
+            )
+        )
+    study.optimize(objective, n_trials=16)
+    ours = study.trials[len(before) :]
+    stopped = [t for t in ours if CONDEMNED in t.user_attrs]
+    assert stopped
+    assert any(t.state == TrialState.PRUNED and "HMNASPruner stopped it" in t.user_attrs["reason"] for t in stopped)
+    assert any(t.state == TrialState.COMPLETE for t in ours)
+
+
+def test_plain_pruners_are_not_asked_with_several_objectives():
+    study = optuna.create_study(directions=["maximize", "minimize"], pruner=optuna.pruners.MedianPruner())
+    assert not should_prune(study.ask())
+
+
+def test_a_wrapped_pruner_that_raises_is_named():
+    class Broken(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            raise KeyError("rung")
+
+    study = optuna.create_study(direction="maximize", pruner=HMNASPruner(masked(), Broken()))
+    trial = study.ask()
+    SPACE.suggest(trial)
+    assert not trial.should_prune()
+    trial.report(0.5, 1)
+    with pytest.raises(RuntimeError, match=r"`pruner` must answer .* but Broken raised KeyError at trial 0"):
+        trial.should_prune()
+
+
+def test_trials_of_another_space_go_to_the_wrapped_pruner_and_it_is_said_once(caplog):
+    other = CellSpace(("none", "skip_connect", "nor_conv_3x3"), 3, 1, (CellKind("cell"),))  # the same names of edges
+    study = optuna.create_study(direction="maximize", pruner=HMNASPruner(masked()))
+    for _ in range(3):
+        trial = study.ask()
+        other.suggest(trial)
+        assert not trial.should_prune()
+        study.tell(trial, 1.0)
+    assert caplog.text.count("`space` of HMNASPruner must be what trials choose from but trial 0") == 1
+    with pytest.raises(ValueError, match="`pruner` must be of the space of the search"):
+        Search(name="a", space=other, objective=lambda trial: 1.0, pruner=HMNASPruner(masked()))
+
+
+def test_masks_are_told_once_for_their_picture(tmp_path):
+    hmnas = masked()
+    study = run(HMNASPruner(hmnas), lambda a: 1.0, 5)
+    told = [masks_of(trial) for trial in study.trials]
+    assert told[0]["step"] == hmnas.step
+    assert {path: tuple(kept) for path, kept in told[0]["kept"].items()} == hmnas.kept()
+    assert told[0]["weights"] == pytest.approx(hmnas.edge_weights, rel=1e-3)
+    assert told[1:] == [None] * 4
