@@ -5,8 +5,8 @@ Cost:      ten minutes a seed on one CPU core; `--epochs 2 --tune 1 --seeds 1` i
 Expected:  a table of parameters and accuracies along the pipeline of the paper (its table 2 and section 4.3), and how
            alike the weights of edges are from seed to seed (its figure 7)
 
-Fashion-MNIST at 14 x 14; two kinds of cells of 9 edges and 5 ops, three cells in the paper's order. Nothing is chosen by
-the accuracies that are reported.
+Fashion-MNIST at 14 x 14; two kinds of cells of 9 edges and 5 ops, three cells in the paper's order. Nothing is chosen
+by the accuracies that are reported.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bilevel import bilevel
 from scipy.stats import spearmanr
 from small_fashion_mnist import small_fashion_mnist
 
@@ -47,18 +48,6 @@ def skeleton(data: ImageData) -> Skeleton:
     return Skeleton(("normal", "reduction", "reduction"), 8, data.input_shape, data.classes, affine=False)
 
 
-def bilevel(data: ImageData) -> ImageData:
-    """Return the data with a fifth of what weights would learn from for edges and ops, as in the paper."""
-    images = data.splits["weights"]
-    cut = len(images) * 4 // 5
-    return replace(data, splits={**data.splits, "weights": images[:cut], "choices": images[cut:]})
-
-
-def accuracy(hmnas: HMNAS, derived: Derived, data: ImageData) -> float:
-    """Return the accuracy before any fine-tuning."""
-    return evaluate(hmnas.compact(derived), data, "report")[1]
-
-
 def curve(network: DiscreteNetwork, data: ImageData, recipe: Recipe) -> list[float]:
     """Return the accuracy after every epoch of a training."""
     found: list[float] = []
@@ -80,8 +69,8 @@ def pipeline(hmnas: HMNAS, data: ImageData, derived: Derived, epochs: int) -> di
     return {
         "threshold": derived.threshold,
         "parameters kept": derived.params / whole.params,
-        "supernet": accuracy(hmnas, whole, data),
-        "masked": accuracy(hmnas, derived, data),
+        "supernet": evaluate(hmnas.compact(whole), data, "report")[1],
+        "masked": evaluate(hmnas.compact(derived), data, "report")[1],
         "fine-tuned": tuned[-1],
         "from scratch": scratch[-1],
         "epochs to scratch": float(reached[0]) if reached else math.inf,

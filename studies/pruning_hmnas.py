@@ -3,8 +3,8 @@
 Command:   python studies/pruning_hmnas.py --table nb201_accuracy.csv.gz
            python studies/pruning_hmnas.py --curves DARTS_RANDOM214_FOLDER
 Cost:      fifteen minutes on one CPU core; downloads CIFAR-10 (170 MB) unless `--images` names a folder of it
-Expected:  on NAS-Bench-201 a few cells stopped, of the true top tenth next to none; on the 214 cells of the DARTS space,
-           all within 1.4 points, little to tell
+Expected:  on NAS-Bench-201 a few cells stopped, of the true top tenth next to none; on the 214 cells of the DARTS
+           space, all within 1.4 points, little to tell
 
 A supernet and its masks learn from CIFAR-10 at 16 x 16; then tables of real trainings answer instead of a GPU: cells of
 NAS-Bench-201 (12 epochs, then 200) or random cells of the DARTS space with their curves of 600 epochs (Yang, Esperanca
@@ -16,14 +16,13 @@ import csv
 import gzip
 import json
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import optuna
 import torch
-from fashion_hmnas import bilevel
+from bilevel import bilevel
 from nasbench201_on_cifar10 import SPACE, ops, skeleton, small_cifar10
 from optuna import Trial
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
@@ -121,15 +120,15 @@ def judge(hmnas: HMNAS, curves: dict[Architecture, Curve], seeds: int, trials: i
     shuffled = [all_cells(with_shuffled_masks(hmnas, seed), seed)[0] for seed in range(20)]
     found["shuffled masks: silent"] = float(np.mean([stopped == 0 for stopped in shuffled]))
     found["shuffled masks: stopped"] = float(np.mean(shuffled))
-    pruners: dict[str, Callable[[int], BasePruner]] = {
-        "median": lambda seed: MedianPruner(),
-        "masks + median": lambda seed: HMNASPruner(hmnas, seed=seed),
-    }
-    for name, make_pruner in pruners.items():
+    for name in ("median", "masks + median"):
         epochs, best, at_once = [], [], []
         for seed in range(seeds):
             chosen = np.random.default_rng(seed).permutation(len(cells))[:trials]
-            study = study_of([cells[i] for i in chosen], curves, make_pruner(seed))
+            study = study_of(
+                [cells[i] for i in chosen],
+                curves,
+                MedianPruner() if name == "median" else HMNASPruner(hmnas, seed=seed),
+            )
             epochs.append(sum(max(trial.intermediate_values, default=0) for trial in study.get_trials(deepcopy=False)))
             best.append(study.best_value)
             at_once.append(len(stopped_at_once(study)))

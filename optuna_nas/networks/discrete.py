@@ -6,7 +6,7 @@ import math
 import time
 from statistics import median
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -76,7 +76,8 @@ class DiscreteNetwork(GraphNetwork):
             drop_path: Probability of dropping an op's output for an image, in [0, 1); only in training mode.
             generator: Source of randomness of drop-path, on the device of the images.
         """
-        self.cut()
+        if self.training:
+            self.cut()
         live = set(self._live)
         if not self.training:
             live.difference_update(self.graph.outputs[1:])
@@ -107,7 +108,6 @@ class DiscreteNetwork(GraphNetwork):
                 f"`budget` must be enough for the first classifier, {self.graph.exit_costs[0]} multiply-adds, but is "
                 f"{budget}; a network with earlier exits answers sooner."
             )
-        self.cut()
         found = self._run(images, self.graph.needed(ends) & self._live, self._input_weights())
         outputs = dict(zip(self.graph.outputs, found, strict=True))
         return [scores for end in ends if (scores := outputs[end]) is not None]
@@ -192,8 +192,13 @@ class DiscreteNetwork(GraphNetwork):
         )
         return self.left.cost(self.skeleton).params - cut
 
+    def train(self, mode: bool = True) -> Self:
+        """Choose training or evaluation; what masks cut is zero in both."""
+        self.cut()
+        return super().train(mode)
+
     def cut(self) -> None:
-        """Set to zero what the masks cut, whatever a training made of it."""
+        """Set to zero what the masks cut, whatever a training made of it; done at every step of one, and after it."""
         if self._masked:
             with torch.no_grad():
                 for name, mask in self.masks_by_name().items():

@@ -591,3 +591,14 @@ def test_what_cannot_work_is_refused(data):
 def test_a_recipe_out_of_range_is_refused(field, value, sentence):
     with pytest.raises(ValueError, match=rf"`{field}` {sentence}"):
         HMNASRecipe(**{field: value})
+
+
+def test_the_compact_network_can_be_exported():
+    hmnas = model()
+    drop(hmnas, edges=["cell/2<-1"], ops=[(FIRST, "skip_connect")], weights=0.3)
+    network = hmnas.compact().eval()
+    x = images(3)
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(network, (x,), dynamic_shapes=({0: batch},))
+    more = images(5)
+    assert torch.allclose(exported.module()(more), network(more), atol=1e-6)
