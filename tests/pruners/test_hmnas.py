@@ -6,6 +6,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from mlflow import MlflowClient
 from optuna import TrialPruned
 from optuna.pruners import HyperbandPruner, NopPruner
 from optuna.storages import JournalStorage
@@ -13,7 +14,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from strategies import few_digits
 
-from optuna_nas import CellKind, CellSpace, Recipe, Search, Skeleton, TrainObjective, should_prune
+import optuna_nas
+from optuna_nas import CellKind, CellSpace, MLflowTracker, Recipe, Search, Skeleton, TrainObjective, should_prune
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.pruners import HMNASPruner
 from optuna_nas.study_state import CONDEMNED, fit_records_of, folder_store, masks_of, read_json
@@ -319,3 +321,28 @@ def test_masks_are_told_once_for_their_picture(tmp_path):
     assert {path: tuple(kept) for path, kept in told[0]["kept"].items()} == hmnas.kept()
     assert told[0]["weights"] == pytest.approx(hmnas.edge_weights, rel=1e-3)
     assert told[1:] == [None] * 4
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_mlflow_shows_the_masks_and_how_they_fell(data, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    recipe = Recipe(epochs=1, batch_size=32)
+    wanted = Search(
+        name="masks",
+        space=SPACE,
+        objective=TrainObjective(SPACE, FRAME, data, recipe),
+        data=data,
+        sampler=optuna.samplers.RandomSampler(seed=0),
+        pruner=learning(data, None),
+        trials=4,
+        folder=tmp_path / "runs",
+        tracking=MLflowTracker(uri),
+    )
+    optuna_nas.run(wanted)
+    client = MlflowClient(uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (found for found in runs if found.data.tags["optuna_nas.kind"] == "study")
+    assert "masks.png" in {file.path for file in client.list_artifacts(parent.info.run_id)}
+    for name in ("edges", "ops", "weights"):
+        assert client.get_metric_history(parent.info.run_id, f"hmnas/{name}")
