@@ -85,6 +85,7 @@ if TYPE_CHECKING:
         hmnas_space,
         nasbench201_skeleton,
         nasbench201_space,
+        published_cell,
     )
     from optuna_nas.tracking import (
         MLflowTracker,
@@ -154,6 +155,7 @@ __all__ = [
     "plot_masks",
     "plot_most_likely",
     "plot_surrogate",
+    "published_cell",
     "register_op",
     "run",
     "should_prune",
@@ -245,6 +247,7 @@ _HOMES = {
         "hmnas_space",
         "nasbench201_skeleton",
         "nasbench201_space",
+        "published_cell",
     ),
     "tracking": ("MLflowTracker",),
     "training": (

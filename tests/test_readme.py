@@ -61,7 +61,8 @@ def test_networks_that_may_be_stopped():
     assert shown["answers"][-1].shape == (10, 10)
 
 
-def test_pruning_with_learned_masks():
+def test_pruning_with_learned_masks(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     names = run(block("GHNSampler("))
     shown = run(block("HMNASPruner("), **names)
     shown = run(block("hmnas.fit("), **shown)

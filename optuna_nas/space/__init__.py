@@ -16,6 +16,7 @@ from optuna_nas.space.cost import (
 from optuna_nas.space.graph import ComputationGraph, Node
 from optuna_nas.space.ops import NONE, Op
 from optuna_nas.space.presets import anytime_space, darts_space, ghn_space, hmnas_space, nasbench201_space
+from optuna_nas.space.published import PUBLISHED_CELLS, published_cell
 from optuna_nas.space.skeleton import (
     Skeleton,
     anytime_skeleton,
@@ -29,6 +30,7 @@ from optuna_nas.space.skeleton import (
 
 __all__ = [
     "NONE",
+    "PUBLISHED_CELLS",
     "AnytimeSpace",
     "Architecture",
     "BlockSpace",
@@ -60,4 +62,5 @@ __all__ = [
     "nasbench201_skeleton",
     "nasbench201_space",
     "norm_cost",
+    "published_cell",
 ]

@@ -21,6 +21,7 @@ from strategies import (
 
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space import (
+    PUBLISHED_CELLS,
     BlockSpace,
     CellKind,
     CellSpace,
@@ -36,6 +37,7 @@ from optuna_nas.space import (
     nasbench201_skeleton,
     nasbench201_space,
     norm_cost,
+    published_cell,
 )
 
 # -- formulas by hand ---------------------------------------------------------------------------------------------
@@ -145,6 +147,25 @@ def published_architecture(entry):
         for position, (op, source) in enumerate(genes):
             choices.setdefault(f"{kind}/{2 + position // 2}<-{source}", []).append(op)
     return CellSpace(ALL_OPS, len(entry["normal"]) // 2, cell_kinds=kinds).architecture(choices)
+
+
+def test_published_cells_load_by_name(data_folder):
+    cells = json.loads((data_folder / "published_cells" / "published_cells.json").read_text())
+    assert [entry["name"] for entry in cells] == list(PUBLISHED_CELLS)
+    for entry in cells:
+        expected, found = published_architecture(entry), published_cell(entry["name"])
+        assert found.canonical() == expected.canonical()
+        assert found.cost(darts_cifar_skeleton()) == expected.cost(darts_cifar_skeleton())
+    assert published_cell("darts-v2").space == darts_space()
+
+
+def test_published_cells_have_the_published_size():
+    # Of the published genotypes, built by quark0/darts: 36 channels, 20 cells, no auxiliary head.
+    sizes = {"DARTS_V2": 3_349_342, "SNAS_mild": 2_661_382, "NASNet": 3_830_950, "AmoebaNet": 3_145_078}
+    for name, size in sizes.items():
+        assert published_cell(name).cost(darts_cifar_skeleton()).params == size
+    with pytest.raises(ValueError, match="`name` must be one of NASNet, AmoebaNet, .* but got 'ENAS'"):
+        published_cell("ENAS")
 
 
 def test_published_cells_cost_what_quark0_darts_builds(published):
