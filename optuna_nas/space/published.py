@@ -123,7 +123,7 @@ def published_cell(name: str) -> Architecture:
     found = {plain(known): cells for known, cells in _CELLS.items()}.get(plain(name))
     if found is None:
         raise ValueError(f"`name` must be one of {', '.join(_CELLS)} but got {name!r}.")
-    ops = {get_op(op).label: op for op in choosable_ops()}
+    ops = {get_op(op).label: op for op in choosable_ops() if op != NONE}
     choices: dict[str, list[str]] = {}
     for kind, genes in (("normal", found.normal), ("reduction", found.reduction)):
         for position, gene in enumerate(genes.split()):

@@ -164,7 +164,7 @@ def test_published_cells_have_the_published_size():
     sizes = {"DARTS_V2": 3_349_342, "SNAS_mild": 2_661_382, "NASNet": 3_830_950, "AmoebaNet": 3_145_078}
     for name, size in sizes.items():
         assert published_cell(name).cost(darts_cifar_skeleton()).params == size
-    with pytest.raises(ValueError, match="`name` must be one of NASNet, AmoebaNet, .* but got 'ENAS'"):
+    with pytest.raises(ValueError, match=r"`name` must be one of NASNet, AmoebaNet, .* but got 'ENAS'"):
         published_cell("ENAS")
 
 
