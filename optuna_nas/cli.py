@@ -1,4 +1,4 @@
-"""The terminal: `optuna-nas run STUDY`, `optuna-nas report STUDY`."""
+"""The terminal: `optuna-nas run`, `report`, `view`, `train` and `export` of a study."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.search import Search, SearchResult
+    from optuna_nas.training import EpochResult
 
 app = typer.Typer(
     help="Neural architecture search as an ordinary Optuna study.",
@@ -149,6 +150,83 @@ def view(
                 while not pressed and server.poll() is None:
                     time.sleep(0.1)
                 server.terminate()
+
+
+@app.command()
+def train(
+    study: StudyFile,
+    architecture: Annotated[
+        str | None, typer.Option(help="JSON file of an architecture, or a published cell such as DARTS_V2.")
+    ] = None,
+    skeleton: Annotated[
+        str | None,
+        typer.Option(help="JSON file, or such as darts_cifar:n_cells=20,channels=36."),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the recipe, such as epochs=600.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto is a GPU if there is one.")] = "auto",
+    storage: Storage = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Train the best architecture of a study, or another one, in full; goes on where it was interrupted."""
+    with _shown_errors(debug):
+        with console.status("Loading PyTorch and the study ..."):
+            search = _load(study, settings, storage)
+            from optuna_nas import final
+            from optuna_nas.training import TrainingStopped
+
+            trial, chosen = (None, final.read_architecture(architecture)) if architecture else final.best_of(search)
+            data = final.data_of(search)
+            frame = final.read_skeleton(skeleton, data) if skeleton else final.skeleton_of(search)
+            how = final.read_recipe(final.recipe_of(search, trial), recipe or [])
+        console.print(f"{chosen.cost(frame).params:,} parameters, {how.epochs} epochs on {data.name}", highlight=False)
+        with _Display(how.epochs) as display, _ctrl_c() as pressed:
+            try:
+                found = final.train_in_full(
+                    search,
+                    chosen,
+                    frame,
+                    how,
+                    device=device,
+                    on_epoch=display.final_epoch,
+                    should_stop=lambda: bool(pressed),
+                )
+            except TrainingStopped:
+                again = shlex.join([_program(), *sys.argv[1:]])
+                _print_line("Interrupted", f"a checkpoint is kept. To go on: {again}")
+                raise typer.Exit(130) from None
+        _print_line("Report accuracy", f"{found.report_accuracy:.4f}")
+        if found.test_accuracy is not None:
+            _print_line("Test accuracy", f"{found.test_accuracy:.4f} on images that no training saw")
+        _print_line("Network", f"{found.network}, read it with optuna_nas.load_network")
+
+
+@app.command()
+def export(
+    study: StudyFile,
+    format: Annotated[str, typer.Option(help="pt2 (torch.export), onnx, or state-dict (safetensors).")] = "pt2",  # noqa: A002
+    network: Annotated[Path | None, typer.Option(help="File of a network instead of the study's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to; by default beside the network.")] = None,
+    storage: Storage = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Write the newest final network of a study, or that of its best trial, to one file, and check its scores."""
+    with _shown_errors(debug):
+        with console.status("Loading PyTorch and the study ..."):
+            search = _load(study, settings, storage)
+            from optuna_nas import final
+            from optuna_nas.export import export_network
+            from optuna_nas.objective import load_network
+
+            loaded, file = (load_network(network), network) if network else final.network_to_export(search)
+        with console.status(f"Exporting {file} ..."):
+            target = output or file.parent.parent / "exported" / file.stem
+            found = export_network(loaded, target, format)
+        _print_line("Exported", f"{file} to {found.path}, {found.path.stat().st_size / 1e6:.1f} MB")
+        _print_line("Largest difference", f"{found.max_difference:.2g} of a class score, over several batches")
 
 
 @contextmanager
@@ -391,6 +469,14 @@ class _Display:
             self._bars.update(task, note=note)
         if not console.is_terminal and metrics.get("epoch_seconds", 0) > SLOW_EPOCH_SECONDS:
             console.print(f"trial {trial_number}: {note}", markup=False, highlight=False)
+
+    def final_epoch(self, result: EpochResult) -> None:
+        """Move the bar of a final training, or print a line an epoch."""
+        note = f"accuracy {result.report_accuracy:.4f}, loss {result.train_loss:.4f}, {result.seconds:.1f} s"
+        if console.is_terminal:
+            self._bars.update(self._total, completed=result.epoch, description="epochs", note=note)
+        else:
+            console.print(f"[{result.epoch}/{self._trials}] {note}", markup=False, highlight=False)
 
     def progress(self, trial_number: int, fraction: float) -> None:
         """Move the trial's bar."""
