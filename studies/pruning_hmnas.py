@@ -102,10 +102,14 @@ def judge(hmnas: HMNAS, curves: dict[Architecture, Curve], seeds: int, trials: i
     cells = list(curves)
     came = np.array([curves[cell][-1][1] for cell in cells])
     share = np.array([survival.share for survival in hmnas.survivals(cells)])
+    endurance = hmnas.endurance(cells)
+    n_edges = np.array([sum(map(bool, dict(cell.choices).values())) for cell in cells])
     found = {
-        "spearman of survival": float(spearmanr(share, came).statistic),
-        "kendall of survival": float(kendalltau(share, came).statistic),
         "different shares": float(len(set(share))),
+        "spearman of endurance": float(spearmanr(endurance, came).statistic),
+        "kendall of endurance": float(kendalltau(endurance, came).statistic),
+        "kendall of number of edges": float(kendalltau(n_edges, came).statistic) if n_edges.std() else 0.0,
+        "kendall of survival": float(kendalltau(share, came).statistic) if share.std() else 0.0,
     }
 
     def all_cells(model: HMNAS, seed: int) -> tuple[float, float]:

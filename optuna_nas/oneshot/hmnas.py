@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -322,6 +323,35 @@ class HMNAS(OneShotModel[MaskRecord]):
                 )
             )
         return found
+
+    def endurance(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return how long architectures survive while the threshold rises over all masks, shape (N,), in [0, 1].
+
+        Of every edge the mean, over the ops kept there, of the share of thresholds that their masks and their edge's
+        are above; an edge without an op survives nowhere. Where masks cut little, survival at the one threshold of the
+        recipe is the same for nearly all; this is not. What edges and ops weigh is left out: on cells that were
+        trained, it told less than nothing (`BENCHMARKS.md`).
+        """
+        with self._lock:
+            lowest = torch.minimum(self._op_masks_EO.detach(), self._edge_masks_E.detach()[:, None])
+            rank_EO = rankdata(lowest.cpu().numpy()).reshape(lowest.shape) / lowest.numel()
+        found = []
+        for architecture in architectures:
+            self._check_architecture(architecture)
+            ranks = [
+                np.mean([rank_EO[e, self.ops.index(op)] for op in architecture[path]]) if architecture[path] else 0.0
+                for e, path in enumerate(self.paths)
+            ]
+            found.append(float(np.mean(ranks)))
+        return np.array(found, dtype=np.float64)
+
+    def weakest(self, architecture: Architecture) -> list[tuple[str, str]]:
+        """Return the (edge, op) of an architecture, those first whose masks, or their edge's, are the lowest."""
+        self._check_architecture(architecture)
+        with self._lock:
+            lowest = torch.minimum(self._op_masks_EO.detach(), self._edge_masks_E.detach()[:, None]).cpu().numpy()
+        places = [(path, op) for path, ops in architecture.choices for op in ops]
+        return sorted(places, key=lambda place: float(lowest[self.paths.index(place[0]), self.ops.index(place[1])]))
 
     def _weights_kept(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return how many weights of convolutions the masks keep, and how many there are; both of shape (E, O)."""

@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 FILE = "hmnas.safetensors"
 SHOWN = 3
 """Edges or ops that a reason names."""
+ENDURANCE, SURVIVAL = GUESSES = ("endurance", "survival")
 
 
 class HMNASPruner(TrainsInRounds, QuantilePruner):
     """Stops trials of which the masks of a fitted `HMNAS` keep less than of random ones, before their first step.
 
-    What is guessed of an architecture is the share of it that survives: of its ops, weighted by what they weigh in the
-    supernet (`HMNAS.survival`). The paper (Yan et al. 2019) prunes a network, not trials; this rule is ours. The reason
-    on the trial names what was cut, edges first, then ops.
+    What is guessed of an architecture is how long it survives while the threshold of the masks rises
+    (`HMNAS.endurance`), or the share that survives at the recipe's threshold (`HMNAS.survival`), which says something
+    only where masks cut a good deal. The paper (Yan et al. 2019) prunes a network, not trials; this rule is ours. The
+    reason on the trial names what was cut, edges first, then ops; or else what is the next to fall.
 
     With `data`, the model learns while the study goes on: the first trial trains the supernet, every `trials_per_round`
     trials one refines the masks and publishes them, and all others, in any process, judge by the newest they can see.
@@ -48,7 +50,8 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
         trials: Number of trials over which the masks are refined.
         trials_per_round: Trials between two rounds.
         artifact_store: Where snapshots go, reachable by all workers; by default the folder `runs/STUDY/artifacts`.
-        quantile: Share of random architectures below whose survival a trial is stopped, in (0, 1).
+        by: `endurance` or `survival`.
+        quantile: Share of random architectures below whose guess a trial is stopped, in (0, 1).
         n_random: Random architectures that are judged to know that quantile.
         spared: Share of condemned trials that live, so that it can be known who was right.
         n_startup_trials: Finished trials before the first is stopped.
@@ -70,6 +73,7 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
         trials: int = 100,
         trials_per_round: int = 10,
         artifact_store: ArtifactStore | None = None,
+        by: str = ENDURANCE,
         quantile: float = 0.25,
         n_random: int = 1000,
         spared: float = 0.05,
@@ -83,19 +87,23 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
         for name, value in (("trials", trials), ("trials_per_round", trials_per_round)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1 but got {value}.")
-        self.hmnas = hmnas
+        if by not in GUESSES:
+            raise ValueError(f"`by` must be one of {GUESSES} but got {by!r}.")
+        self.hmnas, self._by = hmnas, by
         self._data, self._budget, self._given_store = data, budget, artifact_store
         self._n_rounds, self._trials_per_round = -(-trials // trials_per_round), trials_per_round
         super().__init__(hmnas.space, pruner or MedianPruner(), quantile, n_random, spared, n_startup_trials, seed)
 
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        if self._by == ENDURANCE:
+            return self.hmnas.endurance(architectures)
         return np.array([survival.share for survival in self.hmnas.survivals(architectures)])
 
     def _step(self) -> int:
         return self.hmnas.step
 
     def _can_guess(self) -> bool:
-        return self.hmnas.masking if self._data is not None else self.hmnas.fitted
+        return self.hmnas.masking and (self._data is not None or self.hmnas.fitted)
 
     # -- rounds of training ---------------------------------------------------------------------------------------
 
@@ -172,10 +180,17 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
         reason = super()._condemns(study, trial, guess)
         if reason is None:
             return None
-        edges, ops = self.hmnas.cut(self.space.decode(trial.params))
-        level, names = ("edges", edges) if edges else ("ops", [f"{op} at {path}" for path, op in ops])
+        architecture = self.space.decode(trial.params)
+        edges, ops = self.hmnas.cut(architecture)
+        if edges:
+            level, names = "edges cut", edges
+        elif ops:
+            level, names = "ops cut", [f"{op} at {path}" for path, op in ops]
+        else:
+            level, names = "next to fall", [f"{op} at {path}" for path, op in self.hmnas.weakest(architecture)[:SHOWN]]
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-        return f"the masks keep {guess:.0%} of it ({level} cut: {shown}); {reason}"
+        share = self.hmnas.survival(architecture).share
+        return f"the masks keep {share:.0%} of it ({level}: {shown}); {reason}"
 
 
 def _is_over(trial: FrozenTrial) -> bool:

@@ -602,3 +602,34 @@ def test_the_compact_network_can_be_exported():
     exported = torch.export.export(network, (x,), dynamic_shapes=({0: batch},))
     more = images(5)
     assert torch.allclose(exported.module()(more), network(more), atol=1e-6)
+
+
+def test_endurance_is_the_share_of_thresholds_survived():
+    hmnas = model()
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        hmnas._op_masks_EO.copy_(torch.rand(hmnas._op_masks_EO.shape, generator=random))
+        hmnas._edge_masks_E.copy_(torch.rand(hmnas._edge_masks_E.shape, generator=random))
+    draws = np.random.default_rng(0)
+    cells = [SPACE.sample(draws) for _ in range(20)]
+    lowest = torch.minimum(hmnas._op_masks_EO, hmnas._edge_masks_E[:, None]).detach().flatten().sort().values.tolist()
+    expected = []
+    for cell in cells:
+        edges = []
+        for path in SPACE.paths:
+            # Just below every mask a threshold; what an edge keeps of its ops at each.
+            kept = [
+                [op in hmnas.kept(threshold - 1e-7)[path] for op in cell[path]] for threshold in lowest if cell[path]
+            ]
+            edges.append(np.mean(kept) if kept else 0.0)
+        expected.append(np.mean(edges))
+    # Masks of one edge are equal where the edge's own is the lowest: such ties share a rank.
+    ties = 1 / len(lowest)
+    assert hmnas.endurance(cells) == pytest.approx(expected, abs=ties)
+    assert np.argsort(hmnas.endurance(cells))[0] == np.argmin(expected)
+    weakest = hmnas.weakest(SPACE.everything())
+    masks = [
+        float(torch.minimum(hmnas._op_masks_EO.detach()[e, o], hmnas._edge_masks_E.detach()[e]))
+        for e, o in ((hmnas.paths.index(path), hmnas.ops.index(op)) for path, op in weakest)
+    ]
+    assert masks == sorted(masks)

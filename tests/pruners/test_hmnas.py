@@ -58,7 +58,7 @@ def run(pruner, worth, n_trials=300):
 def test_trials_that_live_on_what_was_cut_are_stopped_and_say_on_what():
     hmnas = masked()
     noise = np.random.default_rng(0)
-    study = run(HMNASPruner(hmnas), lambda a: hmnas.survival(a).share + 0.1 * noise.normal())
+    study = run(HMNASPruner(hmnas, by="survival"), lambda a: hmnas.survival(a).share + 0.1 * noise.normal())
     condemned = [t for t in study.trials if CONDEMNED in t.user_attrs]
     assert 0.1 < len(condemned) / len(study.trials) < 0.3
     for trial in condemned:
@@ -73,6 +73,21 @@ def test_trials_that_live_on_what_was_cut_are_stopped_and_say_on_what():
     assert min(late) >= best - 0.1
 
 
+def test_where_masks_cut_little_it_judges_by_how_long_an_architecture_endures():
+    hmnas = masked(share=0.0)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        hmnas._edge_masks_E.fill_(0.02)
+        hmnas._op_masks_EO.copy_(0.006 + 0.01 * torch.rand(hmnas._op_masks_EO.shape, generator=random))
+    noise = np.random.default_rng(0)
+    study = run(HMNASPruner(hmnas), lambda a: hmnas.endurance([a])[0] + 0.05 * noise.normal())
+    condemned = [t for t in study.trials if CONDEMNED in t.user_attrs]
+    assert 0.1 < len(condemned) / len(study.trials) < 0.3
+    for trial in condemned:
+        path, op = next(iter(hmnas.weakest(SPACE.decode(trial.params))), (None, None))
+        assert f"the masks keep 100% of it (next to fall: {op} at {path}" in trial.user_attrs[CONDEMNED]
+
+
 def test_masks_of_something_else_stop_nobody():
     others, hmnas = np.random.default_rng(1), masked()
     study = run(HMNASPruner(hmnas), lambda _: others.normal(), 150)
@@ -84,7 +99,11 @@ def test_without_fallen_masks_or_before_the_fit_ends_all_pass():
     fresh = HMNAS(SPACE, FRAME)
     assert not any(CONDEMNED in t.user_attrs for t in run(HMNASPruner(fresh), lambda a: len(str(a)), 40).trials)
     fresh.step = fresh.total_steps = 10
-    assert not any(CONDEMNED in t.user_attrs for t in run(HMNASPruner(fresh), lambda a: len(str(a)), 40).trials)
+    pruner = HMNASPruner(fresh, by="survival")
+    assert not any(CONDEMNED in t.user_attrs for t in run(pruner, lambda a: len(str(a)), 40).trials)
+    without = HMNAS(SPACE, FRAME, HMNASRecipe(mask_fraction=0.0))
+    without.step = without.total_steps = 10
+    assert not any(CONDEMNED in t.user_attrs for t in run(HMNASPruner(without), lambda a: len(str(a)), 40).trials)
 
 
 def test_what_passes_goes_to_the_wrapped_pruner_by_default_the_median():
@@ -105,6 +124,7 @@ def test_a_pickled_pruner_judges_alike():
     [
         ({"quantile": 1.0}, r"`quantile` must be in \(0, 1\)"),
         ({"spared": 0.0}, r"`spared` must be in \(0, 1\]"),
+        ({"by": "accuracy"}, "`by` must be one of"),
         ({"n_random": 5}, "`n_random` must be at least 10"),
     ],
 )
@@ -200,7 +220,7 @@ def test_it_stops_the_same_trials_in_every_storage_and_with_threads(kind, n_jobs
     study = optuna.create_study(
         direction="maximize",
         storage=storage,
-        pruner=HMNASPruner(hmnas, HyperbandPruner(1, 4), n_random=100, n_startup_trials=5),
+        pruner=HMNASPruner(hmnas, by="survival", pruner=HyperbandPruner(1, 4), n_random=100, n_startup_trials=5),
         sampler=optuna.samplers.RandomSampler(seed=0),
     )
 
@@ -230,7 +250,7 @@ def test_it_stops_the_same_trials_in_every_storage_and_with_threads(kind, n_jobs
 
 def test_a_retried_trial_is_judged_by_itself():
     hmnas, noise = masked(), np.random.default_rng(0)
-    pruner = HMNASPruner(hmnas, n_random=300)
+    pruner = HMNASPruner(hmnas, n_random=300, by="survival")
     study = run(pruner, lambda a: hmnas.survival(a).share + 0.05 * noise.normal(), 2)
     dead = study.trials[1]
     study.add_trial(
@@ -258,7 +278,7 @@ def test_with_several_objectives_it_is_asked_through_the_objective(data):
     )
     study = optuna.create_study(
         directions=objective.directions,
-        pruner=HMNASPruner(hmnas, n_random=50, quantile=0.5, n_startup_trials=5),
+        pruner=HMNASPruner(hmnas, by="survival", n_random=50, quantile=0.5, n_startup_trials=5),
         sampler=optuna.samplers.RandomSampler(seed=0),
     )
     # Trials of before that agree with the masks, so that the pruner may speak.
