@@ -1,9 +1,11 @@
 """From a study to a network somebody can deploy: `optuna-nas train`, `optuna-nas export`."""
 
 import json
+import logging
 import signal
 import subprocess
 import time
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -12,8 +14,10 @@ import torch
 from strategies import TINY, TINY_MULTI, small_skeleton
 from test_cli import TINY as STUDY
 from test_cli import command
+from typer.testing import CliRunner
 
 from optuna_nas import DiscreteNetwork, Recipe, load_network, published_cell
+from optuna_nas.cli import app
 from optuna_nas.export import FORMATS, export_network
 from optuna_nas.final import read_architecture, read_recipe, read_skeleton
 from optuna_nas.networks import MixedNetwork
@@ -23,8 +27,18 @@ from optuna_nas.space import darts_cifar_skeleton
 EXPORTER = "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 
 
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def nas(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200)
+    """Run a command in this process, which is quicker; signals and a clean start have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "basicConfig", lambda **unused: None)
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +121,7 @@ def test_an_export_leaves_the_network_alone(tmp_path):
         export_network(network, tmp_path / "net", "tflite")
 
 
+@pytest.mark.filterwarnings(*EXPORTER)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_best_network_of_a_study_is_exported(folder, kind):
     done = nas("export", folder / "tiny.py", "--format", kind)
