@@ -114,14 +114,27 @@ def run(
 
 
 @app.command()
-def report(study: StudyFile, storage: Storage = None, settings: Settings = None, debug: Debug = False) -> None:
-    """Show the leaderboard, the best architecture and its picture of a study that exists."""
+def report(
+    study: StudyFile,
+    output: Annotated[Path | None, typer.Option(help="Folder of the report instead of the study's.")] = None,
+    storage: Storage = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Show the leaderboard of a study that exists, and write its report as HTML and Markdown."""
     with _shown_errors(debug):
-        search = _load(study, settings, storage)
-        from optuna_nas.search import open_study, summarise
+        with console.status("Loading PyTorch and the study ..."):
+            search = _load(study, settings, storage)
+            from optuna_nas.report import write_report
+            from optuna_nas.search import open_study, summarise
 
-        opened = open_study(search, create=False)
+            opened = open_study(search, create=False)
         _print_result(search, summarise(search, opened))
+        options = [("--storage", storage), *(("--set", text) for text in settings or [])]
+        given = [word for option, value in options if value is not None for word in (option, value)]
+        with console.status("Drawing the report ..."):
+            written = write_report(search, output, shlex.join(["optuna-nas", "run", str(study), *given]))
+        _print_line("Report", f"{written.page}, and as Markdown {written.markdown}")
 
 
 @app.command()

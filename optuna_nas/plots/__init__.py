@@ -4,6 +4,7 @@ from optuna_nas.plots.anytime import plot_anytime
 from optuna_nas.plots.cells import CellDrawing, cell_drawing, plot_architecture
 from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
 from optuna_nas.plots.masks import plot_edge_weights, plot_family, plot_masks
+from optuna_nas.plots.progress import plot_importances, plot_pareto, plot_progress
 from optuna_nas.plots.surrogate import plot_surrogate
 
 __all__ = [
@@ -14,7 +15,10 @@ __all__ = [
     "plot_distribution",
     "plot_edge_weights",
     "plot_family",
+    "plot_importances",
     "plot_masks",
     "plot_most_likely",
+    "plot_pareto",
+    "plot_progress",
     "plot_surrogate",
 ]
