@@ -64,11 +64,12 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG file: its name without suffix, what it shows in words, its bytes."""
+    """A PNG file: its name without suffix, what it shows in words, its bytes, its width on a screen in pixels."""
 
     name: str
     shows: str
     png: bytes
+    width: int
 
 
 class Section(NamedTuple):
@@ -205,8 +206,11 @@ def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
     records = distribution_records(study)
     if not records:
         return []
-    last = records[-1].metrics
-    told = Text(", ".join(f"{name} {value:.4g}" for name, value in last.items()) + f" after {records[-1].step} steps.")
+    first, last = (record.metrics["entropy"] for record in (records[0], records[-1]))
+    told = Text(
+        f"The entropy of an edge, at first {first:.2f} nats, was {last:.2f} after {records[-1].step} steps; 0 is a "
+        "sampler that is sure."
+    )
     return [told, _picture("distribution", "Probabilities over time", lambda: plot_distribution(search.space, records))]
 
 
@@ -327,9 +331,9 @@ def _commit() -> str:
 
 
 def _picture(name: str, shows: str, draw: Callable[[], Figure]) -> Picture:
-    file = io.BytesIO()
-    draw().savefig(file, format="png", dpi=150)
-    return Picture(name, shows, file.getvalue())
+    file, figure = io.BytesIO(), draw()
+    figure.savefig(file, format="png", dpi=150)
+    return Picture(name, shows, file.getvalue(), round(96 * figure.get_figwidth()))
 
 
 # -- how it looks -------------------------------------------------------------------------------------------------
@@ -344,8 +348,9 @@ img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { c
   overflow-wrap: anywhere; }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid #eee;
-  overflow-wrap: anywhere; min-width: 3rem; }
-th { border-bottom: 2px solid #ccc; } .number { text-align: right; overflow-wrap: normal;
+  overflow-wrap: anywhere; min-width: 5rem; }
+td:last-child:not(:nth-child(-n+2)) { min-width: 16rem; }
+th { border-bottom: 2px solid #ccc; } .number { text-align: right; overflow-wrap: normal; min-width: 0;
   font-variant-numeric: tabular-nums; }
 @media print { body { max-width: none; font-size: 11px; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
   .table { overflow: visible; } }
@@ -364,7 +369,8 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
             elif isinstance(block, Picture):
                 data, shows = base64.b64encode(block.png).decode(), html.escape(block.shows, quote=True)
                 caption = f"<figcaption>{shows}</figcaption>"
-                body.append(f'<figure><img src="data:image/png;base64,{data}" alt="{shows}">{caption}</figure>')
+                image = f'<img src="data:image/png;base64,{data}" alt="{shows}" width="{block.width}">'
+                body.append(f"<figure>{image}{caption}</figure>")
             else:
                 body.append(_html_table(block))
         body.append("</section>")

@@ -826,6 +826,7 @@ def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.browser
 def test_the_view_opens_in_a_browser_with_its_charts(server, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
