@@ -111,6 +111,7 @@ def main() -> None:
             rows.setdefault(name, []).append(row)
             print(f"  {name:20s}" + "".join(f"{key} {value:.4f}  " for key, value in row.items()), flush=True)
         plot_masks(hmnas).savefig(options.out / f"masks-{seed}.png")
+        plot_masks(hmnas, smaller.threshold).savefig(options.out / f"smaller-{seed}.png")
         plot_family(hmnas).savefig(options.out / f"family-{seed}.png")
     plot_edge_weights(models).savefig(options.out / "edge_weights.png")
     edges_ME = np.array([list(model.edge_weights.values()) for model in models])

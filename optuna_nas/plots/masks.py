@@ -76,13 +76,17 @@ def masked_drawing(
     return replace(drawing, nodes=nodes_drawn, edges=tuple(edges))
 
 
-def plot_masks(hmnas: HMNAS) -> Figure:
+def plot_masks(hmnas: HMNAS, threshold: float | None = None) -> Figure:
     """Draw the cells as the masks leave them.
 
     Arrows are as thick as edges weigh in the supernet; ops that masks cut are struck out; edges without any op, and
     what leads nowhere, are pale and dashed.
+
+    Args:
+        hmnas: The model.
+        threshold: Of the masks, another than the recipe's, such as that of a member of `hmnas.family()`.
     """
-    return draw_masks(hmnas.space, hmnas.kept(), hmnas.edge_weights)
+    return draw_masks(hmnas.space, hmnas.kept(threshold), hmnas.edge_weights)
 
 
 def draw_masks(space: Space, kept: Mapping[str, Sequence[str]], edge_weights: Mapping[str, float]) -> Figure:
