@@ -138,6 +138,56 @@ def report(
 
 
 @app.command()
+def mirror(
+    study: Annotated[str, typer.Argument(help="A study's Python file, or the name of any study in --storage.")],
+    storage: Storage = None,
+    mlflow: MLflow = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Write to MLflow all that it misses of a study that exists, also one of other programs."""
+    with _shown_errors(debug):
+        from optuna_nas.tracking import MLflowTracker
+
+        if Path(study).is_file():
+            from optuna_nas.search import open_study, shown_in_mlflow
+
+            with console.status("Loading PyTorch and the study ..."):
+                search = _load(Path(study), settings, storage, mlflow)
+                opened, tracker = open_study(search, create=False), search.tracking or MLflowTracker()
+                shown: dict[str, Any] = dict(shown_in_mlflow(search))
+        elif storage is None:
+            raise UsageError(f"`--storage` must be given where `study` is a name but {study!r} is no file; add it.")
+        else:
+            opened, tracker, shown = _named_study(study, storage), MLflowTracker(mlflow, metric="value"), {}
+        total = sum(trial.state.is_finished() for trial in opened.get_trials(deepcopy=False))
+        with _Display(total) as display:
+            address = tracker.rebuild(opened, on_progress=display.mirrored, **shown)
+        _print_line("In MLflow", f"{total} trials of {opened.study_name}")
+        _print_line("See it", address if tracker.served else f"mlflow ui --backend-store-uri {tracker.tracking_uri}")
+        if not tracker.served:
+            _print_line("", address)
+
+
+def _named_study(name: str, storage: str) -> Study:
+    """Return an existing study of a storage."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from optuna_nas.tracking.records import without_password
+
+    try:
+        if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+            raise KeyError(name)  # before Optuna makes the file
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        raise UsageError(f"`study` must exist but {without_password(storage)} has none named {name!r}.") from None
+    except (SQLAlchemyError, OSError, ImportError, ValueError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise UsageError(f"`--storage` must answer but {without_password(storage)!r} does not: {reason}.") from error
+
+
+@app.command()
 def view(
     study: StudyFile,
     port: Annotated[int, typer.Option(help="Port of the MLflow server that is started.")] = 5000,
@@ -482,6 +532,14 @@ class _Display:
             self._bars.update(task, note=note)
         if not console.is_terminal and metrics.get("epoch_seconds", 0) > SLOW_EPOCH_SECONDS:
             console.print(f"trial {trial_number}: {note}", markup=False, highlight=False)
+
+    def mirrored(self, n_done: int) -> None:
+        """Move the bar of trials that are in MLflow, or print a line now and then."""
+        if console.is_terminal:
+            self._bars.update(self._total, completed=n_done, description="to MLflow", note="")
+        elif time.monotonic() - self._told > SLOW_EPOCH_SECONDS:
+            self._told = time.monotonic()
+            console.print(f"{n_done} of {self._trials} trials are in MLflow", markup=False, highlight=False)
 
     def final_epoch(self, result: EpochResult) -> None:
         """Move the bar of a final training, or print a line an epoch."""

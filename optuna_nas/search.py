@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import optuna
 import torch
@@ -313,16 +313,10 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
         reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
         if search.sampler is not None and study.get_trials(deepcopy=False):
             search.sampler.reseed_rng()  # its seed has been used up; it would propose the same architectures again
-        tracker, objective = search.tracking, search.resolved_objective()
+        tracker = search.tracking
         if tracker is None:
             return _run(search, study, None, listener)
-        tracker.start(
-            study,
-            space=search.space,
-            description=search.description,
-            dataset=_dataset_info(objective),
-            params=_summary(search),
-        )
+        tracker.start(study, **shown_in_mlflow(search))
         status = "FAILED"
         try:
             result = _run(search, study, tracker, listener)
@@ -602,6 +596,25 @@ def _forget_networks(study: Study, folder: Path, keep: int) -> None:
         number = int(file.stem.removeprefix("trial-"))
         if number in finished - kept:
             file.unlink(missing_ok=True)
+
+
+class _Shown(TypedDict):
+    """What `MLflowTracker.start` shows on a study's run."""
+
+    space: Space
+    description: str
+    dataset: DatasetInfo | None
+    params: Mapping[str, object]
+
+
+def shown_in_mlflow(search: Search) -> _Shown:
+    """Return what MLflow shows of a search besides its trials."""
+    return {
+        "space": search.space,
+        "description": search.description,
+        "dataset": _dataset_info(search.resolved_objective()),
+        "params": _summary(search),
+    }
 
 
 def _dataset_info(objective: Objective) -> DatasetInfo | None:

@@ -308,15 +308,22 @@ class Mirror:
 
     # -- the study ------------------------------------------------------------------------------------------------
 
-    def replay(self, study: optuna.Study, finished: Sequence[FrozenTrial]) -> None:
-        """Write what MLflow misses of these trials, whoever ran them."""
+    def replay(
+        self,
+        study: optuna.Study,
+        finished: Sequence[FrozenTrial],
+        on_progress: Callable[[int], None] = lambda n_done: None,
+    ) -> None:
+        """Write what MLflow misses of these trials, whoever ran them; `on_progress` hears how many are done."""
         children = self._search("tags.`optuna_nas.kind` = 'trial'")
         self._children = {int(run.data.tags["optuna.trial_number"]): _Child.of(run) for run in reversed(children)}
         self._steps = {point.step for point in self._history(self._parent_id, "n_complete")}
-        for trial in finished:
+        for n_done, trial in enumerate(finished):
+            on_progress(n_done)
             child = self._children.get(trial.number)
             if child is None or not (child.status == STATUSES[trial.state] or self._is_being_closed(trial, child)):
                 self._write_trial(trial)
+        on_progress(len(finished))
         self._write_curves(study, {trial.number for trial in finished})
         self._record_steps = {point.step for point in self._history(self._parent_id, "distribution/entropy")}
         self._write_records(finished)

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from optuna.trial import TrialState
+
 from optuna_nas.tracking.records import (
     SQLITE,
     THREAD_NAME,
@@ -201,6 +203,53 @@ class MLflowTracker:
         stalled = TimeoutError(f"no progress for {STALL_SECONDS:.0f} seconds")
         if (error := closed.exception() if closed.done() else stalled) is not None:
             _logger.warning("MLflow lacks part of the study (%s); the next start writes it.", one_line(error))
+
+    def rebuild(
+        self,
+        study: optuna.Study,
+        *,
+        space: Space | None = None,
+        description: str = "",
+        dataset: DatasetInfo | None = None,
+        params: Mapping[str, object] = _EMPTY,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> str:
+        """Write all that MLflow misses of a study, any of Optuna's, wait for it, and return the view's address.
+
+        Written twice, it makes no second run. The study needs no space and no parameters of this package.
+
+        Args:
+            study: Perhaps run elsewhere, or by other means.
+            space: As `start`.
+            description: As `start`.
+            dataset: As `start`.
+            params: As `start`.
+            on_progress: Called with the number of finished trials that are in MLflow, in another thread.
+
+        Raises:
+            ConnectionError: MLflow can't be used at the address.
+        """
+        from optuna_nas.tracking.mirror import Mirror
+
+        mirror = Mirror(self.store_uri, self.experiment, self.metric, space)
+        finished = finished_trials(study)
+        running = any(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
+        done: Future[None] = Future()
+
+        def write() -> None:
+            try:
+                mirror.check()
+                mirror.open(study, description, dataset, params)
+                mirror.replay(study, finished, on_progress or (lambda n_done: None))
+                mirror.close(study, "RUNNING" if running else "FINISHED")
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        threading.Thread(target=write, name=THREAD_NAME, daemon=True).start()
+        done.result()
+        return mirror.view_url
 
     @property
     def served(self) -> bool:

@@ -1,0 +1,131 @@
+"""`optuna-nas mirror`: the MLflow side of a study that exists, of this package or of any other program."""
+
+import logging
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from test_cli import TINY as STUDY
+from typer.testing import CliRunner
+
+from optuna_nas import MLflowTracker
+from optuna_nas.cli import app
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+def nas(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "basicConfig", lambda **unused: None)
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def runs_of(uri, experiment="optuna_nas"):
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], max_results=5000)
+    (parent,) = (run for run in runs if run.data.tags["optuna_nas.kind"] == "study")
+    children = {int(r.data.tags["optuna.trial_number"]): r for r in runs if r is not parent}
+    assert len(children) == len(runs) - 1
+    return client, parent, children
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """A study of another program: odd names, odd values, every state."""
+    address = f"sqlite:///{tmp_path / 'theirs.db'}"
+    study = optuna.create_study(study_name="theirs", storage=address, direction="minimize")
+
+    def objective(trial):
+        rate = trial.suggest_float("lr[0]|a", 1e-3, 1.0, log=True)
+        trial.suggest_categorical("kind", ["x", "y"])
+        trial.set_user_attr("note", {"a": [1, 2]})
+        trial.set_user_attr("odd", float("inf"))
+        for step in range(3):
+            trial.report(rate * (3 - step), step)
+            if trial.number == 1:
+                raise optuna.TrialPruned
+        if trial.number == 2:
+            raise ZeroDivisionError
+        return rate
+
+    study.optimize(objective, n_trials=6, catch=(ZeroDivisionError,))
+    return address
+
+
+def test_a_study_of_another_program_is_mirrored_once(storage, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for _ in range(2):
+        done = nas("mirror", "theirs", "--storage", storage, "--mlflow", uri)
+        assert done.exit_code == 0, done.stderr
+        assert "6 trials of theirs" in done.stdout
+    study = optuna.load_study(study_name="theirs", storage=storage)
+    client, parent, children = runs_of(uri)
+    assert parent.info.status == "FINISHED"
+    assert [children[n].info.status for n in range(6)] == ["FINISHED", "KILLED", "FAILED", *["FINISHED"] * 3]
+    for number, run in children.items():
+        trial = study.trials[number]
+        assert run.data.params["kind"] == trial.params["kind"]
+        assert str(trial.params["lr[0]|a"]) in run.data.params.values()
+        assert run.info.start_time == pytest.approx(trial.datetime_start.timestamp() * 1000, abs=1)
+        if trial.state == TrialState.COMPLETE:
+            assert run.data.metrics["value"] == trial.value
+    curve = client.get_metric_history(parent.info.run_id, "best_value")
+    assert [point.value for point in curve][-1] == study.best_value
+    assert len(curve) == 6
+
+
+def test_a_study_of_ours_gets_its_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(STUDY)
+    assert nas("run", "tiny.py", "--no-mlflow").exit_code == 0
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = nas("mirror", "tiny.py", "--mlflow", uri)
+    assert done.exit_code == 0, done.stderr
+    assert "viewStateShareKey" in done.stdout.replace("\n", "")
+    client, parent, children = runs_of(uri)
+    assert len(children) == 3
+    assert parent.data.params["trials"] == "3"
+    for run in children.values():
+        assert "architecture.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_study_that_still_runs_stays_so(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    study.ask()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    told = []
+    MLflowTracker(uri).rebuild(study, on_progress=told.append)
+    _, parent, children = runs_of(uri)
+    assert parent.info.status == "RUNNING"
+    assert len(children) == 2
+    assert told[-1] == 2
+
+
+def test_several_objectives(tmp_path):
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 2.0), n_trials=3)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MLflowTracker(uri, metric="value").rebuild(study)
+    _, _, children = runs_of(uri)
+    assert children[1].data.metrics["value"] == study.trials[1].values[0]
+    assert children[1].data.metrics["objective 1"] == 2.0
+
+
+def test_bad_input_is_one_sentence(storage, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for arguments, sentence in (
+        (("theirs",), "`--storage` must be given where `study` is a name"),
+        (("other", "--storage", storage), "has none named 'other'"),
+        (("theirs", "--storage", f"sqlite:///{tmp_path}/no.db"), "has none named 'theirs'"),
+        (("theirs", "--storage", "nonsense://x"), "`--storage` must answer"),
+    ):
+        done = nas("mirror", *arguments, "--mlflow", uri)
+        assert done.exit_code == 2
+        assert sentence in " ".join(done.stderr.split())
+    done = nas("mirror", "theirs", "--storage", storage, "--mlflow", "http://127.0.0.1:9")
+    assert done.exit_code == 2
+    assert "127.0.0.1:9" in done.stderr
+    assert not (tmp_path / "no.db").exists()
