@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
+    from optuna_nas.networks import DiscreteNetwork
     from optuna_nas.search import Search, SearchResult
     from optuna_nas.training import EpochResult
 
@@ -269,27 +270,52 @@ def train(
 @app.command()
 def export(
     study: StudyFile,
-    format: Annotated[str, typer.Option(help="pt2 (torch.export), onnx, or state-dict (safetensors).")] = "pt2",  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str, typer.Option(help="pt2 (torch.export), onnx, state-dict (safetensors), or mlflow (a model of its run).")
+    ] = "pt2",
     network: Annotated[Path | None, typer.Option(help="File of a network instead of the study's.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to; by default beside the network.")] = None,
+    register: Annotated[str | None, typer.Option(help="Name in MLflow's registry, with --format mlflow.")] = None,
     storage: Storage = None,
+    mlflow: MLflow = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
     """Write the newest final network of a study, or that of its best trial, to one file, and check its scores."""
     with _shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
-            search = _load(study, settings, storage)
+            search = _load(study, settings, storage, mlflow)
             from optuna_nas import final
             from optuna_nas.export import export_network
             from optuna_nas.objective import load_network
 
+            if register is not None and format != "mlflow":
+                raise UsageError(f"`--register` must go with --format mlflow but the format is {format!r}.")
             loaded, file = (load_network(network), network) if network else final.network_to_export(search)
+        if format == "mlflow":
+            _log_model(search, loaded, register)
+            return
         with console.status(f"Exporting {file} ..."):
             target = output or file.parent.parent / "exported" / file.stem
             found = export_network(loaded, target, format)
         _print_line("Exported", f"{file} to {found.path}, {found.path.stat().st_size / 1e6:.1f} MB")
         _print_line("Largest difference", f"{found.max_difference:.2g} of a class score, over several batches")
+
+
+def _log_model(search: Search, network: DiscreteNetwork, register: str | None) -> None:
+    """Log a network to the run of the study's best trial."""
+    from optuna_nas import final
+    from optuna_nas.search import open_study
+    from optuna_nas.tracking import MLflowTracker
+    from optuna_nas.tracking.model import log_model
+
+    best, _ = final.best_of(search)
+    with console.status("Logging the network to MLflow ..."):
+        tracker = search.tracking or MLflowTracker()
+        found = log_model(tracker, open_study(search, create=False), best.number, network, register)
+    named = f", version {found.version} of {register}" if found.version else ""
+    _print_line("In MLflow", f"{found.uri}, of the run of trial {best.number}{named}")
+    _print_line("Largest difference", f"{found.max_difference:.2g} of a class score, over several batches")
 
 
 @contextmanager

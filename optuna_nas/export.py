@@ -56,9 +56,7 @@ def export_network(network: DiscreteNetwork, path: Path, format: str = PT2) -> E
     if path.suffix != SUFFIXES[format]:
         path = path.with_name(path.name + SUFFIXES[format])
     path.parent.mkdir(parents=True, exist_ok=True)
-    network = copy.deepcopy(network).compact().cpu().eval()
-    for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)  # as programs keep them
+    network = for_programs(network)
     example = torch.zeros(2, *network.skeleton.input_shape)
     read = {PT2: _write_pt2, ONNX: _write_onnx, STATE_DICT: _write_state}[format](network, example, path)
     worst = 0.0
@@ -76,6 +74,14 @@ def export_network(network: DiscreteNetwork, path: Path, format: str = PT2) -> E
             "export another format, and report the network."
         )
     return Exported(path, worst)
+
+
+def for_programs(network: DiscreteNetwork) -> DiscreteNetwork:
+    """Return a copy in evaluation mode on the CPU, without what was removed, weights laid out as programs keep them."""
+    network = copy.deepcopy(network).compact().cpu().eval()
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return network
 
 
 def _write_pt2(network: DiscreteNetwork, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:

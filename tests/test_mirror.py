@@ -2,15 +2,19 @@
 
 import logging
 
+import mlflow
+import numpy as np
 import optuna
 import pytest
+import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 from test_cli import TINY as STUDY
 from typer.testing import CliRunner
 
-from optuna_nas import MLflowTracker
+from optuna_nas import MLflowTracker, load_network
 from optuna_nas.cli import app
+from optuna_nas.objective import network_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -129,3 +133,34 @@ def test_bad_input_is_one_sentence(storage, tmp_path):
     assert done.exit_code == 2
     assert "127.0.0.1:9" in done.stderr
     assert not (tmp_path / "no.db").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(STUDY)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert nas("run", "tiny.py", "--no-mlflow").exit_code == 0
+    done = nas("export", "tiny.py", "--format", "mlflow", "--mlflow", uri)
+    assert done.exit_code == 2
+    assert "`study` must be in MLflow" in " ".join(done.stderr.split())
+    assert nas("mirror", "tiny.py", "--mlflow", uri).exit_code == 0
+    done = nas("export", "tiny.py", "--format", "mlflow", "--mlflow", uri, "--register", "tiny-net")
+    assert done.exit_code == 0, done.stderr
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path}/runs/tiny/study.db")
+    assert f"of the run of trial {study.best_trial.number}, version 1 of tiny-net" in done.stdout
+    client, _, children = runs_of(uri)
+    (version,) = client.search_model_versions("name = 'tiny-net'")
+    assert version.run_id == children[study.best_trial.number].info.run_id
+    mlflow.set_tracking_uri(uri)
+    try:
+        model = mlflow.pyfunc.load_model("models:/tiny-net/1")
+    finally:
+        mlflow.set_tracking_uri("")
+    images = np.random.default_rng(1).normal(size=(4, 1, 6, 6)).astype(np.float32)
+    network = load_network(network_path(tmp_path / "runs" / "tiny", study.best_trial.number))
+    expected = network(torch.from_numpy(images)).detach().numpy()
+    assert np.allclose(model.predict(images), expected, atol=1e-5)
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 6, 6)
+    done = nas("export", "tiny.py", "--register", "tiny-net")
+    assert "`--register` must go with --format mlflow" in " ".join(done.stderr.split())

@@ -1,0 +1,103 @@
+"""A trained network as an MLflow model of its trial's run: with signature, example and requirements."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+import mlflow
+import numpy as np
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from optuna_nas.export import CHECKED_BATCHES, MOST_DIFFERENCE, for_programs
+from optuna_nas.tracking.records import one_line, unreachable
+
+if TYPE_CHECKING:
+    import optuna
+
+    from optuna_nas.networks import DiscreteNetwork
+    from optuna_nas.tracking.tracker import MLflowTracker
+
+NAME = "network"
+UID = "optuna_nas:study_uid"
+
+
+class LoggedModel(NamedTuple):
+    """Address of a model, its version where it was registered, largest difference of a class score."""
+
+    uri: str
+    version: str | None
+    max_difference: float
+
+
+def log_model(
+    tracker: MLflowTracker, study: optuna.Study, trial_number: int, network: DiscreteNetwork, register: str | None
+) -> LoggedModel:
+    """Log a network to the run of a trial, load it as `mlflow.pyfunc` does, and compare the two.
+
+    The model is a program of `torch.export`, so that nothing is unpickled when it is loaded.
+
+    Args:
+        tracker: Where the study was tracked.
+        study: Tracked before.
+        trial_number: Whose run it goes to.
+        network: In any mode.
+        register: Name in MLflow's registry; None does not register it.
+
+    Raises:
+        ConnectionError: MLflow can't be used at the address.
+        ValueError: MLflow does not know the trial.
+        ArithmeticError: A class score differs by more than 1e-4.
+    """
+    client = MlflowClient(tracker.store_uri)
+    try:
+        experiment = client.get_experiment_by_name(tracker.experiment)
+        condition = f"tags.`optuna_nas.study_uid` = '{study.user_attrs.get(UID, '')}'"
+        condition += f" and tags.`optuna.trial_number` = '{trial_number}'"
+        runs = client.search_runs([experiment.experiment_id], condition) if experiment else []
+    except MlflowException as error:
+        raise unreachable(tracker.tracking_uri, one_line(error)) from error
+    if not runs:
+        raise ValueError(
+            f"`study` must be in MLflow to log its network there but trial {trial_number} of {study.study_name!r} is "
+            "not; run `optuna-nas mirror` first."
+        )
+    shape, program = network.skeleton.input_shape, for_programs(network)
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, network.skeleton.classes))]),
+    )
+    before, level = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level
+    mlflow.set_tracking_uri(tracker.store_uri)  # of the whole process, which is why it is put back
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    try:
+        info = Model.log(
+            None,
+            mlflow.pytorch,
+            register,
+            name=NAME,
+            run_id=runs[0].info.run_id,
+            pytorch_model=program,
+            signature=signature,
+            input_example=np.zeros((2, *shape), np.float32),
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
+            serialization_format="pt2",
+        )
+        loaded = mlflow.pyfunc.load_model(info.model_uri)
+    finally:
+        mlflow.set_tracking_uri(before)
+        logging.getLogger("mlflow").setLevel(level)
+    draw, worst = np.random.default_rng(0), 0.0
+    for size in CHECKED_BATCHES:
+        images = draw.normal(size=(size, *shape)).astype(np.float32)
+        with torch.no_grad():
+            expected = program(torch.from_numpy(images))
+        worst = max(worst, float(np.abs(loaded.predict(images) - expected.numpy()).max()))
+    if not worst <= MOST_DIFFERENCE:
+        raise ArithmeticError(f"`format` 'mlflow' must keep the class scores but differs by {worst:.3g}; report it.")
+    version = info.registered_model_version
+    return LoggedModel(info.model_uri, None if version is None else str(version), worst)
