@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import io
-import platform
-import subprocess
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
+from optuna_nas.environment import git_commit, versions
 from optuna_nas.objective import REASON, TrainObjective
 from optuna_nas.plots import plot_architecture, plot_distribution
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 ROWS = 20
 FEWEST_GUESSES = 5
 SHOWN_REASONS = 8
-PACKAGES = ("optuna_nas", "optuna", "torch", "torchvision", "mlflow", "numpy")
 
 
 class Text(NamedTuple):
@@ -306,28 +303,9 @@ def _reproduction(search: Search, study: Study, command: str) -> list[Text | Tab
         described = objective.data.describe()
         rows.append(("data", f"{described['name']}, digest {described['digest']}"))
         rows += [(f"recipe: {name}", str(value)) for name, value in vars(objective.recipe).items()]
-    rows += [(name, found) for name in PACKAGES if (found := _version(name))]
-    rows += [("Python", platform.python_version()), ("git commit", _commit())]
+    rows += [*versions().items(), ("git commit", git_commit())]
     asked: list[Text | Table | Picture] = [Text(command, code=True)] if command else []
     return [*asked, Table(("", ""), [row for row in rows if row[1]])]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _commit() -> str:
-    """Return the commit of the working folder, marked where files differ from it."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
 
 
 def _picture(name: str, shows: str, draw: Callable[[], Figure]) -> Picture:

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from optuna_nas.data import TEST, Data
+from optuna_nas.environment import git_commit, versions
 from optuna_nas.objective import (
     DUPLICATE_OF,
     REASON,
@@ -605,6 +606,7 @@ class _Shown(TypedDict):
     description: str
     dataset: DatasetInfo | None
     params: Mapping[str, object]
+    tags: Mapping[str, str]
 
 
 def shown_in_mlflow(search: Search) -> _Shown:
@@ -614,6 +616,8 @@ def shown_in_mlflow(search: Search) -> _Shown:
         "description": search.description,
         "dataset": _dataset_info(search.resolved_objective()),
         "params": _summary(search),
+        "tags": {f"version.{name}": found for name, found in versions().items()}
+        | ({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
     }
 
 

@@ -147,6 +147,7 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch):
     assert nas("mirror", "tiny.py", "--mlflow", uri).exit_code == 0
     done = nas("export", "tiny.py", "--format", "mlflow", "--mlflow", uri, "--register", "tiny-net")
     assert done.exit_code == 0, done.stderr
+    assert not mlflow.is_tracking_uri_set()
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path}/runs/tiny/study.db")
     assert f"of the run of trial {study.best_trial.number}, version 1 of tiny-net" in done.stdout
     client, _, children = runs_of(uri)
@@ -156,7 +157,7 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch):
     try:
         model = mlflow.pyfunc.load_model("models:/tiny-net/1")
     finally:
-        mlflow.set_tracking_uri("")
+        mlflow.set_tracking_uri(None)
     images = np.random.default_rng(1).normal(size=(4, 1, 6, 6)).astype(np.float32)
     network = load_network(network_path(tmp_path / "runs" / "tiny", study.best_trial.number))
     expected = network(torch.from_numpy(images)).detach().numpy()
@@ -164,3 +165,33 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch):
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 6, 6)
     done = nas("export", "tiny.py", "--register", "tiny-net")
     assert "`--register` must go with --format mlflow" in " ".join(done.stderr.split())
+
+
+def test_runs_say_what_they_were_made_with_and_what_pruning_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(STUDY)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert nas("run", "tiny.py", "--mlflow", uri).exit_code == 0
+    client, parent, children = runs_of(uri)
+    for run in (parent, *children.values()):
+        assert run.data.tags["version.torch"] == torch.__version__
+        assert client.get_run(run.info.run_id).inputs.dataset_inputs[0].dataset.digest
+    assert parent.data.params["recipe/seed"] == "0"
+
+
+def test_the_share_of_pruned_trials_and_the_seconds_saved_by_hand(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    for state, seconds in (("COMPLETE", 10.0), ("PRUNED", 4.0), ("COMPLETE", 20.0), ("PRUNED", 1.0), ("FAIL", 9.0)):
+        value = 1.0 if state == "COMPLETE" else None
+        attributes = {"train_seconds": seconds}
+        study.add_trial(optuna.trial.create_trial(state=TrialState[state], value=value, user_attrs=attributes))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MLflowTracker(uri).rebuild(study)
+    client, parent, _ = runs_of(uri)
+
+    def curve(name):
+        return [point.value for point in client.get_metric_history(parent.info.run_id, name)]
+
+    assert curve("pruned_share") == pytest.approx([0, 1 / 2, 1 / 3, 2 / 4, 2 / 5])
+    # Means of completed trials are 10, 10, 15, 15, 15; the pruned ones took 4 and 1.
+    assert curve("seconds_saved") == pytest.approx([0, 6, 11, 25, 25])

@@ -29,6 +29,7 @@ from optuna.trial import TrialState
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
+from optuna_nas.plots.progress import spent_seconds
 from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers.snas import records_of
 from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, fit_records_of, masks_of
@@ -122,6 +123,8 @@ class Mirror:
         self._fits: set[int] = set()  # trials whose fits are in MLflow
         self._masks_step = -1  # of the masks in MLflow's picture
         self._drawn: Counter[str] = Counter()  # finished trials in the study's pictures, by their name
+        self._source: dict[str, str] = {}  # tags of trials that this process runs
+        self._dataset: DatasetInput | None = None
         self._scatter = SCATTER_ATTRIBUTES[-1]
         self._refused = False  # an artifact could not be stored
 
@@ -159,7 +162,12 @@ class Mirror:
         return view_url(self._uri, local_server, experiment.experiment_id, uid)
 
     def open(
-        self, study: optuna.Study, description: str, dataset: DatasetInfo | None, params: Mapping[str, object]
+        self,
+        study: optuna.Study,
+        description: str,
+        dataset: DatasetInfo | None,
+        params: Mapping[str, object],
+        tags: Mapping[str, str] = _EMPTY,
     ) -> None:
         """Find or make the experiment and the study's run."""
         _silence()
@@ -179,11 +187,13 @@ class Mirror:
         texts = {keys[name]: _text(value) for name, value in params.items()}
         changed = {f"changed.{key}": text for key, text in texts.items() if known.get(key, text) != text}
         note = {"mlflow.note.content": description} if description else {}
-        self._log(self._parent_id, (), {key: text for key, text in texts.items() if key not in known}, note | changed)
+        new = {key: text for key, text in texts.items() if key not in known}
+        self._log(self._parent_id, (), new, {**note, **changed, **tags})
+        self._source = dict(tags)
         if dataset is not None:
             entity = Dataset(dataset.name, dataset.digest[:36], "external", json.dumps({"uri": dataset.source}))
-            context = InputTag("mlflow.data.context", "search")
-            self._client.log_inputs(self._parent_id, datasets=[DatasetInput(entity, [context])])
+            self._dataset = DatasetInput(entity, [InputTag("mlflow.data.context", "search")])
+            self._client.log_inputs(self._parent_id, datasets=[self._dataset])
         self._save_view(study)
 
     def _find_experiment(self) -> str:
@@ -302,7 +312,11 @@ class Mirror:
             if not (found := self._search(f"tags.`optuna.trial_number` = '{number}'")):
                 own = {"mlflow.parentRunId": self._parent_id, "optuna.trial_number": str(number)}
                 tags = self._tags | {"optuna_nas.kind": "trial"} | own
+                if number in self.running or number in self.own:
+                    tags |= self._source
                 found = [self._client.create_run(self._experiment_id, start, tags, f"trial {number}")]
+                if self._dataset is not None:
+                    self._client.log_inputs(found[0].info.run_id, datasets=[self._dataset])
             self._children[number] = _Child.of(found[0])
         return self._children[number].run_id
 
@@ -403,7 +417,7 @@ class Mirror:
         horizon = min(list(self.running), default=inf)
         best: float | None = None
         counts: Counter[TrialState] = Counter()
-        points, seen = [], []
+        points, seen, saved = [], [], _Saved()
         for trial in finished_trials(study):
             if trial.number > horizon:
                 break
@@ -411,6 +425,8 @@ class Mirror:
             seen.append(trial)
             values = {"n_complete": TrialState.COMPLETE, "n_pruned": TrialState.PRUNED, "n_failed": TrialState.FAIL}
             point = {name: float(counts[state]) for name, state in values.items()}
+            saved.add(trial)
+            point |= {"pruned_share": counts[TrialState.PRUNED] / len(seen), "seconds_saved": saved.seconds}
             if self._counts(trial):
                 value = trial.values[0]
                 best = value if best is None else max(best, value) if self._maximize else min(best, value)
@@ -538,6 +554,25 @@ class Mirror:
         # `set_terminated` of a server's run prints its address; the store behind it does not.
         store = self._client._tracking_client.store
         store.update_run_info(run_id, RunStatus.from_string(status), end, None)
+
+
+class _Saved:
+    """Seconds that pruning has saved: for a pruned trial, what it lacks to the mean of those that completed."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[TrialState] = Counter()
+        self._seconds: defaultdict[TrialState, float] = defaultdict(float)
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Count a finished trial."""
+        self._counts[trial.state] += 1
+        self._seconds[trial.state] += spent_seconds(trial)
+
+    @property
+    def seconds(self) -> float:
+        complete, pruned = TrialState.COMPLETE, TrialState.PRUNED
+        mean = self._seconds[complete] / max(1, self._counts[complete])
+        return max(0.0, mean * self._counts[pruned] - self._seconds[pruned])
 
 
 def _points(epoch: Epoch) -> list[Metric]:

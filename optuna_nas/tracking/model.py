@@ -71,7 +71,8 @@ def log_model(
         Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, network.skeleton.classes))]),
     )
-    before, level = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    level = logging.getLogger("mlflow").level
     mlflow.set_tracking_uri(tracker.store_uri)  # of the whole process, which is why it is put back
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:

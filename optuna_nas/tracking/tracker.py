@@ -117,6 +117,7 @@ class MLflowTracker:
         description: str = "",
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
+        tags: Mapping[str, str] = _EMPTY,
     ) -> None:
         """Connect, and find or make the run of this study; what MLflow missed of it is then written in passing.
 
@@ -127,6 +128,7 @@ class MLflowTracker:
             description: Markdown, shown on the study's run.
             dataset: Shown on the study's run.
             params: Of the search, shown on the study's run. One that changed since the study began becomes a tag.
+            tags: Of the study's run and of the trials that it runs from now on, such as `mlflow.source.git.commit`.
 
         Raises:
             ConnectionError: MLflow can't be used at the address; one that does not answer is found out within 10
@@ -142,7 +144,7 @@ class MLflowTracker:
         self._thread = threading.Thread(target=self._work, args=(mirror,), name=THREAD_NAME, daemon=True)
         self._thread.start()
         missed = finished_trials(study)  # what finishes from now on comes by `trial_finished`
-        opened = self._put_awaited(partial(mirror.open, study, description, dataset, params), pauses=())
+        opened = self._put_awaited(partial(mirror.open, study, description, dataset, params, tags), pauses=())
         try:
             opened.result(START_SECONDS)
         except Exception as error:
@@ -212,6 +214,7 @@ class MLflowTracker:
         description: str = "",
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
+        tags: Mapping[str, str] = _EMPTY,
         on_progress: Callable[[int], None] | None = None,
     ) -> str:
         """Write all that MLflow misses of a study, any of Optuna's, wait for it, and return the view's address.
@@ -224,6 +227,7 @@ class MLflowTracker:
             description: As `start`.
             dataset: As `start`.
             params: As `start`.
+            tags: As `start`; of the study's run only.
             on_progress: Called with the number of finished trials that are in MLflow, in another thread.
 
         Raises:
@@ -239,7 +243,7 @@ class MLflowTracker:
         def write() -> None:
             try:
                 mirror.check()
-                mirror.open(study, description, dataset, params)
+                mirror.open(study, description, dataset, params, tags)
                 mirror.replay(study, finished, on_progress or (lambda n_done: None))
                 mirror.close(study, "RUNNING" if running else "FINISHED")
             except BaseException as error:
