@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 study: $(VENV)/.installed ## search an architecture for handwritten digits, two minutes on two cores
 	$(BIN)/optuna-nas run studies/digits.py
 
-test: $(VENV)/.installed-dev ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## run the tests, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev ## format, habits, floors, Dockerfile
 	$(BIN)/ruff format --check .
