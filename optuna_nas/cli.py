@@ -217,6 +217,62 @@ def view(
 
 
 @app.command()
+def compare(
+    studies: Annotated[list[Path], typer.Argument(help="Study files; their `search` takes a `seed`.")],
+    budget: Annotated[str, typer.Option(help="Of every run: trials=30, seconds=600 or epochs=200.")] = "trials=30",
+    seeds: Annotated[int, typer.Option(help="Runs of each strategy.")] = 3,
+    name: Annotated[str | None, typer.Option(help="Of the comparison; by default the studies'.")] = None,
+    mlflow: MLflow = None,
+    no_mlflow: Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the runs to MLflow.")] = False,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Run studies, random search and TPE under one budget with several seeds, and show who wins."""
+    with _shown_errors(debug):
+        with console.status("Loading PyTorch and the studies ..."):
+            from optuna_nas import comparison
+            from optuna_nas.tracking import MLflowTracker
+
+            spending = comparison.Budget.parse(budget)
+
+            def make(seed: int) -> list[Search]:
+                return [_load(study, [*(settings or []), f"seed={seed}"]) for study in studies]
+
+            first = make(0)
+        title = name or "-".join(search.name for search in first)
+        folder = Path("runs") / f"compare-{title}"
+
+        def tracker(tags: Mapping[str, str]) -> MLflowTracker | None:
+            return None if no_mlflow else MLflowTracker(mlflow, f"compare-{title}", tags=tags)
+
+        with _Displays() as displays:
+            found = comparison.compare(make, spending, seeds, folder, tracker, listener=displays.next)
+        if found is None:
+            again = shlex.join([_program(), *sys.argv[1:]])
+            _print_line("\nInterrupted", f"To go on: {again}")
+            raise typer.Exit(130)
+        table = Table(title=f"{title}: {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget} each")
+        rows = [comparison.cells(row) for row in found.rows]
+        for heading in comparison.HEADINGS:
+            table.add_column(heading, justify="left" if heading == "strategy" else "right")
+        for row in rows:
+            table.add_row(*map(_escaped, row))
+        console.print(table)
+        figure = found.figure(spending)
+        figure.savefig(folder / "comparison.png")
+        (folder / "comparison.json").write_text(comparison.as_json(found))
+        _print_line("Files", f"{folder / 'comparison.png'}, {folder / 'comparison.json'}")
+        used = tracker({})
+        if used is not None:
+            from optuna_nas.tracking.comparison import save_comparison
+
+            note = f"{seeds} seeds of every strategy, {budget} each; best first."
+            address = save_comparison(used, found.studies, first[0].space, comparison.HEADINGS, rows, figure, note)
+            serve = "" if used.served else f"mlflow ui --backend-store-uri {used.tracking_uri}; then "
+            _print_line("See it in MLflow", serve + address)
+
+
+@app.command()
 def train(
     study: StudyFile,
     architecture: Annotated[
@@ -501,8 +557,8 @@ def _escaped(text: str) -> str:
 class _Display:
     """Progress of a search: bars in a terminal, a line a trial elsewhere."""
 
-    def __init__(self, trials: int) -> None:
-        self._trials = trials
+    def __init__(self, trials: int | None) -> None:
+        self._trials = trials  # in all; None where something else ends the search
         self._lock = threading.Lock()
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -601,12 +657,36 @@ class _Display:
         unknown = "the objective gave no valid value" if trial.state.name == "FAIL" else ""
         reason = trial.user_attrs.get(REASON, unknown)
         reason = f" ({reason})" if reason else ""
+        total = "" if self._trials is None else f"/{self._trials}"
         console.print(
-            f"[{done}/{self._trials}] trial {trial.number}: {outcome}{reason}; {note}",
+            f"[{done}{total}] trial {trial.number}: {outcome}{reason}; {note}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
+
+
+class _Displays:
+    """One display after the other, one a run of a comparison."""
+
+    def __init__(self) -> None:
+        self._shown: _Display | None = None
+
+    def __enter__(self) -> _Displays:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._shown is not None:
+            self._shown.__exit__()
+
+    def next(self, strategy: str, seed: int, search: Search) -> _Display:
+        """Close the display of the last run and show that of the next."""
+        self.__exit__()
+        console.print(f"{strategy}, seed {seed}", highlight=False)
+        from optuna_nas.comparison import MOST_TRIALS
+
+        self._shown = _Display(None if search.trials == MOST_TRIALS else search.trials).__enter__()
+        return self._shown
 
 
 def _print_result(search: Search, result: SearchResult) -> None:

@@ -298,8 +298,12 @@ def counted_trials(study: Study) -> int:
     return sum(trial.state.is_finished() and REQUEUED not in trial.user_attrs for trial in trials)
 
 
-def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
+def run(
+    search: Search, listener: SearchListener | None = None, enough: Callable[[Study], bool] = lambda study: False
+) -> SearchResult:
     """Run a search to its total of trials, and sum it up.
+
+    `enough` is asked after every trial, and before the first; True ends the search as if its total were reached.
 
     Ctrl-C (SIGINT) once ends after the running trials, twice at once; SIGTERM ends at the next training step with a
     checkpoint. Whatever was interrupted, by a kill too, goes on when the search is run again.
@@ -316,11 +320,11 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
             search.sampler.reseed_rng()  # its seed has been used up; it would propose the same architectures again
         tracker = search.tracking
         if tracker is None:
-            return _run(search, study, None, listener)
+            return _run(search, study, None, listener, enough)
         tracker.start(study, **shown_in_mlflow(search))
         status = "FAILED"
         try:
-            result = _run(search, study, tracker, listener)
+            result = _run(search, study, tracker, listener, enough)
             status = "KILLED" if result.interrupted else "FINISHED"
         finally:
             if listener is not None:
@@ -329,7 +333,13 @@ def run(search: Search, listener: SearchListener | None = None) -> SearchResult:
         return result
 
 
-def _run(search: Search, study: Study, tracker: MLflowTracker | None, listener: SearchListener | None) -> SearchResult:
+def _run(
+    search: Search,
+    study: Study,
+    tracker: MLflowTracker | None,
+    listener: SearchListener | None,
+    enough: Callable[[Study], bool],
+) -> SearchResult:
     """Run the missing trials of an opened study, and sum it up."""
     folder, objective = search.resolved_folder(), search.resolved_objective()
     if search.cpu_threads is not None:
@@ -361,10 +371,13 @@ def _run(search: Search, study: Study, tracker: MLflowTracker | None, listener: 
     def after_trial(study: Study, trial: FrozenTrial) -> None:
         events.trial_finished(study, trial)
         _forget_networks(study, folder, search.keep_networks)
-        if interrupts.after_trial.is_set() or counted_trials(study) >= search.trials:
+        if interrupts.after_trial.is_set() or missing_trials() == 0:
             study.stop()
 
-    missing = search.trials - counted_trials(study)
+    def missing_trials() -> int:
+        return 0 if enough(study) else max(0, search.trials - counted_trials(study))
+
+    missing = missing_trials()
     if missing > 0:
         try:
             with interrupts.installed(), suppress(TrainingStopped, KeyboardInterrupt):
@@ -379,7 +392,7 @@ def _run(search: Search, study: Study, tracker: MLflowTracker | None, listener: 
             for part in trains:
                 part.prepare(folder, None, None)
         requeue_interrupted(study)
-    missing = max(0, search.trials - counted_trials(study))
+    missing = missing_trials()
     result = summarise(search, study, judge=missing == 0)
     return replace(result, interrupted=missing > 0, missing=missing)
 

@@ -422,7 +422,12 @@ def test_scores_against_truth_are_shown_while_trials_finish(uri, tmp_path):
 def test_the_view_fits_into_a_tag():
     params = [f"reduction/{i}-{j}" for i in range(9) for j in range(i)]
     view = comparison_view(
-        "accuracy", maximize=True, params=params[:8], scatter="params", winner="best", study_uid="u" * 16
+        "accuracy",
+        maximize=True,
+        params=params[:8],
+        scatter="params",
+        winner="best",
+        search_filter="u" * 64,
     )
     assert len(json.dumps(view)) < 20_000 / 2
 

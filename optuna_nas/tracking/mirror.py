@@ -53,6 +53,7 @@ from optuna_nas.tracking.view import (
     comparison_view,
     mlflow_keys,
     parallel_axes,
+    study_filter,
     view_key,
     view_url,
     winner_key,
@@ -224,7 +225,7 @@ class Mirror:
 
     def _search(self, condition: str) -> list[Run]:
         """Return the runs of this study for which the condition holds, oldest first."""
-        query = f"tags.`optuna_nas.study_uid` = '{self._tags['optuna_nas.study_uid']}' and {condition}"
+        query = f"{study_filter(self._tags['optuna_nas.study_uid'])} and {condition}"
         order = ["attributes.start_time", "attributes.run_id"]
         runs: list[Run] = []
         token = None
@@ -525,7 +526,7 @@ class Mirror:
             params=parallel_axes(finished, self._space),
             scatter=self._scatter,
             winner=next((winner_key(n) for n, child in self._children.items() if child.name.endswith(BEST)), ""),
-            study_uid=self._tags["optuna_nas.study_uid"],
+            search_filter=study_filter(self._tags["optuna_nas.study_uid"]),
         )
         tag = f"mlflow.sharedViewState.{view_key(self._tags['optuna_nas.study_uid'])}"
         self._client.set_experiment_tag(self._experiment_id, tag, json.dumps(view))

@@ -77,14 +77,20 @@ class MLflowTracker:
             `MLFLOW_TRACKING_URI` of the environment, or else `sqlite:///mlflow.db` in the working folder.
         experiment: Name of the MLflow experiment; `optuna_nas` by default.
         metric: Name of the objective's value. `epoch` metrics of that name are its learning curve.
+        tags: Of all runs that it makes.
     """
 
     def __init__(
-        self, tracking_uri: str | None = None, experiment: str | None = None, metric: str = "accuracy"
+        self,
+        tracking_uri: str | None = None,
+        experiment: str | None = None,
+        metric: str = "accuracy",
+        tags: Mapping[str, str] = _EMPTY,
     ) -> None:
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
         self.experiment = experiment or "optuna_nas"
         self.metric = metric
+        self.tags = dict(tags)
         self.store_uri = self.tracking_uri  # with a database where it is now, whoever changes the folder later
         if self.tracking_uri.startswith(SQLITE):
             self.store_uri = SQLITE + str(Path(self.tracking_uri.removeprefix(SQLITE)).absolute())
@@ -101,7 +107,7 @@ class MLflowTracker:
         self._down_until = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("tracking_uri", "store_uri", "experiment", "metric")}
+        return {name: getattr(self, name) for name in ("tracking_uri", "store_uri", "experiment", "metric", "tags")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -144,7 +150,9 @@ class MLflowTracker:
         self._thread = threading.Thread(target=self._work, args=(mirror,), name=THREAD_NAME, daemon=True)
         self._thread.start()
         missed = finished_trials(study)  # what finishes from now on comes by `trial_finished`
-        opened = self._put_awaited(partial(mirror.open, study, description, dataset, params, tags), pauses=())
+        opened = self._put_awaited(
+            partial(mirror.open, study, description, dataset, params, {**tags, **self.tags}), pauses=()
+        )
         try:
             opened.result(START_SECONDS)
         except Exception as error:

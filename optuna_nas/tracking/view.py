@@ -48,7 +48,7 @@ def _is_key(name: str) -> bool:
 
 
 def comparison_view(
-    metric: str, *, maximize: bool, params: Sequence[str], scatter: str, winner: str, study_uid: str
+    metric: str, *, maximize: bool, params: Sequence[str], scatter: str, winner: str, search_filter: str
 ) -> dict[str, Any]:
     """Return the state of MLflow's run page that compares the trials of a study.
 
@@ -61,7 +61,7 @@ def comparison_view(
         params: Keys of the parameters to draw as parallel axes.
         scatter: Key of the metric to draw against the value.
         winner: Key of the picture of the best architecture, empty as long as there is none.
-        study_uid: Whose runs to show.
+        search_filter: Which runs to show, as MLflow asks for them; empty for all of the experiment.
     """
     line = {"type": "LINE", "xAxisKey": "step", "useGlobalXaxisKey": False, "lineSmoothness": 0, "displayPoints": True}
     best_value = line | {"metricKey": "best_value", "selectedMetricKeys": ["best_value"]}
@@ -81,7 +81,7 @@ def comparison_view(
     }
     kept = {"isGenerated": False, "deleted": False}  # the page may neither replace nor hide it
     return {
-        "searchFilter": f"tags.`optuna_nas.study_uid` = '{study_uid}'",
+        "searchFilter": search_filter,
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": not maximize,
         "runsHiddenMode": "SHOW_ALL",
@@ -95,6 +95,11 @@ def comparison_view(
             for i, chart in enumerate(charts)
         ],
     }
+
+
+def study_filter(uid: str) -> str:
+    """Return what finds the runs of a study."""
+    return f"tags.`optuna_nas.study_uid` = '{uid}'"
 
 
 def winner_key(number: int) -> str:

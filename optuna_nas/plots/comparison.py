@@ -1,0 +1,73 @@
+"""The best value of several strategies against what they spent."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from optuna_nas.plots.cells import FONT, INK, PAPER, TITLE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
+"""Okabe and Ito's colour-blind-safe palette."""
+
+
+class AnytimeBand(NamedTuple):
+    """The best value so far of a strategy, S seeds at T amounts spent.
+
+    Args:
+        strategy: Its name.
+        spent: Shape (T,).
+        best: Shape (S, T); NaN before the first trial.
+    """
+
+    strategy: str
+    spent: NDArray[np.float64]
+    best: NDArray[np.float64]
+
+    def mean_and_error(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the mean over the seeds that have a value, and its standard error; NaN where none has."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of columns without any value
+            mean, spread = np.nanmean(self.best, 0), np.nanstd(self.best, 0)
+        return mean, spread / np.sqrt(np.maximum(1, np.isfinite(self.best).sum(0)))
+
+
+def draw_bands(bands: Sequence[AnytimeBand], spent_name: str, value_name: str) -> Figure:
+    """Draw the mean of every strategy and a band of one standard error.
+
+    Args:
+        bands: Best strategy first.
+        spent_name: What was spent: `trials`, `seconds` or `epochs`.
+        value_name: Of the vertical axis.
+    """
+    figure = Figure(figsize=(6.4, 4.0), dpi=120, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor(PAPER)
+    lowest = []
+    for number, band in enumerate(bands):
+        colour, (mean, error) = COLOURS[number % len(COLOURS)], band.mean_and_error()
+        axes.plot(band.spent, mean, color=colour, linewidth=2, label=band.strategy, drawstyle="steps-post")
+        axes.fill_between(band.spent, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0, step="post")
+        lowest += mean[np.isfinite(mean)].tolist()
+    if lowest:
+        low, high = np.quantile(lowest, 0.05), max(lowest)
+        axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.1 * (high - low + 1e-9))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    font = {"family": FONT, "size": TITLE_SIZE - 2}
+    figure.legend(frameon=False, loc="outside lower center", ncols=min(4, max(1, len(bands))), prop=font)
+    axes.set_xlabel(f"{spent_name} spent", color=INK, family=FONT)
+    axes.set_ylabel(value_name, color=INK, family=FONT)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure

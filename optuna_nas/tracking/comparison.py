@@ -1,0 +1,74 @@
+"""A comparison of strategies in MLflow: one experiment, a run that holds table and picture, a saved view of all."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from mlflow import MlflowClient
+
+from optuna_nas.tracking.mirror import UID_ATTRIBUTE
+from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, parallel_axes, view_key, view_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import optuna
+    from matplotlib.figure import Figure
+
+    from optuna_nas.space import Space
+    from optuna_nas.tracking.tracker import MLflowTracker
+
+KIND = "comparison"
+
+
+def save_comparison(
+    tracker: MLflowTracker,
+    studies: Sequence[optuna.Study],
+    space: Space,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    figure: Figure,
+    note: str,
+) -> str:
+    """Write table, picture and view of a comparison whose runs are in one experiment; return the view's address.
+
+    Written twice, it makes no second run.
+
+    Args:
+        tracker: Of the experiment.
+        studies: All of the comparison.
+        space: Of the studies.
+        headings: Of the table.
+        rows: Of the table.
+        figure: Best value against what was spent.
+        note: Markdown, shown on the run.
+    """
+    client = MlflowClient(tracker.store_uri)
+    experiment = client.get_experiment_by_name(tracker.experiment)
+    assert experiment is not None  # the studies are in it
+    found = client.search_runs([experiment.experiment_id], f"tags.`optuna_nas.kind` = '{KIND}'")
+    if found:
+        run_id = found[0].info.run_id
+    else:
+        run_id = client.create_run(
+            experiment.experiment_id, tags={"optuna_nas.kind": KIND}, run_name="comparison"
+        ).info.run_id
+    client.log_text(run_id, json.dumps({"columns": list(headings), "data": [list(row) for row in rows]}), "table.json")
+    client.log_figure(run_id, figure, "best_against_spent.png")
+    client.set_tag(run_id, "mlflow.loggedArtifacts", '[{"path": "table.json", "type": "table"}]')
+    client.set_tag(run_id, "mlflow.note.content", note)
+    client.set_terminated(run_id)
+    finished = [trial for study in studies for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    key = str(studies[0].user_attrs.get(UID_ATTRIBUTE, KIND))
+    view = comparison_view(
+        tracker.metric,
+        maximize=studies[0].directions[0].name == "MAXIMIZE",
+        params=parallel_axes(finished, space),
+        scatter="surrogate_score" if any("surrogate_score" in trial.user_attrs for trial in finished) else "params",
+        winner="",
+        search_filter="",
+    )
+    state = f"mlflow.sharedViewState.{view_key(f'{KIND}_{key}')}"
+    client.set_experiment_tag(experiment.experiment_id, state, json.dumps(view))
+    return view_url(tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, f"{KIND}_{key}")
