@@ -15,6 +15,7 @@ import time
 import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import optuna
@@ -146,6 +147,7 @@ class Mirror(NamedTuple):
     experiment: Any
     parent: Any
     children: dict[int, Any]
+    fits: dict[str, Any]
 
     def curve(self, run, metric):
         return [(point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, metric)]
@@ -168,11 +170,14 @@ def read(uri, experiment="optuna_nas"):
     found = client.get_experiment_by_name(experiment)
     runs = client.search_runs([found.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == len(runs) - 1
+    below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(below) == len(runs) - 1
+    fits = {run.data.tags["optuna_nas.model"]: run for run in below if run.data.tags["optuna_nas.kind"] == "fit"}
+    children = [run for run in below if run.data.tags["optuna_nas.kind"] == "trial"]
+    assert len(children) + len(fits) == len(below)
     numbers = [int(run.data.tags["optuna.trial_number"]) for run in children]
     assert len(set(numbers)) == len(numbers), "a trial has two runs"
-    return Mirror(client, found, parent, dict(sorted(zip(numbers, children, strict=True))))
+    return Mirror(client, found, parent, dict(sorted(zip(numbers, children, strict=True))), fits)
 
 
 # -- one search, looked at from all sides ------------------------------------------------------------------------------
@@ -275,7 +280,14 @@ def test_the_study_has_curves_over_trial_numbers(finished):
 
 def test_the_study_shows_its_description_params_and_dataset(finished):
     mirror, _, _ = finished
-    assert mirror.parent.data.tags["mlflow.note.content"] == "Which cell is *best*?"
+    note = mirror.parent.data.tags["mlflow.note.content"]
+    best = max((0, 3, 4, 5), key=value_of)
+    assert note.startswith("Which cell is *best*?\n\n**Best accuracy: ")
+    assert f"of trial {best}." in note
+    assert "4 complete, 1 pruned, 1 fail." in note
+    picture = f"get-artifact?path=architecture.png&run_uuid={mirror.children[best].info.run_id}"
+    assert f"![the best architecture]({picture})" in note
+    assert f"| 1 | {best} | {value_of(best):.4g} |" in note
     assert mirror.parent.data.params == {"sampler": "RandomSampler", "trials": "6"}
     (used,) = mirror.parent.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("digits", "d" * 36)
@@ -367,6 +379,10 @@ def test_the_training_of_a_hypernetwork_is_shown_on_the_study_once(uri, tmp_path
         curve = mirror.client.get_metric_history(mirror.parent.info.run_id, f"ghn/{name}")
         assert [point.step for point in curve] == [record.step for record in ghn.records]
         assert [point.value for point in curve] == pytest.approx([r.metrics[name] for r in ghn.records], rel=1e-4)
+        own = mirror.client.get_metric_history(mirror.fits["GHN"].info.run_id, name)
+        assert [(point.step, point.value) for point in own] == [(point.step, point.value) for point in curve]
+    assert mirror.fits["GHN"].info.status == "FINISHED"
+    assert mirror.fits["GHN"].info.run_name == "GHN fit"
 
 
 def test_mlflow_keys_read_well_and_stay_different():
@@ -831,14 +847,8 @@ def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.browser
-def test_the_view_opens_in_a_browser_with_its_charts(server, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("neither chromium nor google-chrome is installed; `apt-get install chromium` brings one")
-    server.wait()
-    tracker, study = MLflowTracker(server.uri, experiment="browser"), new_study(folder=tmp_path)
-    search(tracker, study, 4)
+def seen_in(browser, address, place):
+    """Return what a browser makes of a page, and leave a picture of it."""
     flags = [
         "--headless=new",
         "--no-sandbox",
@@ -850,13 +860,41 @@ def test_the_view_opens_in_a_browser_with_its_charts(server, tmp_path):
         "--disable-sync",
         "--window-size=1600,2300",
         "--virtual-time-budget=90000",
-        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--user-data-dir={place}.profile",
+        f"--screenshot={place}.png",
+        "--dump-dom",
     ]
-    shown = subprocess.run(
-        [browser, *flags, "--dump-dom", tracker.view_url], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
+    done = subprocess.run([browser, *flags, address], capture_output=True, text=True, timeout=100, check=True)
+    return done.stdout
+
+
+@pytest.mark.browser
+def test_the_view_opens_in_a_browser_with_its_charts(server, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("neither chromium nor google-chrome is installed; `apt-get install chromium` brings one")
+    server.wait()
+    tracker, study = MLflowTracker(server.uri, experiment="browser"), new_study(folder=tmp_path)
+    search(tracker, study, 4)
+    shown = seen_in(browser, tracker.view_url, tmp_path / "view")
     best = study.best_trial.number
     titles = ["1. Which trial won", "2. What it chose", "3. What it looks like", "4. How it learned"]
     charts = ["best_value", "params vs. accuracy", "Parallel Coordinates", f"best - trial {best}"]
     for text in [*titles, *charts, f"trial {best} (best)", "cell/1-0"]:
         assert text in shown, text
+    # The pages behind it: the study's run, a trial's run, and all trials side by side.
+    mirror = read(server.uri, "browser")
+    pages = f"{server.uri}/#/experiments/{mirror.experiment.experiment_id}/runs"
+    shown = seen_in(browser, f"{pages}/{mirror.parent.info.run_id}", tmp_path / "study")
+    for text in ("best_value", "trial_value", "seconds_saved", "Best accuracy", "get-artifact?path=architecture.png"):
+        assert text in shown, text
+    child = mirror.children[best]
+    shown = seen_in(browser, f"{pages}/{child.info.run_id}", tmp_path / "trial")
+    for text in (f"trial {best} (best)", "accuracy", "cell/1-0", "Finished"):
+        assert text in shown, text
+    runs = json.dumps([run.info.run_id for run in mirror.children.values()])
+    query = f"runs={quote(runs)}&experiments={quote(json.dumps([mirror.experiment.experiment_id]))}"
+    shown = seen_in(browser, f"{server.uri}/#/compare-runs?{query}", tmp_path / "compare")
+    assert "Comparing 4 Runs" in shown
+    assert "Parallel Coordinates" in shown
+    assert all(f"trial {number}" in shown for number in range(4))

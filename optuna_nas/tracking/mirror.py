@@ -81,6 +81,10 @@ SCATTER_ATTRIBUTES = (SURROGATE_SCORE, "params")
 TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
 GUESSES, FEWEST_GUESSES = "surrogate.png", 5
 ANYTIME = "anytime.png"
+SNAS_MODEL = "SNAS"
+"""Whose fits the records of a distribution tell."""
+LEADERS = 5
+"""Trials in the description of the study's run."""
 REDRAWN_FROM = 1.2
 """A picture of the study is drawn again when so many times more trials are in it."""
 COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
@@ -122,6 +126,8 @@ class Mirror:
         self._records: dict[int, DistributionRecord] = {}  # how the sampler's distribution stood, by step
         self._record_steps: set[int] = set()  # of those in MLflow
         self._fits: set[int] = set()  # trials whose fits are in MLflow
+        self._fit_runs: dict[str, str] = {}  # runs of one-shot models, by their name
+        self._description = ""
         self._masks_step = -1  # of the masks in MLflow's picture
         self._drawn: Counter[str] = Counter()  # finished trials in the study's pictures, by their name
         self._source: dict[str, str] = {}  # tags of trials that this process runs
@@ -187,6 +193,7 @@ class Mirror:
         known = parent.data.params
         texts = {keys[name]: _text(value) for name, value in params.items()}
         changed = {f"changed.{key}": text for key, text in texts.items() if known.get(key, text) != text}
+        self._description = description
         note = {"mlflow.note.content": description} if description else {}
         new = {key: text for key, text in texts.items() if key not in known}
         self._log(self._parent_id, (), new, {**note, **changed, **tags})
@@ -359,6 +366,9 @@ class Mirror:
         ranked = self._ranked(study)
         if ranked and self._counts(ranked[0]):
             self._crown(ranked[0])
+            self._describe(ranked)
+        for run_id in self._fit_runs.values():
+            self._end(run_id, "FINISHED" if status == "RUNNING" else status, milliseconds_now())
         self._save_view(study)
         table = json.dumps(self._leaderboard(ranked))
         self._store(partial(self._client.log_text, self._parent_id, table, "leaderboard.json"))
@@ -378,6 +388,20 @@ class Mirror:
                 self._log(child.run_id, (), tags={"mlflow.runColor": colour})
                 self._client.update_run(child.run_id, name=name)
                 self._children[number] = child._replace(name=name)
+
+    def _describe(self, ranked: Sequence[FrozenTrial]) -> None:
+        """Let the description of the study's run say what won, with its picture and the leaders."""
+        best, states = ranked[0], Counter(trial.state for trial in ranked)
+        child = self._children[best.number]
+        lines = [self._description.strip(), f"**Best {self._metric}: {best.values[0]:.4g}**, of trial {best.number}."]
+        lines.append(", ".join(f"{count} {state.name.lower()}" for state, count in states.items()) + ".")
+        if self._space is not None:
+            picture = f"get-artifact?path=architecture.png&run_uuid={child.run_id}"
+            lines.append(f"![the best architecture]({picture})")
+        leaders = [trial for trial in ranked[:LEADERS] if self._counts(trial)]
+        rows = [f"| {rank} | {trial.number} | {trial.values[0]:.4g} |" for rank, trial in enumerate(leaders, 1)]
+        lines.append("\n".join([f"| rank | trial | {self._metric} |", "| --- | --- | --- |", *rows]))
+        self._log(self._parent_id, (), tags={"mlflow.note.content": "\n\n".join(filter(None, lines))})
 
     def _counts(self, trial: FrozenTrial) -> bool:
         """Whether a trial can be the best."""
@@ -465,15 +489,31 @@ class Mirror:
             for model, records in fit_records_of(trial).items():
                 time, group = milliseconds(trial.datetime_complete), model.lower()
                 known = {point.step for point in self._history(self._parent_id, f"{group}/loss")}
+                new = [(step, metrics) for step, metrics in records if step not in known]
+                self._write_fit(model, [Epoch(step, step, metrics, time) for step, metrics in new])
                 points = [
                     Epoch(step, step, {f"{group}/{name}": value for name, value in metrics.items()}, time)
-                    for step, metrics in records
-                    if step not in known
+                    for step, metrics in new
                 ]
                 self._log(self._parent_id, [metric for point in points for metric in _points(point)])
             self._fits.add(trial.number)
         self._write_distribution(trials)
         self._draw_masks(trials)
+
+    def _write_fit(self, model: str, points: Sequence[Epoch]) -> None:
+        """Continue the curves of a one-shot model on a run of its own below the study's; each point has a loss."""
+        points = [point for point in points if "loss" in point.metrics]
+        if not points:
+            return
+        if model not in self._fit_runs:
+            if not (found := self._search(f"tags.`optuna_nas.kind` = 'fit' and tags.`optuna_nas.model` = '{model}'")):
+                own = {"mlflow.parentRunId": self._parent_id, "optuna_nas.kind": "fit", "optuna_nas.model": model}
+                tags = self._tags | own | self._source
+                found = [self._client.create_run(self._experiment_id, points[0].time, tags, f"{model} fit")]
+            self._fit_runs[model] = found[0].info.run_id
+        run_id = self._fit_runs[model]
+        known = {point.step for point in self._history(run_id, "loss")}
+        self._log(run_id, [metric for point in points if point.step not in known for metric in _points(point)])
 
     def _draw_masks(self, trials: Sequence[FrozenTrial]) -> None:
         """Show on the study's run what the newest masks keep."""
@@ -500,6 +540,8 @@ class Mirror:
             for step in new
         ]
         self._log(self._parent_id, [metric for point in points for metric in _points(point)])
+        times = {step: milliseconds(found[step][1].datetime_complete) for step in new}
+        self._write_fit(SNAS_MODEL, [Epoch(step, step, found[step][0].metrics, times[step]) for step in new])
         self._record_steps |= set(new)
         if self._space is None:
             return
