@@ -8,8 +8,10 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 import optuna
 import torch
 from optuna import Study, Trial
+from optuna.artifacts import upload_artifact
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -37,7 +40,7 @@ from optuna_nas.objective import (
     network_path,
 )
 from optuna_nas.plots import plot_architecture
-from optuna_nas.study_state import PREFIX
+from optuna_nas.study_state import PREFIX, folder_store
 from optuna_nas.tracking import DatasetInfo, MLflowTracker
 from optuna_nas.tracking.records import without_password
 from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate
@@ -65,6 +68,8 @@ ATTEMPT = PREFIX + "attempt"
 
 INTERRUPTED = "interrupted"
 MOST_ATTEMPTS = 3
+MOST_PICTURE_SECONDS = 10.0
+"""That a trial which has ended waits for the picture of its architecture."""
 
 _TOKEN = secrets.token_hex(4)
 
@@ -116,6 +121,8 @@ class Search:
         cpu_threads: Threads that torch uses on the CPU; None leaves torch's choice. Small networks train fastest
             with 1, and a number given here makes results independent of how many cores a machine has.
         keep_networks: How many of the best trials' networks stay on disk.
+        pictures: Attach a picture of its architecture to every trial that trains, as an Optuna artifact in the folder
+            `artifacts`: `optuna-dashboard STORAGE --artifact-dir runs/NAME/artifacts` shows it.
         description: Markdown shown in MLflow.
 
     Raises:
@@ -138,6 +145,7 @@ class Search:
     n_jobs: int = 1
     cpu_threads: int | None = None
     keep_networks: int = 5
+    pictures: bool = True
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -345,7 +353,8 @@ def _run(
     if search.cpu_threads is not None:
         torch.set_num_threads(search.cpu_threads)
     interrupts = _Interrupts()
-    events = _Events(tracker, listener)
+    pictures = _Pictures(search.space, folder / "artifacts") if search.pictures else None
+    events = _Events(tracker, listener, pictures)
     if isinstance(objective, TrainObjective):
         objective = replace(
             objective, folder=objective.folder or folder, listener=events, should_stop=interrupts.at_once.is_set
@@ -362,7 +371,10 @@ def _run(
         if not isinstance(objective, TrainObjective):
             events.trial_started(trial, {})
         try:
-            return objective(trial)
+            value = objective(trial)
+            if pictures is not None:
+                pictures.wait(trial.number)
+            return value
         except (TrainingStopped, KeyboardInterrupt):
             trial.set_user_attr(REASON, INTERRUPTED)
             trial.set_user_attr(REQUEUED, True)
@@ -391,6 +403,8 @@ def _run(
         finally:
             for part in trains:
                 part.prepare(folder, None, None)
+            if pictures is not None:
+                pictures.close()
         requeue_interrupted(study)
     missing = missing_trials()
     result = summarise(search, study, judge=missing == 0)
@@ -571,10 +585,14 @@ def _alive(worker: str) -> bool:
 class _Events:
     """Hands every event to the tracker and to the display."""
 
-    def __init__(self, tracker: MLflowTracker | None, listener: SearchListener | None) -> None:
-        self._tracker, self._listener = tracker, listener
+    def __init__(
+        self, tracker: MLflowTracker | None, listener: SearchListener | None, pictures: _Pictures | None = None
+    ) -> None:
+        self._tracker, self._listener, self._pictures = tracker, listener, pictures
 
     def trial_started(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        if self._pictures:
+            self._pictures.draw(trial)
         if self._tracker:
             self._tracker.trial_started(trial, metrics)
         if self._listener:
@@ -599,6 +617,42 @@ class _Events:
             self._tracker.trial_finished(study, trial)
         if self._listener:
             self._listener.trial_finished(study, trial)
+
+
+class _Pictures:
+    """Draws the architectures of running trials in a thread, and attaches them to the trials as Optuna artifacts."""
+
+    def __init__(self, space: Space, folder: Path) -> None:
+        self._space, self._folder = space, folder
+        self._thread = ThreadPoolExecutor(1, "optuna_nas-pictures")
+        self._drawn: dict[int, Future[None]] = {}
+
+    def draw(self, trial: Trial) -> None:
+        """Begin with the picture of a trial, if its architecture is known."""
+        try:
+            architecture = self._space.decode(trial.params)
+        except ValueError:
+            return
+        self._drawn[trial.number] = self._thread.submit(self._attach, trial, architecture)
+
+    def _attach(self, trial: Trial, architecture: Architecture) -> None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "architecture.png"
+                plot_architecture(architecture).savefig(file)
+                upload_artifact(artifact_store=folder_store(self._folder), file_path=str(file), study_or_trial=trial)
+        except Exception:  # a picture is no reason to lose a trial
+            logger.debug("The picture of trial %d could not be attached.", trial.number, exc_info=True)
+
+    def wait(self, number: int) -> None:
+        """Let a trial wait for its picture, since none can be attached once it has finished."""
+        if (drawn := self._drawn.pop(number, None)) is not None:
+            with suppress(TimeoutError):
+                drawn.result(MOST_PICTURE_SECONDS)
+
+    def close(self) -> None:
+        """End the thread; pictures of trials that have ended meanwhile are left out."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _forget_networks(study: Study, folder: Path, keep: int) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import optuna
 import pytest
 from mlflow import MlflowClient
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
+from PIL import Image
 
 from optuna_nas import (
     SNAS,
@@ -302,7 +304,7 @@ def trained_search(search, **changes):
 
 
 def test_a_sampler_that_trains_keeps_its_rounds_in_the_folder_and_says_how_far_it_is(search):
-    search, heard = trained_search(search), []
+    search, heard = trained_search(search, pictures=False), []
     recorder = Recorder()
     recorder.model_progress = lambda name, fraction: heard.append((name, fraction))
     result = run(search, recorder)
@@ -348,3 +350,18 @@ def test_a_stop_in_the_middle_of_a_round_is_heard_and_the_round_is_made_up_for(s
     assert not result.interrupted
     assert counted_trials(result.study) == 6
     assert resumed.sampler.snas.step == resumed.sampler.snas.total_steps
+
+
+def test_every_trial_that_trains_has_its_picture_for_optunas_dashboard(search, tmp_path):
+    result = run(search)
+    store = FileSystemArtifactStore(str(tmp_path / "tiny" / "artifacts"))
+    for trial in result.study.trials:
+        if trial.state != TrialState.COMPLETE:
+            continue
+        (meta,) = get_all_artifact_meta(trial, storage=result.study._storage)
+        assert (meta.filename, meta.mimetype) == ("architecture.png", "image/png")
+        with store.open_reader(meta.artifact_id) as file:
+            assert np.asarray(Image.open(file)).std() > 10
+    without = replace(search, name="plain", pictures=False, folder=tmp_path / "plain")
+    run(without)
+    assert not (tmp_path / "plain" / "artifacts").exists()
