@@ -1,6 +1,8 @@
 """`optuna-nas mirror`: the MLflow side of a study that exists, of this package or of any other program."""
 
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mlflow
 import numpy as np
@@ -195,3 +197,68 @@ def test_the_share_of_pruned_trials_and_the_seconds_saved_by_hand(tmp_path):
     assert curve("pruned_share") == pytest.approx([0, 1 / 2, 1 / 3, 2 / 4, 2 / 5])
     # Means of completed trials are 10, 10, 15, 15, 15; the pruned ones took 4 and 1.
     assert curve("seconds_saved") == pytest.approx([0, 6, 11, 25, 25])
+
+
+def test_what_mlflow_does_not_take_leaves_a_trace(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(
+        optuna.trial.create_trial(
+            value=1.0,
+            params={"long": "x" * 7000},
+            distributions={"long": optuna.distributions.CategoricalDistribution(["x" * 7000, "y"])},
+            user_attrs={"note": "z" * 9000, "endless": float("inf"), "unknown": float("nan")},
+        )
+    )
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MLflowTracker(uri).rebuild(study)
+    _, _, children = runs_of(uri)
+    run = children[0]
+    assert run.data.params["long"].startswith("xxx")
+    assert run.data.params["long"].endswith(" ... (cut; 7000 characters in Optuna)")
+    assert run.data.tags["note"].endswith(" ... (cut; 9000 characters in Optuna)")
+    assert run.data.tags["infinite.endless"] == "inf at step 0"
+    assert "endless" not in run.data.metrics
+    assert np.isnan(run.data.metrics["unknown"])
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that is healthy and lets nobody in."""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 403)
+        self.end_headers()
+        self.wfile.write(b"OK" if self.path == "/health" else b"forbidden")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *unused): ...
+
+
+def test_a_server_that_lets_nobody_in_is_one_sentence_at_the_start():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ConnectionError, match="403"):
+            MLflowTracker(f"http://127.0.0.1:{server.server_port}").start(optuna.create_study())
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_experiment_that_is_deleted_meanwhile_costs_one_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # pauses between attempts
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker, study = MLflowTracker(uri, metric="value"), optuna.create_study(direction="maximize")
+    tracker.start(study)
+    client = MlflowClient(uri)
+
+    def objective(trial):
+        if trial.number == 1:
+            client.delete_experiment(client.get_experiment_by_name("optuna_nas").experiment_id)
+        return trial.suggest_float("x", 0, 1)
+
+    study.optimize(objective, n_trials=4, callbacks=[tracker.trial_finished])
+    tracker.finish(study)
+    assert len(study.trials) == 4
+    warnings = [record for record in caplog.records if record.name.startswith("optuna_nas.tracking")]
+    assert 1 <= len(warnings) <= 2  # one while the search runs, one at its end

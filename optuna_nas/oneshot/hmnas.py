@@ -332,9 +332,8 @@ class HMNAS(OneShotModel[MaskRecord]):
         recipe is the same for nearly all; this is not. What edges and ops weigh is left out: on cells that were
         trained, it told less than nothing (`BENCHMARKS.md`).
         """
-        with self._lock:
-            lowest = torch.minimum(self._op_masks_EO.detach(), self._edge_masks_E.detach()[:, None])
-            rank_EO = rankdata(lowest.cpu().numpy()).reshape(lowest.shape) / lowest.numel()
+        lowest_EO = self._lowest_masks()
+        rank_EO = rankdata(lowest_EO).reshape(lowest_EO.shape) / lowest_EO.size
         found = []
         for architecture in architectures:
             self._check_architecture(architecture)
@@ -348,10 +347,15 @@ class HMNAS(OneShotModel[MaskRecord]):
     def weakest(self, architecture: Architecture) -> list[tuple[str, str]]:
         """Return the (edge, op) of an architecture, those first whose masks, or their edge's, are the lowest."""
         self._check_architecture(architecture)
-        with self._lock:
-            lowest = torch.minimum(self._op_masks_EO.detach(), self._edge_masks_E.detach()[:, None]).cpu().numpy()
+        lowest_EO = self._lowest_masks()
         places = [(path, op) for path, ops in architecture.choices for op in ops]
-        return sorted(places, key=lambda place: float(lowest[self.paths.index(place[0]), self.ops.index(place[1])]))
+        return sorted(places, key=lambda place: float(lowest_EO[self.paths.index(place[0]), self.ops.index(place[1])]))
+
+    def _lowest_masks(self) -> NDArray[np.float64]:
+        """Return of every op the lower of its own mask and its edge's, shape (E, O)."""
+        with self._lock:
+            lowest_EO = torch.minimum(self._op_masks_EO.detach(), self._edge_masks_E.detach()[:, None])
+        return lowest_EO.cpu().double().numpy()
 
     def _weights_kept(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return how many weights of convolutions the masks keep, and how many there are; both of shape (E, O)."""
@@ -468,10 +472,8 @@ class HMNAS(OneShotModel[MaskRecord]):
         """
         if members < 1:
             raise ValueError(f"`members` must be at least 1 but got {members}.")
-        with self._lock:
-            masks = torch.minimum(self._op_masks_EO.detach(), self._edge_masks_E.detach()[:, None]).cpu().double()
         shares = np.linspace(0, 0.9, members)[1:]
-        thresholds = [self.recipe.threshold, *(float(t) for t in np.quantile(masks.numpy(), shares))]
+        thresholds = [self.recipe.threshold, *(float(t) for t in np.quantile(self._lowest_masks(), shares))]
         found: list[Derived] = []
         for threshold in sorted(t for t in thresholds if t >= self.recipe.threshold):
             if found and not self.space.architecture(self.kept(threshold)).connected:

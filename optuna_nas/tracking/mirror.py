@@ -9,7 +9,7 @@ import sqlite3
 import uuid
 from collections import Counter, defaultdict
 from functools import partial
-from math import inf
+from math import inf, isinf
 from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
@@ -81,6 +81,8 @@ SCATTER_ATTRIBUTES = (SURROGATE_SCORE, "params")
 TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
 GUESSES, FEWEST_GUESSES = "surrogate.png", 5
 ANYTIME = "anytime.png"
+LONGEST_PARAM, LONGEST_TAG = 6000, 8000
+"""Characters that MLflow takes."""
 SNAS_MODEL = "SNAS"
 """Whose fits the records of a distribution tell."""
 LEADERS = 5
@@ -586,8 +588,10 @@ class Mirror:
         tags: Mapping[str, str] = _EMPTY,
     ) -> None:
         """Write all of it, in pieces as large as MLflow takes."""
-        all_params = [Param(key, value[:6000]) for key, value in params.items()]
-        all_tags = [RunTag(key, value[:8000]) for key, value in tags.items()]
+        infinite = {f"infinite.{m.key}": f"{m.value} at step {m.step}" for m in metrics if isinf(m.value)}
+        metrics = [metric for metric in metrics if not isinf(metric.value)]  # a database would hold 1.8e308
+        all_params = [Param(key, _cut(value, LONGEST_PARAM)) for key, value in params.items()]
+        all_tags = [RunTag(key, _cut(value, LONGEST_TAG)) for key, value in {**tags, **infinite}.items()]
         while metrics or all_params or all_tags:
             self._client.log_batch(run_id, metrics[:800], all_params[:100], all_tags[:100])
             metrics, all_params, all_tags = metrics[800:], all_params[100:], all_tags[100:]
@@ -629,6 +633,12 @@ def _param_texts(params: Mapping[str, object]) -> dict[str, str]:
 def _keyed(values: Mapping[str, Any]) -> dict[str, Any]:
     keys = mlflow_keys(values)
     return {keys[name]: value for name, value in values.items()}
+
+
+def _cut(text: str, longest: int) -> str:
+    """Return what MLflow takes of a text, with a note where that is not all."""
+    note = f" ... (cut; {len(text)} characters in Optuna)"
+    return text if len(text) <= longest else text[: longest - len(note)] + note
 
 
 def _text(value: object) -> str:
