@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from scipy.stats import rankdata, t, ttest_rel
 
 from optuna_nas.objective import TrainObjective
-from optuna_nas.plots.comparison import AnytimeBand, draw_bands
+from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress, spent_seconds
 from optuna_nas.search import counted_trials, run
 
@@ -178,15 +178,17 @@ def compare(
         raise ValueError(f"`seeds` must be at least 1 but got {seeds}.")
     results: dict[str, list[SearchResult]] = {}
     for seed in range(seeds):
-        for name, search in strategies(make(seed), seed).items():
+        for number, (name, search) in enumerate(strategies(make(seed), seed).items()):
             place = folder / f"{name}-{seed}"
+            shown = {"strategy": name, "seed": str(seed), "budget": f"{budget.kind}={budget.amount:g}"}
+            shown["mlflow.runColor"] = COLOURS[number % len(COLOURS)]
             wanted = replace(
                 search,
                 name=f"{name}-{seed}",
                 folder=place,
                 storage=f"sqlite:///{place / 'study.db'}",
                 trials=round(budget.amount) if budget.kind == TRIALS else MOST_TRIALS,
-                tracking=tracker({"strategy": name, "seed": str(seed), "budget": f"{budget.kind}={budget.amount:g}"}),
+                tracking=tracker(shown),
             )
             result = run(wanted, listener(name, seed, wanted), lambda study: budget.spent(study) >= budget.amount)
             if result.interrupted:
