@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from optuna_nas import MLflowTracker, load_network
 from optuna_nas.cli import app
 from optuna_nas.objective import network_path
+from optuna_nas.tracking.view import page_url
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -262,3 +263,23 @@ def test_an_experiment_that_is_deleted_meanwhile_costs_one_warning(tmp_path, cap
     assert len(study.trials) == 4
     warnings = [record for record in caplog.records if record.name.startswith("optuna_nas.tracking")]
     assert 1 <= len(warnings) <= 2  # one while the search runs, one at its end
+
+
+@pytest.mark.parametrize(("version", "saved"), [("3.17.2", True), ("4.0", True), ("2.22.0", False), ("?", True)])
+def test_a_server_that_knows_no_saved_views_gets_a_plain_address(version, saved):
+    class Versioned(Refusing):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(version.encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Versioned)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = page_url(f"http://127.0.0.1:{server.server_port}", "", "7", "uid", "accuracy", maximize=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert ("viewStateShareKey=optuna_nas_uid" in address) == saved
+    assert ("orderByKey=metrics.%60accuracy%60&orderByAsc=false" in address) != saved
+    assert "/#/experiments/7/runs?" in address

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlflow import MlflowClient
 
 from optuna_nas.tracking.mirror import UID_ATTRIBUTE
-from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, parallel_axes, view_key, view_url
+from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, page_url, parallel_axes, view_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,10 +60,11 @@ def save_comparison(
     client.set_tag(run_id, "mlflow.note.content", note)
     client.set_terminated(run_id)
     finished = [trial for study in studies for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    maximize = studies[0].directions[0].name == "MAXIMIZE"
     key = str(studies[0].user_attrs.get(UID_ATTRIBUTE, KIND))
     view = comparison_view(
         tracker.metric,
-        maximize=studies[0].directions[0].name == "MAXIMIZE",
+        maximize=maximize,
         params=parallel_axes(finished, space),
         scatter="surrogate_score" if any("surrogate_score" in trial.user_attrs for trial in finished) else "params",
         winner="",
@@ -71,4 +72,5 @@ def save_comparison(
     )
     state = f"mlflow.sharedViewState.{view_key(f'{KIND}_{key}')}"
     client.set_experiment_tag(experiment.experiment_id, state, json.dumps(view))
-    return view_url(tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, f"{KIND}_{key}")
+    where = (tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, f"{KIND}_{key}", tracker.metric)
+    return page_url(*where, maximize=maximize)

@@ -52,10 +52,10 @@ from optuna_nas.tracking.view import (
     PICTURE_KEY,
     comparison_view,
     mlflow_keys,
+    page_url,
     parallel_axes,
     study_filter,
     view_key,
-    view_url,
     winner_key,
 )
 
@@ -168,7 +168,8 @@ class Mirror:
                 f"`study` must have been tracked at {without_password(self._uri)} but MLflow does not know "
                 f"{study.study_name!r}; run it with this tracker first."
             )
-        return view_url(self._uri, local_server, experiment.experiment_id, uid)
+        best_first = study.directions[0] == StudyDirection.MAXIMIZE
+        return page_url(self._uri, local_server, experiment.experiment_id, uid, self._metric, maximize=best_first)
 
     def open(
         self,
@@ -186,7 +187,8 @@ class Mirror:
         self._objectives = study.metric_names or [f"objective {i}" for i in range(len(study.directions))]
         uid = _study_uid(study)
         self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid}
-        self.view_url = view_url(self._uri, LOCAL_SERVER, self._experiment_id, uid)
+        where = (self._uri, LOCAL_SERVER, self._experiment_id, uid, self._metric)
+        self.view_url = page_url(*where, maximize=self._maximize)
 
         parent = self._find_parent(study)
         self._parent_id = parent.info.run_id

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PICTURE_KEY = "architecture"
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mlflow ui` listens
+SEEN_WITH = (3, 17)
+VERSION_SECONDS = 5
 MAX_PARALLEL_AXES = 8  # more can't be read side by side
 
 
@@ -117,6 +119,37 @@ def view_url(uri: str, local_server: str, experiment_id: str, uid: str) -> str:
     server = without_password(uri).rstrip("/") if is_server(uri) else local_server
     query = urlencode({"viewStateShareKey": view_key(uid), "compareRunsMode": "CHART"})
     return f"{server}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def page_url(uri: str, local_server: str, experiment_id: str, uid: str, metric: str, *, maximize: bool) -> str:
+    """Return the address of the saved view, or of MLflow's own charts where the server takes none."""
+    if understands_view(uri):
+        return view_url(uri, local_server, experiment_id, uid)
+    return plain_url(uri, local_server, experiment_id, metric, maximize=maximize)
+
+
+def plain_url(uri: str, local_server: str, experiment_id: str, metric: str, *, maximize: bool) -> str:
+    """Return the address of MLflow's own charts of all trials, best first, for a server that knows no saved views."""
+    server = without_password(uri).rstrip("/") if is_server(uri) else local_server
+    query = {"searchFilter": "tags.`optuna.trial_number` != ''", "orderByKey": f"metrics.`{metric}`"}
+    query |= {"orderByAsc": str(not maximize).lower(), "compareRunsMode": "CHART"}
+    return f"{server}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
+
+
+def understands_view(uri: str) -> bool:
+    """Tell whether the MLflow at an address is one whose page takes a saved view (seen with 3.17); True if unknown."""
+    if not is_server(uri):
+        return True
+    # MLflow takes more than a second to load
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        answer = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=VERSION_SECONDS)
+        major, minor = map(int, answer.text.split(".")[:2])
+    except Exception:  # whatever it is, it does not say
+        return True
+    return (major, minor) >= SEEN_WITH
 
 
 def parallel_axes(finished: Sequence[FrozenTrial], space: Space | None) -> list[str]:
