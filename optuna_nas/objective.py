@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import time
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import inf
@@ -21,7 +23,7 @@ from optuna_nas.networks import DiscreteNetwork, MixedNetwork
 from optuna_nas.pruners import should_prune
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
 from optuna_nas.space.cost import COSTS
-from optuna_nas.study_state import ANYTIME_CURVE, DIGEST, SURROGATE_SCORE
+from optuna_nas.study_state import ANYTIME_CURVE, DIGEST, GPU_SECONDS, SURROGATE_SCORE
 from optuna_nas.training import (
     EpochResult,
     Recipe,
@@ -62,9 +64,13 @@ MASKS = "masks/"
 """Begins the names of masks in the file of a network that has some."""
 START = "start"
 """Trial attribute, where trainings start from generated weights: `ghn`, or `scratch` while the GHN has not learned."""
+NETWORK = "network"
+"""Trial attribute: file of the trained network, as long as the trial is among the best."""
 MASKED = "masked"
 """Trial attribute: for every time that masks made the running network smaller, the epoch, the parameters and
 multiply-adds that are left, and the accuracy before and after."""
+GPU_SHARE = "OPTUNA_NAS_GPU_SHARE"
+"""Environment variable: share of its GPU that a worker has, in (0, 1]."""
 RESUMES = "resumes"
 """Trial attribute: number of the trial whose checkpoint this one goes on from."""
 
@@ -288,6 +294,7 @@ class TrainObjective:
             trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": self.skeleton.budget})
         if self.folder is not None:
             save_network(network_path(self.folder, trial.number), network.compact())
+            trial.set_user_attr(NETWORK, str(network_path(self.folder, trial.number)))
         return self._values(result.last.report_accuracy, network.left.cost(self.skeleton))
 
     def _values(self, accuracy: float, cost: Cost) -> float | tuple[float, ...]:
@@ -320,6 +327,7 @@ class TrainObjective:
             checkpoint = checkpoint_path(self.folder, trial.user_attrs.get(RESUMES, trial.number))
         listener, number = self.listener, trial.number
         keep_checkpoint = False
+        begun = time.monotonic()
         try:
             result = train(
                 network,
@@ -350,6 +358,8 @@ class TrainObjective:
         finally:
             if checkpoint is not None and not keep_checkpoint:
                 checkpoint.unlink(missing_ok=True)
+            if share := gpu_share(self.device_data.device):
+                trial.set_user_attr(GPU_SECONDS, round(share * (time.monotonic() - begun), 3))
             release_memory(self.device_data.device)
         return network, result
 
@@ -456,6 +466,11 @@ def choose_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"`device` must be one of this machine but got {device!r} ({reason}); try 'auto'.") from None
     return torch.device(device)
+
+
+def gpu_share(device: torch.device) -> float:
+    """Return which share of a GPU trainings on a device have: 0 on a CPU, 1 unless a worker was told less."""
+    return float(os.environ.get(GPU_SHARE, "1")) if device.type == "cuda" else 0.0
 
 
 def network_path(folder: Path, number: int) -> Path:

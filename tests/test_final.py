@@ -22,7 +22,7 @@ from optuna_nas.export import FORMATS, export_network
 from optuna_nas.final import read_architecture, read_recipe, read_skeleton
 from optuna_nas.networks import MixedNetwork
 from optuna_nas.objective import save_network
-from optuna_nas.space import darts_cifar_skeleton
+from optuna_nas.space import anytime_skeleton, anytime_space, darts_cifar_skeleton
 
 EXPORTER = "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 
@@ -64,10 +64,17 @@ def mixed():
     return network
 
 
+def early_exits():
+    space = anytime_space((2, 2, 1))
+    skeleton = anytime_skeleton(3, 4, (3, 16, 16), budget=1e6)
+    return DiscreteNetwork(space.sample(np.random.default_rng(0)), skeleton, seed=0)
+
+
 NETWORKS = {
     "darts": lambda: DiscreteNetwork(published_cell("DARTS_V2"), darts_cifar_skeleton(3, 4), seed=0),
     "one op an edge": lambda: DiscreteNetwork(TINY.sample(np.random.default_rng(1)), small_skeleton(TINY), seed=0),
     "masked": mixed,
+    "early exits": early_exits,
 }
 
 

@@ -1,6 +1,7 @@
 """`optuna-nas mirror`: the MLflow side of a study that exists, of this package or of any other program."""
 
 import logging
+import resource
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -186,7 +187,7 @@ def test_the_share_of_pruned_trials_and_the_seconds_saved_by_hand(tmp_path):
     study = optuna.create_study(direction="maximize")
     for state, seconds in (("COMPLETE", 10.0), ("PRUNED", 4.0), ("COMPLETE", 20.0), ("PRUNED", 1.0), ("FAIL", 9.0)):
         value = 1.0 if state == "COMPLETE" else None
-        attributes = {"train_seconds": seconds}
+        attributes = {"train_seconds": seconds, "gpu_seconds": seconds / 2}
         study.add_trial(optuna.trial.create_trial(state=TrialState[state], value=value, user_attrs=attributes))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     MLflowTracker(uri).rebuild(study)
@@ -198,6 +199,7 @@ def test_the_share_of_pruned_trials_and_the_seconds_saved_by_hand(tmp_path):
     assert curve("pruned_share") == pytest.approx([0, 1 / 2, 1 / 3, 2 / 4, 2 / 5])
     # Means of completed trials are 10, 10, 15, 15, 15; the pruned ones took 4 and 1.
     assert curve("seconds_saved") == pytest.approx([0, 6, 11, 25, 25])
+    assert curve("gpu_seconds_saved") == pytest.approx([0, 3, 5.5, 12.5, 12.5])
 
 
 def test_what_mlflow_does_not_take_leaves_a_trace(tmp_path):
@@ -220,6 +222,35 @@ def test_what_mlflow_does_not_take_leaves_a_trace(tmp_path):
     assert run.data.tags["infinite.endless"] == "inf at step 0"
     assert "endless" not in run.data.metrics
     assert np.isnan(run.data.metrics["unknown"])
+
+
+def test_a_full_disk_stops_nothing_and_what_fits_later_is_written_later(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # pauses between attempts
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker, study = MLflowTracker(uri, metric="value"), optuna.create_study(direction="maximize")
+    tracker.start(study)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "mlflow.db").stat().st_size
+
+    def objective(trial):
+        if trial.number == 1:  # for files of this process; the system says "File too large"
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+        return trial.suggest_float("x", 0, 1)
+
+    try:
+        study.optimize(objective, n_trials=4, callbacks=[tracker.trial_finished])
+        tracker.finish(study)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(study.trials) == 4
+    messages = [record.getMessage() for record in caplog.records if record.name == "optuna_nas.tracking"]
+    assert [("misses part" in message, "lacks part" in message) for message in messages] == [
+        (True, False),
+        (False, True),
+    ]
+    MLflowTracker(uri, metric="value").rebuild(study)
+    _, _, children = runs_of(uri)
+    assert [children[number].data.metrics["value"] for number in range(4)] == [trial.value for trial in study.trials]
 
 
 class Refusing(BaseHTTPRequestHandler):

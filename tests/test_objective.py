@@ -158,6 +158,21 @@ def test_costs_are_attributes_of_the_trial():
     assert "batch_halved" not in trial.user_attrs
 
 
+def test_seconds_of_a_shared_gpu_are_counted_also_of_a_pruned_trial(monkeypatch):
+    monkeypatch.setattr(objective_module, "gpu_share", lambda device: 0.5)
+    study = optuna.create_study(direction="maximize", pruner=Pruner(lambda number, step: number == 1 and step == 1))
+    study.optimize(make(reuse_duplicates=False), n_trials=2)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    for trial in study.trials:
+        assert 0 < trial.user_attrs["gpu_seconds"] <= 0.5 * trial.duration.total_seconds()
+
+
+@pytest.mark.parametrize(("device", "share"), [("cpu", 0.0), ("cuda", 0.25)])
+def test_a_worker_is_told_its_share_of_a_gpu(device, share, monkeypatch):
+    monkeypatch.setenv("OPTUNA_NAS_GPU_SHARE", "0.25")
+    assert objective_module.gpu_share(torch.device(device)) == share
+
+
 def test_a_given_score_is_recorded_before_the_training(trained):
     def score(architectures):
         assert not trained
@@ -518,6 +533,12 @@ def test_other_errors_pass_as_they_are(monkeypatch):
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_names_the_file_of_its_network(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    study.optimize(make(folder=tmp_path), n_trials=1)
+    assert study.trials[0].user_attrs["network"] == str(network_path(tmp_path, 0))
 
 
 def test_the_network_is_kept_and_loads_with_equal_predictions(trained, tmp_path):

@@ -124,6 +124,9 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
 
     def _tell(self, study: Study, trial: FrozenTrial) -> None:
         """Attach the masks to the first trial that they judge, for their picture."""
+        architecture = self.space.decode(trial.params)
+        share = round(self.hmnas.survival(architecture).share, 6)
+        study._storage.set_trial_user_attr(trial._trial_id, SURVIVAL, share)
         with self._lock:
             step, told = self.hmnas.step, self._told
             self._told = step

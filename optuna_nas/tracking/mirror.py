@@ -6,11 +6,13 @@ import json
 import logging
 import socket
 import sqlite3
+import time
 import uuid
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from functools import partial
 from math import inf, isinf
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +34,7 @@ from optuna_nas.plots.masks import draw_masks
 from optuna_nas.plots.progress import spent_seconds
 from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers.snas import records_of
-from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, fit_records_of, masks_of
+from optuna_nas.study_state import GPU_SECONDS, PREFIX, SURROGATE_SCORE, fit_records_of, masks_of
 from optuna_nas.tracking.records import (
     SQLITE,
     STATUSES,
@@ -85,8 +87,12 @@ LONGEST_PARAM, LONGEST_TAG = 6000, 8000
 """Characters that MLflow takes."""
 SNAS_MODEL = "SNAS"
 """Whose fits the records of a distribution tell."""
+RIVAL_SECONDS = 2.0
+"""In which another process that makes the run of the same study sees this one's."""
 LEADERS = 5
 """Trials in the description of the study's run."""
+TAU_FROM = 1.01
+"""A rank correlation is computed again when there are so many times more trials than the last time."""
 REDRAWN_FROM = 1.2
 """A picture of the study is drawn again when so many times more trials are in it."""
 COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
@@ -125,6 +131,8 @@ class Mirror:
         self._children: dict[int, _Child] = {}
         self.own: set[int] = set()  # trials that finished in this process; filled by their threads, like `running`
         self._steps: set[int] = set()  # of the study's curves
+        self._unwritten: dict[int, Epoch] = {}  # points of those curves, of trials that others may write
+        self._n_tau = 0  # finished trials at the last rank correlation
         self._records: dict[int, DistributionRecord] = {}  # how the sampler's distribution stood, by step
         self._record_steps: set[int] = set()  # of those in MLflow
         self._fits: set[int] = set()  # trials whose fits are in MLflow
@@ -184,6 +192,7 @@ class Mirror:
         self._client = MlflowClient(self._uri)
         self._experiment_id = self._find_experiment()
         self._maximize = study.directions[0] == StudyDirection.MAXIMIZE
+        self._curves = _StudyCurves(self._maximize)
         self._objectives = study.metric_names or [f"objective {i}" for i in range(len(study.directions))]
         uid = _study_uid(study)
         self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid}
@@ -230,7 +239,11 @@ class Mirror:
             start = milliseconds(min(starts, default=None))
             made = self._client.create_run(self._experiment_id, start, tags, study.study_name)
             found = self._search(condition)
-            if made.info.run_id != found[0].info.run_id:  # another process was as fast; both take the first
+            if len(found) > 1 and made.info.run_id == found[0].info.run_id:
+                time.sleep(RIVAL_SECONDS)  # another process was as fast; if it saw this run, it takes it
+                found = self._search(condition)
+                found = [run for run in found if run.info.run_id != made.info.run_id] or [made]
+            if made.info.run_id != found[0].info.run_id:
                 self._client.delete_run(made.info.run_id)
         return found[0]
 
@@ -341,19 +354,34 @@ class Mirror:
         on_progress: Callable[[int], None] = lambda n_done: None,
     ) -> None:
         """Write what MLflow misses of these trials, whoever ran them; `on_progress` hears how many are done."""
-        children = self._search("tags.`optuna_nas.kind` = 'trial'")
-        self._children = {int(run.data.tags["optuna.trial_number"]): _Child.of(run) for run in reversed(children)}
+        self._find_children()
         self._steps = {point.step for point in self._history(self._parent_id, "n_complete")}
-        for n_done, trial in enumerate(finished):
+        # Those of this process first: meanwhile other processes write theirs, so that few are made twice.
+        for n_done, trial in enumerate(sorted(finished, key=lambda trial: trial.number not in self.own)):
             on_progress(n_done)
             child = self._children.get(trial.number)
             if child is None or not (child.status == STATUSES[trial.state] or self._is_being_closed(trial, child)):
                 self._write_trial(trial)
         on_progress(len(finished))
+        self._find_children()
         self._write_curves(study, {trial.number for trial in finished})
         self._record_steps = {point.step for point in self._history(self._parent_id, "distribution/entropy")}
         self._write_records(finished)
         self._save_view(study)
+
+    def _find_children(self) -> None:
+        """Find the runs of all trials; where two processes made one each, the first stays."""
+        self._children = {}
+        for run in self._search("tags.`optuna_nas.kind` = 'trial'"):
+            number = int(run.data.tags["optuna.trial_number"])
+            if number in self._children:
+                self._client.delete_run(run.info.run_id)
+            else:
+                self._children[number] = _Child.of(run)
+
+    def forget(self) -> None:
+        """Look for the runs of trials again; another process may have removed one that was made twice."""
+        self._children = {}
 
     def _is_being_closed(self, trial: FrozenTrial, child: _Child) -> bool:
         """Whether another process has only just finished the trial and still writes its curves."""
@@ -444,29 +472,23 @@ class Mirror:
         So a curve of the best value never falls, though trials finish in any order.
         """
         horizon = min(list(self.running), default=inf)
-        best: float | None = None
-        counts: Counter[TrialState] = Counter()
-        points, seen, saved = [], [], _Saved()
-        for trial in finished_trials(study):
-            if trial.number > horizon:
-                break
-            counts[trial.state] += 1
-            seen.append(trial)
-            values = {"n_complete": TrialState.COMPLETE, "n_pruned": TrialState.PRUNED, "n_failed": TrialState.FAIL}
-            point = {name: float(counts[state]) for name, state in values.items()}
-            saved.add(trial)
-            point |= {"pruned_share": counts[TrialState.PRUNED] / len(seen), "seconds_saved": saved.seconds}
-            if self._counts(trial):
-                value = trial.values[0]
-                best = value if best is None else max(best, value) if self._maximize else min(best, value)
-                point["trial_value"] = value
-            if best is not None:
-                point["best_value"] = best
-            if trial.number in numbers - self._steps:
-                if SURROGATE_SCORE in trial.user_attrs:
-                    tau = guesses(seen, study.directions[0]).correlation
-                    point |= {f"surrogate/kendall_tau{name}": getattr(tau, field) for name, field in TAU_CURVES}
-                points.append(Epoch(trial.number, trial.number, point, milliseconds(trial.datetime_complete)))
+        finished = finished_trials(study)
+        seen = finished[: bisect_right(finished, horizon, key=attrgetter("number"))]
+        if not self._curves.begins(seen):  # one that took its time has ended: its place is before others
+            self._curves, self._unwritten = _StudyCurves(self._maximize), {}
+        for n_seen in range(len(self._curves.numbers), len(seen)):
+            trial = seen[n_seen]
+            point = self._curves.add(trial, counts=self._counts(trial))
+            if trial.number in self._steps:
+                continue
+            if SURROGATE_SCORE in trial.user_attrs and n_seen + 1 >= TAU_FROM * self._n_tau:
+                self._n_tau = n_seen + 1
+                tau = guesses(seen[: n_seen + 1], study.directions[0]).correlation
+                point |= {f"surrogate/kendall_tau{name}": getattr(tau, field) for name, field in TAU_CURVES}
+            self._unwritten[trial.number] = Epoch(
+                trial.number, trial.number, point, milliseconds(trial.datetime_complete)
+            )
+        points = [self._unwritten.pop(number) for number in sorted(numbers & self._unwritten.keys())]
         self._log(self._parent_id, [metric for point in points for metric in _points(point)])
         self._steps |= {point.step for point in points}
         if points:
@@ -491,12 +513,12 @@ class Mirror:
             if trial.number in self._fits:
                 continue
             for model, records in fit_records_of(trial).items():
-                time, group = milliseconds(trial.datetime_complete), model.lower()
+                moment, group = milliseconds(trial.datetime_complete), model.lower()
                 known = {point.step for point in self._history(self._parent_id, f"{group}/loss")}
                 new = [(step, metrics) for step, metrics in records if step not in known]
-                self._write_fit(model, [Epoch(step, step, metrics, time) for step, metrics in new])
+                self._write_fit(model, [Epoch(step, step, metrics, moment) for step, metrics in new])
                 points = [
-                    Epoch(step, step, {f"{group}/{name}": value for name, value in metrics.items()}, time)
+                    Epoch(step, step, {f"{group}/{name}": value for name, value in metrics.items()}, moment)
                     for step, metrics in new
                 ]
                 self._log(self._parent_id, [metric for point in points for metric in _points(point)])
@@ -605,23 +627,42 @@ class Mirror:
         store.update_run_info(run_id, RunStatus.from_string(status), end, None)
 
 
-class _Saved:
-    """Seconds that pruning has saved: for a pruned trial, what it lacks to the mean of those that completed."""
+class _StudyCurves:
+    """The curves of a study over trial numbers, trial after trial, at a cost that does not grow with the study.
 
-    def __init__(self) -> None:
+    Pruning saves for a pruned trial what it lacks to the mean seconds of those that completed.
+    """
+
+    def __init__(self, maximize: bool) -> None:
+        self.numbers: list[int] = []
+        self._better = max if maximize else min
+        self._best: float | None = None
         self._counts: Counter[TrialState] = Counter()
-        self._seconds: defaultdict[TrialState, float] = defaultdict(float)
+        names = ("seconds_saved", "gpu_seconds_saved")
+        self._spent: dict[str, defaultdict[TrialState, float]] = {name: defaultdict(float) for name in names}
 
-    def add(self, trial: FrozenTrial) -> None:
-        """Count a finished trial."""
+    def begins(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Tell whether the trials that were added are the first of these."""
+        n_added = len(self.numbers)
+        return n_added <= len(trials) and (not n_added or trials[n_added - 1].number == self.numbers[-1])
+
+    def add(self, trial: FrozenTrial, *, counts: bool) -> dict[str, float]:
+        """Add a finished trial, and return the curves' values at it; `counts` where it can be the best."""
+        self.numbers.append(trial.number)
         self._counts[trial.state] += 1
-        self._seconds[trial.state] += spent_seconds(trial)
-
-    @property
-    def seconds(self) -> float:
-        complete, pruned = TrialState.COMPLETE, TrialState.PRUNED
-        mean = self._seconds[complete] / max(1, self._counts[complete])
-        return max(0.0, mean * self._counts[pruned] - self._seconds[pruned])
+        self._spent["seconds_saved"][trial.state] += spent_seconds(trial)
+        self._spent["gpu_seconds_saved"][trial.state] += trial.user_attrs.get(GPU_SECONDS, 0)
+        complete, pruned = (self._counts[state] for state in (TrialState.COMPLETE, TrialState.PRUNED))
+        point = {"n_complete": complete, "n_pruned": pruned, "n_failed": self._counts[TrialState.FAIL]}
+        values = {name: float(count) for name, count in point.items()} | {"pruned_share": pruned / len(self.numbers)}
+        for name, spent in self._spent.items():
+            mean = spent[TrialState.COMPLETE] / max(1, complete)
+            if name == "seconds_saved" or mean:
+                values[name] = max(0.0, mean * pruned - spent[TrialState.PRUNED])
+        if counts:
+            values["trial_value"] = trial.values[0]
+            self._best = trial.values[0] if self._best is None else self._better(self._best, trial.values[0])
+        return values if self._best is None else values | {"best_value": self._best}
 
 
 def _points(epoch: Epoch) -> list[Metric]:

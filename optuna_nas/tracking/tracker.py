@@ -347,6 +347,7 @@ class MLflowTracker:
                 mirror.check()
                 task.action()
             except Exception as error:  # a mirror must not break what it shows
+                mirror.forget()
                 if pause is not None:
                     time.sleep(pause)
                     continue
