@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
-import runpy
 import shlex
 import shutil
 import signal
@@ -18,7 +16,6 @@ import traceback
 import urllib.request
 import webbrowser
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,9 +26,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from optuna_nas import __version__
+from optuna_nas.study_file import UsageError, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from optuna_nas.networks import DiscreteNetwork
     from optuna_nas.search import Search, SearchResult
     from optuna_nas.training import EpochResult
+    from optuna_nas.workers import Job
 
 app = typer.Typer(
     help="Neural architecture search as an ordinary Optuna study.",
@@ -59,14 +58,14 @@ Settings = Annotated[
 ]
 Storage = Annotated[str | None, typer.Option(help="Optuna storage address instead of the study's.")]
 MLflow = Annotated[str | None, typer.Option(help="MLflow address instead of the study's.")]
+NoMLflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the study to MLflow.")]
+Artifacts = Annotated[
+    str | None, typer.Option(help="Folder or s3://BUCKET where workers share trained models and checkpoints.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 
 
 SLOW_EPOCH_SECONDS = 5.0
-
-
-class UsageError(Exception):
-    """What the user can mend; shown as one sentence, exit code 2."""
 
 
 def main() -> None:
@@ -87,21 +86,34 @@ def run(
     trials: Annotated[int | None, typer.Option(help="Total of trials instead of the study's.")] = None,
     storage: Storage = None,
     mlflow: MLflow = None,
-    no_mlflow: Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the study to MLflow.")] = False,
+    no_mlflow: NoMLflow = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on this machine; the study then lives in a PostgreSQL of its own.")
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="GPUs of each worker, such as 0.5; by default all are shared.")
+    ] = None,
+    artifacts: Artifacts = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Run a study, or go on with it, to its total of trials."""
+    """Run a study, or go on with it, to its total of trials; with --workers, in many processes."""
     with _shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
-            search = _load(study, settings, storage, mlflow, trials=trials)
-        if no_mlflow:
-            search = replace(search, tracking=None)
-        from optuna_nas.search import run as run_search
-
+            job = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts)
+            search = job.search()
+        if gpus_per_trial is not None and workers is None:
+            raise UsageError("`--gpus-per-trial` must go with --workers but there is none; add --workers 1 or more.")
         started = time.monotonic()
         with _Display(search.trials) as display:
-            result = run_search(search, display)
+            if workers is None:
+                from optuna_nas.search import run as run_search
+
+                result = run_search(search, display)
+            else:
+                from optuna_nas.workers import run_workers
+
+                result = run_workers(job, workers, gpus_per_trial, display)
         _print_result(search, result)
         _print_line("Time", f"{time.monotonic() - started:.1f} s")
         if search.tracking is not None:
@@ -112,6 +124,65 @@ def run(
             again = shlex.join([_program(), *sys.argv[1:]])
             _print_line("\nInterrupted", f"with {result.missing} of {search.trials} trials to go. To go on: {again}")
             raise typer.Exit(130)
+
+
+def _job(
+    study: Path,
+    settings: list[str] | None,
+    trials: int | None,
+    storage: str | None,
+    mlflow: str | None,
+    no_mlflow: bool,
+    artifacts: str | None,
+) -> Job:
+    """Return what a worker is told."""
+    from optuna_nas.workers import Job
+
+    return Job(str(study), tuple(settings or ()), trials, storage, mlflow, not no_mlflow, artifacts=artifacts)
+
+
+@app.command()
+def create(
+    study: StudyFile,
+    storage: Storage = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Create a study without running it, for workers that begin at once; does nothing where it exists."""
+    with _shown_errors(debug):
+        from optuna_nas.search import open_study
+
+        with console.status("Loading PyTorch and the study ..."):
+            search = load(study, settings, storage)
+            open_study(search)
+        _print_line("Study", f"{search.name} is ready for workers: optuna-nas worker {study} --storage ...")
+
+
+@app.command()
+def worker(
+    study: StudyFile,
+    storage: Storage = None,
+    trials: Annotated[int | None, typer.Option(help="Total of trials of all workers, instead of the study's.")] = None,
+    mlflow: MLflow = None,
+    no_mlflow: NoMLflow = False,
+    artifacts: Artifacts = None,
+    gpu_share: Annotated[float, typer.Option(help="Share of its GPU's memory that this worker may use.")] = 1.0,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Be one more worker of a study that exists, to its total of trials: a Slurm task, a pod, a second terminal."""
+    with _shown_errors(debug):
+        with console.status("Loading PyTorch and the study ..."):
+            from optuna_nas.workers import run_job
+
+            job = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts)
+            search = job.search()
+        with _Display(search.trials) as display:
+            missing = run_job(job, gpu_share, display)
+        if missing:
+            _print_line("Interrupted", f"with {missing} of {search.trials} trials to go; other workers go on.")
+            raise typer.Exit(130)
+        _print_line("Total reached", f"{search.trials} trials. To see them: optuna-nas report {study} --storage ...")
 
 
 @app.command()
@@ -125,7 +196,7 @@ def report(
     """Show the leaderboard of a study that exists, and write its report as HTML and Markdown."""
     with _shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
-            search = _load(study, settings, storage)
+            search = load(study, settings, storage)
             from optuna_nas.report import write_report
             from optuna_nas.search import open_study, summarise
 
@@ -154,7 +225,7 @@ def mirror(
             from optuna_nas.search import open_study, shown_in_mlflow
 
             with console.status("Loading PyTorch and the study ..."):
-                search = _load(Path(study), settings, storage, mlflow)
+                search = load(Path(study), settings, storage, mlflow)
                 opened, tracker = open_study(search, create=False), search.tracking or MLflowTracker()
                 shown: dict[str, Any] = dict(shown_in_mlflow(search))
         elif storage is None:
@@ -175,7 +246,7 @@ def _named_study(name: str, storage: str) -> Study:
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
-    from optuna_nas.tracking.records import without_password
+    from optuna_nas.environment import without_password
 
     try:
         if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
@@ -199,7 +270,7 @@ def view(
 ) -> None:
     """Open MLflow on the study's comparison view; starts MLflow's own server where its store is a database."""
     with _shown_errors(debug):
-        search = _load(study, settings, storage, mlflow)
+        search = load(study, settings, storage, mlflow)
         if search.tracking is None:
             raise UsageError(f"`tracking` of {study} must not be None to be seen in MLflow; remove it from the study.")
         from optuna_nas.search import open_study
@@ -223,7 +294,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Runs of each strategy.")] = 3,
     name: Annotated[str | None, typer.Option(help="Of the comparison; by default the studies'.")] = None,
     mlflow: MLflow = None,
-    no_mlflow: Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the runs to MLflow.")] = False,
+    no_mlflow: NoMLflow = False,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
@@ -236,7 +307,7 @@ def compare(
             spending = comparison.Budget.parse(budget)
 
             def make(seed: int) -> list[Search]:
-                return [_load(study, [*(settings or []), f"seed={seed}"]) for study in studies]
+                return [load(study, [*(settings or []), f"seed={seed}"]) for study in studies]
 
             first = make(0)
         title = name or "-".join(search.name for search in first)
@@ -293,7 +364,7 @@ def train(
     """Train the best architecture of a study, or another one, in full; goes on where it was interrupted."""
     with _shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
-            search = _load(study, settings, storage)
+            search = load(study, settings, storage)
             from optuna_nas import final
             from optuna_nas.training import TrainingStopped
 
@@ -340,7 +411,7 @@ def export(
     """Write the newest final network of a study, or that of its best trial, to one file, and check its scores."""
     with _shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
-            search = _load(study, settings, storage, mlflow)
+            search = load(study, settings, storage, mlflow)
             from optuna_nas import final
             from optuna_nas.export import export_network
             from optuna_nas.objective import load_network
@@ -409,108 +480,6 @@ def _program() -> str:
     """Return how to call this program again: by its path where it is not on the search path (`make study`)."""
     called = Path(sys.argv[0])
     return str(called) if called.name == "optuna-nas" and shutil.which(called.name) is None else "optuna-nas"
-
-
-# -- the study file -----------------------------------------------------------------------------------------------
-
-
-def _load(
-    path: Path,
-    settings: list[str] | None,
-    storage: str | None = None,
-    mlflow: str | None = None,
-    trials: int | None = None,
-) -> Search:
-    """Return the search of a study file, with what is given in place of its own."""
-    from optuna_nas.search import Search
-    from optuna_nas.tracking import MLflowTracker
-
-    if not path.is_file():
-        raise UsageError(f"`study` must be a Python file but {path} is not there; give the path of a study file.")
-    sys.path.insert(0, str(path.parent.resolve()))  # modules beside the file, as when Python runs it
-    try:
-        names = runpy.run_path(str(path), run_name="optuna_nas_study")
-    except (Exception, SystemExit) as error:
-        raise UsageError(_blame(path, error)) from error
-    function = names.get("search")
-    if not callable(function):
-        raise UsageError(
-            f"`study` must define a function `search()` that returns a `Search` but {path} has none; add one."
-        )
-    arguments = _arguments(function, settings or [], path)
-    try:
-        search = function(**arguments)
-    except (ValueError, ConnectionError, OSError) as error:
-        raise UsageError(str(error)) from error
-    except Exception as error:
-        raise UsageError(_blame(path, error)) from error
-    if not isinstance(search, Search):
-        raise UsageError(
-            f"`search()` of {path} must return a `Search` but returned {type(search).__name__}; "
-            "return `optuna_nas.Search(...)`."
-        )
-    try:
-        return replace(
-            search,
-            storage=search.storage if storage is None else storage,
-            trials=search.trials if trials is None else trials,
-            tracking=search.tracking if mlflow is None else MLflowTracker(mlflow),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _blame(path: Path, error: BaseException) -> str:
-    """Say which line of the study file fails, and why."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-    place = f"line {lines[-1]} of {path}" if lines else str(path)
-    return f"`study` must run but {place} fails: {type(error).__name__}: {error}; mend it, or see --debug."
-
-
-def _arguments(function: Callable[..., Any], settings: list[str], path: Path) -> dict[str, Any]:
-    """Turn `name=value` into arguments of the type that the function's defaults have."""
-    parameters = inspect.signature(function).parameters
-    arguments: dict[str, Any] = {}
-    for setting in settings:
-        name, separator, text = setting.partition("=")
-        if not separator or name not in parameters:
-            known = ", ".join(parameters) or "no arguments"
-            raise UsageError(
-                f"`--set` must be NAME=VALUE for an argument of `search` in {path} ({known}), not {setting!r}."
-            )
-        parameter = parameters[name]
-        try:
-            arguments[name] = _convert(text, parameter.default, str(parameter.annotation))
-        except ValueError:
-            by_default = parameter.annotation is parameter.empty
-            like = f"like its default {parameter.default!r}" if by_default else f"of type {parameter.annotation}"
-            raise UsageError(f"`--set {name}` must be {like}, but got {text!r}; correct the value.") from None
-    lacking = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and name not in arguments and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if lacking:
-        raise UsageError(
-            f"`--set` must give the argument {lacking[0]!r} of `search` in {path}; add --set {lacking[0]}=..."
-        )
-    return arguments
-
-
-def _convert(text: str, default: object, annotation: str) -> object:
-    """Turn text into the type of the annotation or, where there is none, of the default."""
-    if default is None and text.lower() == "none":
-        return None
-    annotated = annotation.replace("|", " ").replace("'", " ").split()
-    names = [type(default).__name__] if "inspect._empty" in annotated else annotated
-    for kind in (bool, int, float):
-        if kind.__name__ in names:
-            if kind is not bool:
-                return kind(text)
-            if text.lower() not in ("true", "false", "1", "0"):
-                raise ValueError
-            return text.lower() in ("true", "1")
-    return Path(text) if isinstance(default, Path) else text
 
 
 @contextmanager
@@ -601,7 +570,7 @@ class _Display:
     def __exit__(self, *unused: object) -> None:
         self._bars.stop()
 
-    def trial_started(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+    def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
         """Add a bar for the trial."""
         with self._lock:
             self._running[trial.number] = self._bars.add_task(f"trial {trial.number}", total=100, note="")
@@ -640,7 +609,8 @@ class _Display:
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Move the bar of all trials, or print a line."""
         from optuna_nas.objective import REASON
-        from optuna_nas.search import best_trial, counted_trials
+        from optuna_nas.recovery import counted_trials
+        from optuna_nas.search import best_trial
 
         done, best = counted_trials(study), best_trial(study)
         with self._lock:

@@ -15,7 +15,8 @@ from scipy.stats import rankdata, t, ttest_rel
 from optuna_nas.objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress, spent_seconds
-from optuna_nas.search import counted_trials, run
+from optuna_nas.recovery import counted_trials
+from optuna_nas.search import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

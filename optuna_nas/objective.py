@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import inf
@@ -23,7 +24,17 @@ from optuna_nas.networks import DiscreteNetwork, MixedNetwork
 from optuna_nas.pruners import should_prune
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
 from optuna_nas.space.cost import COSTS
-from optuna_nas.study_state import ANYTIME_CURVE, DIGEST, GPU_SECONDS, SURROGATE_SCORE
+from optuna_nas.study_state import (
+    ANYTIME_CURVE,
+    DIGEST,
+    GPU_SECONDS,
+    PREFIX,
+    RESUMES,
+    SURROGATE_SCORE,
+    Unverified,
+    fetch_file,
+    store_file,
+)
 from optuna_nas.training import (
     EpochResult,
     Recipe,
@@ -42,6 +53,8 @@ from optuna_nas.training import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from optuna.artifacts._protocol import ArtifactStore
 
     from optuna_nas.data import Data
     from optuna_nas.oneshot.ghn import GHN
@@ -71,14 +84,14 @@ MASKED = "masked"
 multiply-adds that are left, and the accuracy before and after."""
 GPU_SHARE = "OPTUNA_NAS_GPU_SHARE"
 """Environment variable: share of its GPU that a worker has, in (0, 1]."""
-RESUMES = "resumes"
-"""Trial attribute: number of the trial whose checkpoint this one goes on from."""
+CHECKPOINT = PREFIX + "checkpoint"
+"""Trial attribute: where its newest checkpoint is in the store that workers share."""
 
 
 class TrialListener(Protocol):
     """Hears of a trial while it runs; must not raise and must not take long."""
 
-    def trial_started(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+    def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
         """Hear the parameters (`trial.params`) and the cost of a trial that starts to train."""
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
@@ -158,6 +171,7 @@ class TrainObjective:
         folder: Where networks (`networks/trial-00007.safetensors`) and checkpoints go; None keeps neither.
         listener: Hears of the trial while it runs; set by the search.
         should_stop: Asked after every training step; set by the search.
+        store: Where checkpoints go besides, for whoever goes on with a trial on another machine; set by the search.
 
     Raises:
         ValueError: An objective or a constraint is unknown.
@@ -179,6 +193,7 @@ class TrainObjective:
     folder: Path | None = None
     listener: TrialListener | None = None
     should_stop: Callable[[], bool] | None = None
+    store: ArtifactStore | None = None
 
     def __post_init__(self) -> None:
         if not self.objectives or self.objectives[0] != ACCURACY:
@@ -315,16 +330,24 @@ class TrainObjective:
         def on_epoch(result: EpochResult) -> None:
             if self.listener:
                 self.listener.epoch(trial.number, result.epoch, _curves(result))
-            if single:
+            if shared is not None:
+                shared.publish()
+            if single and result.epoch not in reported:  # by the worker that died
                 trial.report(result.report_accuracy, result.epoch)
                 if result.epoch < recipe.epochs and trial.should_prune():
                     _prune(trial, f"{_pruner_name(trial)} stopped it after epoch {result.epoch} of {recipe.epochs}")
 
         masks = self.masks
         adapt = None if masks is None else (lambda result: self._apply_masks(masks, trial, network, recipe, result))
-        checkpoint = None
+        checkpoint, shared = None, None
         if self.folder is not None:
             checkpoint = checkpoint_path(self.folder, trial.user_attrs.get(RESUMES, trial.number))
+            if self.store is not None:
+                shared = _SharedCheckpoint(self.store, checkpoint, trial)
+                shared.fetch()
+        reported = (
+            trial.study._storage.get_trial(trial._trial_id).intermediate_values if RESUMES in trial.user_attrs else ()
+        )
         listener, number = self.listener, trial.number
         keep_checkpoint = False
         begun = time.monotonic()
@@ -343,6 +366,8 @@ class TrainObjective:
             )
         except (TrainingStopped, KeyboardInterrupt):
             keep_checkpoint = True
+            if shared is not None:
+                shared.publish()
             raise
         except TrainingDiverged as error:
             trial.set_user_attr(REASON, str(error))
@@ -358,6 +383,8 @@ class TrainObjective:
         finally:
             if checkpoint is not None and not keep_checkpoint:
                 checkpoint.unlink(missing_ok=True)
+                if shared is not None:
+                    shared.remove()
             if share := gpu_share(self.device_data.device):
                 trial.set_user_attr(GPU_SECONDS, round(share * (time.monotonic() - begun), 3))
             release_memory(self.device_data.device)
@@ -425,6 +452,49 @@ class TrainObjective:
             ):
                 return earlier
         return None
+
+
+class _SharedCheckpoint:
+    """The checkpoint of a trial in a store that other machines see."""
+
+    def __init__(self, store: ArtifactStore, file: Path, trial: Trial) -> None:
+        self._store, self._file, self._trial = store, file, trial
+        self._reference: dict[str, str] | None = trial.user_attrs.get(CHECKPOINT)
+        self._written = 0
+
+    def fetch(self) -> None:
+        """Take over what an earlier attempt has left, unless it is here."""
+        if self._reference is None or self._file.exists():
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fetch_file(self._store, self._reference, self._file)
+        except Unverified as error:
+            self._file.unlink(missing_ok=True)
+            logger.warning("Trial %d starts anew: its checkpoint is of no use (%s).", self._trial.number, error)
+
+    def publish(self) -> None:
+        """Share the file if it is new."""
+        written = self._file.stat().st_mtime_ns if self._file.exists() else 0
+        if written == self._written or not written:
+            return
+        before, self._written = self._reference, written
+        try:
+            self._reference = store_file(self._store, self._file)
+        except Exception as error:  # each store has errors of its own
+            logger.warning("The checkpoint of trial %d could not be shared (%s).", self._trial.number, error)
+            return
+        self._trial.set_user_attr(CHECKPOINT, self._reference)
+        self._remove(before)
+
+    def remove(self) -> None:
+        """Remove what was shared: the trial has ended."""
+        self._remove(self._reference)
+
+    def _remove(self, reference: Mapping[str, str] | None) -> None:
+        if reference is not None:
+            with suppress(Exception):  # each store has errors of its own
+                self._store.remove(reference["artifact"])
 
 
 def _curves(result: EpochResult) -> dict[str, float]:

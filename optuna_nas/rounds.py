@@ -13,7 +13,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from optuna.trial import TrialState
 
@@ -71,15 +71,20 @@ class TrainsInRounds(Forgetful):
         self._on_progress: Callable[[float], None] | None = None
         self._should_stop: Callable[[], bool] | None = None
         self._folder: Path | None = None
+        self._store: ArtifactStore | None = None
 
     def prepare(
         self,
         folder: Path,
         on_progress: Callable[[float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        store: ArtifactStore | None = None,
     ) -> None:
-        """Take a folder to keep files in, whom to tell the share of a round that is done, and when to stop."""
-        self._folder, self._on_progress, self._should_stop = folder, on_progress, should_stop
+        """Take a folder for files, whom to tell the share of a round that is done, when to stop, a store to share by.
+
+        A store that was given at the start stays; without any, the folder has one.
+        """
+        self._folder, self._on_progress, self._should_stop, self._store = folder, on_progress, should_stop, store
 
 
 class _State(Generic[Loaded]):
@@ -98,11 +103,11 @@ class Rounds(Generic[Loaded]):
     Args:
         name: Of the model, for the attribute (`snas:snapshot`) and for messages.
         trials_per_round: Trials between two openers.
-        store: Where files go; None for the folder `artifacts` of the study's.
+        store: Where files go; by default where the search says, or the folder `artifacts` of the study's.
         is_fixed: Tells a trial that has all parameters, or was enqueued with them, and so opens no round any more.
         load: Makes something of a snapshot's JSON value and of a function that fetches one of its files; called by one
             thread at a time, and never while a round is prepared here. Raises `Unverified` where they are damaged.
-        folder: Where the study keeps its files, if it does.
+        searcher: Whose rounds they are: knows where the study keeps its files, if it does.
     """
 
     def __init__(
@@ -112,11 +117,11 @@ class Rounds(Generic[Loaded]):
         store: ArtifactStore | None,
         is_fixed: Callable[[FrozenTrial], bool],
         load: Callable[[dict[str, Any], Callable[[str], Path]], Loaded],
-        folder: Callable[[], Path | None],
+        searcher: TrainsInRounds,
     ) -> None:
         self._name, self._key = name, f"{name.lower()}:snapshot"
         self._trials_per_round, self._given_store = trials_per_round, store
-        self._is_fixed, self._load, self._folder = is_fixed, load, folder
+        self._is_fixed, self._load, self._searcher = is_fixed, load, ref(searcher)
         self._lock, self._preparing = threading.Lock(), threading.Lock()
         # By storage, for a number names a study only there.
         self._states: WeakKeyDictionary[BaseStorage, dict[int, _State[Loaded]]] = WeakKeyDictionary()
@@ -270,6 +275,8 @@ class Rounds(Generic[Loaded]):
             )
 
     def _store(self, study: Study) -> ArtifactStore:
-        if self._given_store is not None:
-            return self._given_store
-        return folder_store((self._folder() or Path("runs") / study.study_name) / "artifacts")
+        searcher = self._searcher()
+        assert searcher is not None
+        if (store := self._given_store or searcher._store) is not None:
+            return store
+        return folder_store((searcher._folder or Path("runs") / study.study_name) / "artifacts")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
 import signal
-import socket
 import tempfile
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,16 +21,15 @@ import optuna
 import torch
 from optuna import Study, Trial
 from optuna.artifacts import upload_artifact
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from optuna_nas.data import TEST, Data
-from optuna_nas.environment import git_commit, versions
+from optuna_nas.environment import git_commit, versions, without_password
 from optuna_nas.objective import (
     DUPLICATE_OF,
     REASON,
-    RESUMES,
     SCRATCH,
     OutOfMemory,
     TrainObjective,
@@ -40,14 +38,36 @@ from optuna_nas.objective import (
     network_path,
 )
 from optuna_nas.plots import plot_architecture
-from optuna_nas.study_state import PREFIX, folder_store
+from optuna_nas.recovery import (
+    INTERRUPTED,
+    REQUEUED,
+    WORKER,
+    Quota,
+    Silent,
+    Surplus,
+    presence,
+    reap_dead_trials,
+    requeue_interrupted,
+    this_worker,
+)
+from optuna_nas.storage import (
+    POSTGRESQL,
+    SQLITE,
+    Heartbeat,
+    StorageError,
+    backend_of,
+    clear_errors,
+    connect,
+    own_database,
+)
+from optuna_nas.study_state import PREFIX, artifact_store, folder_store
 from optuna_nas.tracking import DatasetInfo, MLflowTracker
-from optuna_nas.tracking.records import without_password
 from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from optuna.artifacts._protocol import ArtifactStore
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
 
@@ -59,19 +79,12 @@ SETTING = PREFIX + "setting"
 """Study attribute: space, skeleton, data and recipe, as JSON; a study goes on under the same setting only."""
 TEST_RESULT = PREFIX + "test"
 """Study attribute: which trial's network was judged on the test split, and its accuracy."""
-WORKER = PREFIX + "worker"
-"""Trial attribute: who runs it: host, process id, and a token of that process."""
-REQUEUED = PREFIX + "requeued"
-"""Trial attribute: it was interrupted, and another trial goes on with its parameters."""
-ATTEMPT = PREFIX + "attempt"
-"""Trial attribute: how often these parameters were tried, counting processes that died."""
-
-INTERRUPTED = "interrupted"
-MOST_ATTEMPTS = 3
+WAIT_SECONDS = 0.5
+"""Between two looks at what other workers do."""
+MOST_AWAY_SECONDS = 120.0
+"""That a worker waits for a database that does not answer."""
 MOST_PICTURE_SECONDS = 10.0
 """That a trial which has ended waits for the picture of its architecture."""
-
-_TOKEN = secrets.token_hex(4)
 
 Objective = Callable[[Trial], float | Sequence[float]]
 
@@ -94,9 +107,13 @@ class TrainsModel(Protocol):
     """A sampler or pruner that trains a one-shot model while the study runs."""
 
     def prepare(
-        self, folder: Path, on_progress: Callable[[float], None] | None, should_stop: Callable[[], bool] | None
+        self,
+        folder: Path,
+        on_progress: Callable[[float], None] | None,
+        should_stop: Callable[[], bool] | None,
+        store: ArtifactStore | None,
     ) -> None:
-        """Take a folder for artifacts, whom to tell the fraction of a round done, and when to stop."""
+        """Take a folder for files, whom to tell the fraction of a round done, when to stop, and a store to share by."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +131,11 @@ class Search:
         pruner: Who stops; by default Optuna's median pruner.
         directions: `maximize` or `minimize`, one for each value of the objective.
         trials: Total of trials; a resumed study runs what is missing.
-        storage: Optuna storage address; by default an sqlite file in `folder`.
+        storage: Optuna storage address; by default an sqlite file in `folder`, or the PostgreSQL in
+            `folder/postgresql` where several workers have run.
+        artifacts: Where workers on several machines share trained models and checkpoints: a folder that all see, or
+            `s3://BUCKET`; by default `folder/artifacts`, and checkpoints stay where they are written.
+        heartbeat: How workers on a database server tell that they are alive.
         tracking: MLflow mirror; None for none.
         folder: Where pictures, networks and checkpoints go; by default `runs/NAME`.
         n_jobs: Trials at a time, in threads.
@@ -140,6 +161,8 @@ class Search:
     directions: tuple[str, ...] = ("maximize",)
     trials: int = 50
     storage: str | None = None
+    artifacts: str | None = None
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     tracking: MLflowTracker | None = field(default_factory=MLflowTracker)
     folder: Path | None = None
     n_jobs: int = 1
@@ -188,8 +211,11 @@ class Search:
         return self.folder or Path("runs") / self.name
 
     def resolved_storage(self) -> str:
-        """Return the address of the Optuna storage."""
-        return self.storage or f"sqlite:///{self.resolved_folder() / 'study.db'}"
+        """Return the address of the Optuna storage; the study's own PostgreSQL is started if need be."""
+        if self.storage is not None:
+            return self.storage
+        own = self.resolved_folder() / POSTGRESQL
+        return own_database(own) if own.exists() else f"{SQLITE}{self.resolved_folder() / 'study.db'}"
 
     def setting(self) -> dict[str, Any]:
         """Return what must not change while a study goes on, as JSON values."""
@@ -241,16 +267,23 @@ def open_study(search: Search, create: bool = True) -> Study:
             does not exist.
         ConnectionError: The storage does not answer.
     """
-    storage = search.resolved_storage()
+    address = search.resolved_storage()
     absent = ValueError(
-        f"`study` must exist but {without_password(storage)} has none named {search.name!r}; "
+        f"`study` must exist but {without_password(address)} has none named {search.name!r}; "
         "start it with `optuna-nas run`."
     )
-    if not create and storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+    if not create and address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).exists():
         raise absent  # before Optuna makes the file
     if create:
         search.resolved_folder().mkdir(parents=True, exist_ok=True)
-    with _clear_storage_errors(storage):
+
+    def on_dead(study: Study, trial: FrozenTrial) -> None:
+        logger.warning("Trial %d was left by a worker that is gone; it is tried again.", trial.number)
+        if search.tracking is not None:
+            search.tracking.trial_finished(study, trial)
+
+    storage = connect(address, search.heartbeat, on_dead)
+    with clear_errors(address):
         try:
             study = optuna.load_study(
                 study_name=search.name, storage=storage, sampler=search.sampler, pruner=search.pruner
@@ -268,18 +301,6 @@ def open_study(search: Search, create: bool = True) -> Study:
             )
         _check_setting(study, search)
     return study
-
-
-@contextmanager
-def _clear_storage_errors(storage: str) -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, OSError, ImportError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise ConnectionError(
-            f"`storage` must be the address of a database that answers but {without_password(storage)!r} does not: "
-            f"{reason}; start the database, or correct the address."
-        ) from error
 
 
 def _check_setting(study: Study, search: Search) -> None:
@@ -300,12 +321,6 @@ def _check_setting(study: Study, search: Search) -> None:
         )
 
 
-def counted_trials(study: Study) -> int:
-    """Return how many trials count towards the total: finished ones, but not those that another goes on with."""
-    trials = study.get_trials(deepcopy=False)
-    return sum(trial.state.is_finished() and REQUEUED not in trial.user_attrs for trial in trials)
-
-
 def run(
     search: Search, listener: SearchListener | None = None, enough: Callable[[Study], bool] = lambda study: False
 ) -> SearchResult:
@@ -320,95 +335,190 @@ def run(
         ValueError, ConnectionError: As `open_study`; also where the MLflow address does not answer at the start.
     """
     study = open_study(search)
-    folder = search.resolved_folder()
-    with _presence(folder / ".running") as alone:
+    with presence(search.resolved_folder() / ".running") as alone:
         # An sqlite file is written from one machine: who is alone there knows that all other runs are gone.
         reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
         if search.sampler is not None and study.get_trials(deepcopy=False):
             search.sampler.reseed_rng()  # its seed has been used up; it would propose the same architectures again
         tracker = search.tracking
-        if tracker is None:
-            return _run(search, study, None, listener, enough)
-        tracker.start(study, **shown_in_mlflow(search))
+        if tracker is not None:
+            tracker.start(study, **shown_in_mlflow(search))
         status = "FAILED"
         try:
-            result = _run(search, study, tracker, listener, enough)
+            missing = _Run(search, study, tracker, listener, enough).to_the_total()
+            result = replace(summarise(search, study, judge=not missing), interrupted=missing > 0, missing=missing)
             status = "KILLED" if result.interrupted else "FINISHED"
         finally:
-            if listener is not None:
-                listener.closing()
-            tracker.finish(study, status=status)
+            if tracker is not None:
+                if listener is not None:
+                    listener.closing()
+                tracker.finish(study, status=status)
         return result
 
 
-def _run(
-    search: Search,
-    study: Study,
-    tracker: MLflowTracker | None,
-    listener: SearchListener | None,
-    enough: Callable[[Study], bool],
-) -> SearchResult:
-    """Run the missing trials of an opened study, and sum it up."""
-    folder, objective = search.resolved_folder(), search.resolved_objective()
-    if search.cpu_threads is not None:
-        torch.set_num_threads(search.cpu_threads)
-    interrupts = _Interrupts()
-    pictures = _Pictures(search.space, folder / "artifacts") if search.pictures else None
-    events = _Events(tracker, listener, pictures)
-    if isinstance(objective, TrainObjective):
-        objective = replace(
-            objective, folder=objective.folder or folder, listener=events, should_stop=interrupts.at_once.is_set
-        )
+def work(search: Search, listener: SearchListener | None = None, closes: bool = True) -> int:
+    """Be one of several workers of a study that exists, until its total is reached; return how many trials are missing.
 
-    parts: tuple[object, ...] = (search.sampler, search.pruner)
-    trains = [part for part in parts if isinstance(part, TrainsModel)]
-    for part in trains:
-        on_progress = None if listener is None else partial(events.model_progress, type(part).__name__)
-        part.prepare(folder, on_progress, interrupts.at_once.is_set)
+    Waits while others run the last trials, in case one of them dies. Signals are answered as by `run`, and what was
+    interrupted goes back to the queue at once, for whoever is there.
 
-    def run_trial(trial: Trial) -> float | Sequence[float]:
-        trial.set_user_attr(WORKER, _worker())
-        if not isinstance(objective, TrainObjective):
-            events.trial_started(trial, {})
+    Args:
+        search: As the one that created the study.
+        listener: Hears of this worker's trials.
+        closes: Whether the worker that finds the total reached writes to MLflow what others have missed; False where
+            somebody else does.
+
+    Raises:
+        ValueError: The study does not exist, or with another setting.
+        ConnectionError: The storage or MLflow does not answer at the start, or the storage not for two minutes.
+    """
+    study = open_study(search, create=False)
+    if search.sampler is not None:
+        search.sampler.reseed_rng()  # the others have the same seed
+    tracker = search.tracking
+    if tracker is not None:
+        tracker.start(study, **shown_in_mlflow(search), replay=False)
+    missing = search.trials
+    try:
+        missing = _Run(search, study, tracker, listener).to_the_total()
+    finally:
+        if tracker is not None:
+            tracker.finish(study, "FINISHED" if closes and not missing else None)
+    return missing
+
+
+class _Run:
+    """The trials that this process runs of an opened study."""
+
+    def __init__(
+        self,
+        search: Search,
+        study: Study,
+        tracker: MLflowTracker | None,
+        listener: SearchListener | None,
+        enough: Callable[[Study], bool] = lambda study: False,
+    ) -> None:
+        self._search, self._study, self._enough = search, study, enough
+        self._folder = search.resolved_folder()
+        self._shared = not search.resolved_storage().startswith("sqlite")
+        self._quota, self._silent = Quota(study, search.trials), Silent(study, search.heartbeat.grace)
+        self._interrupts = _Interrupts()
+        self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
+        self._events = _Events(tracker, listener, self._pictures)
+        self._store = None if search.artifacts is None else artifact_store(search.artifacts)
+        objective = search.resolved_objective()
+        if isinstance(objective, TrainObjective):
+            stop = self._interrupts.at_once.is_set
+            folder = objective.folder or self._folder
+            objective = replace(objective, folder=folder, listener=self._events, should_stop=stop, store=self._store)
+        self._objective = objective
+        parts: tuple[object, ...] = (search.sampler, search.pruner)
+        self._trains = [part for part in parts if isinstance(part, TrainsModel)]
+        for part in self._trains:
+            on_progress = None if listener is None else partial(self._events.model_progress, type(part).__name__)
+            part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store)
+
+    def to_the_total(self) -> int:
+        """Run trials until the total is reached or a signal comes; return how many are missing."""
+        if self._search.cpu_threads is not None:
+            torch.set_num_threads(self._search.cpu_threads)
+        if self._missing() > 0:
+            try:
+                with self._interrupts.installed():
+                    self._run_trials()
+            finally:
+                for part in self._trains:
+                    part.prepare(self._folder, None, None, self._store)
+                if self._pictures is not None:
+                    self._pictures.close()
+            requeue_interrupted(self._study)
+        return self._missing()
+
+    def _missing(self) -> int:
+        return 0 if self._enough(self._study) else self._quota.missing()
+
+    def _run_trials(self) -> None:
+        away_since: float | None = None
+        while not self._interrupts.after_trial.is_set():
+            try:
+                if not self._missing():
+                    return
+                room = self._quota.room()
+                if room:
+                    self._study.optimize(
+                        self._run_trial,
+                        n_trials=1 if self._shared else room,
+                        n_jobs=self._search.n_jobs,
+                        catch=(TrainingDiverged, OutOfMemory),
+                        callbacks=[self._after_trial],
+                    )
+                else:
+                    self._wait_for_others()
+                away_since = None
+            except (TrainingStopped, KeyboardInterrupt):
+                return
+            except Surplus:
+                continue
+            except StorageError as error:
+                away_since = self._wait_for_storage(error, away_since)
+            except (ValueError, UpdateFinishedTrialError) as error:
+                if not _is_taken_over(error):
+                    raise
+                logger.warning("A trial was given to another worker, since this one gave no sign of life for long.")
+
+    def _run_trial(self, trial: Trial) -> float | Sequence[float]:
+        trial.set_user_attr(WORKER, this_worker())
+        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is None:
+            backend.flush(trial._trial_id)  # nothing else tells when this process has died
+        self._quota.claim(trial)
+        if not isinstance(self._objective, TrainObjective):
+            self._events.trial_started(trial, {})
         try:
-            value = objective(trial)
-            if pictures is not None:
-                pictures.wait(trial.number)
+            value = self._objective(trial)
+            if self._pictures is not None:
+                self._pictures.wait(trial.number)
             return value
         except (TrainingStopped, KeyboardInterrupt):
             trial.set_user_attr(REASON, INTERRUPTED)
             trial.set_user_attr(REQUEUED, True)
             raise
 
-    def after_trial(study: Study, trial: FrozenTrial) -> None:
-        events.trial_finished(study, trial)
-        _forget_networks(study, folder, search.keep_networks)
-        if interrupts.after_trial.is_set() or missing_trials() == 0:
+    def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._events.trial_finished(study, trial)
+        _forget_networks(study, self._folder, self._search.keep_networks)
+        if self._interrupts.after_trial.is_set() or self._missing() == 0:
             study.stop()
 
-    def missing_trials() -> int:
-        return 0 if enough(study) else max(0, search.trials - counted_trials(study))
+    def _wait_for_others(self) -> None:
+        """Wait while other workers run what is missing, and see whether they live."""
+        self._interrupts.after_trial.wait(WAIT_SECONDS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self._study)
+        self._silent.reap()
+        if not self._shared:
+            reap_dead_trials(self._study)
 
-    missing = missing_trials()
-    if missing > 0:
-        try:
-            with interrupts.installed(), suppress(TrainingStopped, KeyboardInterrupt):
-                study.optimize(
-                    run_trial,
-                    n_trials=missing,
-                    n_jobs=search.n_jobs,
-                    catch=(TrainingDiverged, OutOfMemory),
-                    callbacks=[after_trial],
-                )
-        finally:
-            for part in trains:
-                part.prepare(folder, None, None)
-            if pictures is not None:
-                pictures.close()
-        requeue_interrupted(study)
-    missing = missing_trials()
-    result = summarise(search, study, judge=missing == 0)
-    return replace(result, interrupted=missing > 0, missing=missing)
+    def _wait_for_storage(self, error: BaseException, away_since: float | None) -> float:
+        """Wait for a database that is away; return since when it is."""
+        now = time.monotonic()
+        if not self._shared:
+            raise error
+        if away_since is None:
+            logger.warning("The storage does not answer (%s); waiting for it.", str(error).strip().splitlines()[0])
+            away_since = now
+        elif now - away_since > MOST_AWAY_SECONDS:
+            raise ConnectionError(
+                f"`storage` must answer within {MOST_AWAY_SECONDS:.0f} s but did not; start the database, then run "
+                "this again."
+            ) from error
+        self._interrupts.after_trial.wait(WAIT_SECONDS)
+        return away_since
+
+
+def _is_taken_over(error: Exception) -> bool:
+    """Tell whether an error says that a trial was ended by another process."""
+    return isinstance(error, UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
 
 
 def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult:
@@ -505,80 +615,6 @@ class _Interrupts:
         logger.warning("Terminated: ending at the next training step, with a checkpoint.")
 
 
-def requeue_interrupted(study: Study) -> None:
-    """Enqueue the parameters of every interrupted trial that nobody goes on with yet."""
-    trials = study.get_trials(deepcopy=False)
-    taken = {trial.user_attrs[PREFIX + "retry_of"] for trial in trials if PREFIX + "retry_of" in trial.user_attrs}
-    for trial in trials:
-        if REQUEUED in trial.user_attrs and trial.state == TrialState.FAIL and trial.number not in taken:
-            study.enqueue_trial(
-                trial.params,
-                user_attrs={
-                    PREFIX + "retry_of": trial.number,
-                    RESUMES: trial.user_attrs.get(RESUMES, trial.number),
-                    # Being stopped on purpose is no sign that something is wrong with the parameters.
-                    ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + (trial.user_attrs.get(REASON) != INTERRUPTED),
-                },
-            )
-
-
-def reap_dead_trials(study: Study, alone: bool = False) -> None:
-    """Fail the running trials of processes that are gone, and enqueue their parameters again.
-
-    Args:
-        study: With trials that an earlier `run` may have left behind.
-        alone: No other process runs this study; otherwise only processes of this machine are looked up.
-    """
-    host = socket.gethostname()
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = str(trial.user_attrs.get(WORKER, ""))
-        if worker and (alone or (worker.startswith(f"{host}:") and not _alive(worker))):
-            storage, attempt = study._storage, trial.user_attrs.get(ATTEMPT, 1)
-            reason = f"the process that ran it is gone, attempt {attempt} of {MOST_ATTEMPTS}"
-            storage.set_trial_user_attr(trial._trial_id, REASON, reason)
-            if attempt < MOST_ATTEMPTS:
-                storage.set_trial_user_attr(trial._trial_id, REQUEUED, True)
-            study.tell(trial.number, state=TrialState.FAIL)
-    requeue_interrupted(study)
-
-
-@contextmanager
-def _presence(file: Path) -> Iterator[bool]:
-    """Hold a shared lock on a file inside the block; the value tells whether nobody else held one before."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where only process ids tell
-        yield False
-        return
-    with open(file, "w") as handle:
-        alone = True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            alone = False
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_SH)
-        yield alone
-
-
-def _worker() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{_TOKEN}"
-
-
-def _alive(worker: str) -> bool:
-    """Tell whether a worker of this machine still runs; a new process under its old number is not it."""
-    process = int(worker.split(":")[1])
-    if process == os.getpid():
-        return worker == _worker()
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 # -- small parts --------------------------------------------------------------------------------------------------
 
 
@@ -590,8 +626,8 @@ class _Events:
     ) -> None:
         self._tracker, self._listener, self._pictures = tracker, listener, pictures
 
-    def trial_started(self, trial: Trial, metrics: Mapping[str, float]) -> None:
-        if self._pictures:
+    def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
+        if self._pictures and isinstance(trial, Trial):
             self._pictures.draw(trial)
         if self._tracker:
             self._tracker.trial_started(trial, metrics)
@@ -657,10 +693,13 @@ class _Pictures:
 
 def _forget_networks(study: Study, folder: Path, keep: int) -> None:
     """Remove the networks of trials that are neither among the best nor still of use."""
+    files = list((folder / "networks").glob("trial-*.safetensors"))
+    if len(files) <= keep:
+        return
     best = [*ranking(study)[:keep], *(study.best_trials if len(study.directions) > 1 else ())]
     kept = {trial.user_attrs.get(DUPLICATE_OF, trial.number) for trial in best}
     finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
-    for file in (folder / "networks").glob("trial-*.safetensors"):
+    for file in files:
         number = int(file.stem.removeprefix("trial-"))
         if number in finished - kept:
             file.unlink(missing_ok=True)

@@ -7,22 +7,28 @@ carry their sha256. Nothing is unpickled.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import io
 import json
+import re
 import shutil
+import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload_artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     from optuna import Study
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.trial import FrozenTrial
 
 PREFIX = "optuna_nas:"
+RESUMES = "resumes"
+"""Trial attribute: number of the trial whose checkpoint this one goes on from."""
 DIGEST = "architecture_digest"
 """Trial attribute: digest of the canonical architecture, of trials that know it."""
 SURROGATE_SCORE = "surrogate_score"
@@ -67,7 +73,7 @@ class FinishedTrials:
     """The trials of a study as they finish, each shown once."""
 
     def __init__(self) -> None:
-        self._unfinished: list[int] = []  # places in the list of trials
+        self.unfinished: list[int] = []  # places in the list of trials
         self._n_known = 0
 
     def take(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -77,13 +83,13 @@ class FinishedTrials:
             trials: All of the study, by number.
         """
         finished, unfinished = [], []
-        for place in [*self._unfinished, *range(self._n_known, len(trials))]:
+        for place in [*self.unfinished, *range(self._n_known, len(trials))]:
             # Another thread may have shown a longer list before.
             if place < len(trials) and trials[place].state.is_finished():
                 finished.append(trials[place])
             else:
                 unfinished.append(place)
-        self._unfinished, self._n_known = unfinished, max(self._n_known, len(trials))
+        self.unfinished, self._n_known = unfinished, max(self._n_known, len(trials))
         return finished
 
 
@@ -177,6 +183,14 @@ def publish_file(study: Study, trial: FrozenTrial, store: ArtifactStore, path: P
     return {"artifact": artifact, "sha256": digest}
 
 
+def store_file(store: ArtifactStore, path: Path) -> dict[str, str]:
+    """Copy a file into a store and return what `fetch_file` needs; Optuna's lists of artifacts do not show it."""
+    artifact = f"{path.stem}-{uuid.uuid4().hex}"
+    with open(path, "rb") as file:
+        store.write(artifact, file)
+    return {"artifact": artifact, "sha256": _sha256(path)}
+
+
 def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -> None:
     """Download a published file to `path`.
 
@@ -184,6 +198,8 @@ def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -
         Unreachable: It can't be read.
         Unverified: It is not what was published.
     """
+    if not re.fullmatch(r"[\w-]+", str(reference["artifact"])):  # a path would lead out of the store's folder
+        raise Unverified(f"{reference['artifact']!r} is no name of an artifact")
     try:
         with store.open_reader(reference["artifact"]) as source, open(path, "wb") as target:
             shutil.copyfileobj(source, target)
@@ -197,6 +213,40 @@ def folder_store(folder: Path) -> ArtifactStore:
     """Return an artifact store in a folder, made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(str(folder))
+
+
+def artifact_store(address: str) -> ArtifactStore:
+    """Return the artifact store at an address: a folder, or `s3://BUCKET` (credentials as boto3 finds them).
+
+    Raises:
+        ValueError: The address is of neither kind, or boto3 is not installed.
+        ConnectionError: Nothing can be written there.
+    """
+    kind, separator, place = address.partition("://")
+    if not separator or kind == "file":
+        store = _checked(address, lambda: folder_store(Path(place or address)))
+    elif kind != "s3" or "/" in place.rstrip("/") or not place:
+        raise ValueError(f"`artifacts` must be a folder or s3://BUCKET but got {address!r}.")
+    elif importlib.util.find_spec("boto3") is None:
+        raise ValueError("`artifacts` in a bucket needs boto3, which is not installed; pip install 'optuna_nas[s3]'.")
+    else:
+        store = _checked(address, lambda: Boto3ArtifactStore(place.rstrip("/")))
+    return store
+
+
+def _checked(address: str, make: Callable[[], ArtifactStore]) -> ArtifactStore:
+    """Return a store in which a file could be written."""
+    name = f"check-{uuid.uuid4().hex}"
+    try:
+        store = make()
+        store.write(name, io.BytesIO(b"optuna_nas"))
+        store.remove(name)
+    except Exception as error:  # each store has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConnectionError(
+            f"`artifacts` must be a place to write to but {address!r} is not: {reason}; give another, or mend it."
+        ) from error
+    return store
 
 
 def _sha256(path: Path) -> str:

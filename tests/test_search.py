@@ -29,7 +29,8 @@ from optuna_nas import (
     nasbench201_space,
 )
 from optuna_nas.objective import DUPLICATE_OF, REASON, RESUMES, network_path
-from optuna_nas.search import REQUEUED, WORKER, counted_trials, open_study, ranking, reap_dead_trials, run, summarise
+from optuna_nas.recovery import REQUEUED, WORKER, counted_trials, reap_dead_trials
+from optuna_nas.search import open_study, ranking, run, summarise
 from optuna_nas.space import CellSpace
 
 SPACE = nasbench201_space()

@@ -112,7 +112,7 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
         self._attached = False
         self._told = -1  # step of the masks that a trial has told of
         self._rounds: Rounds[int] = Rounds(
-            "HMNAS", self._trials_per_round, self._given_store, _is_over, self._load, lambda: self._folder
+            "HMNAS", self._trials_per_round, self._given_store, _is_over, self._load, self
         )
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:

@@ -144,9 +144,7 @@ class GHNSampler(ArchitectureSampler):
         super()._forget()
         self._attached = False
         self._reserve: tuple[str, list[NDArray[np.int64]]] | None = None
-        self._rounds: Rounds[Pool] = Rounds(
-            "GHN", self._refresh, self._given_store, self._is_fixed, self._load, lambda: self._folder
-        )
+        self._rounds: Rounds[Pool] = Rounds("GHN", self._refresh, self._given_store, self._is_fixed, self._load, self)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         super().before_trial(study, trial)

@@ -129,7 +129,7 @@ class SNASSampler(ArchitectureSampler):
         # By storage, for a number names a study only there.
         self._folds: WeakKeyDictionary[BaseStorage, dict[int, _Fold]] = WeakKeyDictionary()
         self._rounds: Rounds[NDArray[np.float64]] = Rounds(
-            "SNAS", self._trials_per_round, self._given_store, self._is_fixed, self._load, lambda: self._folder
+            "SNAS", self._trials_per_round, self._given_store, self._is_fixed, self._load, self
         )
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:

@@ -28,6 +28,7 @@ from mlflow.utils.rest_utils import http_request
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from optuna_nas.environment import without_password
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
@@ -47,7 +48,6 @@ from optuna_nas.tracking.records import (
     milliseconds_now,
     one_line,
     unreachable,
-    without_password,
 )
 from optuna_nas.tracking.view import (
     LOCAL_SERVER,
@@ -388,8 +388,18 @@ class Mirror:
         fresh = milliseconds_now() - milliseconds(trial.datetime_complete) < FRESH_SECONDS * 1000
         return fresh and child.status == "RUNNING" and trial.number not in self.own
 
-    def close(self, study: optuna.Study, status: str) -> None:
-        """Write what is missing and the leaderboard, name the winner, close the study's run."""
+    def close(self, study: optuna.Study, status: str | None) -> None:
+        """Write what is missing and the leaderboard, name the winner, close the study's run.
+
+        Without a status, only write what this process has run.
+        """
+        if status is None:
+            self._find_children()
+            for trial in finished_trials(study):
+                if trial.number in self.own and self._children[trial.number].status != STATUSES[trial.state]:
+                    self._write_trial(trial)
+            self._write_curves(study, set(self.own))
+            return
         for number in self.running.keys() & self._children.keys():  # cut off in the middle
             self._end(self._children[number].run_id, "KILLED", milliseconds_now())
         self.running.clear()

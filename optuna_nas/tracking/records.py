@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
+
+from optuna_nas.environment import without_password
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -71,11 +72,6 @@ def milliseconds_now() -> int:
 def is_server(uri: str) -> bool:
     """Tell whether an MLflow address is a server's."""
     return uri.startswith(("http://", "https://"))
-
-
-def without_password(uri: str) -> str:
-    """Return an address as it may be shown."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def unreachable(uri: str, why: str) -> ConnectionError:

@@ -124,6 +124,7 @@ class MLflowTracker:
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
         tags: Mapping[str, str] = _EMPTY,
+        replay: bool = True,
     ) -> None:
         """Connect, and find or make the run of this study; what MLflow missed of it is then written in passing.
 
@@ -135,6 +136,7 @@ class MLflowTracker:
             dataset: Shown on the study's run.
             params: Of the search, shown on the study's run. One that changed since the study began becomes a tag.
             tags: Of the study's run and of the trials that it runs from now on, such as `mlflow.source.git.commit`.
+            replay: Write what MLflow missed so far; False for one of many workers.
 
         Raises:
             ConnectionError: MLflow can't be used at the address; one that does not answer is found out within 10
@@ -149,7 +151,7 @@ class MLflowTracker:
             os.environ[RETRIES], self._limited = "1", True
         self._thread = threading.Thread(target=self._work, args=(mirror,), name=THREAD_NAME, daemon=True)
         self._thread.start()
-        missed = finished_trials(study)  # what finishes from now on comes by `trial_finished`
+        missed = finished_trials(study) if replay else []  # what finishes from now on comes by `trial_finished`
         opened = self._put_awaited(
             partial(mirror.open, study, description, dataset, params, {**tags, **self.tags}), pauses=()
         )
@@ -161,7 +163,8 @@ class MLflowTracker:
             if isinstance(error, ConnectionError):
                 raise
             raise unreachable(self.tracking_uri, one_line(error)) from error
-        self._put(_Task(partial(mirror.replay, study, missed)))
+        if replay:
+            self._put(_Task(partial(mirror.replay, study, missed)))
 
     def trial_started(self, trial: optuna.Trial | FrozenTrial, metrics: Mapping[str, float] = _EMPTY) -> None:
         """Open the run of a trial, with the parameters that it has by now.
@@ -193,14 +196,15 @@ class MLflowTracker:
         mirror.running.pop(trial.number, None)
         self._put(_Task(partial(mirror.trial_finished, study, trial)))
 
-    def finish(self, study: optuna.Study, status: str = "FINISHED") -> None:
+    def finish(self, study: optuna.Study, status: str | None = "FINISHED") -> None:
         """Write what MLflow missed and the leaderboard, close the study's run and stop the thread.
 
         Returns early, with a warning, where MLflow makes no progress for 30 seconds.
 
         Args:
             study: The study of `start`.
-            status: `FINISHED`, or `KILLED` for a search that was interrupted.
+            status: `FINISHED`, or `KILLED` for a search that was interrupted; None for one of many workers, which only
+                writes what it has run.
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return

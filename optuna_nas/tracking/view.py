@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from optuna_nas.tracking.records import is_server, without_password
+from optuna_nas.environment import without_password
+from optuna_nas.tracking.records import is_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

