@@ -332,7 +332,7 @@ class TrainObjective:
                 self.listener.epoch(trial.number, result.epoch, _curves(result))
             if shared is not None:
                 shared.publish()
-            if single and result.epoch not in reported:  # by the worker that died
+            if single:
                 trial.report(result.report_accuracy, result.epoch)
                 if result.epoch < recipe.epochs and trial.should_prune():
                     _prune(trial, f"{_pruner_name(trial)} stopped it after epoch {result.epoch} of {recipe.epochs}")
@@ -345,9 +345,6 @@ class TrainObjective:
             if self.store is not None:
                 shared = _SharedCheckpoint(self.store, checkpoint, trial)
                 shared.fetch()
-        reported = (
-            trial.study._storage.get_trial(trial._trial_id).intermediate_values if RESUMES in trial.user_attrs else ()
-        )
         listener, number = self.listener, trial.number
         keep_checkpoint = False
         begun = time.monotonic()

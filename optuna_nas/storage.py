@@ -217,7 +217,7 @@ class _Retry(RetryHeartbeatStaleTrialCallback):
     """Optuna's retry of a trial whose worker died, and whoever else wants to know of that."""
 
     def __init__(self, on_dead: Callable[[Study, FrozenTrial], None] | None) -> None:
-        super().__init__(max_retry=MOST_ATTEMPTS - 1, inherit_intermediate_values=True)
+        super().__init__(max_retry=MOST_ATTEMPTS - 1)
         self._on_dead = on_dead
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from optuna_nas import cli
+from optuna_nas import cli, study_file
 from optuna_nas.cli import app
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -103,7 +103,7 @@ def test_settings_have_the_type_of_the_default_or_the_annotation():
         return n, k, rate, flag, name
 
     def given(*settings):
-        return search(**cli._arguments(search, list(settings), Path("study.py")))
+        return search(**study_file._arguments(search, list(settings), Path("study.py")))
 
     assert given("n=2", "k=3", "rate=0.5", "flag=true", "name=y") == (2, 3, 0.5, True, "y")
     assert given("n=2", "k=None") == (2, None, 1, False, "x")

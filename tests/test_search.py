@@ -340,7 +340,7 @@ def test_a_stop_in_the_middle_of_a_round_is_heard_and_the_round_is_made_up_for(s
     monkeypatch.setattr(
         SNASSampler,
         "prepare",
-        lambda self, folder, on_progress, should_stop: (
+        lambda self, folder, on_progress, should_stop, store: (
             setattr(self, "_on_progress", interrupt) or setattr(self, "_folder", folder)
         ),
     )

