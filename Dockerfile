@@ -18,7 +18,7 @@ ENV PATH=/opt/optuna-nas/bin:$PATH \
 
 COPY pyproject.toml README.md LICENSE /src/
 COPY optuna_nas /src/optuna_nas
-RUN pip install --no-cache-dir /src
+RUN pip install --no-cache-dir '/src[postgresql,s3]'
 
 USER 10001
 WORKDIR /searches

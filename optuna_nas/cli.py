@@ -171,6 +171,8 @@ def worker(
     debug: Debug = False,
 ) -> None:
     """Be one more worker of a study that exists, to its total of trials: a Slurm task, a pod, a second terminal."""
+    # Even while it loads: the first process of a container hears of no signal that it does not ask for.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(130))
     with _shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
             from optuna_nas.workers import run_job
@@ -492,7 +494,12 @@ def _shown_errors(debug: bool) -> Iterator[None]:
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=errors, show_time=False, show_path=False, show_level=False)],
+        # Into a file rich would write lines of a fixed width.
+        handlers=[
+            RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
+            if errors.is_terminal
+            else logging.StreamHandler()
+        ],
     )
     try:
         yield

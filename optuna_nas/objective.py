@@ -79,6 +79,8 @@ START = "start"
 """Trial attribute, where trainings start from generated weights: `ghn`, or `scratch` while the GHN has not learned."""
 NETWORK = "network"
 """Trial attribute: file of the trained network, as long as the trial is among the best."""
+SHARED_NETWORK = PREFIX + "network"
+"""Trial attribute: where that file is in the store that workers share."""
 MASKED = "masked"
 """Trial attribute: for every time that masks made the running network smaller, the epoch, the parameters and
 multiply-adds that are left, and the accuracy before and after."""
@@ -171,7 +173,7 @@ class TrainObjective:
         folder: Where networks (`networks/trial-00007.safetensors`) and checkpoints go; None keeps neither.
         listener: Hears of the trial while it runs; set by the search.
         should_stop: Asked after every training step; set by the search.
-        store: Where checkpoints go besides, for whoever goes on with a trial on another machine; set by the search.
+        store: Where checkpoints and networks go besides, for other machines; set by the search.
 
     Raises:
         ValueError: An objective or a constraint is unknown.
@@ -310,6 +312,12 @@ class TrainObjective:
         if self.folder is not None:
             save_network(network_path(self.folder, trial.number), network.compact())
             trial.set_user_attr(NETWORK, str(network_path(self.folder, trial.number)))
+            if self.store is not None:
+                try:
+                    shared = store_file(self.store, network_path(self.folder, trial.number))
+                    trial.set_user_attr(SHARED_NETWORK, shared)
+                except Exception as error:  # each store has errors of its own
+                    logger.warning("The network of trial %d could not be shared (%s).", trial.number, error)
         return self._values(result.last.report_accuracy, network.left.cost(self.skeleton))
 
     def _values(self, accuracy: float, cost: Cost) -> float | tuple[float, ...]:

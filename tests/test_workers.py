@@ -4,6 +4,7 @@ import pickle
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -11,9 +12,10 @@ import sqlalchemy
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from test_objective import RECIPE, make
+from test_objective import SPACE as SPACE_OF_IMAGES
 
 from optuna_nas import recovery
-from optuna_nas.objective import CHECKPOINT
+from optuna_nas.objective import CHECKPOINT, load_network
 from optuna_nas.recovery import REQUEUED, WORKER, Quota, Silent, Surplus, fail_stale, requeue_interrupted
 from optuna_nas.space import nasbench201_space
 from optuna_nas.storage import Heartbeat, connect
@@ -296,6 +298,19 @@ def test_a_checkpoint_that_was_changed_is_refused_and_the_trial_starts_anew(tmp_
     assert study.trials[1].state == TrialState.COMPLETE
     assert "starts anew" in caplog.text
     assert "sha256" in caplog.text
+
+
+def test_the_best_network_comes_from_where_it_was_trained(tmp_path):
+    common = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "artifacts": str(tmp_path / "shared"), "tracking": None}
+    search = Search(
+        "shared", SPACE_OF_IMAGES, objective=make(), trials=4, keep_networks=2, folder=tmp_path / "there", **common
+    )
+    run(search)
+    assert len([file for file in (tmp_path / "shared").iterdir() if file.name.startswith("trial-")]) == 2
+    here = replace(search, folder=tmp_path / "here")
+    found = summarise(here, open_study(here, create=False))
+    assert found.network.is_relative_to(tmp_path / "here")
+    assert load_network(found.network).architecture == SPACE_OF_IMAGES.decode(found.best.params)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", "a/b", "a\\b"])

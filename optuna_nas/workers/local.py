@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from optuna_nas.recovery import Quota, requeue_interrupted
 from optuna_nas.search import SearchResult, open_study, shown_in_mlflow, summarise
 from optuna_nas.storage import POSTGRESQL, SQLITE, StorageError, own_database
-from optuna_nas.study_state import FinishedTrials
+from optuna_nas.study_state import FinishedTrials, artifact_store
 from optuna_nas.workers.worker import VISIBLE, GPUs, Job, divided_threads, run_job, visible_gpus
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.3
 """Between two looks at workers and study."""
 MOST_CRASHES = 5
-"""Of a worker in a row, no trial finishing meanwhile, before all is given up."""
+"""Of a worker in a row, no trial succeeding meanwhile, before all is given up."""
 LONGEST_PAUSE = 30.0
 """Seconds before a worker is started again that crashed repeatedly."""
 KILLED_AFTER = 60.0
@@ -56,7 +56,7 @@ class _Worker:
     process: Any = None
     said: Connection | None = None
     crashes: int = 0
-    n_finished: int = 0  # of the study, when it crashed last
+    n_succeeded: int = 0  # trials of the study, when it crashed last
     next_start: float = 0.0
     done: bool = False
     last_words: str = ""
@@ -86,12 +86,17 @@ def run_workers(
         raise ValueError(f"`workers` must be at least 1 but got {workers}.")
     gpus = GPUs.divide(workers, gpus_per_trial, visible_gpus())
     search = job.search()
+    if search.artifacts is not None:
+        artifact_store(search.artifacts)  # it can be written to, or all workers would say so
     if search.storage is None:
         job = replace(job, storage=_own_storage(search))
         search = replace(search, storage=job.storage)
     elif search.storage.startswith("sqlite"):
         logger.warning("Several workers write to an sqlite file, which is slow and may fail; use a database server.")
     study = open_study(search)
+    if search.tracking is not None:  # makes the experiment and the study's run, for which workers would race
+        search.tracking.start(study, **shown_in_mlflow(search))
+        search.tracking.finish(study, None)
     job = replace(job, closes=False, cpu_threads=divided_threads(workers))
     supervisor = _Supervisor(job, search, study, gpus, listener)
     interrupted = supervisor.run()
@@ -132,7 +137,7 @@ class _Supervisor:
         self._known.take(study.get_trials(deepcopy=False))
         self._epochs: dict[int, int] = {}  # that the listener has heard of, of running trials
         self._asked: list[int] = []  # signals that came
-        self._n_finished = 0
+        self._n_succeeded = 0
         # A server that has loaded all packages and does nothing else forks workers in no time; none has used a GPU.
         self._context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
         if hasattr(os, "fork"):
@@ -179,9 +184,9 @@ class _Supervisor:
             self._crashed(worker, code)
 
     def _crashed(self, worker: _Worker, code: int) -> None:
-        """Plan when to start a crashed worker again: at once, later and later while no trial finishes."""
-        worker.crashes = 1 if self._n_finished > worker.n_finished else worker.crashes + 1
-        worker.n_finished = self._n_finished
+        """Plan when to start a crashed worker again: at once, later and later while no trial succeeds."""
+        worker.crashes = 1 if self._n_succeeded > worker.n_succeeded else worker.crashes + 1
+        worker.n_succeeded = self._n_succeeded
         reason = worker.last_words or _how_it_ended(code)
         if worker.crashes >= MOST_CRASHES:
             raise WorkersFailed(f"worker {worker.index} crashed {worker.crashes} times in a row: {reason}")
@@ -248,7 +253,7 @@ class _Supervisor:
         except StorageError:
             return  # the workers say so
         finished = self._known.take(trials)
-        self._n_finished += len(finished)
+        self._n_succeeded += sum(trial.state != TrialState.FAIL for trial in finished)
         if self._listener is None:
             return
         for place in self._known.unfinished:

@@ -1,0 +1,191 @@
+"""`optuna-nas run --workers`, `create` and `worker`, as a person meets them, with a PostgreSQL of the study's own."""
+
+import re
+import signal
+from functools import cache
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+from test_chaos import workers_of
+from test_cli import TINY, nas, start, wait_for
+
+from optuna_nas.environment import versions
+from optuna_nas.search import SETTING, VERSION
+from optuna_nas.storage import connect
+
+STUDY = """
+import os, time
+from optuna.pruners import NopPruner
+from optuna_nas import SNAS, Search, SNASSampler, nasbench201_skeleton, nasbench201_space
+from optuna_nas.storage import Heartbeat
+
+SPACE = nasbench201_space()
+
+
+def search(
+    seconds: float = 0.02, trials: int = 12, fails: str = "", learns: bool = True, seed: int = 0, name: str = "fast"
+) -> Search:
+    def objective(trial):
+        architecture = SPACE.suggest(trial)
+        for step in range(1, 4):
+            time.sleep(seconds / 3)
+            trial.report(step / 10, step)
+        if fails:
+            raise RuntimeError(fails)
+        return len(architecture.summary) / 100
+
+    snas = None if learns else SNAS(SPACE, nasbench201_skeleton(1, 4))
+    sampler = SNASSampler(SPACE, snas, avoid_duplicates=learns, seed=seed)
+    return Search(
+        name=name, space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=trials,
+        heartbeat=Heartbeat(1, 3), pictures=False,
+    )
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "fast.py").write_text(STUDY)
+    return tmp_path
+
+
+def opened(address, name="fast"):
+    return optuna.load_study(study_name=name, storage=_connect(address))
+
+
+@cache
+def _connect(address):
+    return connect(address)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed(postgresql):
+    yield
+    _connect(postgresql)._backend.engine.dispose()
+
+
+def states_of(address, name="fast"):
+    return [trial.state for trial in opened(address, name).trials]
+
+
+def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder):
+    (folder / "tiny.py").write_text(TINY)
+    alone = nas("run", "tiny.py", "--trials", "2", "--no-mlflow")
+    assert alone.returncode == 0, alone.stderr
+    done = nas("run", "tiny.py", "--workers", "3", "--trials", "6")
+    assert done.returncode == 0, done.stderr
+    assert "was copied to a PostgreSQL beside it" in done.stderr
+    assert sorted(re.findall(r"trial (\d+): ", done.stdout)) == ["2", "3", "4", "5"]
+    assert "tiny: the best of 6 trials" in done.stdout
+    assert "Test accuracy" in done.stdout
+    assert (folder / "runs/tiny/postgresql/PG_VERSION").exists()
+    reported = nas("report", "tiny.py")
+    assert "tiny: the best of 6 trials" in reported.stdout, reported.stderr
+    more = nas("run", "tiny.py", "--trials", "7", "--no-mlflow")  # one process goes on with what many have begun
+    assert "the best of 7 trials" in more.stdout, more.stderr
+
+
+def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgresql):
+    arguments = ("--workers", "2", "--no-mlflow", "--storage", postgresql, "--set", "name=failing")
+    done = nas("run", "fast.py", *arguments, "--trials", "100", "--set", "fails=no luck today")
+    assert done.returncode == 1
+    assert "times in a row: RuntimeError: no luck today" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--workers", "0"), "`workers` must be at least 1 but got 0."),
+        (("--workers", "2", "--gpus-per-trial", "1"), "`gpus_per_trial` 1 must leave room for 2 workers"),
+        (("--gpus-per-trial", "1"), "`--gpus-per-trial` must go with --workers"),
+        (("--workers", "2", "--storage", "postgresql://127.0.0.1:1/none"), "`storage` must be the address of a"),
+        (("--workers", "2", "--artifacts", "fast.py/store"), "`artifacts` must be a place to write to"),
+    ],
+)
+def test_bad_input_is_one_sentence(options, sentence, folder, postgresql):
+    storage = () if "--storage" in options else ("--storage", postgresql)
+    done = nas("run", "fast.py", "--no-mlflow", *storage, *options)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_worker_joins_a_study_that_exists_and_no_other(folder, postgresql):
+    options = ("--storage", postgresql, "--set", "name=joined")
+    absent = nas("worker", "fast.py", "--no-mlflow", *options)
+    assert absent.returncode == 2
+    assert "`study` must exist but" in absent.stderr
+    for _ in range(2):  # the second finds it made
+        assert nas("create", "fast.py", *options).returncode == 0
+    assert opened(postgresql, "joined").trials == []
+    workers = [start("worker", "fast.py", "--no-mlflow", *options) for _ in range(2)]
+    for worker in workers:
+        output, error = worker.communicate(timeout=60)
+        assert worker.returncode == 0, error
+        assert "Total reached" in output
+    assert states_of(postgresql, "joined") == [TrialState.COMPLETE] * 12
+    other = nas("worker", "fast.py", "--no-mlflow", *options, "--trials", "13", "--set", "seed=1")
+    assert other.returncode == 0, "another seed is the same setting"
+    study = opened(postgresql, "joined")
+    study.set_user_attr(VERSION, "0.0.1")
+    wrong = nas("worker", "fast.py", "--no-mlflow", *options)
+    assert wrong.returncode == 2
+    assert (
+        f"`optuna_nas` must be of the version that runs the study, 0.0.1, but is {versions()['optuna_nas']}"
+        in wrong.stderr
+    )
+    study.set_user_attr(VERSION, versions()["optuna_nas"])
+    study.set_user_attr(SETTING, {"space": "another"})
+    wrong = nas("worker", "fast.py", "--no-mlflow", *options)
+    assert wrong.returncode == 2
+    assert "must be that of the existing study 'joined' but is another" in wrong.stderr
+
+
+def test_ctrl_c_ends_all_workers_and_the_study_goes_on(folder, postgresql):
+    options = ("--workers", "2", "--no-mlflow", "--storage", postgresql, "--set", "name=cut")
+    process = start("run", "fast.py", *options, "--trials", "1000", "--set", "seconds=0.2")
+    wait_for(lambda: TrialState.COMPLETE in states_of(postgresql, "cut"))
+    process.send_signal(signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "To go on: optuna-nas run fast.py --workers 2" in output
+    states = states_of(postgresql, "cut")
+    assert set(states) == {TrialState.COMPLETE}
+    total = len(states) + 3
+    again = nas("run", "fast.py", *options, "--trials", str(total))
+    assert again.returncode == 0, again.stderr
+    assert states_of(postgresql, "cut") == [TrialState.COMPLETE] * total
+
+
+def test_workers_end_with_their_supervisor_and_the_study_goes_on(folder, postgresql):
+    options = ("--workers", "2", "--no-mlflow", "--storage", postgresql, "--set", "name=orphans")
+    process = start("run", "fast.py", *options, "--trials", "1000", "--set", "seconds=0.2")
+    wait_for(lambda: TrialState.COMPLETE in states_of(postgresql, "orphans"))
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    states = states_of(postgresql, "orphans")
+    assert TrialState.RUNNING not in states, "their trials went back into the queue"
+    finished = states.count(TrialState.COMPLETE)
+    again = nas("run", "fast.py", *options, "--trials", str(finished + 4))
+    assert again.returncode == 0, again.stderr
+    assert states_of(postgresql, "orphans").count(TrialState.COMPLETE) == finished + 4
+
+
+def test_four_workers_choose_what_one_chooses_trial_by_trial(folder, postgresql):
+    found = []
+    for name, workers in (("one", "1"), ("four", "4")):
+        options = ("--no-mlflow", "--storage", postgresql, "--set", f"name={name}", "--set", "learns=false")
+        done = nas("run", "fast.py", "--workers", workers, *options)
+        assert done.returncode == 0, done.stderr
+        study = opened(postgresql, name)
+        found.append([trial.params for trial in study.trials])
+    assert len(found[0]) == 12
+    assert found[0] == found[1]
