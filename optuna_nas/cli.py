@@ -93,6 +93,9 @@ def run(
     gpus_per_trial: Annotated[
         float | None, typer.Option(help="GPUs of each worker, such as 0.5; by default all are shared.")
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Start the workers on Ray: `local`, or the address of a cluster such as `auto`.")
+    ] = None,
     artifacts: Artifacts = None,
     settings: Settings = None,
     debug: Debug = False,
@@ -102,14 +105,19 @@ def run(
         with console.status("Loading PyTorch and the study ..."):
             job = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts)
             search = job.search()
-        if gpus_per_trial is not None and workers is None:
-            raise UsageError("`--gpus-per-trial` must go with --workers but there is none; add --workers 1 or more.")
+        for name, option in (("gpus-per-trial", gpus_per_trial), ("ray", ray)):
+            if option is not None and workers is None:
+                raise UsageError(f"`--{name}` must go with --workers but there is none; add --workers 1 or more.")
         started = time.monotonic()
         with _Display(search.trials) as display:
             if workers is None:
                 from optuna_nas.search import run as run_search
 
                 result = run_search(search, display)
+            elif ray is not None:
+                from optuna_nas.workers import run_on_ray
+
+                result = run_on_ray(job, workers, gpus_per_trial, ray, display)
             else:
                 from optuna_nas.workers import run_workers
 

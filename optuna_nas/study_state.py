@@ -184,8 +184,11 @@ def publish_file(study: Study, trial: FrozenTrial, store: ArtifactStore, path: P
 
 
 def store_file(store: ArtifactStore, path: Path) -> dict[str, str]:
-    """Copy a file into a store and return what `fetch_file` needs; Optuna's lists of artifacts do not show it."""
-    artifact = f"{path.stem}-{uuid.uuid4().hex}"
+    """Copy a file into a store and return what `fetch_file` needs; Optuna's lists of artifacts do not show it.
+
+    It is named after the file and its folder, which have plain names.
+    """
+    artifact = f"{path.parent.name}-{path.stem}-{uuid.uuid4().hex}"
     with open(path, "rb") as file:
         store.write(artifact, file)
     return {"artifact": artifact, "sha256": _sha256(path)}

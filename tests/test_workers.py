@@ -17,6 +17,7 @@ from test_objective import SPACE as SPACE_OF_IMAGES
 from optuna_nas import recovery
 from optuna_nas.objective import CHECKPOINT, load_network
 from optuna_nas.recovery import REQUEUED, WORKER, Quota, Silent, Surplus, fail_stale, requeue_interrupted
+from optuna_nas.search import Search, open_study, run, summarise
 from optuna_nas.space import nasbench201_space
 from optuna_nas.storage import Heartbeat, connect
 from optuna_nas.study_state import RESUMES, Unreachable, Unverified, artifact_store, fetch_file, store_file
@@ -282,7 +283,7 @@ def test_a_trial_goes_on_from_a_checkpoint_that_was_shared(tmp_path):
     whole.enqueue_trial(dead.params)
     whole.optimize(make(), n_trials=1)
     assert study.trials[1].intermediate_values == whole.trials[0].intermediate_values
-    assert not list((tmp_path / "shared").iterdir()), "what a finished trial has shared is removed"
+    assert [file.name[:8] for file in (tmp_path / "shared").iterdir()] == ["networks"], "no checkpoint is left"
 
 
 def test_a_checkpoint_that_was_changed_is_refused_and_the_trial_starts_anew(tmp_path, caplog):
@@ -306,7 +307,7 @@ def test_the_best_network_comes_from_where_it_was_trained(tmp_path):
         "shared", SPACE_OF_IMAGES, objective=make(), trials=4, keep_networks=2, folder=tmp_path / "there", **common
     )
     run(search)
-    assert len([file for file in (tmp_path / "shared").iterdir() if file.name.startswith("trial-")]) == 2
+    assert len([file for file in (tmp_path / "shared").iterdir() if file.name.startswith("networks-")]) == 2
     here = replace(search, folder=tmp_path / "here")
     found = summarise(here, open_study(here, create=False))
     assert found.network.is_relative_to(tmp_path / "here")
@@ -356,8 +357,9 @@ def test_a_bucket_is_a_store(tmp_path, monkeypatch):
             artifact_store("s3://absent")
         boto3.client("s3").create_bucket(Bucket="searches")
         store = artifact_store("s3://searches")
-        (tmp_path / "file").write_bytes(b"weights")
-        fetch_file(store, store_file(store, tmp_path / "file"), tmp_path / "copy")
+        (tmp_path / "files").mkdir()
+        (tmp_path / "files" / "file").write_bytes(b"weights")
+        fetch_file(store, store_file(store, tmp_path / "files" / "file"), tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == b"weights"
         with pytest.raises(Unreachable):
             fetch_file(store, {"artifact": "gone", "sha256": ""}, tmp_path / "copy")

@@ -1,7 +1,11 @@
 """`optuna-nas run --workers`, `create` and `worker`, as a person meets them, with a PostgreSQL of the study's own."""
 
+import logging
+import os
 import re
 import signal
+import subprocess
+import sys
 from functools import cache
 
 import optuna
@@ -11,7 +15,9 @@ from optuna.trial import TrialState
 from test_chaos import workers_of
 from test_cli import TINY, nas, start, wait_for
 
+from optuna_nas.cli import app
 from optuna_nas.environment import versions
+from optuna_nas.recovery import WORKER, Quota
 from optuna_nas.search import SETTING, VERSION
 from optuna_nas.storage import connect
 
@@ -53,6 +59,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def here(*arguments):
+    """Run the command line in this process, which need not load PyTorch again; nor need its workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "basicConfig", lambda **unused: None)
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+
 def opened(address, name="fast"):
     return optuna.load_study(study_name=name, storage=_connect(address))
 
@@ -72,27 +85,27 @@ def states_of(address, name="fast"):
     return [trial.state for trial in opened(address, name).trials]
 
 
-def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder):
+def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder, caplog):
     (folder / "tiny.py").write_text(TINY)
-    alone = nas("run", "tiny.py", "--trials", "2", "--no-mlflow")
-    assert alone.returncode == 0, alone.stderr
-    done = nas("run", "tiny.py", "--workers", "3", "--trials", "6")
-    assert done.returncode == 0, done.stderr
-    assert "was copied to a PostgreSQL beside it" in done.stderr
+    alone = here("run", "tiny.py", "--trials", "2", "--no-mlflow")
+    assert alone.exit_code == 0, alone.output
+    done = here("run", "tiny.py", "--workers", "3", "--trials", "6")
+    assert done.exit_code == 0, done.output
+    assert "was copied to a PostgreSQL beside it" in caplog.text
     assert sorted(re.findall(r"trial (\d+): ", done.stdout)) == ["2", "3", "4", "5"]
     assert "tiny: the best of 6 trials" in done.stdout
     assert "Test accuracy" in done.stdout
     assert (folder / "runs/tiny/postgresql/PG_VERSION").exists()
-    reported = nas("report", "tiny.py")
+    reported = here("report", "tiny.py")
     assert "tiny: the best of 6 trials" in reported.stdout, reported.stderr
-    more = nas("run", "tiny.py", "--trials", "7", "--no-mlflow")  # one process goes on with what many have begun
+    more = here("run", "tiny.py", "--trials", "7", "--no-mlflow")  # one process goes on with what many have begun
     assert "the best of 7 trials" in more.stdout, more.stderr
 
 
 def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgresql):
     arguments = ("--workers", "2", "--no-mlflow", "--storage", postgresql, "--set", "name=failing")
-    done = nas("run", "fast.py", *arguments, "--trials", "100", "--set", "fails=no luck today")
-    assert done.returncode == 1
+    done = here("run", "fast.py", *arguments, "--trials", "100", "--set", "fails=no luck today")
+    assert done.exit_code == 1
     assert "times in a row: RuntimeError: no luck today" in done.stderr
 
 
@@ -108,40 +121,40 @@ def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgre
 )
 def test_bad_input_is_one_sentence(options, sentence, folder, postgresql):
     storage = () if "--storage" in options else ("--storage", postgresql)
-    done = nas("run", "fast.py", "--no-mlflow", *storage, *options)
-    assert done.returncode == 2
+    done = here("run", "fast.py", "--no-mlflow", *storage, *options)
+    assert done.exit_code == 2
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_worker_joins_a_study_that_exists_and_no_other(folder, postgresql):
     options = ("--storage", postgresql, "--set", "name=joined")
-    absent = nas("worker", "fast.py", "--no-mlflow", *options)
-    assert absent.returncode == 2
+    absent = here("worker", "fast.py", "--no-mlflow", *options)
+    assert absent.exit_code == 2
     assert "`study` must exist but" in absent.stderr
     for _ in range(2):  # the second finds it made
-        assert nas("create", "fast.py", *options).returncode == 0
+        assert here("create", "fast.py", *options).exit_code == 0
     assert opened(postgresql, "joined").trials == []
     workers = [start("worker", "fast.py", "--no-mlflow", *options) for _ in range(2)]
     for worker in workers:
         output, error = worker.communicate(timeout=60)
         assert worker.returncode == 0, error
         assert "Total reached" in output
-    assert states_of(postgresql, "joined") == [TrialState.COMPLETE] * 12
-    other = nas("worker", "fast.py", "--no-mlflow", *options, "--trials", "13", "--set", "seed=1")
-    assert other.returncode == 0, "another seed is the same setting"
+    assert states_of(postgresql, "joined").count(TrialState.COMPLETE) == 12
+    other = here("worker", "fast.py", "--no-mlflow", *options, "--trials", "13", "--set", "seed=1")
+    assert other.exit_code == 0, "another seed is the same setting"
     study = opened(postgresql, "joined")
     study.set_user_attr(VERSION, "0.0.1")
-    wrong = nas("worker", "fast.py", "--no-mlflow", *options)
-    assert wrong.returncode == 2
+    wrong = here("worker", "fast.py", "--no-mlflow", *options)
+    assert wrong.exit_code == 2
     assert (
         f"`optuna_nas` must be of the version that runs the study, 0.0.1, but is {versions()['optuna_nas']}"
         in wrong.stderr
     )
     study.set_user_attr(VERSION, versions()["optuna_nas"])
     study.set_user_attr(SETTING, {"space": "another"})
-    wrong = nas("worker", "fast.py", "--no-mlflow", *options)
-    assert wrong.returncode == 2
+    wrong = here("worker", "fast.py", "--no-mlflow", *options)
+    assert wrong.exit_code == 2
     assert "must be that of the existing study 'joined' but is another" in wrong.stderr
 
 
@@ -154,11 +167,11 @@ def test_ctrl_c_ends_all_workers_and_the_study_goes_on(folder, postgresql):
     assert process.returncode == 130, error
     assert "To go on: optuna-nas run fast.py --workers 2" in output
     states = states_of(postgresql, "cut")
-    assert set(states) == {TrialState.COMPLETE}
+    assert set(states) == {TrialState.COMPLETE}, "the running trials were ended first"
     total = len(states) + 3
     again = nas("run", "fast.py", *options, "--trials", str(total))
     assert again.returncode == 0, again.stderr
-    assert states_of(postgresql, "cut") == [TrialState.COMPLETE] * total
+    assert states_of(postgresql, "cut").count(TrialState.COMPLETE) == total
 
 
 def test_workers_end_with_their_supervisor_and_the_study_goes_on(folder, postgresql):
@@ -179,13 +192,44 @@ def test_workers_end_with_their_supervisor_and_the_study_goes_on(folder, postgre
     assert states_of(postgresql, "orphans").count(TrialState.COMPLETE) == finished + 4
 
 
+def test_ray_runs_two_tasks_on_one_gpu_and_starts_a_killed_one_again(folder, postgresql, monkeypatch):
+    code = """
+import ray
+from pathlib import Path
+from optuna_nas.workers import Job, run_on_ray
+ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+settings = ("seconds=0.5", "name=ray")
+result = run_on_ray(Job("fast.py", settings, storage=__import__("sys").argv[1], mirrored=False), 2, 0.5)
+print("missing", result.missing, "of", len(result.study.trials))
+ray.shutdown()
+"""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    process = subprocess.Popen([sys.executable, "-c", code, postgresql], stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: TrialState.COMPLETE in states_of(postgresql, "ray"), 120)
+    running = [trial for trial in opened(postgresql, "ray").trials if trial.state == TrialState.RUNNING]
+    before = psutil.Process(process.pid).children(recursive=True)
+    shares = {psutil.Process(worker_of(trial)).environ().get("CUDA_VISIBLE_DEVICES") for trial in running}
+    os.kill(worker_of(running[0]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "missing 0" in output
+    assert Quota(opened(postgresql, "ray"), 12).look().finished == 12
+    assert TrialState.RUNNING not in states_of(postgresql, "ray")
+    assert not psutil.wait_procs(before, timeout=20)[1], "no process is left"
+    assert shares <= {"0", None}
+
+
+def worker_of(trial):
+    return int(trial.user_attrs[WORKER].split(":")[1])
+
+
 def test_four_workers_choose_what_one_chooses_trial_by_trial(folder, postgresql):
     found = []
     for name, workers in (("one", "1"), ("four", "4")):
         options = ("--no-mlflow", "--storage", postgresql, "--set", f"name={name}", "--set", "learns=false")
-        done = nas("run", "fast.py", "--workers", workers, *options)
-        assert done.returncode == 0, done.stderr
+        done = here("run", "fast.py", "--workers", workers, *options)
+        assert done.exit_code == 0, done.output
         study = opened(postgresql, name)
-        found.append([trial.params for trial in study.trials])
+        found.append([trial.params for trial in study.trials if trial.state.is_finished()])
     assert len(found[0]) == 12
     assert found[0] == found[1]

@@ -1,6 +1,7 @@
 """Many processes on one study: a worker, and those who start workers (this machine, Ray)."""
 
 from optuna_nas.workers.local import run_workers
+from optuna_nas.workers.on_ray import run_on_ray
 from optuna_nas.workers.worker import GPUs, Job, run_job
 
-__all__ = ["GPUs", "Job", "run_job", "run_workers"]
+__all__ = ["GPUs", "Job", "run_job", "run_on_ray", "run_workers"]

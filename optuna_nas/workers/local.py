@@ -13,12 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import TrialState
 
-from optuna_nas.recovery import Quota, requeue_interrupted
-from optuna_nas.search import SearchResult, open_study, shown_in_mlflow, summarise
-from optuna_nas.storage import POSTGRESQL, SQLITE, StorageError, own_database
-from optuna_nas.study_state import FinishedTrials, artifact_store
+from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import VISIBLE, GPUs, Job, divided_threads, run_job, visible_gpus
 
 if TYPE_CHECKING:
@@ -26,9 +22,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from types import FrameType
 
-    from optuna import Study
-
-    from optuna_nas.search import Search, SearchListener
+    from optuna_nas.search import SearchListener, SearchResult
 
 logger = logging.getLogger(__name__)
 
@@ -85,59 +79,18 @@ def run_workers(
     if workers < 1:
         raise ValueError(f"`workers` must be at least 1 but got {workers}.")
     gpus = GPUs.divide(workers, gpus_per_trial, visible_gpus())
-    search = job.search()
-    if search.artifacts is not None:
-        artifact_store(search.artifacts)  # it can be written to, or all workers would say so
-    if search.storage is None:
-        job = replace(job, storage=_own_storage(search))
-        search = replace(search, storage=job.storage)
-    elif search.storage.startswith("sqlite"):
-        logger.warning("Several workers write to an sqlite file, which is slow and may fail; use a database server.")
-    study = open_study(search)
-    if search.tracking is not None:  # makes the experiment and the study's run, for which workers would race
-        search.tracking.start(study, **shown_in_mlflow(search))
-        search.tracking.finish(study, None)
-    job = replace(job, closes=False, cpu_threads=divided_threads(workers))
-    supervisor = _Supervisor(job, search, study, gpus, listener)
-    interrupted = supervisor.run()
-    with suppress(*StorageError):
-        requeue_interrupted(study)
-    missing = Quota(study, search.trials).missing()
-    if search.tracking is not None:
-        if listener is not None:
-            listener.closing()
-        search.tracking.rebuild(study, **shown_in_mlflow(search))
-    result = summarise(search, study, judge=not missing)
-    return replace(result, interrupted=interrupted or missing > 0, missing=missing)
-
-
-def _own_storage(search: Search) -> str:
-    """Start the study's own database; copy what an earlier search left in its sqlite file."""
-    folder = search.resolved_folder()
-    before = folder / "study.db"
-    is_new = not (folder / POSTGRESQL).exists()
-    address = own_database(folder / POSTGRESQL)
-    if is_new and before.exists():
-        old = f"{SQLITE}{before}"
-        with suppress(KeyError):  # no study of that name
-            optuna.load_study(study_name=search.name, storage=old)
-            optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=address)
-            logger.warning("The study of %s was copied to a PostgreSQL beside it, where it goes on.", before)
-    return address
+    shared = SharedStudy(replace(job, cpu_threads=divided_threads(workers)), listener)
+    interrupted = _Supervisor(shared, gpus).run()
+    return shared.conclude(interrupted)
 
 
 class _Supervisor:
     """Starts the workers of a study, starts them again, and tells what they do."""
 
-    def __init__(self, job: Job, search: Search, study: Study, gpus: GPUs, listener: SearchListener | None) -> None:
-        self._job, self._search, self._study, self._gpus, self._listener = job, search, study, gpus, listener
+    def __init__(self, shared: SharedStudy, gpus: GPUs) -> None:
+        self._shared, self._gpus = shared, gpus
         self._workers = [_Worker(index) for index in range(len(gpus.names))]
-        self._quota = Quota(study, search.trials)
-        self._known = FinishedTrials()
-        self._known.take(study.get_trials(deepcopy=False))
-        self._epochs: dict[int, int] = {}  # that the listener has heard of, of running trials
         self._asked: list[int] = []  # signals that came
-        self._n_succeeded = 0
         # A server that has loaded all packages and does nothing else forks workers in no time; none has used a GPU.
         self._context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
         if hasattr(os, "fork"):
@@ -150,9 +103,9 @@ class _Supervisor:
                 while not all(worker.done for worker in self._workers):
                     for worker in self._workers:
                         self._look_at(worker)
-                    self._look_at_study()
+                    self._shared.look()
                     time.sleep(LOOK_SECONDS)
-                self._look_at_study()
+                self._shared.look()
             finally:
                 self._end_all()
         return bool(self._asked)
@@ -163,7 +116,7 @@ class _Supervisor:
         if worker.done:
             return
         if worker.process is None:
-            if self._asked or not self._quota_missing():
+            if self._asked or not self._shared.missing():
                 worker.done = True
             elif time.monotonic() >= worker.next_start:
                 self._start(worker)
@@ -185,8 +138,8 @@ class _Supervisor:
 
     def _crashed(self, worker: _Worker, code: int) -> None:
         """Plan when to start a crashed worker again: at once, later and later while no trial succeeds."""
-        worker.crashes = 1 if self._n_succeeded > worker.n_succeeded else worker.crashes + 1
-        worker.n_succeeded = self._n_succeeded
+        worker.crashes = 1 if self._shared.n_succeeded > worker.n_succeeded else worker.crashes + 1
+        worker.n_succeeded = self._shared.n_succeeded
         reason = worker.last_words or _how_it_ended(code)
         if worker.crashes >= MOST_CRASHES:
             raise WorkersFailed(f"worker {worker.index} crashed {worker.crashes} times in a row: {reason}")
@@ -197,7 +150,7 @@ class _Supervisor:
     def _start(self, worker: _Worker) -> None:
         worker.last_words = ""
         worker.said, says = self._context.Pipe(duplex=False)
-        arguments = (self._job, self._gpus.names[worker.index], self._gpus.share, says)
+        arguments = (self._shared.job, self._gpus.names[worker.index], self._gpus.share, says)
         name = f"optuna_nas worker {worker.index}"
         worker.process = self._context.Process(target=_be_worker, args=arguments, name=name)
         worker.process.start()
@@ -237,39 +190,6 @@ class _Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    # -- the study ------------------------------------------------------------------------------------------------
-
-    def _quota_missing(self) -> int:
-        try:
-            return self._quota.missing()
-        except StorageError:
-            return self._search.trials  # the workers wait for it too
-
-    def _look_at_study(self) -> None:
-        """Tell the listener what has happened in the study."""
-        try:
-            trials = self._study.get_trials(deepcopy=False)
-        except StorageError:
-            return  # the workers say so
-        finished = self._known.take(trials)
-        self._n_succeeded += sum(trial.state != TrialState.FAIL for trial in finished)
-        if self._listener is None:
-            return
-        for place in self._known.unfinished:
-            trial = trials[place]
-            if trial.state != TrialState.RUNNING:
-                continue
-            if trial.number not in self._epochs:
-                self._epochs[trial.number] = -1
-                self._listener.trial_started(trial, {})
-            step = trial.last_step
-            if step is not None and step > self._epochs[trial.number]:
-                self._epochs[trial.number] = step
-                self._listener.epoch(trial.number, step, {"accuracy": trial.intermediate_values[step]})
-        for trial in finished:
-            self._epochs.pop(trial.number, None)
-            self._listener.trial_finished(self._study, trial)
 
 
 def _how_it_ended(code: int) -> str:

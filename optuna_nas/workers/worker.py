@@ -34,6 +34,7 @@ class Job:
         closes: Whether the last worker writes to MLflow what others have missed; False where somebody else does.
         artifacts: Where checkpoints and trained models are shared, instead of the file's.
         cpu_threads: Threads of torch, where the file does not say.
+        folder: Where the study's files go, instead of the file's.
     """
 
     study: str
@@ -45,6 +46,7 @@ class Job:
     closes: bool = True
     artifacts: str | None = None
     cpu_threads: int | None = None
+    folder: str | None = None
 
     def search(self) -> Search:
         """Return the search of the file, with all that is told here.
@@ -56,6 +58,8 @@ class Job:
             Path(self.study), list(self.settings), self.storage, self.mlflow, self.trials, artifacts=self.artifacts
         )
         search = replace(search, n_jobs=1, cpu_threads=search.cpu_threads or self.cpu_threads)
+        if self.folder is not None:
+            search = replace(search, folder=Path(self.folder))
         return search if self.mirrored else replace(search, tracking=None)
 
 

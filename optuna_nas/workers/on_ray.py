@@ -1,0 +1,132 @@
+"""Workers as Ray tasks: on this machine, or on a cluster. Ray places them, gives them GPUs and starts them again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna_nas.workers.shared import SharedStudy
+from optuna_nas.workers.worker import Job, divided_threads, run_job, visible_gpus
+
+if TYPE_CHECKING:
+    from optuna_nas.search import SearchListener, SearchResult
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+MOST_DEATHS = 100
+"""How often Ray starts a worker again whose process has died."""
+LOCAL = "local"
+
+
+def run_on_ray(
+    job: Job,
+    workers: int,
+    gpus_per_trial: float | None = None,
+    address: str = LOCAL,
+    listener: SearchListener | None = None,
+) -> SearchResult:
+    """Run a study to its total of trials as Ray tasks, and sum it up.
+
+    Uses the Ray that this process is connected to, if any. On a cluster, all nodes must reach the storage and the
+    artifacts, and have the study's modules; the study file itself is sent to them.
+
+    Args:
+        job: What to work on.
+        workers: How many tasks.
+        gpus_per_trial: GPUs of each task, a part of one or whole ones; by default 1 where Ray has GPUs, else none.
+        address: Of a cluster, such as `auto` or `ray://host:10001`; `local` starts Ray on this machine.
+        listener: Hears of all trials, by looking at the study.
+
+    Raises:
+        UsageError, ValueError, ConnectionError: As `run_workers`; also where Ray is not installed, is not reached, or
+            has fewer GPUs.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("`--ray` needs Ray, which is not installed; pip install 'optuna_nas[ray]'.") from None
+    if workers < 1:
+        raise ValueError(f"`workers` must be at least 1 but got {workers}.")
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        _connect(ray, address, workers)
+    try:
+        if address != LOCAL and job.search().storage is None:
+            raise ValueError(
+                "`storage` must be a database server that all machines of the cluster reach but none is given; "
+                "pass --storage postgresql://..."
+            )
+        total = ray.cluster_resources().get("GPU", 0.0)
+        share = (1.0 if total else 0.0) if gpus_per_trial is None else gpus_per_trial
+        if share > total:
+            raise ValueError(f"`gpus_per_trial` must be at most the {total:g} GPU(s) that Ray has but is {share:g}.")
+        shared = SharedStudy(job, listener)
+        return shared.conclude(_run(ray, shared, workers, share))
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str, workers: int) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == LOCAL:
+        # Workers wait more than they compute where they share the cores.
+        options |= {"include_dashboard": False, "num_cpus": max(workers, os.cpu_count() or 1)}
+        options |= {"num_gpus": len(visible_gpus()), "_node_ip_address": "127.0.0.1"}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConnectionError(
+            f"`--ray` must be the address of a cluster that answers but {address!r} is not: {reason}; "
+            f"start one with `ray start --head`, or use {LOCAL!r}."
+        ) from error
+
+
+def _run(ray: Any, shared: SharedStudy, workers: int, gpus: float) -> bool:
+    """Run the tasks to their end; return whether Ctrl-C ended them."""
+    job = shared.job
+    if job.cpu_threads is None:
+        job = replace(job, cpu_threads=divided_threads(workers))
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MOST_DEATHS)(_be_task)
+    # Absolute, since tasks have working folders of their own; the file goes along for machines that lack it.
+    file = Path(job.study).resolve()
+    job = replace(job, study=str(file), folder=str(shared.search.resolved_folder().resolve()))
+    running = [task.remote(job, file.read_text(), min(1.0, gpus) or 1.0) for _ in range(workers)]
+    interrupted = False
+    while running:
+        try:
+            done, running = ray.wait(running, timeout=LOOK_SECONDS)
+            for one in done:
+                with suppress(ray.exceptions.TaskCancelledError):
+                    ray.get(one)
+            shared.look()
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None if error.cause is not None else error
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            logger.warning("Interrupted: running trials go back to the queue. Press Ctrl-C again to leave at once.")
+            for one in running:
+                ray.cancel(one, recursive=False)
+    return interrupted
+
+
+def _be_task(job: Job, source: str, share: float) -> int:
+    """Run as a Ray task: be a worker."""
+    if Path(job.study).exists():
+        return run_job(job, share)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / Path(job.study).name
+        file.write_text(source)
+        return run_job(replace(job, study=str(file)), share)
