@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 import torch
 from hypothesis import Phase, settings
 
@@ -53,3 +54,18 @@ def postgresql():
     """The address of a PostgreSQL that all tests use, each a study of its own."""
     with postgresql_server() as server:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+
+
+@pytest.fixture
+def closed_databases(monkeypatch):
+    """Close the connections of every storage that a test opens."""
+    opened, make = [], sqlalchemy.engine.create_engine
+
+    def create_engine(*arguments, **options):
+        opened.append(make(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlalchemy.engine, "create_engine", create_engine)
+    yield
+    for engine in opened:
+        engine.dispose()

@@ -24,22 +24,9 @@ from optuna_nas.study_state import RESUMES, Unreachable, Unverified, artifact_st
 from optuna_nas.training import TrainingStopped
 from optuna_nas.workers.worker import GPUs
 
+pytestmark = pytest.mark.usefixtures("closed_databases")
+
 SPACE = nasbench201_space()
-
-
-@pytest.fixture(autouse=True)
-def _closed(monkeypatch):
-    """Close the connections of every storage that a test opens."""
-    opened, make = [], sqlalchemy.engine.create_engine
-
-    def create_engine(*arguments, **options):
-        opened.append(make(*arguments, **options))
-        return opened[-1]
-
-    monkeypatch.setattr(sqlalchemy.engine, "create_engine", create_engine)
-    yield
-    for engine in opened:
-        engine.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -303,8 +290,9 @@ def test_a_checkpoint_that_was_changed_is_refused_and_the_trial_starts_anew(tmp_
 
 def test_the_best_network_comes_from_where_it_was_trained(tmp_path):
     common = {"storage": f"sqlite:///{tmp_path / 'study.db'}", "artifacts": str(tmp_path / "shared"), "tracking": None}
+    common["sampler"] = optuna.samplers.RandomSampler(seed=0)
     search = Search(
-        "shared", SPACE_OF_IMAGES, objective=make(), trials=4, keep_networks=2, folder=tmp_path / "there", **common
+        "shared", SPACE_OF_IMAGES, objective=make(), trials=5, keep_networks=2, folder=tmp_path / "there", **common
     )
     run(search)
     assert len([file for file in (tmp_path / "shared").iterdir() if file.name.startswith("networks-")]) == 2

@@ -6,20 +6,27 @@ import re
 import signal
 import subprocess
 import sys
-from functools import cache
 
 import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
 from test_chaos import workers_of
-from test_cli import TINY, nas, start, wait_for
+from test_cli import TINY, start, wait_for
+from typer.testing import CliRunner
 
 from optuna_nas.cli import app
 from optuna_nas.environment import versions
 from optuna_nas.recovery import WORKER, Quota
 from optuna_nas.search import SETTING, VERSION
 from optuna_nas.storage import connect
+from optuna_nas.workers import local
+
+# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+    pytest.mark.usefixtures("closed_databases"),
+]
 
 STUDY = """
 import os, time
@@ -66,19 +73,18 @@ def here(*arguments):
         return CliRunner().invoke(app, list(map(str, arguments)))
 
 
+_storages = {}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    _storages.clear()
+
+
 def opened(address, name="fast"):
-    return optuna.load_study(study_name=name, storage=_connect(address))
-
-
-@cache
-def _connect(address):
-    return connect(address)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _closed(postgresql):
-    yield
-    _connect(postgresql)._backend.engine.dispose()
+    if address not in _storages:
+        _storages[address] = connect(address)
+    return optuna.load_study(study_name=name, storage=_storages[address])
 
 
 def states_of(address, name="fast"):
@@ -102,7 +108,8 @@ def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder,
     assert "the best of 7 trials" in more.stdout, more.stderr
 
 
-def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgresql):
+def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgresql, monkeypatch):
+    monkeypatch.setattr(local, "LONGEST_PAUSE", 0.1)
     arguments = ("--workers", "2", "--no-mlflow", "--storage", postgresql, "--set", "name=failing")
     done = here("run", "fast.py", *arguments, "--trials", "100", "--set", "fails=no luck today")
     assert done.exit_code == 1
@@ -169,8 +176,8 @@ def test_ctrl_c_ends_all_workers_and_the_study_goes_on(folder, postgresql):
     states = states_of(postgresql, "cut")
     assert set(states) == {TrialState.COMPLETE}, "the running trials were ended first"
     total = len(states) + 3
-    again = nas("run", "fast.py", *options, "--trials", str(total))
-    assert again.returncode == 0, again.stderr
+    again = here("run", "fast.py", *options, "--trials", str(total))
+    assert again.exit_code == 0, again.output
     assert states_of(postgresql, "cut").count(TrialState.COMPLETE) == total
 
 
@@ -187,8 +194,8 @@ def test_workers_end_with_their_supervisor_and_the_study_goes_on(folder, postgre
     states = states_of(postgresql, "orphans")
     assert TrialState.RUNNING not in states, "their trials went back into the queue"
     finished = states.count(TrialState.COMPLETE)
-    again = nas("run", "fast.py", *options, "--trials", str(finished + 4))
-    assert again.returncode == 0, again.stderr
+    again = here("run", "fast.py", *options, "--trials", str(finished + 4))
+    assert again.exit_code == 0, again.output
     assert states_of(postgresql, "orphans").count(TrialState.COMPLETE) == finished + 4
 
 
@@ -205,8 +212,13 @@ ray.shutdown()
 """
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     process = subprocess.Popen([sys.executable, "-c", code, postgresql], stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: TrialState.COMPLETE in states_of(postgresql, "ray"), 120)
-    running = [trial for trial in opened(postgresql, "ray").trials if trial.state == TrialState.RUNNING]
+    running = []
+
+    def two_run():
+        running[:] = [t for t in opened(postgresql, "ray").trials if t.state == TrialState.RUNNING and t.params]
+        return len(running) == 2
+
+    wait_for(two_run, 120)
     before = psutil.Process(process.pid).children(recursive=True)
     shares = {psutil.Process(worker_of(trial)).environ().get("CUDA_VISIBLE_DEVICES") for trial in running}
     os.kill(worker_of(running[0]), signal.SIGKILL)
