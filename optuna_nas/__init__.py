@@ -90,12 +90,20 @@ if TYPE_CHECKING:
         nasbench201_space,
         published_cell,
     )
+    from optuna_nas.storage import (
+        Heartbeat,
+    )
     from optuna_nas.tracking import (
         MLflowTracker,
     )
     from optuna_nas.training import (
         Recipe,
         train,
+    )
+    from optuna_nas.workers import (
+        Job,
+        run_on_ray,
+        run_workers,
     )
 
 __version__ = "0.1.0"
@@ -118,8 +126,10 @@ __all__ = [
     "GHNSampler",
     "HMNASPruner",
     "HMNASRecipe",
+    "Heartbeat",
     "ImageData",
     "ImageFolderData",
+    "Job",
     "MLflowTracker",
     "Recipe",
     "SNASRecipe",
@@ -164,6 +174,8 @@ __all__ = [
     "published_cell",
     "register_op",
     "run",
+    "run_on_ray",
+    "run_workers",
     "should_prune",
     "suggest_categorical",
     "suggest_float",
@@ -258,10 +270,16 @@ _HOMES = {
         "nasbench201_space",
         "published_cell",
     ),
+    "storage": ("Heartbeat",),
     "tracking": ("MLflowTracker",),
     "training": (
         "Recipe",
         "train",
+    ),
+    "workers": (
+        "Job",
+        "run_on_ray",
+        "run_workers",
     ),
 }
 

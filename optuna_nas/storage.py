@@ -245,8 +245,9 @@ def connect(
         address = address.replace("postgresql", "postgresql+psycopg", 1)
     options: dict[str, Any] = {}
     if not address.startswith("sqlite"):
-        # A server lets in a hundred connections or so: a worker keeps one, and more only while its threads need them.
-        options["engine_kwargs"] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 9}
+        # A server lets in a hundred connections or so: a worker keeps two, for trials and for signs
+        # of life, and more only while its threads need them.
+        options["engine_kwargs"] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
         if heartbeat is not None:
             options |= {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
             options["heartbeat_stale_trial_callback"] = _retry(on_dead)

@@ -1,5 +1,6 @@
 """Workers that are killed, paused and cut off from their database: what a study promises all the same."""
 
+import os
 import random
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from conftest import postgresql_server
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from test_cli import command
+from test_cli import command, wait_for
 from test_tracking import ENVIRONMENT, Server
 
 from optuna_nas.recovery import Quota, replaced_by
@@ -158,3 +159,64 @@ def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp
     )
     storage._backend.engine.dispose()
     mlflow.kill()
+
+
+LEARNING = """
+import time
+
+from optuna.pruners import NopPruner
+from strategies import few_digits
+
+from optuna_nas import SNAS, Search, SNASRecipe, SNASSampler, nasbench201_skeleton, nasbench201_space
+from optuna_nas.storage import Heartbeat
+
+SPACE, DATA = nasbench201_space(), few_digits(120)
+
+
+def objective(trial):
+    SPACE.suggest(trial)
+    time.sleep(0.1)
+    return 1.0
+
+
+def search() -> Search:
+    skeleton = nasbench201_skeleton(1, 4, input_shape=DATA.input_shape, classes=DATA.classes)
+    snas = SNAS(SPACE, skeleton, SNASRecipe(batch_size=16))
+    sampler = SNASSampler(SPACE, snas, data=DATA, budget=20, trials=16, trials_per_round=4, seed=0)
+    return Search(
+        name="learning", space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=16,
+        heartbeat=Heartbeat(1, 3), pictures=False,
+    )
+"""
+
+
+def test_when_the_opener_of_a_round_is_killed_nobody_waits_and_a_later_one_goes_on(tmp_path, database, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    (tmp_path / "learning.py").write_text(LEARNING)
+    address = address_of(database)
+    arguments = ("run", "learning.py", "--workers", "2", "--storage", address, "--no-mlflow")
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    storage = connect(address)
+
+    def opener_and_others():
+        trials = optuna.load_study(study_name="learning", storage=storage).trials
+        return trials[0], trials[1:]
+
+    def trains():
+        opener, others = opener_and_others()
+        return opener.state == TrialState.RUNNING and any(trial.state == TrialState.COMPLETE for trial in others)
+
+    wait_for(trains)  # others have not waited for it
+    trainer = max(workers_of(process), key=lambda worker: sum(worker.cpu_times()[:2]))
+    trainer.kill()
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    study = optuna.load_study(study_name="learning", storage=storage)
+    assert study.trials[0].state == TrialState.FAIL
+    assert Quota(study, 16).look().finished == 16
+    snapshots = [trial.number for trial in study.trials if "optuna_nas:snas:snapshot" in trial.system_attrs]
+    assert snapshots, "a later opener has trained and published"
+    assert min(snapshots) > 0
+    assert all(trial.state != TrialState.RUNNING for trial in study.trials)
+    storage._backend.engine.dispose()
