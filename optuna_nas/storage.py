@@ -6,34 +6,38 @@ running trial writes goes to the database in few transactions.
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import random
 import threading
 import time
 import warnings
+from collections import defaultdict
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import TrialState
-from sqlalchemy import select
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import or_, select
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from optuna_nas.environment import without_password
 from optuna_nas.study_state import RESUMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
     from pathlib import Path
 
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
     from sqlalchemy.orm import Session
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,8 @@ logger = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 MOST_ATTEMPTS = 3
 """How often the parameters of a trial are tried whose process dies."""
+MOST_INCLUDED = 500
+"""Unfinished trials that are asked for by number; more are rare, and left to Optuna."""
 TABLE_ATTEMPTS = 2
 """How often the tables of a new database are looked for before an error counts."""
 POSTGRESQL = "postgresql"
@@ -188,9 +194,72 @@ class BatchingStorage(RDBStorage):
         self._flush_to_read(trial_id)
         return super().get_trial_param(trial_id, param_name)
 
-    def _get_trials(self, *arguments: Any, **options: Any) -> list[FrozenTrial]:
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """Do what Optuna's does, with rows in place of objects: thousands of trials are read in a third of the time."""
         self._flush_to_read()
-        return super()._get_trials(*arguments, **options)
+        if states is not None or len(included_trial_ids) > MOST_INCLUDED:
+            return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
+        trial_model = models.TrialModel
+        wanted = trial_model.trial_id > trial_id_greater_than
+        if earlier := [trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than]:
+            wanted = or_(wanted, trial_model.trial_id.in_(earlier))
+        with _create_scoped_session(self.scoped_session) as session:
+            models.StudyModel.find_or_raise_by_id(study_id, session)
+            query = select(trial_model).where(trial_model.study_id == study_id, wanted).order_by(trial_model.trial_id)
+            found: Sequence[Any] = session.execute(query).scalars().all()
+            if not found:
+                return []
+
+            def rows(model: Any, *columns: Any) -> dict[int, list[Any]]:
+                """Return what a table holds of these trials, in the order in which it was written."""
+                by_trial: dict[int, list[Any]] = defaultdict(list)
+                query = select(model.trial_id, *columns).join(trial_model)
+                query = query.where(trial_model.study_id == study_id, wanted).order_by(
+                    next(iter(model.__table__.primary_key))
+                )
+                for trial_id, *values in session.execute(query):
+                    by_trial[trial_id].append(values)
+                return by_trial
+
+            value, step = models.TrialValueModel, models.TrialIntermediateValueModel
+            param = models.TrialParamModel
+            values = rows(value, value.objective, value.value, value.value_type)
+            params = rows(param, param.param_name, param.param_value, param.distribution_json)
+            steps = rows(step, step.step, step.intermediate_value, step.intermediate_value_type)
+            users, systems = (
+                rows(model, model.key, model.value_json)
+                for model in (models.TrialUserAttributeModel, models.TrialSystemAttributeModel)
+            )
+            return [
+                FrozenTrial(
+                    number=trial.number,
+                    state=trial.state,
+                    value=None,
+                    values=[value.stored_repr_to_value(*stored) for _, *stored in sorted(values[trial.trial_id])]
+                    or None,
+                    datetime_start=trial.datetime_start,
+                    datetime_complete=trial.datetime_complete,
+                    params={
+                        name: _distribution(text).to_external_repr(number)
+                        for name, number, text in params[trial.trial_id]
+                    },
+                    distributions={name: _distribution(text) for name, _, text in params[trial.trial_id]},
+                    user_attrs={key: json.loads(text) for key, text in users[trial.trial_id]},
+                    system_attrs={key: json.loads(text) for key, text in systems[trial.trial_id]},
+                    intermediate_values={
+                        number: step.stored_repr_to_intermediate_value(*stored)
+                        for number, *stored in steps[trial.trial_id]
+                    },
+                    trial_id=trial.trial_id,
+                )
+                for trial in found
+            ]
 
     # -- signs of life --------------------------------------------------------------------------------------------
 
@@ -211,6 +280,49 @@ class BatchingStorage(RDBStorage):
         )
         with _create_scoped_session(self.scoped_session) as session:
             return list(session.execute(query).scalars())
+
+
+@lru_cache(10_000)
+def _distribution(text: str) -> BaseDistribution:
+    """Return a distribution; trials of a study share it."""
+    return optuna.distributions.json_to_distribution(text)
+
+
+class FlatStorage(_CachedStorage):
+    """Optuna's cache of finished trials; what a trial asks of it costs the same however many trials there are."""
+
+    def __init__(self, backend: BatchingStorage) -> None:
+        super().__init__(backend)
+        self._by_number: dict[int, list[FrozenTrial]] = {}
+
+    def _add_trials_to_cache(self, study_id: int, trials: list[FrozenTrial]) -> None:
+        super()._add_trials_to_cache(study_id, trials)
+        known = self._by_number.setdefault(study_id, [])
+        for trial in trials:
+            if trial.number < len(known):
+                known[trial.number] = trial
+            elif trial.number == len(known):
+                known.append(trial)
+            else:  # others before it are read later
+                self._by_number[study_id] = known = sorted(self._studies[study_id].trials.values(), key=_number)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        self._read_trials_from_remote_storage(study_id)
+        with self._lock:
+            trials = self._by_number.get(study_id, [])
+            if states is not None and not any(state in states for state in TrialState if state.is_finished()):
+                places = (
+                    self._trial_id_to_study_id_and_number[i] for i in self._studies[study_id].unfinished_trial_ids
+                )
+                trials = [trials[place] for place in sorted(number for _, number in places)]
+            trials = [trial for trial in trials if states is None or trial.state in states]
+            return copy.deepcopy(trials) if deepcopy else trials
+
+
+def _number(trial: FrozenTrial) -> int:
+    return trial.number
 
 
 class _Retry(RetryHeartbeatStaleTrialCallback):
@@ -255,9 +367,9 @@ def connect(
         warnings.simplefilter("ignore", ExperimentalWarning)
         for _ in range(TABLE_ATTEMPTS):
             with suppress(DatabaseError):  # another process makes the same tables
-                return optuna.storages.get_storage(BatchingStorage(address, **options))
+                return FlatStorage(BatchingStorage(address, **options))
             time.sleep(random.random())
-        return optuna.storages.get_storage(BatchingStorage(address, **options))
+        return FlatStorage(BatchingStorage(address, **options))
 
 
 def _retry(on_dead: Callable[[Study, FrozenTrial], None] | None) -> _Retry:

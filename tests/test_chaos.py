@@ -210,7 +210,7 @@ def test_when_the_opener_of_a_round_is_killed_nobody_waits_and_a_later_one_goes_
     wait_for(trains)  # others have not waited for it
     trainer = max(workers_of(process), key=lambda worker: sum(worker.cpu_times()[:2]))
     trainer.kill()
-    output, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     study = optuna.load_study(study_name="learning", storage=storage)
     assert study.trials[0].state == TrialState.FAIL

@@ -1,5 +1,6 @@
 """Many processes on one study: who takes a trial, what is written when, who gets which GPU, what survives."""
 
+import datetime
 import pickle
 import threading
 import time
@@ -190,6 +191,49 @@ def test_a_trial_that_has_finished_takes_nothing(storage):
     assert "waits" not in study.trials[1].user_attrs
 
 
+def described(trials):
+    """Return all that trials hold, in words: a NaN is not equal to itself."""
+    return [
+        repr(sorted((k, sorted(v.items()) if k == "intermediate_values" else v) for k, v in vars(trial).items()))
+        for trial in trials
+    ]
+
+
+def test_trials_are_read_as_optuna_reads_them(storage):
+    study = new_study(storage)
+
+    def objective(trial):
+        trial.suggest_categorical("op", ["a", None, True, 3])
+        trial.suggest_float("rate", 1e-3, 1.0, log=True)
+        trial.suggest_int("n", 1, 9, step=2)
+        trial.set_user_attr("note", {"a": [1, None]})
+        for step, value in enumerate((0.5, float("nan"), float("inf"), -float("inf"))):
+            trial.report(value, 3 - step)
+        if trial.number == 1:
+            raise optuna.TrialPruned
+        if trial.number == 2:
+            raise ZeroDivisionError
+        return float("inf") if trial.number == 3 else 0.25
+
+    study.optimize(objective, n_trials=5, catch=(ZeroDivisionError,))
+    study.enqueue_trial({"n": 3}, user_attrs={"who": "me"})
+    study._storage.create_new_trial(study._study_id)
+    study.add_trial(optuna.create_trial(value=2.0))
+    several = optuna.create_study(directions=["maximize", "minimize"], storage=storage)
+    several.optimize(lambda trial: (1.0, -float("inf")), n_trials=1)
+    theirs = optuna.storages.get_storage(storage._backend.url)
+    ours = connect(storage._backend.url)
+    for name in (study.study_name, several.study_name):
+        one, other = (optuna.load_study(study_name=name, storage=used) for used in (theirs, ours))
+        assert described(one.trials) == described(other.trials)
+        for states in ((TrialState.WAITING,), (TrialState.RUNNING, TrialState.WAITING), (TrialState.COMPLETE,), ()):
+            assert described(one.get_trials(states=states)) == described(other.get_trials(states=states))
+    study._storage.set_trial_state_values(study.trials[6]._trial_id, TrialState.FAIL)
+    study.optimize(lambda trial: 1.0, n_trials=2)
+    one, other = (optuna.load_study(study_name=study.study_name, storage=used) for used in (theirs, ours))
+    assert described(one.trials) == described(other.trials), "what was unfinished before is read again"
+
+
 def test_a_parameter_of_another_kind_is_refused(storage):
     study = new_study(storage)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
@@ -221,6 +265,27 @@ def test_a_trial_that_never_gave_a_sign_of_life_is_tried_again(postgresql):
     assert (dead.state, again.state, heard) == (TrialState.FAIL, TrialState.WAITING, [0])
     study.optimize(lambda retried: retried.suggest_float("x", 0, 1), n_trials=1)
     assert study.trials[1].params == trial.params
+
+
+def test_a_clock_that_was_set_kills_nobody(postgresql):
+    study = new_study(connect(postgresql, Heartbeat(1, 3)))
+    now = datetime.datetime.now()
+    for moment in (now - datetime.timedelta(days=1), now + datetime.timedelta(days=1)):
+        trial = optuna.create_trial(state=TrialState.RUNNING)
+        trial.datetime_start = moment
+        study._storage.create_new_trial(study._study_id, trial)
+    silent = Silent(study, grace=60)
+    silent.reap()
+    silent.reap()
+    fail_stale(study)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING] * 2
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    search = Search("s", SPACE, objective=lambda trial: 1.0, folder=tmp_path / "file" / "runs", tracking=None)
+    with pytest.raises(ValueError, match="`folder` must be one to write to"):
+        open_study(search)
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
