@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, ref
 
+from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from optuna_nas.study_state import (
@@ -30,7 +31,7 @@ from optuna_nas.study_state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from optuna import Study
     from optuna.artifacts._protocol import ArtifactStore
@@ -226,9 +227,21 @@ class Rounds(Generic[Loaded]):
         previous = () if before is None else tuple(file["artifact"] for file in before.files.values())
         own = {"trial": trial.number, "files": files, "previous": previous}
         write_json(study, trial, self._key, {**value, **own})
-        for artifact in before.previous if before is not None else ():  # two are kept: one to fall back on
+        # Two are kept: one to fall back on.
+        outdated = set(() if before is None else before.previous) | self._left_behind(study, trial, files.keys())
+        for artifact in outdated - {*previous, *(file["artifact"] for file in files.values())}:
             with suppress(Exception):  # each store has errors of its own
                 store.remove(artifact)
+
+    def _left_behind(self, study: Study, trial: FrozenTrial, names: Collection[str]) -> set[str]:
+        """Return the artifacts of openers that died before their snapshot was whole, in this round and the last."""
+        found: set[str] = set()
+        for number in range(max(0, trial.number - 2 * self._trials_per_round), trial.number):
+            earlier = find_trial(study, number)
+            if earlier is not None and earlier.state == TrialState.FAIL and not self._has_snapshot(earlier):
+                metas = get_all_artifact_meta(earlier, storage=study._storage)
+                found.update(meta.artifact_id for meta in metas if meta.filename in names)
+        return found
 
     def _published(self, study: Study, first: int, last: int) -> tuple[int, dict[str, Any]] | None:
         """Return the snapshot of a round as it was written, with the number of its trial."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import optuna
 import pytest
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.distributions import CategoricalDistribution
 from optuna.pruners import HyperbandPruner
 from optuna.samplers import PartialFixedSampler, RandomSampler
@@ -599,6 +600,28 @@ def test_two_snapshots_are_kept(data, tmp_path):
     study.optimize(n_convolutions, n_trials=12)
     assert len(openers(study)) == 3
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_dead_opener_has_left_is_removed(data, tmp_path):
+    study = optuna.create_study(sampler=training_sampler(data, tmp_path))
+    study.optimize(n_convolutions, n_trials=4)
+    dead = study.ask()  # trial 4 opens the second round, uploads a file, and dies
+    half = tmp_path / "half" / FILE
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    store = FileSystemArtifactStore(str(tmp_path))
+    upload_artifact(artifact_store=store, file_path=str(half), study_or_trial=dead)
+    # A retry inherits Optuna's list of a dead trial's artifacts, here that of the opener before: they stay.
+    for name, value in study.trials[0].system_attrs.items():
+        if name.startswith("artifacts:"):
+            study._storage.set_trial_system_attr(dead._trial_id, name, value)
+    study.tell(dead, state=TrialState.FAIL)
+    left = {path.name for path in tmp_path.iterdir()} - {"half"}
+    study.optimize(n_convolutions, n_trials=4)
+    assert openers(study) == [0, 5]
+    kept = {path.name for path in tmp_path.iterdir()} - {"half"}
+    assert len(left - kept) == 1, "what the dead opener had uploaded"
+    assert len(kept) == 2
 
 
 def test_snapshots_of_another_recipe_are_refused(data, tmp_path):
