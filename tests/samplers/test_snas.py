@@ -617,7 +617,7 @@ def test_what_a_dead_opener_has_left_is_removed(data, tmp_path):
             study._storage.set_trial_system_attr(dead._trial_id, name, value)
     study.tell(dead, state=TrialState.FAIL)
     left = {path.name for path in tmp_path.iterdir()} - {"half"}
-    study.optimize(n_convolutions, n_trials=4)
+    study.optimize(n_convolutions, n_trials=3)
     assert openers(study) == [0, 5]
     kept = {path.name for path in tmp_path.iterdir()} - {"half"}
     assert len(left - kept) == 1, "what the dead opener had uploaded"
