@@ -1,0 +1,229 @@
+"""What does a step of a supernet cost, beside a plain one, beside its convolutions alone, and for a single path?
+
+Command:   python studies/benchmarks/supernet.py                    # both spaces, full size, about six minutes
+           python studies/benchmarks/supernet.py --small            # half a minute
+Cost:      one thread
+Expected:  the soft mixture at most 0.45 times the plain one and 2.0 times the convolutions; a path at most 1.10 times a
+           plain network of it
+
+Subjects take turns in one process; CPU seconds, medians. The plain reference is what public implementations do: every
+op a module with a ReLU, convolutions and norms of its own, executed one after another, `none` a product with zero,
+images laid out by channels (NCHW). The floor is all convolutions of the supernet, forward and backward,
+`channels_last`, with neither norms nor mixing. Memory is what a process of its own takes above its data and weights.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optuna_nas import darts_search_skeleton, darts_space, nasbench201_skeleton, nasbench201_space
+from optuna_nas.networks import DiscreteNetwork, Supernet
+from optuna_nas.networks.ops import build_op, has_module
+from optuna_nas.networks.supernet import choice_names, one_hot
+from optuna_nas.space import Skeleton, Space
+from optuna_nas.space.ops import NONE, STRUCTURAL, get_op
+
+BATCH = 64
+SUBJECTS = ("plain", "ours", "floor", "path", "plain path")
+Step = Callable[[], None]
+
+
+def setting(name: str, small: bool) -> tuple[Space, Skeleton, tuple[int, int, int]]:
+    """Return a space and a skeleton at the size at which public implementations were timed."""
+    side = 16 if small else 32
+    if name == "nasbench201":
+        return nasbench201_space(), nasbench201_skeleton(1 if small else 5, 16, (3, side, side)), (3, side, side)
+    return darts_space(), darts_search_skeleton(3 if small else 8, 16, (3, side, side)), (3, side, side)
+
+
+class Zero(nn.Module):
+    """`none`, as public implementations compute it."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros."""
+        return x[:, :, :: self.stride, :: self.stride].mul(0.0)
+
+
+class Plain(nn.Module):
+    """The supernet as a loop over its graph: every op by itself, weights multiplied in, terms added."""
+
+    def __init__(self, space: Space, skeleton: Skeleton) -> None:
+        super().__init__()
+        self.graph = space.supernet_graph(skeleton)
+        self.names = choice_names(space)
+        self.parts = nn.ModuleDict()
+        for node in self.graph:
+            if node.op in STRUCTURAL:
+                continue
+            op = build_op(node.op, node.site) if has_module(node.op, node.site) else nn.Identity()
+            self.parts[node.name] = nn.Sequential(nn.ReLU(), op) if get_op(node.op).relu_first else op
+
+    def forward(self, images: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """Return class scores."""
+        values: list[Tensor] = []
+        for node in self.graph:
+            inputs = [values[source] for source in node.inputs]
+            if node.op == "input":
+                values.append(images)
+            elif node.op == "concat":
+                values.append(torch.cat(inputs, 1))
+            elif node.op == "sum":
+                total: Tensor | float = 0.0
+                zeroed = set()
+                for source, value in zip(node.inputs, inputs, strict=True):
+                    read = self.graph.nodes[source]
+                    if not read.path:
+                        total = total + value
+                        continue
+                    names = self.names[read.path]
+                    total = total + weights[read.path][names.index(read.op)] * value
+                    if NONE in names and read.path not in zeroed:
+                        zeroed.add(read.path)
+                        before = values[read.inputs[0]]
+                        zero = Zero(read.site.stride)(before)
+                        total = total + weights[read.path][names.index(NONE)] * zero
+                values.append(total)
+            else:
+                values.append(self.parts[node.name](inputs[0]))
+        return values[self.graph.outputs[0]]
+
+
+def subjects(name: str, small: bool, wanted: Collection[str] = SUBJECTS) -> dict[str, Step]:
+    """Return one training step of each wanted subject."""
+    space, skeleton, shape = setting(name, small)
+    torch.manual_seed(0)
+    images, labels = torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))
+    options = choice_names(space)
+    logits = {path: torch.zeros(len(names), requires_grad=True) for path, names in options.items()}
+
+    def trained(network: nn.Module, forward: Callable[[], Tensor]) -> Step:
+        optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(forward(), labels).backward()
+            optimizer.step()
+
+        return step
+
+    plain, ours = Plain(space, skeleton), Supernet(space, skeleton, seed=0)
+    draw = np.random.default_rng(0)
+    path = space.sample(draw)
+    while not path.connected:
+        path = space.sample(draw)
+    fixed = one_hot(path)
+    network = DiscreteNetwork(path, skeleton, seed=0)
+
+    def mixture() -> dict[str, Tensor]:
+        return {path: F.softmax(logit, 0) for path, logit in logits.items()}
+
+    def one_path() -> Tensor:
+        return ours(images, fixed)
+
+    makes: dict[str, Callable[[], Step]] = {
+        "plain": lambda: trained(plain, lambda: plain(images, mixture())),
+        "ours": lambda: trained(ours, lambda: ours(images, mixture())),
+        "floor": lambda: convolutions(ours, images),
+        "path": lambda: trained(ours, one_path),
+        "plain path": lambda: trained(network, lambda: network(images)),
+    }
+    return {subject: makes[subject]() for subject in wanted}
+
+
+def convolutions(network: Supernet, images: Tensor) -> Step:
+    """Return a step of the convolutions of a supernet alone, each on an input of the shape that it has there."""
+    shapes: dict[nn.Module, torch.Size] = {}
+    found = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+    def remember(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shapes[module] = inputs[0].shape
+
+    handles = [module.register_forward_pre_hook(remember) for module in found]
+    with torch.no_grad():
+        network(images, {path: torch.ones(len(names)) for path, names in network.names.items()})
+    for handle in handles:
+        handle.remove()
+    inputs = {
+        shape: torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+        for shape in set(shapes.values())
+    }
+
+    def step() -> None:
+        for module, shape in shapes.items():
+            output = module(inputs[shape])
+            output.backward(output.detach())
+        for tensor in inputs.values():
+            tensor.grad = None
+        network.zero_grad(set_to_none=True)
+
+    return step
+
+
+def peak(name: str, small: bool, subject: str) -> float:
+    """Return the peak memory of one subject in a process of its own, in GB."""
+    arguments = [sys.executable, __file__, "--spaces", name, "--only", subject, *(["--small"] if small else [])]
+    return float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spaces", nargs="+", default=["nasbench201", "darts"])
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", help="one step of one subject; prints its peak memory in GB")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.only:
+        step = subjects(arguments.spaces[0], arguments.small, [arguments.only])[arguments.only]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6)
+        return
+    figures = {}
+    for name in arguments.spaces:
+        steps = subjects(name, arguments.small)
+        times: dict[str, list[float]] = {subject: [] for subject in steps}
+        for _ in range(arguments.repeats + 1):  # the first warms up
+            for subject, step in steps.items():
+                begun = time.process_time()
+                step()
+                times[subject].append(time.process_time() - begun)
+        found = {subject: median(seconds[1:]) for subject, seconds in times.items()}
+        memory = {subject: peak(name, arguments.small, subject) for subject in ("plain", "ours")}
+        ratios = {
+            "mixture to plain (aim 0.45)": found["ours"] / found["plain"],
+            "mixture to floor (aim 2.0)": found["ours"] / found["floor"],
+            "path to plain path (aim 1.10)": found["path"] / found["plain path"],
+            "memory to plain (aim 0.6)": memory["ours"] / memory["plain"],
+        }
+        print(f"{name}: CPU seconds a step")
+        for subject, seconds in found.items():
+            print(f"  {subject:12}{seconds:8.3f}")
+        for subject, size in memory.items():
+            print(f"  peak memory, {subject:6}{size:6.2f} GB")
+        for ratio, value in ratios.items():
+            print(f"  {ratio:32}{value:6.2f}", flush=True)
+        figures[name] = {"seconds": found, "memory": memory, "ratios": ratios}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
