@@ -152,15 +152,17 @@ def requeue_interrupted(study: Study, worker: str | None = None) -> None:
 
 
 def _requeue(study: Study, trial: FrozenTrial) -> None:
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     attributes = {
         RETRY_OF: trial.number,
-        RESUMES: trial.user_attrs.get(RESUMES, trial.number),
         # Being stopped on purpose is no sign that something is wrong with the parameters.
         ATTEMPT: trial.user_attrs.get(ATTEMPT, 1) + (trial.user_attrs.get(REASON) != INTERRUPTED),
     }
-    if CHECKPOINT in trial.user_attrs:
-        attributes[CHECKPOINT] = trial.user_attrs[CHECKPOINT]
-    study.enqueue_trial(trial.params, user_attrs=attributes)
+    if params:  # otherwise it chooses anew, which is another training
+        attributes[RESUMES] = trial.user_attrs.get(RESUMES, trial.number)
+        if CHECKPOINT in trial.user_attrs:
+            attributes[CHECKPOINT] = trial.user_attrs[CHECKPOINT]
+    study.enqueue_trial(params, user_attrs=attributes)
 
 
 def reap_dead_trials(study: Study, alone: bool = False) -> None:

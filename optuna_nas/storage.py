@@ -51,6 +51,8 @@ TABLE_ATTEMPTS = 2
 """How often the tables of a new database are looked for before an error counts."""
 POSTGRESQL = "postgresql"
 """Folder of a study's own database, among its files."""
+MOVED = "postgresql.moved"
+"""File that says that the study of the sqlite file was copied there, all of it."""
 
 StorageError = (StorageInternalError, SQLAlchemyError)
 """What a database raises that does not answer."""
@@ -78,8 +80,9 @@ class _Delayed(NamedTuple):
 class BatchingStorage(RDBStorage):
     """Optuna's storage in a database, with fewer transactions a trial.
 
-    Parameters wait for the first thing that is no parameter, attributes of the user's kind for the next report, system
-    attribute, heartbeat, end or reading; then all of it is one transaction. A process that is killed loses what waits.
+    With heartbeats, parameters wait for the first thing that is no parameter. Attributes of the user's kind wait for the
+    next report, system attribute, heartbeat, end or reading; then all of it is one transaction. A process that is killed
+    loses what waits.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -112,8 +115,9 @@ class BatchingStorage(RDBStorage):
         distribution: BaseDistribution,
         previous_distribution: BaseDistribution | None,
     ) -> None:
-        if previous_distribution is None or trial_id not in self._running:
-            # The first of its name in this process is compared with the study's.
+        if previous_distribution is None or trial_id not in self._running or self.heartbeat_interval is None:
+            # The first of its name in this process is compared with the study's. Without heartbeats nothing would
+            # write what waits of an objective that neither reports nor notes anything.
             super()._set_trial_param(trial_id, param_name, param_value_internal, distribution, previous_distribution)
             return
         optuna.distributions.check_distribution_compatibility(previous_distribution, distribution)
@@ -124,6 +128,7 @@ class BatchingStorage(RDBStorage):
         if trial_id not in self._running:
             super().set_trial_user_attr(trial_id, key, value)
             return
+        value = json.loads(json.dumps(value))  # as it is now; raises here where it is not JSON
         with self._flushing:
             waiting = self._waiting(trial_id)
             waiting.attributes[key] = value
@@ -133,9 +138,14 @@ class BatchingStorage(RDBStorage):
     def flush(self, trial_id: int) -> None:
         """Write what waits of a trial."""
         with self._flushing:
-            if (delayed := self._delayed.pop(trial_id, None)) is not None:
-                with _create_scoped_session(self.scoped_session, True) as session:
+            if (delayed := self._delayed.pop(trial_id, None)) is None:
+                return
+            try:
+                with _create_scoped_session(self.scoped_session) as session:
                     self._write(session, trial_id, delayed)
+            except StorageError:
+                self._delayed[trial_id] = delayed  # for the next attempt; whoever flushes may not be who cares
+                raise
 
     def _flush_to_read(self, trial_id: int | None = None) -> None:
         """Write what waits; what is of a trial that another worker has given up is left out."""
@@ -146,6 +156,9 @@ class BatchingStorage(RDBStorage):
     def _write(self, session: Session, trial_id: int, delayed: _Delayed) -> None:
         trial = models.TrialModel.find_or_raise_by_id(trial_id, session)
         self.check_trial_is_updatable(trial_id, trial.state)  # type: ignore[arg-type] # a Column, they think
+        # Of an attempt whose commit was not answered they may be there.
+        query = select(models.TrialParamModel.param_name).where(models.TrialParamModel.trial_id == trial_id)
+        known = set(session.execute(query).scalars()) if delayed.params else set()
         session.add_all(
             models.TrialParamModel(
                 trial_id=trial_id,
@@ -154,6 +167,7 @@ class BatchingStorage(RDBStorage):
                 distribution_json=optuna.distributions.distribution_to_json(distribution),
             )
             for name, (value, distribution) in delayed.params.items()
+            if name not in known
         )
         for key, value in delayed.attributes.items():
             self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
@@ -171,6 +185,9 @@ class BatchingStorage(RDBStorage):
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         self.flush(trial_id)
         self._running.discard(trial_id)
+        if state == TrialState.RUNNING and self.heartbeat_interval is not None:
+            # It may have one of an earlier attempt, by which others would think it dead before its first own.
+            super().record_heartbeat(trial_id)
         changed = super().set_trial_state_values(trial_id, state, values)
         if changed and state == TrialState.RUNNING:
             self._running.add(trial_id)
@@ -267,7 +284,7 @@ class BatchingStorage(RDBStorage):
         try:
             self.flush(trial_id)
             super().record_heartbeat(trial_id)
-        except (*StorageError, RuntimeError):  # the database is away, or the trial was given up: its own thread says so
+        except Exception:  # the database is away, or the trial was given up: its own thread says so
             logger.debug("No heartbeat of trial id %d.", trial_id, exc_info=True)
 
     def without_heartbeat(self, study_id: int) -> list[int]:
@@ -306,6 +323,10 @@ class FlatStorage(_CachedStorage):
             else:  # others before it are read later
                 self._by_number[study_id] = known = sorted(self._studies[study_id].trials.values(), key=_number)
 
+    def delete_study(self, study_id: int) -> None:
+        super().delete_study(study_id)
+        self._by_number.pop(study_id, None)
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
@@ -333,7 +354,8 @@ class _Retry(RetryHeartbeatStaleTrialCallback):
         self._on_dead = on_dead
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        trial.user_attrs.setdefault(RESUMES, trial.number)
+        if trial.params:
+            trial.user_attrs.setdefault(RESUMES, trial.number)
         super().__call__(study, trial)
         if self._on_dead is not None:
             self._on_dead(study, trial)

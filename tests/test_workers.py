@@ -7,20 +7,21 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 from test_objective import RECIPE, make
 from test_objective import SPACE as SPACE_OF_IMAGES
 
 from optuna_nas import recovery
 from optuna_nas.objective import CHECKPOINT, load_network
-from optuna_nas.recovery import REQUEUED, WORKER, Quota, Silent, Surplus, fail_stale, requeue_interrupted
+from optuna_nas.recovery import REQUEUED, WORKER, Quota, Silent, Surplus, fail_dead, fail_stale, requeue_interrupted
 from optuna_nas.search import Search, open_study, run, summarise
 from optuna_nas.space import nasbench201_space
-from optuna_nas.storage import Heartbeat, connect
+from optuna_nas.storage import BatchingStorage, Heartbeat, connect
 from optuna_nas.study_state import RESUMES, Unreachable, Unverified, artifact_store, fetch_file, store_file
 from optuna_nas.training import TrainingStopped
 from optuna_nas.workers.worker import GPUs
@@ -148,19 +149,19 @@ def many_writes(trial):
     return 1.0
 
 
-def test_a_trial_of_28_parameters_writes_them_at_once(tmp_path):
-    plain = optuna.storages.get_storage(f"sqlite:///{tmp_path / 'plain.db'}")
-    ours = connect(f"sqlite:///{tmp_path / 'ours.db'}")
+def test_a_trial_of_28_parameters_writes_them_at_once(postgresql):
+    plain, ours = optuna.storages.get_storage(postgresql), connect(postgresql, Heartbeat(60, 120))
     n_plain, there = transactions(plain, many_writes)
     n_ours, here = transactions(ours, many_writes)
     assert n_plain >= 28 + 10 + 2
-    assert n_ours <= n_plain - 35
-    other = optuna.load_study(study_name=here.study_name, storage=f"sqlite:///{tmp_path / 'ours.db'}")
+    assert n_ours <= n_plain - 30
+    other = optuna.load_study(study_name=here.study_name, storage=postgresql)
     assert [trial.params for trial in other.trials] == [trial.params for trial in there.trials]
     assert other.trials[1].user_attrs == {f"note {name}": name for name in range(10)}
 
 
-def test_parameters_are_there_for_others_with_the_first_thing_that_is_none(storage):
+def test_parameters_are_there_for_others_with_the_first_thing_that_is_none(postgresql):
+    storage = connect(postgresql, Heartbeat(60, 120))
     study = new_study(storage)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
 
@@ -177,6 +178,78 @@ def test_parameters_are_there_for_others_with_the_first_thing_that_is_none(stora
 
     study.optimize(objective, n_trials=1)
     assert study.trials[1].user_attrs == {"note": 1, "later": 2}
+
+
+def test_what_a_database_did_not_take_is_written_by_the_next_attempt(postgresql, monkeypatch):
+    storage = connect(postgresql, Heartbeat(60, 120))
+    study, write, fails = new_study(storage), BatchingStorage._write, [True]
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+
+    def flaky(self, session, trial_id, delayed):
+        write(self, session, trial_id, delayed)
+        if fails and fails.pop():
+            raise StorageInternalError("the database is away")
+
+    monkeypatch.setattr(BatchingStorage, "_write", flaky)
+
+    def objective(trial):
+        value = trial.suggest_float("x", 0, 1)
+        storage.record_heartbeat(trial._trial_id)  # its thread swallows the error
+        trial.set_user_attr("note", 1)
+        return value
+
+    study.optimize(objective, n_trials=1)
+    trial = study.trials[1]
+    assert not fails
+    assert trial.params == {"x": trial.value}
+    assert trial.user_attrs == {"note": 1}
+
+
+def test_an_attribute_is_written_as_it_was_and_must_be_json(postgresql):
+    storage = connect(postgresql, Heartbeat(60, 120))
+    study = new_study(storage)
+
+    def objective(trial):
+        with pytest.raises(TypeError):
+            trial.set_user_attr("array", np.float32(1))
+        grows = [1]
+        trial.set_user_attr("list", grows)
+        grows.append(2)
+        return 1.0
+
+    study.optimize(objective, n_trials=1)
+    assert study.trials[0].user_attrs == {"list": [1]}
+
+
+def test_a_trial_that_goes_back_to_the_queue_has_a_fresh_heartbeat_when_it_is_taken(postgresql):
+    storage = connect(postgresql, Heartbeat(60, 1))
+    study = new_study(storage)
+    study.enqueue_trial({"x": 0.5})
+    waiting = study.trials[0]._trial_id
+    storage.set_trial_state_values(waiting, TrialState.RUNNING)
+    storage.set_trial_state_values(waiting, TrialState.WAITING)
+    time.sleep(2.1)
+    storage.set_trial_state_values(waiting, TrialState.RUNNING)
+    fail_stale(study)
+    assert study.trials[0].state == TrialState.RUNNING
+
+
+def test_a_deleted_study_leaves_nothing(storage):
+    first = new_study(storage)
+    first.optimize(lambda trial: 1.0, n_trials=2)
+    optuna.delete_study(study_name=first.study_name, storage=storage)
+    assert new_study(storage).trials == []
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_retry_of_an_enqueued_trial_has_its_parameters(storage):
+    study = new_study(storage)
+    study.enqueue_trial({"x": 0.25})
+    trial = asked(study)
+    fail_dead(study, study.trials[trial.number])  # before it has suggested anything
+    study.optimize(lambda retried: retried.suggest_float("x", 0, 1), n_trials=1)
+    assert study.trials[1].value == 0.25
+    assert RESUMES in study.trials[1].user_attrs
 
 
 def test_a_trial_that_has_finished_takes_nothing(storage):

@@ -396,7 +396,8 @@ class Mirror:
         if status is None:
             self._find_children()
             for trial in finished_trials(study):
-                if trial.number in self.own and self._children[trial.number].status != STATUSES[trial.state]:
+                child = self._children.get(trial.number)
+                if trial.number in self.own and (child is None or child.status != STATUSES[trial.state]):
                     self._write_trial(trial)
             self._write_curves(study, set(self.own))
             return

@@ -111,7 +111,7 @@ def _run(ray: Any, shared: SharedStudy, workers: int, gpus: float) -> bool:
                     ray.get(one)
             shared.look()
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None if error.cause is not None else error
+            raise (error.cause or error) from None
         except KeyboardInterrupt:
             if interrupted:
                 raise

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.recovery import Quota, requeue_interrupted
 from optuna_nas.search import SearchResult, open_study, shown_in_mlflow, summarise
-from optuna_nas.storage import POSTGRESQL, SQLITE, StorageError, own_database
+from optuna_nas.storage import MOVED, POSTGRESQL, SQLITE, StorageError, own_database
 from optuna_nas.study_state import FinishedTrials, artifact_store
 
 if TYPE_CHECKING:
@@ -100,7 +100,10 @@ class SharedStudy:
         if self.search.tracking is not None:
             if self._listener is not None:
                 self._listener.closing()
-            self.search.tracking.rebuild(self.study, **shown_in_mlflow(self.search))
+            try:
+                self.search.tracking.rebuild(self.study, **shown_in_mlflow(self.search))
+            except ConnectionError as error:
+                logger.warning("MLflow lacks part of the study: %s `optuna-nas mirror` writes it later.", error)
         result = summarise(self.search, self.study, judge=not missing)
         return replace(result, interrupted=interrupted or missing > 0, missing=missing)
 
@@ -108,13 +111,16 @@ class SharedStudy:
 def _own_storage(search: Search) -> str:
     """Start the study's own database; copy what an earlier search left in its sqlite file."""
     folder = search.resolved_folder()
-    before = folder / "study.db"
-    is_new = not (folder / POSTGRESQL).exists()
+    before, moved = folder / "study.db", folder / MOVED
     address = own_database(folder / POSTGRESQL)
-    if is_new and before.exists():
-        old = f"{SQLITE}{before}"
-        with suppress(KeyError):  # no study of that name
-            optuna.load_study(study_name=search.name, storage=old)
-            optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=address)
-            logger.warning("The study of %s was copied to a PostgreSQL beside it, where it goes on.", before)
+    if not before.exists() or moved.exists():
+        return address
+    old = f"{SQLITE}{before}"
+    with suppress(KeyError):
+        optuna.load_study(study_name=search.name, storage=old)
+        with suppress(KeyError):  # what a copy that was cut off has left
+            optuna.delete_study(study_name=search.name, storage=address)
+        optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=address)
+        logger.warning("The study of %s was copied to a PostgreSQL beside it, where it goes on.", before)
+    moved.touch()
     return address
