@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from optuna import Trial, TrialPruned
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from optuna_nas.data import REPORT
 from optuna_nas.networks import DiscreteNetwork, MixedNetwork
 from optuna_nas.pruners import should_prune
+from optuna_nas.ranks import RankLost, current_ranks
 from optuna_nas.space import Architecture, Cost, Skeleton, Space
 from optuna_nas.space.cost import COSTS
+from optuna_nas.storage import StorageError, backend_of
 from optuna_nas.study_state import (
     ANYTIME_CURVE,
     DIGEST,
@@ -174,6 +177,7 @@ class TrainObjective:
         listener: Hears of the trial while it runs; set by the search.
         should_stop: Asked after every training step; set by the search.
         store: Where checkpoints and networks go besides, for other machines; set by the search.
+        lead: Told before every training what the other ranks must `follow`; set by the search of several ranks.
 
     Raises:
         ValueError: An objective or a constraint is unknown.
@@ -196,6 +200,7 @@ class TrainObjective:
     listener: TrialListener | None = None
     should_stop: Callable[[], bool] | None = None
     store: ArtifactStore | None = None
+    lead: Callable[[Mapping[str, Any]], None] | None = None
 
     def __post_init__(self) -> None:
         if not self.objectives or self.objectives[0] != ACCURACY:
@@ -356,23 +361,30 @@ class TrainObjective:
         listener, number = self.listener, trial.number
         keep_checkpoint = False
         begun = time.monotonic()
+        if self.lead is not None:
+            self.lead(_plan(network, recipe))
+        ranks = current_ranks()
         try:
-            result = train(
-                network,
-                self.device_data,
-                recipe,
-                drop_path=self.skeleton.drop_path,
-                on_epoch=on_epoch,
-                on_step=(lambda fraction: listener.progress(number, fraction)) if listener else None,
-                adapt=adapt,
-                checkpoint=checkpoint,
-                configuration={"architecture": architecture.to_dict(), "skeleton": self.skeleton.to_dict()},
-                should_stop=self.should_stop,
-            )
-        except (TrainingStopped, KeyboardInterrupt):
+            with ranks.together():
+                result = train(
+                    network,
+                    self.device_data,
+                    recipe,
+                    drop_path=self.skeleton.drop_path,
+                    on_epoch=on_epoch,
+                    on_step=(lambda fraction: listener.progress(number, fraction)) if listener else None,
+                    adapt=adapt,
+                    checkpoint=checkpoint,
+                    configuration={"architecture": architecture.to_dict(), "skeleton": self.skeleton.to_dict()},
+                    should_stop=self.should_stop,
+                )
+        except (TrainingStopped, KeyboardInterrupt, RankLost):
             keep_checkpoint = True
             if shared is not None:
                 shared.publish()
+            raise
+        except (*StorageError, UpdateFinishedTrialError):
+            keep_checkpoint = True  # somebody goes on with it, or does already
             raise
         except TrainingDiverged as error:
             trial.set_user_attr(REASON, str(error))
@@ -390,10 +402,24 @@ class TrainObjective:
                 checkpoint.unlink(missing_ok=True)
                 if shared is not None:
                     shared.remove()
-            if share := gpu_share(self.device_data.device):
+            if share := ranks.size * gpu_share(self.device_data.device):
                 trial.set_user_attr(GPU_SECONDS, round(share * (time.monotonic() - begun), 3))
             release_memory(self.device_data.device)
         return network, result
+
+    def follow(self, plan: Mapping[str, Any]) -> None:
+        """Train along with rank 0, whose `lead` was told this plan; it alone keeps the result."""
+        try:
+            with current_ranks().together():
+                architecture = Architecture.from_dict(plan["architecture"])
+                skeleton = Skeleton.from_dict(plan["skeleton"])
+                if plan["mixing"] is None:
+                    network = DiscreteNetwork(architecture, skeleton, seed=0)  # its weights come from rank 0
+                else:
+                    network = MixedNetwork(architecture, skeleton, plan["mixing"], seed=0)
+                train(network, self.device_data, Recipe(**plan["recipe"]), drop_path=self.skeleton.drop_path)
+        finally:
+            release_memory(self.device_data.device)
 
     def _apply_masks(
         self, masks: HMNAS, trial: Trial, network: DiscreteNetwork, recipe: Recipe, result: EpochResult
@@ -490,6 +516,8 @@ class _SharedCheckpoint:
             logger.warning("The checkpoint of trial %d could not be shared (%s).", self._trial.number, error)
             return
         self._trial.set_user_attr(CHECKPOINT, self._reference)
+        if (backend := backend_of(self._trial.study)) is not None:
+            backend.flush(self._trial._trial_id)  # before what the study still names is removed
         self._remove(before)
 
     def remove(self) -> None:
@@ -500,6 +528,16 @@ class _SharedCheckpoint:
         if reference is not None:
             with suppress(Exception):  # each store has errors of its own
                 self._store.remove(reference["artifact"])
+
+
+def _plan(network: DiscreteNetwork, recipe: Recipe) -> dict[str, Any]:
+    """Return, as JSON values, what other ranks need to train along."""
+    return {
+        "architecture": network.architecture.to_dict(),
+        "skeleton": network.skeleton.to_dict(),
+        "mixing": network.mixing if isinstance(network, MixedNetwork) else None,
+        "recipe": asdict(recipe),
+    }
 
 
 def _curves(result: EpochResult) -> dict[str, float]:

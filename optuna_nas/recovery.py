@@ -46,6 +46,14 @@ class Surplus(BaseException):
     """A trial that another worker's made superfluous; it waits in the queue again. No error of an objective."""
 
 
+class StorageAway(BaseException):
+    """The database did not take what a trial wrote; who is told of the trial's end decides when it is back."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class Standing(NamedTuple):
     """How far a study is.
 

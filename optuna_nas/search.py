@@ -8,19 +8,21 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import optuna
 import torch
-from optuna import Study, Trial
+from optuna import Study, Trial, TrialPruned
 from optuna.artifacts import upload_artifact
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -38,13 +40,16 @@ from optuna_nas.objective import (
     network_path,
 )
 from optuna_nas.plots import plot_architecture
+from optuna_nas.ranks import RankFailed, RankLost, Ranks, current_ranks, is_agreed, joined
 from optuna_nas.recovery import (
     INTERRUPTED,
     REQUEUED,
     WORKER,
     Quota,
     Silent,
+    StorageAway,
     Surplus,
+    fail_dead,
     fail_stale,
     presence,
     reap_dead_trials,
@@ -52,6 +57,7 @@ from optuna_nas.recovery import (
     this_worker,
 )
 from optuna_nas.storage import (
+    MOVED,
     POSTGRESQL,
     SQLITE,
     Heartbeat,
@@ -60,6 +66,7 @@ from optuna_nas.storage import (
     clear_errors,
     connect,
     own_database,
+    storage_reason,
 )
 from optuna_nas.study_state import PREFIX, Unverified, artifact_store, fetch_file, folder_store
 from optuna_nas.tracking import DatasetInfo, MLflowTracker
@@ -219,8 +226,10 @@ class Search:
         """Return the address of the Optuna storage; the study's own PostgreSQL is started if need be."""
         if self.storage is not None:
             return self.storage
-        own = self.resolved_folder() / POSTGRESQL
-        return own_database(own) if own.exists() else f"{SQLITE}{self.resolved_folder() / 'study.db'}"
+        folder = self.resolved_folder()
+        own, before = folder / POSTGRESQL, folder / "study.db"
+        moved = own.exists() and (not before.exists() or (folder / MOVED).exists())
+        return own_database(own) if moved else f"{SQLITE}{before}"
 
     def setting(self) -> dict[str, Any]:
         """Return what must not change while a study goes on, as JSON values."""
@@ -283,7 +292,7 @@ def open_study(search: Search, create: bool = True) -> Study:
         _make_folder(search.resolved_folder())
 
     def on_dead(study: Study, trial: FrozenTrial) -> None:
-        logger.warning("Trial %d was left by a worker that is gone; it is tried again.", trial.number)
+        logger.warning("Trial %d was left by a worker that is gone.", trial.number)
         if search.tracking is not None:
             search.tracking.trial_finished(study, trial)
 
@@ -381,7 +390,7 @@ def run(
         ValueError, ConnectionError: As `open_study`; also where the MLflow address does not answer at the start.
     """
     study = open_study(search)
-    with presence(search.resolved_folder() / ".running") as alone:
+    with _present(search) as alone:
         # An sqlite file is written from one machine: who is alone there knows that all other runs are gone.
         reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
         if search.sampler is not None and study.get_trials(deepcopy=False):
@@ -402,11 +411,27 @@ def run(
         return result
 
 
+@contextmanager
+def _present(search: Search) -> Iterator[bool]:
+    """Let other processes know that this one runs trials of a study; the value tells whether it is alone."""
+    address = search.resolved_storage()
+    file = search.resolved_folder() / ".running"
+    if address.startswith(SQLITE):
+        database = Path(address.removeprefix(SQLITE))
+        file = database.with_name(f".{database.name}.running")  # other folders may lead to the same database
+    with presence(file) as alone:
+        yield alone
+
+
 def work(search: Search, listener: SearchListener | None = None, closes: bool = True) -> int:
     """Be one of several workers of a study that exists, until its total is reached; return how many trials are missing.
 
     Waits while others run the last trials, in case one of them dies. Signals are answered as by `run`, and what was
     interrupted goes back to the queue at once, for whoever is there.
+
+    Processes that `torchrun` starts are one worker: rank 0 asks for trials, and the others train along. An objective of
+    one's own is called on every rank, with Optuna's `TorchDistributedTrial` (from the package `optuna-integration`); it
+    must do alike on all of them.
 
     Args:
         search: As the one that created the study.
@@ -415,9 +440,18 @@ def work(search: Search, listener: SearchListener | None = None, closes: bool = 
             somebody else does.
 
     Raises:
-        ValueError: The study does not exist, or with another setting.
+        ValueError: The study does not exist, or with another setting; or it can't be run by several ranks.
         ConnectionError: The storage does not answer at the start, or later not for two minutes.
     """
+    with joined() as ranks:
+        if ranks.size == 1:
+            return _work(search, listener, closes)
+        if ranks.rank == 0:
+            return _lead(search, listener, closes, ranks)
+        return _follow(search, ranks)
+
+
+def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
     study = open_study(search, create=False)
     if search.sampler is not None:
         search.sampler.reseed_rng()  # the others have the same seed
@@ -430,11 +464,132 @@ def work(search: Search, listener: SearchListener | None = None, closes: bool = 
             tracker = None
     missing = search.trials
     try:
-        missing = _Run(search, study, tracker, listener).to_the_total()
+        with _present(search):
+            missing = _Run(search, study, tracker, listener).to_the_total()
     finally:
         if tracker is not None:
             tracker.finish(study, "FINISHED" if closes and not missing else None)
     return missing
+
+
+# -- several ranks as one worker ---------------------------------------------------------------------------------
+
+
+def _lead(search: Search, listener: SearchListener | None, closes: bool, ranks: Ranks) -> int:
+    """Be the rank that asks for trials, as `work`, and tell the others what to do."""
+    objective = _shared_objective(search, ranks)
+    missing = search.trials
+    try:
+        missing = _work(replace(search, objective=objective), listener, closes)
+    finally:
+        # Ranks that an objective of one's own has left in different places understand nothing any more; they end when
+        # this process does.
+        if isinstance(objective, TrainObjective) or not objective.left:
+            with suppress(RuntimeError):  # a rank is gone already; what is found stays found
+                ranks.broadcast({"end": missing})
+                ranks.vote()  # nobody closes a connection from which another still reads
+    return missing
+
+
+def _follow(search: Search, ranks: Ranks) -> int:
+    """Do as rank 0 says until it ends; return what it returns. Signals go to all ranks, and it answers them."""
+    objective = _shared_objective(search, ranks)
+    if search.cpu_threads is not None:
+        torch.set_num_threads(search.cpu_threads)
+    with _ignored(signal.SIGINT, signal.SIGTERM):
+        while True:
+            said = ranks.broadcast()
+            if "end" in said:
+                with suppress(RankLost):
+                    ranks.vote()
+                return int(said["end"])
+            try:
+                if isinstance(objective, TrainObjective):
+                    objective.follow(said)
+                else:
+                    objective.follow()
+            except Exception as error:
+                if not is_agreed(error) and not isinstance(error, _ENDINGS):
+                    raise
+                if not isinstance(error, (*_ENDINGS, RankFailed)):  # rank 0 knows that something failed, not what
+                    logger.warning("Rank %d failed: %s: %s", ranks.rank, type(error).__name__, error)
+
+
+def _shared_objective(search: Search, ranks: Ranks) -> TrainObjective | _OnAllRanks:
+    """Return the objective as several ranks call it.
+
+    Raises:
+        ValueError: They can't.
+    """
+    if search.n_jobs > 1:
+        raise ValueError(
+            f"`n_jobs` must be 1 for a worker of several ranks but is {search.n_jobs}; start more workers."
+        )
+    objective = search.resolved_objective()
+    if not isinstance(objective, TrainObjective):
+        return _OnAllRanks(objective, ranks)
+    if objective.masks is not None:
+        raise ValueError("`masks` must be None for a worker of several ranks but are given; use workers of one rank.")
+    if objective.device != "auto" and torch.device(objective.device).index is not None:
+        raise ValueError(
+            f"`device` must leave open which GPU for a worker of several ranks but is {objective.device!r}; "
+            "use 'auto' or 'cuda'."
+        )
+    return replace(objective, lead=ranks.broadcast)
+
+
+_ENDINGS = (TrialPruned, TrainingStopped, TrainingDiverged, OutOfMemory)
+"""How an objective may end on all ranks alike, after which the worker goes on."""
+
+
+class _OnAllRanks:
+    """An objective of one's own that all ranks call at a time, each with a trial that tells it what rank 0 is told."""
+
+    def __init__(self, objective: Objective, ranks: Ranks) -> None:
+        self._objective, self._ranks = objective, ranks
+        self.left = False
+        """Whether it was left by an error, which other ranks may know nothing of."""
+        try:
+            self._trial = import_module("optuna_integration.pytorch_distributed").TorchDistributedTrial
+        except ImportError as error:
+            raise ValueError(
+                "`objective` of one's own must have the package `optuna-integration` for a worker of several ranks but "
+                f"it is not there ({error}); install it."
+            ) from None
+
+    def __call__(self, trial: Trial) -> float | Sequence[float]:
+        self._ranks.broadcast({})
+        try:
+            return self._objective(self._distributed(trial))
+        except Exception as error:
+            self.left = not is_agreed(error) and not isinstance(error, _ENDINGS)
+            raise
+
+    def follow(self) -> None:
+        """Do what rank 0 does."""
+        self._objective(self._distributed(None))
+
+    def _distributed(self, trial: Trial | None) -> Trial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return self._trial(trial)  # type: ignore[no-any-return]  # it has a trial's methods
+
+
+@contextmanager
+def _ignored(*numbers: signal.Signals) -> Iterator[None]:
+    """Ignore signals inside the block; in a thread other than the main one, change nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# -- the trials of a process -----------------------------------------------------------------------------------------
 
 
 class _Run:
@@ -453,6 +608,7 @@ class _Run:
         self._shared = not search.resolved_storage().startswith("sqlite")
         self._quota, self._silent = Quota(study, search.trials), Silent(study, search.heartbeat.grace)
         self._interrupts = _Interrupts()
+        self._errors: list[BaseException] = []  # of the trials that were begun last
         self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
         self._events = _Events(tracker, listener, self._pictures)
         self._store = None if search.artifacts is None else artifact_store(search.artifacts)
@@ -476,12 +632,12 @@ class _Run:
             try:
                 with self._interrupts.installed():
                     self._run_trials()
+                    requeue_interrupted(self._study, this_worker())  # here, where a second signal can't prevent it
             finally:
                 for part in self._trains:
                     part.prepare(self._folder, None, None, self._store)
                 if self._pictures is not None:
                     self._pictures.close()
-            requeue_interrupted(self._study, this_worker())
         return self._missing()
 
     def _missing(self) -> int:
@@ -490,25 +646,26 @@ class _Run:
     def _run_trials(self) -> None:
         away_since: float | None = None
         while not self._interrupts.after_trial.is_set():
+            self._errors.clear()
             try:
-                if not self._missing():
+                standing = self._quota.look()
+                if standing.finished >= self._quota.total or self._enough(self._study):
                     return
-                room = self._quota.room()
-                if room:
-                    self._study.optimize(
-                        self._run_trial,
-                        n_trials=1 if self._shared else room,
-                        n_jobs=self._search.n_jobs,
-                        catch=(TrainingDiverged, OutOfMemory),
-                        callbacks=[self._after_trial],
-                    )
+                room = self._quota.total - standing.finished - len(standing.running)
+                if room > 0:
+                    self._optimize(min(room, self._search.n_jobs) if self._shared else room)
                 else:
                     self._wait_for_others()
                 away_since = None
             except (TrainingStopped, KeyboardInterrupt):
                 return
+            except RankLost as error:
+                logger.warning("The trial is interrupted: %s", error)
+                return
             except Surplus:
                 continue
+            except StorageAway as away:
+                away_since = self._wait_for_storage(away.error, away_since)
             except StorageError as error:
                 away_since = self._wait_for_storage(error, away_since)
             except (ValueError, UpdateFinishedTrialError) as error:
@@ -516,19 +673,52 @@ class _Run:
                     raise
                 logger.warning("A trial was given to another worker, since this one gave no sign of life for long.")
 
+    def _optimize(self, n_trials: int) -> None:
+        """Run trials by Optuna; raise what it loses."""
+        try:
+            self._study.optimize(
+                self._run_trial,
+                n_trials=n_trials,
+                n_jobs=self._search.n_jobs,
+                catch=(TrainingDiverged, OutOfMemory),
+                callbacks=[self._after_trial],
+            )
+        except (AssertionError, UnboundLocalError) as error:
+            # Where a trial can't be told how it ended, Optuna fails once more before it raises why.
+            while (cause := error.__context__) is not None:
+                if isinstance(cause, (*StorageError, UpdateFinishedTrialError)) or _is_taken_over(cause):
+                    raise cause from None
+                error = cause  # type: ignore[assignment]
+            raise
+        if self._errors:  # of threads, whose last errors Optuna does not look at
+            raise self._errors[0]
+
     def _run_trial(self, trial: Trial) -> float | Sequence[float]:
+        try:
+            return self._try_trial(trial)
+        except (TrialPruned, TrainingDiverged, OutOfMemory):
+            raise
+        except StorageError as error:
+            away = StorageAway(error)
+            self._errors.append(away)
+            raise away from error
+        except BaseException as error:
+            self._errors.append(error)
+            raise
+
+    def _try_trial(self, trial: Trial) -> float | Sequence[float]:
         trial.set_user_attr(WORKER, this_worker())
         if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is None:
             backend.flush(trial._trial_id)  # nothing else tells when this process has died
-        self._quota.claim(trial)
-        if not isinstance(self._objective, TrainObjective):
-            self._events.trial_started(trial, {})
         try:
+            self._quota.claim(trial)
+            if not isinstance(self._objective, TrainObjective):
+                self._events.trial_started(trial, {})
             value = self._objective(trial)
             if self._pictures is not None:
                 self._pictures.wait(trial.number)
             return value
-        except (TrainingStopped, KeyboardInterrupt):
+        except (TrainingStopped, KeyboardInterrupt, RankLost):
             trial.set_user_attr(REASON, INTERRUPTED)
             trial.set_user_attr(REQUEUED, True)
             raise
@@ -538,7 +728,7 @@ class _Run:
         _forget_networks(study, self._folder, self._search.keep_networks)
         if self._store is not None:
             _forget_shared(study, trial, self._store, self._search.keep_networks)
-        if self._interrupts.after_trial.is_set() or self._missing() == 0:
+        if self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0):
             study.stop()
 
     def _wait_for_others(self) -> None:
@@ -548,6 +738,9 @@ class _Run:
         self._silent.reap()
         if not self._shared:
             reap_dead_trials(self._study)
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if trial.user_attrs.get(WORKER) == this_worker():  # no thread of this process runs one now
+                    fail_dead(self._study, trial)
 
     def _wait_for_storage(self, error: BaseException, away_since: float | None) -> float:
         """Wait for a database that is away; return since when it is."""
@@ -555,7 +748,7 @@ class _Run:
         if not self._shared:
             raise error
         if away_since is None:
-            logger.warning("The storage does not answer (%s); waiting for it.", str(error).strip().splitlines()[0])
+            logger.warning("The storage does not answer (%s); waiting for it.", storage_reason(error))
             away_since = now
         elif now - away_since > MOST_AWAY_SECONDS:
             raise ConnectionError(
@@ -566,7 +759,7 @@ class _Run:
         return away_since
 
 
-def _is_taken_over(error: Exception) -> bool:
+def _is_taken_over(error: BaseException) -> bool:
     """Tell whether an error says that a trial was ended by another process."""
     return isinstance(error, UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
 
@@ -670,7 +863,9 @@ class _Interrupts:
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.after_trial.is_set():
             self.at_once.set()
-            raise KeyboardInterrupt
+            if current_ranks().size == 1:
+                raise KeyboardInterrupt
+            return  # all ranks end at the next training step: none may leave the others in the middle of one
         self.after_trial.set()
         logger.warning("Interrupted: ending after the running trial. Press Ctrl-C again to end at once.")
 

@@ -80,9 +80,9 @@ class _Delayed(NamedTuple):
 class BatchingStorage(RDBStorage):
     """Optuna's storage in a database, with fewer transactions a trial.
 
-    With heartbeats, parameters wait for the first thing that is no parameter. Attributes of the user's kind wait for the
-    next report, system attribute, heartbeat, end or reading; then all of it is one transaction. A process that is killed
-    loses what waits.
+    With heartbeats, parameters wait for the first thing that is no parameter. Attributes of the user's kind wait for
+    the next report, system attribute, heartbeat, end or reading; then all of it is one transaction. A process that is
+    killed loses what waits.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -414,12 +414,17 @@ def clear_errors(address: str) -> Iterator[None]:
     except (*StorageError, OSError, ImportError) as error:
         if isinstance(error, ConnectionError):
             raise
-        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-        reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+        reason = storage_reason(error)
         raise ConnectionError(
             f"`storage` must be the address of a database that answers but {without_password(address)!r} does not: "
             f"{reason}; start the database, or correct the address."
         ) from error
+
+
+def storage_reason(error: BaseException) -> str:
+    """Return in a line what a database said."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    return (str(getattr(cause, "orig", None) or cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 # -- a database of the study's own --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from optuna_nas.data import REPORT, TRAIN, Data, seeded_generator
 from optuna_nas.networks import DiscreteNetwork
+from optuna_nas.ranks import Packed, Ranks, current_ranks, is_agreed, pack
 from optuna_nas.space import anytime_accuracy
 
 if TYPE_CHECKING:
@@ -164,6 +165,11 @@ def train(
     With `checkpoint` and an existing file of that name, training goes on where the file was written; on a CPU the
     numbers equal those of a run that was never interrupted, to the bit.
 
+    In a process group of several ranks (`optuna_nas.ranks`), all ranks must call this alike and train one network: each
+    takes its part of every batch, gradients are summed, and batch norms see their rank's part. All start from the
+    weights of rank 0, which alone reads and writes the checkpoint. Every rank calls its own `on_epoch`, `on_step` and
+    `should_stop`; where one of them ends the training, all ranks end it.
+
     Args:
         network: Maps images (B, C, H, W) to class scores (B, classes); `DiscreteNetwork` may add auxiliary scores.
         data: Images and splits.
@@ -183,16 +189,22 @@ def train(
         TrainingStopped: `should_stop` said so.
         TrainingDiverged: Too many steps in a row had no finite loss.
         torch.OutOfMemoryError: A batch did not fit, nor did its halves.
-        ValueError: The checkpoint is of another configuration, or the data do not fit the recipe.
+        RankFailed: Another rank failed, or its `on_epoch` or `on_step` ended the training.
+        ValueError: The checkpoint is of another configuration, the data do not fit the recipe, or several ranks are to
+            `adapt`.
     """
-    return _Training(network, data, recipe, drop_path, splits, configuration).run(
-        on_epoch or (lambda result: None),
-        on_step or (lambda fraction: None),
-        adapt or (lambda result: None),
-        checkpoint,
-        checkpoint_seconds,
-        should_stop or (lambda: False),
-    )
+    ranks = current_ranks()
+    if adapt is not None and ranks.size > 1:
+        raise ValueError(f"`adapt` must be None for a training over several ranks but there are {ranks.size}; use one.")
+    with ranks.together():
+        return _Training(network, data, recipe, drop_path, splits, configuration, ranks).run(
+            on_epoch or (lambda result: None),
+            on_step or (lambda fraction: None),
+            adapt or (lambda result: None),
+            checkpoint if ranks.rank == 0 else None,
+            checkpoint_seconds,
+            should_stop or (lambda: False),
+        )
 
 
 class _Training:
@@ -206,8 +218,9 @@ class _Training:
         drop_path: float,
         splits: Sequence[str],
         configuration: Mapping[str, Any] | None,
+        ranks: Ranks,
     ) -> None:
-        self._device = data.device
+        self._device, self._ranks = data.device, ranks
         self._network = network.to(self._device)
         self._forward = torch.compile(network) if recipe.compile else network
         self._has_exits = isinstance(network, DiscreteNetwork) and len(network.graph.exits) > 1
@@ -249,6 +262,8 @@ class _Training:
     ) -> TrainingResult:
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
+        if self._ranks.size > 1:
+            self._meet()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         started = saved = time.monotonic()
@@ -265,13 +280,19 @@ class _Training:
                 now = time.monotonic()
                 self._seconds = before + now - started
                 on_step((self._epoch + self._step / self._steps_per_epoch) / self._recipe.epochs)
-                stopping = should_stop()
-                if checkpoint is not None and (stopping or now - saved >= checkpoint_seconds):
-                    self._save(checkpoint)
-                    saved = time.monotonic()
-                if stopping:
+                is_due = checkpoint is not None and now - saved >= checkpoint_seconds
+                votes = self._ranks.vote(stop=should_stop(), save=is_due)
+                if votes.stop or votes.save:
+                    self._average_statistics()
+                    if checkpoint is not None:
+                        self._save(checkpoint)
+                        saved = time.monotonic()
+                if votes.stop:
                     raise TrainingStopped
-            losses, accuracies = evaluate_exits(self._network, self._data, REPORT, self._recipe.precision)
+            self._average_statistics()
+            losses, accuracies = evaluate_exits(
+                self._network, self._data, REPORT, self._recipe.precision, ranks=self._ranks
+            )
             report_loss, report_accuracy = _summary(self._network, losses, accuracies)
             loss, correct, images_seen = self._sums.tolist()
             self._seconds = before + time.monotonic() - started
@@ -303,8 +324,10 @@ class _Training:
         try:
             self._backward(images, labels, step)
         except RuntimeError as error:
-            if self._accumulation > 1 or len(images) < 4 or not is_out_of_memory(error):
+            if self._accumulation > 1 or len(images) < 4 * self._ranks.size or not is_out_of_memory(error):
                 raise
+            if self._ranks.size > 1 and not is_agreed(error):
+                raise  # the others have made the step
             out_of_memory = True
         # Outside of `except`: there the error's traceback would still hold the tensors that must be freed.
         if out_of_memory:
@@ -313,10 +336,28 @@ class _Training:
             self._backward(images, labels, step)
 
     def _backward(self, images: Tensor, labels: Tensor, step: int) -> None:
-        recipe = self._recipe
+        with self._ranks.together():
+            sums = self._gradients(images, labels, step)
+            packed: Packed = []
+            if self._ranks.size > 1:
+                found = [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
+                packed = pack([*found, sums])
+        self._ranks.sum_packed(packed)
+        self._update(sums)
+
+    def _gradients(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Compute this rank's part of the gradient of a batch; return that of the sums of loss, correct and images."""
+        recipe, ranks = self._recipe, self._ranks
         self._optimizer.zero_grad(set_to_none=True)
-        generator = seeded_generator(self._device, recipe.seed, step)
+        key = (recipe.seed, step) if ranks.size == 1 else (recipe.seed, step, ranks.rank)
+        generator = seeded_generator(self._device, *key)
         sums = torch.zeros_like(self._sums)
+        n_images = len(images)  # of all ranks
+        repeats = 1
+        if ranks.size > 1 and n_images >= 2 * ranks.size:
+            images, labels = images[ranks.rank :: ranks.size], labels[ranks.rank :: ranks.size]
+        elif ranks.size > 1:  # a batch norm may need two images: every rank takes all
+            repeats = ranks.size
         size = -(-len(images) // self._accumulation)
         for part, wanted in zip(images.split(size), labels.split(size), strict=True):
             with autocast(self._device, recipe.precision):
@@ -334,11 +375,16 @@ class _Training:
                     loss = total = torch.stack([loss, *other_losses]).mean()
                 else:
                     total = sum((recipe.auxiliary_weight * other for other in other_losses), loss)
-            (total * (len(part) / len(images))).backward()
+            (total * (len(part) / (n_images * repeats))).backward()
             with torch.no_grad():
                 sums[0] += loss * len(part)
                 sums[1] += (scores.argmax(1) == wanted).sum()
                 sums[2] += len(part)
+        return sums / repeats if repeats > 1 else sums
+
+    def _update(self, sums: Tensor) -> None:
+        """Make a step along the gradient of a batch, if it is finite."""
+        recipe = self._recipe
         parameters = [parameter for parameter in self._network.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
         if bool(torch.isfinite(sums[0]) & torch.isfinite(norm)):
@@ -360,6 +406,24 @@ class _Training:
                 f"{recipe.learning_rate}; lower it, or use precision='float32'."
             )
 
+    def _average_statistics(self) -> None:
+        """Let all ranks have the mean of their batch norms' running statistics.
+
+        These change linearly, so it does not matter how often this is done: only before they are used or kept.
+        """
+        if self._ranks.size > 1:
+            norms = [m for m in self._network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+            known = (part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None)
+            self._ranks.mean_(list(known))
+
+    def _meet(self) -> None:
+        """Let all ranks begin where rank 0 is."""
+        with self._ranks.together():
+            state = self._state()
+        tensors, progress = self._ranks.share(*state, self._device)
+        if self._ranks.rank > 0:
+            self._restore(tensors, progress)
+
     def _learning_rate(self, step: int) -> float:
         """Return the rate of a step: linear warm-up, then a cosine (Loshchilov and Hutter 2017, without restarts)."""
         recipe = self._recipe
@@ -370,7 +434,8 @@ class _Training:
         progress = (step - warmup) / max(1, steps - warmup)
         return cosine(recipe.learning_rate, recipe.final_learning_rate, progress)
 
-    def _save(self, path: Path) -> None:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a checkpoint holds: tensors and JSON values."""
         tensors = {
             **prefixed("network/", self._network.state_dict()),
             **prefixed("optimizer/", optimizer_tensors(self._optimizer)),
@@ -388,12 +453,19 @@ class _Training:
         }
         if isinstance(self._network, DiscreteNetwork) and self._network.changed:
             progress["removed"], progress["masked"] = self._network.removed, list(self._network.masks_by_name())
+        return tensors, progress
+
+    def _save(self, path: Path) -> None:
+        tensors, progress = self._state()
         save_tensors(path, tensors, {"configuration": self._configuration, "progress": progress})
 
     def _load(self, path: Path) -> None:
         tensors, description = load_tensors(path, self._device)
         check_configuration(path, description.get("configuration"), self._configuration)
-        progress = description["progress"]
+        self._restore(tensors, description["progress"])
+
+    def _restore(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Go on where `_state` was asked for."""
         if isinstance(self._network, DiscreteNetwork) and "removed" in progress:
             masks = {name: torch.ones_like(self._network.get_parameter(name)) for name in progress["masked"]}
             self._network.remove([(path, op) for path, op in progress["removed"]], masks)
@@ -491,9 +563,19 @@ def _anytime(network: nn.Module) -> DiscreteNetwork | None:
 
 
 def evaluate_exits(
-    network: nn.Module, data: Data, split: str, precision: str = "auto", batch_size: int = EVALUATION_BATCH
+    network: nn.Module,
+    data: Data,
+    split: str,
+    precision: str = "auto",
+    batch_size: int = EVALUATION_BATCH,
+    *,
+    ranks: Ranks | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Return losses and accuracies, see `evaluate`, of all classifiers of a network, the cheapest first."""
+    """Return losses and accuracies, see `evaluate`, of all classifiers of a network, the cheapest first.
+
+    With `ranks`, all of them must call this, each computes its part, and all return the same.
+    """
+    ranks = ranks or Ranks()
     if data.size([split]) == 0:
         raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
     training = network.training
@@ -501,7 +583,9 @@ def evaluate_exits(
     try:
         while True:
             try:
-                return _evaluate(network, data, split, precision, batch_size)
+                with ranks.together():
+                    sums, n_images = _evaluate(network, data, split, precision, batch_size, ranks)
+                break
             except RuntimeError as error:
                 if batch_size == 1 or not is_out_of_memory(error):
                     raise
@@ -509,25 +593,32 @@ def evaluate_exits(
             release_memory(data.device)
     finally:
         network.train(training)
+    ranks.sum_([sums])
+    losses, accuracies = (sums / n_images).T.tolist()
+    return losses, accuracies
 
 
 @torch.no_grad()
 def _evaluate(
-    network: nn.Module, data: Data, split: str, precision: str, batch_size: int
-) -> tuple[list[float], list[float]]:
+    network: nn.Module, data: Data, split: str, precision: str, batch_size: int, ranks: Ranks
+) -> tuple[Tensor, int]:
+    """Return sums of losses and right answers of every classifier over this rank's images; and how many all have."""
     anytime = _anytime(network)
     n_outputs = 1 if anytime is None else len(anytime.graph.exits)
     sums = torch.zeros((n_outputs, 2), dtype=torch.float64, device=data.device)
     n_images = 0
     for images, labels in data.batches([split], batch_size):
+        n_images += len(labels)
+        if ranks.size > 1:
+            images, labels = images[ranks.rank :: ranks.size], labels[ranks.rank :: ranks.size]
+            if len(images) == 0:
+                continue
         with autocast(data.device, precision):
             outputs = [network(images)] if anytime is None else anytime.anytime(images)
         for sum_, scores in zip(sums, outputs, strict=True):
             sum_[0] += F.cross_entropy(scores.float(), labels, reduction="sum")
             sum_[1] += (scores.argmax(1) == labels).sum()
-        n_images += len(labels)
-    losses, accuracies = (sums / n_images).T.tolist()
-    return losses, accuracies
+    return sums, n_images
 
 
 @contextmanager

@@ -379,6 +379,93 @@ def test_a_dead_trial_is_tried_three_times_and_then_counts_as_failed(postgresql)
     assert told == [0, 1, 2]
 
 
+@pytest.mark.parametrize("moment", ["report", "tell", "claim"])
+def test_a_moment_without_the_database_costs_no_trial_of_the_total(moment, postgresql, monkeypatch, caplog):
+    def flaky(owner, name, when):
+        original = getattr(owner, name)
+
+        def fails(self, *arguments, **options):
+            if when(*arguments, **options) and not failed:
+                failed.append(name)
+                raise StorageInternalError("the database is away")
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, fails)
+
+    failed = []
+    if moment == "report":
+        flaky(BatchingStorage, "set_trial_intermediate_value", lambda *unused: True)
+    elif moment == "tell":
+        flaky(BatchingStorage, "set_trial_state_values", lambda _, state, values: state == TrialState.COMPLETE)
+    else:
+        flaky(Quota, "claim", lambda trial: True)
+
+    def objective(trial):
+        value = trial.suggest_float("x", 0, 1)
+        trial.report(value, 1)
+        return value
+
+    search = Search(
+        f"blip {moment} {time.time()}",
+        SPACE,
+        objective=objective,
+        trials=3,
+        storage=postgresql,
+        tracking=None,
+        heartbeat=Heartbeat(1, 1),
+        pruner=optuna.pruners.NopPruner(),
+        pictures=False,
+    )
+    result = run(search)
+    states = [trial.state for trial in result.study.trials]
+    assert failed
+    assert states.count(TrialState.COMPLETE) == 3
+    assert sorted(state.name for state in states if state != TrialState.COMPLETE) == ["FAIL"]
+    assert "the storage does not answer" in caplog.text.lower()
+
+
+def test_a_trial_that_was_taken_over_is_left_and_the_worker_goes_on(postgresql, caplog):
+    def objective(trial):
+        value = trial.suggest_float("x", 0, 1)
+        if trial.number == 0:
+            other = connect(postgresql)
+            other.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # by who thought this worker dead
+        return value
+
+    search = Search(
+        f"taken {time.time()}", SPACE, objective=objective, trials=3, storage=postgresql, tracking=None, pictures=False
+    )
+    result = run(search)
+    assert [trial.state.name for trial in result.study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert "was given to another worker" in caplog.text
+
+
+def test_threads_on_sqlite_do_not_wait_for_a_trial_whose_end_was_not_written(tmp_path, monkeypatch):
+    original, failed = BatchingStorage.set_trial_state_values, []
+
+    def locked(self, trial_id, state, values=None):
+        if state == TrialState.COMPLETE and len(failed) < 1 and trial_id >= 4:
+            failed.append(trial_id)
+            raise StorageInternalError("database is locked")
+        return original(self, trial_id, state, values)
+
+    monkeypatch.setattr(BatchingStorage, "set_trial_state_values", locked)
+    search = Search(
+        "locked",
+        SPACE,
+        objective=lambda trial: trial.suggest_float("x", 0, 1),
+        trials=4,
+        n_jobs=2,
+        tracking=None,
+        storage=f"sqlite:///{tmp_path / 'study.db'}",
+        folder=tmp_path / "files",
+        pictures=False,
+    )
+    result = run(search)
+    assert failed
+    assert sorted(trial.state.name for trial in result.study.trials) == ["COMPLETE"] * 4 + ["FAIL"]
+
+
 # -- checkpoints that travel -------------------------------------------------------------------------------------------
 
 
