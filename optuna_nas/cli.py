@@ -108,6 +108,10 @@ def run(
         for name, option in (("gpus-per-trial", gpus_per_trial), ("ray", ray)):
             if option is not None and workers is None:
                 raise UsageError(f"`--{name}` must go with --workers but there is none; add --workers 1 or more.")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError(
+                "`torchrun` must start `optuna-nas worker` but started `run`; create the study, then start workers."
+            )
         started = time.monotonic()
         with _Display(search.trials) as display:
             if workers is None:
@@ -189,6 +193,8 @@ def worker(
             search = job.search()
         with _Display(search.trials) as display:
             missing = run_job(job, gpu_share, display)
+        if os.environ.get("RANK", "0") != "0":  # rank 0 of `torchrun` speaks for all
+            raise typer.Exit(130 if missing else 0)
         if missing:
             _print_line("Interrupted", f"with {missing} of {search.trials} trials to go; other workers go on.")
             raise typer.Exit(130)

@@ -134,6 +134,13 @@ def test_bad_input_is_one_sentence(options, sentence, folder, postgresql):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_torchrun_starts_workers_only(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = here("run", "fast.py", "--no-mlflow")
+    assert done.exit_code == 2
+    assert "`torchrun` must start `optuna-nas worker` but started `run`" in done.output
+
+
 def test_a_worker_joins_a_study_that_exists_and_no_other(folder, postgresql):
     options = ("--storage", postgresql, "--set", "name=joined")
     absent = here("worker", "fast.py", "--no-mlflow", *options)
