@@ -56,6 +56,9 @@ if TYPE_CHECKING:
         HMNASPruner,
         should_prune,
     )
+    from optuna_nas.running import (
+        run,
+    )
     from optuna_nas.samplers import (
         GHNSampler,
         SNASSampler,
@@ -64,7 +67,6 @@ if TYPE_CHECKING:
     from optuna_nas.search import (
         Search,
         SearchResult,
-        run,
     )
     from optuna_nas.space import (
         AnytimeSpace,
@@ -241,10 +243,10 @@ _HOMES = {
         "SNASSampler",
         "distribution_records",
     ),
+    "running": ("run",),
     "search": (
         "Search",
         "SearchResult",
-        "run",
     ),
     "space": (
         "AnytimeSpace",

@@ -115,7 +115,7 @@ def run(
         started = time.monotonic()
         with _Display(search.trials) as display:
             if workers is None:
-                from optuna_nas.search import run as run_search
+                from optuna_nas.running import run as run_search
 
                 result = run_search(search, display)
             elif ray is not None:

@@ -16,7 +16,7 @@ from optuna_nas.objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress, spent_seconds
 from optuna_nas.recovery import counted_trials
-from optuna_nas.search import run
+from optuna_nas.running import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

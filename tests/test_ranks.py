@@ -22,10 +22,11 @@ from test_cli import wait_for
 from test_training import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
 from optuna_nas.data import REPORT
+from optuna_nas.leading import _shared_objective
 from optuna_nas.objective import checkpoint_path
 from optuna_nas.oneshot import HMNAS
 from optuna_nas.ranks import RankFailed, RankLost, Ranks, current_ranks, joined
-from optuna_nas.search import _shared_objective, open_study
+from optuna_nas.search import open_study
 from optuna_nas.study_file import load
 from optuna_nas.training import TrainingStopped, evaluate, train
 

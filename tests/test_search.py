@@ -30,7 +30,8 @@ from optuna_nas import (
 )
 from optuna_nas.objective import DUPLICATE_OF, REASON, RESUMES, network_path
 from optuna_nas.recovery import REQUEUED, WORKER, counted_trials, reap_dead_trials
-from optuna_nas.search import open_study, ranking, run, summarise
+from optuna_nas.running import run
+from optuna_nas.search import open_study, ranking, summarise
 from optuna_nas.space import CellSpace
 
 SPACE = nasbench201_space()

@@ -19,7 +19,8 @@ from test_objective import SPACE as SPACE_OF_IMAGES
 from optuna_nas import recovery
 from optuna_nas.objective import CHECKPOINT, load_network
 from optuna_nas.recovery import REQUEUED, WORKER, Quota, Silent, Surplus, fail_dead, fail_stale, requeue_interrupted
-from optuna_nas.search import Search, open_study, run, summarise
+from optuna_nas.running import run
+from optuna_nas.search import Search, open_study, summarise
 from optuna_nas.space import nasbench201_space
 from optuna_nas.storage import BatchingStorage, Heartbeat, connect
 from optuna_nas.study_state import RESUMES, Unreachable, Unverified, artifact_store, fetch_file, store_file

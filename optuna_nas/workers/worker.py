@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna_nas.objective import GPU_SHARE
-from optuna_nas.search import Search, work
+from optuna_nas.running import work
 from optuna_nas.study_file import load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from optuna_nas.search import SearchListener
+    from optuna_nas.search import Search, SearchListener
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
