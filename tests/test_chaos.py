@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 
@@ -110,13 +109,19 @@ class Chaos(threading.Thread):
                 continue
 
 
-def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp_path, database, monkeypatch):
+@pytest.fixture
+def mlflow(tmp_path, monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    server = Server(tmp_path)
+    server.wait()
+    yield server
+    server.kill()
+
+
+def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp_path, database, mlflow, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chaos.py").write_text(STUDY)
-    mlflow = Server(tmp_path)
-    mlflow.wait()
     arguments = ("run", "chaos.py", "--workers", "4", "--storage", address_of(database), "--mlflow", mlflow.uri)
     process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     chaos = Chaos(process, database)
@@ -126,7 +131,6 @@ def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp
     finally:
         chaos.over.set()
         process.kill()
-    print(chaos.did, error, file=sys.stderr)
     assert process.returncode == 0, error
     assert chaos.did["killed"] >= 6
     assert chaos.did["paused"] == chaos.did["restarted"] == 1
@@ -158,7 +162,6 @@ def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp
         if trial.state.is_finished()
     )
     storage._backend.engine.dispose()
-    mlflow.kill()
 
 
 LEARNING = """

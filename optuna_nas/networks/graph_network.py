@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeAlias
+from functools import reduce
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -195,12 +196,63 @@ def _scaled_norm(norm: nn.BatchNorm2d, value: Tensor, scale: Tensor) -> Tensor:
     return F.batch_norm(value, mean, variance, scales, None, norm.training, momentum, norm.eps)
 
 
+class _Mixture(torch.autograd.Function):
+    """Sum of K tensors of one shape, each times a scalar tensor, read and written as seldom as it can be.
+
+    A product and a sum are one pass forward; backward, the gradient of a weight is a dot product, not a product that is
+    then summed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *terms: Tensor) -> Tensor:
+        """Return the sum; `terms` are K tensors, then K weights."""
+        ctx.save_for_backward(*terms)
+        half = len(terms) // 2
+        values, weights = terms[:half], terms[half:]
+        dtype = reduce(torch.promote_types, (value.dtype for value in values))  # autocast mixes them
+        total = values[0].to(dtype) * weights[0].to(dtype)
+        for value, weight in zip(values[1:], weights[1:], strict=True):
+            total.addcmul_(value.to(dtype), weight.to(dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the tensors, then those of the weights."""
+        terms = ctx.saved_tensors
+        half = len(terms) // 2
+        values, weights = terms[:half], terms[half:]
+        needed = ctx.needs_input_grad
+        return (
+            *(grad * weight.to(grad.dtype) if needed[k] else None for k, weight in enumerate(weights)),
+            *(_dot(grad, value).to(weights[k].dtype) if needed[half + k] else None for k, value in enumerate(values)),
+        )
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of products of two tensors of one shape."""
+    if one.stride() == other.stride() and one.dtype == other.dtype and _is_dense(one):
+        size = (one.numel(),)
+        return torch.dot(one.as_strided(size, (1,)), other.as_strided(size, (1,)))
+    return (one * other).sum()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    channels_last = torch.channels_last
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=channels_last))
+
+
 def _weighted_sum(terms: list[tuple[Tensor, Weight]]) -> Tensor | None:
     """Add the weighted terms; None when there are none."""
+    mixed = [(value, weight) for value, weight in terms if isinstance(weight, Tensor)]
     total: Tensor | None = None
     fresh = False  # whether `total` is ours to add into
+    if mixed:
+        values, weights = zip(*mixed, strict=True)
+        total, fresh = _Mixture.apply(*values, *weights), True
     for value, weight in terms:
-        plain = isinstance(weight, float) and weight == 1
+        if isinstance(weight, Tensor):
+            continue
+        plain = weight == 1
         if total is None:
             total, fresh = (value, False) if plain else (value * weight, True)
         elif fresh:

@@ -16,6 +16,10 @@ from optuna_nas.storage import MOVED, POSTGRESQL, SQLITE, StorageError, own_data
 from optuna_nas.study_state import FinishedTrials, artifact_store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna.trial import FrozenTrial
+
     from optuna_nas.search import Search, SearchListener
     from optuna_nas.workers.worker import Job
 
@@ -76,20 +80,25 @@ class SharedStudy:
         self.n_succeeded += sum(trial.state != TrialState.FAIL for trial in finished)
         if self._listener is None:
             return
-        for place in self._known.unfinished:
-            trial = trials[place]
+        with suppress(*StorageError):  # which listeners may ask too
+            self._tell(self._listener, [trials[place] for place in self._known.unfinished], finished)
+
+    def _tell(
+        self, listener: SearchListener, unfinished: Sequence[FrozenTrial], finished: Sequence[FrozenTrial]
+    ) -> None:
+        for trial in unfinished:
             if trial.state != TrialState.RUNNING:
                 continue
             if trial.number not in self._epochs:
                 self._epochs[trial.number] = -1
-                self._listener.trial_started(trial, {})
+                listener.trial_started(trial, {})
             step = trial.last_step
             if step is not None and step > self._epochs[trial.number]:
                 self._epochs[trial.number] = step
-                self._listener.epoch(trial.number, step, {"accuracy": trial.intermediate_values[step]})
+                listener.epoch(trial.number, step, {"accuracy": trial.intermediate_values[step]})
         for trial in finished:
             self._epochs.pop(trial.number, None)
-            self._listener.trial_finished(self.study, trial)
+            listener.trial_finished(self.study, trial)
 
     def conclude(self, interrupted: bool) -> SearchResult:
         """Write to MLflow what is missing there, and sum the study up, once all workers have ended."""
