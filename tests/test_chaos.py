@@ -185,7 +185,7 @@ def objective(trial):
 def search() -> Search:
     skeleton = nasbench201_skeleton(1, 4, input_shape=DATA.input_shape, classes=DATA.classes)
     snas = SNAS(SPACE, skeleton, SNASRecipe(batch_size=16))
-    sampler = SNASSampler(SPACE, snas, data=DATA, budget=20, trials=16, trials_per_round=4, seed=0)
+    sampler = SNASSampler(SPACE, snas, data=DATA, budget=8, trials=16, trials_per_round=4, seed=0)
     return Search(
         name="learning", space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=16,
         heartbeat=Heartbeat(1, 3), pictures=False,
