@@ -10,7 +10,7 @@ study: $(VENV)/.installed ## search an architecture for handwritten digits, two 
 	$(BIN)/optuna-nas run studies/digits.py
 
 test: $(VENV)/.installed-dev ## run the tests, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev ## format, habits, floors, Dockerfile
 	$(BIN)/ruff format --check .
