@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from test_cli import wait_for
 from test_training import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
+from optuna_nas import objective
 from optuna_nas.data import REPORT
 from optuna_nas.leading import _shared_objective
 from optuna_nas.objective import checkpoint_path
@@ -265,6 +266,7 @@ def search(name: str = "two", epochs: int = 2, trials: int = 3, own: bool = Fals
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(objective, "train", objective.train)  # where the study is read here, it puts another there
     (tmp_path / "study.py").write_text(STUDY)
     return tmp_path
 
