@@ -187,12 +187,11 @@ def worker(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(130))
     with _shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
-            from optuna_nas.workers import run_job
+            from optuna_nas.workers import be_worker
 
-            job = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts)
-            search = job.search()
+            search = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts).search()
         with _Display(search.trials) as display:
-            missing = run_job(job, gpu_share, display)
+            missing = be_worker(search, gpu_share, display)
         if os.environ.get("RANK", "0") != "0":  # rank 0 of `torchrun` speaks for all
             raise typer.Exit(130 if missing else 0)
         if missing:

@@ -462,10 +462,3 @@ def own_database(folder: Path) -> str:
                 f"see {folder / 'log'}, or pass --storage."
             ) from error
     return str(_servers[folder].get_uri()).replace("postgresql", "postgresql+psycopg", 1)
-
-
-def leave_own_database(folder: Path) -> None:
-    """Stop the database in a folder, unless other processes use it."""
-    if (server := _servers.pop(folder.resolve(), None)) is not None:
-        with suppress(Exception):  # it stops with this process at the latest
-            server.cleanup()

@@ -25,7 +25,8 @@ from optuna_nas.space import nasbench201_space
 from optuna_nas.storage import BatchingStorage, Heartbeat, connect
 from optuna_nas.study_state import RESUMES, Unreachable, Unverified, artifact_store, fetch_file, store_file
 from optuna_nas.training import TrainingStopped
-from optuna_nas.workers.worker import GPUs
+from optuna_nas.workers import worker
+from optuna_nas.workers.worker import GPUs, Job
 
 pytestmark = pytest.mark.usefixtures("closed_databases")
 
@@ -608,3 +609,16 @@ def test_gpus_are_divided_among_workers(workers, per_trial, here, names, share):
 def test_gpus_that_are_not_there_are_one_sentence(workers, per_trial, here):
     with pytest.raises(ValueError, match="`gpus_per_trial`"):
         GPUs.divide(workers, per_trial, here)
+
+
+def test_only_a_worker_runs_one_trial_at_a_time(tmp_path, monkeypatch):
+    (tmp_path / "threads.py").write_text(
+        "from optuna_nas import Search, nasbench201_space\n"
+        "def search():\n"
+        "    return Search('s', nasbench201_space(), objective=lambda trial: 1.0, n_jobs=2, tracking=None)\n"
+    )
+    search = Job(str(tmp_path / "threads.py")).search()
+    assert search.n_jobs == 2, "`optuna-nas run` without workers does what the study says"
+    monkeypatch.setattr(worker, "work", lambda search, listener, closes: search.n_jobs)
+    monkeypatch.setenv("OPTUNA_NAS_GPU_SHARE", "1")  # which a worker sets
+    assert worker.be_worker(search) == 1

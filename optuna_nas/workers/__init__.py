@@ -2,6 +2,6 @@
 
 from optuna_nas.workers.local import run_workers
 from optuna_nas.workers.on_ray import run_on_ray
-from optuna_nas.workers.worker import GPUs, Job, run_job
+from optuna_nas.workers.worker import GPUs, Job, be_worker, run_job
 
-__all__ = ["GPUs", "Job", "run_job", "run_on_ray", "run_workers"]
+__all__ = ["GPUs", "Job", "be_worker", "run_job", "run_on_ray", "run_workers"]

@@ -57,7 +57,7 @@ class Job:
         search = load(
             Path(self.study), list(self.settings), self.storage, self.mlflow, self.trials, artifacts=self.artifacts
         )
-        search = replace(search, n_jobs=1, cpu_threads=search.cpu_threads or self.cpu_threads)
+        search = replace(search, cpu_threads=search.cpu_threads or self.cpu_threads)
         if self.folder is not None:
             search = replace(search, folder=Path(self.folder))
         return search if self.mirrored else replace(search, tracking=None)
@@ -72,10 +72,19 @@ def run_job(job: Job, share: float = 1.0, listener: SearchListener | None = None
         listener: Hears of this worker's trials.
 
     Raises:
-        UsageError, ValueError, ConnectionError: As `Job.search` and `work`.
+        UsageError, ValueError, ConnectionError: As `Job.search` and `be_worker`.
+    """
+    return be_worker(job.search(), share, listener, job.closes)
+
+
+def be_worker(search: Search, share: float = 1.0, listener: SearchListener | None = None, closes: bool = True) -> int:
+    """Do as `run_job`, of a search that is loaded already; one trial at a time.
+
+    Raises:
+        ValueError, ConnectionError: As `work`; also where `share` is out of range.
     """
     limit_gpu(share)
-    return work(job.search(), listener, closes=job.closes)
+    return work(replace(search, n_jobs=1), listener, closes=closes)
 
 
 def limit_gpu(share: float) -> None:
