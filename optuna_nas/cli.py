@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from optuna_nas import __version__
+from optuna_nas.signals import handled
 from optuna_nas.study_file import UsageError, load
 
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ def _named_study(name: str, storage: str) -> Study:
     from sqlalchemy.exc import SQLAlchemyError
 
     from optuna_nas.environment import without_password
+    from optuna_nas.storage import storage_reason
 
     try:
         if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
@@ -270,7 +272,7 @@ def _named_study(name: str, storage: str) -> Study:
     except KeyError:
         raise UsageError(f"`study` must exist but {without_password(storage)} has none named {name!r}.") from None
     except (SQLAlchemyError, OSError, ImportError, ValueError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        reason = storage_reason(error)
         raise UsageError(f"`--storage` must answer but {without_password(storage)!r} does not: {reason}.") from error
 
 
@@ -464,11 +466,8 @@ def _log_model(search: Search, network: DiscreteNetwork, register: str | None) -
 def _ctrl_c() -> Iterator[list[int]]:
     """Collect what Ctrl-C sends instead of raising it."""
     pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
+    with handled({signal.SIGINT: lambda number, frame: pressed.append(number)}):
         yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
@@ -680,13 +679,14 @@ class _Displays:
 
 
 def _print_result(search: Search, result: SearchResult) -> None:
+    from optuna_nas.recovery import counted_trials
     from optuna_nas.search import architecture_of, feasible, ranking
 
     ranked = ranking(result.study)
     if not ranked:
         console.print("No trial has finished yet; nothing to rank.")
         return
-    table = Table(title=f"{search.name}: the best of {len(result.study.trials)} trials")
+    table = Table(title=f"{search.name}: the best of {counted_trials(result.study)} trials")
     for name in ("rank", "trial", "accuracy", "params", "multiply-adds", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("architecture", overflow="fold")

@@ -36,3 +36,8 @@ def git_commit() -> str:
 def without_password(uri: str) -> str:
     """Return an address as it may be shown."""
     return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, or what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -17,10 +16,11 @@ from optuna.exceptions import ExperimentalWarning
 
 from optuna_nas.objective import OutOfMemory, TrainObjective
 from optuna_nas.ranks import RankFailed, RankLost, Ranks, is_agreed
+from optuna_nas.signals import handled
 from optuna_nas.training import TrainingDiverged, TrainingStopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from optuna_nas.search import Objective, Search
 
@@ -48,7 +48,7 @@ def follow(search: Search, ranks: Ranks) -> int:
     objective = _shared_objective(search, ranks)
     if search.cpu_threads is not None:
         torch.set_num_threads(search.cpu_threads)
-    with _ignored(signal.SIGINT, signal.SIGTERM):
+    with handled({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
         while True:
             said = ranks.broadcast()
             if "end" in said:
@@ -124,18 +124,5 @@ class _OnAllRanks:
     def _distributed(self, trial: Trial | None) -> Trial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return self._trial(trial)  # type: ignore[no-any-return]  # it has a trial's methods
-
-
-@contextmanager
-def _ignored(*numbers: signal.Signals) -> Iterator[None]:
-    """Ignore signals inside the block; in a thread other than the main one, change nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            # Without a group it would keep one for itself to the end of the process, which then may abort.
+            return self._trial(trial, torch.distributed.group.WORLD)  # type: ignore[no-any-return]  # as a trial

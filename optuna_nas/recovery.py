@@ -60,10 +60,22 @@ class Standing(NamedTuple):
     Args:
         finished: Trials that count towards the total: finished, and not gone on with by another.
         running: Numbers of those that run.
+        total: Trials asked for.
     """
 
     finished: int
     running: tuple[int, ...]
+    total: int
+
+    @property
+    def missing(self) -> int:
+        """Trials that have not finished."""
+        return max(0, self.total - self.finished)
+
+    @property
+    def free(self) -> int:
+        """Trials that may be taken; negative where too many run."""
+        return self.total - self.finished - len(self.running)
 
 
 class Quota:
@@ -92,7 +104,7 @@ class Quota:
         for trial in open_trials:
             self._see(trial)
         running = (trial.number for trial in open_trials if self._runs(trial))
-        return Standing(len(self._finished - self._replaced), tuple(running))
+        return Standing(len(self._finished - self._replaced), tuple(running), self.total)
 
     def _runs(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial will end: some process of ours runs it, or heartbeats tell when none does."""
@@ -105,12 +117,11 @@ class Quota:
 
     def room(self) -> int:
         """Return how many trials may be taken now."""
-        standing = self.look()
-        return max(0, self.total - standing.finished - len(standing.running))
+        return max(0, self.look().free)
 
     def missing(self) -> int:
         """Return how many trials have not finished."""
-        return max(0, self.total - self.look().finished)
+        return self.look().missing
 
     def claim(self, trial: Trial) -> None:
         """Confirm a running trial, or put it back into the queue.
@@ -120,10 +131,9 @@ class Quota:
         """
         for _ in range(RIVAL_LOOKS):
             standing = self.look()
-            excess = standing.finished + len(standing.running) - self.total
-            if excess <= 0:
+            if standing.free >= 0:
                 return
-            if trial.number in sorted(standing.running)[-excess:]:
+            if trial.number in sorted(standing.running)[standing.free :]:
                 break
             time.sleep(RIVAL_SECONDS * (0.5 + random.random()))
         self._study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)

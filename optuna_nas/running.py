@@ -48,12 +48,14 @@ from optuna_nas.search import (
     shown_in_mlflow,
     summarise,
 )
+from optuna_nas.signals import handled
 from optuna_nas.storage import SQLITE, StorageError, backend_of, storage_reason
 from optuna_nas.study_state import artifact_store, folder_store
 from optuna_nas.training import TrainingDiverged, TrainingStopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import FrameType
 
     from optuna.artifacts._protocol import ArtifactStore
@@ -226,11 +228,10 @@ class _Run:
             self._errors.clear()
             try:
                 standing = self._quota.look()
-                if standing.finished >= self._quota.total or self._enough(self._study):
+                if not standing.missing or self._enough(self._study):
                     return
-                room = self._quota.total - standing.finished - len(standing.running)
-                if room > 0:
-                    self._optimize(min(room, self._search.n_jobs) if self._shared else room)
+                if standing.free > 0:
+                    self._optimize(min(standing.free, self._search.n_jobs) if self._shared else standing.free)
                 else:
                     self._wait_for_others()
                 away_since = None
@@ -350,20 +351,9 @@ class _Interrupts:
     def __init__(self) -> None:
         self.after_trial, self.at_once = threading.Event(), threading.Event()
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         """Handle SIGINT and SIGTERM inside the block; in a thread other than the main one, change nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        signal.signal(signal.SIGINT, self._on_interrupt)
-        signal.signal(signal.SIGTERM, self._on_terminate)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handled({signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_terminate})
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.after_trial.is_set():

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import or_, select
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
-from optuna_nas.environment import without_password
+from optuna_nas.environment import one_line, without_password
 from optuna_nas.study_state import RESUMES
 
 if TYPE_CHECKING:
@@ -424,7 +424,7 @@ def clear_errors(address: str) -> Iterator[None]:
 def storage_reason(error: BaseException) -> str:
     """Return in a line what a database said."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    return (str(getattr(cause, "orig", None) or cause).strip() or type(cause).__name__).splitlines()[0]
+    return one_line(getattr(cause, "orig", None) or cause)
 
 
 # -- a database of the study's own --------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload_artifact
 
+from optuna_nas.environment import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -245,9 +247,9 @@ def _checked(address: str, make: Callable[[], ArtifactStore]) -> ArtifactStore:
         store.write(name, io.BytesIO(b"optuna_nas"))
         store.remove(name)
     except Exception as error:  # each store has errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(
-            f"`artifacts` must be a place to write to but {address!r} is not: {reason}; give another, or mend it."
+            f"`artifacts` must be a place to write to but {address!r} is not: {one_line(error)}; "
+            "give another, or mend it."
         ) from error
     return store
 

@@ -19,7 +19,7 @@ from optuna_nas.cli import app
 from optuna_nas.environment import versions
 from optuna_nas.recovery import WORKER, Quota
 from optuna_nas.search import SETTING, VERSION
-from optuna_nas.storage import connect
+from optuna_nas.storage import connect, own_database
 from optuna_nas.workers import local
 
 # MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
@@ -102,6 +102,7 @@ def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder,
     assert "tiny: the best of 6 trials" in done.stdout
     assert "Test accuracy" in done.stdout
     assert (folder / "runs/tiny/postgresql/PG_VERSION").exists()
+    opened(own_database(folder / "runs/tiny/postgresql"), "tiny").enqueue_trial({})  # waits as a surplus trial does
     reported = here("report", "tiny.py")
     assert "tiny: the best of 6 trials" in reported.stdout, reported.stderr
     more = here("run", "tiny.py", "--trials", "7", "--no-mlflow")  # one process goes on with what many have begun

@@ -28,7 +28,7 @@ from mlflow.utils.rest_utils import http_request
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_nas.environment import without_password
+from optuna_nas.environment import one_line, without_password
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
@@ -46,7 +46,6 @@ from optuna_nas.tracking.records import (
     is_server,
     milliseconds,
     milliseconds_now,
-    one_line,
     unreachable,
 )
 from optuna_nas.tracking.view import (

@@ -78,8 +78,3 @@ def unreachable(uri: str, why: str) -> ConnectionError:
     """Return the error for an address where MLflow can't be used."""
     way_out = "start a server there with `mlflow server`, or write to a file: `tracking_uri='sqlite:///mlflow.db'`"
     return ConnectionError(f"MLflow can't be used at {without_password(uri)}: {why}; {way_out}.")
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, or what it is."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

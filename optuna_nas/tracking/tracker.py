@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
 
+from optuna_nas.environment import one_line
 from optuna_nas.tracking.records import (
     SQLITE,
     THREAD_NAME,
@@ -35,7 +36,6 @@ from optuna_nas.tracking.records import (
     is_server,
     milliseconds,
     milliseconds_now,
-    one_line,
     unreachable,
 )
 from optuna_nas.tracking.view import LOCAL_SERVER

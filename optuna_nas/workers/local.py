@@ -8,17 +8,18 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from optuna_nas.signals import handled
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import VISIBLE, GPUs, Job, divided_threads, run_job, visible_gpus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from multiprocessing.connection import Connection
     from types import FrameType
 
@@ -168,8 +169,7 @@ class _Supervisor:
                 process.kill()
                 process.join()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> AbstractContextManager[None]:
         """Pass signals on: the first SIGINT as it is, the second as SIGTERM."""
 
         def handle(number: int, frame: FrameType | None) -> None:
@@ -181,15 +181,7 @@ class _Supervisor:
                 if worker.process is not None and worker.process.is_alive():
                     os.kill(worker.process.pid, signal.SIGTERM if at_once else signal.SIGINT)
 
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handled({signal.SIGINT: handle, signal.SIGTERM: handle})
 
 
 def _how_it_ended(code: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna_nas.environment import one_line
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import Job, divided_threads, run_job, visible_gpus
 
@@ -85,9 +86,8 @@ def _connect(ray: Any, address: str, workers: int) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(
-            f"`--ray` must be the address of a cluster that answers but {address!r} is not: {reason}; "
+            f"`--ray` must be the address of a cluster that answers but {address!r} is not: {one_line(error)}; "
             f"start one with `ray start --head`, or use {LOCAL!r}."
         ) from error
 
