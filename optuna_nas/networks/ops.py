@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from optuna_nas.networks.depthwise import DepthwiseConvolution
 from optuna_nas.space.cost import Cost, Site
 from optuna_nas.space.ops import STRUCTURAL, Op, auxiliary_pooled_size, define_op, forget_op, get_op
 
@@ -24,21 +25,17 @@ def _norm(site: Site) -> nn.Module:
 
 
 def _separable(kernel: int, dilation: int, stacked: bool) -> ModuleFactory:
-    def depthwise(channels: int, stride: int) -> nn.Module:
-        padding = dilation * (kernel - 1) // 2
-        return nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
-
     def factory(site: Site) -> nn.Module:
         channels = site.in_channels
         last = [nn.Conv2d(channels, site.out_channels, 1, bias=False), _norm(site)]
         if not stacked:
-            return nn.Sequential(depthwise(channels, site.stride), *last)
+            return nn.Sequential(DepthwiseConvolution(channels, kernel, site.stride, dilation), *last)
         return nn.Sequential(
-            depthwise(channels, site.stride),
+            DepthwiseConvolution(channels, kernel, site.stride, dilation),
             nn.Conv2d(channels, channels, 1, bias=False),
             nn.BatchNorm2d(channels, affine=site.affine),
             nn.ReLU(),
-            depthwise(channels, 1),
+            DepthwiseConvolution(channels, kernel, 1, dilation),
             *last,
         )
 

@@ -58,6 +58,12 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
+def plainly(module: nn.Module) -> None:
+    """Let a convolution be PyTorch's own, whatever its class."""
+    if isinstance(module, nn.Conv2d):
+        module.__class__ = nn.Conv2d
+
+
 class Plain(nn.Module):
     """The supernet as a loop over its graph: every op by itself, weights multiplied in, terms added."""
 
@@ -70,6 +76,7 @@ class Plain(nn.Module):
             if node.op in STRUCTURAL:
                 continue
             op = build_op(node.op, node.site) if has_module(node.op, node.site) else nn.Identity()
+            op = op.apply(plainly)
             self.parts[node.name] = nn.Sequential(nn.ReLU(), op) if get_op(node.op).relu_first else op
 
     def forward(self, images: Tensor, weights: dict[str, Tensor]) -> Tensor:
@@ -126,7 +133,7 @@ def subjects(name: str, small: bool, wanted: Collection[str] = SUBJECTS) -> dict
     while not path.connected:
         path = space.sample(draw)
     fixed = one_hot(path)
-    network = DiscreteNetwork(path, skeleton, seed=0)
+    network = DiscreteNetwork(path, skeleton, seed=0).apply(plainly)
 
     def mixture() -> dict[str, Tensor]:
         return {path: F.softmax(logit, 0) for path, logit in logits.items()}
@@ -137,7 +144,7 @@ def subjects(name: str, small: bool, wanted: Collection[str] = SUBJECTS) -> dict
     makes: dict[str, Callable[[], Step]] = {
         "plain": lambda: trained(plain, lambda: plain(images, mixture())),
         "ours": lambda: trained(ours, lambda: ours(images, mixture())),
-        "floor": lambda: convolutions(ours, images),
+        "floor": lambda: convolutions(Supernet(space, skeleton, seed=0).apply(plainly), images),
         "path": lambda: trained(ours, one_path),
         "plain path": lambda: trained(network, lambda: network(images)),
     }

@@ -286,18 +286,23 @@ def test_statistics_that_are_not_to_be_tracked_stay_as_they_are():
 
 
 def calls(supernet, *inputs):
-    """How often each part runs in one forward pass: its first layer, since a mixing weight may go into its norm."""
+    """How often each part runs in one forward pass: batches of the norm that ends it, or else calls."""
     count = Counter()
-    hooks = [
-        (part[0] if isinstance(part, nn.Sequential) else part).register_forward_hook(
-            lambda *_, name=name: count.update([name])
-        )
+    norms = {
+        name: part[-1]
         for name, part in supernet.parts.items()
+        if isinstance(part, nn.Sequential) and isinstance(part[-1], nn.BatchNorm2d)
+    }
+    hooks = [
+        part.register_forward_hook(lambda *_, name=name: count.update([name]))
+        for name, part in supernet.parts.items()
+        if name not in norms
     ]
+    before = {name: int(norm.num_batches_tracked) for name, norm in norms.items()}
     supernet(*inputs)
     for hook in hooks:
         hook.remove()
-    return count
+    return count + Counter({name: int(norm.num_batches_tracked) - before[name] for name, norm in norms.items()})
 
 
 def op_parts(supernet):
@@ -362,6 +367,12 @@ def test_what_has_neither_parameters_nor_statistics_is_computed_once_for_all_rea
     # Three inner tensors in each of three cells; at strides that differ, an input is pooled once for each.
     read = {(node.inputs, node.site.stride) for node in supernet.graph if node.op == "avg_pool_3x3"}
     assert len(pools) == len(read) < sum(node.op == "avg_pool_3x3" for node in supernet.graph)
+    normed, pooled = supernet_of(TINY, pool_norm=True), []
+    for name, part in normed.parts.items():
+        if "avg_pool" in name:
+            part[0].register_forward_hook(lambda *_: pooled.append(1))
+    normed(images(), softmaxes(random_logits(TINY)))  # each has a norm of its own, after one pool for all
+    assert len(pooled) == len(read)
 
 
 def test_active_leaves_the_rest_of_a_soft_mixture_as_it_is():
