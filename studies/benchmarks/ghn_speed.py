@@ -19,17 +19,21 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
+from supernet import Plain
 from torch import Tensor
 
 from optuna_nas import (
     GHN,
     DiscreteNetwork,
     GHNRecipe,
+    ImageData,
     Space,
     darts_cifar_skeleton,
     darts_space,
     ghn_skeleton,
     ghn_space,
+    nasbench201_skeleton,
+    nasbench201_space,
 )
 from optuna_nas.oneshot.ghn.graph import ModuleBatch
 from optuna_nas.oneshot.ghn.propagation import Propagation
@@ -100,6 +104,7 @@ def main() -> None:
             found[f"training step, DARTS, {n_cells} cells, T = {phases}"] = race(
                 training_step(n_cells, phases), max(3, options.repeats // 2)
             )
+    found["score 16 cells of NAS-Bench-201"] = race(pool(), max(3, options.repeats // 2))
     found["propagate graphs of 17 nodes, T = 1"] = race(propagation(), options.repeats)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread")
     for question, subjects in found.items():
@@ -162,6 +167,27 @@ def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
         adam.step()
 
     return {"plain SGD": plain, "GHN": hyper}
+
+
+def pool(n_cells: int = 16) -> dict[str, Callable[[], object]]:
+    """Return ways to score cells of NAS-Bench-201 by 512 images of 16 x 16."""
+    space, random = nasbench201_space(), np.random.default_rng(0)
+    ghn, slow = (GHN(space, nasbench201_skeleton(1, 16, (3, 16, 16)), GHNRecipe()) for _ in range(2))
+    slow.network.propagations = torch.nn.ModuleList([node_by_node(slow)])
+    cells = [cell for cell in (space.sample(random) for _ in range(2 * n_cells)) if cell.connected][:n_cells]
+    images, labels = torch.randn(512, 3, 16, 16), torch.randint(0, 10, (512,))
+    ghn.attach(
+        ImageData.from_arrays(images.numpy(), labels.numpy(), fractions={"report": 0.9, "choices": 0, "test": 0})
+    )
+
+    @torch.no_grad()
+    def plain() -> None:
+        for cell in cells:
+            network = Plain(cell.graph(slow.skeleton))
+            network.load_state_dict(slow.generate([cell])[0], strict=False)
+            float((network(images).argmax(1) == labels).double().mean())
+
+    return {"plain PyTorch": plain, "GHN.score": lambda: ghn.score(cells)}
 
 
 def propagation() -> dict[str, Callable[[], object]]:

@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -31,6 +31,7 @@ from optuna_nas.networks import DiscreteNetwork, Supernet
 from optuna_nas.networks.ops import build_op, has_module
 from optuna_nas.networks.supernet import choice_names, one_hot
 from optuna_nas.space import Skeleton, Space
+from optuna_nas.space.graph import ComputationGraph
 from optuna_nas.space.ops import NONE, STRUCTURAL, get_op
 
 BATCH = 64
@@ -65,12 +66,11 @@ def plainly(module: nn.Module) -> None:
 
 
 class Plain(nn.Module):
-    """The supernet as a loop over its graph: every op by itself, weights multiplied in, terms added."""
+    """A network as a loop over its graph: every op by itself, times its weight if any, terms added."""
 
-    def __init__(self, space: Space, skeleton: Skeleton) -> None:
+    def __init__(self, graph: ComputationGraph, names: Mapping[str, Sequence[str]] | None = None) -> None:
         super().__init__()
-        self.graph = space.supernet_graph(skeleton)
-        self.names = choice_names(space)
+        self.graph, self.names = graph, names or {}
         self.parts = nn.ModuleDict()
         for node in self.graph:
             if node.op in STRUCTURAL:
@@ -79,7 +79,7 @@ class Plain(nn.Module):
             op = op.apply(plainly)
             self.parts[node.name] = nn.Sequential(nn.ReLU(), op) if get_op(node.op).relu_first else op
 
-    def forward(self, images: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    def forward(self, images: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return class scores."""
         values: list[Tensor] = []
         for node in self.graph:
@@ -89,11 +89,11 @@ class Plain(nn.Module):
             elif node.op == "concat":
                 values.append(torch.cat(inputs, 1))
             elif node.op == "sum":
-                total: Tensor | float = 0.0
+                total: Tensor | float = 0.0 if inputs else images.new_zeros((len(images), *node.site.out_shape))
                 zeroed = set()
                 for source, value in zip(node.inputs, inputs, strict=True):
                     read = self.graph.nodes[source]
-                    if not read.path:
+                    if weights is None or not read.path:
                         total = total + value
                         continue
                     names = self.names[read.path]
@@ -127,7 +127,8 @@ def subjects(name: str, small: bool, wanted: Collection[str] = SUBJECTS) -> dict
 
         return step
 
-    plain, ours = Plain(space, skeleton), Supernet(space, skeleton, seed=0)
+    plain = Plain(space.supernet_graph(skeleton), choice_names(space))
+    ours = Supernet(space, skeleton, seed=0)
     draw = np.random.default_rng(0)
     path = space.sample(draw)
     while not path.connected:

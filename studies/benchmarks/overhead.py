@@ -1,0 +1,156 @@
+"""What do our samplers and pruners cost beside Optuna's own, as a study and a space grow?
+
+Command:   python studies/benchmarks/overhead.py
+Cost:      three minutes on one thread, most of them Optuna's TPE
+Expected:  milliseconds a trial for ours, flat in the number of trials; TPE's grow with it
+
+Nothing is trained: the study lives in memory, holds so many finished trials with values that a table might have, and is
+asked for more; samplers and pruners take turns. Milliseconds of CPU time, medians: `ask` and a suggestion for every
+edge, `tell`, `should_prune` before a trial trains ("guess") and after its first report ("prune"). What storages and
+MLflow cost: `workers.py`, `tracking.py`.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import optuna
+import torch
+from numpy.typing import NDArray
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.trial import create_trial
+
+from optuna_nas import (
+    HMNAS,
+    Architecture,
+    GHNPruner,
+    GHNSampler,
+    HMNASPruner,
+    SNASSampler,
+    Space,
+    darts_search_skeleton,
+    darts_space,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
+
+SIZES = (100, 1000, 5000)
+SPACES = {
+    6: (nasbench201_space(), nasbench201_skeleton(1, 4)),
+    28: (darts_space(), darts_search_skeleton(3, 4)),
+}
+
+
+def convolutions(architectures: list[Architecture]) -> NDArray[np.float64]:
+    """Score by what costs nothing: the share of convolutions."""
+    kept = ([name for _, names in architecture.choices for name in names] for architecture in architectures)
+    return np.array([sum("conv" in name for name in names) / max(1, len(names)) for names in kept])
+
+
+def samplers(space: Space) -> dict[str, BaseSampler]:
+    """Return a fresh one of each."""
+    return {
+        "random": RandomSampler(seed=0),
+        "TPE": TPESampler(seed=0),
+        "CMA-ES": CmaEsSampler(seed=0, warn_independent_sampling=False),  # knows no categories: it draws at random
+        "SNASSampler": SNASSampler(space, seed=0),
+        "GHNSampler": GHNSampler(space, convolutions, seed=0),
+    }
+
+
+def pruners(edges: int) -> dict[str, BasePruner]:
+    """Return a fresh one of each; masks as they are before they learn."""
+    space, skeleton = SPACES[edges]
+    return {
+        "none": NopPruner(),
+        "median": MedianPruner(),
+        "GHNPruner": GHNPruner(convolutions, space),
+        "HMNASPruner": HMNASPruner(HMNAS(space, skeleton)),
+    }
+
+
+def study_of(space: Space, n_trials: int, sampler: BaseSampler, pruner: BasePruner) -> optuna.Study:
+    """Return a study in memory with so many finished trials."""
+    random = np.random.default_rng(0)
+    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+    cells = [space.sample(random) for _ in range(n_trials)]
+    values = convolutions(cells) + random.normal(0, 0.1, n_trials)
+    distributions = space.distributions()
+    for cell, value in zip(cells, values, strict=True):
+        study.add_trial(
+            create_trial(
+                params=space.encode(cell),
+                distributions=distributions,
+                value=float(value),
+                intermediate_values={1: float(value) - 0.1},
+            )
+        )
+    return study
+
+
+def milliseconds(study: optuna.Study, space: Space, asks: int) -> dict[str, float]:
+    """Ask for trials, end them, and return what each part takes."""
+    taken: dict[str, list[float]] = {"ask": [], "guess": [], "prune": [], "tell": []}
+    for number in range(asks + 3):
+        begun = time.process_time()
+        trial = study.ask()
+        cell = space.suggest(trial)
+        asked = time.process_time()
+        trial.should_prune()
+        guessed = time.process_time()
+        trial.report(0.5, 1)
+        reported = time.process_time()
+        trial.should_prune()
+        pruned = time.process_time()
+        study.tell(trial, float(convolutions([cell])[0]))
+        told = time.process_time()
+        if number >= 3:  # the first read the study
+            parts = (asked - begun, guessed - asked, pruned - reported, told - pruned)
+            for name, seconds in zip(taken, parts, strict=True):
+                taken[name].append(1000 * seconds)
+    return {name: median(times) for name, times in taken.items()}
+
+
+def main() -> None:
+    """Ask, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--edges", type=int, nargs="+", default=list(SPACES), choices=list(SPACES))
+    parser.add_argument("--asks", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    figures: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for edges in options.edges:
+        space, _ = SPACES[edges]
+        asked: dict[str, list[float]] = {}
+        told: dict[str, list[float]] = {}
+        guessed: dict[str, list[float]] = {}
+        pruned: dict[str, list[float]] = {}
+        for size in options.sizes:
+            for name, sampler in samplers(space).items():
+                found = milliseconds(study_of(space, size, sampler, NopPruner()), space, options.asks)
+                asked.setdefault(name, []).append(found["ask"])
+                told.setdefault(name, []).append(found["tell"])
+            for name, pruner in pruners(edges).items():
+                found = milliseconds(study_of(space, size, RandomSampler(seed=0), pruner), space, options.asks)
+                guessed.setdefault(name, []).append(found["guess"])
+                pruned.setdefault(name, []).append(found["prune"])
+        figures[str(edges)] = {"ask": asked, "tell": told, "guess": guessed, "prune": pruned}
+        print(f"{edges} edges: milliseconds with {', '.join(f'{size:,}' for size in options.sizes)} finished trials")
+        for part, rows in figures[str(edges)].items():
+            for name, values in rows.items():
+                print(f"  {part:7}{name:14}" + "".join(f"{value:10.3f}" for value in values), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
