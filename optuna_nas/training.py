@@ -21,6 +21,7 @@ from optuna_nas.data import REPORT, TRAIN, Data, seeded_generator
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.ranks import Packed, Ranks, current_ranks, is_agreed, pack
 from optuna_nas.space import anytime_accuracy
+from optuna_nas.stepping import Verdicts, fused, step_where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -249,6 +250,7 @@ class _Training:
         self._epoch_started = 0.0
         self._skipped = 0
         self._skipped_in_a_row = 0
+        self._verdicts = Verdicts()
         self._accumulation = 1
 
     def run(
@@ -283,12 +285,14 @@ class _Training:
                 is_due = checkpoint is not None and now - saved >= checkpoint_seconds
                 votes = self._ranks.vote(stop=should_stop(), save=is_due)
                 if votes.stop or votes.save:
+                    self._count_skipped(wait=True)
                     self._average_statistics()
                     if checkpoint is not None:
                         self._save(checkpoint)
                         saved = time.monotonic()
                 if votes.stop:
                     raise TrainingStopped
+            self._count_skipped(wait=True)
             self._average_statistics()
             losses, accuracies = evaluate_exits(
                 self._network, self._data, REPORT, self._recipe.precision, ranks=self._ranks
@@ -384,27 +388,33 @@ class _Training:
 
     def _update(self, sums: Tensor) -> None:
         """Make a step along the gradient of a batch, if it is finite."""
-        recipe = self._recipe
         parameters = [parameter for parameter in self._network.parameters() if parameter.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
-        if bool(torch.isfinite(sums[0]) & torch.isfinite(norm)):
-            self._optimizer.step()
-            self._sums += sums
-            self._skipped_in_a_row = 0
-            return
-        self._skipped += 1
-        self._skipped_in_a_row += 1
-        for module in self._network.modules():
-            # The forward pass has moved running statistics already; those that broke begin anew.
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                statistics = (module.running_mean, module.running_var)
-                if not all(bool(torch.isfinite(part).all()) for part in statistics if part is not None):
-                    module.reset_running_stats()
-        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise TrainingDiverged(
-                f"`learning_rate` must keep the loss finite but {self._skipped_in_a_row} steps in a row it was not, at "
-                f"{recipe.learning_rate}; lower it, or use precision='float32'."
-            )
+        norm = nn.utils.clip_grad_norm_(parameters, self._recipe.clip_norm or math.inf)
+        finite = torch.isfinite(sums[0]) & torch.isfinite(norm)
+        step_where(finite, self._optimizer)
+        self._sums += torch.where(finite, sums, 0.0)
+        self._verdicts.put(finite)
+        self._count_skipped(wait=self._ranks.size > 1)  # ranks go on alike
+
+    def _count_skipped(self, wait: bool) -> None:
+        """Count the steps that were left out, as far as that is known."""
+        for finite in self._verdicts.take(wait):
+            if finite:
+                self._skipped_in_a_row = 0
+                continue
+            self._skipped += 1
+            self._skipped_in_a_row += 1
+            for module in self._network.modules():
+                # The forward pass has moved running statistics already; those that broke begin anew.
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    statistics = (module.running_mean, module.running_var)
+                    if not all(bool(torch.isfinite(part).all()) for part in statistics if part is not None):
+                        module.reset_running_stats()
+            if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                raise TrainingDiverged(
+                    f"`learning_rate` must keep the loss finite but {self._skipped_in_a_row} steps in a row it was "
+                    f"not, at {self._recipe.learning_rate}; lower it, or use precision='float32'."
+                )
 
     def _average_statistics(self) -> None:
         """Let all ranks have the mean of their batch norms' running statistics.
@@ -482,11 +492,11 @@ class _Training:
 
 
 def _make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = list(network.parameters())
+    rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
-    )
+        return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=fused(parameters))
+    return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=decay, fused=fused(parameters))
 
 
 def cosine(first: float, last: float, progress: float) -> float:

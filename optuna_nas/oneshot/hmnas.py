@@ -24,6 +24,7 @@ from optuna_nas.data import CHOICES, WEIGHTS, Batch, Data
 from optuna_nas.networks import MixedNetwork, Supernet, recompute_statistics, use_batch_statistics
 from optuna_nas.oneshot.model import OneShotModel
 from optuna_nas.space import NONE, Architecture, CellSpace
+from optuna_nas.stepping import fused, step_where
 from optuna_nas.training import (
     PRECISIONS,
     autocast,
@@ -597,15 +598,13 @@ class HMNAS(OneShotModel[MaskRecord]):
         else:
             finite, loss, scores = self._mask_step(images, labels)
         self.step += 1
-        if finite:
-            accuracy = (scores.detach().argmax(1) == labels).double().mean()
-            one = torch.ones((), dtype=torch.float64, device=self.device)
-            self._sums += torch.stack([one, loss.detach().double(), accuracy])
-        else:
-            self._skip()
+        accuracy = (scores.detach().argmax(1) == labels).double().mean()
+        one = torch.ones((), dtype=torch.float64, device=self.device)
+        self._sums += torch.where(finite, torch.stack([one, loss.detach().double(), accuracy]), 0.0)
+        self._made(finite)
         return self._record() if self._recording() else None
 
-    def _supernet_step(self, images: Tensor, labels: Tensor) -> tuple[bool, Tensor, Tensor]:
+    def _supernet_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         recipe = self.recipe
         rate = cosine(recipe.learning_rate, 0.0, self.step / max(1, self.total_steps - self.mask_steps))
         self._weights_optimizer.param_groups[0]["lr"] = rate
@@ -617,9 +616,8 @@ class HMNAS(OneShotModel[MaskRecord]):
         self._op_logits_EO.grad = self._edge_logits_E.grad = None
         parameters = [p for p in self.supernet.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
-        if finite:
-            self._weights_optimizer.step()
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        step_where(finite, self._weights_optimizer)
         return finite, loss, scores
 
     def _loss(
@@ -639,11 +637,10 @@ class HMNAS(OneShotModel[MaskRecord]):
         else:
             loss, _ = self._loss(images, labels, {}, self._mixing(masked=False))
             gradients = list(torch.autograd.grad(loss, logits))
-        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            self._logits_optimizer.param_groups[0]["lr"] = self._logit_learning_rate()
-            for logit, gradient in zip(logits, gradients, strict=True):
-                logit.grad = gradient
-            self._logits_optimizer.step()
+        self._logits_optimizer.param_groups[0]["lr"] = self._logit_learning_rate()
+        for logit, gradient in zip(logits, gradients, strict=True):
+            logit.grad = gradient
+        step_where(torch.isfinite(nn.utils.get_total_norm(gradients)), self._logits_optimizer)
         self._op_logits_EO.grad = self._edge_logits_E.grad = None
 
     def _looking_ahead(
@@ -668,14 +665,14 @@ class HMNAS(OneShotModel[MaskRecord]):
         }
         of_logits_and_weights = gradients(ahead, images, labels, [*logits, *ahead.values()])
         direct, of_weights = of_logits_and_weights[:2], of_logits_and_weights[2:]
-        size = DIFFERENCE / float(torch.stack([g.norm() for g in of_weights]).norm().clamp_min(1e-12))
+        size = DIFFERENCE / nn.utils.get_total_norm(of_weights).clamp_min(1e-12)
         sides = []
         for sign in (1, -1):
             moved = {n: (w + sign * size * g).detach() for (n, w), g in zip(weights.items(), of_weights, strict=True)}
             sides.append(gradients(moved, train_images, train_labels, logits))
         return [d - rate * (up - down) / (2 * size) for d, up, down in zip(direct, *sides, strict=True)]
 
-    def _mask_step(self, images: Tensor, labels: Tensor) -> tuple[bool, Tensor, Tensor]:
+    def _mask_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         done = (self.step - (self.total_steps - self.mask_steps)) / self.mask_steps
         decay = 1.0 if done < MASK_DECAY_AT else MASK_DECAY
         for group, rate in zip(self._masks_optimizer.param_groups, self._mask_learning_rates(), strict=True):
@@ -684,12 +681,12 @@ class HMNAS(OneShotModel[MaskRecord]):
         mixing = self._mixing(masked=True)
         loss, scores = self._loss(images, labels, self._masked_weights(), mixing)
         gradients = torch.autograd.grad(loss, masks, allow_unused=True)
-        finite = bool(torch.isfinite(loss)) and all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
-        if finite:
-            for mask, gradient in zip(masks, gradients, strict=True):
-                mask.grad = gradient
-            self._masks_optimizer.step()
-            self._masks_optimizer.zero_grad(set_to_none=True)
+        for mask, gradient in zip(masks, gradients, strict=True):
+            mask.grad = gradient
+        found = [gradient for gradient in gradients if gradient is not None]
+        finite = torch.isfinite(loss) & torch.isfinite(nn.utils.get_total_norm(found))
+        step_where(finite, self._masks_optimizer)
+        self._masks_optimizer.zero_grad(set_to_none=True)
         return finite, loss, scores
 
     def _logit_learning_rate(self) -> float:
@@ -731,15 +728,16 @@ class HMNAS(OneShotModel[MaskRecord]):
 
     def _make_optimizers(self) -> None:
         recipe = self.recipe
+        weights, logits = list(self.supernet.parameters()), [self._op_logits_EO, self._edge_logits_E]
+        by_gpu = fused(weights)
         self._weights_optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            self.supernet.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+            weights, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=by_gpu
         )
-        logits = [self._op_logits_EO, self._edge_logits_E]
         self._logits_optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            logits, PAPER_LOGIT_RATE, weight_decay=recipe.logit_weight_decay
+            logits, PAPER_LOGIT_RATE, weight_decay=recipe.logit_weight_decay, fused=by_gpu
         )
         groups = [{"params": [self._op_masks_EO, self._edge_masks_E]}, {"params": list(self._weight_masks.values())}]
-        self._masks_optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, PAPER_MASK_RATE)
+        self._masks_optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, PAPER_MASK_RATE, fused=by_gpu)
 
     @property
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from optuna_nas.data import REPORT, TRAIN, Batch, Data
+from optuna_nas.stepping import Verdicts
 from optuna_nas.training import (
     TrainingDiverged,
     TrainingStopped,
@@ -92,6 +93,7 @@ class OneShotModel(ABC, Generic[Record]):
         self.skipped = 0
         self.seconds = 0.0
         self.records: list[Record] = []
+        self._verdicts = Verdicts()
         self._configuration: dict[str, Any] = self.describe()
 
     # -- what a subclass says -------------------------------------------------------------------------------------
@@ -129,6 +131,7 @@ class OneShotModel(ABC, Generic[Record]):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:  # a copy of one moment, though somebody may train on
+            self._count_skipped(wait=True)
             locks = ("_lock", "_fitting")
             return copy.deepcopy({name: value for name, value in self.__dict__.items() if name not in locks})
 
@@ -210,6 +213,8 @@ class OneShotModel(ABC, Generic[Record]):
                 record = self._train_step(images, labels)
                 self.seconds = before + time.monotonic() - started
             yield record
+        with self._lock:
+            self._count_skipped(wait=True)
 
     def _batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Batch]:
         """Yield the batches of the steps from one to another; the first epoch begins at step 0."""
@@ -247,19 +252,24 @@ class OneShotModel(ABC, Generic[Record]):
         """Tell whether the step just done is one to record."""
         return self.step * RECORDS // self.total_steps > (self.step - 1) * RECORDS // self.total_steps
 
-    def _skip(self) -> None:
-        """Count a step without a finite loss, already counted as a step.
+    def _made(self, finite: Tensor) -> None:
+        """Take note of a step, already counted as a step, that was made where its numbers were finite.
 
         Raises:
-            TrainingDiverged: There were too many.
+            TrainingDiverged: There were too many steps without a finite loss.
         """
-        self.skipped += 1
-        judged = self.step >= min(FIRST_JUDGED_STEP, self.total_steps)
-        if judged and self.skipped > MOST_SKIPPED_FRACTION * self.step:
-            raise TrainingDiverged(
-                f"`learning_rate` must keep the loss finite but {self.skipped} of {self.step} steps it was not, at "
-                f"{self._recipe.learning_rate}; lower it, or use precision='float32'."
-            )
+        self._verdicts.put(finite)
+        self._count_skipped()
+
+    def _count_skipped(self, wait: bool = False) -> None:
+        for finite in self._verdicts.take(wait):
+            self.skipped += not finite
+            judged = self.step >= min(FIRST_JUDGED_STEP, self.total_steps)
+            if not finite and judged and self.skipped > MOST_SKIPPED_FRACTION * self.step:
+                raise TrainingDiverged(
+                    f"`learning_rate` must keep the loss finite but {self.skipped} of {self.step} steps it was not, at "
+                    f"{self._recipe.learning_rate}; lower it, or use precision='float32'."
+                )
 
     @property
     def fitted(self) -> bool:
@@ -303,6 +313,7 @@ class OneShotModel(ABC, Generic[Record]):
     def save(self, path: Path) -> None:
         """Write all that a fit needs to go on to one safetensors file."""
         with self._lock:
+            self._count_skipped(wait=True)
             progress = {
                 "step": self.step,
                 "total_steps": self.total_steps,

@@ -36,6 +36,7 @@ from optuna_nas.oneshot.distribution import (
 from optuna_nas.oneshot.model import OneShotModel
 from optuna_nas.space import Architecture, CellSpace
 from optuna_nas.space.cost import COSTS
+from optuna_nas.stepping import fused, step_where
 from optuna_nas.training import (
     PRECISIONS,
     autocast,
@@ -215,7 +216,7 @@ class SNAS(OneShotModel[DistributionRecord]):
         self._single = space.max_ops == 1
         self._logits_EO = nn.Parameter(torch.zeros(len(self.paths), len(self.options)))
         self._make_optimizers()
-        self._prices = dict.fromkeys(self.bounds, 0.0)  # Lagrange multipliers
+        self._prices: dict[str, Tensor | float] = dict.fromkeys(self.bounds, 0.0)  # Lagrange multipliers
         self._credit_E = torch.zeros(len(self.paths))
         self._sums = torch.zeros(3 + len(self.paths), dtype=torch.float64)  # steps, loss, accuracy, credits
 
@@ -332,18 +333,17 @@ class SNAS(OneShotModel[DistributionRecord]):
         logit_norm = nn.utils.clip_grad_norm_([self._logits_EO], LOGIT_CLIP_NORM)
         self.step += 1
         with torch.no_grad():
-            if bool(torch.isfinite(loss) & torch.isfinite(norm) & torch.isfinite(logit_norm)):
-                self._weights_optimizer.step()
-                self._logits_optimizer.step()
-                if mixing_EO.grad is None:  # a path on which nothing reaches the output
-                    self._credit_E = torch.zeros_like(self._credit_E)
-                else:
-                    self._credit_E = -(mixing_EO * mixing_EO.grad).sum(1)
-                accuracy = (scores.argmax(1) == labels).double().mean()
-                ones = torch.ones(1, dtype=torch.float64, device=images.device)
-                self._sums += torch.cat([ones, loss.double()[None], accuracy[None], self._credit_E.double()])
-            else:
-                self._skip()
+            finite = torch.isfinite(loss) & torch.isfinite(norm) & torch.isfinite(logit_norm)
+            step_where(finite, self._weights_optimizer, self._logits_optimizer)
+            credit_E = torch.zeros_like(self._credit_E)  # on a path on which nothing reaches the output
+            if mixing_EO.grad is not None:
+                credit_E = -(mixing_EO * mixing_EO.grad).sum(1)
+            self._credit_E = torch.where(finite, credit_E, self._credit_E)
+            accuracy = (scores.argmax(1) == labels).double().mean()
+            ones = torch.ones(1, dtype=torch.float64, device=images.device)
+            sums = torch.cat([ones, loss.double()[None], accuracy[None], self._credit_E.double()])
+            self._sums += torch.where(finite, sums, 0.0)
+            self._made(finite)
         return self._record() if self._recording() else None
 
     def _mix(
@@ -385,7 +385,7 @@ class SNAS(OneShotModel[DistributionRecord]):
             excess = variable_C[column] / allowed - 1
             penalty = penalty + self._prices[name] * excess
             # An excess of 10 % over a tenth of the budget makes a price of 1 nat.
-            self._prices[name] = max(0.0, self._prices[name] + float(excess.detach()) * 100 / learning_steps)
+            self._prices[name] = (self._prices[name] + excess.detach() * 100 / learning_steps).clamp_min(0.0)
         return penalty
 
     def _logit_learning_rate(self) -> float:
@@ -481,7 +481,8 @@ class SNAS(OneShotModel[DistributionRecord]):
         }
 
     def _progress(self) -> dict[str, Any]:
-        return {"prices": self._prices, "records": [[record.step, record.metrics] for record in self.records]}
+        prices = {name: float(price) for name, price in self._prices.items()}
+        return {"prices": prices, "records": [[record.step, record.metrics] for record in self.records]}
 
     def _restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
         self.supernet.load_state_dict(without_prefix("supernet/", tensors))
@@ -495,11 +496,13 @@ class SNAS(OneShotModel[DistributionRecord]):
 
     def _make_optimizers(self) -> None:
         recipe = self.recipe
+        weights, logits = list(self.supernet.parameters()), [self._logits_EO]
+        rate, decay, own_decay = recipe.learning_rate, recipe.weight_decay, recipe.logit_weight_decay
         self._weights_optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            self.supernet.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+            weights, rate, recipe.momentum, weight_decay=decay, fused=fused(weights)
         )
         self._logits_optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            [self._logits_EO], PAPER_LOGIT_RATE, (0.5, 0.999), weight_decay=recipe.logit_weight_decay
+            logits, PAPER_LOGIT_RATE, (0.5, 0.999), weight_decay=own_decay, fused=fused(logits)
         )
 
     def _supersede_optimizers(self) -> None:

@@ -92,7 +92,7 @@ def main() -> None:
     """Ask every question, print and write the answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path("ghn_speed.json"))
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -111,7 +111,8 @@ def main() -> None:
         print(question)
         for name, times in subjects.items():
             print(f"    {name:34s}" + "".join(f"{key} {value:9.2f}   " for key, value in times.items()))
-    options.out.write_text(json.dumps(found, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 def ghn_of(space: Space, n_cells: int, phases: int) -> GHN:

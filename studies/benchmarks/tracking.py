@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=0.05, help="of a trial")
     parser.add_argument("--stores", nargs="+", choices=("sqlite", "http"), default=("sqlite", "http"))
-    parser.add_argument("--out", type=Path, default=Path("tracking.json"))
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -136,7 +136,8 @@ def main() -> None:
             }
             found[store] = row
             print(store, {name: round(value, 3) for name, value in row.items()}, flush=True)
-    options.out.write_text(json.dumps(found, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs, 
 from optuna_nas.oneshot.ghn.propagation import PROPAGATIONS, Propagation
 from optuna_nas.oneshot.model import OneShotModel
 from optuna_nas.space import anytime_accuracy
+from optuna_nas.stepping import fused, step_where
 from optuna_nas.training import (
     PRECISIONS,
     autocast,
@@ -258,7 +259,9 @@ class GHN(OneShotModel[FitRecord]):
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
-        return torch.optim.Adam(self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+        parameters = list(self.network.parameters())
+        decay = recipe.weight_decay
+        return torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=decay, fused=fused(parameters))
 
     @property
     def device(self) -> torch.device:
@@ -342,12 +345,12 @@ class GHN(OneShotModel[FitRecord]):
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm or math.inf)
         self.step += 1
-        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            self._optimizer.step()
-            one = torch.ones((), dtype=torch.float64, device=self.device)
-            self._sums += torch.stack([one, loss.detach().double(), torch.stack(accuracies).mean()])
-        else:
-            self._skip()
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        step_where(finite, self._optimizer)
+        one = torch.ones((), dtype=torch.float64, device=self.device)
+        sums = torch.stack([one, loss.detach().double(), torch.stack(accuracies).mean()])
+        self._sums += torch.where(finite, sums, 0.0)
+        self._made(finite)
         return self._record() if self._recording() else None
 
     def _record(self) -> FitRecord:
