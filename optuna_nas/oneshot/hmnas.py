@@ -520,7 +520,7 @@ class HMNAS(OneShotModel[MaskRecord]):
     def _edge_weights(self) -> Tensor:
         """Return the softmax of the edges' logits over their node, or their kind of cell; shape (E,)."""
         raised_E = (self._edge_logits_E - self._edge_logits_E.detach().max()).exp()
-        sums = raised_E.new_zeros(int(self._groups_E.max()) + 1).index_add(0, self._groups_E, raised_E)
+        sums = raised_E.new_zeros(len(self.paths)).index_add(0, self._groups_E, raised_E)
         return raised_E / sums[self._groups_E]
 
     def _mixing(self, masked: bool) -> dict[str, Tensor]:
