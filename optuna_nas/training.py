@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from optuna_nas.data import REPORT, TRAIN, Data, seeded_generator
@@ -657,6 +655,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
 
     The description travels in the file's header, so the two can't come apart.
     """
+    from safetensors.torch import save_file  # training without a checkpoint does without it
+
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -682,6 +682,8 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     Raises:
         ValueError: The file is not one of ours, or is damaged.
     """
+    from safetensors import safe_open
+
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             description = json.loads((file.metadata() or {})["optuna_nas"])

@@ -180,6 +180,8 @@ class GraphNetwork(nn.Module):
             like.new_zeros((len(images), *self.graph.nodes[source].site.out_shape)) if part is None else part
             for part, source in zip(parts, sources, strict=True)
         ]
+        if torch.compiler.is_compiling():  # a compiler lays out gradients as it likes
+            return torch.cat(filled, 1)
         return _Concatenation.apply(*filled)  # type: ignore[no-any-return]
 
     @property
@@ -275,7 +277,11 @@ def _weighted_sum(terms: list[tuple[Tensor, Weight]]) -> Tensor | None:
     fresh = False  # whether `total` is ours to add into
     if mixed:
         values, weights = zip(*mixed, strict=True)
-        total, fresh = _Mixture.apply(*values, *weights), True
+        if torch.compiler.is_compiling():  # a compiler fuses products and sums itself
+            total = reduce(torch.add, (value * weight for value, weight in mixed))
+        else:
+            total = _Mixture.apply(*values, *weights)
+        fresh = True
     for value, weight in terms:
         if isinstance(weight, Tensor):
             continue

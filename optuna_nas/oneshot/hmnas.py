@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -334,6 +333,8 @@ class HMNAS(OneShotModel[MaskRecord]):
         trained, it told less than nothing (`BENCHMARKS.md`).
         """
         lowest_EO = self._lowest_masks()
+        from scipy.stats import rankdata  # learning does without it
+
         rank_EO = rankdata(lowest_EO).reshape(lowest_EO.shape) / lowest_EO.size
         found = []
         for architecture in architectures:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ from optuna_nas.training import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -96,6 +97,8 @@ class SNASRecipe:
             A mapping such as `{"params": 2e6}`: upper bounds of the whole network's costs, reached by Lagrange
             multipliers.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
+        compile: Compile the supernet with `torch.compile` for steps that compute all ops: once, since a sample changes
+            numbers only. It takes a minute or more, so it pays for long budgets; steps of one path are never compiled.
         seed: Initial weights, order of images, augmentation, samples.
 
     Raises:
@@ -119,6 +122,7 @@ class SNASRecipe:
     warmup_relaxation: str | None = None
     resource: float | str | Mapping[str, float] = 0.0
     precision: str = "auto"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -320,7 +324,10 @@ class SNAS(OneShotModel[DistributionRecord]):
         mixing_EO, weights, active = self._mix(fraction, generator)
         mixing_EO.retain_grad()
         with autocast(images.device, recipe.precision):
-            scores = self.supernet(images, weights, active)
+            if recipe.compile and active is None:
+                scores = _compiled(self.supernet)(images, weights)
+            else:
+                scores = self.supernet(images, weights, active)
             loss = F.cross_entropy(scores, labels)
         total = loss
         if learning:
@@ -511,6 +518,16 @@ class SNAS(OneShotModel[DistributionRecord]):
         self._make_optimizers()
         for optimizer, state in zip((self._weights_optimizer, self._logits_optimizer), states, strict=True):
             load_optimizer_tensors(optimizer, state)
+
+
+_known_compiled: WeakKeyDictionary[Supernet, Callable[..., Tensor]] = WeakKeyDictionary()
+
+
+def _compiled(supernet: Supernet) -> Callable[..., Tensor]:
+    """Return a supernet compiled, once in its life; not kept in the model, which must be copied and pickled."""
+    if supernet not in _known_compiled:
+        _known_compiled[supernet] = torch.compile(supernet)
+    return _known_compiled[supernet]
 
 
 def _record_tensors(records: Sequence[DistributionRecord]) -> dict[str, Tensor]:

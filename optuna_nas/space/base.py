@@ -8,8 +8,6 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from optuna.distributions import CategoricalDistribution
-
 from optuna_nas.space.architecture import Architecture
 from optuna_nas.space.cost import Cost, Shape, Site
 from optuna_nas.space.graph import AUXILIARY, EXIT, ComputationGraph, Node
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
+    from optuna.distributions import CategoricalDistribution
     from optuna.trial import BaseTrial
 
 
@@ -271,6 +270,8 @@ class Space(ABC):
 
 @lru_cache(maxsize=64)
 def _distributions(space: Space) -> dict[str, CategoricalDistribution]:
+    from optuna.distributions import CategoricalDistribution  # networks and their training do without Optuna
+
     return {path: CategoricalDistribution(tuple(options)) for path, options in space.options().items()}
 
 

@@ -34,6 +34,7 @@ SPACE = CellSpace(
     ("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2))
 )
 SETS = CellSpace(("skip_connect", "nor_conv_1x1"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)), max_ops=2)
+TWO_OPS = CellSpace(("skip_connect", "nor_conv_1x1"), 2, 1, (CellKind("cell"),))
 FRAME = Skeleton(("cell", "reduction"), 4, (1, 8, 8), 10, affine=False)
 ONE_CELL = Skeleton(("cell",), 4, (1, 8, 8), 10, affine=False)
 STEPS_PER_EPOCH = 22  # 64 images a step of the 1,438 that the digits' training splits hold
@@ -280,6 +281,25 @@ def test_reduced_precision_learns_too(data):
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks, and hides its own warning
+def test_a_compiled_supernet_learns_the_same_and_is_compiled_once(data, monkeypatch):
+    compiled, compile_ = [], torch.compile
+
+    def spied(network):
+        compiled.append(network)
+        return compile_(network, backend="aot_eager")  # as fast to compile as it gets
+
+    monkeypatch.setattr(torch, "compile", spied)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, snas = (fitted(data, 0.5, skeleton=ONE_CELL, space=TWO_OPS, compile=value) for value in (False, True))
+    assert compiled == [snas.supernet]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # though each of eleven steps mixes otherwise
+    assert not torch._dynamo.utils.counters["graph_break"]
+    torch.testing.assert_close(torch.tensor(snas.logits), torch.tensor(plain.logits), rtol=1e-3, atol=1e-4)
+    pickle.loads(pickle.dumps(snas))
 
 
 def test_samples_have_the_learned_law(data):
