@@ -4,13 +4,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test lint types format clean
+.PHONY: study test bench lint types format clean
 
 study: $(VENV)/.installed ## search an architecture for handwritten digits, two minutes on two cores
 	$(BIN)/optuna-nas run studies/digits.py
 
 test: $(VENV)/.installed-dev ## run the tests, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/.installed-dev ## the short benchmarks, five minutes on one core; figures go to build/bench
+	mkdir -p build/bench
+	$(BIN)/python studies/benchmarks/supernet.py --small --json build/bench/supernet.json
+	$(BIN)/python studies/benchmarks/ghn_speed.py --repeats 2 --json build/bench/ghn_speed.json
+	$(BIN)/python studies/benchmarks/training.py --settings "NAS-Bench-201, 3 cells, C = 16" --json build/bench/training.json
+	$(BIN)/python studies/benchmarks/overhead.py --sizes 100 1000 --asks 7 --json build/bench/overhead.json
+	$(BIN)/python studies/benchmarks/growth.py --repeats 1 --trials 200 1000 --json build/bench/growth.json
+	$(BIN)/python studies/benchmarks/tracking.py --trials 100 --seconds 0.02 --stores sqlite --json build/bench/tracking.json
 
 lint: $(VENV)/.installed-dev ## format, habits, floors, Dockerfile
 	$(BIN)/ruff format --check .

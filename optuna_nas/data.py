@@ -92,20 +92,15 @@ class Augmentation:
         def draw(high: int) -> Tensor:
             return torch.randint(high, (n_images, 1), generator=generator, device=device)
 
-        rows = torch.arange(height, device=device).expand(n_images, height)
-        columns = torch.arange(width, device=device).expand(n_images, width)
-        if self.flip:
-            columns = torch.where(draw(2) == 1, columns.flip(1), columns)
+        flipped = draw(2)[:, :, None, None] == 1 if self.flip else None
         if self.crop_padding:
             padding = self.crop_padding
-            images = torch.nn.functional.pad(images, (padding,) * 4)
-            rows = rows + draw(2 * padding + 1)
-            columns = columns + draw(2 * padding + 1)
-        if self.flip or self.crop_padding:
-            everyone = torch.arange(n_images, device=device)[:, None, None]
-            # Indexing channels-last keeps a pixel's channels together: one gather for crop and flip.
-            pixels = images.permute(0, 2, 3, 1)[everyone, rows[:, :, None], columns[:, None, :]]
-            images = pixels.permute(0, 3, 1, 2)
+            padded = torch.nn.functional.pad(images, (padding,) * 4)
+            top, left = draw(2 * padding + 1)[:, 0], draw(2 * padding + 1)[:, 0]
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of all crops
+            images = windows[torch.arange(n_images, device=device), :, top, left]
+        if flipped is not None:
+            images = torch.where(flipped, images.flip(3), images)
         if self.cutout:
             top, left = draw(height) - self.cutout // 2, draw(width) - self.cutout // 2
             y, x = torch.arange(height, device=device), torch.arange(width, device=device)
@@ -267,10 +262,10 @@ class ImageData:
         for step, chosen in enumerate(_chunks(positions, batch_size, seed, epoch)):
             if step < start:
                 continue
-            images = self.images[chosen].float()
+            images = self.images[chosen].float()  # a copy of ours to change
             if self.images.dtype == torch.uint8:
-                images = images / 255
-            images = (images - self.mean[:, None, None]) / self.std[:, None, None]
+                images.div_(255)
+            images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
             if epoch is not None:
                 images = self.augmentation(images, seeded_generator(self.device, seed, epoch, step))
             yield Batch(images, self.labels[chosen])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from optuna_nas import Architecture, Augmentation, ImageData, Skeleton, cifar10, nasbench201_skeleton, nasbench201_space
 
@@ -29,14 +30,7 @@ def small_cifar10(folder: str, seed: int) -> ImageData:
         seed: Draws the split.
     """
     if folder:
-        from PIL import Image
-
-        files = sorted(Path(folder).glob("train_*.webp"))[: N_IMAGES // 1000]
-        if not files:
-            raise ValueError(f"`images` must be a folder with train_00.webp ... but {folder!r} has none.")
-        sheets = [np.asarray(Image.open(file).convert("RGB")).reshape(25, 32, 40, 32, 3) for file in files]
-        x = np.concatenate([sheet.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3) for sheet in sheets])
-        y = np.load(Path(folder) / "labels.npz")["train"]
+        x, y = read_sheets(folder, N_IMAGES)
     else:
         data = cifar10()
         train_images = torch.cat([data.splits[split] for split in ("weights", "choices", "report")]).sort().values
@@ -54,6 +48,28 @@ def small_cifar10(folder: str, seed: int) -> ImageData:
         augmentation=Augmentation(IMAGE_SIZE // 8, flip=True),
         seed=seed,
     )
+
+
+def read_sheets(folder: str, n_images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read the first training images, shape (N, 32, 32, 3), and their labels."""
+    from PIL import Image
+
+    files = sorted(Path(folder).glob("train_*.webp"))[: n_images // 1000]
+    if not files:
+        raise ValueError(f"`images` must be a folder with train_00.webp ... but {folder!r} has none.")
+    sheets = [np.asarray(Image.open(file).convert("RGB")).reshape(25, 32, 40, 32, 3) for file in files]
+    x = np.concatenate([sheet.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3) for sheet in sheets])
+    return x, np.load(Path(folder) / "labels.npz")["train"][: len(x)].astype(np.int64)
+
+
+def whole_cifar10(folder: str, report: int = 5000) -> ImageData:
+    """Return CIFAR-10's training images as they are, the last of them to report on; nothing but NumPy is needed."""
+    x, y = read_sheets(folder, 50_000)
+    images = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    learned, nothing = torch.arange(len(x) - report), torch.arange(0)
+    splits = {"weights": learned, "choices": nothing, "report": torch.arange(len(x) - report, len(x)), "test": nothing}
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+    return ImageData("CIFAR-10", images, torch.from_numpy(y), 10, splits, mean, std, Augmentation(4, flip=True))
 
 
 def read_truth(path: str, column: str) -> dict[tuple[str, ...], float]:

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from supernet import Plain
 from torch import Tensor
+from training import random_images
 
 from optuna_nas import (
     GHN,
     DiscreteNetwork,
     GHNRecipe,
-    ImageData,
     Space,
     darts_cifar_skeleton,
     darts_space,
@@ -170,21 +170,21 @@ def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
     return {"plain SGD": plain, "GHN": hyper}
 
 
-def pool(n_cells: int = 16) -> dict[str, Callable[[], object]]:
-    """Return ways to score cells of NAS-Bench-201 by 512 images of 16 x 16."""
+def pool(n_cells: int = 16, device: str = "cpu", side: int = 16) -> dict[str, Callable[[], object]]:
+    """Return ways to score cells of NAS-Bench-201 by 512 images."""
     space, random = nasbench201_space(), np.random.default_rng(0)
-    ghn, slow = (GHN(space, nasbench201_skeleton(1, 16, (3, 16, 16)), GHNRecipe()) for _ in range(2))
+    ghn, slow = (GHN(space, nasbench201_skeleton(1, 16, (3, side, side)), GHNRecipe()) for _ in range(2))
     slow.network.propagations = torch.nn.ModuleList([node_by_node(slow)])
     cells = [cell for cell in (space.sample(random) for _ in range(2 * n_cells)) if cell.connected][:n_cells]
-    images, labels = torch.randn(512, 3, 16, 16), torch.randint(0, 10, (512,))
-    ghn.attach(
-        ImageData.from_arrays(images.numpy(), labels.numpy(), fractions={"report": 0.9, "choices": 0, "test": 0})
-    )
+    data = random_images(64, side, device, report=512)
+    ((images, labels),) = data.batches(["report"], 512)
+    ghn.attach(data)
+    slow.attach(data)
 
     @torch.no_grad()
     def plain() -> None:
         for cell in cells:
-            network = Plain(cell.graph(slow.skeleton))
+            network = Plain(cell.graph(slow.skeleton)).to(device)
             network.load_state_dict(slow.generate([cell])[0], strict=False)
             float((network(images).argmax(1) == labels).double().mean())
 

@@ -33,6 +33,8 @@ from optuna_nas.networks.supernet import choice_names, one_hot
 from optuna_nas.space import Skeleton, Space
 from optuna_nas.space.graph import ComputationGraph
 from optuna_nas.space.ops import NONE, STRUCTURAL, get_op
+from optuna_nas.stepping import fused
+from optuna_nas.training import autocast
 
 BATCH = 64
 SUBJECTS = ("plain", "ours", "floor", "path", "plain path")
@@ -109,32 +111,43 @@ class Plain(nn.Module):
         return values[self.graph.outputs[0]]
 
 
-def subjects(name: str, small: bool, wanted: Collection[str] = SUBJECTS) -> dict[str, Step]:
+def subjects(
+    name: str,
+    small: bool,
+    wanted: Collection[str] = SUBJECTS,
+    device: str = "cpu",
+    precision: str = "float32",
+    compiled: bool = False,
+) -> dict[str, Step]:
     """Return one training step of each wanted subject."""
     space, skeleton, shape = setting(name, small)
     torch.manual_seed(0)
-    images, labels = torch.randn(BATCH, *shape), torch.randint(0, 10, (BATCH,))
+    images, labels = torch.randn(BATCH, *shape, device=device), torch.randint(0, 10, (BATCH,), device=device)
     options = choice_names(space)
-    logits = {path: torch.zeros(len(names), requires_grad=True) for path, names in options.items()}
+    logits = {path: torch.zeros(len(names), device=device, requires_grad=True) for path, names in options.items()}
 
     def trained(network: nn.Module, forward: Callable[[], Tensor]) -> Step:
-        optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9)
+        parameters = list(network.parameters())
+        optimizer = torch.optim.SGD(parameters, 0.01, 0.9, fused=fused(parameters))
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(forward(), labels).backward()
+            with autocast(images.device, precision):
+                loss = F.cross_entropy(forward(), labels)
+            loss.backward()
             optimizer.step()
 
         return step
 
-    plain = Plain(space.supernet_graph(skeleton), choice_names(space))
-    ours = Supernet(space, skeleton, seed=0)
+    plain = Plain(space.supernet_graph(skeleton), choice_names(space)).to(device)
+    ours = Supernet(space, skeleton, seed=0).to(device)
+    forward = torch.compile(ours) if compiled else ours
     draw = np.random.default_rng(0)
     path = space.sample(draw)
     while not path.connected:
         path = space.sample(draw)
     fixed = one_hot(path)
-    network = DiscreteNetwork(path, skeleton, seed=0).apply(plainly)
+    network = DiscreteNetwork(path, skeleton, seed=0).apply(plainly).to(device)
 
     def mixture() -> dict[str, Tensor]:
         return {path: F.softmax(logit, 0) for path, logit in logits.items()}
@@ -144,8 +157,8 @@ def subjects(name: str, small: bool, wanted: Collection[str] = SUBJECTS) -> dict
 
     makes: dict[str, Callable[[], Step]] = {
         "plain": lambda: trained(plain, lambda: plain(images, mixture())),
-        "ours": lambda: trained(ours, lambda: ours(images, mixture())),
-        "floor": lambda: convolutions(Supernet(space, skeleton, seed=0).apply(plainly), images),
+        "ours": lambda: trained(ours, lambda: forward(images, mixture())),
+        "floor": lambda: convolutions(Supernet(space, skeleton, seed=0).apply(plainly).to(device), images),
         "path": lambda: trained(ours, one_path),
         "plain path": lambda: trained(network, lambda: network(images)),
     }
@@ -166,7 +179,7 @@ def convolutions(network: Supernet, images: Tensor) -> Step:
     for handle in handles:
         handle.remove()
     inputs = {
-        shape: torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+        shape: torch.randn(shape, device=images.device).contiguous(memory_format=torch.channels_last).requires_grad_()
         for shape in set(shapes.values())
     }
 

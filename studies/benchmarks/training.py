@@ -54,18 +54,23 @@ def clock(device: torch.device) -> float:
     return time.process_time()
 
 
+def random_images(n_images: int, side: int, device: torch.device | str, report: int = 100) -> ImageData:
+    """Return noise of ten classes to learn from, and some to report on."""
+    random, n_all = torch.Generator().manual_seed(0), n_images + report
+    images = torch.randint(0, 256, (n_all, 3, side, side), generator=random, dtype=torch.uint8)
+    learned, nothing = torch.arange(n_images), torch.arange(0)
+    splits = {"weights": learned, "choices": nothing, "report": torch.arange(n_images, n_all), "test": nothing}
+    half = torch.full((3,), 0.5)
+    augmentation = Augmentation(side // 8, flip=True, cutout=side // 2)
+    return ImageData("noise", images, torch.arange(n_all) % 10, 10, splits, half, half, augmentation).to(device)
+
+
 def images_per_second(
     space: Space, skeleton: Skeleton, steps: int, repeats: int, device: torch.device
 ) -> dict[str, float]:
     """Let both train the same cell, in turns; also draw the same batches without training."""
     random = np.random.default_rng(0)
-    n_images = BATCH * steps
-    data = ImageData.from_arrays(
-        random.integers(0, 256, (n_images + 100, 32, 32, 3), dtype=np.uint8),
-        np.arange(n_images + 100) % 10,
-        fractions={"choices": 0, "test": 0, "report": 100 / (n_images + 100)},
-        augmentation=Augmentation(4, flip=True, cutout=16),
-    ).to(device)
+    data = random_images(BATCH * steps, 32, device)
     cell = space.sample(random)
     while not cell.connected:
         cell = space.sample(random)

@@ -239,10 +239,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("truth.json"))
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="what other processes have measured")
     parser.add_argument("--plot-only", action="store_true")
+    parser.add_argument("--gpu", type=Path, help="what `gpu.py` has written; only looked up")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     truth = read_truth(options.table, options.column)
+    if options.gpu:
+        found = json.loads(options.gpu.read_text())["search"]
+        choice = Choice(found["seconds"], SPACE.decode(found["cell"]), lambda cells: np.array(found["scores"]))
+        print(json.dumps(judged([choice], truth), indent=1))
+        return
     rows = [row for file in [options.out, *options.also] if file.exists() for row in json.loads(file.read_text())]
     done = {(row["method"], row["seed"], row["minutes"]) for row in rows}
     own = json.loads(options.out.read_text()) if options.out.exists() else []
