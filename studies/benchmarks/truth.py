@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +79,37 @@ def by_snas(data: ImageData, seed: int, budget: Budget) -> list[Choice]:
     return [Choice(budget.spent, snas.most_likely(), snas.score)]
 
 
+def by_snas_trials(data: ImageData, seed: int, budget: Budget) -> list[Choice]:
+    """Spend half on an SNAS, the rest on training what it samples, as a study with a `SNASSampler` does; the best."""
+    snas = make_snas(data, seed)
+    snas.fit(data, budget.epochs(lambda epochs: make_snas(data, seed).fit(data, epochs), share=0.5))
+    random, seen = np.random.default_rng(seed), {snas.most_likely()}
+
+    def sampled() -> Iterator[Architecture]:
+        yield snas.most_likely()
+        while True:
+            cell = snas.sample(random)
+            if cell not in seen:
+                seen.add(cell)
+                yield cell
+
+    best = best_trained(sampled(), data, EPOCHS, seed, budget)
+    return [Choice(budget.spent, best, snas.score)]
+
+
+def best_trained(
+    cells: Iterator[Architecture], data: ImageData, epochs: int, seed: int, budget: Budget
+) -> Architecture:
+    """Train one after another, as many as the budget allows, and return the best."""
+    found: list[tuple[float, Architecture]] = []
+    begun = budget.spent
+    for cell in cells:
+        found.append((accuracy_of(cell, data, epochs, seed), cell))
+        if budget.spent + (budget.spent - begun) / len(found) > budget.total:
+            break
+    return max(found, key=lambda pair: pair[0])[1]
+
+
 def by_ghn(data: ImageData, seed: int, budget: Budget) -> list[Choice]:
     """Return the best of the cells that a hypernetwork put on top of 1,000 or less, trained briefly."""
     ghn = make_ghn(data, seed)
@@ -89,12 +120,8 @@ def by_ghn(data: ImageData, seed: int, budget: Budget) -> list[Choice]:
     pace = (budget.spent - before) / 4
     pool = [SPACE.sample(random) for _ in range(min(CELLS, max(20, round(0.15 * budget.total / pace))))]
     ranked = [pool[place] for place in np.argsort(-ghn.score(pool))]
-    best, begun = (-1.0, ranked[0]), budget.spent
-    for tried, cell in enumerate(ranked, 1):
-        best = max(best, (accuracy_of(cell, data, TOP_EPOCHS, seed), cell), key=lambda pair: pair[0])
-        if budget.spent + (budget.spent - begun) / tried > budget.total:
-            break
-    return [Choice(budget.spent, best[1], ghn.score)]
+    best = best_trained(iter(ranked), data, TOP_EPOCHS, seed, budget)
+    return [Choice(budget.spent, best, ghn.score)]
 
 
 def by_hmnas(data: ImageData, seed: int, budget: Budget) -> list[Choice]:
@@ -136,7 +163,7 @@ def accuracy_of(cell: Architecture, data: ImageData, epochs: int, seed: int) -> 
     return train(network, data, Recipe(epochs=epochs, learning_rate=0.1, seed=seed)).last.report_accuracy
 
 
-ONE_SHOT = {"snas": by_snas, "ghn": by_ghn, "hmnas": by_hmnas}
+ONE_SHOT = {"snas": by_snas, "snas-trials": by_snas_trials, "ghn": by_ghn, "hmnas": by_hmnas}
 STUDIES = {
     "random": by_study(lambda seed: RandomSampler(seed=seed)),
     "tpe": by_study(lambda seed: TPESampler(seed=seed)),
