@@ -160,7 +160,8 @@ def test_costs_are_attributes_of_the_trial():
 
 def test_seconds_of_a_shared_gpu_are_counted_also_of_a_pruned_trial(monkeypatch):
     monkeypatch.setattr(objective_module, "gpu_share", lambda device: 0.5)
-    study = optuna.create_study(direction="maximize", pruner=Pruner(lambda number, step: number == 1 and step == 1))
+    pruner = Pruner(lambda number, step: number == 1 and step == 1)
+    study = optuna.create_study(direction="maximize", sampler=RandomSampler(seed=0), pruner=pruner)
     study.optimize(make(reuse_duplicates=False), n_trials=2)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
     for trial in study.trials:
