@@ -878,7 +878,14 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_tracking import MLflowTracker, new_study, search
-states = {"pruned": {3, 17}, "failed": {5, 21}, "during": lambda trial: time.sleep(1)}
+back = Path(sys.argv[2]) / "back"
+
+def during(trial):
+    time.sleep(0.5)
+    while trial.number >= 24 and not back.exists():  # the study must not end before the server is there again
+        time.sleep(0.1)
+
+states = {"pruned": {3, 17}, "failed": {5, 21}, "during": during}
 search(MLflowTracker(sys.argv[3], "both"), new_study(folder=Path(sys.argv[2])), 16, n_jobs=4, **states)
 """
 
@@ -897,6 +904,7 @@ def test_two_processes_of_four_trials_at_once_lose_nothing_when_the_server_dies_
     wait_for(finished(16))
     server.start()
     server.wait()
+    (tmp_path / "back").touch()
     assert [worker.wait(120) for worker in workers] == [0, 0]
     mirror = read(server.uri, "both")
     assert sorted(mirror.children) == list(range(32))
