@@ -74,7 +74,7 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_images = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, dilation, len(weight))
         if ctx.needs_input_grad[1]:
-            # Elements of a dilated kernel meet only on every so manieth row and column, where it is not dilated.
+            # All elements of a dilated kernel fall on one of its grids of rows and columns, where it is not dilated.
             rows, columns = (range(min(dilation, side)) for side in images.shape[2:])
             grids = [
                 (..., slice(row, None, dilation), slice(column, None, dilation)) for row in rows for column in columns

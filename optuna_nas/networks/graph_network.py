@@ -59,9 +59,9 @@ class GraphNetwork(nn.Module):
         if not blank:
             self.to(memory_format=torch.channels_last)
         self._relu_first = [node.op not in STRUCTURAL and get_op(node.op).relu_first for node in graph]
-        self._scaled_by = self._find_scaled()
         parts = {position: part for position in range(len(graph)) if (part := self._part(position)) is not None}
         self._normed = {position for position, part in parts.items() if _ends_in_plain_norm(part)}
+        self._scaled_by = self._find_scaled()
         self._stateless = {
             position
             for position, part in parts.items()
@@ -81,7 +81,7 @@ class GraphNetwork(nn.Module):
             if len(found) == 1
             and self.graph.nodes[found[0][0]].op == "sum"
             and len(self.graph.nodes[source].inputs) == 1
-            and _ends_in_plain_norm(self._part(source))
+            and source in self._normed
         }
 
     def _part(self, position: int) -> nn.Module | None:
@@ -190,7 +190,7 @@ class GraphNetwork(nn.Module):
         return self.graph.index(AUXILIARY) if AUXILIARY in self.parts else None
 
 
-def _ends_in_plain_norm(module: nn.Module | None) -> bool:
+def _ends_in_plain_norm(module: nn.Module) -> bool:
     if not (isinstance(module, nn.Sequential) and isinstance(module[-1], nn.BatchNorm2d)):
         return False
     norm = module[-1]

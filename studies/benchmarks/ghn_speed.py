@@ -10,7 +10,6 @@ The subjects of a question take turns in one process; CPU seconds, medians (and 
 import argparse
 import json
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from supernet import Plain
+from timing import race
 from torch import Tensor
 from training import random_images
 
@@ -76,16 +76,10 @@ class NodeByNode(Propagation):
         return torch.stack(h)
 
 
-def race(subjects: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
-    """Return milliseconds of CPU time of each, measured in turns after a round to warm up."""
-    taken: dict[str, list[float]] = {name: [] for name in subjects}
-    for number in range(repeats + 1):
-        for name, run in subjects.items():
-            started = time.process_time()
-            run()
-            if number:
-                taken[name].append(1000 * (time.process_time() - started))
-    return {name: {"median ms": median(times), "least ms": min(times)} for name, times in taken.items()}
+def milliseconds(subjects: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
+    """Return the CPU time of each."""
+    taken = race(subjects, repeats)
+    return {name: {"median ms": 1000 * median(times), "least ms": 1000 * min(times)} for name, times in taken.items()}
 
 
 def main() -> None:
@@ -98,14 +92,14 @@ def main() -> None:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for n_cells in (3, 8):
         for phases in (1, 5):
-            found[f"generate, DARTS, {n_cells} cells, T = {phases}"] = race(
+            found[f"generate, DARTS, {n_cells} cells, T = {phases}"] = milliseconds(
                 generation(n_cells, phases), options.repeats
             )
-            found[f"training step, DARTS, {n_cells} cells, T = {phases}"] = race(
+            found[f"training step, DARTS, {n_cells} cells, T = {phases}"] = milliseconds(
                 training_step(n_cells, phases), max(3, options.repeats // 2)
             )
-    found["score 16 cells of NAS-Bench-201"] = race(pool(), max(3, options.repeats // 2))
-    found["propagate graphs of 17 nodes, T = 1"] = race(propagation(), options.repeats)
+    found["score 16 cells of NAS-Bench-201"] = milliseconds(pool(), max(3, options.repeats // 2))
+    found["propagate graphs of 17 nodes, T = 1"] = milliseconds(propagation(), options.repeats)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread")
     for question, subjects in found.items():
         print(question)

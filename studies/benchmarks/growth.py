@@ -11,7 +11,6 @@ logarithms. A slope of 1 means twice the cost for twice the size. Workers: `work
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from optuna.pruners import NopPruner
 from overhead import convolutions, milliseconds, study_of
+from timing import race
 
 from optuna_nas import GHN, CellSpace, GHNSampler, SNASSampler, darts_search_skeleton, darts_space
 from optuna_nas.networks import Supernet
@@ -74,18 +74,6 @@ def slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def taken(steps: Sequence[Step], repeats: int) -> list[float]:
-    """Return the CPU seconds of each, in turns."""
-    times: list[list[float]] = [[] for _ in steps]
-    for number in range(repeats + 1):
-        for step, known in zip(steps, times, strict=True):
-            begun = time.process_time()
-            step()
-            if number:  # the first warms up
-                known.append(time.process_time() - begun)
-    return [median(known) for known in times]
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +85,8 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     figures = {}
     for question, (make, name, sizes) in QUESTIONS.items():
-        figures[question] = (sizes, taken([make(**{name: size}) for size in sizes], options.repeats))
+        taken = race({str(size): make(**{name: size}) for size in sizes}, options.repeats)
+        figures[question] = (sizes, [median(times) for times in taken.values()])
     space = darts_space()
     for name, sampler in (
         ("SNASSampler", SNASSampler),

@@ -16,7 +16,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -24,6 +23,7 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import race
 from torch import Tensor, nn
 
 from optuna_nas import darts_search_skeleton, darts_space, nasbench201_skeleton, nasbench201_space
@@ -225,13 +225,7 @@ def main() -> None:
     figures = {}
     for name in arguments.spaces:
         steps = subjects(name, arguments.small)
-        times: dict[str, list[float]] = {subject: [] for subject in steps}
-        for _ in range(arguments.repeats + 1):  # the first warms up
-            for subject, step in steps.items():
-                begun = time.process_time()
-                step()
-                times[subject].append(time.process_time() - begun)
-        found = {subject: median(seconds[1:]) for subject, seconds in times.items()}
+        found = {subject: median(times) for subject, times in race(steps, arguments.repeats).items()}
         memory = {subject: peak(name, arguments.small, subject) for subject in ("plain", "ours")}
         ratios = {
             "mixture to plain (aim 0.45)": found["ours"] / found["plain"],

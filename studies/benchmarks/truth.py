@@ -239,12 +239,13 @@ def plot(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float) 
         if not whole:
             continue
         x = [minutes * 60 for minutes, _ in whole]
-        (line,) = axes.plot(
-            x, [r.mean() for _, r in whole], label=method, marker="o" if method in ONE_SHOT else None, markersize=4
-        )
-        axes.fill_between(
-            x, [r.min() for _, r in whole], [r.max() for _, r in whole], alpha=0.15, color=line.get_color()
-        )
+        mean, low, high = ([of(regret) for _, regret in whole] for of in (np.mean, np.min, np.max))
+        if method in ONE_SHOT:  # each budget is a run of its own
+            spread = [np.subtract(mean, low), np.subtract(high, mean)]
+            axes.errorbar(x, mean, spread, label=method, marker="o", markersize=4, capsize=3)
+        else:
+            (line,) = axes.plot(x, mean, label=method, drawstyle="steps-post")
+            axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), step="post")
     axes.set(xscale="log", xlabel=f"seconds on {CORES} cores", ylabel="regret, points of true accuracy", ylim=(0, None))
     axes.set_xticks([60 * minutes for minutes in budgets], [f"{60 * minutes:g}" for minutes in budgets])
     axes.minorticks_off()
@@ -276,9 +277,10 @@ def main() -> None:
         choice = Choice(found["seconds"], SPACE.decode(found["cell"]), lambda cells: np.array(found["scores"]))
         print(json.dumps(judged([choice], truth), indent=1))
         return
-    rows = [row for file in [options.out, *options.also] if file.exists() for row in json.loads(file.read_text())]
-    done = {(row["method"], row["seed"], row["minutes"]) for row in rows}
     own = json.loads(options.out.read_text()) if options.out.exists() else []
+    others = [row for file in options.also for row in json.loads(file.read_text())]
+    done = {(row["method"], row["seed"], row["minutes"]): row for row in [*own, *others]}  # each run counts once
+    rows = list(done.values())
     longest = max(options.budgets)
     wanted = [
         (method, seed, minutes)
