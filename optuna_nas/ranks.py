@@ -10,11 +10,13 @@ tells so by its next vote, see `Ranks.together`.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -232,8 +234,13 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(place % gpus)
         if int(os.environ.get("LOCAL_WORLD_SIZE", str(place + 1))) <= gpus:
             backend = "cpu:gloo,cuda:nccl"  # votes stay on the CPU; NCCL wants a GPU for each rank
+    # Its functions take the group that exists when they are loaded as their default, and so keep it for ever.
+    import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield current_ranks()
     finally:
         dist.destroy_process_group()
+        # Its threads end when nothing holds it any more, not even a cycle (an exception's, say). One that still has a
+        # tensor to give back while the interpreter ends aborts the process.
+        gc.collect()

@@ -121,7 +121,17 @@ def be_a_rank(rank, folder, port):
     with joined() as ranks:
         assert ranks == Ranks(rank, 2)
         what_ranks_do(folder)
+        assert of_the_group()
+        cycle = [torch.distributed.group.WORLD]  # as an exception is, with a trial in one of its frames
+        cycle.append(cycle)
+        del cycle
     assert current_ranks() == Ranks()
+    assert not of_the_group(), "a thread that outlives the interpreter may abort the process"
+
+
+def of_the_group():
+    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
 
 
 @pytest.fixture(scope="module")

@@ -874,13 +874,17 @@ def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp
 
 
 WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_tracking import MLflowTracker, new_study, search
-back = Path(sys.argv[2]) / "back"
+folder = Path(sys.argv[2])
+back = folder / "back"
 
 def during(trial):
+    (folder / f"started {os.getpid()}").touch()
+    while len(list(folder.glob("started *"))) < 2:  # a process that starts late must find the server, too
+        time.sleep(0.1)
     time.sleep(0.5)
     while trial.number >= 24 and not back.exists():  # the study must not end before the server is there again
         time.sleep(0.1)
