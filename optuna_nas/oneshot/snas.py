@@ -98,7 +98,8 @@ class SNASRecipe:
             multipliers.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
         compile: Compile the supernet with `torch.compile` for steps that compute all ops: once, since a sample changes
-            numbers only. It takes a minute or more, so it pays for long budgets; steps of one path are never compiled.
+            numbers only; steps of one path are never compiled. That takes minutes, and on a CPU it gained nothing where
+            it was measured (BENCHMARKS.md): meant for long budgets on a GPU, where a step is many small kernels.
         seed: Initial weights, order of images, augmentation, samples.
 
     Raises:

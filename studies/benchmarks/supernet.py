@@ -2,6 +2,7 @@
 
 Command:   python studies/benchmarks/supernet.py                    # both spaces, full size, about six minutes
            python studies/benchmarks/supernet.py --small            # half a minute
+           python studies/benchmarks/supernet.py --spaces nasbench201 --compile    # ours compiled too: ten minutes more
 Cost:      one thread
 Expected:  the soft mixture at most 0.45 times the plain one and 2.0 times the convolutions; a path at most 1.10 times a
            plain network of it
@@ -16,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -117,7 +119,6 @@ def subjects(
     wanted: Collection[str] = SUBJECTS,
     device: str = "cpu",
     precision: str = "float32",
-    compiled: bool = False,
 ) -> dict[str, Step]:
     """Return one training step of each wanted subject."""
     space, skeleton, shape = setting(name, small)
@@ -141,7 +142,6 @@ def subjects(
 
     plain = Plain(space.supernet_graph(skeleton), choice_names(space)).to(device)
     ours = Supernet(space, skeleton, seed=0).to(device)
-    forward = torch.compile(ours) if compiled else ours
     draw = np.random.default_rng(0)
     path = space.sample(draw)
     while not path.connected:
@@ -149,15 +149,16 @@ def subjects(
     fixed = one_hot(path)
     network = DiscreteNetwork(path, skeleton, seed=0).apply(plainly).to(device)
 
-    def mixture() -> dict[str, Tensor]:
-        return {path: F.softmax(logit, 0) for path, logit in logits.items()}
+    def mixed(network: nn.Module, forward: Callable[..., Tensor]) -> Step:
+        return trained(network, lambda: forward(images, {path: F.softmax(logit, 0) for path, logit in logits.items()}))
 
     def one_path() -> Tensor:
         return ours(images, fixed)
 
     makes: dict[str, Callable[[], Step]] = {
-        "plain": lambda: trained(plain, lambda: plain(images, mixture())),
-        "ours": lambda: trained(ours, lambda: forward(images, mixture())),
+        "plain": lambda: mixed(plain, plain),
+        "ours": lambda: mixed(ours, ours),
+        "compiled": lambda: mixed(ours, torch.compile(ours)),
         "floor": lambda: convolutions(Supernet(space, skeleton, seed=0).apply(plainly).to(device), images),
         "path": lambda: trained(ours, one_path),
         "plain path": lambda: trained(network, lambda: network(images)),
@@ -211,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spaces", nargs="+", default=["nasbench201", "darts"])
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="measure our soft mixture by `torch.compile` too")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", help="one step of one subject; prints its peak memory in GB")
     parser.add_argument("--json", type=Path)
@@ -224,7 +226,11 @@ def main() -> None:
         return
     figures = {}
     for name in arguments.spaces:
-        steps = subjects(name, arguments.small)
+        steps = subjects(name, arguments.small, [*SUBJECTS, *(["compiled"] if arguments.compile else [])])
+        if arguments.compile:
+            begun = time.monotonic()
+            steps["compiled"]()
+            print(f"{name}: compiled in {time.monotonic() - begun:.0f} s", flush=True)
         found = {subject: median(times) for subject, times in race(steps, arguments.repeats).items()}
         memory = {subject: peak(name, arguments.small, subject) for subject in ("plain", "ours")}
         ratios = {
@@ -233,6 +239,8 @@ def main() -> None:
             "path to plain path (aim 1.10)": found["path"] / found["plain path"],
             "memory to plain (aim 0.6)": memory["ours"] / memory["plain"],
         }
+        if arguments.compile:
+            ratios["compiled mixture to plain"] = found["compiled"] / found["plain"]
         print(f"{name}: CPU seconds a step")
         for subject, seconds in found.items():
             print(f"  {subject:12}{seconds:8.3f}")
