@@ -29,10 +29,11 @@ def fused(parameters: Iterable[Tensor]) -> bool | None:
 def step_where(finite: Tensor, *optimizers: torch.optim.Optimizer) -> None:
     """Make a step of each optimiser if `finite`, a boolean scalar on the device of its parameters, is true.
 
-    The host waits only for optimisers that are not fused, and for the first step of a parameter, which makes its state.
+    The host waits only for optimisers that are not fused.
     """
-    if finite.device.type in DECIDING and all(map(_can_leave_out, optimizers)):
+    if finite.device.type in DECIDING and all(optimizer.defaults.get("fused") for optimizer in optimizers):
         for optimizer in optimizers:
+            _fill_momentum(optimizer)
             optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]  # as GradScaler does
             optimizer.step()
     elif bool(finite):
@@ -41,9 +42,18 @@ def step_where(finite: Tensor, *optimizers: torch.optim.Optimizer) -> None:
             optimizer.step()
 
 
-def _can_leave_out(optimizer: torch.optim.Optimizer) -> bool:
-    moved = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
-    return bool(optimizer.defaults.get("fused")) and all(p in optimizer.state for p in moved)
+def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters that move for the first time a momentum of zero, which changes no first step undampened.
+
+    A fused SGD makes it for all or for none at once, where a sampled path moves some of the parameters; and it takes it
+    for made in a first step that was left out.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 class Verdicts:

@@ -82,6 +82,7 @@ class OneShotModel(ABC, Generic[Record]):
 
     name: ClassVar[str]
     """As the progress bar calls it."""
+    _uncopied: ClassVar[tuple[str, ...]] = ("_lock", "_fitting")
 
     def __init__(self, space: Space, skeleton: Skeleton, recipe: FitRecipe) -> None:
         self.skeleton = skeleton
@@ -132,8 +133,7 @@ class OneShotModel(ABC, Generic[Record]):
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:  # a copy of one moment, though somebody may train on
             self._count_skipped(wait=True)
-            locks = ("_lock", "_fitting")
-            return copy.deepcopy({name: value for name, value in self.__dict__.items() if name not in locks})
+            return copy.deepcopy({name: value for name, value in self.__dict__.items() if name not in self._uncopied})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

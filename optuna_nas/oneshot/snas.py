@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -190,6 +189,8 @@ class SNAS(OneShotModel[DistributionRecord]):
     """
 
     name = "SNAS"
+    _uncopied = (*OneShotModel._uncopied, "_compiled")
+    _compiled: Callable[..., Tensor] | None = None
 
     def __init__(self, space: Space, skeleton: Skeleton, recipe: SNASRecipe | None = None) -> None:
         if not isinstance(space, CellSpace):
@@ -326,7 +327,9 @@ class SNAS(OneShotModel[DistributionRecord]):
         mixing_EO.retain_grad()
         with autocast(images.device, recipe.precision):
             if recipe.compile and active is None:
-                scores = _compiled(self.supernet)(images, weights)
+                if self._compiled is None:
+                    self._compiled = torch.compile(self.supernet)
+                scores = self._compiled(images, weights)
             else:
                 scores = self.supernet(images, weights, active)
             loss = F.cross_entropy(scores, labels)
@@ -519,16 +522,6 @@ class SNAS(OneShotModel[DistributionRecord]):
         self._make_optimizers()
         for optimizer, state in zip((self._weights_optimizer, self._logits_optimizer), states, strict=True):
             load_optimizer_tensors(optimizer, state)
-
-
-_known_compiled: WeakKeyDictionary[Supernet, Callable[..., Tensor]] = WeakKeyDictionary()
-
-
-def _compiled(supernet: Supernet) -> Callable[..., Tensor]:
-    """Return a supernet compiled, once in its life; not kept in the model, which must be copied and pickled."""
-    if supernet not in _known_compiled:
-        _known_compiled[supernet] = torch.compile(supernet)
-    return _known_compiled[supernet]
 
 
 def _record_tensors(records: Sequence[DistributionRecord]) -> dict[str, Tensor]:

@@ -1,7 +1,10 @@
 """SNAS: learns weights and distribution at once, resumes to the same numbers, and its child keeps the accuracy."""
 
+import copy
+import gc
 import math
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -299,7 +302,13 @@ def test_a_compiled_supernet_learns_the_same_and_is_compiled_once(data, monkeypa
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # though each of eleven steps mixes otherwise
     assert not torch._dynamo.utils.counters["graph_break"]
     torch.testing.assert_close(torch.tensor(snas.logits), torch.tensor(plain.logits), rtol=1e-3, atol=1e-4)
-    pickle.loads(pickle.dumps(snas))
+    assert pickle.loads(pickle.dumps(snas)).step == copy.deepcopy(snas).step == snas.step
+    supernet = weakref.ref(snas.supernet)
+    compiled.clear()
+    del snas
+    torch._dynamo.reset()
+    gc.collect()
+    assert supernet() is None
 
 
 def test_samples_have_the_learned_law(data):
