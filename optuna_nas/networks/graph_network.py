@@ -101,6 +101,7 @@ class GraphNetwork(nn.Module):
         input_weights: Callable[[int], list[Weight]] | None = None,
         drop_path: float = 0.0,
         generator: torch.Generator | None = None,
+        ones: bool = False,
     ) -> list[Tensor | None]:
         """Compute the live nodes and return the values of the outputs.
 
@@ -111,6 +112,7 @@ class GraphNetwork(nn.Module):
                 inputs (of an op) are multiplied with; None for ones everywhere.
             drop_path: Probability of dropping an op's output for an image; kept ones are scaled up.
             generator: Source of randomness of drop-path.
+            ones: Weights of what may be chosen, ops and inputs, are 1 where they are tensors, and only take gradients.
         """
         values: list[Tensor | None] = [None] * len(self.graph)
         shared: dict[int, dict[object, Tensor]] = {}  # for a source, what several ops make of it
@@ -140,6 +142,9 @@ class GraphNetwork(nn.Module):
                             value = value * (keep.bernoulli_(1 - drop_path, generator=generator) / (1 - drop_path))
                     elif source in self._scaled_by and isinstance(weight, Tensor):
                         weight = 1.0  # its norm has taken it over
+                    chosen = node.op != "sum" or bool(self.graph.nodes[source].path)
+                    if ones and chosen and isinstance(weight, Tensor):
+                        value, weight = _Credited.apply(value, weight), 1.0
                     terms.append((value, weight))
                 values[position] = _weighted_sum(terms)
             for source in node.inputs:
@@ -255,6 +260,23 @@ class _Mixture(torch.autograd.Function):
             *(grad * weight.to(grad.dtype) if needed[k] else None for k, weight in enumerate(weights)),
             *(_dot(grad, value).to(weights[k].dtype) if needed[half + k] else None for k, value in enumerate(values)),
         )
+
+
+class _Credited(torch.autograd.Function):
+    """A tensor times a scalar tensor that is 1, without the product; backward, the scalar gets its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
+        """Return the tensor."""
+        ctx.save_for_backward(value)
+        ctx.dtype = weight.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return both gradients."""
+        (value,) = ctx.saved_tensors
+        return grad, _dot(grad, value).to(ctx.dtype) if ctx.needs_input_grad[1] else None
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

@@ -45,7 +45,11 @@ class Supernet(GraphNetwork):
         self.names = choice_names(space)
 
     def forward(
-        self, images: Tensor, weights: ChoiceWeights, active: Mapping[str, Collection[str]] | None = None
+        self,
+        images: Tensor,
+        weights: ChoiceWeights,
+        active: Mapping[str, Collection[str]] | None = None,
+        ones: bool = False,
     ) -> Tensor:
         """Return class scores, shape (B, classes).
 
@@ -57,13 +61,15 @@ class Supernet(GraphNetwork):
             images: Shape (B, C, H, W).
             weights: For every path, a vector in the order of `names[path]`.
             active: For every path given, the only names to compute, whatever their weight.
+            ones: The weights of all that is computed are 1, as those of a sampled path: they take gradients, but no
+                product is computed.
 
         Raises:
             ValueError: A path is missing or a vector has the wrong length.
         """
         used = self._used_weights(weights, active)
         edges = [self._input_weights(position, used) for position in range(len(self.graph))]
-        outputs = self._run(images, self._live(edges), edges.__getitem__)
+        outputs = self._run(images, self._live(edges), edges.__getitem__, ones=ones)
         scores = outputs[0]
         if scores is None:
             # Nothing reaches the classifier: the scores of an image of zeros, that is its bias.

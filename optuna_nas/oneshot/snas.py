@@ -331,7 +331,7 @@ class SNAS(OneShotModel[DistributionRecord]):
                     self._compiled = torch.compile(self.supernet)
                 scores = self._compiled(images, weights)
             else:
-                scores = self.supernet(images, weights, active)
+                scores = self.supernet(images, weights, active, ones=active is not None)
             loss = F.cross_entropy(scores, labels)
         total = loss
         if learning:
@@ -455,7 +455,7 @@ class SNAS(OneShotModel[DistributionRecord]):
                 if architecture is None:
                     generator = seeded_generator(self.device, self.recipe.seed, number, 2)
                     _, weights, active = self._mix(fraction, generator)
-                    scores = self.supernet(images, weights, active)
+                    scores = self.supernet(images, weights, active, ones=active is not None)
                 else:
                     scores = self._child_scores(architecture, images)
             correct += int((scores.argmax(1) == labels).sum())

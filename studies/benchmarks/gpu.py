@@ -1,15 +1,16 @@
 """What do supernets, hypernetworks and trainings cost on a GPU, and does the host ever wait for it?
 
 Command:   python studies/benchmarks/gpu.py --json gpu.json
-           python studies/benchmarks/gpu.py --images CIFAR10_FOLDER --json gpu.json     # and search for five minutes
+           python studies/benchmarks/gpu.py --images CIFAR10_FOLDER --json gpu.json     # and search for four minutes
+           python studies/benchmarks/gpu.py --parts search --images ... --methods snas ghn --minutes 2 --seeds 0 1
            python studies/benchmarks/gpu.py --device cpu --tiny                         # does it run? three minutes
 Cost:      meant to stay under nine minutes on one GPU, a search included; it has not run on one yet
 Expected:  bfloat16 and `channels_last` well ahead of plain float32; no step that waits; small trials side by side make
            more of the GPU than one
 
 Needs PyTorch and NumPy only (with `--images`, Pillow): neither Optuna nor MLflow is imported. Milliseconds between CUDA
-events, medians; each part is written as soon as it is known. A search writes its choice and its scores of 1,000 cells,
-which `truth.py --gpu gpu.json` looks up where the table is.
+events, medians of turns; each row is written as soon as it is known. A search writes its choice and its scores of 1,000
+cells, which `truth.py --gpu gpu.json ...` looks up where the table is.
 """
 
 import argparse
@@ -18,7 +19,8 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,82 +29,74 @@ import numpy as np
 import torch
 from ghn_speed import pool
 from supernet import subjects
+from timing import race
 from training import SETTINGS, images_per_second, random_images
 
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.oneshot import GHN, SNAS, GHNRecipe, SNASRecipe
 from optuna_nas.oneshot import model as one_shot_model
-from optuna_nas.space import nasbench201_skeleton, nasbench201_space
+from optuna_nas.space import Skeleton, nasbench201_skeleton, nasbench201_space
 from optuna_nas.training import Recipe, train
 
 SPACE = nasbench201_space()
-Figures = dict[str, Any]
+Rows = Iterator[tuple[str, Any]]
 
 
-def milliseconds(step: Callable[[], object], device: str, repeats: int) -> float:
-    """Return the median time of a step after three to warm up."""
-    for _ in range(3):
-        step()
-    taken = []
-    for _ in range(repeats):
-        if device == "cuda":
-            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begun.record()
-            step()
-            ended.record()
-            ended.synchronize()
-            taken.append(begun.elapsed_time(ended))
-        else:
-            started = time.process_time()
-            step()
-            taken.append(1000 * (time.process_time() - started))
-    return median(taken)
-
-
-def supernets(device: str, tiny: bool) -> Figures:
-    """Time steps of supernets in several precisions, compiled too, with their peak memory."""
-    found: Figures = {}
+def supernets(device: str, tiny: bool) -> Rows:
+    """Time steps of supernets in several precisions, with their peak memory."""
     ways = [("plain", "float32"), ("plain", "bfloat16"), ("ours", "float32"), ("ours", "bfloat16")]
-    ways += [("compiled", "bfloat16"), ("floor", "float32"), ("plain path", "bfloat16"), ("path", "bfloat16")]
+    ways += [("floor", "float32"), ("plain path", "bfloat16"), ("path", "bfloat16")]
     for space in ("nasbench201", "darts"):
+        steps, peaks = {}, {}
         for subject, precision in ways:
-            if subject == "compiled" and (tiny or space == "darts"):
-                continue  # two thousand ops take minutes to compile
-            step = subjects(space, tiny, [subject], device, precision)[subject]
-            started = time.monotonic()
-            step()
-            first = time.monotonic() - started
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            row = {"ms": milliseconds(step, device, 2 if tiny else 10), "first step, s": first}
-            if device == "cuda":
-                row["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
-            found[f"{space}, {subject}, {precision}"] = row
-            del step
-    return found
+            name = f"{space}, {subject}, {precision}"
+            steps[name] = subjects(space, tiny, [subject], device, precision)[subject]
+            peaks[name] = peak_gigabytes(steps[name], device)
+        for name, times in race(steps, 2 if tiny else 10, device).items():
+            yield name, {"ms": 1000 * median(times), "peak GB": peaks[name]}
 
 
-def trainings(device: str, tiny: bool) -> Figures:
+def compiled(device: str, tiny: bool) -> Rows:
+    """Time a compiled step of the smaller supernet, and how long it takes to compile."""
+    (step,) = subjects("nasbench201", tiny, ["compiled"], device, "bfloat16").values()
+    started = time.monotonic()
+    peak = peak_gigabytes(step, device)
+    first = time.monotonic() - started
+    times = race({"": step}, 2 if tiny else 10, device)[""]
+    yield "nasbench201, bfloat16", {"ms": 1000 * median(times), "peak GB": peak, "first step, s": first}
+
+
+def peak_gigabytes(step: Callable[[], object], device: str) -> float:
+    """Return what a step takes at most above what is there already; 0 on a CPU."""
+    if device != "cuda":
+        step()
+        return 0.0
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def trainings(device: str, tiny: bool) -> Rows:
     """Compare the training loop with a bare one."""
-    names = list(SETTINGS)[: 1 if tiny else None]
-    return {
-        name: images_per_second(*SETTINGS[name], 4 if tiny else 100, 1 if tiny else 3, torch.device(device))
-        for name in names
-    }
+    for name in list(SETTINGS)[: 1 if tiny else None]:
+        yield (
+            name,
+            images_per_second(*SETTINGS[name], 4 if tiny else 100, 1 if tiny else 3, torch.device(device)),
+        )
 
 
-def pools(device: str, tiny: bool) -> Figures:
+def pools(device: str, tiny: bool) -> Rows:
     """Score a pool of architectures, beside building and running each."""
     n_cells = 2 if tiny else 32
-    ways = pool(n_cells, device, 8 if tiny else 32)
-    return {
-        name: {"cells/s": 1000 * n_cells / milliseconds(way, device, 1 if tiny else 5)} for name, way in ways.items()
-    }
+    for name, times in race(pool(n_cells, device, 8 if tiny else 32), 1 if tiny else 5, device).items():
+        yield name, {"cells/s": n_cells / median(times)}
 
 
-def waits(device: str, tiny: bool) -> Figures:
+def waits(device: str, tiny: bool) -> Rows:
     """Count how often the host waits in the second half of a fit without records, by PyTorch's own warnings."""
-    frame, found = nasbench201_skeleton(1, 4, (3, 16, 16), affine=False), {}
+    frame = nasbench201_skeleton(1, 4, (3, 16, 16), affine=False)
     data = random_images(640, 16, device)
     one_shot_model.RECORDS = 1
     learners: dict[str, Callable[[Callable[[float], None]], object]] = {
@@ -135,8 +129,7 @@ def waits(device: str, tiny: bool) -> Figures:
             learn(on_step)
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-        found[name] = {"waits a step": sum("synchroniz" in str(one.message) for one in seen) / steps}
-    return found
+        yield name, {"waits a step": sum("synchroniz" in str(one.message) for one in seen) / steps}
 
 
 def small_training(device: str, steps: int, begin: Any, done: Any) -> None:
@@ -152,90 +145,120 @@ def small_training(device: str, steps: int, begin: Any, done: Any) -> None:
     done.put(time.monotonic() - started)
 
 
-def side_by_side(device: str, tiny: bool) -> Figures:
+def side_by_side(device: str, tiny: bool) -> Rows:
     """Let processes train small networks on one GPU at the same time."""
-    steps, found = 3 if tiny else 200, {}
+    steps = 3 if tiny else 200
     context = torch.multiprocessing.get_context("spawn")
     for n_processes in (1, 2) if tiny else (1, 2, 4):
         begin, done = context.Event(), context.Queue()
-        processes = [
-            context.Process(target=small_training, args=(device, steps, begin, done)) for _ in range(n_processes)
-        ]
+        arguments = (device, steps, begin, done)
+        processes = [context.Process(target=small_training, args=arguments, daemon=True) for _ in range(n_processes)]
         for process in processes:
             process.start()
-        for _ in processes:
-            done.get(timeout=120)
-        begin.set()
-        slowest = max(done.get(timeout=120) for _ in processes)
-        for process in processes:
-            process.join()
-        found[f"{n_processes} processes"] = {"images/s": n_processes * 64 * steps / slowest}
-    return found
+        try:
+            for _ in processes:
+                done.get(timeout=120)
+            begin.set()
+            slowest = max(done.get(timeout=120) for _ in processes)
+        finally:
+            for process in processes:
+                process.terminate()
+                process.join()
+        yield f"{n_processes} processes", {"images/s": n_processes * 64 * steps / slowest}
 
 
-def search(folder: str, minutes: float, device: str) -> Figures:
-    """Let SNAS learn NAS-Bench-201's own network from CIFAR-10 for so long; return its choice and scores."""
+def snas_of(frame: Skeleton, seed: int) -> SNAS:
+    """Return an SNAS for NAS-Bench-201."""
+    recipe = SNASRecipe(batch_size=256, learning_rate=0.1, warmup_fraction=0.35, last_temperature=0.3, seed=seed)
+    return SNAS(SPACE, frame, recipe)
+
+
+def ghn_of(frame: Skeleton, seed: int) -> GHN:
+    """Return a GHN for NAS-Bench-201."""
+    return GHN(SPACE, frame, GHNRecipe(batch_size=256, meta_batch=4, scoring_images=1000, seed=seed))
+
+
+SEARCHES: dict[str, Callable[[Skeleton, int], SNAS | GHN]] = {"snas": snas_of, "ghn": ghn_of}
+
+
+def searches(options: argparse.Namespace) -> Rows:
+    """Let methods learn NAS-Bench-201's own network from CIFAR-10, each for so long; their choices and scores."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from nasbench201_on_cifar10 import whole_cifar10
+    from nasbench201_on_cifar10 import small_cifar10, whole_cifar10
 
-    data = whole_cifar10(folder).to(device)
-    frame = nasbench201_skeleton(5, 16, affine=False)
-    recipe = SNASRecipe(batch_size=256, learning_rate=0.1, warmup_fraction=0.35, last_temperature=0.3)
-    SNAS(SPACE, frame, recipe).fit(data, 0.05, show_progress=False)
-    started = time.monotonic()
-    SNAS(SPACE, frame, recipe).fit(data, 0.2, show_progress=False)
-    epochs = (60 * minutes - 20) / ((time.monotonic() - started) / 0.2)
-    snas, started = SNAS(SPACE, frame, recipe), time.monotonic()
-    snas.fit(data, epochs, show_progress=False)
-    seconds = time.monotonic() - started
+    data = (small_cifar10(options.images, 0) if options.tiny else whole_cifar10(options.images)).to(options.device)
+    frame = nasbench201_skeleton(1 if options.tiny else 5, 16, data.input_shape, affine=False)
     random = np.random.default_rng(1000)
     cells = [SPACE.sample(random) for _ in range(1000)]
-    return {
-        "seconds": seconds,
-        "epochs": epochs,
-        "cell": SPACE.encode(snas.most_likely()),
-        "scores": [float(score) for score in snas.score(cells)],
-        "seconds of scoring": time.monotonic() - started - seconds,
-    }
+    for method, minutes, seed in product(options.methods, options.minutes, options.seeds):
+        make = SEARCHES[method]
+        make(frame, seed).fit(data, 0.05, show_progress=False)  # what only the first steps cost
+        started = time.monotonic()
+        make(frame, seed).fit(data, 0.2, show_progress=False)
+        pace = (time.monotonic() - started) / 0.2
+        model, started = make(frame, seed), time.monotonic()
+        model.fit(data, max(0.1, 0.93 * 60 * minutes / pace), show_progress=False)
+        learned = time.monotonic() - started
+        scores = model.score(cells)
+        scored = time.monotonic() - started - learned
+        chosen = model.most_likely() if isinstance(model, SNAS) else cells[int(np.argmax(scores))]
+        yield (
+            f"{method}, {minutes:g} minutes, seed {seed}",
+            {
+                "method": method,
+                "minutes": minutes,
+                "seed": seed,
+                "seconds": learned if isinstance(model, SNAS) else learned + scored,
+                "seconds of scoring": scored,
+                "cell": SPACE.encode(chosen),
+                "scores": [float(score) for score in scores],
+            },
+        )
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "supernet": lambda options: supernets(options.device, options.tiny),
+    "training": lambda options: trainings(options.device, options.tiny),
+    "pool": lambda options: pools(options.device, options.tiny),
+    "waits": lambda options: waits(options.device, options.tiny),
+    "side by side": lambda options: side_by_side(options.device, options.tiny),
+    "search": searches,
+    "compiled": lambda options: compiled(options.device, options.tiny),  # last: it may take all the time there is
+}
 
 
 def main() -> None:
-    """Ask every question, print and write the answers."""
-    parts: dict[str, Callable[[str, bool], Figures]] = {
-        "supernet": supernets,
-        "training": trainings,
-        "pool": pools,
-        "waits": waits,
-        "side by side": side_by_side,
-    }
+    """Ask every question, print and write the answers, each as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts))
-    parser.add_argument("--images", default="", help="folder of CIFAR-10, see small_cifar10, for a search")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of the search")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="all by default, search with --images only")
+    parser.add_argument("--images", default="", help="folder of CIFAR-10, see small_cifar10, for searches")
+    parser.add_argument("--methods", nargs="+", choices=list(SEARCHES), default=["snas"], help="of searches")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[4.0], help="of each search")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of searches")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     name = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
-    figures: Figures = {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+    figures: dict[str, Any] = {"device": name, "torch": torch.__version__, "python": platform.python_version()}
     if options.device == "cpu":
         torch.set_num_threads(1)
-    wanted = {part: (lambda part=part: parts[part](options.device, options.tiny)) for part in options.parts}
-    if options.images:
-        wanted["search"] = lambda: search(options.images, options.minutes, options.device)
     print(f"{name}, torch {torch.__version__}", flush=True)
-    for part, ask in wanted.items():
+    for part in options.parts or [part for part in PARTS if part != "search" or options.images]:
+        print(part, flush=True)
+        figures[part] = {}
         started = time.monotonic()
         try:
-            figures[part] = ask()
+            for subject, row in PARTS[part](options):
+                figures[part][subject] = row
+                shown = (f"{what} {value:.4g}" for what, value in row.items() if isinstance(value, int | float))
+                print(f"  {subject:44}" + "  ".join(shown), flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(figures, indent=1))
         except Exception as error:  # the other parts are worth as much
-            figures[part] = {"error": f"{type(error).__name__}: {error}"}
-        print(f"{part} ({time.monotonic() - started:.0f} s)")
-        for subject, row in figures[part].items():
-            if isinstance(row, dict):
-                print(f"  {subject:44}" + "  ".join(f"{what} {value:.4g}" for what, value in row.items()), flush=True)
-            elif not isinstance(row, list):
-                print(f"  {subject:44}{row}", flush=True)
+            figures[part]["error"] = f"{type(error).__name__}: {error}"
+            print(f"  error: {figures[part]['error']}", flush=True)
+        print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1))
 

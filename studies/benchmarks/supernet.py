@@ -9,8 +9,10 @@ Expected:  the soft mixture at most 0.45 times the plain one and 2.0 times the c
 
 Subjects take turns in one process; CPU seconds, medians. The plain reference is what public implementations do: every
 op a module with a ReLU, convolutions and norms of its own, executed one after another, `none` a product with zero,
-images laid out by channels (NCHW). The floor is all convolutions of the supernet, forward and backward,
-`channels_last`, with neither norms nor mixing. Memory is what a process of its own takes above its data and weights.
+images laid out by channels (NCHW). A path is a sample that carries the gradient of its logits, as SNAS learns from; its
+reference is the network of that path alone as we train it (`DiscreteNetwork`), which is faster than the plain one. The
+floor is all convolutions of the supernet, forward and backward, `channels_last`, with neither norms nor mixing. Memory
+is what a process of its own takes above its data and weights.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from optuna_nas import darts_search_skeleton, darts_space, nasbench201_skeleton,
 from optuna_nas.networks import DiscreteNetwork, Supernet
 from optuna_nas.networks.ops import build_op, has_module
 from optuna_nas.networks.supernet import choice_names, one_hot
+from optuna_nas.oneshot.distribution import one_path_sample
 from optuna_nas.space import Skeleton, Space
 from optuna_nas.space.graph import ComputationGraph
 from optuna_nas.space.ops import NONE, STRUCTURAL, get_op
@@ -47,7 +50,8 @@ def setting(name: str, small: bool) -> tuple[Space, Skeleton, tuple[int, int, in
     """Return a space and a skeleton at the size at which public implementations were timed."""
     side = 16 if small else 32
     if name == "nasbench201":
-        return nasbench201_space(), nasbench201_skeleton(1 if small else 5, 16, (3, side, side)), (3, side, side)
+        skeleton = nasbench201_skeleton(1 if small else 5, 16, (3, side, side), affine=False)
+        return nasbench201_space(), skeleton, (3, side, side)
     return darts_space(), darts_search_skeleton(3 if small else 8, 16, (3, side, side)), (3, side, side)
 
 
@@ -76,26 +80,41 @@ class Plain(nn.Module):
         super().__init__()
         self.graph, self.names = graph, names or {}
         self.parts = nn.ModuleDict()
-        for node in self.graph:
-            if node.op in STRUCTURAL:
+        for position, node in enumerate(self.graph):
+            if node.op in STRUCTURAL or position not in self.graph.live:
                 continue
             op = build_op(node.op, node.site) if has_module(node.op, node.site) else nn.Identity()
             op = op.apply(plainly)
             self.parts[node.name] = nn.Sequential(nn.ReLU(), op) if get_op(node.op).relu_first else op
 
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a network of ours, all of them."""
+        moved = {}
+        for key, tensor in weights.items():
+            _, name, rest = key.split(".", 2)
+            part = self.parts[name]
+            behind = isinstance(part, nn.Sequential) and isinstance(part[0], nn.ReLU)
+            moved[f"parts.{name}.{'1.' if behind else ''}{rest}"] = tensor
+        missing, unexpected = self.load_state_dict(moved, strict=False)
+        if unexpected or set(missing) & {name for name, _ in self.named_parameters()}:
+            raise ValueError(f"`weights` must be those of this network but lack {missing} and hold {unexpected}.")
+
     def forward(self, images: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return class scores."""
         values: list[Tensor] = []
-        for node in self.graph:
-            inputs = [values[source] for source in node.inputs]
-            if node.op == "input":
+        for position, node in enumerate(self.graph):
+            sources = [source for source in node.inputs if source in self.graph.live or node.op == "concat"]
+            inputs = [values[source] for source in sources]
+            if position not in self.graph.live:
+                values.append(images.new_zeros((len(images), *node.site.out_shape)))
+            elif node.op == "input":
                 values.append(images)
             elif node.op == "concat":
                 values.append(torch.cat(inputs, 1))
             elif node.op == "sum":
                 total: Tensor | float = 0.0 if inputs else images.new_zeros((len(images), *node.site.out_shape))
                 zeroed = set()
-                for source, value in zip(node.inputs, inputs, strict=True):
+                for source, value in zip(sources, inputs, strict=True):
                     read = self.graph.nodes[source]
                     if weights is None or not read.path:
                         total = total + value
@@ -147,13 +166,16 @@ def subjects(
     while not path.connected:
         path = space.sample(draw)
     fixed = one_hot(path)
+    active = {place: {names[int(fixed[place].argmax())]} for place, names in options.items()}
+    peaked = (100 * torch.stack([fixed[place] for place in logits])).to(device).requires_grad_()
     network = DiscreteNetwork(path, skeleton, seed=0).apply(plainly).to(device)
 
     def mixed(network: nn.Module, forward: Callable[..., Tensor]) -> Step:
         return trained(network, lambda: forward(images, {path: F.softmax(logit, 0) for path, logit in logits.items()}))
 
     def one_path() -> Tensor:
-        return ours(images, fixed)
+        sample, _ = one_path_sample(peaked)
+        return ours(images, dict(zip(logits, sample.unbind(), strict=True)), active, ones=True)
 
     makes: dict[str, Callable[[], Step]] = {
         "plain": lambda: mixed(plain, plain),
@@ -195,6 +217,25 @@ def convolutions(network: Supernet, images: Tensor) -> Step:
     return step
 
 
+def floors(name: str, small: bool) -> dict[str, float]:
+    """Return the seconds that a step's operations take at the rate of a product of matrices, and its bytes at a copy's.
+
+    The backward pass counts twice the forward pass; a byte that an op reads or writes is counted once a pass.
+    """
+    space, skeleton, _ = setting(name, small)
+    graph = space.supernet_graph(skeleton)
+    costs = [graph.node_cost(node) for node in graph]
+    operations = 3 * 2 * BATCH * sum(cost.multiply_adds for cost in costs)
+    moved = 3 * 4 * sum(BATCH * (cost.memory_access - cost.params) + cost.params for cost in costs)
+    matrix, long, target = torch.randn(1024, 1024), torch.randn(2**26), torch.empty(2**26)
+    rate = 2 * 1024**3 / min(race({"": lambda: matrix @ matrix}, 5)[""])
+    bandwidth = 2 * long.nbytes / min(race({"": lambda: target.copy_(long)}, 5)[""])
+    print(
+        f"{name}: {operations / 1e9:.0f} GFLOP at {rate / 1e9:.0f}/s, {moved / 1e9:.1f} GB at {bandwidth / 1e9:.1f}/s"
+    )
+    return {"floor of operations": operations / rate, "floor of bytes": moved / bandwidth}
+
+
 def peak(name: str, small: bool, subject: str) -> float:
     """Return the peak memory of one subject in a process of its own, in GB."""
     arguments = [sys.executable, __file__, "--spaces", name, "--only", subject, *(["--small"] if small else [])]
@@ -232,6 +273,7 @@ def main() -> None:
             steps["compiled"]()
             print(f"{name}: compiled in {time.monotonic() - begun:.0f} s", flush=True)
         found = {subject: median(times) for subject, times in race(steps, arguments.repeats).items()}
+        found |= floors(name, arguments.small)
         memory = {subject: peak(name, arguments.small, subject) for subject in ("plain", "ours")}
         ratios = {
             "mixture to plain (aim 0.45)": found["ours"] / found["plain"],
@@ -243,7 +285,7 @@ def main() -> None:
             ratios["compiled mixture to plain"] = found["compiled"] / found["plain"]
         print(f"{name}: CPU seconds a step")
         for subject, seconds in found.items():
-            print(f"  {subject:12}{seconds:8.3f}")
+            print(f"  {subject:20}{seconds:8.3f}")
         for subject, size in memory.items():
             print(f"  peak memory, {subject:6}{size:6.2f} GB")
         for ratio, value in ratios.items():

@@ -197,10 +197,12 @@ def accuracy_at(rows: Sequence[dict[str, Any]], method: str, minutes: float) -> 
     """Return the true accuracy of what each seed had chosen by then."""
     if method in ONE_SHOT:
         return [row["points"][-1][1] for row in rows if (row["method"], row["minutes"]) == (method, minutes)]
+    runs: dict[int, dict[str, Any]] = {}  # the longest of each seed: a run of five minutes says nothing about ten
+    for row in rows:
+        if row["method"] == method and row["minutes"] >= max(minutes, runs.get(row["seed"], row)["minutes"]):
+            runs[row["seed"]] = row
     by_then = [
-        [accuracy for seconds, accuracy in row["points"] if seconds <= minutes * 60 * CORES]
-        for row in rows
-        if row["method"] == method
+        [accuracy for seconds, accuracy in row["points"] if seconds <= minutes * 60 * CORES] for row in runs.values()
     ]
     return [accuracies[-1] for accuracies in by_then if accuracies]
 
@@ -212,11 +214,23 @@ def interval(values: Sequence[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def print_table(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float) -> None:
+def searched_on_gpu(file: Path, truth: dict[tuple[str, ...], float]) -> list[dict[str, Any]]:
+    """Return what `gpu.py` found, judged."""
+    rows = []
+    for name, row in json.loads(file.read_text()).get("search", {}).items():
+        if name == "error":
+            print(f"{file}: a search ended with {row}")
+            continue
+        choice = Choice(row["seconds"], SPACE.decode(row["cell"]), lambda cells, r=row: np.array(r["scores"]))
+        rows.append({key: row[key] for key in ("method", "minutes", "seed")} | judged([choice], truth))
+    return rows
+
+
+def print_table(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float, where: str) -> None:
     """Print regrets at every budget."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for minutes in budgets:
-        print(f"\n{minutes:g} minutes on {CORES} cores: regret (95 % interval), true accuracy of each seed")
+        print(f"\n{minutes:g} minutes on {where}: regret (95 % interval), true accuracy of each seed")
         for method in methods:
             if found := accuracy_at(rows, method, minutes):
                 each = ", ".join(f"{accuracy:.2f}" for accuracy in found)
@@ -267,15 +281,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("truth.json"))
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="what other processes have measured")
     parser.add_argument("--plot-only", action="store_true")
-    parser.add_argument("--gpu", type=Path, help="what `gpu.py` has written; only looked up")
+    parser.add_argument("--gpu", type=Path, nargs="+", help="what `gpu.py` has written; only looked up")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     truth = read_truth(options.table, options.column)
+    best = max(truth.values())
     if options.gpu:
-        found = json.loads(options.gpu.read_text())["search"]
-        choice = Choice(found["seconds"], SPACE.decode(found["cell"]), lambda cells: np.array(found["scores"]))
-        print(json.dumps(judged([choice], truth), indent=1))
+        rows = [row for file in options.gpu for row in searched_on_gpu(file, truth)]
+        print_table(rows, sorted({row["minutes"] for row in rows}), best, "a GPU")
         return
     own = json.loads(options.out.read_text()) if options.out.exists() else []
     others = [row for file in options.also for row in json.loads(file.read_text())]
@@ -297,8 +311,7 @@ def main() -> None:
         own, rows = [*own, row], [*rows, row]
         options.out.write_text(json.dumps(own, indent=1))
         print(f"  after {row['points'][-1][0]:.0f} CPU s: {row['points'][-1][1]:.2f} ({row['cell']})", flush=True)
-    best = max(truth.values())
-    print_table(rows, options.budgets, best)
+    print_table(rows, options.budgets, best, f"{CORES} cores")
     plot(rows, options.budgets, best).savefig(options.out.with_suffix(".png"), dpi=150)
 
 

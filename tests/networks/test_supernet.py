@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from strategies import (
     spaces,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optuna_nas.networks import DiscreteNetwork, Supernet, choice_names, one_hot, use_batch_statistics
 from optuna_nas.space import (
@@ -257,6 +259,44 @@ def test_a_soft_mixture_is_the_plain_weighted_sum(name, training, affine):
     torch.testing.assert_close(our_logits, plain_logits)
     torch.testing.assert_close(our_weights, plain_weights)
     assert all(gradient.abs().max() > 0 for gradient in our_logits.values() if len(gradient) > 1)
+
+
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain-norm"])
+@pytest.mark.parametrize("name", SMALL_SUPERNETS)
+def test_weights_that_are_ones_take_the_gradients_of_a_product_without_one(name, affine):
+    space, labels, found = SMALL_SUPERNETS[name], torch.tensor([0, 1, 2]), []
+    everything = space.everything() if not isinstance(space, CellSpace) else space.sample(np.random.default_rng(3))
+    active = {path: set(everything[path] or ("none",)) for path in choice_names(space)}
+    x = images()
+    for ones in (True, False):
+        supernet = supernet_of(space, affine=affine).train()
+        weights = {
+            path: torch.ones(len(names), dtype=torch.float64, requires_grad=True)
+            for path, names in choice_names(space).items()
+        }
+        with Products() as products:
+            scores = supernet(x, weights, active, ones=ones)
+            F.cross_entropy(scores, labels).backward()
+        gradients = {path: weight.grad for path, weight in weights.items()}
+        parameters = {key: parameter.grad for key, parameter in supernet.named_parameters()}
+        found.append((scores.detach(), gradients, parameters, products.maps))
+    (*with_ones, n_with), (*without, n_without) = found
+    torch.testing.assert_close(with_ones, without)
+    assert n_with < n_without or n_without == 0
+
+
+class Products(TorchDispatchMode):
+    """Counts products of maps with something."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        self.maps += name in ("mul", "addcmul_") and result.ndim == 4
+        return result
 
 
 def test_constant_soft_weights_give_what_trainable_ones_give():
