@@ -5,25 +5,26 @@ Cost:      three minutes on one thread
 Expected:  slopes near 1 where work is proportional, 2 in nodes (edges grow as their square) and, once channels are
            many, in channels; nothing above 1 in trials
 
-CPU seconds, medians of turns, of DARTS cells on 16 images of 16 x 16; the slope is that of a straight line through the
-logarithms. A slope of 1 means twice the cost for twice the size. Workers: `workers.py`.
+CPU seconds, medians of turns, of DARTS cells on 16 images of 16 x 16 (of `ask`: means of 100); the slope is that of a
+straight line through the logarithms. A slope of 1 means twice the cost for twice the size. Workers: `workers.py`.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import optuna
 import torch
 import torch.nn.functional as F
 from optuna.pruners import NopPruner
-from overhead import convolutions, milliseconds, study_of
+from overhead import milliseconds, samplers, study_of
 from timing import race
 
-from optuna_nas import GHN, CellSpace, GHNSampler, SNASSampler, darts_search_skeleton, darts_space
+from optuna_nas import GHN, CellSpace, darts_search_skeleton, darts_space
 from optuna_nas.networks import Supernet
 
 OPS = ("none", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "max_pool_3x3", "sep_conv_5x5", "dil_conv_5x5")
@@ -88,12 +89,10 @@ def main() -> None:
         taken = race({str(size): make(**{name: size}) for size in sizes}, options.repeats)
         figures[question] = (sizes, [median(times) for times in taken.values()])
     space = darts_space()
-    for name, sampler in (
-        ("SNASSampler", SNASSampler),
-        ("GHNSampler", lambda s, seed: GHNSampler(s, convolutions, seed=seed)),
-    ):
-        studies = [study_of(space, size, sampler(space, seed=0), NopPruner()) for size in options.trials]
-        seconds = [milliseconds(study, space, 15)["ask"] / 1000 for study in studies]
+    for name in ("SNASSampler", "GHNSampler"):
+        with TemporaryDirectory() as folder:
+            studies = [study_of(space, size, samplers(space, folder)[name], NopPruner()) for size in options.trials]
+            seconds = [fmean(milliseconds(study, space)["ask"]) / 1000 for study in studies]
         figures[f"{name}, ask, trials"] = (options.trials, seconds)
     for question, (sizes, seconds) in figures.items():
         each = "  ".join(f"{size:,}: {1000 * second:.4g}" for size, second in zip(sizes, seconds, strict=True))

@@ -1,13 +1,13 @@
 """What do our samplers and pruners cost beside Optuna's own, as a study and a space grow?
 
 Command:   python studies/benchmarks/overhead.py
-Cost:      three minutes on one thread, most of them Optuna's TPE
+Cost:      ten minutes on one thread, most of them Optuna's TPE and studies of 5,000 trials that are made
 Expected:  milliseconds a trial for ours, flat in the number of trials; TPE's grow with it
 
 Nothing is trained: the study lives in memory, holds so many finished trials with values that a table might have, and is
-asked for more; samplers and pruners take turns. Milliseconds of CPU time, medians: `ask` and a suggestion for every
-edge, `tell`, `should_prune` before a trial trains ("guess") and after its first report ("prune"). What storages and
-MLflow cost: `workers.py`, `tracking.py`.
+asked for 100 more, which is what `GHNSampler` draws from one pool: one of them scores the next. Milliseconds of CPU
+time, median, mean and most: `ask` and a suggestion for every edge, `tell`, `should_prune` before a trial trains
+("guess") and after its first report ("prune"). What storages and MLflow cost: `workers.py`, `tracking.py`.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import json
 import time
 import warnings
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import optuna
 import torch
 from numpy.typing import NDArray
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import create_trial
@@ -40,6 +42,8 @@ from optuna_nas import (
 )
 
 SIZES = (100, 1000, 5000)
+ASKS = 100
+WARM_UP = 3
 SPACES = {
     6: (nasbench201_space(), nasbench201_skeleton(1, 4)),
     28: (darts_space(), darts_search_skeleton(3, 4)),
@@ -52,14 +56,15 @@ def convolutions(architectures: list[Architecture]) -> NDArray[np.float64]:
     return np.array([sum("conv" in name for name in names) / max(1, len(names)) for names in kept])
 
 
-def samplers(space: Space) -> dict[str, BaseSampler]:
-    """Return a fresh one of each."""
+def samplers(space: Space, folder: str) -> dict[str, BaseSampler]:
+    """Return a fresh one of each; what they publish goes to a folder."""
+    store = FileSystemArtifactStore(folder)
     return {
         "random": RandomSampler(seed=0),
         "TPE": TPESampler(seed=0),
         "CMA-ES": CmaEsSampler(seed=0, warn_independent_sampling=False),  # knows no categories: it draws at random
-        "SNASSampler": SNASSampler(space, seed=0),
-        "GHNSampler": GHNSampler(space, convolutions, seed=0),
+        "SNASSampler": SNASSampler(space, seed=0, artifact_store=store),
+        "GHNSampler": GHNSampler(space, convolutions, seed=0, refresh=ASKS, artifact_store=store),
     }
 
 
@@ -93,10 +98,10 @@ def study_of(space: Space, n_trials: int, sampler: BaseSampler, pruner: BasePrun
     return study
 
 
-def milliseconds(study: optuna.Study, space: Space, asks: int) -> dict[str, float]:
-    """Ask for trials, end them, and return what each part takes."""
+def milliseconds(study: optuna.Study, space: Space, asks: int = ASKS) -> dict[str, list[float]]:
+    """Ask for trials, end them, and return what each part takes each time."""
     taken: dict[str, list[float]] = {"ask": [], "guess": [], "prune": [], "tell": []}
-    for number in range(asks + 3):
+    for number in range(asks + WARM_UP):
         begun = time.process_time()
         trial = study.ask()
         cell = space.suggest(trial)
@@ -109,11 +114,11 @@ def milliseconds(study: optuna.Study, space: Space, asks: int) -> dict[str, floa
         pruned = time.process_time()
         study.tell(trial, float(convolutions([cell])[0]))
         told = time.process_time()
-        if number >= 3:  # the first read the study
+        if number >= WARM_UP:  # the first read the study
             parts = (asked - begun, guessed - asked, pruned - reported, told - pruned)
             for name, seconds in zip(taken, parts, strict=True):
                 taken[name].append(1000 * seconds)
-    return {name: median(times) for name, times in taken.items()}
+    return taken
 
 
 def main() -> None:
@@ -121,35 +126,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--edges", type=int, nargs="+", default=list(SPACES), choices=list(SPACES))
-    parser.add_argument("--asks", type=int, default=15)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    figures: dict[str, dict[str, dict[str, list[float]]]] = {}
+    figures: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = {}
     for edges in options.edges:
         space, _ = SPACES[edges]
-        asked: dict[str, list[float]] = {}
-        told: dict[str, list[float]] = {}
-        guessed: dict[str, list[float]] = {}
-        pruned: dict[str, list[float]] = {}
+        figures[str(edges)] = found = {part: {} for part in ("ask", "tell", "guess", "prune")}
         for size in options.sizes:
-            for name, sampler in samplers(space).items():
-                found = milliseconds(study_of(space, size, sampler, NopPruner()), space, options.asks)
-                asked.setdefault(name, []).append(found["ask"])
-                told.setdefault(name, []).append(found["tell"])
+            with TemporaryDirectory() as folder:
+                for name, sampler in samplers(space, folder).items():
+                    taken = milliseconds(study_of(space, size, sampler, NopPruner()), space)
+                    for part in ("ask", "tell"):
+                        found[part].setdefault(name, []).append(summary(taken[part]))
             for name, pruner in pruners(edges).items():
-                found = milliseconds(study_of(space, size, RandomSampler(seed=0), pruner), space, options.asks)
-                guessed.setdefault(name, []).append(found["guess"])
-                pruned.setdefault(name, []).append(found["prune"])
-        figures[str(edges)] = {"ask": asked, "tell": told, "guess": guessed, "prune": pruned}
+                taken = milliseconds(study_of(space, size, RandomSampler(seed=0), pruner), space)
+                for part in ("guess", "prune"):
+                    found[part].setdefault(name, []).append(summary(taken[part]))
         print(f"{edges} edges: milliseconds with {', '.join(f'{size:,}' for size in options.sizes)} finished trials")
-        for part, rows in figures[str(edges)].items():
-            for name, values in rows.items():
-                print(f"  {part:7}{name:14}" + "".join(f"{value:10.3f}" for value in values), flush=True)
+        print("       median, mean, most")
+        for part, rows in found.items():
+            for name, row in rows.items():
+                shown = (f"{each['median']:8.3f} {each['mean']:8.3f} {each['most']:8.1f}" for each in row)
+                print(f"  {part:7}{name:14}" + "  |".join(shown), flush=True)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
+
+
+def summary(taken: list[float]) -> dict[str, float]:
+    """Return median, mean and most."""
+    return {"median": median(taken), "mean": fmean(taken), "most": max(taken)}
 
 
 if __name__ == "__main__":
