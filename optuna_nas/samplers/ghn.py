@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data import Data
@@ -144,6 +146,7 @@ class GHNSampler(ArchitectureSampler):
         super()._forget()
         self._attached = False
         self._reserve: tuple[str, list[NDArray[np.int64]]] | None = None
+        self._digests: WeakKeyDictionary[BaseStorage, dict[int, int]] = WeakKeyDictionary()  # by a trial's id
         self._rounds: Rounds[Pool] = Rounds("GHN", self._refresh, self._given_store, self._is_fixed, self._load, self)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -271,11 +274,16 @@ class GHNSampler(ArchitectureSampler):
 
     def _of_trials(self, study: Study, trial: FrozenTrial) -> dict[int, FrozenTrial]:
         """Return the other trials by the digest of their architecture, those of all brackets."""
-        return {
-            _digest_of(self.space, other): other
-            for other in study._get_trials(deepcopy=False, use_cache=False)
-            if self._distributions.keys() <= other.params.keys() and other.number != trial.number
-        }
+        known = self._digests.setdefault(study._storage, {})
+        found = {}
+        for other in study._get_trials(deepcopy=False, use_cache=False):
+            if other.number == trial.number:
+                continue
+            if other._trial_id not in known and self._distributions.keys() <= other.params.keys():
+                known[other._trial_id] = _digest_of(self.space, other)
+            if other._trial_id in known:
+                found[known[other._trial_id]] = other
+        return found
 
     def _draws(self, study: Study, trial: FrozenTrial) -> Iterator[Architecture]:
         random = self._random(trial, "pool")

@@ -19,6 +19,7 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState, create_trial
 from strategies import TINY_BLOCK, few_digits
 
+import optuna_nas.samplers.ghn as module
 from optuna_nas import (
     GHN,
     CellKind,
@@ -177,6 +178,18 @@ def test_what_was_tried_before_is_not_proposed(tmp_path):
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=10)
     found = digests(study)
     assert not set(found[100:]) & set(found[:100])
+
+
+def test_a_pool_looks_at_each_trial_once_in_all(tmp_path, monkeypatch):
+    looked, digest_of = [], module._digest_of
+    monkeypatch.setattr(
+        module, "_digest_of", lambda space, trial: looked.append(trial.number) or digest_of(space, trial)
+    )
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), 30)
+    study.sampler = sampler_of(tmp_path)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), 35)
+    assert sorted(looked) == list(range(60))  # though four pools were made: at trials 30, 40, 50 and 60
 
 
 def test_seeds_and_pickling_change_nothing(tmp_path):
