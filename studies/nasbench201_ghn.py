@@ -3,7 +3,8 @@
 Command:   optuna-nas run studies/nasbench201_ghn.py
            python studies/nasbench201_ghn.py --table nb201_accuracy.csv.gz   # judged
 Cost:      up to 20 minutes on 2 CPU cores; downloads CIFAR-10 (170 MB) unless `images` names a folder of it
-Expected:  a Spearman correlation of 0.8 with the true accuracies of 1,000 random cells; the very best not told apart
+Expected:  a Spearman correlation of 0.8 with the true accuracies of 1,000 random cells at this seed and budget; other
+           seeds may rank far worse (BENCHMARKS.md); the very best not told apart
 
 The table of true accuracies judges only; no search reads it.
 """
