@@ -299,6 +299,25 @@ class Products(TorchDispatchMode):
         return result
 
 
+def test_a_step_keeps_little_more_than_half_of_what_the_plain_sum_keeps_for_its_backward_pass():
+    space = nasbench201_space()
+    supernet = Supernet(space, nasbench201_skeleton(1, 8, (3, 8, 8), affine=False), seed=0)
+    x, kept = torch.randn(16, 3, 8, 8), []
+    for forward in (supernet, lambda x, mixing: plain_forward(supernet, x, mixing)):
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = forward(x, {path: row.float() for path, row in softmaxes(random_logits(space)).items()})
+        kept.append(sum(sizes.values()))
+        del scores
+    assert kept[0] <= 0.6 * kept[1], kept
+
+
 def test_constant_soft_weights_give_what_trainable_ones_give():
     supernet, x = supernet_of(TINY).eval(), images()
     mixing = softmaxes(random_logits(TINY))
