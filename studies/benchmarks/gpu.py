@@ -51,31 +51,31 @@ def supernets(device: str, tiny: bool) -> Rows:
         for subject, precision in ways:
             name = f"{space}, {subject}, {precision}"
             steps[name] = subjects(space, tiny, [subject], device, precision)[subject]
-            peaks[name] = peak_gigabytes(steps[name], device)
+            peaks[name] = peak(steps[name], device)
         for name, times in race(steps, 2 if tiny else 10, device).items():
-            yield name, {"ms": 1000 * median(times), "peak GB": peaks[name]}
+            yield name, {"ms": 1000 * median(times), **peaks[name]}
 
 
 def compiled(device: str, tiny: bool) -> Rows:
     """Time a compiled step of the smaller supernet, and how long it takes to compile."""
     (step,) = subjects("nasbench201", tiny, ["compiled"], device, "bfloat16").values()
     started = time.monotonic()
-    peak = peak_gigabytes(step, device)
+    most = peak(step, device)
     first = time.monotonic() - started
     times = race({"": step}, 2 if tiny else 10, device)[""]
-    yield "nasbench201, bfloat16", {"ms": 1000 * median(times), "peak GB": peak, "first step, s": first}
+    yield "nasbench201, bfloat16", {"ms": 1000 * median(times), **most, "first step, s": first}
 
 
-def peak_gigabytes(step: Callable[[], object], device: str) -> float:
-    """Return what a step takes at most above what is there already; 0 on a CPU."""
+def peak(step: Callable[[], object], device: str) -> dict[str, float]:
+    """Make a first step, and return what it takes at most of a GPU above what is there already."""
     if device != "cuda":
         step()
-        return 0.0
+        return {}
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
+    return {"peak GB": (torch.cuda.max_memory_allocated() - before) / 1e9}
 
 
 def trainings(device: str, tiny: bool) -> Rows:
