@@ -341,7 +341,7 @@ def test_view_opens_mlflow_and_ends_with_ctrl_c(folder, monkeypatch):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
         assert answer.status == 200
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
