@@ -211,7 +211,7 @@ def test_sigterm_ends_at_the_next_step_and_the_training_goes_on(folder):
     process = start("run", "tiny.py", *settings)
     wait_for(lambda: running_in_training(folder))
     process.terminate()
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     stopped, waiting = trials_of(folder)
     assert stopped.state == TrialState.FAIL
@@ -234,7 +234,7 @@ def test_stopping_on_purpose_never_gives_a_trial_up(folder):
         n_before = len(trials_of(folder)) if (folder / "runs").exists() else 0
         wait_for(lambda n=n_before: len(trials_of(folder)) >= n and running_in_training(folder))
         process.terminate()
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=120)
         assert process.returncode == 130, error
     assert trials_of(folder)[-1].state == TrialState.WAITING
     assert len(list((folder / "runs/tiny/checkpoints").glob("*"))) == 1
@@ -279,7 +279,7 @@ def test_a_training_of_the_sampler_that_is_stopped_and_killed_goes_on(folder):
     wait_for(training)
     time.sleep(1)
     process.terminate()
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert (folder / "runs/snas/snas.safetensors").exists()
     process = start("run", "snas.py", "--no-mlflow")
