@@ -243,27 +243,22 @@ def print_table(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: 
 
 
 def plot(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float) -> Figure:
-    """Draw mean regret against seconds with the range of the seeds."""
+    """Draw mean regret against seconds with the range of the seeds; methods side by side at each budget."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(row["method"] for row in rows):
-        grid = list(budgets) if method in ONE_SHOT else list(np.geomspace(0.5, max(budgets), 60))
-        known = [(minutes, found) for minutes in grid if (found := accuracy_at(rows, method, minutes))]
-        whole = [(minutes, best - np.array(found)) for minutes, found in known if len(found) == len(known[-1][1])]
-        if not whole:
-            continue
-        x = [minutes * 60 for minutes, _ in whole]
-        mean, low, high = ([of(regret) for _, regret in whole] for of in (np.mean, np.min, np.max))
-        if method in ONE_SHOT:  # each budget is a run of its own
-            spread = [np.subtract(mean, low), np.subtract(high, mean)]
-            axes.errorbar(x, mean, spread, label=method, marker="o", markersize=4, capsize=3)
-        else:
-            (line,) = axes.plot(x, mean, label=method, drawstyle="steps-post")
-            axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), step="post")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for place, method in enumerate(methods):
+        known = [(minutes, found) for minutes in budgets if (found := accuracy_at(rows, method, minutes))]
+        aside = 1.03 ** (place - (len(methods) - 1) / 2)
+        x = [60 * minutes * aside for minutes, _ in known]
+        mean, low, high = ([of(best - np.array(found)) for _, found in known] for of in (np.mean, np.min, np.max))
+        spread = [np.subtract(mean, low), np.subtract(high, mean)]
+        style = "-" if method in ONE_SHOT else "--"
+        axes.errorbar(x, mean, spread, label=method, marker="o", markersize=4, capsize=3, linestyle=style)
     axes.set(xscale="log", xlabel=f"seconds on {CORES} cores", ylabel="regret, points of true accuracy", ylim=(0, None))
     axes.set_xticks([60 * minutes for minutes in budgets], [f"{60 * minutes:g}" for minutes in budgets])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
