@@ -537,8 +537,7 @@ def test_other_errors_pass_as_they_are(monkeypatch):
 
 
 def test_a_trial_names_the_file_of_its_network(tmp_path):
-    study = optuna.create_study(direction="maximize")
-    study.optimize(make(folder=tmp_path), n_trials=1)
+    study = run(make(folder=tmp_path), choose())
     assert study.trials[0].user_attrs["network"] == str(network_path(tmp_path, 0))
 
 
