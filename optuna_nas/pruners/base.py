@@ -13,7 +13,6 @@ import numpy as np
 from optuna.pruners import BasePruner, NopPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from scipy.stats import kendalltau, norm
 
 from optuna_nas.study_state import (
     CONDEMNED,
@@ -65,6 +64,8 @@ def rank_correlation(guessed: list[float], came: list[float], confidence: float 
     n_pairs = len(guessed)
     if n_pairs < 5 or len(set(guessed)) == 1 or len(set(came)) == 1:
         return RankCorrelation(0.0, -1.0, 1.0, n_pairs)
+    from scipy.stats import kendalltau, norm  # a second to import, for each process
+
     tau = float(kendalltau(guessed, came).statistic)
     z = math.atanh(min(max(tau, -0.999999), 0.999999))
     spread = float(norm.ppf(confidence)) * math.sqrt(0.437 / (n_pairs - 4))
