@@ -4,7 +4,7 @@ Command:   python studies/benchmarks/truth.py --table nb201_accuracy.csv.gz --im
            python studies/benchmarks/truth.py --table ... --plot-only          # from what has been measured
 Cost:      three and a half hours on two cores for three seeds; what is in `--out` is not measured again. Two processes
            may share the work: `--seeds 0 2` in one and `--seeds 1` in the other, each with an `--out` of its own
-Expected:  SNAS ahead of random search and of Optuna's TPE at the same seconds, within a point of the best cell
+Expected:  SNAS within a point of the best cell at ten minutes, beside random search and TPE; GHN and HM-NAS behind
 
 Budgets are CPU seconds: a minute on two cores is 120 of them, whichever way a strategy spends them, so that runs may
 share a machine. Random search and TPE train every cell for ten epochs and take the best by its accuracy; their runs
