@@ -165,7 +165,9 @@ def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp
 
 
 LEARNING = """
+import os
 import time
+from pathlib import Path
 
 from optuna.pruners import NopPruner
 from strategies import few_digits
@@ -182,9 +184,20 @@ def objective(trial):
     return 1.0
 
 
+class LongSNAS(SNAS):
+    def fit(self, *args, **kwargs):
+        first = not Path("trainer").exists()
+        if first:
+            Path("trainer").write_text(str(os.getpid()))
+        found = super().fit(*args, **kwargs)
+        if first:
+            time.sleep(200)  # until it is killed
+        return found
+
+
 def search() -> Search:
     skeleton = nasbench201_skeleton(1, 4, input_shape=DATA.input_shape, classes=DATA.classes)
-    snas = SNAS(SPACE, skeleton, SNASRecipe(batch_size=16))
+    snas = LongSNAS(SPACE, skeleton, SNASRecipe(batch_size=16))
     sampler = SNASSampler(SPACE, snas, data=DATA, budget=8, trials=16, trials_per_round=4, seed=0)
     return Search(
         name="learning", space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=16,
@@ -211,8 +224,9 @@ def test_when_the_opener_of_a_round_is_killed_nobody_waits_and_a_later_one_goes_
         return opener.state == TrialState.RUNNING and any(trial.state == TrialState.COMPLETE for trial in others)
 
     wait_for(trains)  # others have not waited for it
-    trainer = max(workers_of(process), key=lambda worker: sum(worker.cpu_times()[:2]))
-    trainer.kill()
+    told = tmp_path / "trainer"
+    wait_for(lambda: told.exists() and told.read_text())
+    psutil.Process(int(told.read_text())).kill()
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     study = optuna.load_study(study_name="learning", storage=storage)
