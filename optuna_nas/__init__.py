@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from optuna_nas.networks import (
         DiscreteNetwork,
         Supernet,
+        load_network,
         measure_latency,
         register_op,
         unregister_op,
     )
     from optuna_nas.objective import (
         TrainObjective,
-        load_network,
         suggest_categorical,
         suggest_float,
         suggest_int,
@@ -56,9 +56,6 @@ if TYPE_CHECKING:
         HMNASPruner,
         should_prune,
     )
-    from optuna_nas.running import (
-        run,
-    )
     from optuna_nas.samplers import (
         GHNSampler,
         SNASSampler,
@@ -67,6 +64,7 @@ if TYPE_CHECKING:
     from optuna_nas.search import (
         Search,
         SearchResult,
+        run,
     )
     from optuna_nas.space import (
         AnytimeSpace,
@@ -201,13 +199,13 @@ _HOMES = {
     "networks": (
         "DiscreteNetwork",
         "Supernet",
+        "load_network",
         "measure_latency",
         "register_op",
         "unregister_op",
     ),
     "objective": (
         "TrainObjective",
-        "load_network",
         "suggest_categorical",
         "suggest_float",
         "suggest_int",
@@ -243,10 +241,10 @@ _HOMES = {
         "SNASSampler",
         "distribution_records",
     ),
-    "running": ("run",),
     "search": (
         "Search",
         "SearchResult",
+        "run",
     ),
     "space": (
         "AnytimeSpace",

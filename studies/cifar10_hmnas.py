@@ -30,8 +30,8 @@ from optuna_nas import (
     plot_masks,
     run,
 )
-from optuna_nas.objective import network_path
-from optuna_nas.search import open_study
+from optuna_nas.objective.train_objective import network_path
+from optuna_nas.search.opening import open_study
 from optuna_nas.training import evaluate
 
 REPORTING = 1000  # images; of all others a fifth is for ops and edges, as in the paper

@@ -7,16 +7,7 @@ Expected:  about 0.98 on the report split within 30 trials, and the same on the 
 
 from optuna.pruners import PercentilePruner
 
-from optuna_nas import (
-    SNAS,
-    Recipe,
-    Search,
-    SNASRecipe,
-    SNASSampler,
-    digits,
-    nasbench201_skeleton,
-    nasbench201_space,
-)
+from optuna_nas import SNAS, Recipe, Search, SNASRecipe, SNASSampler, digits, nasbench201_skeleton, nasbench201_space
 
 
 def search(trials: int = 30, epochs: int = 8, snas_epochs: float = 40, seed: int = 0) -> Search:

@@ -28,7 +28,7 @@ from optuna_nas import (
     digits,
     run,
 )
-from optuna_nas.search import open_study
+from optuna_nas.search.opening import open_study
 
 SPACE = CellSpace(
     ("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"), 3, 1, (CellKind("cell", outputs=(3,)),), max_ops=4

@@ -1,14 +1,12 @@
-"""A choice made into modules: the op library, the network of one architecture, the supernet of all."""
+"""A choice made into modules: op library, discrete network, supernet, files, export."""
 
-from optuna_nas.networks.discrete import (
-    DiscreteNetwork,
-    MixedNetwork,
-    measure_latency,
-    recompute_statistics,
-    use_batch_statistics,
-)
+from optuna_nas.networks.discrete import DiscreteNetwork, MixedNetwork
+from optuna_nas.networks.export import export_network
+from optuna_nas.networks.files import load_network, save_network
 from optuna_nas.networks.graph_network import seeded_building
+from optuna_nas.networks.latency import measure_latency
 from optuna_nas.networks.ops import build_op, has_module, register_op, unregister_op
+from optuna_nas.networks.statistics import recompute_statistics, use_batch_statistics
 from optuna_nas.networks.supernet import ChoiceWeights, Supernet, choice_names, one_hot
 
 __all__ = [
@@ -18,11 +16,14 @@ __all__ = [
     "Supernet",
     "build_op",
     "choice_names",
+    "export_network",
     "has_module",
+    "load_network",
     "measure_latency",
     "one_hot",
     "recompute_statistics",
     "register_op",
+    "save_network",
     "seeded_building",
     "unregister_op",
     "use_batch_statistics",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from statistics import median
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
@@ -250,55 +248,3 @@ class MixedNetwork(DiscreteNetwork):
 
     def _input_weights(self) -> Callable[[int], list[Weight]] | None:
         return lambda position: self._weights[position]
-
-
-def use_batch_statistics(network: torch.nn.Module) -> None:
-    """Make batch norms use the statistics of the batch alone; in training mode, running ones are left untouched."""
-    for module in _norms(network):
-        module.track_running_stats = False
-
-
-def recompute_statistics(network: torch.nn.Module, images: Tensor) -> None:
-    """Set the running statistics of batch norms to those of a batch, shape (B, C, H, W); leaves training mode on."""
-    norms = _norms(network)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-    with torch.no_grad():
-        network.train()(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def _norms(network: torch.nn.Module) -> list[torch.nn.modules.batchnorm._NormBase]:
-    return [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._NormBase)]
-
-
-def measure_latency(network: torch.nn.Module, images: Tensor, repeats: int = 20) -> float:
-    """Return the median seconds of a forward pass on the device of `images`, without gradients, after a warm-up.
-
-    Args:
-        network: Any module; put into evaluation mode for the measurement.
-        images: Shape (B, C, H, W); the latency is that of the whole batch.
-        repeats: Timed passes, at least 1.
-    """
-    if repeats < 1:
-        raise ValueError(f"`repeats` must be at least 1 but got {repeats}.")
-    training = network.training
-    network.eval()
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(2 + repeats):
-            _wait(images.device)
-            start = time.perf_counter()
-            network(images)
-            _wait(images.device)
-            seconds.append(time.perf_counter() - start)
-    network.train(training)
-    return median(seconds[2:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,8 +1,19 @@
-"""Models trained once and asked about many architectures; they have never heard of Optuna."""
+"""Models trained once and asked about many architectures: SNAS, GHN, HM-NAS."""
 
-from optuna_nas.oneshot.distribution import DistributionRecord
+from optuna_nas.oneshot.base import OneShotModel, Score
 from optuna_nas.oneshot.ghn import GHN, GHNRecipe
 from optuna_nas.oneshot.hmnas import HMNAS, HMNASRecipe
 from optuna_nas.oneshot.snas import SNAS, SNASRecipe
+from optuna_nas.oneshot.snas.distribution import DistributionRecord
 
-__all__ = ["GHN", "HMNAS", "SNAS", "DistributionRecord", "GHNRecipe", "HMNASRecipe", "SNASRecipe"]
+__all__ = [
+    "GHN",
+    "HMNAS",
+    "SNAS",
+    "DistributionRecord",
+    "GHNRecipe",
+    "HMNASRecipe",
+    "OneShotModel",
+    "SNASRecipe",
+    "Score",
+]

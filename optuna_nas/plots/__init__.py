@@ -1,7 +1,8 @@
 """Figures: cells, how a distribution over them learned, how well a guess ranked them, what early exits answer."""
 
 from optuna_nas.plots.anytime import plot_anytime
-from optuna_nas.plots.cells import CellDrawing, cell_drawing, plot_architecture
+from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
+from optuna_nas.plots.cells import plot_architecture
 from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
 from optuna_nas.plots.masks import plot_edge_weights, plot_family, plot_masks
 from optuna_nas.plots.progress import plot_importances, plot_pareto, plot_progress

@@ -10,9 +10,9 @@ from matplotlib.ticker import EngFormatter
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_nas.plots.cells import FONT, GREY, INK, PAPER, TITLE_SIZE
+from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
 from optuna_nas.plots.surrogate import BLUE
-from optuna_nas.study_state import ANYTIME_CURVE
+from optuna_nas.storage.attributes import ANYTIME_CURVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

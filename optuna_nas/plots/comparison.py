@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from optuna_nas.plots.cells import FONT, INK, PAPER, TITLE_SIZE
+from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,8 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from optuna_nas.oneshot.distribution import architecture_of
-from optuna_nas.plots.cells import FONT, INK, PAPER, TITLE_SIZE, cell_drawing, draw_cell
+from optuna_nas.oneshot.snas.distribution import architecture_of
+from optuna_nas.plots.cell_layout import cell_drawing
+from optuna_nas.plots.cell_render import draw_cell
+from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE
 from optuna_nas.space.cost import COSTS
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from optuna_nas.oneshot.distribution import DistributionRecord
+    from optuna_nas.oneshot.snas.distribution import DistributionRecord
     from optuna_nas.space import Architecture, Space
 
 MOST_ROWS = 8  # options of an edge that are shown, the most probable at the end

@@ -12,16 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from optuna_nas.plots.cells import (
-    FONT,
-    GREY,
-    INK,
-    PAPER,
-    TITLE_SIZE,
-    CellDrawing,
-    cell_drawing,
-    draw_drawings,
-)
+from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
+from optuna_nas.plots.cells import draw_drawings
+from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
 from optuna_nas.plots.surrogate import BLUE
 
 if TYPE_CHECKING:
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from optuna_nas.oneshot.hmnas import HMNAS
+    from optuna_nas.oneshot.hmnas.model import HMNAS
     from optuna_nas.space import Space
 
 THINNEST, THICKEST = 0.6, 4.5  # points

@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_nas.plots.cells import FONT, GREY, INK, PAPER, TITLE_SIZE
+from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
 from optuna_nas.plots.surrogate import BLUE, ORANGE
 from optuna_nas.space.cost import COSTS
 

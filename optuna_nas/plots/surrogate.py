@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_nas.plots.cells import FONT, INK, PAPER, TITLE_SIZE
+from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE
 from optuna_nas.pruners.base import RankCorrelation, rank_correlation
-from optuna_nas.study_state import CONDEMNED, SURROGATE_SCORE
+from optuna_nas.storage.attributes import CONDEMNED, SURROGATE_SCORE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

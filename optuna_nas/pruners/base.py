@@ -14,17 +14,16 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_nas.study_state import (
+from optuna_nas.storage.attributes import (
     CONDEMNED,
     SURROGATE_SCORE,
-    FinishedTrials,
-    Forgetful,
     Unverified,
     find_trial,
     hash_of,
     read_json,
     write_json,
 )
+from optuna_nas.storage.finished import FinishedTrials, Forgetful
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from optuna.pruners import BasePruner
 
-    from optuna_nas.oneshot.model import Score
+    from optuna_nas.oneshot.base import Score
     from optuna_nas.space import Architecture, Space
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from optuna.pruners import MedianPruner
 
 from optuna_nas.pruners.base import QuantilePruner
-from optuna_nas.rounds import Rounds, Snapshot, TrainsInRounds
-from optuna_nas.study_state import MASKS, write_fit_records, write_json
+from optuna_nas.storage.attributes import MASKS, write_fit_records, write_json
+from optuna_nas.storage.model_rounds import Rounds, Snapshot, TrainsInRounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
-    from optuna_nas.data import Data
-    from optuna_nas.oneshot.hmnas import HMNAS
+    from optuna_nas.data.splits import Data
+    from optuna_nas.oneshot.hmnas.model import HMNAS
     from optuna_nas.space import Architecture
 
 FILE = "hmnas.safetensors"

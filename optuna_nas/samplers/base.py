@@ -10,8 +10,8 @@ import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.samplers._lazy_random_state import LazyRandomState
 
-from optuna_nas.rounds import TrainsInRounds
-from optuna_nas.study_state import hash_of
+from optuna_nas.storage.attributes import hash_of
+from optuna_nas.storage.model_rounds import TrainsInRounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

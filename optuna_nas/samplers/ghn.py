@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 
 from optuna_nas.oneshot.ghn import GHN
 from optuna_nas.oneshot.ghn.regression import regress_if_better
-from optuna_nas.rounds import Rounds, Snapshot
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.space.cost import COSTS
-from optuna_nas.study_state import DIGEST, SURROGATE_SCORE, Unverified, hash_of, write_fit_records
-from optuna_nas.training import load_tensors, save_tensors
+from optuna_nas.storage.attributes import DIGEST, SURROGATE_SCORE, Unverified, hash_of, write_fit_records
+from optuna_nas.storage.model_rounds import Rounds, Snapshot
+from optuna_nas.training.checkpoints import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from optuna_nas.data import Data
-    from optuna_nas.oneshot.model import Score
+    from optuna_nas.data.splits import Data
+    from optuna_nas.oneshot.base import Score
     from optuna_nas.space import Architecture, Skeleton, Space
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,12 @@ import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_nas.oneshot.distribution import DistributionRecord, connected_argmax, draw, entropies, softmax
-from optuna_nas.oneshot.score_function import Outcome, ScoreFunction
-from optuna_nas.rounds import Rounds, Snapshot
+from optuna_nas.oneshot.snas.distribution import DistributionRecord, connected_argmax, draw, entropies, softmax
+from optuna_nas.oneshot.snas.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
-from optuna_nas.study_state import DIGEST, FinishedTrials, Unverified, read_json, write_json
+from optuna_nas.storage.attributes import DIGEST, Unverified, read_json, write_json
+from optuna_nas.storage.finished import FinishedTrials
+from optuna_nas.storage.model_rounds import Rounds, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-    from optuna_nas.data import Data
+    from optuna_nas.data.splits import Data
     from optuna_nas.oneshot import SNAS
     from optuna_nas.space import Architecture, Space
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 
-from optuna_nas.tracking.mirror import UID_ATTRIBUTE
+from optuna_nas.storage.attributes import UID_ATTRIBUTE
 from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, page_url, parallel_axes, view_key
 
 if TYPE_CHECKING:

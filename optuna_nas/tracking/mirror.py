@@ -28,14 +28,14 @@ from mlflow.utils.rest_utils import http_request
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from optuna_nas.environment import one_line, without_password
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
 from optuna_nas.plots.progress import spent_seconds
 from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers.snas import records_of
-from optuna_nas.study_state import GPU_SECONDS, PREFIX, SURROGATE_SCORE, fit_records_of, masks_of
+from optuna_nas.storage.attributes import GPU_SECONDS, PREFIX, SURROGATE_SCORE, UID_ATTRIBUTE, fit_records_of, masks_of
+from optuna_nas.storage.database import one_line, without_password
 from optuna_nas.tracking.records import (
     SQLITE,
     STATUSES,
@@ -99,7 +99,6 @@ COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED
 BEST = " (best)"
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Databases besides SQLite that MLflow writes to, and where they listen."""
-UID_ATTRIBUTE = PREFIX + "study_uid"
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 

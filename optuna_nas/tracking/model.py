@@ -13,8 +13,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from optuna_nas.environment import one_line
-from optuna_nas.export import CHECKED_BATCHES, MOST_DIFFERENCE, for_programs
+from optuna_nas.networks.export import CHECKED_BATCHES, MOST_DIFFERENCE, for_programs
+from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.records import unreachable
 
 if TYPE_CHECKING:

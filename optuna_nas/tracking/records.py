@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.environment import without_password
+from optuna_nas.storage.database import without_password
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.environment import one_line
+from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.records import (
     SQLITE,
     THREAD_NAME,

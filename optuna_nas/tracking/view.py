@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from optuna_nas.environment import without_password
+from optuna_nas.storage.database import without_password
 from optuna_nas.tracking.records import is_server
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from optuna_nas.signals import handled
+from optuna_nas.search.signals import handled
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import VISIBLE, GPUs, Job, divided_threads, run_job, visible_gpus
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from types import FrameType
 
-    from optuna_nas.search import SearchListener, SearchResult
+    from optuna_nas.search.config import SearchListener
+    from optuna_nas.search.results import SearchResult
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optuna_nas.environment import one_line
+from optuna_nas.storage.database import one_line
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import Job, divided_threads, run_job, visible_gpus
 
 if TYPE_CHECKING:
-    from optuna_nas.search import SearchListener, SearchResult
+    from optuna_nas.search.config import SearchListener
+    from optuna_nas.search.results import SearchResult
 
 logger = logging.getLogger(__name__)
 

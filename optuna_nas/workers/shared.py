@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import TrialState
 
-from optuna_nas.recovery import Quota, requeue_interrupted
-from optuna_nas.search import SearchResult, open_study, shown_in_mlflow, summarise
-from optuna_nas.storage import MOVED, POSTGRESQL, SQLITE, StorageError, own_database
-from optuna_nas.study_state import FinishedTrials, artifact_store
+from optuna_nas.search.opening import open_study
+from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
+from optuna_nas.storage.artifacts import artifact_store
+from optuna_nas.storage.database import SQLITE
+from optuna_nas.storage.finished import FinishedTrials
+from optuna_nas.storage.optuna_rdb import StorageError
+from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
+from optuna_nas.storage.quota import Quota
+from optuna_nas.storage.retries import requeue_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from optuna.trial import FrozenTrial
 
-    from optuna_nas.search import Search, SearchListener
+    from optuna_nas.search.config import Search, SearchListener
     from optuna_nas.workers.worker import Job
 
 logger = logging.getLogger(__name__)

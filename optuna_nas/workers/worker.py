@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna_nas.objective import GPU_SHARE
-from optuna_nas.running import work
-from optuna_nas.study_file import load
+from optuna_nas.search.run import work
+from optuna_nas.search.study_file import load
+from optuna_nas.training.device import GPU_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from optuna_nas.search import Search, SearchListener
+    from optuna_nas.search.config import Search, SearchListener
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

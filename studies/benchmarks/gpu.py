@@ -34,7 +34,7 @@ from training import SETTINGS, images_per_second, random_images
 
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.oneshot import GHN, SNAS, GHNRecipe, SNASRecipe
-from optuna_nas.oneshot import model as one_shot_model
+from optuna_nas.oneshot import base as one_shot_model
 from optuna_nas.space import Skeleton, nasbench201_skeleton, nasbench201_space
 from optuna_nas.training import Recipe, train
 

@@ -34,12 +34,12 @@ from optuna_nas import darts_search_skeleton, darts_space, nasbench201_skeleton,
 from optuna_nas.networks import DiscreteNetwork, Supernet
 from optuna_nas.networks.ops import build_op, has_module
 from optuna_nas.networks.supernet import choice_names, one_hot
-from optuna_nas.oneshot.distribution import one_path_sample
+from optuna_nas.oneshot.snas.distribution import one_path_sample
 from optuna_nas.space import Skeleton, Space
 from optuna_nas.space.graph import ComputationGraph
 from optuna_nas.space.ops import NONE, STRUCTURAL, get_op
-from optuna_nas.stepping import fused
-from optuna_nas.training import autocast
+from optuna_nas.training.device import autocast
+from optuna_nas.training.finite_steps import fused
 
 BATCH = 64
 SUBJECTS = ("plain", "ours", "floor", "path", "plain path")

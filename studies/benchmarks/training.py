@@ -33,8 +33,8 @@ from optuna_nas import (
     nasbench201_space,
     train,
 )
-from optuna_nas.stepping import fused
-from optuna_nas.training import autocast
+from optuna_nas.training.device import autocast
+from optuna_nas.training.finite_steps import fused
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,9 +21,11 @@ import sqlalchemy
 from optuna.trial import Trial
 
 from optuna_nas import Search, darts_space, nasbench201_space
-from optuna_nas.recovery import Quota
-from optuna_nas.search import open_study
-from optuna_nas.storage import Heartbeat, connect, own_database
+from optuna_nas.search.opening import open_study
+from optuna_nas.storage import Heartbeat
+from optuna_nas.storage.database import connect
+from optuna_nas.storage.own_postgres import own_database
+from optuna_nas.storage.quota import Quota
 from optuna_nas.workers import Job, run_workers
 
 STUDY = """

@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SMALL_SPACES, TINY, architectures, small_skeleton
 
-from optuna_nas.networks import (
-    DiscreteNetwork,
-    measure_latency,
-    register_op,
-    unregister_op,
-    use_batch_statistics,
-)
+from optuna_nas.networks import DiscreteNetwork, measure_latency, register_op, unregister_op, use_batch_statistics
 from optuna_nas.space import (
     CellKind,
     CellSpace,

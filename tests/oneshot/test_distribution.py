@@ -7,18 +7,16 @@ import pytest
 import torch
 
 from optuna_nas import CellKind, CellSpace, Skeleton, darts_search_skeleton, darts_space, nasbench201_space
-from optuna_nas.networks import register_op  # noqa: F401  (ops are registered when networks are imported)
-from optuna_nas.oneshot.distribution import (
-    COSTS,
-    EdgeCosts,
+from optuna_nas.oneshot.snas.costs import EdgeCosts, most_likely
+from optuna_nas.oneshot.snas.distribution import (
     architecture_of,
     concrete_sample,
     connected_argmax,
     entropies,
     gumbel_noise,
-    most_likely,
     one_path_sample,
 )
+from optuna_nas.space.cost import COSTS
 
 LOGITS = torch.tensor([0.5, -1.0, 0.0, 2.0, 0.3])
 TINY = CellSpace(("none", "skip_connect", "nor_conv_3x3"), nodes=2, inputs=1, cell_kinds=(CellKind("cell"),))

@@ -16,9 +16,9 @@ from torch.func import functional_call
 
 from optuna_nas import CellKind, CellSpace, Recipe, Skeleton, TrainObjective, hmnas_space, load_network, train
 from optuna_nas.networks import DiscreteNetwork, MixedNetwork, use_batch_statistics
-from optuna_nas.objective import network_path
+from optuna_nas.objective.train_objective import network_path
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
-from optuna_nas.oneshot import hmnas as hmnas_module
+from optuna_nas.oneshot.hmnas import model as hmnas_module
 from optuna_nas.space import NONE
 from optuna_nas.training import TrainingStopped, evaluate
 

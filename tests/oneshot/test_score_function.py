@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optuna_nas.oneshot.score_function import FLOOR, Outcome, ScoreFunction
+from optuna_nas.oneshot.snas.score_function import FLOOR, Outcome, ScoreFunction
 
 INFINITE = float("inf")
 

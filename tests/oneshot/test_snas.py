@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from strategies import few_digits
 
-import optuna_nas.oneshot.snas as module
+import optuna_nas.oneshot.snas.model as module
 from optuna_nas import (
     SNAS,
     CellKind,
@@ -29,8 +29,8 @@ from optuna_nas import (
     nasbench201_space,
 )
 from optuna_nas.data import seeded_generator
-from optuna_nas.oneshot.distribution import concrete_sample
-from optuna_nas.oneshot.snas import RELAXATIONS
+from optuna_nas.oneshot.snas.distribution import concrete_sample
+from optuna_nas.oneshot.snas.recipe import RELAXATIONS
 from optuna_nas.training import TrainingDiverged, TrainingStopped, evaluate
 
 SPACE = CellSpace(

@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 
 from optuna_nas import GHN, CellKind, CellSpace, GHNPruner, GHNRecipe, Skeleton, nasbench201_space
 from optuna_nas.pruners.base import rank_correlation
-from optuna_nas.study_state import CONDEMNED, SURROGATE_SCORE
+from optuna_nas.storage.attributes import CONDEMNED, SURROGATE_SCORE
 
 SPACE = nasbench201_space()
 TINY = CellSpace(("skip_connect", "nor_conv_3x3"), 2, 1, (CellKind("cell"),))

@@ -18,7 +18,8 @@ import optuna_nas
 from optuna_nas import CellKind, CellSpace, MLflowTracker, Recipe, Search, Skeleton, TrainObjective, should_prune
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.pruners import HMNASPruner
-from optuna_nas.study_state import CONDEMNED, fit_records_of, folder_store, masks_of, read_json
+from optuna_nas.storage.artifacts import folder_store
+from optuna_nas.storage.attributes import CONDEMNED, fit_records_of, masks_of, read_json
 from optuna_nas.training import TrainingStopped
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 3, 1, (CellKind("cell"),))

@@ -20,18 +20,10 @@ from optuna.trial import TrialState, create_trial
 from strategies import TINY_BLOCK, few_digits
 
 import optuna_nas.samplers.ghn as module
-from optuna_nas import (
-    GHN,
-    CellKind,
-    CellSpace,
-    GHNPruner,
-    GHNRecipe,
-    GHNSampler,
-    Skeleton,
-    nasbench201_space,
-)
+from optuna_nas import GHN, CellKind, CellSpace, GHNPruner, GHNRecipe, GHNSampler, Skeleton, nasbench201_space
 from optuna_nas.samplers.ghn import MODEL, POOL, non_dominated_ranks
-from optuna_nas.study_state import PREFIX, SURROGATE_SCORE, fit_records_of, folder_store, read_json
+from optuna_nas.storage.artifacts import folder_store
+from optuna_nas.storage.attributes import PREFIX, SURROGATE_SCORE, fit_records_of, read_json
 from optuna_nas.training import TrainingStopped
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))

@@ -34,7 +34,8 @@ from optuna_nas import (
     nasbench201_space,
 )
 from optuna_nas.samplers.snas import FILE, records_of
-from optuna_nas.study_state import PREFIX, folder_store, read_json
+from optuna_nas.storage.artifacts import folder_store
+from optuna_nas.storage.attributes import PREFIX, read_json
 from optuna_nas.training import TrainingStopped
 
 SNAPSHOT = "snas:snapshot"

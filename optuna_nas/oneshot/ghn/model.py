@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from optuna_nas.data import seeded_generator
+from optuna_nas.data.splits import seeded_generator
 from optuna_nas.networks import (
     DiscreteNetwork,
     build_op,
@@ -25,21 +25,16 @@ from optuna_nas.networks import (
     seeded_building,
     use_batch_statistics,
 )
+from optuna_nas.oneshot.base import OneShotModel
 from optuna_nas.oneshot.ghn.decoder import Decoder, Slot, slots_of
 from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs, scale_property
 from optuna_nas.oneshot.ghn.propagation import PROPAGATIONS, Propagation
-from optuna_nas.oneshot.model import OneShotModel
 from optuna_nas.space import anytime_accuracy
-from optuna_nas.stepping import fused, step_where
-from optuna_nas.training import (
-    PRECISIONS,
-    autocast,
-    cosine,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    prefixed,
-    without_prefix,
-)
+from optuna_nas.training.checkpoints import prefixed, without_prefix
+from optuna_nas.training.device import autocast
+from optuna_nas.training.finite_steps import fused, step_where
+from optuna_nas.training.optimizers import cosine, load_optimizer_tensors, optimizer_tensors
+from optuna_nas.training.recipe import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

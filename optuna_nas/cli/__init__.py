@@ -1,0 +1,5 @@
+"""The terminal: `optuna-nas run`, `report`, `view`, `train`, `export` and `compare`."""
+
+from optuna_nas.cli.commands import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,81 @@
+"""What the command line prints and how it shows errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from optuna_nas.search.study_file import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Where output goes to a file, rich would fold everything to 80 columns.
+_WIDTH = None if sys.stdout.isatty() else 120
+LONGEST_SUMMARY = 300
+"""Characters of an architecture in the leaderboard; DARTS' cells and blocks fit."""
+console = Console(width=_WIDTH)
+errors = Console(stderr=True, width=None if sys.stderr.isatty() else 1000)
+
+
+@contextmanager
+def shown_errors(debug: bool) -> Iterator[None]:
+    """Turn errors into one sentence and an exit code: 2 where the input is wrong, 1 where the program failed."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its tracebacks; the display shows what failed and why
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        # Into a file rich would write lines of a fixed width.
+        handlers=[
+            RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
+            if errors.is_terminal
+            else logging.StreamHandler()
+        ],
+    )
+    try:
+        yield
+    except (UsageError, ValueError, ConnectionError) as error:
+        if debug:
+            traceback.print_exc()
+        errors.print(f"[bold red]Error:[/] {escaped(str(error))}")
+        raise typer.Exit(2) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        errors.print(
+            f"[bold red]Failed:[/] {type(error).__name__}: {escaped(str(error))} "
+            f"({Path(frame.filename).name}, line {frame.lineno}); see --debug. Finished trials are kept."
+        )
+        raise typer.Exit(1) from None
+
+
+def escaped(text: str) -> str:
+    """Return a text whose brackets rich shows as they are."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def shortened(summary: str) -> str:
+    """Cut the line of a large architecture; its picture and its file have all of it."""
+    return summary if len(summary) <= LONGEST_SUMMARY else summary[: LONGEST_SUMMARY - 4] + " ..."
+
+
+def print_line(name: str, text: str) -> None:
+    """Print one line of a result: its name, then its text, never folded."""
+    console.print(f"{name:<20}{text}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,201 @@
+"""Progress bars and the table of results in a terminal."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from optuna_nas.cli.console import console, escaped, print_line, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.search.config import Search
+    from optuna_nas.search.results import SearchResult
+    from optuna_nas.training.loop import EpochResult
+
+
+SLOW_EPOCH_SECONDS = 5.0
+
+
+# -- what is shown ------------------------------------------------------------------------------------------------
+
+
+class Display:
+    """Progress of a search: bars in a terminal, a line a trial elsewhere."""
+
+    def __init__(self, trials: int | None) -> None:
+        self._trials = trials  # in all; None where something else ends the search
+        self._lock = threading.Lock()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._running: dict[int, TaskID] = {}
+        self._models: dict[str, TaskID] = {}
+        self._told = time.monotonic()
+
+    def model_progress(self, name: str, fraction: float) -> None:
+        """Show a bar while a one-shot model trains; where there are no bars, a line now and then."""
+        with self._lock:
+            if console.is_terminal:
+                if name not in self._models:
+                    self._models[name] = self._bars.add_task(f"{name} trains", total=100, note="")
+                self._bars.update(self._models[name], completed=round(100 * fraction))
+                if fraction >= 1:
+                    self._bars.remove_task(self._models.pop(name))
+            elif time.monotonic() - self._told > SLOW_EPOCH_SECONDS:
+                self._told = time.monotonic()
+                console.print(f"{name} trains: {100 * fraction:.0f} %", markup=False, highlight=False)
+
+    def closing(self) -> None:
+        """Say that the last records go to MLflow."""
+        if console.is_terminal:
+            self._bars.add_task("writing to MLflow", total=None, note="")
+        else:
+            console.print("Writing the last records to MLflow ...")
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        self._total = self._bars.add_task("trials", total=self._trials, note="opening the study")
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._bars.stop()
+
+    def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
+        """Add a bar for the trial."""
+        with self._lock:
+            self._running[trial.number] = self._bars.add_task(f"trial {trial.number}", total=100, note="")
+
+    def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the newest accuracy; where there are no bars, a line for an epoch that takes its time."""
+        note = f"epoch {step}, accuracy {metrics.get('accuracy', float('nan')):.4f}"
+        task = self._running.get(trial_number)
+        if task is not None:
+            self._bars.update(task, note=note)
+        if not console.is_terminal and metrics.get("epoch_seconds", 0) > SLOW_EPOCH_SECONDS:
+            console.print(f"trial {trial_number}: {note}", markup=False, highlight=False)
+
+    def mirrored(self, n_done: int) -> None:
+        """Move the bar of trials that are in MLflow, or print a line now and then."""
+        if console.is_terminal:
+            self._bars.update(self._total, completed=n_done, description="to MLflow", note="")
+        elif time.monotonic() - self._told > SLOW_EPOCH_SECONDS:
+            self._told = time.monotonic()
+            console.print(f"{n_done} of {self._trials} trials are in MLflow", markup=False, highlight=False)
+
+    def final_epoch(self, result: EpochResult) -> None:
+        """Move the bar of a final training, or print a line an epoch."""
+        note = f"accuracy {result.report_accuracy:.4f}, loss {result.train_loss:.4f}, {result.seconds:.1f} s"
+        if console.is_terminal:
+            self._bars.update(self._total, completed=result.epoch, description="epochs", note=note)
+        else:
+            console.print(f"[{result.epoch}/{self._trials}] {note}", markup=False, highlight=False)
+
+    def progress(self, trial_number: int, fraction: float) -> None:
+        """Move the trial's bar."""
+        task = self._running.get(trial_number)
+        if task is not None:
+            self._bars.update(task, completed=round(100 * fraction))
+
+    def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
+        """Move the bar of all trials, or print a line."""
+        from optuna_nas.search.results import best_trial
+        from optuna_nas.storage.attributes import REASON
+        from optuna_nas.storage.quota import counted_trials
+
+        done, best = counted_trials(study), best_trial(study)
+        with self._lock:
+            task = self._running.pop(trial.number, None)
+            if task is not None:
+                self._bars.remove_task(task)
+            note = f"best {best.values[0]:.4f} (trial {best.number})" if best else ""
+            if console.is_terminal:
+                self._bars.update(self._total, completed=done, note=note)
+                return
+        outcome = (
+            f"{trial.values[0]:.4f}" if trial.values and trial.state.name == "COMPLETE" else trial.state.name.lower()
+        )
+        unknown = "the objective gave no valid value" if trial.state.name == "FAIL" else ""
+        reason = trial.user_attrs.get(REASON, unknown)
+        reason = f" ({reason})" if reason else ""
+        total = "" if self._trials is None else f"/{self._trials}"
+        console.print(
+            f"[{done}{total}] trial {trial.number}: {outcome}{reason}; {note}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class Displays:
+    """One display after the other, one a run of a comparison."""
+
+    def __init__(self) -> None:
+        self._shown: Display | None = None
+
+    def __enter__(self) -> Displays:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._shown is not None:
+            self._shown.__exit__()
+
+    def next(self, strategy: str, seed: int, search: Search) -> Display:
+        """Close the display of the last run and show that of the next."""
+        self.__exit__()
+        console.print(f"{strategy}, seed {seed}", highlight=False)
+        from optuna_nas.results.comparison import MOST_TRIALS
+
+        self._shown = Display(None if search.trials == MOST_TRIALS else search.trials).__enter__()
+        return self._shown
+
+
+def print_result(search: Search, result: SearchResult) -> None:
+    """Print the leaderboard of a search, its files, and the command that shows it in MLflow."""
+    from optuna_nas.search.results import architecture_of, feasible, ranking
+    from optuna_nas.storage.quota import counted_trials
+
+    ranked = ranking(result.study)
+    if not ranked:
+        console.print("No trial has finished yet; nothing to rank.")
+        return
+    table = Table(title=f"{search.name}: the best of {counted_trials(result.study)} trials")
+    for name in ("rank", "trial", "accuracy", "params", "multiply-adds", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("architecture", overflow="fold")
+    for rank, trial in enumerate(ranked[:10], 1):
+        attrs, architecture = trial.user_attrs, architecture_of(search, trial)
+        table.add_row(
+            str(rank) if feasible(trial) else "breaks a constraint",
+            str(trial.number),
+            f"{trial.values[0]:.4f}",
+            f"{attrs['params']:,}" if "params" in attrs else "",
+            f"{attrs['multiply_adds']:,}" if "multiply_adds" in attrs else "",
+            f"{attrs['train_seconds']:.1f}" if "train_seconds" in attrs else "",
+            escaped(shortened(architecture.summary) if architecture else ""),
+        )
+    console.print(table)
+
+    if result.best is None:
+        print_line("Best architecture", "none: every trial breaks a constraint")
+        return
+    seen = f", picture in {result.picture}" if result.picture else ""
+    print_line("Best architecture", f"trial {result.best.number}{seen}")
+    if result.network is not None:
+        print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
+    if result.test_accuracy is not None:
+        print_line("Test accuracy", f"{result.test_accuracy:.4f} on images that the search never saw")

@@ -1,0 +1,248 @@
+"""Image data sets small enough to live on the training device.
+
+N images, B of them in a batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optuna_nas.data.augmentation import Augmentation
+from optuna_nas.data.splits import (
+    CHOICES,
+    SPLITS,
+    WEIGHTS,
+    Batch,
+    digest_of,
+    draw_splits,
+    index_chunks,
+    positions_of,
+    seeded_generator,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A set of images small enough to live on the training device.
+
+    Make one with `digits()`, `cifar10()`, ..., or `ImageData.from_arrays(x, y)`.
+
+    Args:
+        name: For records and tables.
+        images: Shape (N, C, H, W), uint8 or float32.
+        labels: Shape (N,), int64, from 0 to `classes - 1`.
+        classes: Number of classes.
+        splits: For each of `SPLITS` the positions of its images, disjoint.
+        mean: Shape (C,), subtracted before training.
+        std: Shape (C,), divided by.
+        augmentation: Random changes while training.
+        seed: Which seed drew the splits.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    classes: int
+    splits: Mapping[str, Tensor]
+    mean: Tensor
+    std: Tensor
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+
+    @staticmethod
+    def from_arrays(
+        x: ArrayLike,
+        y: ArrayLike,
+        x_test: ArrayLike | None = None,
+        y_test: ArrayLike | None = None,
+        *,
+        name: str = "arrays",
+        classes: int | None = None,
+        channels: str | None = None,
+        fractions: Mapping[str, float] | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> ImageData:
+        """Make a data set of your own arrays; splits are drawn per class, so every split has every class.
+
+        Args:
+            x: Images, shape (N, H, W), (N, H, W, C) or (N, C, H, W), any integer or floating type.
+            y: Labels, shape (N,), integers from 0.
+            x_test: Images of a given test split; without, one is drawn from `x`.
+            y_test: Their labels.
+            name: For records and tables.
+            classes: Number of classes; by default the largest label plus one.
+            channels: `first` or `last` where the shape of `x` leaves it open.
+            fractions: Shares of `choices`, `report` and (without `x_test`) `test`; default a quarter, a quarter and a
+                fifth of what the test split leaves, or of all. The rest is `weights`.
+            augmentation: Random changes while training; none by default.
+            seed: Draws the splits.
+
+        Raises:
+            ValueError: Shapes disagree, an image is not finite, a label is out of range, or a class has too few images
+                for so many splits.
+        """
+        images = _as_images(x, "x", channels)
+        labels = _as_labels(y, "y", len(images))
+        n_train = len(images)
+        if (x_test is None) != (y_test is None):
+            raise ValueError("`x_test` and `y_test` must be given together but one is None.")
+        if x_test is not None and y_test is not None:
+            test_images = _as_images(x_test, "x_test", channels)
+            if test_images.shape[1:] != images.shape[1:]:
+                raise ValueError(
+                    f"`x_test` must have images like `x`, {tuple(images.shape[1:])}, but has "
+                    f"{tuple(test_images.shape[1:])} (channels, height, width)."
+                )
+            if test_images.dtype != images.dtype:
+                raise ValueError(
+                    f"`x_test` must be of one kind with `x`, bytes (uint8) or other numbers, but they are "
+                    f"{np.asarray(x_test).dtype} and {np.asarray(x).dtype}; bring both to one scale."
+                )
+            labels = np.concatenate([labels, _as_labels(y_test, "y_test", len(test_images))])
+            images = torch.cat([images, test_images])
+        n_classes = int(labels.max()) + 1 if classes is None else classes
+        if n_classes < 2:
+            raise ValueError(f"`classes` must be at least 2 but got {n_classes}; `y` needs two different labels.")
+        if labels.min() < 0 or labels.max() >= n_classes:
+            worst = int(labels.min() if labels.min() < 0 else labels.max())
+            raise ValueError(
+                f"`y` must hold labels from 0 to {n_classes - 1} but got {worst}; renumber the labels or set `classes`."
+            )
+        splits = draw_splits(labels, n_train, dict(fractions or {}), seed)
+        train = torch.cat([splits[WEIGHTS], splits[CHOICES]])
+        seen = images[train].double() / (255 if images.dtype == torch.uint8 else 1)
+        std = seen.std((0, 2, 3))
+        return ImageData(
+            name,
+            images,
+            torch.from_numpy(labels),
+            n_classes,
+            splits,
+            seen.mean((0, 2, 3)).float(),
+            torch.where(std > 0, std, 1).float(),
+            augmentation or Augmentation(),
+            seed,
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images live."""
+        return self.images.device
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """Return the same data on another device (itself where it is there already)."""
+        if torch.device(device) == self.device:
+            return self
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            splits={split: positions.to(device) for split, positions in self.splits.items()},
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
+
+    def size(self, splits: Sequence[str]) -> int:
+        """Return the number of images in these splits."""
+        return len(positions_of(self.splits, splits))
+
+    def batches(
+        self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
+    ) -> Iterator[Batch]:
+        """Yield normalised batches of the images in `splits`.
+
+        Args:
+            splits: Names out of `SPLITS`.
+            batch_size: Images in a batch.
+            seed: With `epoch`, decides order and augmentation.
+            epoch: Number of the epoch, shuffled and augmented, the last incomplete batch left out (unless it is the
+                only one); None: every image once, in order, as it is.
+            start: First step to yield; the others are skipped at no cost.
+
+        Raises:
+            ValueError: A split is unknown or `batch_size` is not positive.
+        """
+        positions = positions_of(self.splits, splits)
+        for step, chosen in enumerate(index_chunks(positions, batch_size, seed, epoch)):
+            if step < start:
+                continue
+            images = self.images[chosen].float()  # a copy of ours to change
+            if self.images.dtype == torch.uint8:
+                images.div_(255)
+            images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+            if epoch is not None:
+                images = self.augmentation(images, seeded_generator(self.device, seed, epoch, step))
+            yield Batch(images, self.labels[chosen])
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, shape, seed, and size and digest of the data and of every split."""
+        return {**self._description, "name": self.name}
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return {
+            "input_shape": list(self.input_shape),
+            "classes": self.classes,
+            "seed": self.seed,
+            "digest": digest_of(self.images, self.labels),
+            "sizes": {split: len(self.splits[split]) for split in SPLITS},
+            "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
+        }
+
+
+def _as_images(x: ArrayLike, name: str, channels: str | None) -> Tensor:
+    array = np.asarray(x)
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4:
+        if channels not in (None, "first", "last"):
+            raise ValueError(f"`channels` must be 'first', 'last' or None but got {channels!r}.")
+        first, last = array.shape[1] in (1, 3, 4), array.shape[3] in (1, 3, 4)
+        if channels is None and first == last:
+            raise ValueError(
+                f"`channels` must say 'first' or 'last' where the shape of `{name}` leaves it open: {array.shape}."
+            )
+        if channels == "last" or (channels is None and last):
+            array = array.transpose(0, 3, 1, 2)
+    else:
+        raise ValueError(f"`{name}` must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) but has {array.shape}.")
+    if len(array) == 0:
+        raise ValueError(f"`{name}` must hold at least one image but has shape {array.shape}.")
+    if array.dtype != np.uint8:
+        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise ValueError(f"`{name}` must be numbers but has dtype {array.dtype}.")
+        array = array.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2, 3)))
+        if len(bad):
+            raise ValueError(
+                f"`{name}` must be finite but image {bad[0]} (and {len(bad) - 1} more) holds NaN or infinity; "
+                "remove or repair them."
+            )
+    return torch.from_numpy(np.array(array, order="C"))  # a copy, for the caller may write into the array
+
+
+def _as_labels(y: ArrayLike, name: str, n_images: int) -> NDArray[np.int64]:
+    labels = np.asarray(y)
+    if labels.shape != (n_images,):
+        raise ValueError(f"`{name}` must have shape ({n_images},), one label an image, but has {labels.shape}.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"`{name}` must be integers but has dtype {labels.dtype}; use `y.astype(int)`.")
+    return labels.astype(np.int64)

@@ -1,0 +1,121 @@
+"""Expected costs of a distribution over architectures, and its most probable architecture within bounds.
+
+SNAS (Xie et al. 2019, arXiv 1812.09926v2), section 2.4. E edges (paths of the space), O options of an edge.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optuna_nas.oneshot.snas.distribution import architecture_of, connected_argmax
+from optuna_nas.space.cell_space import cost_table
+from optuna_nas.space.cost import COSTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from optuna_nas.space import Architecture, CellSpace, Skeleton
+
+
+class EdgeCosts:
+    """What every option of every edge costs; expectations follow in closed form, since costs add up (section 2.4).
+
+    Args:
+        space: Of cells with ops on edges.
+        skeleton: Frame around the cells.
+    """
+
+    def __init__(self, space: CellSpace, skeleton: Skeleton) -> None:
+        self._space = space
+        table = cost_table(space, skeleton)
+        self.fixed = np.array([getattr(table.fixed, name) for name in COSTS], dtype=np.float64)  # (3,)
+        self.table = np.array(
+            [
+                [
+                    [sum(getattr(table.ops[path, op], name) for op in kept) for name in COSTS]
+                    for kept in options.values()
+                ]
+                for path, options in space.options().items()
+            ],
+            dtype=np.float64,
+        )  # (E, O, 3)
+
+    def expected(self, probabilities_EO: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return expected parameters, multiply-adds and memory access of the whole network, shape (3,)."""
+        return self.fixed + np.einsum("eo,eoc->c", probabilities_EO, self.table)  # type: ignore[no-any-return]
+
+    @property
+    def uniform(self) -> NDArray[np.float64]:
+        """Expected costs under the uniform distribution, without what is fixed; shape (3,)."""
+        return self.table.mean(axis=1).sum(axis=0)  # type: ignore[no-any-return]
+
+    def cheapest(self, name: str) -> float:
+        """Return the least cost of an architecture that reaches its output in every kind of cell.
+
+        Args:
+            name: `params`, `multiply_adds` or `memory_access`.
+        """
+        column = COSTS.index(name)
+        chosen_E = connected_argmax(self._space, -self.table[:, :, column])
+        return float(self.fixed[column] + self.of(chosen_E)[column])
+
+    def of(self, chosen_E: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return what one option an edge costs, without what is fixed; shape (3,)."""
+        return self.table[np.arange(len(chosen_E)), chosen_E].sum(axis=0)  # type: ignore[no-any-return]
+
+
+def most_likely(
+    space: CellSpace, log_p_EO: NDArray[np.float64], costs: EdgeCosts, bounds: Mapping[str, float]
+) -> Architecture:
+    """Return the most probable architecture, the argmax on every edge with `none` included (section 3.1).
+
+    Where that leaves a cell without a way to its output, it is the most probable one that has one. With `bounds` on
+    costs, probability is traded for cost at the lowest prices that keep them all: the best on the convex hull of
+    probability against cost.
+
+    Raises:
+        ValueError: No architecture on that hull keeps all bounds.
+    """
+    limits = np.array([bounds.get(name, np.inf) for name in COSTS])
+
+    def choose(prices: NDArray[np.float64]) -> NDArray[np.int64]:
+        return connected_argmax(space, log_p_EO - costs.table @ prices)
+
+    def keeps(chosen_E: NDArray[np.int64]) -> bool:
+        return bool((costs.fixed + costs.of(chosen_E) <= limits).all())
+
+    chosen_E = choose(np.zeros(len(COSTS)))
+    if keeps(chosen_E):
+        return architecture_of(space, chosen_E)
+    rows, found = np.arange(len(chosen_E)), []
+    for shares in _shares(len(bounds)):
+        direction = np.zeros(len(COSTS))
+        for name, share in zip(bounds, shares, strict=True):
+            direction[COSTS.index(name)] = share / bounds[name]
+        # Several bounds may hold at middle prices only, so all are tried and the lowest that does is refined.
+        prices = np.concatenate([[0.0], np.geomspace(1e-3, 1e9, 241)])
+        held = next((number for number, price in enumerate(prices) if keeps(choose(price * direction))), None)
+        if held is None:
+            continue
+        low, high = (float(price) for price in prices[held - 1 : held + 1])
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (low, middle) if keeps(choose(middle * direction)) else (middle, high)
+        chosen_E = choose(high * direction)
+        found.append((float(log_p_EO[rows, chosen_E].sum()), tuple(chosen_E.tolist())))
+    if not found:
+        listed = ", ".join(f"{name} {bound:.6g}" for name, bound in bounds.items())
+        raise ValueError(
+            f"`resource` must be within reach but no architecture was found that keeps {listed} at once; raise a bound."
+        )
+    return architecture_of(space, np.array(max(found)[1]))
+
+
+def _shares(n_bounds: int) -> list[tuple[float, ...]]:
+    """Return ways to share a price among bounds, in quarters."""
+    return [tuple(i / 4 for i in parts) for parts in product(range(5), repeat=n_bounds) if sum(parts) == 4]

@@ -1,0 +1,137 @@
+"""A factorised distribution over the options of every edge, its relaxation and its expected cost.
+
+SNAS (Xie et al. 2019, arXiv 1812.09926v2), sections 2.1 to 2.4; equation numbers are the paper's.
+
+E edges (paths of the space), O options of an edge (ops, `none` included).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optuna_nas.space import Architecture, CellSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from optuna_nas.space import Space
+
+
+SMALLEST_EXPONENTIAL = 1e-20  # generators may return an exact 0, whose logarithm is infinite
+
+
+def concrete_sample(logits_EO: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+    """Draw relaxed one-hot rows, differentiable in the logits; shape (E, O), float32, rows sum to 1.
+
+    `Z = softmax((log alpha + G) / temperature)`, G standard Gumbel (eq. 4). The largest entry of a row has the law
+    softmax(logits) at every temperature. Computed in float32 under autocast too, so that it is never NaN.
+
+    Raises:
+        ValueError: `temperature` is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be positive but got {temperature}; anneal towards 0, never to it.")
+    with torch.autocast(logits_EO.device.type, enabled=False):
+        return ((logits_EO.float() + gumbel_noise(logits_EO, generator)) / temperature).softmax(dim=-1)
+
+
+def one_path_sample(logits_EO: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Draw hard one-hot rows that carry the gradient of SNAS' credit; shapes (E, O) and (E,), the chosen options.
+
+    The value is one-hot; its derivative is that of log p(Z), so that a backward pass gives the logits of an edge
+    `dL/dZ * grad log p(Z)`: the limit of the search gradient at temperature 0 (DSNAS, Hu et al. 2020).
+    """
+    with torch.autocast(logits_EO.device.type, enabled=False):
+        logits_EO = logits_EO.float()
+        chosen_E = (logits_EO + gumbel_noise(logits_EO, generator)).argmax(dim=-1)
+        hard_EO = torch.nn.functional.one_hot(chosen_E, logits_EO.shape[-1]).float()
+        log_p_E1 = logits_EO.log_softmax(dim=-1).gather(-1, chosen_E[:, None])
+        return hard_EO * (1 + log_p_E1 - log_p_E1.detach()), chosen_E
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return standard Gumbel noise of a tensor's shape and device, finite, float32."""
+    exponential = torch.empty(like.shape, dtype=torch.float32, device=like.device).exponential_(generator=generator)
+    return -exponential.clamp_min(SMALLEST_EXPONENTIAL).log()
+
+
+def softmax(logits_EO: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of every row, shape (E, O)."""
+    raised = np.exp(logits_EO - logits_EO.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def draw(weights_EO: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return one option an edge, shape (E,), with probabilities in proportion to a row's weights."""
+    cumulated_EO = weights_EO.cumsum(axis=1)
+    return (cumulated_EO < generator.random((len(weights_EO), 1)) * cumulated_EO[:, -1:]).sum(axis=1)  # type: ignore[no-any-return]
+
+
+def entropies(probabilities_EO: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the entropy of every row in nats, shape (E,)."""
+    safe = np.where(probabilities_EO > 0, probabilities_EO, 1.0)
+    return np.asarray(-(probabilities_EO * np.log(safe)).sum(-1))
+
+
+class DistributionRecord(NamedTuple):
+    """How a distribution stood at one moment of its learning, for curves and heat maps.
+
+    Args:
+        step: Training step, or number of a trial, by which records are in order.
+        metrics: `entropy` (mean of the edges, nats), and where they are known `params`, `multiply_adds` and
+            `memory_access` (expected), `temperature`, `loss` (nats) and `accuracy` (a fraction) of the samples.
+        probabilities: Shape (E, O).
+        credit: Mean credit of the edges since the last record, shape (E,); None without a supernet.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    probabilities: NDArray[np.float64]
+    credit: NDArray[np.float64] | None = None
+
+
+def connected_argmax(space: CellSpace, score_EO: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return, for every edge, the option of the largest score, such that every kind of cell reaches its output.
+
+    The sum of scores is the largest possible: if the argmax is not connected, the edges of the way that loses least
+    take their best option that keeps something.
+    """
+    chosen_E = np.asarray(score_EO.argmax(axis=1))
+    nothing_O = np.array([not kept for kept in edge_options(space).values()])
+    if not nothing_O.any():
+        return chosen_E
+    something_E = np.where(nothing_O, -np.inf, score_EO).argmax(axis=1)
+    rows = np.arange(len(chosen_E))
+    regret_E = score_EO[rows, chosen_E] - score_EO[rows, something_E]
+    position = {path: number for number, path in enumerate(space.paths)}
+    nodes = range(space.inputs, space.inputs + space.nodes)
+    for kind in space.kinds:
+        ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(range(space.inputs), (0.0, ()))
+        for node in nodes:  # shortest ways from an input, in topological order
+            edges = [(source, position[f"{kind.name}/{node}<-{source}"]) for source in range(node)]
+            ways[node] = min((ways[i][0] + float(regret_E[e]), (*ways[i][1], e)) for i, e in edges)
+        _, way = min(ways[node] for node in kind.outputs or nodes)
+        chosen_E[list(way)] = something_E[list(way)]
+    return chosen_E
+
+
+def edge_options(space: CellSpace) -> Mapping[str, tuple[str, ...]]:
+    """Return the options of an edge, the same on all of them, and the ops that each keeps."""
+    return next(iter(space.options().values()))
+
+
+def architecture_of(space: Space, chosen_E: NDArray[np.int64]) -> Architecture:
+    """Return the architecture of one option an edge."""
+    return Architecture(
+        space,
+        tuple(
+            (path, list(options.values())[int(option)])
+            for (path, options), option in zip(space.options().items(), chosen_E, strict=True)
+        ),
+    )

@@ -1,0 +1,125 @@
+"""How an SNAS learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_type_hints
+
+from optuna_nas.space.cost import COSTS
+from optuna_nas.training.recipe import PRECISIONS
+
+RELAXATIONS = ("concrete", "one_path", "softmax")
+SCHEDULES = ("linear", "exponential")
+RESOURCE_WEIGHTS = {"mild": 0.1, "moderate": 0.3, "aggressive": 1.0}
+"""Nats of loss that the cost of the uniform distribution is worth; see `SNASRecipe.resource`."""
+
+
+@dataclass(frozen=True)
+class SNASRecipe:
+    """How an SNAS learns. The defaults are the paper's (section 3.1, appendix G) where it gives them.
+
+    Args:
+        batch_size: Images a step.
+        scoring_images: Images of the report split that an architecture is scored on, all at once.
+        learning_rate: Of the weights' SGD; falls to `final_learning_rate` along a cosine.
+        final_learning_rate: Where the cosine ends.
+        momentum: Of SGD.
+        weight_decay: L2 penalty on the weights.
+        clip_norm: Largest norm of the weights' gradient; 0 for no clipping.
+        logit_learning_rate: Of the logits' Adam, betas (0.5, 0.999). None takes the paper's 3e-4, raised for budgets
+            shorter than the paper's 117,150 steps so that logits can travel as far, to 0.05 at most.
+        logit_weight_decay: L2 penalty on the logits.
+        relaxation: How a step mixes ops. `concrete`: a relaxed sample (eq. 4). `one_path`: only the sampled ops are
+            computed, with the same credit (DSNAS, Hu et al. 2020); several times cheaper. `softmax`: the probabilities
+            themselves, nothing sampled, as in DARTS; for comparison.
+        first_temperature: Of the relaxed samples when the logits begin to learn.
+        last_temperature: When the budget is spent.
+        schedule: `linear` or `exponential` between the two, by fraction of the budget.
+        warmup_fraction: Share of the budget that trains weights only, under the uniform distribution. Without, logits
+            lean early to ops that need no weights.
+        warmup_relaxation: How those steps mix ops; None as `relaxation`. `one_path` trains one op an edge, fully and at
+            a fraction of the cost (uniform single paths, Guo et al. 2020), where a mixture trains all, each by its
+            share.
+        resource: What costs are worth. A number: how many nats of loss the cost of the uniform distribution is worth
+            (0: costs do not count); the penalty is this number times the expected cost relative to it, a mean of
+            parameters, multiply-adds and memory access (section 2.4). `mild`, `moderate`, `aggressive`: 0.1, 0.3, 1.0.
+            A mapping such as `{"params": 2e6}`: upper bounds of the whole network's costs, reached by Lagrange
+            multipliers.
+        precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
+        compile: Compile the supernet with `torch.compile` for steps that compute all ops: once, since a sample changes
+            numbers only; steps of one path are never compiled. That takes minutes, and on a CPU it gained nothing where
+            it was measured (BENCHMARKS.md): meant for long budgets on a GPU, where a step is many small kernels.
+        seed: Initial weights, order of images, augmentation, samples.
+
+    Raises:
+        ValueError: A field is out of range.
+    """
+
+    batch_size: int = 64
+    scoring_images: int = 512
+    learning_rate: float = 0.025
+    final_learning_rate: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip_norm: float = 5.0
+    logit_learning_rate: float | None = None
+    logit_weight_decay: float = 1e-3
+    relaxation: str = "concrete"
+    first_temperature: float = 1.0
+    last_temperature: float = 0.03
+    schedule: str = "linear"
+    warmup_fraction: float = 0.0
+    warmup_relaxation: str | None = None
+    resource: float | str | Mapping[str, float] = 0.0
+    precision: str = "auto"
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "scoring_images", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"`{name}` must be an integer but got {getattr(self, name)!r}.")
+        for name, kind in get_type_hints(SNASRecipe).items():
+            value = getattr(self, name)
+            if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"`{name}` must be a number but got {value!r}.")
+        for name, least in (("batch_size", 1), ("scoring_images", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least} but got {getattr(self, name)}.")
+        for name in ("first_temperature", "last_temperature", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite but got {getattr(self, name)}.")
+        if self.logit_learning_rate is not None and not 0 < self.logit_learning_rate < math.inf:
+            raise ValueError(
+                f"`logit_learning_rate` must be positive but got {self.logit_learning_rate}; None scales the paper's."
+            )
+        for name in ("final_learning_rate", "weight_decay", "clip_norm", "logit_weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}.")
+        for name in ("momentum", "warmup_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1) but got {getattr(self, name)}.")
+        for name, known in (("relaxation", RELAXATIONS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
+        if self.warmup_relaxation not in (None, *RELAXATIONS):
+            raise ValueError(
+                f"`warmup_relaxation` must be None or one of {RELAXATIONS} but got {self.warmup_relaxation!r}."
+            )
+        if isinstance(self.resource, str):
+            if self.resource not in RESOURCE_WEIGHTS:
+                raise ValueError(
+                    f"`resource` must be one of {tuple(RESOURCE_WEIGHTS)}, a number or upper bounds but got "
+                    f"{self.resource!r}."
+                )
+        elif isinstance(self.resource, Mapping):
+            object.__setattr__(self, "resource", dict(self.resource))
+            for name, bound in self.resource.items():
+                if name not in COSTS or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+                    raise ValueError(
+                        f"`resource` must give positive upper bounds of {COSTS} but got {name!r}: {bound}."
+                    )
+        elif not isinstance(self.resource, int | float) or not 0 <= self.resource < math.inf:
+            raise ValueError(f"`resource` must be a level, upper bounds or a number from 0 but got {self.resource!r}.")

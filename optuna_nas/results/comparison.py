@@ -1,0 +1,277 @@
+"""Several strategies under one budget, with several seeds: who wins, by how much, and is it more than chance?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from optuna.pruners import MedianPruner, NopPruner
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from scipy.stats import rankdata, t, ttest_rel
+
+from optuna_nas.objective.train_objective import TrainObjective
+from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
+from optuna_nas.plots.progress import progress, spent_seconds
+from optuna_nas.search.run import run
+from optuna_nas.storage.quota import counted_trials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.search.config import Search, SearchListener
+    from optuna_nas.search.results import SearchResult
+    from optuna_nas.tracking import MLflowTracker
+
+
+TRIALS, SECONDS, EPOCHS = BUDGETS = ("trials", "seconds", "epochs")
+RANDOM, TPE = BASELINES = ("random", "tpe")
+MOST_TRIALS = 100_000
+"""Of a study whose budget is another."""
+CONFIDENCE = 0.95
+POINTS = 200
+
+
+class Budget(NamedTuple):
+    """What every run may spend.
+
+    Args:
+        kind: `trials` (finished ones), `seconds` (of trials one after the other, what their sampler or pruner trained
+            meanwhile included) or `epochs` (that trials reported; what one-shot models trained is not counted).
+        amount: How much. A run ends with the trial that reaches it; what it found beyond does not count.
+    """
+
+    kind: str
+    amount: float
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """Read `trials=30`, `seconds=600` or `epochs=200`.
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        kind, _, amount = text.partition("=")
+        try:
+            found = Budget(kind, float(amount))
+        except ValueError:
+            found = Budget(kind, 0.0)
+        if kind not in BUDGETS or not 0 < found.amount < float("inf"):
+            raise ValueError(f"`budget` must be such as trials=30, seconds=600 or epochs=200 but got {text!r}.")
+        return found
+
+    def spent(self, study: Study) -> float:
+        """Return what the finished trials of a study have spent."""
+        if self.kind == TRIALS:
+            return float(counted_trials(study))
+        return sum(self.of(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+
+    def of(self, trial: FrozenTrial) -> float:
+        """Return what one finished trial has spent."""
+        if self.kind == TRIALS:
+            return 1.0
+        if self.kind == EPOCHS:
+            return float(max(trial.intermediate_values, default=0))
+        return trial.duration.total_seconds() if trial.duration else 0.0
+
+
+class Row(NamedTuple):
+    """How a strategy did over the seeds, S of them.
+
+    Args:
+        strategy: Its name.
+        best: Best value within the budget with each seed, shape (S,).
+        mean: Of them.
+        interval: Half of the 95 % interval of the mean (Student's t); NaN for one seed.
+        rank: Mean rank among the strategies, 1 is best.
+        seconds: Mean seconds of training of a run.
+        tested: Mean accuracy of the best networks on the test split; None where it was not measured.
+        p_value: Of a paired t-test against Optuna's TPE; NaN for one seed, or for TPE itself.
+    """
+
+    strategy: str
+    best: NDArray[np.float64]
+    mean: float
+    interval: float
+    rank: float
+    seconds: float
+    tested: float | None
+    p_value: float
+
+
+class Comparison(NamedTuple):
+    """Rows and anytime curves of every strategy, best first, and all studies."""
+
+    rows: list[Row]
+    bands: list[AnytimeBand]
+    studies: list[Study]
+
+    def figure(self, budget: Budget, value_name: str = "best value") -> Figure:
+        """Draw the best value against what was spent, the mean over seeds and the range of a standard error."""
+        return draw_bands(self.bands, budget.kind, value_name)
+
+
+def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
+    """Return the strategies of a seed by name: those of the searches, and random search and Optuna's TPE.
+
+    All train in the frame, on the data and by the recipe of the first search. Random search prunes nothing, TPE has
+    Optuna's median pruner.
+
+    Raises:
+        ValueError: Searches differ in what they train, or share a name.
+    """
+    first = searches[0]
+    for search in searches[1:]:
+        ours, theirs = first.setting(), search.setting()
+        differing = sorted(part for part in {*ours, *theirs} - {"start", "masks"} if ours.get(part) != theirs.get(part))
+        if search.directions != first.directions:
+            differing.append("directions")
+        if differing:
+            raise ValueError(
+                f"`{differing[0]}` must be the same in all studies that are compared but that of {search.name!r} is "
+                f"not that of {first.name!r}; give them the same."
+            )
+    found = {search.name: search for search in searches}
+    if len(found) < len(searches):
+        raise ValueError(
+            f"`name` must be another for every study but {first.name!r} and others share one; rename them."
+        )
+    objective = first.objective
+    if isinstance(objective, TrainObjective):
+        objective = replace(objective, start="scratch", ghn=None, masks=None)
+    plain = replace(first, objective=objective)
+    return {
+        **found,
+        RANDOM: replace(plain, sampler=RandomSampler(seed), pruner=NopPruner()),
+        TPE: replace(plain, sampler=TPESampler(seed=seed), pruner=MedianPruner()),
+    }
+
+
+def compare(
+    make: Callable[[int], Sequence[Search]],
+    budget: Budget,
+    seeds: int,
+    folder: Path,
+    tracker: Callable[[Mapping[str, str]], MLflowTracker | None],
+    *,
+    listener: Callable[[str, int, Search], SearchListener | None] = lambda strategy, seed, search: None,
+) -> Comparison | None:
+    """Run every strategy with every seed to the budget; what has run is not run again. None where it was interrupted.
+
+    Args:
+        make: Returns the searches for a seed, the same each time.
+        budget: Of every run.
+        seeds: How many, from 0.
+        folder: Where studies and networks go.
+        tracker: Makes the MLflow mirror of a run with tags, or None.
+        listener: Hears of a run.
+
+    Raises:
+        ValueError: As `strategies`; or there is less than one seed.
+    """
+    if seeds < 1:
+        raise ValueError(f"`seeds` must be at least 1 but got {seeds}.")
+    results: dict[str, list[SearchResult]] = {}
+    for seed in range(seeds):
+        for number, (name, search) in enumerate(strategies(make(seed), seed).items()):
+            place = folder / f"{name}-{seed}"
+            shown = {"strategy": name, "seed": str(seed), "budget": f"{budget.kind}={budget.amount:g}"}
+            shown["mlflow.runColor"] = COLOURS[number % len(COLOURS)]
+            wanted = replace(
+                search,
+                name=f"{name}-{seed}",
+                folder=place,
+                storage=f"sqlite:///{place / 'study.db'}",
+                trials=round(budget.amount) if budget.kind == TRIALS else MOST_TRIALS,
+                tracking=tracker(shown),
+            )
+            result = run(wanted, listener(name, seed, wanted), lambda study: budget.spent(study) >= budget.amount)
+            if result.interrupted:
+                return None
+            results.setdefault(name, []).append(result)
+    return judge(results, budget)
+
+
+def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget) -> Comparison:
+    """Return the table and the curves of runs, by strategy and seed."""
+    studies = {name: [result.study for result in runs] for name, runs in results.items()}
+    direction = next(iter(studies.values()))[0].directions[0]
+    curves = {name: [anytime(study, budget) for study in runs] for name, runs in studies.items()}
+    best = {name: np.array([values[-1] for _, values in found]) for name, found in curves.items()}
+    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+    ranks = dict(zip(best, rankdata(sign * np.stack(list(best.values())), axis=0).mean(1).tolist(), strict=True))
+    rows = []
+    for name, values in best.items():
+        n_seeds = len(values)
+        spread = float(values.std(ddof=1)) if n_seeds > 1 else float("nan")
+        tested = [result.test_accuracy for result in results[name] if result.test_accuracy is not None]
+        differs = n_seeds > 1 and name != TPE and TPE in best and bool((values != best[TPE]).any())
+        rows.append(
+            Row(
+                name,
+                values,
+                float(values.mean()),
+                spread / n_seeds**0.5 * float(t.ppf((1 + CONFIDENCE) / 2, max(1, n_seeds - 1))),
+                ranks[name],
+                float(np.mean([_seconds(study) for study in studies[name]])),
+                float(np.mean(tested)) if len(tested) == n_seeds else None,
+                float(ttest_rel(values, best[TPE]).pvalue) if differs else float("nan"),
+            )
+        )
+    rows.sort(key=lambda row: sign * row.mean)
+    grid = np.linspace(0, budget.amount, POINTS)
+    bands = [
+        AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
+    ]
+    return Comparison(rows, bands, [study for runs in studies.values() for study in runs])
+
+
+def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what was spent after every finished trial, and the best value then (NaN before the first); shapes (T,).
+
+    Trials beyond the budget are left out, but for the first one.
+    """
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    found = progress(trials, study.directions[0])
+    spent = np.cumsum([budget.of(trial) for trial in trials])
+    bests = np.array([np.nan if best is None else best for best in found.best], dtype=np.float64)
+    within = max(1, int((spent <= budget.amount).sum()))
+    return spent[:within], bests[:within]
+
+
+def _at(grid: NDArray[np.float64], spent: NDArray[np.float64], best: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the best value when so much was spent."""
+    places = np.searchsorted(spent, grid, side="right") - 1
+    return np.where(places >= 0, best[np.maximum(places, 0)], np.nan)
+
+
+def _seconds(study: Study) -> float:
+    return sum(spent_seconds(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+
+
+HEADINGS = ("strategy", "best value", "95 % interval", "rank", "seconds", "test", "p against TPE")
+
+
+def cells(row: Row) -> list[str]:
+    """Return a row as text, under `HEADINGS`."""
+
+    def shown(number: float | None, digits: int) -> str:
+        return "" if number is None or number != number else f"{number:.{digits}f}"
+
+    interval = f"+- {row.interval:.4f}" if row.interval == row.interval else ""
+    numbers = [shown(row.mean, 4), interval, shown(row.rank, 2), shown(row.seconds, 1), shown(row.tested, 4)]
+    return [row.strategy, *numbers, shown(row.p_value, 3)]
+
+
+def as_json(comparison: Comparison) -> str:
+    """Return the table as JSON."""
+    rows = [{**row._asdict(), "best": row.best.tolist()} for row in comparison.rows]
+    return json.dumps(rows, indent=1)

@@ -1,0 +1,392 @@
+"""What a study came to, as one page: HTML that needs nothing from the network, and the same as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from optuna.trial import TrialState
+
+from optuna_nas.objective.train_objective import TrainObjective
+from optuna_nas.plots import plot_architecture, plot_distribution
+from optuna_nas.plots.anytime import anytime_curves, draw_anytime
+from optuna_nas.plots.masks import draw_masks
+from optuna_nas.plots.progress import (
+    COST_NAMES,
+    draw_importances,
+    draw_pareto,
+    draw_progress,
+    importances,
+    pareto,
+    progress,
+    spent_seconds,
+)
+from optuna_nas.plots.surrogate import draw_guesses, guesses
+from optuna_nas.samplers import distribution_records
+from optuna_nas.search.opening import open_study
+from optuna_nas.search.results import architecture_of, best_trial, feasible, ranking, summarise
+from optuna_nas.storage.attributes import REASON, masks_of
+from optuna_nas.storage.versions import git_commit, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.search.config import Search
+
+
+ROWS = 20
+FEWEST_GUESSES = 5
+SHOWN_REASONS = 8
+
+
+class Text(NamedTuple):
+    """A paragraph; as it stands where `code` is set."""
+
+    text: str
+    code: bool = False
+
+
+class Table(NamedTuple):
+    """Rows of text under headings; columns that hold numbers are named."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: frozenset[str] = frozenset()
+
+
+class Picture(NamedTuple):
+    """A PNG file: its name without suffix, what it shows in words, its bytes, its width on a screen in pixels."""
+
+    name: str
+    shows: str
+    png: bytes
+    width: int
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: Sequence[Text | Table | Picture]
+
+
+class Report(NamedTuple):
+    """Files of a report."""
+
+    page: Path
+    markdown: Path
+
+
+def write_report(search: Search, folder: Path | None = None, command: str = "") -> Report:
+    """Write `report.html`, `report.md` and the pictures of the latter.
+
+    Args:
+        search: Its study must exist.
+        folder: Where to; by default `report` in the search's folder.
+        command: What runs the study, shown under "how to reproduce".
+
+    Raises:
+        ValueError: The study does not exist.
+    """
+    study = open_study(search, create=False)
+    folder = folder or search.resolved_folder() / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = sections_of(search, study, command)
+    page, markdown = folder / "report.html", folder / "report.md"
+    page.write_text(as_html(search.name, sections), encoding="utf-8")
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Picture):
+                (folder / f"{block.name}.png").write_bytes(block.png)
+    markdown.write_text(as_markdown(search.name, sections), encoding="utf-8")
+    return Report(page, markdown)
+
+
+# -- what it says -------------------------------------------------------------------------------------------------
+
+
+def sections_of(search: Search, study: Study, command: str) -> list[Section]:
+    """Return the sections that there is something to say in."""
+    trials = study.get_trials(deepcopy=False)
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    metric = "accuracy" if isinstance(search.resolved_objective(), TrainObjective) else "value"
+    sections = [
+        Section("Question", [Text(search.description.strip())] if search.description.strip() else []),
+        Section("Result", _result(search, study)),
+        Section("Leaderboard", _leaderboard(search, study, metric)),
+        Section("Best so far", _progress(study, finished, metric)),
+        Section("What mattered", _importances(study)),
+        Section("What the sampler learned", _distribution(search, study)),
+        Section("What the masks keep", _masks(search, finished)),
+        Section("Scores against values", _guesses(study, finished, metric)),
+        Section("Accuracy and cost", _costs(study, finished, metric)),
+        Section("What was stopped", _stopped(search, finished)),
+        Section("How to reproduce", _reproduction(search, study, command)),
+    ]
+    return [section for section in sections if section.blocks]
+
+
+def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
+    best = best_trial(study)
+    if best is None:
+        return [Text("No trial has completed within its constraints yet.")]
+    summed = summarise(search, study)
+    rows = [("best value", f"{best.values[0]:.4f} (trial {best.number})")]
+    if summed.test_accuracy is not None:
+        rows.append(("test accuracy", f"{summed.test_accuracy:.4f}, on images that the search never saw"))
+    for name, text in COST_NAMES.items():
+        if name in best.user_attrs:
+            rows.append((text, f"{best.user_attrs[name]:,}"))
+    rows.append(("seconds of the trial", f"{spent_seconds(best):,.1f}"))
+    if summed.network is not None:
+        rows.append(("network", str(summed.network)))
+    architecture = architecture_of(search, best)
+    blocks: list[Text | Table | Picture] = [Table(("", ""), rows)]
+    if architecture is not None:
+        blocks.append(
+            _picture(
+                "best_architecture",
+                f"The best architecture: {architecture.summary}",
+                lambda: plot_architecture(architecture),
+            )
+        )
+    return blocks
+
+
+def _leaderboard(search: Search, study: Study, metric: str) -> list[Text | Table | Picture]:
+    ranked = ranking(study)
+    if not ranked:
+        return []
+    rows = []
+    for rank, trial in enumerate(ranked[:ROWS], 1):
+        architecture, attributes = architecture_of(search, trial), trial.user_attrs
+        summary = architecture.summary if architecture else ", ".join(f"{k}={v}" for k, v in trial.params.items())
+        costs = [f"{attributes[name]:,}" if name in attributes else "" for name in ("params", "multiply_adds")]
+        place = str(rank) if feasible(trial) else "breaks a constraint"
+        rows.append(
+            (place, str(trial.number), f"{trial.values[0]:.4f}", *costs, f"{spent_seconds(trial):.1f}", summary)
+        )
+    headings = ("rank", "trial", metric, "parameters", "multiply-adds", "seconds", "architecture")
+    note = [Text(f"The best {ROWS} of {len(ranked)} completed trials.")] if len(ranked) > ROWS else []
+    return [*note, Table(headings, rows, frozenset(headings[:-1]))]
+
+
+def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
+    found = progress(finished, study.directions[0])
+    known = [best for best in found.best if best is not None]
+    if not known:
+        return []
+    when = found.best.index(known[-1])
+    told = Text(
+        f"{len(finished)} trials took {found.seconds[-1]:,.0f} seconds one after the other; the best value came with "
+        f"trial {found.numbers[when]}, after {found.seconds[when]:,.0f} seconds."
+    )
+    return [told, _picture("progress", "Best value so far", lambda: draw_progress(found, metric))]
+
+
+def _importances(study: Study) -> list[Text | Table | Picture]:
+    found = importances(study)
+    if not found:
+        return []
+    first = next(iter(found))
+    told = Text(f"Of the values' variance, {found[first]:.0%} is explained by {first} (fANOVA, Hutter et al. 2014).")
+    return [told, _picture("importances", "Importance of every parameter", lambda: draw_importances(found))]
+
+
+def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
+    records = distribution_records(study)
+    if not records:
+        return []
+    first, last = (record.metrics["entropy"] for record in (records[0], records[-1]))
+    told = Text(
+        f"The entropy of an edge, at first {first:.2f} nats, was {last:.2f} after {records[-1].step} steps; 0 is a "
+        "sampler that is sure."
+    )
+    return [told, _picture("distribution", "Probabilities over time", lambda: plot_distribution(search.space, records))]
+
+
+def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table | Picture]:
+    known = [found for trial in finished if (found := masks_of(trial))]
+    if not known:
+        return []
+    newest = max(known, key=lambda found: int(found["step"]))
+    kept, total = (
+        sum(map(len, newest["kept"].values())),
+        sum(map(len, dict(search.space.everything().choices).values())),
+    )
+    told = Text(f"The masks keep {kept} of {total} ops on edges.")
+    return [
+        told,
+        _picture("masks", "Ops that masks keep", lambda: draw_masks(search.space, newest["kept"], newest["weights"])),
+    ]
+
+
+def _guesses(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
+    found = guesses(finished, study.directions[0])
+    if len(found.numbers) < FEWEST_GUESSES:
+        return []
+    tau = found.correlation
+    told = Text(
+        f"Kendall's tau between what was guessed before training and what came of it: {tau.tau:.2f}, 95 % interval "
+        f"{tau.lower:.2f} to {tau.upper:.2f}, over {tau.n_trials} trials."
+    )
+    return [told, _picture("surrogate", "Guesses against values", lambda: draw_guesses(found, metric))]
+
+
+def _costs(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
+    blocks: list[Text | Table | Picture] = []
+    for cost in ("params", "multiply_adds"):
+        points, name = pareto(finished, cost, study.directions[0]), COST_NAMES[cost]
+        if points:
+            shows = f"{metric} against {name}"
+            blocks.append(_picture(f"pareto_{cost}", shows, partial(draw_pareto, points, name, metric)))
+            if cost == "params":
+                headings = ("trial", name, metric)
+                front = [(str(p.number), f"{p.cost:,.0f}", f"{p.value:.4f}") for p in points if p.on_front]
+                blocks.append(Table(headings, front, frozenset(headings)))
+    curves = anytime_curves(finished, study.directions[0])
+    if curves:
+        blocks.append(_picture("anytime", "Accuracy against the budget of a prediction", lambda: draw_anytime(curves)))
+    return blocks
+
+
+def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table | Picture]:
+    pruned = [trial for trial in finished if trial.state == TrialState.PRUNED]
+    failed = [trial for trial in finished if trial.state == TrialState.FAIL]
+    if not pruned and not failed:
+        return []
+    blocks: list[Text | Table | Picture] = []
+    at_once = sum(not trial.intermediate_values for trial in pruned)
+    text = (
+        f"Of {len(finished)} trials, {len(pruned)} were pruned ({at_once} before the first step), {len(failed)} failed."
+    )
+    objective = search.resolved_objective()
+    epochs = objective.recipe.epochs if isinstance(objective, TrainObjective) else None
+    whole = [spent_seconds(t) / max(t.intermediate_values) for t in finished if _is_whole(t)]
+    if isinstance(epochs, int) and pruned:
+        saved = sum(epochs - max(trial.intermediate_values, default=0) for trial in pruned)
+        text += f" That saved {saved} of {saved + _epochs(finished)} epochs"
+        text += f", about {saved * sum(whole) / len(whole):,.0f} seconds." if whole else "."
+    blocks.append(Text(text))
+    reasons: dict[str, list[int]] = {}
+    for trial in (*pruned, *failed):
+        reason = str(trial.user_attrs.get(REASON, "no reason was given"))
+        reasons.setdefault(reason, []).append(trial.number)
+    common = sorted(reasons.items(), key=lambda item: -len(item[1]))[:SHOWN_REASONS]
+    rows = [(str(len(numbers)), reason, ", ".join(map(str, numbers[:10]))) for reason, numbers in common]
+    return [*blocks, Table(("trials", "why", "first of them"), rows, frozenset({"trials"}))]
+
+
+def _is_whole(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE and bool(trial.intermediate_values)
+
+
+def _epochs(trials: Sequence[FrozenTrial]) -> int:
+    return sum(max(trial.intermediate_values, default=0) for trial in trials)
+
+
+def _reproduction(search: Search, study: Study, command: str) -> list[Text | Table | Picture]:
+    objective = search.resolved_objective()
+    rows = [
+        ("space", f"{type(search.space).__name__}, {search.space.size:,} architectures"),
+        ("sampler", type(search.sampler).__name__ if search.sampler else "Optuna's default"),
+        ("pruner", type(search.pruner).__name__ if search.pruner else "Optuna's default"),
+        ("trials", f"{sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))} of {search.trials}"),
+    ]
+    if isinstance(objective, TrainObjective):
+        described = objective.data.describe()
+        rows.append(("data", f"{described['name']}, digest {described['digest']}"))
+        rows += [(f"recipe: {name}", str(value)) for name, value in vars(objective.recipe).items()]
+    rows += [*versions().items(), ("git commit", git_commit())]
+    asked: list[Text | Table | Picture] = [Text(command, code=True)] if command else []
+    return [*asked, Table(("", ""), [row for row in rows if row[1]])]
+
+
+def _picture(name: str, shows: str, draw: Callable[[], Figure]) -> Picture:
+    file, figure = io.BytesIO(), draw()
+    figure.savefig(file, format="png", dpi=150)
+    return Picture(name, shows, file.getvalue(), round(96 * figure.get_figwidth()))
+
+
+# -- how it looks -------------------------------------------------------------------------------------------------
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 0 auto;
+  padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
+p { white-space: pre-line; } pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; }
+img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #555; font-size: .85rem;
+  overflow-wrap: anywhere; }
+.table { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid #eee;
+  overflow-wrap: anywhere; min-width: 5rem; }
+td:last-child:not(:nth-child(-n+2)) { min-width: 16rem; }
+th { border-bottom: 2px solid #ccc; } .number { text-align: right; overflow-wrap: normal; min-width: 0;
+  font-variant-numeric: tabular-nums; }
+@media print { body { max-width: none; font-size: 11px; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
+  .table { overflow: visible; } }
+"""
+
+
+def as_html(title: str, sections: Sequence[Section]) -> str:
+    """Return one page; its pictures are in it."""
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    for section in sections:
+        body.append(f"<section><h2>{html.escape(section.title)}</h2>")
+        for block in section.blocks:
+            if isinstance(block, Text):
+                tag = "pre" if block.code else "p"
+                body.append(f"<{tag}>{html.escape(block.text)}</{tag}>")
+            elif isinstance(block, Picture):
+                data, shows = base64.b64encode(block.png).decode(), html.escape(block.shows, quote=True)
+                caption = f"<figcaption>{shows}</figcaption>"
+                image = f'<img src="data:image/png;base64,{data}" alt="{shows}" width="{block.width}">'
+                body.append(f"<figure>{image}{caption}</figure>")
+            else:
+                body.append(_html_table(block))
+        body.append("</section>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _html_table(table: Table) -> str:
+    classes = [' class="number"' if heading in table.numbers else "" for heading in table.headings]
+    head = "".join(f"<th{c}>{html.escape(h)}</th>" for h, c in zip(table.headings, classes, strict=True))
+    rows = [
+        "<tr>" + "".join(f"<td{c}>{html.escape(cell)}</td>" for cell, c in zip(row, classes, strict=True)) + "</tr>"
+        for row in table.rows
+    ]
+    shown = f"<thead><tr>{head}</tr></thead>" if any(table.headings) else ""
+    return f'<div class="table"><table>{shown}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def as_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Return the same with pictures in files beside it."""
+    parts = [f"# {title}"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        for block in section.blocks:
+            if isinstance(block, Text):
+                parts.append(f"```\n{block.text}\n```" if block.code else block.text)
+            elif isinstance(block, Picture):
+                parts.append(f"![{block.shows.replace('[', '(').replace(']', ')')}]({block.name}.png)")
+            else:
+                rule = ["---:" if heading in block.numbers else "---" for heading in block.headings]
+                rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in block.rows]
+                lines = [list(block.headings), rule, *rows]
+                parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,179 @@
+"""A study put together: the `Search` and its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from optuna import Study, Trial
+
+from optuna_nas.objective.train_objective import SCRATCH, TrainObjective, TrialListener
+from optuna_nas.storage.database import SQLITE, Heartbeat
+from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
+from optuna_nas.tracking import MLflowTracker
+from optuna_nas.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.data.splits import Data
+    from optuna_nas.space import Skeleton, Space
+
+
+Objective = Callable[[Trial], float | Sequence[float]]
+
+
+class SearchListener(TrialListener, Protocol):
+    """Hears of a search while it runs: a progress display."""
+
+    def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
+        """Hear a finished trial, whatever its state."""
+
+    def model_progress(self, name: str, fraction: float) -> None:
+        """Hear which fraction of a round of its training a one-shot model has done; called after every step."""
+
+    def closing(self) -> None:
+        """Hear that all trials are done and what is left goes to MLflow."""
+
+
+@runtime_checkable
+class TrainsModel(Protocol):
+    """A sampler or pruner that trains a one-shot model while the study runs."""
+
+    def prepare(
+        self,
+        folder: Path,
+        on_progress: Callable[[float], None] | None,
+        should_stop: Callable[[], bool] | None,
+        store: ArtifactStore | None,
+    ) -> None:
+        """Take a folder for files, whom to tell the fraction of a round done, when to stop, and a store to share by."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """All that makes a study: what a study file returns.
+
+    Args:
+        name: Name of the study; running the same name again goes on with it.
+        space: What may be chosen.
+        skeleton: Frame around the cells, for the default objective.
+        data: Images, for the default objective.
+        recipe: How to train, for the default objective.
+        objective: What a trial does; by default a `TrainObjective` of the above. Any Optuna objective will do.
+        sampler: Who proposes; by default Optuna's.
+        pruner: Who stops; by default Optuna's median pruner.
+        directions: `maximize` or `minimize`, one for each value of the objective.
+        trials: Total of trials; a resumed study runs what is missing.
+        storage: Optuna storage address; by default an sqlite file in `folder`, or the PostgreSQL in
+            `folder/postgresql` where several workers have run.
+        artifacts: Where workers on several machines share trained models and checkpoints: a folder that all see, or
+            `s3://BUCKET`; by default `folder/artifacts`, and checkpoints stay where they are written.
+        heartbeat: How workers on a database server tell that they are alive.
+        tracking: MLflow mirror; None for none.
+        folder: Where pictures, networks and checkpoints go; by default `runs/NAME`.
+        n_jobs: Trials at a time, in threads.
+        cpu_threads: Threads that torch uses on the CPU; None leaves torch's choice. Small networks train fastest
+            with 1, and a number given here makes results independent of how many cores a machine has.
+        keep_networks: How many of the best trials' networks stay on disk.
+        pictures: Draw the architecture of every trial, for MLflow and as an Optuna artifact in the folder `artifacts`
+            (`optuna-dashboard STORAGE --artifact-dir runs/NAME/artifacts` shows it). Takes a fifth of a second a trial.
+        description: Markdown shown in MLflow.
+
+    Raises:
+        ValueError: A value is out of range, or there is neither an objective nor what the default one needs.
+    """
+
+    name: str
+    space: Space
+    skeleton: Skeleton | None = None
+    data: Data | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    objective: Objective | None = None
+    sampler: BaseSampler | None = None
+    pruner: BasePruner | None = None
+    directions: tuple[str, ...] = ("maximize",)
+    trials: int = 50
+    storage: str | None = None
+    artifacts: str | None = None
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    tracking: MLflowTracker | None = field(default_factory=MLflowTracker)
+    folder: Path | None = None
+    n_jobs: int = 1
+    cpu_threads: int | None = None
+    keep_networks: int = 5
+    pictures: bool = True
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or any(character in self.name for character in "/\\"):
+            raise ValueError(f"`name` must be non-empty and without slashes but got {self.name!r}.")
+        object.__setattr__(self, "directions", tuple(self.directions))
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
+        for name in ("trials", "n_jobs", "keep_networks"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1 but got {value}.")
+        if not self.directions:
+            raise ValueError("`directions` must name one direction or more but is empty; use ('maximize',).")
+        for direction in self.directions:
+            if direction not in ("maximize", "minimize"):
+                raise ValueError(f"`directions` must be 'maximize' or 'minimize' but got {direction!r}.")
+        if self.objective is None and (self.skeleton is None or self.data is None):
+            raise ValueError("`objective` must be given where `skeleton` and `data` are not; pass it, or pass both.")
+        for name in ("sampler", "pruner"):
+            if getattr(getattr(self, name), "space", self.space) != self.space:
+                raise ValueError(f"`{name}` must be of the space of the search but has another; make it with `space`.")
+        objective = self.resolved_objective()
+        if isinstance(objective, TrainObjective) and self.directions != objective.directions:
+            raise ValueError(
+                f"`directions` must be {objective.directions} for the objectives {objective.objectives} but are "
+                f"{self.directions}."
+            )
+
+    def resolved_objective(self) -> Objective:
+        """Return the objective, or the default one made of skeleton, data and recipe."""
+        if self.objective is not None:
+            return self.objective
+        assert self.skeleton is not None
+        assert self.data is not None
+        return TrainObjective(self.space, self.skeleton, self.data, self.recipe)
+
+    def resolved_folder(self) -> Path:
+        """Return where the search's files go."""
+        return self.folder or Path("runs") / self.name
+
+    def resolved_storage(self) -> str:
+        """Return the address of the Optuna storage; the study's own PostgreSQL is started if need be."""
+        if self.storage is not None:
+            return self.storage
+        folder = self.resolved_folder()
+        own, before = folder / POSTGRESQL, folder / "study.db"
+        moved = own.exists() and (not before.exists() or (folder / MOVED).exists())
+        return own_database(own) if moved else f"{SQLITE}{before}"
+
+    def setting(self) -> dict[str, Any]:
+        """Return what must not change while a study goes on, as JSON values."""
+        objective = self.resolved_objective()
+        setting: dict[str, Any] = {"space": self.space.to_dict()}
+        if isinstance(objective, TrainObjective):
+            setting["skeleton"] = objective.skeleton.to_dict()
+            setting["data"] = objective.data.describe()
+            setting["recipe"] = {name: as_json(value) for name, value in vars(objective.recipe).items()}
+            if objective.start != SCRATCH:
+                setting["start"] = objective.describe_start()
+            if objective.masks is not None:
+                setting["masks"] = objective.masks.describe()
+        return json.loads(json.dumps(setting))  # type: ignore[no-any-return]
+
+
+def as_json(value: object) -> object:
+    """Return a value that JSON can hold."""
+    return value if isinstance(value, str | int | float | bool) else repr(value)

@@ -1,0 +1,178 @@
+"""What a search came to: ranking, best trial, test accuracy."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_nas.data.splits import TEST
+from optuna_nas.networks.files import load_network
+from optuna_nas.objective.train_objective import TrainObjective, network_path
+from optuna_nas.plots import plot_architecture
+from optuna_nas.search.config import Objective, Search, as_json
+from optuna_nas.storage.artifacts import artifact_store, fetch_file
+from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified
+from optuna_nas.storage.versions import git_commit, versions
+from optuna_nas.tracking import DatasetInfo
+from optuna_nas.training.evaluation import evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from optuna import Study
+
+    from optuna_nas.space import Architecture, Space
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to.
+
+    Args:
+        study: The Optuna study.
+        best: The best trial, None where none has finished (or, for several objectives, the first of the best).
+        picture: File of the best architecture's picture.
+        network: File of the best trial's network, for `load_network`.
+        test_accuracy: Its accuracy on the test split, a fraction, measured once.
+        interrupted: Whether it was stopped before its total.
+        missing: Trials still to run.
+    """
+
+    study: Study
+    best: FrozenTrial | None
+    picture: Path | None = None
+    network: Path | None = None
+    test_accuracy: float | None = None
+    interrupted: bool = False
+    missing: int = 0
+
+
+# -- what it came to ------------------------------------------------------------------------------------------------
+
+
+def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult:
+    """Return the best trial with its picture and network; with `judge`, measure its test accuracy, once."""
+    best = best_trial(study)
+    if best is None:
+        return SearchResult(study, None)
+    folder = search.resolved_folder()
+    picture: Path | None = None
+    architecture = architecture_of(search, best)
+    if architecture is not None:
+        picture = folder / "best_architecture.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plot_architecture(architecture).savefig(picture, dpi=150)
+    network: Path | None = network_path(folder, best.user_attrs.get(DUPLICATE_OF, best.number))
+    if network is not None and not network.exists() and not _fetch_network(search, study, best, network):
+        network = None
+    test_accuracy = _test_accuracy(search, study, best, network, judge)
+    return SearchResult(study, best, picture, network, test_accuracy)
+
+
+def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:
+    """Fetch a network that was trained on another machine; tell whether there is one."""
+    trained = study.trials[best.user_attrs.get(DUPLICATE_OF, best.number)]
+    if search.artifacts is None or SHARED_NETWORK not in trained.user_attrs:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fetch_file(artifact_store(search.artifacts), trained.user_attrs[SHARED_NETWORK], path)
+    except Unverified as error:
+        path.unlink(missing_ok=True)
+        logger.warning("The network of trial %d can't be had: %s.", trained.number, error)
+        return False
+    return True
+
+
+def _test_accuracy(search: Search, study: Study, best: FrozenTrial, network: Path | None, judge: bool) -> float | None:
+    known = study.user_attrs.get(TEST_RESULT)
+    if known is not None and known["trial"] == best.number:
+        return float(known["accuracy"])
+    objective = search.resolved_objective()
+    if not judge or network is None or not isinstance(objective, TrainObjective) or not objective.data.size([TEST]):
+        return None
+    data = objective.device_data
+    _, accuracy = evaluate(load_network(network, str(data.device)), data, TEST, objective.recipe.precision)
+    study.set_user_attr(TEST_RESULT, {"trial": best.number, "accuracy": accuracy})
+    return accuracy
+
+
+def ranking(study: Study) -> list[FrozenTrial]:
+    """Return the completed trials, best first by the first objective; those that break a constraint come last."""
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: (not feasible(trial), sign * trial.values[0], trial.number))
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Tell whether a trial keeps all its constraints."""
+    return all(excess <= 0 for excess in trial.constraints.values())
+
+
+def best_trial(study: Study) -> FrozenTrial | None:
+    """Return the best trial that keeps the constraints; of several objectives, the best by the first one."""
+    return next((trial for trial in ranking(study) if feasible(trial)), None)
+
+
+def architecture_of(search: Search, trial: FrozenTrial) -> Architecture | None:
+    """Return a trial's architecture, None where an objective of one's own did not ask for all of it."""
+    try:
+        return search.space.decode(trial.params)
+    except ValueError:
+        return None
+
+
+# -- what MLflow shows -----------------------------------------------------------------------------------------------
+
+
+class _Shown(TypedDict):
+    """What `MLflowTracker.start` shows on a study's run."""
+
+    space: Space | None
+    description: str
+    dataset: DatasetInfo | None
+    params: Mapping[str, object]
+    tags: Mapping[str, str]
+
+
+def shown_in_mlflow(search: Search) -> _Shown:
+    """Return what MLflow shows of a search besides its trials."""
+    return {
+        "space": search.space if search.pictures else None,
+        "description": search.description,
+        "dataset": _dataset_info(search.resolved_objective()),
+        "params": _summary(search),
+        "tags": {f"version.{name}": found for name, found in versions().items()}
+        | ({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
+    }
+
+
+def _dataset_info(objective: Objective) -> DatasetInfo | None:
+    if not isinstance(objective, TrainObjective):
+        return None
+    description = objective.data.describe()
+    return DatasetInfo(description["name"], description["name"], description["digest"])
+
+
+def _summary(search: Search) -> dict[str, object]:
+    """Return what the parent run shows as parameters."""
+    objective = search.resolved_objective()
+    summary: dict[str, object] = {
+        "space": type(search.space).__name__,
+        "space_size": search.space.size,
+        "trials": search.trials,
+        "sampler": type(search.sampler).__name__ if search.sampler else "default",
+        "pruner": type(search.pruner).__name__ if search.pruner else "default",
+    }
+    if isinstance(objective, TrainObjective):
+        summary["data"] = objective.data.name
+        summary |= {f"recipe/{name}": as_json(value) for name, value in asdict(objective.recipe).items()}
+        summary |= {f"skeleton/{name}": str(value) for name, value in objective.skeleton.to_dict().items()}
+    return summary

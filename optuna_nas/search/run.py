@@ -1,0 +1,457 @@
+"""Trials of a study run in this process: to the total, interrupted without loss, mirrored, alone or as one of many."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from optuna import Study, Trial, TrialPruned
+from optuna.artifacts import upload_artifact
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_nas.objective.train_objective import OutOfMemory, TrainObjective
+from optuna_nas.plots import plot_architecture
+from optuna_nas.search.config import TrainsModel
+from optuna_nas.search.opening import WAIT_SECONDS, open_study
+from optuna_nas.search.results import SearchResult, ranking, shown_in_mlflow, summarise
+from optuna_nas.search.signals import handled
+from optuna_nas.search.torchrun import follow, lead
+from optuna_nas.storage.artifacts import artifact_store, folder_store
+from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER
+from optuna_nas.storage.database import SQLITE, backend_of, storage_reason
+from optuna_nas.storage.optuna_rdb import StorageError
+from optuna_nas.storage.presence import presence, this_worker
+from optuna_nas.storage.quota import Quota, StorageAway, Surplus
+from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, requeue_interrupted
+from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
+from optuna_nas.training.process_group import RankLost, current_ranks, joined
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from types import FrameType
+
+    from optuna.artifacts._protocol import ArtifactStore
+
+    from optuna_nas.search.config import Search, SearchListener
+    from optuna_nas.space import Architecture, Space
+    from optuna_nas.tracking import MLflowTracker
+
+logger = logging.getLogger(__name__)
+
+
+MOST_AWAY_SECONDS = 120.0
+"""That a worker waits for a database that does not answer."""
+MOST_PICTURE_SECONDS = 10.0
+"""That a trial which has ended waits for the picture of its architecture."""
+
+
+def run(
+    search: Search, listener: SearchListener | None = None, enough: Callable[[Study], bool] = lambda study: False
+) -> SearchResult:
+    """Run a search to its total of trials, and sum it up.
+
+    `enough` is asked after every trial, and before the first; True ends the search as if its total were reached.
+
+    Ctrl-C (SIGINT) once ends after the running trials, twice at once; SIGTERM ends at the next training step with a
+    checkpoint. Whatever was interrupted, by a kill too, goes on when the search is run again.
+
+    Raises:
+        ValueError, ConnectionError: As `open_study`; also where the MLflow address does not answer at the start.
+    """
+    study = open_study(search)
+    with _present(search) as alone:
+        # An sqlite file is written from one machine: who is alone there knows that all other runs are gone.
+        reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
+        if search.sampler is not None and study.get_trials(deepcopy=False):
+            search.sampler.reseed_rng()  # its seed has been used up; it would propose the same architectures again
+        tracker = search.tracking
+        if tracker is not None:
+            tracker.start(study, **shown_in_mlflow(search))
+        status = "FAILED"
+        try:
+            missing = _Run(search, study, tracker, listener, enough).to_the_total()
+            result = replace(summarise(search, study, judge=not missing), interrupted=missing > 0, missing=missing)
+            status = "KILLED" if result.interrupted else "FINISHED"
+        finally:
+            if tracker is not None:
+                if listener is not None:
+                    listener.closing()
+                tracker.finish(study, status=status)
+        return result
+
+
+@contextmanager
+def _present(search: Search) -> Iterator[bool]:
+    """Let other processes know that this one runs trials of a study; the value tells whether it is alone."""
+    address = search.resolved_storage()
+    file = search.resolved_folder() / ".running"
+    if address.startswith(SQLITE):
+        database = Path(address.removeprefix(SQLITE))
+        file = database.with_name(f".{database.name}.running")  # other folders may lead to the same database
+    with presence(file) as alone:
+        yield alone
+
+
+def work(search: Search, listener: SearchListener | None = None, closes: bool = True) -> int:
+    """Be one of several workers of a study that exists, until its total is reached; return how many trials are missing.
+
+    Waits while others run the last trials, in case one of them dies. Signals are answered as by `run`, and what was
+    interrupted goes back to the queue at once, for whoever is there.
+
+    Processes that `torchrun` starts are one worker: rank 0 asks for trials, and the others train along. An objective of
+    one's own is called on every rank, with Optuna's `TorchDistributedTrial` (from the package `optuna-integration`); it
+    must do alike on all of them.
+
+    Args:
+        search: As the one that created the study.
+        listener: Hears of this worker's trials.
+        closes: Whether the worker that finds the total reached writes to MLflow what others have missed; False where
+            somebody else does.
+
+    Raises:
+        ValueError: The study does not exist, or with another setting; or it can't be run by several ranks.
+        ConnectionError: The storage does not answer at the start, or later not for two minutes.
+    """
+    with joined() as ranks:
+        if ranks.size == 1:
+            return _work(search, listener, closes)
+        if ranks.rank == 0:
+            return lead(search, ranks, lambda led: _work(led, listener, closes))
+        return follow(search, ranks)
+
+
+def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
+    study = open_study(search, create=False)
+    if search.sampler is not None:
+        search.sampler.reseed_rng()  # the others have the same seed
+    tracker = search.tracking
+    if tracker is not None:
+        try:
+            tracker.start(study, **shown_in_mlflow(search), replay=False)
+        except ConnectionError as error:  # the storage knows all, and who closes the study shows it
+            logger.warning("This worker's trials are shown in MLflow later: %s", error)
+            tracker = None
+    missing = search.trials
+    try:
+        with _present(search):
+            missing = _Run(search, study, tracker, listener).to_the_total()
+    finally:
+        if tracker is not None:
+            tracker.finish(study, "FINISHED" if closes and not missing else None)
+    return missing
+
+
+# -- the trials of a process -----------------------------------------------------------------------------------------
+
+
+class _Run:
+    """The trials that this process runs of an opened study."""
+
+    def __init__(
+        self,
+        search: Search,
+        study: Study,
+        tracker: MLflowTracker | None,
+        listener: SearchListener | None,
+        enough: Callable[[Study], bool] = lambda study: False,
+    ) -> None:
+        self._search, self._study, self._enough = search, study, enough
+        self._folder = search.resolved_folder()
+        self._shared = not search.resolved_storage().startswith("sqlite")
+        self._quota, self._silent = Quota(study, search.trials), Silent(study, search.heartbeat.grace)
+        self._interrupts = _Interrupts()
+        self._errors: list[BaseException] = []  # of the trials that were begun last
+        self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
+        self._events = _Events(tracker, listener, self._pictures)
+        self._store = None if search.artifacts is None else artifact_store(search.artifacts)
+        objective = search.resolved_objective()
+        if isinstance(objective, TrainObjective):
+            stop = self._interrupts.at_once.is_set
+            folder = objective.folder or self._folder
+            objective = replace(objective, folder=folder, listener=self._events, should_stop=stop, store=self._store)
+        self._objective = objective
+        parts: tuple[object, ...] = (search.sampler, search.pruner)
+        self._trains = [part for part in parts if isinstance(part, TrainsModel)]
+        for part in self._trains:
+            on_progress = None if listener is None else partial(self._events.model_progress, type(part).__name__)
+            part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store)
+
+    def to_the_total(self) -> int:
+        """Run trials until the total is reached or a signal comes; return how many are missing."""
+        if self._search.cpu_threads is not None:
+            torch.set_num_threads(self._search.cpu_threads)
+        if self._missing() > 0:
+            try:
+                with self._interrupts.installed():
+                    self._run_trials()
+                    requeue_interrupted(self._study, this_worker())  # here, where a second signal can't prevent it
+            finally:
+                for part in self._trains:
+                    part.prepare(self._folder, None, None, self._store)
+                if self._pictures is not None:
+                    self._pictures.close()
+        return self._missing()
+
+    def _missing(self) -> int:
+        return 0 if self._enough(self._study) else self._quota.missing()
+
+    def _run_trials(self) -> None:
+        away_since: float | None = None
+        while not self._interrupts.after_trial.is_set():
+            self._errors.clear()
+            try:
+                standing = self._quota.look()
+                if not standing.missing or self._enough(self._study):
+                    return
+                if standing.free > 0:
+                    self._optimize(min(standing.free, self._search.n_jobs) if self._shared else standing.free)
+                else:
+                    self._wait_for_others()
+                away_since = None
+            except (TrainingStopped, KeyboardInterrupt):
+                return
+            except RankLost as error:
+                logger.warning("The trial is interrupted: %s", error)
+                return
+            except Surplus:
+                continue
+            except StorageAway as away:
+                away_since = self._wait_for_storage(away.error, away_since)
+            except StorageError as error:
+                away_since = self._wait_for_storage(error, away_since)
+            except (ValueError, UpdateFinishedTrialError) as error:
+                if not _is_taken_over(error):
+                    raise
+                logger.warning("A trial was given to another worker, since this one gave no sign of life for long.")
+
+    def _optimize(self, n_trials: int) -> None:
+        """Run trials by Optuna; raise what it loses."""
+        try:
+            self._study.optimize(
+                self._run_trial,
+                n_trials=n_trials,
+                n_jobs=self._search.n_jobs,
+                catch=(TrainingDiverged, OutOfMemory),
+                callbacks=[self._after_trial],
+            )
+        except (AssertionError, UnboundLocalError) as error:
+            # Where a trial can't be told how it ended, Optuna fails once more before it raises why.
+            while (cause := error.__context__) is not None:
+                if isinstance(cause, (*StorageError, UpdateFinishedTrialError)) or _is_taken_over(cause):
+                    raise cause from None
+                error = cause  # type: ignore[assignment]
+            raise
+        if self._errors:  # of threads, whose last errors Optuna does not look at
+            raise self._errors[0]
+
+    def _run_trial(self, trial: Trial) -> float | Sequence[float]:
+        try:
+            return self._try_trial(trial)
+        except (TrialPruned, TrainingDiverged, OutOfMemory):
+            raise
+        except StorageError as error:
+            away = StorageAway(error)
+            self._errors.append(away)
+            raise away from error
+        except BaseException as error:
+            self._errors.append(error)
+            raise
+
+    def _try_trial(self, trial: Trial) -> float | Sequence[float]:
+        trial.set_user_attr(WORKER, this_worker())
+        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is None:
+            backend.flush(trial._trial_id)  # nothing else tells when this process has died
+        try:
+            self._quota.claim(trial)
+            if not isinstance(self._objective, TrainObjective):
+                self._events.trial_started(trial, {})
+            value = self._objective(trial)
+            if self._pictures is not None:
+                self._pictures.wait(trial.number)
+            return value
+        except (TrainingStopped, KeyboardInterrupt, RankLost):
+            trial.set_user_attr(REASON, INTERRUPTED)
+            trial.set_user_attr(REQUEUED, True)
+            raise
+
+    def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._events.trial_finished(study, trial)
+        _forget_networks(study, self._folder, self._search.keep_networks)
+        if self._store is not None:
+            _forget_shared(study, trial, self._store, self._search.keep_networks)
+        if self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0):
+            study.stop()
+
+    def _wait_for_others(self) -> None:
+        """Wait while other workers run what is missing, and see whether they live."""
+        self._interrupts.after_trial.wait(WAIT_SECONDS)
+        fail_stale(self._study)
+        self._silent.reap()
+        if not self._shared:
+            reap_dead_trials(self._study)
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if trial.user_attrs.get(WORKER) == this_worker():  # no thread of this process runs one now
+                    fail_dead(self._study, trial)
+
+    def _wait_for_storage(self, error: BaseException, away_since: float | None) -> float:
+        """Wait for a database that is away; return since when it is."""
+        now = time.monotonic()
+        if not self._shared:
+            raise error
+        if away_since is None:
+            logger.warning("The storage does not answer (%s); waiting for it.", storage_reason(error))
+            away_since = now
+        elif now - away_since > MOST_AWAY_SECONDS:
+            raise ConnectionError(
+                f"`storage` must answer within {MOST_AWAY_SECONDS:.0f} s but did not; start the database, then run "
+                "this again."
+            ) from error
+        self._interrupts.after_trial.wait(WAIT_SECONDS)
+        return away_since
+
+
+def _is_taken_over(error: BaseException) -> bool:
+    """Tell whether an error says that a trial was ended by another process."""
+    return isinstance(error, UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
+
+
+# -- interruptions ------------------------------------------------------------------------------------------------
+
+
+class _Interrupts:
+    """Turns signals into two flags: stop after the running trials, stop at the next training step."""
+
+    def __init__(self) -> None:
+        self.after_trial, self.at_once = threading.Event(), threading.Event()
+
+    def installed(self) -> AbstractContextManager[None]:
+        """Handle SIGINT and SIGTERM inside the block; in a thread other than the main one, change nothing."""
+        return handled({signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_terminate})
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.after_trial.is_set():
+            self.at_once.set()
+            if current_ranks().size == 1:
+                raise KeyboardInterrupt
+            return  # all ranks end at the next training step: none may leave the others in the middle of one
+        self.after_trial.set()
+        logger.warning("Interrupted: ending after the running trial. Press Ctrl-C again to end at once.")
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        self.after_trial.set()
+        self.at_once.set()
+        logger.warning("Terminated: ending at the next training step, with a checkpoint.")
+
+
+# -- small parts --------------------------------------------------------------------------------------------------
+
+
+class _Events:
+    """Hands every event to the tracker and to the display."""
+
+    def __init__(
+        self, tracker: MLflowTracker | None, listener: SearchListener | None, pictures: _Pictures | None = None
+    ) -> None:
+        self._tracker, self._listener, self._pictures = tracker, listener, pictures
+
+    def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
+        if self._pictures and isinstance(trial, Trial):
+            self._pictures.draw(trial)
+        if self._tracker:
+            self._tracker.trial_started(trial, metrics)
+        if self._listener:
+            self._listener.trial_started(trial, metrics)
+
+    def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
+        if self._tracker:
+            self._tracker.epoch(trial_number, step, metrics)
+        if self._listener:
+            self._listener.epoch(trial_number, step, metrics)
+
+    def progress(self, trial_number: int, fraction: float) -> None:
+        if self._listener:
+            self._listener.progress(trial_number, fraction)
+
+    def model_progress(self, name: str, fraction: float) -> None:
+        if self._listener:
+            self._listener.model_progress(name, fraction)
+
+    def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
+        if self._tracker:
+            self._tracker.trial_finished(study, trial)
+        if self._listener:
+            self._listener.trial_finished(study, trial)
+
+
+class _Pictures:
+    """Draws the architectures of running trials in a thread, and attaches them to the trials as Optuna artifacts."""
+
+    def __init__(self, space: Space, folder: Path) -> None:
+        self._space, self._folder = space, folder
+        self._thread = ThreadPoolExecutor(1, "optuna_nas-pictures")
+        self._drawn: dict[int, Future[None]] = {}
+
+    def draw(self, trial: Trial) -> None:
+        """Begin with the picture of a trial, if its architecture is known."""
+        try:
+            architecture = self._space.decode(trial.params)
+        except ValueError:
+            return
+        self._drawn[trial.number] = self._thread.submit(self._attach, trial, architecture)
+
+    def _attach(self, trial: Trial, architecture: Architecture) -> None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "architecture.png"
+                plot_architecture(architecture).savefig(file)
+                upload_artifact(artifact_store=folder_store(self._folder), file_path=str(file), study_or_trial=trial)
+        except Exception:  # a picture is no reason to lose a trial
+            logger.debug("The picture of trial %d could not be attached.", trial.number, exc_info=True)
+
+    def wait(self, number: int) -> None:
+        """Let a trial wait for its picture, since none can be attached once it has finished."""
+        if (drawn := self._drawn.pop(number, None)) is not None:
+            with suppress(TimeoutError):
+                drawn.result(MOST_PICTURE_SECONDS)
+
+    def close(self) -> None:
+        """End the thread; pictures of trials that have ended meanwhile are left out."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _forget_networks(study: Study, folder: Path, keep: int) -> None:
+    """Remove the networks of trials that are neither among the best nor still of use."""
+    files = list((folder / "networks").glob("trial-*.safetensors"))
+    if len(files) <= keep:
+        return
+    best = [*ranking(study)[:keep], *(study.best_trials if len(study.directions) > 1 else ())]
+    kept = {trial.user_attrs.get(DUPLICATE_OF, trial.number) for trial in best}
+    finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    for file in files:
+        number = int(file.stem.removeprefix("trial-"))
+        if number in finished - kept:
+            file.unlink(missing_ok=True)
+
+
+def _forget_shared(study: Study, trial: FrozenTrial, store: ArtifactStore, keep: int) -> None:
+    """Remove from the shared store the network of a trial, or of the one whose place among the best it has taken."""
+    if len(study.directions) > 1:
+        return  # a front may be as large as it likes
+    ranked = ranking(study)
+    kept = {best.user_attrs.get(DUPLICATE_OF, best.number) for best in ranked[:keep]}
+    for other in (trial, *ranked[keep : keep + 1]):
+        if SHARED_NETWORK in other.user_attrs and other.number not in kept:
+            with suppress(Exception):  # each store has errors of its own
+                store.remove(other.user_attrs[SHARED_NETWORK]["artifact"])

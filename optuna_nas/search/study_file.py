@@ -1,0 +1,121 @@
+"""A study's Python file: read, its `search` function called with what the command line gives it."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna_nas.search.config import Search
+
+
+class UsageError(ValueError):
+    """What the user can mend; shown as one sentence, exit code 2."""
+
+
+def load(
+    path: Path,
+    settings: list[str] | None,
+    storage: str | None = None,
+    mlflow: str | None = None,
+    trials: int | None = None,
+    artifacts: str | None = None,
+) -> Search:
+    """Return the search of a study file, with what is given in place of its own."""
+    from optuna_nas.search.config import Search
+    from optuna_nas.tracking import MLflowTracker
+
+    if not path.is_file():
+        raise UsageError(f"`study` must be a Python file but {path} is not there; give the path of a study file.")
+    sys.path.insert(0, str(path.parent.resolve()))  # modules beside the file, as when Python runs it
+    try:
+        names = runpy.run_path(str(path), run_name="optuna_nas_study")
+    except (Exception, SystemExit) as error:
+        raise UsageError(_blame(path, error)) from error
+    function = names.get("search")
+    if not callable(function):
+        raise UsageError(
+            f"`study` must define a function `search()` that returns a `Search` but {path} has none; add one."
+        )
+    arguments = _arguments(function, settings or [], path)
+    try:
+        search = function(**arguments)
+    except (ValueError, ConnectionError, OSError) as error:
+        raise UsageError(str(error)) from error
+    except Exception as error:
+        raise UsageError(_blame(path, error)) from error
+    if not isinstance(search, Search):
+        raise UsageError(
+            f"`search()` of {path} must return a `Search` but returned {type(search).__name__}; "
+            "return `optuna_nas.Search(...)`."
+        )
+    try:
+        return replace(
+            search,
+            storage=search.storage if storage is None else storage,
+            trials=search.trials if trials is None else trials,
+            artifacts=search.artifacts if artifacts is None else artifacts,
+            tracking=search.tracking if mlflow is None else MLflowTracker(mlflow),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _blame(path: Path, error: BaseException) -> str:
+    """Say which line of the study file fails, and why."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    place = f"line {lines[-1]} of {path}" if lines else str(path)
+    return f"`study` must run but {place} fails: {type(error).__name__}: {error}; mend it, or see --debug."
+
+
+def _arguments(function: Callable[..., Any], settings: list[str], path: Path) -> dict[str, Any]:
+    """Turn `name=value` into arguments of the type that the function's defaults have."""
+    parameters = inspect.signature(function).parameters
+    arguments: dict[str, Any] = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or name not in parameters:
+            known = ", ".join(parameters) or "no arguments"
+            raise UsageError(
+                f"`--set` must be NAME=VALUE for an argument of `search` in {path} ({known}), not {setting!r}."
+            )
+        parameter = parameters[name]
+        try:
+            arguments[name] = _convert(text, parameter.default, str(parameter.annotation))
+        except ValueError:
+            by_default = parameter.annotation is parameter.empty
+            like = f"like its default {parameter.default!r}" if by_default else f"of type {parameter.annotation}"
+            raise UsageError(f"`--set {name}` must be {like}, but got {text!r}; correct the value.") from None
+    lacking = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and name not in arguments and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if lacking:
+        raise UsageError(
+            f"`--set` must give the argument {lacking[0]!r} of `search` in {path}; add --set {lacking[0]}=..."
+        )
+    return arguments
+
+
+def _convert(text: str, default: object, annotation: str) -> object:
+    """Turn text into the type of the annotation or, where there is none, of the default."""
+    if default is None and text.lower() == "none":
+        return None
+    annotated = annotation.replace("|", " ").replace("'", " ").split()
+    names = [type(default).__name__] if "inspect._empty" in annotated else annotated
+    for kind in (bool, int, float):
+        if kind.__name__ in names:
+            if kind is not bool:
+                return kind(text)
+            if text.lower() not in ("true", "false", "1", "0"):
+                raise ValueError
+            return text.lower() in ("true", "1")
+    return Path(text) if isinstance(default, Path) else text

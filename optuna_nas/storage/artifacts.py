@@ -1,0 +1,105 @@
+"""Files that workers share through an artifact store, with their sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload_artifact
+
+from optuna_nas.storage.attributes import Unreachable, Unverified
+from optuna_nas.storage.database import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from optuna import Study
+    from optuna.artifacts._protocol import ArtifactStore
+    from optuna.trial import FrozenTrial
+
+
+def publish_file(study: Study, trial: FrozenTrial, store: ArtifactStore, path: Path) -> dict[str, str]:
+    """Upload a file and return what `fetch_file` needs to find and verify it."""
+    digest = _sha256(path)
+    artifact = upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial, storage=study._storage)
+    return {"artifact": artifact, "sha256": digest}
+
+
+def store_file(store: ArtifactStore, path: Path) -> dict[str, str]:
+    """Copy a file into a store and return what `fetch_file` needs; Optuna's lists of artifacts do not show it.
+
+    It is named after the file and its folder, which have plain names.
+    """
+    artifact = f"{path.parent.name}-{path.stem}-{uuid.uuid4().hex}"
+    with open(path, "rb") as file:
+        store.write(artifact, file)
+    return {"artifact": artifact, "sha256": _sha256(path)}
+
+
+def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -> None:
+    """Download a published file to `path`.
+
+    Raises:
+        Unreachable: It can't be read.
+        Unverified: It is not what was published.
+    """
+    if not re.fullmatch(r"[\w-]+", str(reference["artifact"])):  # a path would lead out of the store's folder
+        raise Unverified(f"{reference['artifact']!r} is no name of an artifact")
+    try:
+        with store.open_reader(reference["artifact"]) as source, open(path, "wb") as target:
+            shutil.copyfileobj(source, target)
+    except Exception as error:  # each store has errors of its own
+        raise Unreachable(f"artifact {reference['artifact']} can't be read: {error}") from error
+    if _sha256(path) != reference["sha256"]:
+        raise Unverified(f"artifact {reference['artifact']} is not what was published: its sha256 differs")
+
+
+def folder_store(folder: Path) -> ArtifactStore:
+    """Return an artifact store in a folder, made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(str(folder))
+
+
+def artifact_store(address: str) -> ArtifactStore:
+    """Return the artifact store at an address: a folder, or `s3://BUCKET` (credentials as boto3 finds them).
+
+    Raises:
+        ValueError: The address is of neither kind, or boto3 is not installed.
+        ConnectionError: Nothing can be written there.
+    """
+    kind, separator, place = address.partition("://")
+    if not separator or kind == "file":
+        store = _checked(address, lambda: folder_store(Path(place or address)))
+    elif kind != "s3" or "/" in place.rstrip("/") or not place:
+        raise ValueError(f"`artifacts` must be a folder or s3://BUCKET but got {address!r}.")
+    elif importlib.util.find_spec("boto3") is None:
+        raise ValueError("`artifacts` in a bucket needs boto3, which is not installed; pip install 'optuna_nas[s3]'.")
+    else:
+        store = _checked(address, lambda: Boto3ArtifactStore(place.rstrip("/")))
+    return store
+
+
+def _checked(address: str, make: Callable[[], ArtifactStore]) -> ArtifactStore:
+    """Return a store in which a file could be written."""
+    name = f"check-{uuid.uuid4().hex}"
+    try:
+        store = make()
+        store.write(name, io.BytesIO(b"optuna_nas"))
+        store.remove(name)
+    except Exception as error:  # each store has errors of its own
+        raise ConnectionError(
+            f"`artifacts` must be a place to write to but {address!r} is not: {one_line(error)}; "
+            "give another, or mend it."
+        ) from error
+    return store
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

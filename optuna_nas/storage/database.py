@@ -1,0 +1,138 @@
+"""Where studies are kept: any database that Optuna takes, or a PostgreSQL of the study's own, started when needed.
+
+A worker that dies is found out by its missing heartbeat, and its trial is tried again (Optuna's own mechanism). What a
+running trial writes goes to the database in few transactions.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import warnings
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from sqlalchemy.exc import DatabaseError
+
+from optuna_nas.storage.attributes import RESUMES
+from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from optuna import Study
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+
+SQLITE = "sqlite:///"
+MOST_ATTEMPTS = 3
+"""How often the parameters of a trial are tried whose process dies."""
+TABLE_ATTEMPTS = 2
+"""How often the tables of a new database are looked for before an error counts."""
+
+
+class Heartbeat(NamedTuple):
+    """How workers tell that they are alive.
+
+    Args:
+        interval: Seconds between two signs of life.
+        grace: Seconds without one after which a trial counts as dead; much longer than a pause of the machine.
+    """
+
+    interval: int = 15
+    grace: int = 90
+
+
+class _Retry(RetryHeartbeatStaleTrialCallback):
+    """Optuna's retry of a trial whose worker died, and whoever else wants to know of that."""
+
+    def __init__(self, on_dead: Callable[[Study, FrozenTrial], None] | None) -> None:
+        super().__init__(max_retry=MOST_ATTEMPTS - 1)
+        self._on_dead = on_dead
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        if trial.params:
+            trial.user_attrs.setdefault(RESUMES, trial.number)
+        super().__call__(study, trial)
+        if self._on_dead is not None:
+            self._on_dead(study, trial)
+
+
+def connect(
+    address: str, heartbeat: Heartbeat | None = None, on_dead: Callable[[Study, FrozenTrial], None] | None = None
+) -> BaseStorage:
+    """Return the storage at a database's address.
+
+    Args:
+        address: As SQLAlchemy's; `postgresql://` without a driver is psycopg's.
+        heartbeat: Of the trials that run here, and after which others count as dead; None where no other process
+            writes (sqlite).
+        on_dead: Called with a trial that another worker left behind, once it failed and its retry waits.
+
+    Raises:
+        ConnectionError: The database does not answer.
+    """
+    if address.startswith("postgresql://"):
+        address = address.replace("postgresql", "postgresql+psycopg", 1)
+    options: dict[str, Any] = {}
+    if not address.startswith("sqlite"):
+        # A server lets in a hundred connections or so: a worker keeps two, for trials and for signs
+        # of life, and more only while its threads need them.
+        options["engine_kwargs"] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
+        if heartbeat is not None:
+            options |= {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
+            options["heartbeat_stale_trial_callback"] = _retry(on_dead)
+    with clear_errors(address), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        for _ in range(TABLE_ATTEMPTS):
+            with suppress(DatabaseError):  # another process makes the same tables
+                return FlatStorage(BatchingStorage(address, **options))
+            time.sleep(random.random())
+        return FlatStorage(BatchingStorage(address, **options))
+
+
+def _retry(on_dead: Callable[[Study, FrozenTrial], None] | None) -> _Retry:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return _Retry(on_dead)
+
+
+def backend_of(study: Study) -> BatchingStorage | None:
+    """Return the database behind a study's storage, if that was made by `connect`."""
+    backend = getattr(study._storage, "_backend", None)
+    return backend if isinstance(backend, BatchingStorage) else None
+
+
+@contextmanager
+def clear_errors(address: str) -> Iterator[None]:
+    """Turn what a database that does not answer raises into a ConnectionError of one sentence."""
+    try:
+        yield
+    except (*StorageError, OSError, ImportError) as error:
+        if isinstance(error, ConnectionError):
+            raise
+        reason = storage_reason(error)
+        raise ConnectionError(
+            f"`storage` must be the address of a database that answers but {without_password(address)!r} does not: "
+            f"{reason}; start the database, or correct the address."
+        ) from error
+
+
+def storage_reason(error: BaseException) -> str:
+    """Return in a line what a database said."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    return one_line(getattr(cause, "orig", None) or cause)
+
+
+def without_password(uri: str) -> str:
+    """Return an address as it may be shown."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, or what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

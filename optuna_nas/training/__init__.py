@@ -1,0 +1,18 @@
+"""One training loop: recipe, evaluation, checkpoints, devices, process groups."""
+
+from optuna_nas.training.checkpoints import load_tensors, save_tensors
+from optuna_nas.training.evaluation import evaluate
+from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
+from optuna_nas.training.recipe import Recipe
+
+__all__ = [
+    "EpochResult",
+    "Recipe",
+    "TrainingDiverged",
+    "TrainingResult",
+    "TrainingStopped",
+    "evaluate",
+    "load_tensors",
+    "save_tensors",
+    "train",
+]

@@ -1,0 +1,184 @@
+"""Strategies under one budget: the table by hand, the same splits and recipe, and what the terminal and MLflow show."""
+
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState, create_trial
+from scipy.stats import t, ttest_rel
+from typer.testing import CliRunner
+
+from optuna_nas import Recipe, Search, nasbench201_skeleton, nasbench201_space
+from optuna_nas.cli import app
+from optuna_nas.data import ImageData
+from optuna_nas.results.comparison import HEADINGS, Budget, cells, judge, strategies
+from optuna_nas.search import SearchResult
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+STUDY = """
+import numpy as np
+from optuna.samplers import RandomSampler
+from optuna_nas import ImageData, Recipe, Search, nasbench201_skeleton, nasbench201_space
+
+def search(seed: int = 0, epochs: int = 2, name: str = "NAME") -> Search:
+    labels = np.arange(120) % 3
+    images = np.random.default_rng(0).normal(size=(120, 6, 6)).astype(np.float32) + labels[:, None, None]
+    data = ImageData.from_arrays(images, labels, seed=seed)
+    return Search(
+        name, nasbench201_space(), nasbench201_skeleton(1, 4, data.input_shape, 3), data,
+        Recipe(epochs=epochs, batch_size=16, seed=seed), sampler=RandomSampler(seed=seed + 7), cpu_threads=1,
+    )
+"""
+
+
+def nas(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "basicConfig", lambda **unused: None)
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def study_of(values, epochs=2, direction="maximize"):
+    study = optuna.create_study(direction=direction)
+    for value in values:
+        state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        steps = {1: 0.1} if value is None else dict.fromkeys(range(1, epochs + 1), 0.1)
+        study.add_trial(
+            create_trial(state=state, value=value, intermediate_values=steps, user_attrs={"train_seconds": 2.0})
+        )
+    return study
+
+
+def runs(*studies, tested=None):
+    return [SearchResult(study, None, test_accuracy=tested) for study in studies]
+
+
+def test_the_table_by_hand():
+    values = {"a": [[0.5, 0.7], [0.6, 0.8], [0.9, 0.1]], "tpe": [[0.5, 0.6], [0.6, 0.5], [0.7, 0.6]]}
+    results = {name: runs(*map(study_of, of_seeds), tested=0.5) for name, of_seeds in values.items()}
+    results["random"] = runs(*(study_of([0.6, 0.4]) for _ in range(3)))
+    found = judge(results, Budget("trials", 2))
+    assert [row.strategy for row in found.rows] == ["a", "tpe", "random"]
+    best = np.array([0.7, 0.8, 0.9])
+    row = found.rows[0]
+    assert row.best.tolist() == best.tolist()
+    assert row.mean == pytest.approx(0.8)
+    assert row.interval == pytest.approx(best.std(ddof=1) / 3**0.5 * t.ppf(0.975, 2))
+    assert row.p_value == pytest.approx(ttest_rel(best, [0.6, 0.6, 0.7]).pvalue)
+    assert row.rank == 1.0
+    assert found.rows[1].rank == pytest.approx((2.5 + 2.5 + 2) / 3)
+    assert row.seconds == 4.0
+    assert (row.tested, found.rows[2].tested) == (0.5, None)
+    assert np.isnan(found.rows[1].p_value)
+    assert cells(row)[:3] == ["a", "0.8000", "+- 0.2484"]
+    assert len(cells(row)) == len(HEADINGS)
+
+
+def test_what_was_found_beyond_the_budget_does_not_count():
+    study = study_of([0.5, None, 0.6, 0.9])
+    for budget, best, curve in (
+        (Budget("epochs", 6), 0.6, [2, 3, 5]),
+        (Budget("epochs", 7), 0.9, [2, 3, 5, 7]),
+        (Budget("trials", 2), 0.5, [1, 2]),
+        (Budget("epochs", 1), 0.5, [2]),
+    ):
+        (row,) = judge({"a": runs(study)}, budget).rows
+        assert row.best.tolist() == [best]
+        assert np.isnan(row.interval)
+        assert Budget(budget.kind, 1e9).spent(study) == {"epochs": 7, "trials": 4}[budget.kind]
+        del curve
+    assert judge({"a": runs(study_of([0.5, 0.4], direction="minimize"))}, Budget("trials", 9)).rows[0].mean == 0.4
+
+
+def test_bands_hold_the_best_value_until_a_better_one():
+    found = judge({"a": runs(study_of([0.5, 0.7, 0.6]), study_of([0.3, 0.2, 0.9]))}, Budget("trials", 3))
+    (band,) = found.bands
+    mean, error = band.mean_and_error()
+    at = {amount: int(np.searchsorted(band.spent, amount)) for amount in (1.5, 2.5)}
+    assert np.isnan(mean[0])
+    assert mean[at[1.5]] == pytest.approx(0.4)
+    assert mean[at[2.5]] == pytest.approx(0.5)
+    assert error[at[1.5]] == pytest.approx(np.std([0.5, 0.3]) / 2**0.5)
+    figure = found.figure(Budget("trials", 3))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a"]
+
+
+def search(name="a", **changes):
+    data = ImageData.from_arrays(np.zeros((60, 6, 6), np.float32), np.arange(60) % 3)
+    frame = nasbench201_skeleton(1, 4, data.input_shape, 3)
+    return Search(name, nasbench201_space(), frame, data, **{"recipe": Recipe(epochs=2), **changes})
+
+
+def test_all_strategies_train_the_same():
+    found = strategies([search("a"), search("b")], 3)
+    assert list(found) == ["a", "b", "random", "tpe"]
+    settings = [one.setting() for one in found.values()]
+    assert all(setting == settings[0] for setting in settings)
+    with pytest.raises(ValueError, match="`recipe` must be the same in all studies that are compared but that of 'b'"):
+        strategies([search("a"), search("b", recipe=Recipe(epochs=3))], 0)
+    with pytest.raises(ValueError, match="`name` must be another for every study"):
+        strategies([search("a"), search("a")], 0)
+    own = replace(search("b"), objective=lambda trial: 1.0, directions=("minimize",))
+    other = replace(own, name="a", directions=("maximize",))
+    with pytest.raises(ValueError, match="`directions` must be the same"):
+        strategies([other, own], 0)
+
+
+@pytest.mark.parametrize("text", ["trials", "epochs=none", "hours=2", "seconds=0", "seconds=inf", "trials=-1"])
+def test_a_budget_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="`budget` must be such as trials=30"):
+        Budget.parse(text)
+
+
+def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(STUDY.replace("NAME", name))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = ("compare", "one.py", "two.py", "--budget", "epochs=4", "--seeds", "1", "--mlflow", uri)
+    done = nas(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "one-two: 1 seed, epochs=4 each" in done.stdout
+    rows = json.loads((tmp_path / "runs/compare-one-two/comparison.json").read_text())
+    assert {row["strategy"] for row in rows} == {"one", "two", "random", "tpe"}
+    best = {row["strategy"]: row["best"] for row in rows}
+    assert best["one"] == best["two"]  # the same sampler on the same data
+    again = nas(*command)
+    assert "trial 0" not in again.stdout
+    assert json.loads((tmp_path / "runs/compare-one-two/comparison.json").read_text()) == rows
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("compare-one-two")
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    kinds = [run.data.tags["optuna_nas.kind"] for run in found]
+    assert kinds.count("study") == 4
+    assert kinds.count("trial") == 8
+    (summary,) = [run for run in found if run.data.tags["optuna_nas.kind"] == "comparison"]
+    assert {file.path for file in client.list_artifacts(summary.info.run_id)} == {
+        "best_against_spent.png",
+        "table.json",
+    }
+    strategies_seen = {(run.data.tags["strategy"], run.data.tags["seed"]) for run in found if run is not summary}
+    assert strategies_seen == {(name, seed) for name in best for seed in "0"}
+    views = [tag for tag in experiment.tags if "sharedViewState.optuna_nas_comparison" in tag]
+    assert len(views) == 1
+    assert views[0].removeprefix("mlflow.sharedViewState.") in done.stdout.replace("\n", "")
+
+
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.py").write_text(STUDY.replace("NAME", "one"))
+    (tmp_path / "other.py").write_text(STUDY.replace("NAME", "other").replace("epochs: int = 2", "epochs: int = 3"))
+    (tmp_path / "seedless.py").write_text(STUDY.replace("seed: int = 0, ", "").replace("seed=seed", "seed=0"))
+    for arguments, sentence in (
+        (("one.py", "--budget", "hours=1"), "`budget` must be such as"),
+        (("one.py", "other.py"), "`recipe` must be the same in all studies"),
+        (("one.py", "--seeds", "0"), "`seeds` must be at least 1"),
+        (("seedless.py",), "`--set` must be NAME=VALUE for an argument of `search`"),
+    ):
+        done = nas("compare", *arguments, "--no-mlflow")
+        assert done.exit_code == 2, done.stdout
+        assert sentence in " ".join(done.stderr.split())
