@@ -1,21 +1,21 @@
 """A choice made into modules: op library, discrete network, supernet, files, export."""
 
-from optuna_nas.networks.discrete import DiscreteNetwork, MixedNetwork
+from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.export import export_network
 from optuna_nas.networks.files import load_network, save_network
 from optuna_nas.networks.graph_network import seeded_building
 from optuna_nas.networks.latency import measure_latency
+from optuna_nas.networks.network_space import NetworkSpace
 from optuna_nas.networks.ops import build_op, has_module, register_op, unregister_op
 from optuna_nas.networks.statistics import recompute_statistics, use_batch_statistics
-from optuna_nas.networks.supernet import ChoiceWeights, Supernet, choice_names, one_hot
+from optuna_nas.networks.supernet import ChoiceWeights, Supernet, one_hot
 
 __all__ = [
     "ChoiceWeights",
     "DiscreteNetwork",
-    "MixedNetwork",
+    "NetworkSpace",
     "Supernet",
     "build_op",
-    "choice_names",
     "export_network",
     "has_module",
     "load_network",

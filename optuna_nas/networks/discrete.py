@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor
@@ -14,34 +14,36 @@ from optuna_nas.networks.graph_network import GraphNetwork, Weight
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from optuna_nas.networks.network_space import NetworkSpace
     from optuna_nas.space.architecture import Architecture
     from optuna_nas.space.skeleton import Skeleton
 
 
 class DiscreteNetwork(GraphNetwork):
-    """An architecture in a skeleton, as a module.
+    """The network of one architecture: its cells in a skeleton, as a module.
 
     Ops that lead nowhere have weights (they count as kept) and are not computed.
 
     Args:
-        architecture: What to build.
-        skeleton: Frame around the cells.
+        architecture: What to build, of a `NetworkSpace`.
         weights: State to start from, such as `Supernet.weights_of(architecture)`; must fit exactly.
         seed: Makes the initial weights reproducible; None draws from torch's global generator.
+        mixing: For every path what the output of each of its ops is multiplied with (HM-NAS); None adds them as they
+            are.
         masks: By the name of a parameter what it is multiplied with, ones and zeros; also while it is trained.
         blank: Build it without weights, quickly, for `torch.func.functional_call(..., tie_weights=False)`.
 
     Raises:
-        ValueError: A cell cannot reach its output, or the skeleton does not fit.
+        ValueError: A cell cannot reach its output, the weights do not fit, or an op has no mixing weight.
     """
 
     def __init__(
         self,
         architecture: Architecture,
-        skeleton: Skeleton,
         weights: Mapping[str, Tensor] | None = None,
         seed: int | None = None,
         *,
+        mixing: Mapping[str, Mapping[str, float]] | None = None,
         masks: Mapping[str, Tensor] = MappingProxyType({}),
         blank: bool = False,
     ) -> None:
@@ -50,8 +52,8 @@ class DiscreteNetwork(GraphNetwork):
                 "`architecture` must connect an input of every kind of cell with its output but does not: "
                 f"{architecture}; keep an op on some path, 'skip_connect' suffices."
             )
-        super().__init__(architecture.graph(skeleton), seed, blank)
-        self.architecture, self.skeleton = architecture, skeleton
+        super().__init__(architecture.graph(), seed, blank)
+        self.architecture, self.space = architecture, cast("NetworkSpace", architecture.space)
         self.left = architecture
         """What `remove` has left of the architecture."""
         self._live = self.graph.live
@@ -60,6 +62,27 @@ class DiscreteNetwork(GraphNetwork):
         self.masks = torch.nn.Module()
         self._masked: dict[str, str] = {}
         self._add_masks(masks)
+        self.mixing = None if mixing is None else {path: dict(mixing.get(path, {})) for path in architecture}
+        self._weights = None if self.mixing is None else self._mixing_weights(self.mixing)
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """Frame around the cells."""
+        return self.space.skeleton
+
+    def _mixing_weights(self, mixing: Mapping[str, Mapping[str, float]]) -> list[list[Weight]]:
+        """Return what the inputs of every node are multiplied with."""
+        for path, kept in self.architecture.choices:
+            for op in kept:
+                if op not in mixing[path]:
+                    raise ValueError(f"`mixing` must weigh every op that is kept but lacks {op!r} at {path!r}.")
+        return [
+            [mixing[source.path][source.op] if source.path else 1.0 for source in sources]
+            if node.op == "sum"
+            else [1.0] * len(sources)
+            for node in self.graph
+            for sources in [[self.graph.nodes[position] for position in node.inputs]]
+        ]
 
     def forward(
         self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
@@ -86,7 +109,7 @@ class DiscreteNetwork(GraphNetwork):
 
     def _input_weights(self) -> Callable[[int], list[Weight]] | None:
         """Return what `_run` multiplies the inputs of a node with; None for ones everywhere."""
-        return None
+        return None if self._weights is None else self._weights.__getitem__
 
     def anytime(self, images: Tensor, budget: float = math.inf) -> list[Tensor]:
         """Return the class scores of every classifier within a budget, the cheapest first, each of shape (B, classes).
@@ -134,7 +157,7 @@ class DiscreteNetwork(GraphNetwork):
                 "keep an op of it."
             )
         if left != self.left:
-            graph = left.graph(self.skeleton)
+            graph = left.graph()
             names = {graph.nodes[position].name for position in graph.live}
             self.left = left
             self._live = frozenset(position for position in self._live if self.graph.nodes[position].name in names)
@@ -154,19 +177,15 @@ class DiscreteNetwork(GraphNetwork):
         """Return the network of what is left, with the same outputs; itself where nothing was removed."""
         if self.left == self.architecture:
             return self
-        names = {node.name for node in self.left.graph(self.skeleton)}
+        names = {node.name for node in self.left.graph()}
         parts = {
             name: tensor
             for name, tensor in self.state_dict().items()
             if name.startswith("parts.") and name.split(".")[1] in names
         }
         masks = {name: mask for name, mask in self.masks_by_name().items() if name in parts}
-        return self._like(self.left, parts, masks).to(next(self.parameters()).device).train(self.training)
-
-    def _like(
-        self, architecture: Architecture, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> DiscreteNetwork:
-        return DiscreteNetwork(architecture, self.skeleton, weights, masks=masks)
+        smaller = DiscreteNetwork(self.left, parts, mixing=self.mixing, masks=masks)
+        return smaller.to(next(self.parameters()).device).train(self.training)
 
     def _add_masks(self, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
@@ -184,11 +203,11 @@ class DiscreteNetwork(GraphNetwork):
     @property
     def params_left(self) -> int:
         """Parameters that neither `remove` nor masks took away."""
-        names = {node.name for node in self.left.graph(self.skeleton)}
+        names = {node.name for node in self.left.graph()}
         cut = sum(
             mask.numel() - int(mask.sum()) for name, mask in self.masks_by_name().items() if name.split(".")[1] in names
         )
-        return self.left.cost(self.skeleton).params - cut
+        return self.left.cost().params - cut
 
     def train(self, mode: bool = True) -> Self:
         """Choose training or evaluation; what masks cut is zero in both."""
@@ -201,50 +220,3 @@ class DiscreteNetwork(GraphNetwork):
             with torch.no_grad():
                 for name, mask in self.masks_by_name().items():
                     self.get_parameter(name).mul_(mask)
-
-
-class MixedNetwork(DiscreteNetwork):
-    """An architecture whose ops are added by weight, and whose kernels stay zero where a mask cut them (HM-NAS).
-
-    Args:
-        architecture: What to build.
-        skeleton: Frame around the cells.
-        mixing: For every path, what the output of each of its ops is multiplied with.
-        masks: By the name of a parameter what it is multiplied with, ones and zeros; also while it is trained.
-        weights: State to start from, without that of the masks.
-        seed: Makes the initial weights reproducible where no state is given.
-
-    Raises:
-        ValueError: A cell cannot reach its output, or an op has no weight.
-    """
-
-    def __init__(
-        self,
-        architecture: Architecture,
-        skeleton: Skeleton,
-        mixing: Mapping[str, Mapping[str, float]],
-        masks: Mapping[str, Tensor] = MappingProxyType({}),
-        weights: Mapping[str, Tensor] | None = None,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(architecture, skeleton, weights, seed, masks=masks)
-        self.mixing = {path: dict(mixing.get(path, {})) for path in architecture}
-        for path, kept in architecture.choices:
-            for op in kept:
-                if op not in self.mixing[path]:
-                    raise ValueError(f"`mixing` must weigh every op that is kept but lacks {op!r} at {path!r}.")
-        self._weights: list[list[Weight]] = [
-            [self.mixing[source.path][source.op] if source.path else 1.0 for source in sources]
-            if node.op == "sum"
-            else [1.0] * len(sources)
-            for node in self.graph
-            for sources in [[self.graph.nodes[position] for position in node.inputs]]
-        ]
-
-    def _like(
-        self, architecture: Architecture, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> MixedNetwork:
-        return MixedNetwork(architecture, self.skeleton, self.mixing, masks, weights)
-
-    def _input_weights(self) -> Callable[[int], list[Weight]] | None:
-        return lambda position: self._weights[position]

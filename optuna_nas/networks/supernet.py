@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from optuna_nas.networks.graph_network import GraphNetwork, Weight
 from optuna_nas.space.block_space import NodeSpace
-from optuna_nas.space.cell_space import CellSpace
 from optuna_nas.space.ops import NONE
 
 if TYPE_CHECKING:
+    from optuna_nas.networks.network_space import NetworkSpace
     from optuna_nas.space.architecture import Architecture
-    from optuna_nas.space.base import Space
-    from optuna_nas.space.skeleton import Skeleton
+    from optuna_nas.space.cellular import CellularSpace
 
 ChoiceWeights = Mapping[str, Tensor]
 """For every path of the space a vector with a weight for each name it may keep (see `Supernet.names`)."""
@@ -29,20 +28,20 @@ class Supernet(GraphNetwork):
     its parameters are those of the discrete networks of its space.
 
     Args:
-        space: Any space.
-        skeleton: Frame around the cells; for a search usually one with `affine=False`.
+        space: Cells in a skeleton; for a search usually one with `affine=False`.
         seed: Makes the initial weights reproducible; None draws from torch's global generator.
 
     Raises:
         ValueError: The space's nodes choose scales or exits, or the skeleton does not fit.
     """
 
-    def __init__(self, space: Space, skeleton: Skeleton, seed: int | None = None) -> None:
-        if isinstance(space, NodeSpace) and (space.has_exits or len(space.scales) > 1):
+    def __init__(self, space: NetworkSpace, seed: int | None = None) -> None:
+        cells = space.cells
+        if isinstance(cells, NodeSpace) and (cells.has_exits or len(cells.scales) > 1):
             raise ValueError("`space` must not let nodes choose scales or exits, which do not mix; use a `GHN`.")
-        super().__init__(space.supernet_graph(skeleton), seed)
-        self.space, self.skeleton = space, skeleton
-        self.names = choice_names(space)
+        super().__init__(space.supernet_graph(), seed)
+        self.space = space
+        self.names = cells.mixed_names()
 
     def forward(
         self,
@@ -78,9 +77,9 @@ class Supernet(GraphNetwork):
         return scores
 
     def weights_of(self, architecture: Architecture) -> dict[str, Tensor]:
-        """Return the state that `DiscreteNetwork(architecture, skeleton, weights=...)` inherits; shared, no copy."""
+        """Return the state that `space.build(architecture, weights)` inherits; shared, no copy."""
         from_supernet = self.state_dict()
-        wanted = {node.name for node in architecture.graph(self.skeleton)}
+        wanted = {node.name for node in self.space.graph(architecture)}
         return {key: value for key, value in from_supernet.items() if key.split(".")[1] in wanted}
 
     def _used_weights(
@@ -119,18 +118,19 @@ class Supernet(GraphNetwork):
             if any(source.path for source in sources):
                 return [used.get((source.path, source.op), 0.0) for source in sources]
             return self._ends(len(sources), used)
-        if f"{node.path}/inputs" in self.names:
-            return [used.get((f"{node.path}/inputs", str(i)), 0.0) for i in range(len(sources))]
+        if f"{node.path}_inputs" in self.names:
+            return [used.get((f"{node.path}_inputs", str(i)), 0.0) for i in range(len(sources))]
         return [1.0] * len(sources)
 
     def _ends(self, n_nodes: int, used: Mapping[tuple[str, str], Weight]) -> list[Weight]:
         """Return how much each node of a block is an end of it: the product over later nodes of not reading it."""
-        kind = self.space.kinds[0].name
+        cells = cast("NodeSpace", self.space.cells)
+        kind = cells.kinds[0].name
         weights = []
         for node in range(1, n_nodes + 1):
             unread: Weight = 1.0
             for later in range(node + 1, n_nodes + 1):
-                unread = unread * (1.0 - used.get((f"{kind}/{later}/inputs", str(node)), 0.0))
+                unread = unread * (1.0 - used.get((f"{cells.path(kind, later)}_inputs", str(node)), 0.0))
             weights.append(unread)
         return weights
 
@@ -154,16 +154,6 @@ class Supernet(GraphNetwork):
         return live
 
 
-def choice_names(space: Space) -> dict[str, tuple[str, ...]]:
-    """Return, for every path, the names that a vector of weights stands for: the space's ops, or predecessors."""
-    if isinstance(space, CellSpace):
-        return dict.fromkeys(space.paths, space.ops)
-    everything = space.everything()
-    return {
-        path: tuple(sorted(kept, key=int)) if path.endswith("/inputs") else kept for path, kept in everything.choices
-    }
-
-
 def one_hot(architecture: Architecture) -> dict[str, Tensor]:
     """Return constant weights that choose exactly this architecture: 1 for what is kept, 0 for the rest.
 
@@ -173,7 +163,7 @@ def one_hot(architecture: Architecture) -> dict[str, Tensor]:
         ValueError: An op is kept twice at one place; a supernet holds each once.
     """
     weights = {}
-    for path, names in choice_names(architecture.space).items():
+    for path, names in cast("CellularSpace", architecture.space.core).mixed_names().items():
         kept = architecture[path] or (NONE,)
         if len(set(kept)) < len(kept):
             raise ValueError(

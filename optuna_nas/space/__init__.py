@@ -1,9 +1,10 @@
 """What may be chosen: spaces of architectures, their values, graphs and costs."""
 
 from optuna_nas.space.architecture import Architecture
-from optuna_nas.space.base import CellKind, Space
+from optuna_nas.space.base import Space
 from optuna_nas.space.block_space import AnytimeSpace, BlockSpace
 from optuna_nas.space.cell_space import CellSpace, CostTable, cost_table
+from optuna_nas.space.cellular import CellKind, CellularSpace
 from optuna_nas.space.cost import (
     Cost,
     Site,
@@ -14,6 +15,7 @@ from optuna_nas.space.cost import (
     norm_cost,
 )
 from optuna_nas.space.graph import ComputationGraph, Node
+from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.space.ops import NONE, Op
 from optuna_nas.space.presets import anytime_space, darts_space, ghn_space, hmnas_space, nasbench201_space
 from optuna_nas.space.published import PUBLISHED_CELLS, published_cell
@@ -36,9 +38,11 @@ __all__ = [
     "BlockSpace",
     "CellKind",
     "CellSpace",
+    "CellularSpace",
     "ComputationGraph",
     "Cost",
     "CostTable",
+    "ModelSpace",
     "Node",
     "Op",
     "Site",

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from optuna_nas.space.base import Space
     from optuna_nas.space.cost import Cost
     from optuna_nas.space.graph import ComputationGraph
-    from optuna_nas.space.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Architecture:
     Args:
         space: The space it was chosen from; carried so that an architecture alone can be built, priced and drawn.
         choices: (path, kept names) for every path of the space, in the space's order. A path is an Optuna parameter
-            (`normal/2<-0`); the names are ops (or, for a block's `.../inputs`, predecessors). `()` keeps nothing.
+            (`normal_0_2`); the names are ops (or, for a block's `..._inputs`, predecessors). `()` keeps nothing.
 
     Make one with `space.architecture({...})`, `space.sample(...)`, `space.suggest(trial)` or `from_json`.
     """
@@ -55,13 +54,13 @@ class Architecture:
 
     @cached_property
     def cells(self) -> ComputationGraph:
-        """One copy of every kind of cell, without shapes."""
-        return self.space.graph(self)
+        """One copy of every kind of cell, without shapes; ValueError where the space has no cells."""
+        return self.space.cell_graph(self)
 
     @property
     def connected(self) -> bool:
-        """Whether the output of every kind of cell depends on an input."""
-        return self.cells.connected
+        """Whether the output, of every kind of cell, depends on an input."""
+        return self.space.connected(self)
 
     def canonical(self) -> ComputationGraph:
         """Return the graph of cells that every architecture computing the same function shares.
@@ -70,24 +69,28 @@ class Architecture:
         """
         return self.cells.canonical()
 
-    def graph(self, skeleton: Skeleton) -> ComputationGraph:
-        """Return the graph of the whole network, with shapes."""
-        return self.space.graph(self, skeleton)
+    def graph(self) -> ComputationGraph:
+        """Return the graph of the whole network, with shapes; the space must be a `ModelSpace`."""
+        return self.space.graph(self)
 
-    def cost(self, skeleton: Skeleton) -> Cost:
-        """Return parameters, multiply-adds and memory access of the network in `skeleton`; builds no module."""
-        return self.space.cost(self, skeleton)
+    def cost(self) -> Cost:
+        """Return parameters, multiply-adds and memory access of the network; builds no module.
 
-    def build(self, skeleton: Skeleton) -> nn.Module:
-        """Return the network of this architecture, freshly initialised: a `DiscreteNetwork`.
+        The space must be a `ModelSpace`.
+        """
+        return self.space.cost(self)
+
+    def build(self, weights: Mapping[str, Tensor] | None = None, seed: int | None = None) -> nn.Module:
+        """Return the network of this architecture; the space must be a `ModelSpace`.
+
+        Args:
+            weights: State to start from; freshly initialised without.
+            seed: Makes the initial weights reproducible; None draws from torch's global generator.
 
         Raises:
-            ValueError: A cell cannot reach its output, or the skeleton does not fit.
+            ValueError: The output depends on no input, the weights do not fit, or the space can't build.
         """
-        # The one look upwards: `space.suggest(trial).build(skeleton)` is the line users add to their own objective.
-        from optuna_nas.networks import DiscreteNetwork
-
-        return DiscreteNetwork(self, skeleton)
+        return self.space.build(self, weights, seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold: the space and the choices."""

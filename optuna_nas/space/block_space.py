@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optuna_nas.space.base import CellKind, CellNode, Space, check_kinds, check_ops
+from optuna_nas.space.cellular import CellKind, CellNode, CellularSpace, check_kinds, check_ops
 from optuna_nas.space.graph import EXIT
 from optuna_nas.space.ops import NONE, get_op
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna_nas.space.architecture import Architecture
 
 
-class NodeSpace(Space):
+class NodeSpace(CellularSpace):
     """What spaces of blocks share: every node has an op, predecessors and, where there are any, further properties.
 
     The op is applied to each predecessor's output with the same weights, and the results are summed (GHN, Zhang et al.
@@ -54,41 +54,69 @@ class NodeSpace(Space):
         ops = {name: (name,) for name in self.ops}
         scales = {str(scale): (str(scale),) for scale in self.scales}
         exits: dict[str, tuple[str, ...]] = {NONE: (), EXIT: (EXIT,)}
-        for path, node in self._places():
+        for path, (_, node, role) in self.places.items():
+            if role:
+                continue
             options[path] = ops
-            options[f"{path}/inputs"] = {
+            options[f"{path}_inputs"] = {
                 "+".join(map(str, kept)): tuple(sorted(map(str, kept)))
                 for n_kept in range(1, min(self.max_inputs, node) + 1)
                 for kept in combinations(range(node), n_kept)
             }
             if len(scales) > 1:
-                options[f"{path}/scale"] = scales
+                options[f"{path}_scale"] = scales
             if self.has_exits:
-                options[f"{path}/exit"] = exits
+                options[f"{path}_exit"] = exits
         return options
 
-    def _places(self) -> list[tuple[str, int]]:
-        """Return the path of every node of every kind, and its number."""
-        return [(f"{kind}/{node}", node) for kind, nodes in self.blocks.items() for node in range(1, nodes + 1)]
+    def path(self, kind: str, node: int) -> str:
+        """Return the name of a node's op, such as `block_05`; of one width in a kind, so that names sort."""
+        return f"{kind}_{node:0{len(str(self.blocks[kind]))}}"
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[str, int, str]]:
+        """Kind, node and role of every path: `inputs`, `scale`, `exit`, or empty for its op."""
+        roles = ["", "inputs", *(["scale"] if len(self.scales) > 1 else []), *(["exit"] if self.has_exits else [])]
+        return {
+            f"{self.path(kind, node)}_{role}".removesuffix("_"): (kind, node, role)
+            for kind, nodes in self.blocks.items()
+            for node in range(1, nodes + 1)
+            for role in roles
+        }
+
+    def old_names(self) -> Mapping[str, str]:
+        return {path: f"{kind}/{node}/{role}".removesuffix("/") for path, (kind, node, role) in self.places.items()}
+
+    def group(self, path: str) -> str:
+        return self.places[path][0]
+
+    def label(self, path: str) -> str:
+        _, node, role = self.places[path]
+        return f"{node} {role}".rstrip()
+
+    def mixed_names(self) -> dict[str, tuple[str, ...]]:
+        return {
+            path: tuple(sorted(kept, key=int)) if self.places[path][2] == "inputs" else kept
+            for path, kept in self.full_architecture().choices
+        }
 
     def _known(self, path: str) -> tuple[str, ...]:
         """Return all names that could stand at a path."""
-        _, node, *rest = path.split("/")
-        if not rest:
-            return self.ops
-        names = {"inputs": range(int(node)), "scale": self.scales, "exit": (EXIT,)}
-        return tuple(map(str, names[rest[0]]))
+        _, node, role = self.places[path]
+        names = {"": self.ops, "inputs": range(node), "scale": self.scales, "exit": (EXIT,)}
+        return tuple(map(str, names[role]))
 
     def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
-        if not kept and not path.endswith("/exit"):
+        role = self.places[path][2]
+        if not kept and role != "exit":
             raise ValueError(f"`choices[{path!r}]` must keep at least one name: every node has an op and an input.")
-        if "/" in path.partition("/")[2] and len(set(kept)) < len(kept):
+        if role and len(set(kept)) < len(kept):
             raise ValueError(f"`choices[{path!r}]` must name different ones but got {kept}.")
         for name in kept:
             if name not in self._known(path):
                 raise ValueError(f"`choices[{path!r}]` must be among {self._known(path)} but got {name!r}.")
 
-    def everything(self) -> Architecture:
+    def full_architecture(self) -> Architecture:
         return self.architecture({path: self._known(path) for path in self._options})
 
     def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
@@ -109,10 +137,10 @@ class NodeSpace(Space):
 
         read = set()
         for node in range(1, self.blocks[kind.name] + 1):
-            path = f"{kind.name}/{node}"
-            sources = sorted(choices[f"{path}/inputs"], key=int)
+            path = self.path(kind.name, node)
+            sources = sorted(choices[f"{path}_inputs"], key=int)
             read.update(sources)
-            own, *coarser = sorted(map(int, choices.get(f"{path}/scale", ("1",))))
+            own, *coarser = sorted(map(int, choices.get(f"{path}_scale", ("1",))))
             terms = []
             for scale in (own, *coarser):  # several only where everything is kept
                 inputs = tuple(at("in0" if source == "0" else source, scale) for source in sources)
@@ -123,7 +151,7 @@ class NodeSpace(Space):
                     terms.append(at(name, own))
             nodes.append(CellNode(str(node), "sum", tuple(terms), scale=own))
             scales[str(node)] = own
-            if EXIT in choices.get(f"{path}/exit", ()):
+            if EXIT in choices.get(f"{path}_exit", ()):
                 nodes.append(CellNode(f"{node}/{EXIT}", EXIT, (str(node),), scale=own))
         # In a supernet any node may turn out unread, so all are listed and weighed there.
         names = map(str, range(1, self.blocks[kind.name] + 1))
@@ -132,12 +160,14 @@ class NodeSpace(Space):
 
     def summary(self, architecture: Architecture) -> str:
         blocks: dict[str, list[str]] = {kind: [] for kind in self.blocks}
-        for path, _ in self._places():
-            sources = "+".join(sorted(architecture[f"{path}/inputs"], key=int))
+        for path, (kind, _, role) in self.places.items():
+            if role:
+                continue
+            sources = "+".join(sorted(architecture[f"{path}_inputs"], key=int))
             ops = "+".join(get_op(name).label for name in architecture[path])
-            scale = f"/{architecture[f'{path}/scale'][0]}" if len(self.scales) > 1 else ""
-            exits = "!" if self.has_exits and architecture[f"{path}/exit"] else ""
-            blocks[path.split("/")[0]].append(f"{ops}{scale.removesuffix('/1')}({sources}){exits}")
+            scale = f"/{architecture[f'{path}_scale'][0]}" if len(self.scales) > 1 else ""
+            exits = "!" if self.has_exits and architecture[f"{path}_exit"] else ""
+            blocks[kind].append(f"{ops}{scale.removesuffix('/1')}({sources}){exits}")
         one_line = {kind: " ".join(nodes) for kind, nodes in blocks.items()}
         if len(blocks) == 1:
             return one_line[self.kinds[0].name]
@@ -150,7 +180,7 @@ class BlockSpace(NodeSpace):
 
     The op is applied to each predecessor's output with the same weights, and the results are summed (GHN, Zhang et al.
     2019, section 3). Node 0 is the block's input; the block's output is the sum of the nodes that no other node reads.
-    Two Optuna parameters a node: `block/5` its op, `block/5/inputs` its predecessors (`0+3`).
+    Two Optuna parameters a node: `block_05` its op, `block_05_inputs` its predecessors (`0+3`).
 
     Args:
         ops: Names of the ops; `none` is not among them, since every node does something.
@@ -201,8 +231,8 @@ class AnytimeSpace(NodeSpace):
 
     As `BlockSpace`, and every node chooses the spatial scale that it works at and whether it has a classifier of its
     own, an early exit. What it reads at another scale is averaged down or repeated up; a block's output is at the
-    block's scale. Four Optuna parameters a node: `cell1/5`, `cell1/5/inputs`, `cell1/5/scale` (2 halves height and
-    width) and `cell1/5/exit`. Every block has choices of its own; `anytime_skeleton` lines them up.
+    block's scale. Four Optuna parameters a node: `cell1_05`, `cell1_05_inputs`, `cell1_05_scale` (2 halves height
+    and width) and `cell1_05_exit`. Every block has choices of its own; `anytime_skeleton` lines them up.
 
     Args:
         ops: Names of the ops; `none` is not among them.

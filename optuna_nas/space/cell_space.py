@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optuna_nas.space.base import CellKind, CellNode, Space, check_kinds, check_ops
+from optuna_nas.space.cellular import CellKind, CellNode, CellularSpace, check_kinds, check_ops
 from optuna_nas.space.cost import Cost
 from optuna_nas.space.ops import NONE, Op, get_op
 
@@ -22,11 +22,11 @@ NORMAL_AND_REDUCTION = (CellKind("normal"), CellKind("reduction", stride=2))
 
 
 @dataclass(frozen=True)
-class CellSpace(Space):
+class CellSpace(CellularSpace):
     """Every edge between two nodes of a cell keeps one op, or several.
 
     A cell has `n_inputs` input nodes (outputs of the cells before), then `nodes` nodes, each the sum over all edges
-    from earlier nodes; its output is the concatenation of nodes. One Optuna parameter an edge, `normal/2<-0` for the
+    from earlier nodes; its output is the concatenation of nodes. One Optuna parameter an edge, `normal_0_2` for the
     edge from node 0 to node 2, with op names as choices. Where up to `max_ops` ops may be kept, the choices are the
     subsets, written with short labels (`sep3+skip`, `none`): a multi-op DARTS space still has 28 parameters.
 
@@ -85,7 +85,30 @@ class CellSpace(Space):
     @cached_property
     def paths(self) -> tuple[str, ...]:
         """Names of all edges of all kinds: the Optuna parameters."""
-        return tuple(_path(kind, j, i) for kind in self.cell_kinds for j, i in self.edges)
+        return tuple(self.path(kind, j, i) for kind in self.cell_kinds for j, i in self.edges)
+
+    def path(self, kind: CellKind, target: int, source: int) -> str:
+        """Return the name of an edge, such as `normal_0_2` from node 0 to node 2; of one width, so that names sort."""
+        width = len(str(self.inputs + self.nodes - 1))
+        return f"{kind.name}_{source:0{width}}_{target:0{width}}"
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[CellKind, int, int]]:
+        """Kind of cell, target and source of every path."""
+        return {self.path(kind, j, i): (kind, j, i) for kind in self.cell_kinds for j, i in self.edges}
+
+    def old_names(self) -> Mapping[str, str]:
+        return {path: f"{kind.name}/{target}<-{source}" for path, (kind, target, source) in self.places.items()}
+
+    def group(self, path: str) -> str:
+        return self.places[path][0].name
+
+    def label(self, path: str) -> str:
+        _, target, source = self.places[path]
+        return f"{source}\N{RIGHTWARDS ARROW}{target}"
+
+    def mixed_names(self) -> dict[str, tuple[str, ...]]:
+        return dict.fromkeys(self.paths, self.ops)
 
     def options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         return self._options
@@ -107,7 +130,7 @@ class CellSpace(Space):
             if name not in self.ops:
                 raise ValueError(f"`choices[{path!r}]` must name ops of the space {self.ops} but got {name!r}.")
 
-    def everything(self) -> Architecture:
+    def full_architecture(self) -> Architecture:
         return self.architecture(dict.fromkeys(self.paths, self.ops))
 
     def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
@@ -118,7 +141,7 @@ class CellSpace(Space):
         for target in range(self.inputs, self.inputs + self.nodes):
             terms = []
             for source in range(target):
-                path = _path(kind, target, source)
+                path = self.path(kind, target, source)
                 kept = choices[path]
                 for number, op in enumerate(kept):
                     copy = kept[:number].count(op)
@@ -133,13 +156,13 @@ class CellSpace(Space):
         kinds = []
         for kind in self.cell_kinds:
             nodes = [
-                " ".join(_labels(architecture[_path(kind, target, source)]) for source in range(target))
+                " ".join(_labels(architecture[self.path(kind, target, source)]) for source in range(target))
                 for target in range(self.inputs, self.inputs + self.nodes)
             ]
             kinds.append(f"{kind.name}: {' | '.join(nodes)}" if len(self.cell_kinds) > 1 else " | ".join(nodes))
         return "; ".join(kinds)
 
-    def cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
+    def network_cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
         table = cost_table(self, skeleton)
         return sum(
             (table.ops[path, op] for path, kept in architecture.choices for op in kept),
@@ -187,7 +210,7 @@ def cost_table(space: CellSpace, skeleton: Skeleton) -> CostTable:
 @lru_cache(maxsize=64)
 def _cost_table(space: CellSpace, skeleton: Skeleton, defined: tuple[Op, ...]) -> CostTable:
     """Make the table; `defined` tells an op registered anew under an old name."""
-    graph: ComputationGraph = space.graph(space.everything(), skeleton)
+    graph: ComputationGraph = space.network_graph(space.full_architecture(), skeleton)
     ops: dict[tuple[str, str], Cost] = {(path, op): Cost() for path in space.paths for op in (NONE, *space.ops)}
     for node in graph:
         if node.path:
@@ -197,7 +220,3 @@ def _cost_table(space: CellSpace, skeleton: Skeleton, defined: tuple[Op, ...]) -
 
 def _labels(kept: Sequence[str]) -> str:
     return "+".join(get_op(name).label for name in kept) or NONE
-
-
-def _path(kind: CellKind, target: int, source: int) -> str:
-    return f"{kind.name}/{target}<-{source}"

@@ -23,7 +23,7 @@ class Node(NamedTuple):
         name: Unique in its graph; also the name of the node's module, so that networks of one space share names.
         op: A registered op or one of `input`, `sum`, `concat`.
         inputs: Positions of the nodes it reads, always smaller than its own. An op applies itself to each and sums.
-        path: The choice it came from (`normal/2<-0`), empty for fixed parts.
+        path: The choice it came from (`normal_0_2`), empty for fixed parts.
         cell: Position of its cell in the network (in a graph of cells only: number of the kind), -1 outside cells.
         site: Shapes and stride; shapes are (0, 0, 0) in a graph of cells only.
         scale: By what the height and width of its cell are divided where it works.
@@ -42,8 +42,8 @@ class Node(NamedTuple):
 class ComputationGraph:
     """Nodes in topological order and which of them are the results.
 
-    A graph of cells (`space.graph(architecture)`) holds one copy of every kind of cell and has one output a kind; a
-    graph of a network (`space.graph(architecture, skeleton)`) goes from the image to the class scores, with shapes.
+    A graph of cells (`architecture.cells`) holds one copy of every kind of cell and has one output a kind; a
+    graph of a network (`architecture.graph()`) goes from the image to the class scores, with shapes.
     Early exits are further outputs, the last ones.
     """
 

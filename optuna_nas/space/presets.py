@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from optuna_nas.space.base import CellKind
 from optuna_nas.space.block_space import AnytimeSpace, BlockSpace
 from optuna_nas.space.cell_space import CellSpace
+from optuna_nas.space.cellular import CellKind
 from optuna_nas.space.ops import NONE
 
 DARTS_OPS = (

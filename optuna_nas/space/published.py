@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from optuna_nas.space.base import CellKind
 from optuna_nas.space.cell_space import CellSpace
+from optuna_nas.space.cellular import CellKind
 from optuna_nas.space.ops import NONE, choosable_ops, get_op
 from optuna_nas.space.presets import darts_space
 
@@ -124,16 +124,17 @@ def published_cell(name: str) -> Architecture:
     if found is None:
         raise ValueError(f"`name` must be one of {', '.join(_CELLS)} but got {name!r}.")
     ops = {get_op(op).label: op for op in choosable_ops() if op != NONE}
-    choices: dict[str, list[str]] = {}
+    kept: dict[tuple[str, int, int], list[str]] = {}
     for kind, genes in (("normal", found.normal), ("reduction", found.reduction)):
         for position, gene in enumerate(genes.split()):
             label, _, source = gene.partition(":")
-            kept = choices.setdefault(f"{kind}/{2 + position // 2}<-{source}", [])
+            edge = kept.setdefault((kind, 2 + position // 2, int(source)), [])
             if label != NONE:
-                kept.append(ops[label])
+                edge.append(ops[label])
     space = darts_space()
-    used = {op for kept in choices.values() for op in kept}
+    used = {op for edge in kept.values() for op in edge}
     if not used <= set(space.ops) or found.normal_outputs != DARTS_OUTPUTS or found.reduction_outputs != DARTS_OUTPUTS:
         kinds = (CellKind("normal", outputs=found.normal_outputs), CellKind("reduction", 2, found.reduction_outputs))
         space = CellSpace((NONE, *sorted(used)), len(found.normal.split()) // 2, cell_kinds=kinds)
-    return space.architecture(choices)
+    edges = {(kind.name, target, source): path for path, (kind, target, source) in space.places.items()}
+    return space.architecture({edges[edge]: names for edge, names in kept.items()})

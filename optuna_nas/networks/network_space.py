@@ -1,0 +1,140 @@
+"""Cells in a skeleton as one value: suggested, built, priced, drawn, made a supernet of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from optuna_nas.networks.discrete import DiscreteNetwork
+from optuna_nas.networks.supernet import Supernet
+from optuna_nas.space.base import Space
+from optuna_nas.space.cellular import CellularSpace
+from optuna_nas.space.model_space import ModelSpace
+from optuna_nas.space.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from optuna_nas.space.architecture import Architecture
+    from optuna_nas.space.cost import Cost
+    from optuna_nas.space.graph import ComputationGraph
+
+
+@dataclass(frozen=True)
+class NetworkSpace(ModelSpace):
+    """Networks of cells in a skeleton: what may be chosen, and what the choices are built into.
+
+    Args:
+        cells: Space of the cells, such as `darts_space()`.
+        skeleton: Number, kinds and width of the cells, and what stands before and after them.
+
+    Raises:
+        ValueError: The skeleton names a cell that the space lacks, or reduces its image away.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import NetworkSpace, darts_search_skeleton, darts_space
+        >>> space = NetworkSpace(darts_space(), darts_search_skeleton(n_cells=3, channels=4))
+        >>> architecture = space.suggest(optuna.create_study().ask())
+        >>> architecture["normal_0_2"] in {(), *((op,) for op in space.cells.ops)}
+        True
+        >>> bigger = space.with_skeleton(darts_search_skeleton(n_cells=8, channels=16))
+        >>> bigger.adopt(architecture).cost().params > architecture.cost().params
+        True
+    """
+
+    type_name: ClassVar[str] = "NetworkSpace"
+
+    cells: CellularSpace
+    skeleton: Skeleton
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cells, CellularSpace):
+            raise ValueError(f"`cells` must be a space of cells but is a {type(self.cells).__name__}.")
+        if not isinstance(self.skeleton, Skeleton):
+            raise ValueError(f"`skeleton` must be a Skeleton but is a {type(self.skeleton).__name__}.")
+        # An image too small for the reductions shows here, before the first trial.
+        self.graph(self.full_architecture())
+
+    def with_skeleton(self, skeleton: Skeleton | None = None, **changes: Any) -> NetworkSpace:
+        """Return the same choices in another skeleton, such as a bigger one for the final training.
+
+        Args:
+            skeleton: By default that of this space.
+            **changes: Fields of the skeleton to replace, such as `channels=36`.
+        """
+        return NetworkSpace(self.cells, replace(skeleton or self.skeleton, **changes))
+
+    # -- the choices are those of the cells -----------------------------------------------------------------------
+
+    @property
+    def core(self) -> Space:
+        return self.cells
+
+    def options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        return self.cells.options()
+
+    def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
+        self.cells.check_choice(path, kept)
+
+    def full_architecture(self) -> Architecture:
+        return self.adopt(self.cells.full_architecture())
+
+    def summary(self, architecture: Architecture) -> str:
+        return self.cells.summary(architecture)
+
+    def old_names(self) -> Mapping[str, str]:
+        return self.cells.old_names()
+
+    def group(self, path: str) -> str:
+        return self.cells.group(path)
+
+    def label(self, path: str) -> str:
+        return self.cells.label(path)
+
+    def connected(self, architecture: Architecture) -> bool:
+        return self.cells.connected(architecture)
+
+    def cell_graph(self, architecture: Architecture) -> ComputationGraph:
+        return self.cells.cell_graph(architecture)
+
+    # -- the networks ---------------------------------------------------------------------------------------------
+
+    def build(
+        self, architecture: Architecture, weights: Mapping[str, Tensor] | None = None, seed: int | None = None
+    ) -> DiscreteNetwork:
+        return DiscreteNetwork(self.adopt(architecture), weights, seed)
+
+    def supernet(self, seed: int | None = None) -> Supernet:
+        return Supernet(self, seed)
+
+    def cost(self, architecture: Architecture) -> Cost:
+        return self.cells.network_cost(architecture, self.skeleton)
+
+    def graph(self, architecture: Architecture) -> ComputationGraph:
+        return self.cells.network_graph(architecture, self.skeleton)
+
+    def supernet_graph(self) -> ComputationGraph:
+        """Return the graph of the network that holds all architectures."""
+        return self.cells.network_graph(self.cells.full_architecture(), self.skeleton, mixed=True)
+
+    def check_data(self, data: Any) -> None:
+        expected = (*self.skeleton.input_shape, self.skeleton.classes)
+        if (*data.input_shape, data.classes) != expected:
+            raise ValueError(
+                f"`data` must fit the skeleton, input_shape={self.skeleton.input_shape} and classes="
+                f"{self.skeleton.classes}, but has input_shape={data.input_shape} and classes={data.classes}; make the "
+                "skeleton with those of `data`."
+            )
+
+    # -- JSON -----------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": self.type_name, "cells": self.cells.to_dict(), "skeleton": self.skeleton.to_dict()}
+
+    @classmethod
+    def _from_dict(cls, description: Mapping[str, Any]) -> NetworkSpace:
+        cells = Space.from_dict(description["cells"])
+        return cls(cast("CellularSpace", cells), Skeleton.from_dict(description["skeleton"]))
