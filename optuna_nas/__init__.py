@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from optuna_nas.data import (
         Augmentation,
+        DatasetData,
         ImageData,
         ImageFolderData,
+        LoaderData,
+        TensorData,
         cifar10,
         cifar100,
         digits,
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     )
     from optuna_nas.networks import (
         DiscreteNetwork,
+        NetworkSpace,
         Supernet,
         load_network,
         measure_latency,
@@ -74,6 +78,7 @@ if TYPE_CHECKING:
         CellSpace,
         ComputationGraph,
         Cost,
+        ModelSpace,
         Skeleton,
         Space,
         anytime_accuracy,
@@ -97,7 +102,10 @@ if TYPE_CHECKING:
         MLflowTracker,
     )
     from optuna_nas.training import (
+        ImageClassification,
         Recipe,
+        Regression,
+        Task,
         train,
     )
     from optuna_nas.workers import (
@@ -120,6 +128,7 @@ __all__ = [
     "CellSpace",
     "ComputationGraph",
     "Cost",
+    "DatasetData",
     "DiscreteNetwork",
     "GHNPruner",
     "GHNRecipe",
@@ -127,11 +136,16 @@ __all__ = [
     "HMNASPruner",
     "HMNASRecipe",
     "Heartbeat",
+    "ImageClassification",
     "ImageData",
     "ImageFolderData",
     "Job",
+    "LoaderData",
     "MLflowTracker",
+    "ModelSpace",
+    "NetworkSpace",
     "Recipe",
+    "Regression",
     "SNASRecipe",
     "SNASSampler",
     "Search",
@@ -139,6 +153,8 @@ __all__ = [
     "Skeleton",
     "Space",
     "Supernet",
+    "Task",
+    "TensorData",
     "TrainObjective",
     "anytime_accuracy",
     "anytime_skeleton",
@@ -188,8 +204,11 @@ __all__ = [
 _HOMES = {
     "data": (
         "Augmentation",
+        "DatasetData",
         "ImageData",
         "ImageFolderData",
+        "LoaderData",
+        "TensorData",
         "cifar10",
         "cifar100",
         "digits",
@@ -198,6 +217,7 @@ _HOMES = {
     ),
     "networks": (
         "DiscreteNetwork",
+        "NetworkSpace",
         "Supernet",
         "load_network",
         "measure_latency",
@@ -254,6 +274,7 @@ _HOMES = {
         "CellSpace",
         "ComputationGraph",
         "Cost",
+        "ModelSpace",
         "Skeleton",
         "Space",
         "anytime_accuracy",
@@ -273,7 +294,10 @@ _HOMES = {
     "storage": ("Heartbeat",),
     "tracking": ("MLflowTracker",),
     "training": (
+        "ImageClassification",
         "Recipe",
+        "Regression",
+        "Task",
         "train",
     ),
     "workers": (

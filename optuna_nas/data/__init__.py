@@ -4,9 +4,13 @@ from typing import TYPE_CHECKING
 
 from optuna_nas.data.arrays import ImageData
 from optuna_nas.data.augmentation import Augmentation
+from optuna_nas.data.batches import Batch
 from optuna_nas.data.catalog import cifar10, cifar100, digits, fashion_mnist, mnist
+from optuna_nas.data.datasets import DatasetData
 from optuna_nas.data.folder import ImageFolderData
-from optuna_nas.data.splits import CHOICES, REPORT, SPLITS, TEST, TRAIN, WEIGHTS, Batch, Data, seeded_generator
+from optuna_nas.data.loaders import LoaderData
+from optuna_nas.data.splits import CHOICES, REPORT, SPLITS, TEST, TRAIN, WEIGHTS, Data, seeded_generator
+from optuna_nas.data.tensors import TensorData
 
 __all__ = [
     "CHOICES",
@@ -18,8 +22,11 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Data",
+    "DatasetData",
     "ImageData",
     "ImageFolderData",
+    "LoaderData",
+    "TensorData",
     "cifar10",
     "cifar100",
     "digits",
@@ -30,5 +37,7 @@ __all__ = [
 
 if TYPE_CHECKING:
 
-    def _provide(images: ImageData, folder: ImageFolderData) -> tuple[Data, Data]:
-        return images, folder  # a type checker says so where one of them does not
+    def _provide(
+        images: ImageData, folder: ImageFolderData, tensors: TensorData, dataset: DatasetData, loaders: LoaderData
+    ) -> tuple[Data, ...]:
+        return images, folder, tensors, dataset, loaders  # a type checker says so where one of them does not

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from optuna_nas.data.augmentation import Augmentation
+from optuna_nas.data.batches import Batch
 from optuna_nas.data.splits import (
     CHOICES,
     SPLITS,
     WEIGHTS,
-    Batch,
     digest_of,
     draw_splits,
     index_chunks,
@@ -146,6 +146,11 @@ class ImageData:
     def device(self) -> torch.device:
         """Where the images live."""
         return self.images.device
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes, which is the size of a prediction."""
+        return self.classes
 
     def to(self, device: torch.device | str) -> ImageData:
         """Return the same data on another device (itself where it is there already)."""

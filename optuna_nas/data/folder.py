@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optuna_nas.data.batches import Batch
 from optuna_nas.data.splits import (
     CHOICES,
     REPORT,
     SPLITS,
-    Batch,
     digest_of,
     draw_splits,
     index_chunks,
@@ -82,6 +82,11 @@ class ImageFolderData:
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
         return 3, self._size, self._size
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes, which is the size of a prediction."""
+        return self.classes
 
     def to(self, device: torch.device | str) -> ImageFolderData:
         """Return the same data with batches coming out on another device."""

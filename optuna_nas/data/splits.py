@@ -7,7 +7,7 @@ have seen.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -28,38 +28,29 @@ TRAIN = (WEIGHTS, CHOICES)
 """What an ordinary training learns from."""
 
 
-class Batch(NamedTuple):
-    """Normalised images, shape (B, C, H, W), float32, and their labels, shape (B,), int64."""
-
-    images: Tensor
-    labels: Tensor
-
-
 class Data(Protocol):
-    """What a training needs of its data; `ImageData` and `ImageFolderData` provide it."""
+    """What a training needs of its data: splits, and batches of them on a device.
+
+    `ImageData`, `ImageFolderData`, `TensorData`, `DatasetData` and `LoaderData` provide it.
+    """
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
+        """Name in reports."""
 
     @property
     def device(self) -> torch.device:
-        """Where batches come out."""
+        """Device of the batches."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same data with batches on another device (itself where they are there already)."""
 
     def size(self, splits: Sequence[str]) -> int:
-        """Return the number of images in these splits."""
+        """Return the number of examples in these splits."""
 
     def batches(
         self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Any]:
         """Yield batches from step `start` on: shuffled and augmented for an `epoch`, plain and in order for None."""
 
     def describe(self) -> dict[str, Any]:

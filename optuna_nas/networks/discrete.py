@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from optuna_nas.networks.graph_network import GraphNetwork, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from optuna_nas.networks.network_space import NetworkSpace
     from optuna_nas.space.architecture import Architecture
@@ -57,6 +58,8 @@ class DiscreteNetwork(GraphNetwork):
         self.left = architecture
         """What `remove` has left of the architecture."""
         self._live = self.graph.live
+        self._drop_path = 0.0
+        self._generator: torch.Generator | None = None
         if weights is not None:
             self.load_state_dict(dict(weights))
         self.masks = torch.nn.Module()
@@ -84,8 +87,32 @@ class DiscreteNetwork(GraphNetwork):
             for sources in [[self.graph.nodes[position] for position in node.inputs]]
         ]
 
+    @contextmanager
+    def step_context(self, progress: float, generator: torch.Generator) -> Iterator[None]:
+        """Drop paths inside the block, as often as the skeleton says for this share of the training.
+
+        Args:
+            progress: Share of the epochs done, in [0, 1); the probability is that share of `skeleton.drop_path`.
+            generator: Source of randomness, on the device of the images.
+        """
+        self._drop_path, self._generator = self.skeleton.drop_path * progress, generator
+        try:
+            yield
+        finally:
+            self._drop_path, self._generator = 0.0, None
+
+    @property
+    def exit_costs(self) -> tuple[int, ...]:
+        """Multiply-adds of one image up to every classifier, the cheapest first."""
+        return self.graph.exit_costs
+
+    @property
+    def budget(self) -> float:
+        """Most multiply-adds that a prediction may take; 0 for a network without early exits."""
+        return self.skeleton.budget
+
     def forward(
-        self, images: Tensor, drop_path: float = 0.0, generator: torch.Generator | None = None
+        self, images: Tensor, drop_path: float | None = None, generator: torch.Generator | None = None
     ) -> Tensor | tuple[Tensor, ...]:
         """Return class scores, shape (B, classes).
 
@@ -94,7 +121,8 @@ class DiscreteNetwork(GraphNetwork):
 
         Args:
             images: Shape (B, C, H, W).
-            drop_path: Probability of dropping an op's output for an image, in [0, 1); only in training mode.
+            drop_path: Probability of dropping an op's output for an image, in [0, 1); only in training mode. None takes
+                that of `step_context`.
             generator: Source of randomness of drop-path, on the device of the images.
         """
         if self.training:
@@ -102,6 +130,8 @@ class DiscreteNetwork(GraphNetwork):
         live = set(self._live)
         if not self.training:
             live.difference_update(self.graph.outputs[1:])
+        if drop_path is None:
+            drop_path, generator = self._drop_path, self._generator
         weights, drop_path = self._input_weights(), drop_path if self.training else 0.0
         outputs = self._run(images, live, weights, drop_path, generator)
         scores, *others = (output for output in outputs if output is not None)
@@ -167,6 +197,15 @@ class DiscreteNetwork(GraphNetwork):
     def removed(self) -> list[tuple[str, str]]:
         """What `remove` took out: (path, op) of each."""
         return [(path, op) for path, kept in self.architecture.choices for op in kept if op not in self.left[path]]
+
+    def shrunk(self) -> dict[str, Any]:
+        """Return what was taken out, as JSON values for a checkpoint; empty where nothing was."""
+        return {"removed": self.removed, "masked": list(self.masks_by_name())} if self.changed else {}
+
+    def shrink_again(self, shrunk: Mapping[str, Any]) -> None:
+        """Take out what `shrunk` told; values of masks come with the weights."""
+        masks = {name: torch.ones_like(self.get_parameter(name)) for name in shrunk["masked"]}
+        self.remove([(path, op) for path, op in shrunk["removed"]], masks)
 
     @property
     def changed(self) -> bool:

@@ -121,12 +121,13 @@ class NetworkSpace(ModelSpace):
         return self.cells.network_graph(self.cells.full_architecture(), self.skeleton, mixed=True)
 
     def check_data(self, data: Any) -> None:
-        expected = (*self.skeleton.input_shape, self.skeleton.classes)
-        if (*data.input_shape, data.classes) != expected:
+        skeleton = self.skeleton
+        shape, outputs = getattr(data, "input_shape", None), getattr(data, "outputs", None)
+        fits = shape in (None, skeleton.input_shape) and outputs in (None, skeleton.classes)
+        if not fits:
             raise ValueError(
-                f"`data` must fit the skeleton, input_shape={self.skeleton.input_shape} and classes="
-                f"{self.skeleton.classes}, but has input_shape={data.input_shape} and classes={data.classes}; make the "
-                "skeleton with those of `data`."
+                f"`data` must fit the skeleton, input_shape={skeleton.input_shape} and classes={skeleton.classes}, but "
+                f"has input_shape={shape} and classes={outputs}; make the skeleton with those of `data`."
             )
 
     # -- JSON -----------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Skeleton:
             `residual_reduction` (NAS-Bench-201) or `factorized_reduction`. Strided kinds double the channels.
         channels: Channels of a node in the first cell.
         input_shape: Channels, height, width of an image.
-        classes: Number of classes.
+        classes: Number of classes, or of values that a regression predicts.
         stem: `conv` (3 x 3, stride 1) or `imagenet` (stride 4 for one cell input, 8 for the other; DARTS).
         stem_multiplier: The `conv` stem gives `stem_multiplier * channels` channels.
         norm_before_head: Batch norm and ReLU before the classifier (NAS-Bench-201).
@@ -70,8 +70,8 @@ class Skeleton:
                 raise ValueError(f"`{name}` must be at least 1 but got {value}; give a positive number.")
         if len(self.input_shape) != 3:
             raise ValueError(f"`input_shape` must be (channels, height, width) but got {self.input_shape}.")
-        if self.classes < 2:
-            raise ValueError(f"`classes` must be at least 2 but got {self.classes}; one class needs no network.")
+        if self.classes < 1:
+            raise ValueError(f"`classes` must be at least 1 but got {self.classes}; a regression has 1.")
         if self.stem not in STEMS:
             raise ValueError(f"`stem` must be one of {STEMS} but got {self.stem!r}.")
         if self.stem == "imagenet" and self.channels < 2:

@@ -1,74 +1,64 @@
-"""Loss and accuracy of a network on a split."""
+"""Loss and metric of a network on a split."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optuna_nas.networks import DiscreteNetwork
-from optuna_nas.space import anytime_accuracy
+from optuna_nas.data.batches import batch_length, every_nth, map_tensors
 from optuna_nas.training.device import autocast, is_out_of_memory, release_memory
 from optuna_nas.training.process_group import Ranks
+from optuna_nas.training.task import Evaluation, ImageClassification, SummedTask, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from optuna_nas.data.splits import Data
 
 EVALUATION_BATCH = 512
 
 
 def evaluate(
-    network: nn.Module, data: Data, split: str, precision: str = "auto", batch_size: int = EVALUATION_BATCH
-) -> tuple[float, float]:
-    """Return mean cross-entropy (nats) and accuracy (fraction) on a split, with the network's running statistics.
-
-    With early exits: the mean over them, and the accuracy of an anytime prediction, see `anytime_accuracy`.
-    `batch_size` is halved until it fits the memory; no result depends on it.
-    """
-    return summary_of(network, *evaluate_exits(network, data, split, precision, batch_size))
-
-
-def summary_of(network: nn.Module, losses: Sequence[float], accuracies: Sequence[float]) -> tuple[float, float]:
-    """Return the one loss and accuracy that stand for those of all classifiers."""
-    if (anytime := _anytime(network)) is None:
-        return losses[0], accuracies[0]
-    accuracy = anytime_accuracy(anytime.graph.exit_costs, accuracies, anytime.skeleton.budget)
-    return sum(losses) / len(losses), accuracy
-
-
-def _anytime(network: nn.Module) -> DiscreteNetwork | None:
-    """Return the network if its predictions have a budget, also where it drew no early exit."""
-    return network if isinstance(network, DiscreteNetwork) and network.skeleton.budget else None
-
-
-def evaluate_exits(
     network: nn.Module,
     data: Data,
     split: str,
+    task: Task | None = None,
+    *,
     precision: str = "auto",
     batch_size: int = EVALUATION_BATCH,
-    *,
     ranks: Ranks | None = None,
-) -> tuple[list[float], list[float]]:
-    """Return losses and accuracies, see `evaluate`, of all classifiers of a network, the cheapest first.
+) -> Evaluation:
+    """Return loss and metric of a network on a split, with its running statistics.
 
-    With `ranks`, all of them must call this, each computes its part, and all return the same.
+    Args:
+        network: On the device of the data; left in the mode that it is in.
+        data: Splits and batches.
+        split: Which split.
+        task: What to measure; image classification by default.
+        precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
+        batch_size: Examples at a time; halved until they fit the memory. No result depends on it.
+        ranks: Processes that compute a part each; all of them must call this, and all return the same.
+
+    Raises:
+        ValueError: The split is empty.
+
+    Example:
+        >>> from torch import nn
+        >>> from optuna_nas import digits
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> 0 <= evaluate(network, digits(), "report").metric <= 1
+        True
     """
-    ranks = ranks or Ranks()
+    task, ranks = task or ImageClassification(), ranks or Ranks()
     if data.size([split]) == 0:
-        raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
+        raise ValueError(f"`split` must hold examples but {split!r} of {data.name!r} is empty.")
     training = network.training
     network.eval()
     try:
         while True:
             try:
                 with ranks.together():
-                    sums, n_images = _evaluate(network, data, split, precision, batch_size, ranks)
-                break
+                    return _evaluation(network, data, split, task, precision, batch_size, ranks)
             except RuntimeError as error:
                 if batch_size == 1 or not is_out_of_memory(error):
                     raise
@@ -76,29 +66,30 @@ def evaluate_exits(
             release_memory(data.device)
     finally:
         network.train(training)
-    ranks.sum_([sums])
-    losses, accuracies = (sums / n_images).T.tolist()
-    return losses, accuracies
 
 
 @torch.no_grad()
-def _evaluate(
-    network: nn.Module, data: Data, split: str, precision: str, batch_size: int, ranks: Ranks
-) -> tuple[Tensor, int]:
-    """Return sums of losses and right answers of every classifier over this rank's images; and how many all have."""
-    anytime = _anytime(network)
-    n_outputs = 1 if anytime is None else len(anytime.graph.exits)
-    sums = torch.zeros((n_outputs, 2), dtype=torch.float64, device=data.device)
-    n_images = 0
-    for images, labels in data.batches([split], batch_size):
-        n_images += len(labels)
-        if ranks.size > 1:
-            images, labels = images[ranks.rank :: ranks.size], labels[ranks.rank :: ranks.size]
-            if len(images) == 0:
-                continue
-        with autocast(data.device, precision):
-            outputs = [network(images)] if anytime is None else anytime.anytime(images)
-        for sum_, scores in zip(sums, outputs, strict=True):
-            sum_[0] += F.cross_entropy(scores.float(), labels, reduction="sum")
-            sum_[1] += (scores.argmax(1) == labels).sum()
-    return sums, n_images
+def _evaluation(
+    network: nn.Module, data: Data, split: str, task: Task, precision: str, batch_size: int, ranks: Ranks
+) -> Evaluation:
+    batches = data.batches([split], batch_size)
+    with autocast(data.device, precision):
+        if not isinstance(task, SummedTask):  # every process computes all of it
+            return task.evaluation(network, batches)
+        total: Tensor | None = None
+        for batch in batches:
+            sums = _sums(network, task, batch, ranks)
+            total = sums if total is None else sums + total
+    assert total is not None
+    ranks.sum_([total])
+    return task.summarise(network, total)
+
+
+def _sums(network: nn.Module, task: SummedTask, batch: object, ranks: Ranks) -> Tensor:
+    """Return this rank's part of the sums of a batch."""
+    if ranks.size == 1:
+        return task.sums(network, batch)
+    part = every_nth(batch, ranks.rank, ranks.size)
+    if batch_length(part) > 0:
+        return task.sums(network, part)
+    return 0 * task.sums(network, map_tensors(batch, lambda tensor: tensor[:1]))

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from optuna_nas.data.batches import batch_length, every_nth, split_batch
 from optuna_nas.data.splits import REPORT, TRAIN, Data, seeded_generator
-from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.training.checkpoints import check_configuration, load_tensors, prefixed, save_tensors, without_prefix
 from optuna_nas.training.device import autocast, is_out_of_memory, release_memory
-from optuna_nas.training.evaluation import evaluate_exits, summary_of
+from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.finite_steps import Verdicts, step_where
 from optuna_nas.training.optimizers import cosine, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from optuna_nas.training.process_group import Packed, Ranks, current_ranks, is_agreed, pack
+from optuna_nas.training.task import ImageClassification, Task, step_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,25 +26,33 @@ if TYPE_CHECKING:
 
     from optuna_nas.training.recipe import Recipe
 
-MOST_SKIPPED_IN_A_ROW = 10
+MAX_SKIPPED_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch brought; losses in nats, accuracies as fractions in [0, 1].
+    """Loss and metric after one epoch.
 
-    `epoch` counts from 1; `train_*` are means over the augmented batches seen, `report_*` over the report split;
-    `accuracies` are those on the report split of all classifiers, the cheapest first.
+    Args:
+        epoch: Counted from 1.
+        train_loss: Mean over the augmented batches of the epoch.
+        train_metric: The task's metric over them; None where the task does not tell.
+        validation_loss: Mean over the split `report`.
+        validation_metric: The task's metric on the split `report`.
+        learning_rate: Of the last step.
+        seconds: Wall-clock time of the epoch.
+        exit_metrics: Metric on the split `report` of every classifier of a network with early exits, the cheapest
+            first.
     """
 
     epoch: int
     train_loss: float
-    train_accuracy: float
-    report_loss: float
-    report_accuracy: float
+    train_metric: float | None
+    validation_loss: float
+    validation_metric: float
     learning_rate: float
     seconds: float
-    accuracies: tuple[float, ...] = ()
+    exit_metrics: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,17 @@ class TrainingResult:
     accumulation: int
 
 
+@runtime_checkable
+class Shrinking(Protocol):
+    """A network that may be made smaller while it trains, as `DiscreteNetwork.remove` does."""
+
+    def shrunk(self) -> dict[str, Any]:
+        """Return what was taken out, as JSON values; empty where nothing was."""
+
+    def shrink_again(self, shrunk: Mapping[str, Any]) -> None:
+        """Take out what `shrunk` told, before the weights of a checkpoint are loaded."""
+
+
 class TrainingStopped(Exception):
     """The training was asked to stop; its checkpoint, if it has one, is written."""
 
@@ -74,8 +93,8 @@ def train(
     network: nn.Module,
     data: Data,
     recipe: Recipe,
+    task: Task | None = None,
     *,
-    drop_path: float = 0.0,
     splits: Sequence[str] = TRAIN,
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_step: Callable[[float], None] | None = None,
@@ -96,10 +115,11 @@ def train(
     `should_stop`; where one of them ends the training, all ranks end it.
 
     Args:
-        network: Maps images (B, C, H, W) to class scores (B, classes); `DiscreteNetwork` may add auxiliary scores.
-        data: Images and splits.
+        network: Any module that the task can compute a loss of. One with a method `step_context(progress, generator)`
+            hears at every step how far its training is (stochastic depth).
+        data: Batches and splits.
         recipe: How to train.
-        drop_path: Probability at the end of training; rises linearly by epoch from 0. Needs a `DiscreteNetwork`.
+        task: Loss and metric; image classification by default.
         splits: What to train on.
         on_epoch: Called after every epoch, also with those a resumed run had finished; may raise to end training.
         on_step: Called after every step with the fraction done.
@@ -122,7 +142,7 @@ def train(
     if adapt is not None and ranks.size > 1:
         raise ValueError(f"`adapt` must be None for a training over several ranks but there are {ranks.size}; use one.")
     with ranks.together():
-        return _Training(network, data, recipe, drop_path, splits, configuration, ranks).run(
+        return _Training(network, data, recipe, task or ImageClassification(), splits, configuration, ranks).run(
             on_epoch or (lambda result: None),
             on_step or (lambda fraction: None),
             adapt or (lambda result: None),
@@ -140,35 +160,34 @@ class _Training:
         network: nn.Module,
         data: Data,
         recipe: Recipe,
-        drop_path: float,
+        task: Task,
         splits: Sequence[str],
         configuration: Mapping[str, Any] | None,
         ranks: Ranks,
     ) -> None:
         self._device, self._ranks = data.device, ranks
         self._network = network.to(self._device)
-        self._forward = torch.compile(network) if recipe.compile else network
-        self._has_exits = isinstance(network, DiscreteNetwork) and len(network.graph.exits) > 1
-        self._data, self._recipe, self._drop_path, self._splits = data, recipe, drop_path, splits
-        n_images = data.size(splits)
-        if n_images == 0:
-            raise ValueError(f"`splits` must hold images but {tuple(splits)} of {data.name!r} are empty.")
+        self._forward = cast("nn.Module", torch.compile(network)) if recipe.compile else network
+        self._data, self._recipe, self._task, self._splits = data, recipe, task, splits
+        n_examples = data.size(splits)
+        if n_examples == 0:
+            raise ValueError(f"`splits` must hold examples but {tuple(splits)} of {data.name!r} are empty.")
         if data.size([REPORT]) == 0:
             raise ValueError(
-                f"`data` must have images in the split 'report' but {data.name!r} has none; set its share."
+                f"`data` must have examples in the split 'report' but {data.name!r} has none; set its share."
             )
-        self._steps_per_epoch = max(1, n_images // recipe.batch_size)
+        self._steps_per_epoch = max(1, n_examples // recipe.batch_size)
         self._optimizer = make_optimizer(network, recipe)
         self._configuration = {
             **(configuration or {}),
             "recipe": asdict(recipe),
-            "drop_path": drop_path,
+            "task": task.describe(),
             "splits": list(splits),
             "data": data.describe(),
         }
         self._epoch = 0  # finished epochs
         self._step = 0  # finished steps of the running epoch
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self._device)  # loss, correct, images
+        self._sums: Tensor | None = None  # of the running epoch, see `Task.training_step`
         self._history: list[EpochResult] = []
         self._seconds = 0.0
         self._epoch_started = 0.0
@@ -198,10 +217,10 @@ class _Training:
             on_epoch(result)
         while self._epoch < self._recipe.epochs:
             self._network.train()
-            for images, labels in self._data.batches(
+            for batch in self._data.batches(
                 self._splits, self._recipe.batch_size, seed=self._recipe.seed, epoch=self._epoch, start=self._step
             ):
-                self._train_step(images, labels)
+                self._train_step(batch)
                 self._step += 1
                 now = time.monotonic()
                 self._seconds = before + now - started
@@ -218,41 +237,40 @@ class _Training:
                     raise TrainingStopped
             self._count_skipped(wait=True)
             self._average_statistics()
-            losses, accuracies = evaluate_exits(
-                self._network, self._data, REPORT, self._recipe.precision, ranks=self._ranks
+            report = evaluate(
+                self._network, self._data, REPORT, self._task, precision=self._recipe.precision, ranks=self._ranks
             )
-            report_loss, report_accuracy = summary_of(self._network, losses, accuracies)
-            loss, correct, images_seen = self._sums.tolist()
+            curves = {} if self._sums is None else self._task.training_curves(self._sums.tolist())
             self._seconds = before + time.monotonic() - started
             result = EpochResult(
                 self._epoch + 1,
-                loss / max(images_seen, 1),
-                correct / max(images_seen, 1),
-                report_loss,
-                report_accuracy,
+                curves.get("loss", 0.0),
+                curves.get(self._task.metric),
+                report.loss,
+                report.metric,
                 self._learning_rate(self._epoch * self._steps_per_epoch + self._step - 1),
                 self._seconds - self._epoch_started,
-                tuple(accuracies),
+                report.exit_metrics,
             )
             self._history.append(result)
             self._epoch, self._step, self._epoch_started = self._epoch + 1, 0, self._seconds
-            self._sums.zero_()
+            self._sums = None
             on_epoch(result)
             if self._epoch < self._recipe.epochs:
                 adapt(result)
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
         return TrainingResult(self._history[-1], self._seconds, peak, self._skipped, self._accumulation)
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+    def _train_step(self, batch: Any) -> None:
         """Do one step; halve the batch once if it does not fit the memory."""
         step = self._epoch * self._steps_per_epoch + self._step
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         out_of_memory = False
         try:
-            self._backward(images, labels, step)
+            self._backward(batch, step)
         except RuntimeError as error:
-            if self._accumulation > 1 or len(images) < 4 * self._ranks.size or not is_out_of_memory(error):
+            if self._accumulation > 1 or batch_length(batch) < 4 * self._ranks.size or not is_out_of_memory(error):
                 raise
             if self._ranks.size > 1 and not is_agreed(error):
                 raise  # the others have made the step
@@ -261,54 +279,39 @@ class _Training:
         if out_of_memory:
             self._accumulation = 2
             release_memory(self._device)
-            self._backward(images, labels, step)
+            self._backward(batch, step)
 
-    def _backward(self, images: Tensor, labels: Tensor, step: int) -> None:
+    def _backward(self, batch: Any, step: int) -> None:
         with self._ranks.together():
-            sums = self._gradients(images, labels, step)
+            sums = self._gradients(batch, step)
             packed: Packed = []
             if self._ranks.size > 1:
-                found = [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
-                packed = pack([*found, sums])
+                gradients = [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
+                packed = pack([*gradients, sums])
         self._ranks.sum_packed(packed)
         self._update(sums)
 
-    def _gradients(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Compute this rank's part of the gradient of a batch; return that of the sums of loss, correct and images."""
+    def _gradients(self, batch: Any, step: int) -> Tensor:
+        """Compute this rank's part of the gradient of a batch; return that of its sums, see `Task.training_step`."""
         recipe, ranks = self._recipe, self._ranks
         self._optimizer.zero_grad(set_to_none=True)
         key = (recipe.seed, step) if ranks.size == 1 else (recipe.seed, step, ranks.rank)
         generator = seeded_generator(self._device, *key)
-        sums = torch.zeros_like(self._sums)
-        n_images = len(images)  # of all ranks
+        n_examples = batch_length(batch)  # of all ranks
         repeats = 1
-        if ranks.size > 1 and n_images >= 2 * ranks.size:
-            images, labels = images[ranks.rank :: ranks.size], labels[ranks.rank :: ranks.size]
-        elif ranks.size > 1:  # a batch norm may need two images: every rank takes all
+        if ranks.size > 1 and n_examples >= 2 * ranks.size:
+            batch = every_nth(batch, ranks.rank, ranks.size)
+        elif ranks.size > 1:  # a batch norm may need two examples: every rank takes all
             repeats = ranks.size
-        size = -(-len(images) // self._accumulation)
-        for part, wanted in zip(images.split(size), labels.split(size), strict=True):
-            with autocast(self._device, recipe.precision):
-                if self._drop_path > 0:
-                    probability = self._drop_path * self._epoch / recipe.epochs
-                    scores = self._forward(part, probability, generator)
-                else:
-                    scores = self._forward(part)
-                scores, *others = scores if isinstance(scores, tuple) else (scores,)
-                loss, *other_losses = (
-                    F.cross_entropy(output, wanted, label_smoothing=recipe.label_smoothing)
-                    for output in (scores, *others)
-                )
-                if self._has_exits:
-                    loss = total = torch.stack([loss, *other_losses]).mean()
-                else:
-                    total = sum((recipe.auxiliary_weight * other for other in other_losses), loss)
-            (total * (len(part) / (n_images * repeats))).backward()
-            with torch.no_grad():
-                sums[0] += loss * len(part)
-                sums[1] += (scores.argmax(1) == wanted).sum()
-                sums[2] += len(part)
-        return sums / repeats if repeats > 1 else sums
+        total: Tensor | None = None
+        with step_of(self._network, self._epoch / recipe.epochs, generator):
+            for part in split_batch(batch, -(-batch_length(batch) // self._accumulation)):
+                with autocast(self._device, recipe.precision):
+                    loss, sums = self._task.training_step(self._forward, part)
+                (loss * (batch_length(part) / (n_examples * repeats))).backward()
+                total = sums if total is None else total + sums
+        assert total is not None
+        return total / repeats if repeats > 1 else total
 
     def _update(self, sums: Tensor) -> None:
         """Make a step along the gradient of a batch, if it is finite."""
@@ -316,7 +319,8 @@ class _Training:
         norm = nn.utils.clip_grad_norm_(parameters, self._recipe.clip_norm or math.inf)
         finite = torch.isfinite(sums[0]) & torch.isfinite(norm)
         step_where(finite, self._optimizer)
-        self._sums += torch.where(finite, sums, 0.0)
+        kept = torch.where(finite, sums, 0.0)
+        self._sums = kept if self._sums is None else self._sums + kept
         self._verdicts.put(finite)
         self._count_skipped(wait=self._ranks.size > 1)  # ranks go on alike
 
@@ -334,7 +338,7 @@ class _Training:
                     statistics = (module.running_mean, module.running_var)
                     if not all(bool(torch.isfinite(part).all()) for part in statistics if part is not None):
                         module.reset_running_stats()
-            if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise TrainingDiverged(
                     f"`learning_rate` must keep the loss finite but {self._skipped_in_a_row} steps in a row it was "
                     f"not, at {self._recipe.learning_rate}; lower it, or use precision='float32'."
@@ -373,8 +377,9 @@ class _Training:
         tensors = {
             **prefixed("network/", self._network.state_dict()),
             **prefixed("optimizer/", optimizer_tensors(self._optimizer)),
-            "sums": self._sums,
         }
+        if self._sums is not None:
+            tensors["sums"] = self._sums
         progress = {
             "epoch": self._epoch,
             "step": self._step,
@@ -385,8 +390,8 @@ class _Training:
             "accumulation": self._accumulation,
             "history": [asdict(result) for result in self._history],
         }
-        if isinstance(self._network, DiscreteNetwork) and self._network.changed:
-            progress["removed"], progress["masked"] = self._network.removed, list(self._network.masks_by_name())
+        if isinstance(self._network, Shrinking):
+            progress["shrunk"] = self._network.shrunk()
         return tensors, progress
 
     def _save(self, path: Path) -> None:
@@ -400,16 +405,15 @@ class _Training:
 
     def _restore(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Go on where `_state` was asked for."""
-        if isinstance(self._network, DiscreteNetwork) and "removed" in progress:
-            masks = {name: torch.ones_like(self._network.get_parameter(name)) for name in progress["masked"]}
-            self._network.remove([(path, op) for path, op in progress["removed"]], masks)
+        if isinstance(self._network, Shrinking) and progress.get("shrunk"):
+            self._network.shrink_again(progress["shrunk"])
         self._network.load_state_dict(without_prefix("network/", tensors))
         load_optimizer_tensors(self._optimizer, without_prefix("optimizer/", tensors))
-        self._sums.copy_(tensors["sums"])
+        self._sums = tensors["sums"].to(self._device) if "sums" in tensors else None
         self._epoch, self._step, self._seconds = progress["epoch"], progress["step"], progress["seconds"]
         self._epoch_started = progress["epoch_started"]
         self._skipped, self._skipped_in_a_row = progress["skipped"], progress["skipped_in_a_row"]
         self._accumulation = progress["accumulation"]
         self._history = [
-            EpochResult(**{**result, "accuracies": tuple(result["accuracies"])}) for result in progress["history"]
+            EpochResult(**{**result, "exit_metrics": tuple(result["exit_metrics"])}) for result in progress["history"]
         ]

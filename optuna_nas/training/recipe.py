@@ -24,9 +24,7 @@ class Recipe:
         momentum: Of SGD.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         warmup_fraction: Share of all steps over which the rate rises linearly from 0.
-        label_smoothing: In [0, 1).
         clip_norm: Largest norm of the gradient; 0 for no clipping.
-        auxiliary_weight: Weight of the auxiliary head's loss, where the skeleton has one; early exits weigh alike.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
         compile: Compile the network with `torch.compile`.
         seed: Initial weights, order of images, augmentation, drop-path.
@@ -43,9 +41,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 3e-4
     warmup_fraction: float = 0.0
-    label_smoothing: float = 0.0
     clip_norm: float = 5.0
-    auxiliary_weight: float = 0.4
     precision: str = "auto"
     compile: bool = False
     seed: int = 0
@@ -59,9 +55,7 @@ class Recipe:
             ("final_learning_rate", 0, math.inf, "[)"),
             ("weight_decay", 0, math.inf, "[)"),
             ("clip_norm", 0, math.inf, "[)"),
-            ("auxiliary_weight", 0, math.inf, "[)"),
             ("momentum", 0, 1, "[)"),
-            ("label_smoothing", 0, 1, "[)"),
             ("warmup_fraction", 0, 1, "[]"),
         ):
             value = getattr(self, name)

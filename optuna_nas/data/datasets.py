@@ -1,0 +1,172 @@
+"""Any map-style PyTorch `Dataset` as data: batches are a function of split, seed, epoch and step."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from optuna_nas.data.batches import tensors_of, to_device
+from optuna_nas.data.splits import SPLITS, digest_of, draw_splits, index_chunks, positions_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+
+
+class DatasetData:
+    """A map-style PyTorch `Dataset`, or two: one for training and one for the test split.
+
+    Order and random transforms depend on seed, epoch and example alone, so that a training that was interrupted goes on
+    with the very batches it would have seen, with any number of workers.
+
+    Args:
+        dataset: Examples of the splits `weights`, `choices`, `report` (and `test`, without `test`).
+        test: Examples of the test split.
+        name: For records and tables.
+        plain: The same examples as `dataset` without random transforms, for evaluation; by default `dataset` itself.
+        labels: Class of every example, to draw splits per class; without, they are drawn at random.
+        fractions: Shares of `choices`, `report` and (without `test`) `test`, as for `ImageData.from_arrays`.
+        outputs: Size of a prediction: number of classes, or of values that a regression predicts; None leaves it open.
+        collate: Makes a batch of a list of examples; PyTorch's by default.
+        n_workers: Processes that load examples; 0 loads in this one.
+        device: Device of the batches.
+        seed: Draws the splits.
+
+    Raises:
+        ValueError: A data set has no length, or is empty.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> data = DatasetData(TensorDataset(torch.rand(100, 3), torch.rand(100)), outputs=1)
+        >>> [tuple(tensor.shape) for tensor in next(data.batches(["report"], 4))]
+        [(4, 3), (4,)]
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        test: Dataset[Any] | None = None,
+        *,
+        name: str = "dataset",
+        plain: Dataset[Any] | None = None,
+        labels: Sequence[int] | None = None,
+        fractions: Mapping[str, float] | None = None,
+        outputs: int | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        n_workers: int = 0,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.name, self.outputs, self.device = name, outputs, torch.device(device)
+        self._dataset, self._test, self._plain = dataset, test, plain or dataset
+        self._labels, self._fractions, self._collate = labels, fractions, collate
+        self._n_workers, self._seed = n_workers, seed
+        n_train = _length(dataset, "dataset")
+        n_test = 0 if test is None else _length(test, "test")
+        if plain is not None and _length(plain, "plain") != n_train:
+            raise ValueError(
+                f"`plain` must hold the examples of `dataset`, {n_train}, but has {_length(plain, 'plain')}."
+            )
+        strata = np.zeros(n_train + n_test, dtype=np.int64)
+        if labels is not None:
+            strata[:n_train] = np.asarray(labels)[:n_train]
+        self.splits = draw_splits(strata, n_train, dict(fractions or {}), seed)
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Shape of the first tensor of an example, None where an example holds no tensor."""
+        example = self._dataset[0]
+        first = example[0] if isinstance(example, list | tuple) else example
+        return tuple(first.shape) if isinstance(first, Tensor | np.ndarray) else None
+
+    def to(self, device: torch.device | str) -> DatasetData:
+        """Return the same data with batches on another device."""
+        if torch.device(device) == self.device:
+            return self
+        return DatasetData(
+            self._dataset,
+            self._test,
+            name=self.name,
+            plain=self._plain,
+            labels=self._labels,
+            fractions=self._fractions,
+            outputs=self.outputs,
+            collate=self._collate,
+            n_workers=self._n_workers,
+            device=device,
+            seed=self._seed,
+        )
+
+    def size(self, splits: Sequence[str]) -> int:
+        """Return the number of examples in these splits."""
+        return len(positions_of(self.splits, splits))
+
+    def batches(
+        self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
+    ) -> Iterator[Any]:
+        """Yield what the data set's examples collate to; see `ImageData.batches`."""
+        chunks = index_chunks(positions_of(self.splits, splits), batch_size, seed, epoch)[start:]
+        examples = _SeededExamples(self._plain if epoch is None else self._dataset, self._test, (seed, epoch or 0))
+        loader: DataLoader[Any] = DataLoader(
+            examples,
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=self._n_workers,
+            collate_fn=self._collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its workers' seeds are not used; without it the global state would move
+        )
+        for batch in loader:
+            yield to_device(batch, self.device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, type, sizes and digests of the splits, and a digest of the first example."""
+        first = next(iter(self.batches([next(split for split in SPLITS if len(self.splits[split]))], 1)))
+        return {
+            "name": self.name,
+            "type": type(self._dataset).__name__,
+            "outputs": self.outputs,
+            "seed": self._seed,
+            "digest": digest_of(*tensors_of(first)),
+            "sizes": {split: len(self.splits[split]) for split in SPLITS},
+            "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
+        }
+
+
+class _SeededExamples(Dataset[Any]):
+    """Examples whose random transforms draw from a stream of their own; the caller's global streams do not move."""
+
+    def __init__(self, dataset: Dataset[Any], test: Dataset[Any] | None, key: tuple[int, ...]) -> None:
+        self._dataset, self._test, self._key = dataset, test, key
+        self._n_train = _length(dataset, "dataset")
+
+    def __getitem__(self, index: int) -> Any:
+        state = np.random.SeedSequence([*self._key, index]).generate_state(2)
+        python, numpy = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=[]):
+            random.seed(int(state[0]))
+            np.random.seed(int(state[1]))
+            torch.manual_seed(int(state[0]))
+            try:
+                if self._test is not None and index >= self._n_train:
+                    return self._test[index - self._n_train]
+                return self._dataset[index]
+            finally:
+                random.setstate(python)
+                np.random.set_state(numpy)
+
+
+def _length(dataset: Dataset[Any], name: str) -> int:
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"`{name}` must be a map-style Dataset with a length but is a {type(dataset).__name__}; use `LoaderData` "
+            "for streams."
+        )
+    length = len(cast("Sized", dataset))
+    if length == 0:
+        raise ValueError(f"`{name}` must hold at least one example but is empty.")
+    return length

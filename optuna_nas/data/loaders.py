@@ -1,0 +1,126 @@
+"""Any PyTorch `DataLoader` as data."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optuna_nas.data.batches import batch_length, to_device
+from optuna_nas.data.splits import SPLITS, seeded_generator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch.utils.data import DataLoader
+
+
+class LoaderData:
+    """PyTorch `DataLoader`s, one a split, as they are: their own sampler, collation, workers and batch size.
+
+    A loader with a `generator` is seeded by seed and epoch, so that a training that was interrupted goes on with the
+    batches it would have seen. Without one its order is its own: a resumed training may see other batches, and
+    `describe` says so. Prefer `DatasetData` where that matters.
+
+    Args:
+        loaders: For `weights` and `report` at least, perhaps `choices` and `test`, a loader.
+        name: For records and tables.
+        outputs: Size of a prediction: number of classes, or of values that a regression predicts; None leaves it open.
+        device: Device of the batches.
+
+    Raises:
+        ValueError: A split is unknown, or `weights` or `report` is missing.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> def loader(n_examples):
+        ...     return DataLoader(TensorDataset(torch.rand(n_examples, 3), torch.rand(n_examples)), batch_size=8)
+        >>> data = LoaderData({"weights": loader(64), "report": loader(16)})
+        >>> data.size(["weights"]), len(list(data.batches(["weights"], 8, epoch=0)))
+        (64, 8)
+    """
+
+    def __init__(
+        self,
+        loaders: Mapping[str, DataLoader[Any]],
+        *,
+        name: str = "loaders",
+        outputs: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        unknown = sorted(set(loaders) - set(SPLITS))
+        if unknown:
+            raise ValueError(f"`loaders` must be of the splits {SPLITS} but got {unknown[0]!r}.")
+        missing = [split for split in ("weights", "report") if split not in loaders]
+        if missing:
+            raise ValueError(f"`loaders` must have one for {missing[0]!r} but has {sorted(loaders)}; add it.")
+        self.loaders, self.name, self.outputs, self.device = dict(loaders), name, outputs, torch.device(device)
+
+    def to(self, device: torch.device | str) -> LoaderData:
+        """Return the same data with batches on another device."""
+        if torch.device(device) == self.device:
+            return self
+        return LoaderData(self.loaders, name=self.name, outputs=self.outputs, device=device)
+
+    def size(self, splits: Sequence[str]) -> int:
+        """Return the number of examples in these splits."""
+        return sum(self._sizes[split] for split in splits)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {split: self._length(split) for split in SPLITS}
+
+    def _length(self, split: str) -> int:
+        if split not in self.loaders:
+            return 0
+        loader = self.loaders[split]
+        if loader.batch_size is None:  # batches come ready-made
+            return len(loader) * batch_length(next(iter(loader)))
+        return len(loader) * loader.batch_size if loader.drop_last else len(loader.dataset)  # type: ignore[arg-type]
+
+    def batches(
+        self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
+    ) -> Iterator[Any]:
+        """Yield the loaders' batches on the device, of their own batch size.
+
+        Args:
+            splits: Names out of `SPLITS`.
+            batch_size: While training that of the loaders; without an epoch it is not looked at.
+            seed: Seeds the loaders' generators, with the epoch.
+            epoch: Number of the epoch; None for an evaluation.
+            start: First step to yield; those before are loaded and thrown away.
+
+        Raises:
+            ValueError: While training, `batch_size` is not that of a loader.
+        """
+        parts = []
+        for split in splits:
+            if split not in SPLITS:
+                raise ValueError(f"`split` must be one of {SPLITS} but got {split!r}.")
+            if split not in self.loaders:
+                continue
+            loader = self.loaders[split]
+            if epoch is not None and loader.batch_size not in (None, batch_size):
+                raise ValueError(
+                    f"`batch_size` must be that of the loader of {split!r}, {loader.batch_size}, but is {batch_size}; "
+                    f"use Recipe(batch_size={loader.batch_size})."
+                )
+            if loader.generator is not None:
+                key = (seed, -1 if epoch is None else epoch)
+                loader.generator.manual_seed(seeded_generator(torch.device("cpu"), *key).initial_seed())
+            n_steps = None if epoch is None else max(1, self._length(split) // batch_size)
+            parts.append(islice(loader, n_steps))
+        for batch in islice(chain(*parts), start, None):
+            yield to_device(batch, self.device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, sizes, and whether a resumed training sees the same batches."""
+        repeatable = all(loader.generator is not None for loader in self.loaders.values())
+        return {
+            "name": self.name,
+            "outputs": self.outputs,
+            "sizes": self._sizes,
+            "resume": "same batches" if repeatable else "may see other batches: a loader has no generator",
+        }

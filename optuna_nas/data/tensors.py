@@ -1,0 +1,173 @@
+"""Tensors of any shape with targets of any shape, on the training device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optuna_nas.data.batches import Batch
+from optuna_nas.data.splits import CHOICES, SPLITS, WEIGHTS, digest_of, draw_splits, index_chunks, positions_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True, eq=False)
+class TensorData:
+    """Inputs and targets of any shapes, small enough to live on the training device: tables, sequences, signals.
+
+    Make one with `TensorData.from_arrays(x, y)`.
+
+    Args:
+        name: For records and tables.
+        inputs: Shape (N, ...).
+        targets: Shape (N, ...); int64 labels of a classification, else float32.
+        splits: For each of `optuna_nas.data.SPLITS` the positions of its examples, disjoint.
+        outputs: Size of a prediction: number of classes, or of values that a regression predicts.
+        seed: Which seed drew the splits.
+
+    Example:
+        >>> import numpy as np
+        >>> data = TensorData.from_arrays(np.random.rand(100, 10), np.random.rand(100))
+        >>> data.input_shape, data.outputs
+        ((10,), 1)
+        >>> inputs, targets = next(data.batches(["weights"], 8, epoch=0))
+        >>> inputs.shape, targets.shape
+        (torch.Size([8, 10]), torch.Size([8]))
+    """
+
+    name: str
+    inputs: Tensor
+    targets: Tensor
+    splits: Mapping[str, Tensor]
+    outputs: int
+    seed: int = 0
+
+    @staticmethod
+    def from_arrays(
+        x: ArrayLike,
+        y: ArrayLike,
+        x_test: ArrayLike | None = None,
+        y_test: ArrayLike | None = None,
+        *,
+        name: str = "tensors",
+        normalize: bool = True,
+        fractions: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> TensorData:
+        """Make a data set of arrays. Splits are drawn per class where targets are integers, else at random.
+
+        Args:
+            x: Inputs, shape (N, ...), any numbers; integers (tokens) stay integers.
+            y: Targets, shape (N,) or (N, ...): integers from 0 are labels, other numbers are what to predict.
+            x_test: Inputs of a given test split; without, one is drawn from `x`.
+            y_test: Their targets.
+            name: For records and tables.
+            normalize: Bring every column of real inputs to mean 0 and deviation 1 on the training splits.
+            fractions: Shares of `choices`, `report` and (without `x_test`) `test`; default a quarter, a quarter and a
+                fifth of what the test split leaves, or of all. The rest is `weights`.
+            seed: Draws the splits.
+
+        Raises:
+            ValueError: Lengths disagree, a number is not finite, or a class has too few examples for so many splits.
+        """
+        if (x_test is None) != (y_test is None):
+            raise ValueError("`x_test` and `y_test` must be given together but one is None.")
+        inputs, targets = _as_tensor(x, "x"), _as_tensor(y, "y")
+        n_train = len(inputs)
+        if x_test is not None and y_test is not None:
+            test_inputs = _as_tensor(x_test, "x_test")
+            if test_inputs.shape[1:] != inputs.shape[1:]:
+                raise ValueError(
+                    f"`x_test` must have examples like `x`, {tuple(inputs.shape[1:])}, but has "
+                    f"{tuple(test_inputs.shape[1:])}."
+                )
+            inputs = torch.cat([inputs, test_inputs.to(inputs.dtype)])
+            targets = torch.cat([targets, _as_tensor(y_test, "y_test").to(targets.dtype)])
+        if len(targets) != len(inputs):
+            raise ValueError(f"`y` must have one target for each of {len(inputs)} inputs but has {len(targets)}.")
+        is_labels = not targets.is_floating_point() and targets.ndim == 1
+        if is_labels and int(targets.min()) < 0:
+            raise ValueError(f"`y` must hold labels from 0 but got {int(targets.min())}; renumber the labels.")
+        strata = targets.numpy() if is_labels else np.zeros(len(targets), dtype=np.int64)
+        splits = draw_splits(strata, n_train, dict(fractions or {}), seed)
+        if normalize and inputs.is_floating_point():
+            seen = inputs[torch.cat([splits[WEIGHTS], splits[CHOICES]])].double()
+            deviation = seen.std(0, keepdim=True)
+            scale = torch.where(deviation > 0, deviation, 1)
+            inputs = ((inputs - seen.mean(0, keepdim=True)) / scale).float()
+        outputs = int(targets.max()) + 1 if is_labels else int(np.prod(targets.shape[1:], dtype=np.int64))
+        return TensorData(name, inputs, targets, splits, outputs, seed)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self.inputs.device
+
+    def to(self, device: torch.device | str) -> TensorData:
+        """Return the same data on another device (itself where it is there already)."""
+        if torch.device(device) == self.device:
+            return self
+        return replace(
+            self,
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+            splits={split: positions.to(device) for split, positions in self.splits.items()},
+        )
+
+    def size(self, splits: Sequence[str]) -> int:
+        """Return the number of examples in these splits."""
+        return len(positions_of(self.splits, splits))
+
+    def batches(
+        self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
+    ) -> Iterator[Batch]:
+        """Yield batches of the examples in `splits`; see `ImageData.batches`."""
+        for chosen in index_chunks(positions_of(self.splits, splits), batch_size, seed, epoch)[start:]:
+            yield Batch(self.inputs[chosen], self.targets[chosen])
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, shapes, seed, and size and digest of the data and of every split."""
+        return {**self._description, "name": self.name}
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return {
+            "input_shape": list(self.input_shape),
+            "outputs": self.outputs,
+            "seed": self.seed,
+            "digest": digest_of(self.inputs, self.targets),
+            "sizes": {split: len(self.splits[split]) for split in SPLITS},
+            "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
+        }
+
+
+def _as_tensor(values: ArrayLike, name: str) -> Tensor:
+    array = np.asarray(values)
+    if array.ndim == 0 or len(array) == 0:
+        raise ValueError(f"`{name}` must hold at least one example but has shape {array.shape}.")
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
+        raise ValueError(f"`{name}` must be real numbers but has dtype {array.dtype}; encode texts as integers.")
+    if np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"`{name}` must be finite but example {bad[0]} (and {len(bad) - 1} more) holds NaN or infinity; "
+                "remove or repair them."
+            )
+    else:
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.array(array, order="C"))  # a copy, for the caller may write into the array

@@ -1,0 +1,320 @@
+"""What a network is trained for: its loss, its metric, and which direction of the metric is better.
+
+The training loop, the one-shot models and the objective know no loss and no metric of their own; all of that is here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import nan
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optuna_nas.data.batches import batch_length
+from optuna_nas.space.cost import anytime_accuracy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+MAXIMIZE, MINIMIZE = DIRECTIONS = ("maximize", "minimize")
+
+
+class Evaluation(NamedTuple):
+    """How good a network is on a split.
+
+    Args:
+        loss: Mean loss; NaN where a task of one's own does not tell.
+        metric: The task's metric.
+        exit_metrics: The metric of every classifier of a network with early exits, the cheapest first; of one output.
+    """
+
+    loss: float
+    metric: float
+    exit_metrics: tuple[float, ...] = ()
+
+
+@runtime_checkable
+class EarlyExits(Protocol):
+    """A network that may be stopped before its end: `DiscreteNetwork`s with exits are."""
+
+    @property
+    def exit_costs(self) -> Sequence[int]:
+        """Multiply-adds up to every classifier, the cheapest first."""
+
+    @property
+    def budget(self) -> float:
+        """Most multiply-adds that a prediction may take; 0 for a network without exits."""
+
+    def anytime(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs of every classifier, the cheapest first."""
+
+
+class Task(ABC):
+    """What a network is trained for. A task of one's own says these four things.
+
+    Everything that trains or ranks networks works with any task: a model is an `nn.Module` (the network, or a supernet
+    or hypernetwork that stands for one), a batch is whatever the data yield.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> class NextToken(Task):
+        ...     metric, direction = "perplexity", "minimize"
+        ...
+        ...     def loss(self, model, batch):
+        ...         tokens = batch["tokens"]
+        ...         return nn.functional.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:])
+        ...
+        ...     def evaluate(self, model, batches):
+        ...         losses = [self.loss(model, batch).item() for batch in batches]
+        ...         return float(torch.tensor(losses).mean().exp())
+        >>> task = NextToken()
+        >>> model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+        >>> 4 < task.evaluate(model, [{"tokens": torch.tensor([[0, 1, 2, 3]])}]) < 9
+        True
+    """
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """Name of what `evaluate` returns, such as `accuracy`; a Python identifier."""
+
+    @property
+    @abstractmethod
+    def direction(self) -> str:
+        """`maximize` or `minimize`: which metric is better."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean loss of a batch, a scalar to minimise."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> float:
+        """Return the metric over batches; called in evaluation mode, without gradients."""
+
+    # -- what a task may say besides ------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the loss to minimise and the sums of a batch for training curves, see `training_curves`.
+
+        Returns:
+            A scalar, and a vector of float64 on its device: the loss times the number of examples, then whatever
+            `training_curves` needs, last the number of examples. Sums of several batches are added.
+        """
+        loss = self.loss(model, batch)
+        n_examples = batch_length(batch)
+        return loss, torch.stack([loss.detach().double() * n_examples, _count(n_examples, loss)])
+
+    def training_curves(self, sums: Sequence[float]) -> dict[str, float]:
+        """Return `loss`, and the task's metric where it is known, of added sums."""
+        return {"loss": sums[0] / max(sums[-1], 1)}
+
+    def evaluation(self, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
+        """Return loss and metric over batches; called in evaluation mode, without gradients."""
+        return Evaluation(nan, self.evaluate(model, batches))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides a result, as JSON values; a study goes on under the same description only."""
+        fields = asdict(self) if hasattr(self, "__dataclass_fields__") else {}  # type: ignore[call-overload]
+        return {"task": type(self).__name__, "metric": self.metric, "direction": self.direction, **fields}
+
+
+class SummedTask(Task):
+    """A task whose loss and metric follow from sums over examples, so that batches and processes can be added up."""
+
+    @abstractmethod
+    def sums(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the sums of a batch, shape (outputs, K), float64; the last column counts examples."""
+
+    @abstractmethod
+    def summarise(self, model: nn.Module, sums: Tensor) -> Evaluation:
+        """Return loss and metric of added sums."""
+
+    def evaluation(self, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in batches:
+            total = self.sums(model, batch) + total
+        return self.summarise(model, total)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> float:
+        return self.evaluation(model, batches).metric
+
+
+@dataclass(frozen=True)
+class ImageClassification(SummedTask):
+    """Classes of images (or of any inputs): cross-entropy and accuracy, a fraction in [0, 1].
+
+    A network may return further class scores while it trains: those of an auxiliary head, which count by their weight,
+    or of early exits, which count alike. The accuracy of a network with exits is that of an anytime prediction, the
+    mean over all budgets of multiply-adds (`optuna_nas.anytime_accuracy`).
+
+    Args:
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        auxiliary_weight: Weight of the auxiliary head's loss, at least 0; 0.4 in DARTS.
+
+    Raises:
+        ValueError: A field is out of range.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from optuna_nas.data import Batch
+        >>> model = nn.Flatten()  # scores are the pixels
+        >>> batch = Batch(torch.eye(4)[:, :, None, None], torch.tensor([0, 1, 2, 2]))
+        >>> ImageClassification().evaluate(model, [batch])
+        0.75
+    """
+
+    metric: ClassVar[str] = "accuracy"
+    direction: ClassVar[str] = MAXIMIZE
+
+    label_smoothing: float = 0.0
+    auxiliary_weight: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name, high in (("label_smoothing", 1.0), ("auxiliary_weight", float("inf"))):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not 0 <= value < high:
+                raise ValueError(f"`{name}` must be in [0, {high}) but got {value}.")
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return self.training_step(model, batch)[0]
+
+    def training_step(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
+        outputs = model(inputs)
+        scores, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss, *other_losses = (
+            F.cross_entropy(output, targets, label_smoothing=self.label_smoothing) for output in (scores, *others)
+        )
+        if others and isinstance(model, EarlyExits) and len(model.exit_costs) > 1:
+            loss = total = torch.stack([loss, *other_losses]).mean()
+        else:
+            total = sum((self.auxiliary_weight * other for other in other_losses), loss)
+        with torch.no_grad():
+            sums = torch.zeros(3, dtype=torch.float64, device=loss.device)
+            sums[0] += loss * len(targets)
+            sums[1] += (scores.argmax(1) == targets).sum()
+            sums[2] += len(targets)
+        return total, sums
+
+    def training_curves(self, sums: Sequence[float]) -> dict[str, float]:
+        loss, correct, n_examples = sums
+        return {"loss": loss / max(n_examples, 1), self.metric: correct / max(n_examples, 1)}
+
+    def sums(self, model: nn.Module, batch: Any) -> Tensor:
+        inputs, targets = batch
+        exits = _exits(model)
+        outputs = [model(inputs)] if exits is None else exits.anytime(inputs)
+        sums = torch.zeros((len(outputs), 3), dtype=torch.float64, device=targets.device)
+        for row, scores in zip(sums, outputs, strict=True):
+            row[0] += F.cross_entropy(scores.float(), targets, reduction="sum")
+            row[1] += (scores.argmax(1) == targets).sum()
+            row[2] += len(targets)
+        return sums
+
+    def summarise(self, model: nn.Module, sums: Tensor) -> Evaluation:
+        losses, accuracies = (sums[:, :2] / sums[:, 2:]).T.tolist()
+        if (exits := _exits(model)) is None:
+            return Evaluation(losses[0], accuracies[0], tuple(accuracies))
+        accuracy = anytime_accuracy(exits.exit_costs, accuracies, exits.budget)
+        return Evaluation(sum(losses) / len(losses), accuracy, tuple(accuracies))
+
+
+@dataclass(frozen=True)
+class Regression(SummedTask):
+    """Real numbers: mean squared error, and one of three metrics of it.
+
+    Predictions and targets have the shape (B,), (B, 1) or (B, outputs).
+
+    Args:
+        metric: `r2`, the coefficient of determination, pooled over outputs (1 is perfect, 0 the mean of the targets);
+            `rmse`, the root of the mean squared error, or `mae`, the mean absolute error, in units of the targets.
+
+    Raises:
+        ValueError: The metric is unknown.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from optuna_nas.data import Batch
+        >>> batch = Batch(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1.0, 2.0, 5.0]))
+        >>> round(Regression().evaluate(nn.Identity(), [batch]), 4)
+        0.5385
+        >>> Regression("mae").direction
+        'minimize'
+    """
+
+    metric: str = "r2"
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("r2", "rmse", "mae"):
+            raise ValueError(f"`metric` must be one of ('r2', 'rmse', 'mae') but got {self.metric!r}.")
+
+    @property
+    def direction(self) -> str:
+        """`maximize` for `r2`, `minimize` for errors."""
+        return MAXIMIZE if self.metric == "r2" else MINIMIZE
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        predictions, targets = self._aligned(model, batch)
+        return F.mse_loss(predictions, targets)
+
+    def sums(self, model: nn.Module, batch: Any) -> Tensor:
+        predictions, targets = (tensor.double() for tensor in self._aligned(model, batch))
+        error, count = predictions - targets, torch.tensor(len(targets), device=targets.device)
+        per_example = targets.numel() / max(1, len(targets))
+        columns = [error.square().sum(), error.abs().sum(), targets.sum(), targets.square().sum(), count * per_example]
+        return torch.stack([*columns, count]).double()[None]
+
+    def summarise(self, model: nn.Module, sums: Tensor) -> Evaluation:
+        squared, absolute, total, total_squares, n_values, _ = sums[0].tolist()
+        variation = total_squares - total**2 / n_values
+        metrics = {
+            "r2": 1 - squared / variation if variation > 0 else 0.0,
+            "rmse": (squared / n_values) ** 0.5,
+            "mae": absolute / n_values,
+        }
+        return Evaluation(squared / n_values, metrics[self.metric], (metrics[self.metric],))
+
+    def _aligned(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
+        predictions = model(inputs)
+        if predictions.ndim == targets.ndim + 1 and predictions.shape[-1] == 1:
+            predictions = predictions[..., 0]
+        if predictions.shape != targets.shape:
+            raise ValueError(
+                f"`targets` must have the shape of the predictions {tuple(predictions.shape)} but have "
+                f"{tuple(targets.shape)}; give the network as many outputs as there are targets."
+            )
+        return predictions, targets.to(predictions.dtype)
+
+
+def _count(n_examples: int, like: Tensor) -> Tensor:
+    return torch.tensor(n_examples, dtype=torch.float64, device=like.device)
+
+
+def _exits(model: nn.Module) -> EarlyExits | None:
+    """Return the network if its predictions have a budget, also where it drew no early exit."""
+    return model if isinstance(model, EarlyExits) and model.budget > 0 else None
+
+
+@contextmanager
+def step_of(model: nn.Module, progress: float, generator: torch.Generator) -> Iterator[None]:
+    """Tell a network inside the block how far its training is, if it has a method `step_context`.
+
+    A network with stochastic depth, or with a rate that changes while it trains, is a context manager of one step:
+    `step_context(progress, generator)`, progress in [0, 1), the generator seeded by the step.
+    """
+    hook = getattr(model, "step_context", None)
+    if hook is None:
+        yield
+        return
+    with hook(progress, generator):
+        yield
