@@ -4,7 +4,7 @@ from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.export import export_network
 from optuna_nas.networks.files import load_network, save_network
 from optuna_nas.networks.graph_network import seeded_building
-from optuna_nas.networks.latency import measure_latency
+from optuna_nas.networks.measures import Measure, latency, measure_latency
 from optuna_nas.networks.network_space import NetworkSpace
 from optuna_nas.networks.ops import build_op, has_module, register_op, unregister_op
 from optuna_nas.networks.statistics import recompute_statistics, use_batch_statistics
@@ -13,11 +13,13 @@ from optuna_nas.networks.supernet import ChoiceWeights, Supernet, one_hot
 __all__ = [
     "ChoiceWeights",
     "DiscreteNetwork",
+    "Measure",
     "NetworkSpace",
     "Supernet",
     "build_op",
     "export_network",
     "has_module",
+    "latency",
     "load_network",
     "measure_latency",
     "one_hot",

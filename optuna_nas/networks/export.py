@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PT2, ONNX, STATE_DICT = FORMATS = ("pt2", "onnx", "state-dict")
 SUFFIXES = {PT2: ".pt2", ONNX: ".onnx", STATE_DICT: ".safetensors"}
-MOST_DIFFERENCE = 1e-4
+MAX_DIFFERENCE = 1e-4
 """Largest difference between a class score of the network and of its export."""
 CHECKED_BATCHES = (1, 2, 5)
 INPUT, OUTPUT = "images", "scores"
@@ -58,20 +58,20 @@ def export_network(network: DiscreteNetwork, path: Path, format: str = PT2) -> E
         path = path.with_name(path.name + SUFFIXES[format])
     path.parent.mkdir(parents=True, exist_ok=True)
     network = for_programs(network)
-    example = torch.zeros(2, *network.skeleton.input_shape)
+    example = network.space.example_inputs(2)
     read = {PT2: _write_pt2, ONNX: _write_onnx, STATE_DICT: _write_state}[format](network, example, path)
     worst = 0.0
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for size in CHECKED_BATCHES:
-            images = torch.randn(size, *network.skeleton.input_shape, generator=draw)
+            images = torch.randn(network.space.example_inputs(size).shape, generator=draw)
             expected = network(images)
             assert isinstance(expected, Tensor)
             worst = max(worst, float((read(images) - expected).abs().max()))
-    if not worst <= MOST_DIFFERENCE:  # NaN too
+    if not worst <= MAX_DIFFERENCE:  # NaN too
         path.unlink()
         raise ArithmeticError(
-            f"`format` must keep the class scores within {MOST_DIFFERENCE} but {format!r} differs by {worst:.3g}; "
+            f"`format` must keep the class scores within {MAX_DIFFERENCE} but {format!r} differs by {worst:.3g}; "
             "export another format, and report the network."
         )
     return Exported(path, worst)

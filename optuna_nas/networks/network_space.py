@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import torch
+
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.supernet import Supernet
 from optuna_nas.space.base import Space
@@ -119,6 +121,9 @@ class NetworkSpace(ModelSpace):
     def supernet_graph(self) -> ComputationGraph:
         """Return the graph of the network that holds all architectures."""
         return self.cells.network_graph(self.cells.full_architecture(), self.skeleton, mixed=True)
+
+    def example_inputs(self, batch_size: int = 1) -> Tensor:
+        return torch.zeros(batch_size, *self.skeleton.input_shape)
 
     def check_data(self, data: Any) -> None:
         skeleton = self.skeleton

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from optuna import Trial
+    from optuna.trial import BaseTrial
 
-    from optuna_nas.training.recipe import Recipe
+Settings = TypeVar("Settings")
 
 
 def suggest_float(low: float, high: float, *, log: bool = False, step: float | None = None) -> float:
@@ -30,19 +30,26 @@ def suggest_categorical(choices: Sequence[Any]) -> Any:
     return CategoricalDistribution(choices)
 
 
-def resolve(recipe: Recipe, trial: Trial) -> Recipe:
-    """Return the recipe with every suggestion replaced by the trial's value; parameters are named like the fields."""
+def resolve(settings: Settings, trial: BaseTrial) -> Settings:
+    """Return a recipe or task with every suggestion replaced by the trial's value.
+
+    Args:
+        settings: A dataclass; parameters of the trial are named like its fields.
+        trial: Asked for a value of every field that is a suggestion.
+    """
+    if not is_dataclass(settings):
+        return settings
     values: dict[str, Any] = {}
-    for recipe_field in fields(recipe):
-        value: object = getattr(recipe, recipe_field.name)
+    for setting in fields(settings):
+        value: object = getattr(settings, setting.name)
         if isinstance(value, FloatDistribution):
-            values[recipe_field.name] = trial.suggest_float(
-                recipe_field.name, value.low, value.high, log=value.log, step=value.step
+            values[setting.name] = trial.suggest_float(
+                setting.name, value.low, value.high, log=value.log, step=value.step
             )
         elif isinstance(value, IntDistribution):
-            values[recipe_field.name] = trial.suggest_int(
-                recipe_field.name, value.low, value.high, log=value.log, step=value.step
+            values[setting.name] = trial.suggest_int(
+                setting.name, value.low, value.high, log=value.log, step=value.step
             )
         elif isinstance(value, CategoricalDistribution):
-            values[recipe_field.name] = trial.suggest_categorical(recipe_field.name, value.choices)
-    return replace(recipe, **values)
+            values[setting.name] = trial.suggest_categorical(setting.name, value.choices)
+    return replace(settings, **values)

@@ -1,31 +1,33 @@
-"""What a trial does: take an architecture, train its network, report, return the accuracy on the report split."""
+"""What a trial does: suggest an architecture, ask the pruner, build, train, report, return the task's metric."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property
-from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna import Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_nas.data.splits import REPORT
-from optuna_nas.networks import DiscreteNetwork, MixedNetwork
-from optuna_nas.networks.files import save_network
+from optuna_nas.data.splits import REPORT, TEST
+from optuna_nas.networks.discrete import DiscreteNetwork
+from optuna_nas.networks.files import load_network, save_network
+from optuna_nas.networks.measures import Measure
+from optuna_nas.objective.initial_weights import OWN, SCRATCH, FreshWeights, GivenWeights
+from optuna_nas.objective.protocol import TrialRun
+from optuna_nas.objective.shared_checkpoint import SharedCheckpoint
 from optuna_nas.objective.suggestions import resolve
 from optuna_nas.pruners import should_prune
-from optuna_nas.space import Architecture, Cost, Skeleton, Space
+from optuna_nas.space import Architecture, ModelSpace
 from optuna_nas.space.cost import COSTS
-from optuna_nas.storage.artifacts import fetch_file, store_file
+from optuna_nas.storage.artifacts import store_file
 from optuna_nas.storage.attributes import (
     ANYTIME_CURVE,
-    CHECKPOINT,
     DIGEST,
     DUPLICATE_OF,
     GPU_SECONDS,
@@ -37,273 +39,328 @@ from optuna_nas.storage.attributes import (
     START,
     SURROGATE_SCORE,
     TRAINING_DIGEST,
-    Unverified,
 )
-from optuna_nas.storage.database import backend_of
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.training.device import choose_device, gpu_share, is_out_of_memory, release_memory
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
 from optuna_nas.training.process_group import RankLost, current_ranks
 from optuna_nas.training.recipe import Recipe
+from optuna_nas.training.task import EarlyExits, ImageClassification, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from optuna.artifacts._protocol import ArtifactStore
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from optuna_nas.data.splits import Data
+    from optuna_nas.objective.initial_weights import InitialWeights
     from optuna_nas.oneshot.base import Score
-    from optuna_nas.oneshot.ghn import GHN
     from optuna_nas.oneshot.hmnas.model import HMNAS
 
 logger = logging.getLogger(__name__)
-
-
-ACCURACY = "accuracy"
-
-SCRATCH, GENERATED = STARTS = ("scratch", "ghn")
-
-
-class TrialListener(Protocol):
-    """Hears of a trial while it runs; must not raise and must not take long."""
-
-    def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
-        """Hear the parameters (`trial.params`) and the cost of a trial that starts to train."""
-
-    def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Hear the learning curves after epoch `step`, counted from 1."""
-
-    def progress(self, trial_number: int, fraction: float) -> None:
-        """Hear which fraction of its training a trial has done; called after every step."""
 
 
 class OutOfMemory(MemoryError):
     """A network did not fit the memory, with whole batches or with halves."""
 
 
-@dataclass(frozen=True)
-class TrainObjective:
-    """Suggest an architecture, ask the pruner, build, train, report every epoch, return the report-split accuracy.
-
-    Of a network with early exits that is the accuracy of an anytime prediction, the mean over all budgets up to
-    `skeleton.budget` (`anytime_accuracy`).
-
-    An architecture that cannot reach its output is pruned before it is built. One that computes the same function as a
-    finished trial's, under the same other parameters, takes over that trial's result. A network that does not fit the
-    memory is tried once with half batches, then the trial fails with the reason on it.
+class Candidate(NamedTuple):
+    """What a trial trains.
 
     Args:
-        space: What may be chosen.
-        skeleton: Frame around the cells.
-        data: Images and splits.
-        recipe: How to train; fields may be suggestions (`suggest_float`, ...).
-        objectives: What to return: `accuracy` first, then any of `params`, `multiply_adds`, `memory_access` (to be
-            minimised, in a study with as many directions). With several, only pruners that look at the architecture
-            work (`GHNPruner`, `HMNASPruner`), since Optuna takes no reports.
-        constraints: Upper bounds of costs, such as `{"params": 2e6}`, as Optuna constraints.
-        start: What weights a training starts from: `scratch`, `ghn` (generated by the `ghn`), or what a function of the
-            architecture returns: a state (`snas.weights`), a network (`hmnas.inherited`), or None for scratch.
-        ghn: A GHN in this skeleton, fitted before or by its sampler; trainings before that start from scratch.
-        noise: Of generated kernels, relative to their spread; see `GHN.weights`.
-        masks: An HM-NAS of this space whose masks are applied to the running network between epochs: what has fallen of
-            its edges and ops is removed (and of its weights, where `start` is a function), so that a trial grows
-            cheaper. Attribute `masked` and the curve `masked_accuracy` tell what that did.
-        score: A guess before the training, recorded as `surrogate_score`.
-        reuse_duplicates: Take over the result of a trial that trained the same function.
-        device: `auto` (a GPU if there is one), or a torch device.
-        folder: Where networks (`networks/trial-00007.safetensors`) and checkpoints go; None keeps neither.
-        listener: Hears of the trial while it runs; set by the search.
-        should_stop: Asked after every training step; set by the search.
-        store: Where checkpoints and networks go besides, for other machines; set by the search.
-        lead: Told before every training what the other ranks must `follow`; set by the search of several ranks.
-
-    Raises:
-        ValueError: An objective or a constraint is unknown.
+        architecture: What was suggested.
+        recipe: How to train it, suggestions replaced by the trial's values.
+        task: Loss and metric, suggestions replaced likewise.
+        digest: Of the canonical architecture.
+        numbers: Costs and measures by name.
     """
 
-    space: Space
-    skeleton: Skeleton
+    architecture: Architecture
+    recipe: Recipe
+    task: Task
+    digest: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainObjective:
+    """Suggest an architecture, ask the pruner, build, train, report every epoch, return the task's metric.
+
+    The metric is that on the split `report`. An architecture that cannot reach its output is pruned before it is built.
+    One that computes the same function as a finished trial's, under the same other parameters, takes over that trial's
+    result. A network that does not fit the memory is tried once with half batches, then the trial fails with the reason
+    on it.
+
+    Args:
+        space: What may be chosen, and what it is built into.
+        data: Batches and splits.
+        recipe: How to train; fields may be suggestions (`suggest_float`, ...).
+        task: Loss and metric; image classification by default. Its fields may be suggestions, too.
+        objectives: What to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access` (to be
+            minimised) and any `Measure`, such as `latency()`, in a study with as many directions. With several, only
+            pruners that look at the architecture work (`GHNPruner`, `HMNASPruner`), since Optuna takes no reports.
+        constraints: Upper bounds of costs or measures, such as `{"params": 2e6, latency(): 0.01}`, as Optuna
+            constraints.
+        initial_weights: What a training starts from: None for fresh weights, `GeneratedWeights(ghn)`, or a function of
+            the architecture that returns a state (`snas.weights`), a network (`hmnas.inherited`), or None.
+        masks: An HM-NAS of this space whose masks are applied to the running network between epochs: what has fallen of
+            its edges and ops is removed (and of its weights, where `initial_weights` is a function), so that a trial
+            grows cheaper. Attribute `masked` and the curve `masked_METRIC` tell what that did.
+        score: A predicted score before the training, recorded as `surrogate_score`.
+        reuse_duplicates: Take over the result of a trial that trained the same function.
+        device: `auto` (a GPU if there is one), or a torch device.
+        run: Folder for networks and checkpoints, listener and so on; given by a search.
+
+    Raises:
+        ValueError: An objective or a constraint is unknown, or the data do not fit the space.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import NetworkSpace, Recipe, TrainObjective, digits, nasbench201_skeleton, nasbench201_space
+        >>> data = digits()
+        >>> skeleton = nasbench201_skeleton(1, 2, data.input_shape, data.classes)
+        >>> space = NetworkSpace(nasbench201_space(), skeleton)
+        >>> objective = TrainObjective(space, data, Recipe(epochs=1))
+        >>> study = optuna.create_study(directions=objective.directions)
+        >>> study.optimize(objective, n_trials=1)
+    """
+
+    space: ModelSpace
     data: Data
     recipe: Recipe = field(default_factory=Recipe)
-    objectives: tuple[str, ...] = (ACCURACY,)
-    constraints: Mapping[str, float] = field(default_factory=dict)
-    start: str | Callable[[Architecture], Mapping[str, Tensor] | DiscreteNetwork | None] = SCRATCH
-    ghn: GHN | None = None
-    noise: float = 0.1
+    task: Task = field(default_factory=ImageClassification)
+    objectives: tuple[str | Measure, ...] = ()
+    constraints: Mapping[str | Measure, float] = field(default_factory=dict)
+    initial_weights: InitialWeights | Callable[[Architecture], Mapping[str, Tensor] | nn.Module | None] | None = None
     masks: HMNAS | None = None
     score: Score | None = None
     reuse_duplicates: bool = True
     device: str = "auto"
-    folder: Path | None = None
-    listener: TrialListener | None = None
-    should_stop: Callable[[], bool] | None = None
-    store: ArtifactStore | None = None
-    lead: Callable[[Mapping[str, Any]], None] | None = None
+    run: TrialRun = field(default_factory=TrialRun)
 
     def __post_init__(self) -> None:
-        if not self.objectives or self.objectives[0] != ACCURACY:
-            raise ValueError(f"`objectives` must begin with {ACCURACY!r} but got {self.objectives}.")
+        if not isinstance(self.space, ModelSpace):
+            raise ValueError(
+                f"`space` must be one whose architectures can be built but is a {type(self.space).__name__}; use "
+                "`NetworkSpace(space, skeleton)`."
+            )
+        object.__setattr__(self, "objectives", tuple(self.objectives) or (self.task.metric,))
+        if self.objectives[0] != self.task.metric:
+            raise ValueError(f"`objectives` must begin with {self.task.metric!r} but got {self.objectives}.")
         for name, values in (("objectives", self.objectives[1:]), ("constraints", self.constraints)):
-            unknown = sorted(set(values) - set(COSTS))
+            unknown = [value for value in values if not isinstance(value, Measure) and value not in COSTS]
             if unknown:
-                raise ValueError(f"`{name}` must name costs {COSTS} but got {unknown[0]!r}.")
-        expected = (*self.data.input_shape, self.data.classes)
-        if expected != (*self.skeleton.input_shape, self.skeleton.classes):
-            raise ValueError(
-                f"`skeleton` must fit the data, input_shape={self.data.input_shape} and classes={self.data.classes}, "
-                f"but has input_shape={self.skeleton.input_shape} and classes={self.skeleton.classes}; "
-                "pass them from `data`."
-            )
-        if isinstance(self.start, str) and self.start not in STARTS:
-            raise ValueError(f"`start` must be one of {STARTS} or a function of architectures but got {self.start!r}.")
-        if (self.start == GENERATED) != (self.ghn is not None):
-            raise ValueError("`ghn` must be given with start='ghn', and only then; pass a fitted GHN.")
-        if not 0 <= self.noise < inf:
-            raise ValueError(
-                f"`noise` must not be negative but got {self.noise}; 0.1 is a tenth of the kernels' spread."
-            )
-        if self.ghn is not None and (self.ghn.space, self.ghn.skeleton) != (self.space, self.skeleton):
-            raise ValueError("`ghn` must be of the space and the skeleton of the objective but has others.")
-        if self.masks is not None and self.masks.space != self.space:
+                raise ValueError(f"`{name}` must name costs {COSTS} or be measures but got {unknown[0]!r}.")
+        self.space.check_data(self.data)
+        self._initial_weights.check(self.space)
+        if self.masks is not None and self.masks.space.core != self.space.core:
             raise ValueError("`masks` must be an HMNAS of the space of the objective but is of another.")
-        # An image too small for the reductions shows here, before the first trial.
-        self.space.graph(self.space.everything(), self.skeleton)
+
+    @cached_property
+    def _initial_weights(self) -> InitialWeights:
+        if self.initial_weights is None:
+            return FreshWeights()
+        return GivenWeights(self.initial_weights) if callable(self.initial_weights) else self.initial_weights
 
     @cached_property
     def device_data(self) -> Data:
         """The data on the device that trains."""
-        to = getattr(self.data, "to", None)
-        return cast("Data", to(choose_device(self.device))) if to else self.data
+        return self.data.to(choose_device(self.device))
+
+    @property
+    def metric(self) -> str:
+        """Name of the first objective: the task's metric."""
+        return self.task.metric
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Measures of objectives and constraints, by name."""
+        return {m.name: m for m in (*self.objectives, *self.constraints) if isinstance(m, Measure)}
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        """Names of the values that a trial returns."""
+        return tuple(map(_name, self.objectives))
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """What a study must do with the objectives: maximise the accuracy, minimise costs."""
-        return ("maximize", *("minimize" for _ in self.objectives[1:]))
+        """Directions for a study: the task's, then those of costs (minimised) and measures."""
+        others = (m.direction if isinstance(m, Measure) else "minimize" for m in self.objectives[1:])
+        return (self.task.direction, *others)
 
-    def describe_start(self) -> list[Any]:
-        """Return what trainings start from, as JSON values."""
-        if not isinstance(self.start, str):
-            return ["own"]
-        return [self.start] if self.ghn is None else [self.start, self.noise, self.ghn.describe()]
+    # -- what a search uses ---------------------------------------------------------------------------------------
 
-    def _training_digest(self, generated: bool) -> str:
-        """Return what else than the architecture and suggested parameters decides a result."""
-        start = [SCRATCH] if self.ghn is not None and not generated else self.describe_start()
-        masks = () if self.masks is None else (self.masks.describe(),)
-        parts = (self.skeleton, self.recipe, self.data.describe(), start, *masks)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+    def bind(self, run: TrialRun) -> TrainObjective:
+        """Return the objective with a search's folder (unless it has one), listener and so on."""
+        return replace(self, run=replace(run, folder=self.run.folder or run.folder))
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that decides a result, as JSON values."""
+        described: dict[str, Any] = {
+            "space": self.space.describe(),
+            "data": self.data.describe(),
+            "recipe": {name: _plain(value) for name, value in vars(self.recipe).items()},
+            "task": {name: _plain(value) for name, value in self.task.describe().items()},
+        }
+        if self._initial_weights.source != SCRATCH or self.initial_weights is not None:
+            described["initial_weights"] = self._initial_weights.describe()
+        if self.masks is not None:
+            described["masks"] = self.masks.describe()
+        return described
+
+    def judge(self, network: Path) -> float | None:
+        """Return the metric of a network file on the test split, None where that is empty."""
+        if not self.data.size([TEST]):
+            return None
+        data = self.device_data
+        loaded = load_network(network, str(data.device))
+        return evaluate(loaded, data, TEST, self.task, precision=self.recipe.precision).metric
+
+    def follow(self, plan: Mapping[str, Any]) -> None:
+        """Train along with rank 0, whose `lead` was called with this plan; it alone keeps the result."""
+        try:
+            with current_ranks().together():
+                architecture = Architecture.from_dict(plan["architecture"])
+                network = DiscreteNetwork(architecture, seed=0, mixing=plan["mixing"])  # its weights come from rank 0
+                task = replace(self.task, **plan["task"]) if is_dataclass(self.task) else self.task
+                train(network, self.device_data, Recipe(**plan["recipe"]), task)
+        finally:
+            release_memory(self.device_data.device)
+
+    # -- a trial --------------------------------------------------------------------------------------------------
 
     def __call__(self, trial: Trial) -> float | tuple[float, ...]:
-        directions = tuple(direction.name.lower() for direction in trial.study.directions)
-        if directions != self.directions:
-            raise ValueError(
-                f"`directions` of the study must be {self.directions} for the objectives {self.objectives} but are "
-                f"{directions}; create the study with `directions=objective.directions`."
-            )
-        architecture = self.space.suggest(trial)
-        recipe = resolve(self.recipe, trial)
-        if not architecture.connected:
-            _prune(trial, "the architecture does not reach its output: 'none' cuts every path of a cell")
-        digest = architecture.canonical().digest
-        cost = architecture.cost(self.skeleton)
-        trial.set_user_attr(DIGEST, digest)
-        generated = self.ghn is not None and self.ghn.fitted
-        if self.ghn is not None:
-            trial.set_user_attr(START, GENERATED if generated else SCRATCH)
-            if not generated:
-                logger.warning("Trial %d starts from scratch: the GHN has not learned yet.", trial.number)
-        training_digest = self._training_digest(generated)
-        trial.set_user_attr(TRAINING_DIGEST, training_digest)
-        for name in COSTS:
-            trial.set_user_attr(name, getattr(cost, name))
-        for name, bound in self.constraints.items():
-            trial.set_constraint(name, getattr(cost, name) - bound)
-        metrics: dict[str, float] = {name: getattr(cost, name) for name in COSTS}
-        if self.score is not None:
-            metrics[SURROGATE_SCORE] = float(self.score([architecture])[0])
-            trial.set_user_attr(SURROGATE_SCORE, metrics[SURROGATE_SCORE])
-        if self.listener:
-            self.listener.trial_started(trial, metrics)
-        single = len(trial.study.directions) == 1
+        self._check_directions(trial)
+        candidate = self._candidate(trial)
+        training_digest = self._announce(trial, candidate)
         if should_prune(trial):
             _prune(trial, f"{_pruner_name(trial)} stopped it before the first step")
-        earlier = self._duplicate(trial, digest, training_digest) if self.reuse_duplicates else None
+        numbers = {**candidate.numbers, **self._measure(trial, candidate.architecture)}
+        earlier = self._duplicate(trial, candidate.digest, training_digest) if self.reuse_duplicates else None
         if earlier is not None:
             trial.set_user_attr(DUPLICATE_OF, earlier.number)
             if earlier.state == TrialState.PRUNED:
                 _prune(trial, f"it computes the same function as trial {earlier.number}, which was pruned")
-            return self._values(earlier.values[0], cost)
+            return self._values(earlier.values[0], numbers)
         network, result, failure = None, None, None
         try:
-            network, result = self._train(trial, architecture, recipe, single, generated)
+            network, result = self._train(trial, candidate)
         except (TrialPruned, TrainingDiverged, OutOfMemory) as error:
             failure = type(error)(str(error))
         if network is None or result is None:
             # A new exception: the traceback of the first one, which Optuna keeps, would keep the network too.
             assert failure is not None
             raise failure
+        self._keep(trial, network, result)
+        costs = network.left.cost() if isinstance(network, DiscreteNetwork) else self.space.cost(candidate.architecture)
+        return self._values(result.last.validation_metric, {**numbers, **asdict(costs)})
+
+    def _check_directions(self, trial: Trial) -> None:
+        directions = tuple(direction.name.lower() for direction in trial.study.directions)
+        if directions != self.directions:
+            raise ValueError(
+                f"`directions` of the study must be {self.directions} for the objectives {self.objective_names} but are "
+                f"{directions}; create the study with `directions=objective.directions`."
+            )
+
+    def _candidate(self, trial: Trial) -> Candidate:
+        """Suggest everything that a trial needs; prune an architecture that does not reach its output."""
+        architecture = self.space.suggest(trial)
+        recipe, task = resolve(self.recipe, trial), resolve(self.task, trial)
+        if not architecture.connected:
+            _prune(trial, "the architecture does not reach its output: 'none' cuts every path of a cell")
+        cost = asdict(architecture.cost())
+        return Candidate(architecture, recipe, task, architecture.canonical().digest, cost)
+
+    def _announce(self, trial: Trial, candidate: Candidate) -> str:
+        """Note costs, constraints, score and what decides the result; return the digest of the last."""
+        trial.set_user_attr(DIGEST, candidate.digest)
+        if (source := self._initial_weights.source) != OWN and self.initial_weights is not None:
+            trial.set_user_attr(START, source)
+            if source == SCRATCH:
+                logger.warning("Trial %d starts from scratch: the GHN has not learned yet.", trial.number)
+        training_digest = self._training_digest(source)
+        trial.set_user_attr(TRAINING_DIGEST, training_digest)
+        metrics: dict[str, float] = dict(candidate.numbers)
+        for name, value in candidate.numbers.items():
+            trial.set_user_attr(name, value)
+        for cost, bound in self.constraints.items():
+            if not isinstance(cost, Measure):
+                trial.set_constraint(cost, candidate.numbers[cost] - bound)
+        if self.score is not None:
+            metrics[SURROGATE_SCORE] = float(self.score([candidate.architecture])[0])
+            trial.set_user_attr(SURROGATE_SCORE, metrics[SURROGATE_SCORE])
+        if self.run.listener:
+            self.run.listener.trial_started(trial, metrics)
+        return training_digest
+
+    def _training_digest(self, source: str) -> str:
+        """Return what else than the architecture and suggested parameters decides a result."""
+        weights = [SCRATCH] if source == SCRATCH else self._initial_weights.describe()
+        masks = () if self.masks is None else (self.masks.describe(),)
+        parts = (self.space.describe(), self.recipe, self.task.describe(), self.data.describe(), weights, *masks)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    def _measure(self, trial: Trial, architecture: Architecture) -> dict[str, float]:
+        """Measure a network of random weights; note the numbers and their constraints."""
+        if not self.measures:
+            return {}
+        network, inputs = self.space.build(architecture, seed=0), self.space.example_inputs()
+        numbers = {name: measure(network, inputs) for name, measure in self.measures.items()}
+        for name, value in numbers.items():
+            trial.set_user_attr(name, value)
+        for measure, bound in self.constraints.items():
+            if isinstance(measure, Measure):
+                trial.set_constraint(measure.name, numbers[measure.name] - bound)
+        return numbers
+
+    def _values(self, metric: float, numbers: Mapping[str, float]) -> float | tuple[float, ...]:
+        """Return the values that the objectives ask for."""
+        if len(self.objectives) == 1:
+            return metric
+        return (metric, *(float(numbers[name]) for name in self.objective_names[1:]))
+
+    def _keep(self, trial: Trial, network: nn.Module, result: TrainingResult) -> None:
+        """Note what a training took, and write its network."""
         trial.set_user_attr("train_seconds", round(result.seconds, 3))
         for name in ("peak_memory_bytes", "skipped_steps"):
             if getattr(result, name):
                 trial.set_user_attr(name, getattr(result, name))
         if result.accumulation > 1:
             trial.set_user_attr("batch_halved", True)
-        if self.skeleton.budget:
-            accuracies = [round(value, 6) for value in result.last.accuracies]
-            columns = {"multiply_adds": network.graph.exit_costs, ACCURACY: accuracies}
-            trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": self.skeleton.budget})
-        if self.folder is not None:
-            save_network(network_path(self.folder, trial.number), network.compact())
-            trial.set_user_attr(NETWORK, str(network_path(self.folder, trial.number)))
-            if self.store is not None:
-                try:
-                    shared = store_file(self.store, network_path(self.folder, trial.number))
-                    trial.set_user_attr(SHARED_NETWORK, shared)
-                except Exception as error:  # each store has errors of its own
-                    logger.warning("The network of trial %d could not be shared (%s).", trial.number, error)
-        return self._values(result.last.report_accuracy, network.left.cost(self.skeleton))
+        if isinstance(network, EarlyExits) and network.budget:
+            metrics = [round(value, 6) for value in result.last.exit_metrics]
+            columns = {"multiply_adds": list(network.exit_costs), self.metric: metrics}
+            trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": network.budget})
+        if self.run.folder is None or not isinstance(network, DiscreteNetwork):
+            return
+        file = network_path(self.run.folder, trial.number)
+        save_network(file, network.compact())
+        trial.set_user_attr(NETWORK, str(file))
+        if self.run.store is not None:
+            try:
+                trial.set_user_attr(SHARED_NETWORK, store_file(self.run.store, file))
+            except Exception as error:  # each store has errors of its own
+                logger.warning("The network of trial %d could not be shared (%s).", trial.number, error)
 
-    def _values(self, accuracy: float, cost: Cost) -> float | tuple[float, ...]:
-        """Return what the objectives ask for."""
-        if len(self.objectives) == 1:
-            return accuracy
-        return (accuracy, *(float(getattr(cost, name)) for name in self.objectives[1:]))
+    # -- its training ---------------------------------------------------------------------------------------------
 
-    def _train(
-        self, trial: Trial, architecture: Architecture, recipe: Recipe, single: bool, generated: bool
-    ) -> tuple[DiscreteNetwork, TrainingResult]:
-        first = self._first_weights(trial, architecture, generated)
-        if isinstance(first, DiscreteNetwork):
-            network = first
-        else:
-            network = DiscreteNetwork(architecture, self.skeleton, first, recipe.seed)
-
-        def on_epoch(result: EpochResult) -> None:
-            if self.listener:
-                self.listener.epoch(trial.number, result.epoch, _curves(result))
-            if shared is not None:
-                shared.publish()
-            if single:
-                trial.report(result.report_accuracy, result.epoch)
-                if result.epoch < recipe.epochs and trial.should_prune():
-                    _prune(trial, f"{_pruner_name(trial)} stopped it after epoch {result.epoch} of {recipe.epochs}")
-
-        masks = self.masks
-        adapt = None if masks is None else (lambda result: self._apply_masks(masks, trial, network, recipe, result))
+    def _train(self, trial: Trial, candidate: Candidate) -> tuple[nn.Module, TrainingResult]:
+        architecture, recipe = candidate.architecture, candidate.recipe
+        network = self._initial_network(trial, architecture, recipe)
+        run, masks = self.run, self.masks
         checkpoint, shared = None, None
-        if self.folder is not None:
-            checkpoint = checkpoint_path(self.folder, trial.user_attrs.get(RESUMES, trial.number))
-            if self.store is not None:
-                shared = _SharedCheckpoint(self.store, checkpoint, trial)
+        if run.folder is not None:
+            checkpoint = checkpoint_path(run.folder, trial.user_attrs.get(RESUMES, trial.number))
+            if run.store is not None:
+                shared = SharedCheckpoint(run.store, checkpoint, trial)
                 shared.fetch()
-        listener, number = self.listener, trial.number
+        listener, number = run.listener, trial.number
         keep_checkpoint = False
-        begun = time.monotonic()
-        if self.lead is not None:
-            self.lead(_plan(network, recipe))
+        started = time.monotonic()
+        if run.lead is not None:
+            run.lead(_plan(network, candidate))
         ranks = current_ranks()
         try:
             with ranks.together():
@@ -311,13 +368,13 @@ class TrainObjective:
                     network,
                     self.device_data,
                     recipe,
-                    drop_path=self.skeleton.drop_path,
-                    on_epoch=on_epoch,
+                    candidate.task,
+                    on_epoch=lambda result: self._after_epoch(trial, recipe, shared, result),
                     on_step=(lambda fraction: listener.progress(number, fraction)) if listener else None,
-                    adapt=adapt,
+                    adapt=None if masks is None else (lambda result: self._apply_masks(trial, network, recipe, result)),
                     checkpoint=checkpoint,
-                    configuration={"architecture": architecture.to_dict(), "skeleton": self.skeleton.to_dict()},
-                    should_stop=self.should_stop,
+                    configuration={"architecture": architecture.to_dict()},
+                    should_stop=run.should_stop,
                 )
         except (TrainingStopped, KeyboardInterrupt, RankLost):
             keep_checkpoint = True
@@ -335,7 +392,7 @@ class TrainObjective:
                 raise
             reason = (
                 f"`batch_size` must fit the memory but {recipe.batch_size} did not, nor did {recipe.batch_size // 2} "
-                "images at a time; use fewer, or a narrower skeleton"
+                "examples at a time; use fewer, or a narrower network"
             )
             raise _out_of_memory(trial, reason) from None  # the traceback would hold the tensors that do not fit
         finally:
@@ -344,65 +401,59 @@ class TrainObjective:
                 if shared is not None:
                     shared.remove()
             if share := ranks.size * gpu_share(self.device_data.device):
-                trial.set_user_attr(GPU_SECONDS, round(share * (time.monotonic() - begun), 3))
+                trial.set_user_attr(GPU_SECONDS, round(share * (time.monotonic() - started), 3))
             release_memory(self.device_data.device)
         return network, result
 
-    def follow(self, plan: Mapping[str, Any]) -> None:
-        """Train along with rank 0, whose `lead` was told this plan; it alone keeps the result."""
+    def _initial_network(self, trial: Trial, architecture: Architecture, recipe: Recipe) -> nn.Module:
+        """Return the network that the training starts from."""
         try:
-            with current_ranks().together():
-                architecture = Architecture.from_dict(plan["architecture"])
-                skeleton = Skeleton.from_dict(plan["skeleton"])
-                if plan["mixing"] is None:
-                    network = DiscreteNetwork(architecture, skeleton, seed=0)  # its weights come from rank 0
-                else:
-                    network = MixedNetwork(architecture, skeleton, plan["mixing"], seed=0)
-                train(network, self.device_data, Recipe(**plan["recipe"]), drop_path=self.skeleton.drop_path)
-        finally:
-            release_memory(self.device_data.device)
-
-    def _apply_masks(
-        self, masks: HMNAS, trial: Trial, network: DiscreteNetwork, recipe: Recipe, result: EpochResult
-    ) -> None:
-        """Remove from the running network what masks have cut meanwhile; tell what that did."""
-        parameters = dict(network.named_parameters())
-        known = {} if isinstance(self.start, str) else masks.weight_masks()
-        before = network.left, network.params_left
-        network.remove(masks.fallen(network.left), {n: mask for n, mask in known.items() if n in parameters})
-        if (network.left, network.params_left) == before:
-            return
-        _, accuracy = evaluate(network, self.device_data, REPORT, recipe.precision)
-        cost = network.left.cost(self.skeleton)
-        row = {
-            "epoch": result.epoch,
-            "params": network.params_left,
-            "multiply_adds": cost.multiply_adds,
-            "accuracy_before": result.report_accuracy,
-            "accuracy_after": accuracy,
-        }
-        trial.set_user_attr(MASKED, [*trial.user_attrs.get(MASKED, ()), row])
-        if self.listener:
-            curves = {"masked_accuracy": accuracy, "params": row["params"], "multiply_adds": row["multiply_adds"]}
-            self.listener.epoch(trial.number, result.epoch, curves)
-
-    def _first_weights(
-        self, trial: Trial, architecture: Architecture, generated: bool
-    ) -> Mapping[str, Tensor] | DiscreteNetwork | None:
-        """Return what the training of an architecture starts from, None for fresh weights."""
-        if not isinstance(self.start, str):
-            return self.start(architecture)
-        if self.ghn is None or not generated:
-            return None
-        try:
-            self.ghn.attach(self.device_data)
-            return self.ghn.weights(architecture, self.noise)
+            start = self._initial_weights.of(architecture, self.device_data)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             release_memory(self.device_data.device)
             reason = "`scoring_images` of the GHN must fit the memory, for statistics of its weights; use fewer"
             raise _out_of_memory(trial, reason) from None
+        if start is None or isinstance(start, Mapping):
+            return self.space.build(architecture, start, recipe.seed)
+        return start
+
+    def _after_epoch(self, trial: Trial, recipe: Recipe, shared: SharedCheckpoint | None, result: EpochResult) -> None:
+        """Tell the listener and the pruner how an epoch went; stop where the pruner says so."""
+        if self.run.listener:
+            self.run.listener.epoch(trial.number, result.epoch, _curves(result, self.metric))
+        if shared is not None:
+            shared.publish()
+        if len(trial.study.directions) > 1:
+            return  # Optuna takes no reports of several objectives
+        trial.report(result.validation_metric, result.epoch)
+        if result.epoch < recipe.epochs and trial.should_prune():
+            _prune(trial, f"{_pruner_name(trial)} stopped it after epoch {result.epoch} of {recipe.epochs}")
+
+    def _apply_masks(self, trial: Trial, network: nn.Module, recipe: Recipe, result: EpochResult) -> None:
+        """Remove from the running network what masks have cut meanwhile; note what that did."""
+        masks = self.masks
+        assert masks is not None
+        assert isinstance(network, DiscreteNetwork)
+        parameters = dict(network.named_parameters())
+        weight_masks = masks.weight_masks() if callable(self.initial_weights) else {}
+        before = network.left, network.params_left
+        network.remove(masks.fallen(network.left), {n: mask for n, mask in weight_masks.items() if n in parameters})
+        if (network.left, network.params_left) == before:
+            return
+        after = evaluate(network, self.device_data, REPORT, self.task, precision=recipe.precision).metric
+        row = {
+            "epoch": result.epoch,
+            "params": network.params_left,
+            "multiply_adds": network.left.cost().multiply_adds,
+            f"{self.metric}_before": result.validation_metric,
+            f"{self.metric}_after": after,
+        }
+        trial.set_user_attr(MASKED, [*trial.user_attrs.get(MASKED, ()), row])
+        if self.run.listener:
+            curves = {f"masked_{self.metric}": after, "params": row["params"], "multiply_adds": row["multiply_adds"]}
+            self.run.listener.epoch(trial.number, result.epoch, curves)
 
     def _duplicate(self, trial: Trial, digest: str, training_digest: str) -> FrozenTrial | None:
         """Return a finished trial that trained the same function under the same other parameters."""
@@ -426,66 +477,31 @@ class TrainObjective:
         return None
 
 
-class _SharedCheckpoint:
-    """The checkpoint of a trial in a store that other machines see."""
-
-    def __init__(self, store: ArtifactStore, file: Path, trial: Trial) -> None:
-        self._store, self._file, self._trial = store, file, trial
-        self._reference: dict[str, str] | None = trial.user_attrs.get(CHECKPOINT)
-        self._written = 0
-
-    def fetch(self) -> None:
-        """Take over what an earlier attempt has left, unless it is here."""
-        if self._reference is None or self._file.exists():
-            return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            fetch_file(self._store, self._reference, self._file)
-        except Unverified as error:
-            self._file.unlink(missing_ok=True)
-            logger.warning("Trial %d starts anew: its checkpoint is of no use (%s).", self._trial.number, error)
-
-    def publish(self) -> None:
-        """Share the file if it is new."""
-        written = self._file.stat().st_mtime_ns if self._file.exists() else 0
-        if written == self._written or not written:
-            return
-        before, self._written = self._reference, written
-        try:
-            self._reference = store_file(self._store, self._file)
-        except Exception as error:  # each store has errors of its own
-            logger.warning("The checkpoint of trial %d could not be shared (%s).", self._trial.number, error)
-            return
-        self._trial.set_user_attr(CHECKPOINT, self._reference)
-        if (backend := backend_of(self._trial.study)) is not None:
-            backend.flush(self._trial._trial_id)  # before what the study still names is removed
-        self._remove(before)
-
-    def remove(self) -> None:
-        """Remove what was shared: the trial has ended."""
-        self._remove(self._reference)
-
-    def _remove(self, reference: Mapping[str, str] | None) -> None:
-        if reference is not None:
-            with suppress(Exception):  # each store has errors of its own
-                self._store.remove(reference["artifact"])
+def _name(objective: str | Measure) -> str:
+    return objective.name if isinstance(objective, Measure) else objective
 
 
-def _plan(network: DiscreteNetwork, recipe: Recipe) -> dict[str, Any]:
+def _plain(value: object) -> object:
+    """Return a value that JSON can hold."""
+    return value if isinstance(value, str | int | float | bool) else repr(value)
+
+
+def _plan(network: nn.Module, candidate: Candidate) -> dict[str, Any]:
     """Return, as JSON values, what other ranks need to train along."""
     return {
-        "architecture": network.architecture.to_dict(),
-        "skeleton": network.skeleton.to_dict(),
-        "mixing": network.mixing if isinstance(network, MixedNetwork) else None,
-        "recipe": asdict(recipe),
+        "architecture": candidate.architecture.to_dict(),
+        "mixing": getattr(network, "mixing", None),
+        "recipe": asdict(candidate.recipe),
+        "task": asdict(candidate.task) if is_dataclass(candidate.task) else {},
     }
 
 
-def _curves(result: EpochResult) -> dict[str, float]:
+def _curves(result: EpochResult, metric: str) -> dict[str, float]:
+    train_metric = {} if result.train_metric is None else {f"train_{metric}": result.train_metric}
     return {
-        ACCURACY: result.report_accuracy,
-        "report_loss": result.report_loss,
-        "train_accuracy": result.train_accuracy,
+        metric: result.validation_metric,
+        "validation_loss": result.validation_loss,
+        **train_metric,
         "train_loss": result.train_loss,
         "learning_rate": result.learning_rate,
         "epoch_seconds": result.seconds,

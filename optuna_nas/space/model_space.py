@@ -61,6 +61,10 @@ class ModelSpace(Space):
         """Return the graph of the whole network, with shapes: what a hypernetwork reads and a drawing shows."""
 
     @abstractmethod
+    def example_inputs(self, batch_size: int = 1) -> Tensor:
+        """Return inputs that a network of this space takes, shape (B, ...), for exports and measures."""
+
+    @abstractmethod
     def check_data(self, data: Any) -> None:
         """Raise ValueError where a network of this space can't take batches of these data."""
 
