@@ -371,16 +371,18 @@ def train(
 
             trial, chosen = (None, final.read_architecture(architecture)) if architecture else final.best_of(search)
             data = final.data_of(search)
-            frame = final.read_skeleton(skeleton, data) if skeleton else final.skeleton_of(search)
+            frame = final.read_skeleton(skeleton, data) if skeleton else None
+            space = final.space_of(search, frame, chosen)
+            chosen = space.adopt(chosen)
             how = final.read_recipe(final.recipe_of(search, trial), recipe or [])
-        console.print(f"{chosen.cost(frame).params:,} parameters, {how.epochs} epochs on {data.name}", highlight=False)
+        console.print(f"{chosen.cost().params:,} parameters, {how.epochs} epochs on {data.name}", highlight=False)
         with Display(how.epochs) as display, _ctrl_c() as pressed:
             try:
-                found = final.train_in_full(
+                result = final.train_in_full(
                     search,
                     chosen,
-                    frame,
                     how,
+                    space,
                     device=device,
                     on_epoch=display.final_epoch,
                     should_stop=lambda: bool(pressed),
@@ -389,10 +391,10 @@ def train(
                 again = shlex.join([program(), *sys.argv[1:]])
                 print_line("Interrupted", f"a checkpoint is kept. To go on: {again}")
                 raise typer.Exit(130) from None
-        print_line("Report accuracy", f"{found.report_accuracy:.4f}")
-        if found.test_accuracy is not None:
-            print_line("Test accuracy", f"{found.test_accuracy:.4f} on images that no training saw")
-        print_line("Network", f"{found.network}, read it with optuna_nas.load_network")
+        print_line(f"Validation {result.metric}", f"{result.validation_metric:.4f}")
+        if result.test_metric is not None:
+            print_line(f"Test {result.metric}", f"{result.test_metric:.4f} on data that no training saw")
+        print_line("Network", f"{result.network}, read it with optuna_nas.load_network")
 
 
 @app.command()

@@ -82,7 +82,8 @@ class Display:
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
         """Show the newest accuracy; where there are no bars, a line for an epoch that takes its time."""
-        note = f"epoch {step}, accuracy {metrics.get('accuracy', float('nan')):.4f}"
+        metric, value = next(iter(metrics.items()))
+        note = f"epoch {step}, {metric} {value:.4f}"
         task = self._running.get(trial_number)
         if task is not None:
             self._bars.update(task, note=note)
@@ -99,7 +100,7 @@ class Display:
 
     def final_epoch(self, result: EpochResult) -> None:
         """Move the bar of a final training, or print a line an epoch."""
-        note = f"accuracy {result.report_accuracy:.4f}, loss {result.train_loss:.4f}, {result.seconds:.1f} s"
+        note = f"validation {result.validation_metric:.4f}, loss {result.train_loss:.4f}, {result.seconds:.1f} s"
         if console.is_terminal:
             self._bars.update(self._total, completed=result.epoch, description="epochs", note=note)
         else:
@@ -166,6 +167,7 @@ class Displays:
 
 def print_result(search: Search, result: SearchResult) -> None:
     """Print the leaderboard of a search, its files, and the command that shows it in MLflow."""
+    from optuna_nas.objective.protocol import metric_of
     from optuna_nas.search.results import architecture_of, feasible, ranking
     from optuna_nas.storage.quota import counted_trials
 
@@ -174,7 +176,7 @@ def print_result(search: Search, result: SearchResult) -> None:
         console.print("No trial has finished yet; nothing to rank.")
         return
     table = Table(title=f"{search.name}: the best of {counted_trials(result.study)} trials")
-    for name in ("rank", "trial", "accuracy", "params", "multiply-adds", "seconds"):
+    for name in ("rank", "trial", metric_of(search.resolved_objective), "params", "multiply-adds", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("architecture", overflow="fold")
     for rank, trial in enumerate(ranked[:10], 1):
@@ -197,5 +199,6 @@ def print_result(search: Search, result: SearchResult) -> None:
     print_line("Best architecture", f"trial {result.best.number}{seen}")
     if result.network is not None:
         print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
-    if result.test_accuracy is not None:
-        print_line("Test accuracy", f"{result.test_accuracy:.4f} on images that the search never saw")
+    if result.test_metric is not None:
+        metric = metric_of(search.resolved_objective)
+        print_line(f"Test {metric}", f"{result.test_metric:.4f} on data that the search never saw")

@@ -7,19 +7,23 @@ the test split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from optuna import Trial
-
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from optuna import Trial
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.trial import FrozenTrial
 
-Objective = Callable[[Trial], float | Sequence[float]]
+
+class Objective(Protocol):
+    """What Optuna optimises: any callable of a trial."""
+
+    def __call__(self, trial: Trial, /) -> float | Sequence[float]:
+        """Return the value of a trial, or several."""
 
 
 class TrialListener(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,4 +52,12 @@ def resolve(settings: Settings, trial: BaseTrial) -> Settings:
             )
         elif isinstance(value, CategoricalDistribution):
             values[setting.name] = trial.suggest_categorical(setting.name, value.choices)
-    return replace(settings, **values)
+    return replace(settings, **values)  # type: ignore[type-var]
+
+
+def without_suggestions(settings: Settings) -> Settings:
+    """Return a recipe or task whose suggestions are replaced by the defaults of their fields."""
+    if not is_dataclass(settings):
+        return settings
+    suggested = {s.name: s.default for s in fields(settings) if isinstance(getattr(settings, s.name), BaseDistribution)}
+    return replace(settings, **suggested)  # type: ignore[type-var]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from optuna import Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
@@ -97,8 +98,8 @@ class TrainObjective:
         data: Batches and splits.
         recipe: How to train; fields may be suggestions (`suggest_float`, ...).
         task: Loss and metric; image classification by default. Its fields may be suggestions, too.
-        objectives: What to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access` (to be
-            minimised) and any `Measure`, such as `latency()`, in a study with as many directions. With several, only
+        objectives: What to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access` (to
+            be minimised) and any `Measure`, such as `latency()`, in a study with as many directions. With several, only
             pruners that look at the architecture work (`GHNPruner`, `HMNASPruner`), since Optuna takes no reports.
         constraints: Upper bounds of costs or measures, such as `{"params": 2e6, latency(): 0.01}`, as Optuna
             constraints.
@@ -192,16 +193,30 @@ class TrainObjective:
     # -- what a search uses ---------------------------------------------------------------------------------------
 
     def bind(self, run: TrialRun) -> TrainObjective:
-        """Return the objective with a search's folder (unless it has one), listener and so on."""
-        return replace(self, run=replace(run, folder=self.run.folder or run.folder))
+        """Return the objective with a search's folder and ranks (unless it has its own), listener and so on.
+
+        Raises:
+            ValueError: The ranks of a process group can't train it together.
+        """
+        lead = self.run.lead or run.lead
+        if lead is not None and self.masks is not None:
+            raise ValueError(
+                "`masks` must be None for a worker of several ranks but are given; use workers of one rank."
+            )
+        if lead is not None and self.device != "auto" and torch.device(self.device).index is not None:
+            raise ValueError(
+                f"`device` must leave open which GPU for a worker of several ranks but is {self.device!r}; "
+                "use 'auto' or 'cuda'."
+            )
+        return replace(self, run=replace(run, folder=self.run.folder or run.folder, lead=lead))
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides a result, as JSON values."""
         described: dict[str, Any] = {
             "space": self.space.describe(),
             "data": self.data.describe(),
-            "recipe": {name: _plain(value) for name, value in vars(self.recipe).items()},
-            "task": {name: _plain(value) for name, value in self.task.describe().items()},
+            "recipe": {name: as_json(value) for name, value in vars(self.recipe).items()},
+            "task": {name: as_json(value) for name, value in self.task.describe().items()},
         }
         if self._initial_weights.source != SCRATCH or self.initial_weights is not None:
             described["initial_weights"] = self._initial_weights.describe()
@@ -260,8 +275,8 @@ class TrainObjective:
         directions = tuple(direction.name.lower() for direction in trial.study.directions)
         if directions != self.directions:
             raise ValueError(
-                f"`directions` of the study must be {self.directions} for the objectives {self.objective_names} but are "
-                f"{directions}; create the study with `directions=objective.directions`."
+                f"`directions` of the study must be {self.directions} for the objectives {self.objective_names} but "
+                f"are {directions}; create the study with `directions=objective.directions`."
             )
 
     def _candidate(self, trial: Trial) -> Candidate:
@@ -481,7 +496,7 @@ def _name(objective: str | Measure) -> str:
     return objective.name if isinstance(objective, Measure) else objective
 
 
-def _plain(value: object) -> object:
+def as_json(value: object) -> object:
     """Return a value that JSON can hold."""
     return value if isinstance(value, str | int | float | bool) else repr(value)
 

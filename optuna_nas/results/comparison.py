@@ -93,7 +93,7 @@ class Row(NamedTuple):
         interval: Half of the 95 % interval of the mean (Student's t); NaN for one seed.
         rank: Mean rank among the strategies, 1 is best.
         seconds: Mean seconds of training of a run.
-        tested: Mean accuracy of the best networks on the test split; None where it was not measured.
+        tested: Mean metric of the best networks on the test split; None where it was not measured.
         p_value: Of a paired t-test against Optuna's TPE; NaN for one seed, or for TPE itself.
     """
 
@@ -131,7 +131,9 @@ def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
     first = searches[0]
     for search in searches[1:]:
         ours, theirs = first.setting(), search.setting()
-        differing = sorted(part for part in {*ours, *theirs} - {"start", "masks"} if ours.get(part) != theirs.get(part))
+        differing = sorted(
+            part for part in {*ours, *theirs} - {"initial_weights", "masks"} if ours.get(part) != theirs.get(part)
+        )
         if search.directions != first.directions:
             differing.append("directions")
         if differing:
@@ -146,7 +148,7 @@ def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
         )
     objective = first.objective
     if isinstance(objective, TrainObjective):
-        objective = replace(objective, start="scratch", ghn=None, masks=None)
+        objective = replace(objective, initial_weights=None, masks=None)
     plain = replace(first, objective=objective)
     return {
         **found,
@@ -212,7 +214,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget) -> Comp
     for name, values in best.items():
         n_seeds = len(values)
         spread = float(values.std(ddof=1)) if n_seeds > 1 else float("nan")
-        tested = [result.test_accuracy for result in results[name] if result.test_accuracy is not None]
+        tested = [result.test_metric for result in results[name] if result.test_metric is not None]
         differs = n_seeds > 1 and name != TPE and TPE in best and bool((values != best[TPE]).any())
         rows.append(
             Row(

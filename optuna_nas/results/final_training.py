@@ -9,18 +9,17 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from optuna.distributions import BaseDistribution
-
 from optuna_nas.data.splits import TEST
-from optuna_nas.networks import DiscreteNetwork
+from optuna_nas.networks import DiscreteNetwork, NetworkSpace
 from optuna_nas.networks.files import load_network, save_network
-from optuna_nas.objective.suggestions import resolve
-from optuna_nas.objective.train_objective import TrainObjective
+from optuna_nas.objective.suggestions import resolve, without_suggestions
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import architecture_of, best_trial, summarise
 from optuna_nas.space import (
     PUBLISHED_CELLS,
     Architecture,
+    CellularSpace,
+    ModelSpace,
     Skeleton,
     darts_cifar_skeleton,
     darts_imagenet_skeleton,
@@ -37,11 +36,12 @@ from optuna_nas.training.recipe import Recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
     from optuna_nas.search.config import Search
     from optuna_nas.training.loop import EpochResult
+    from optuna_nas.training.task import Task
 
 
 SKELETONS: dict[str, Callable[..., Skeleton]] = {
@@ -58,27 +58,28 @@ class FinalTraining(NamedTuple):
 
     Args:
         network: File, for `load_network` and `export`.
-        report_accuracy: On the report split, a fraction.
-        test_accuracy: On the test split, a fraction; None without one.
+        metric: Name of the task's metric.
+        validation_metric: The metric on the split `report`.
+        test_metric: The metric on the test split; None without one.
         params: Parameters of the network.
-        seconds: Of training.
+        seconds: Seconds of training.
     """
 
     network: Path
-    report_accuracy: float
-    test_accuracy: float | None
+    metric: str
+    validation_metric: float
+    test_metric: float | None
     params: int
     seconds: float
 
 
 def data_of(search: Search) -> Data:
-    """Return the images of a search.
+    """Return the data of a search.
 
     Raises:
         ValueError: It has none.
     """
-    objective = search.resolved_objective()
-    data = objective.data if isinstance(objective, TrainObjective) else search.data
+    data: Data | None = getattr(search.resolved_objective, "data", search.data)
     if data is None:
         raise ValueError(
             "`data` of the study must be known to train a network but its objective is its own; give the search `data`."
@@ -86,17 +87,33 @@ def data_of(search: Search) -> Data:
     return data
 
 
-def skeleton_of(search: Search) -> Skeleton:
-    """Return the skeleton that the trials of a search train in.
+def task_of(search: Search) -> Task:
+    """Return the task that the trials of a search train for; what they suggest takes the default."""
+    task: Task = getattr(search.resolved_objective, "task", search.task)
+    return without_suggestions(task)
+
+
+def space_of(search: Search, skeleton: Skeleton | None = None, architecture: Architecture | None = None) -> ModelSpace:
+    """Return the space that the trials of a search are built from, perhaps in another skeleton or of other cells.
+
+    Args:
+        search: With a space of networks, or an objective that has one.
+        skeleton: In place of that of the trials.
+        architecture: Of other cells, such as a published one, in the same skeleton.
 
     Raises:
-        ValueError: It has none.
+        ValueError: There is no skeleton to build in.
     """
-    objective = search.resolved_objective()
-    skeleton = objective.skeleton if isinstance(objective, TrainObjective) else search.skeleton
-    if skeleton is None:
+    space = getattr(search.resolved_objective, "space", search.space)
+    other = None if architecture is None else architecture.space.core
+    if isinstance(space, NetworkSpace):
+        skeleton = skeleton or space.skeleton
+    elif isinstance(space, ModelSpace) and skeleton is None and other in (None, space.core):
+        return space
+    cells = other or space.core
+    if skeleton is None or not isinstance(cells, CellularSpace):
         raise ValueError("`skeleton` must be given for a study whose objective is its own; try `darts_cifar`.")
-    return skeleton
+    return NetworkSpace(cells, skeleton)
 
 
 def read_architecture(text: str) -> Architecture:
@@ -133,7 +150,12 @@ def read_skeleton(text: str, data: Data) -> Skeleton:
     if name in SKELETONS:
         make = SKELETONS[name]
         known = inspect.signature(make).parameters
-        values: dict[str, Any] = {"input_shape": data.input_shape, "classes": data.classes}
+        values: dict[str, Any] = {
+            "input_shape": getattr(data, "input_shape", None),
+            "classes": getattr(data, "outputs", None),
+        }
+        if None in values.values():
+            raise ValueError(f"`skeleton` must be a JSON file for {data.name!r}, whose inputs have no known shape.")
         for argument in filter(None, arguments.split(",")):
             key, _, value = argument.partition("=")
             if key not in known or key in values or not value.isdigit():
@@ -167,12 +189,8 @@ def read_recipe(recipe: Recipe, settings: list[str]) -> Recipe:
 
 def recipe_of(search: Search, trial: FrozenTrial | None) -> Recipe:
     """Return the recipe of a search; what its trials suggest is that of a trial, or the default."""
-    objective = search.resolved_objective()
-    recipe = objective.recipe if isinstance(objective, TrainObjective) else search.recipe
-    if trial is not None:
-        return resolve(recipe, cast("Trial", trial))
-    plain = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
-    return Recipe(**{name: value for name, value in plain.items() if not isinstance(value, BaseDistribution)})
+    recipe: Recipe = getattr(search.resolved_objective, "recipe", search.recipe)
+    return without_suggestions(recipe) if trial is None else resolve(recipe, trial)
 
 
 def best_of(search: Search) -> tuple[FrozenTrial, Architecture]:
@@ -191,8 +209,8 @@ def best_of(search: Search) -> tuple[FrozenTrial, Architecture]:
 def train_in_full(
     search: Search,
     architecture: Architecture,
-    skeleton: Skeleton,
     recipe: Recipe,
+    space: ModelSpace | None = None,
     *,
     device: str = "auto",
     on_epoch: Callable[[EpochResult], None] | None = None,
@@ -205,10 +223,10 @@ def train_in_full(
     done again.
 
     Args:
-        search: Whose data are used.
+        search: Whose data and task are used.
         architecture: Of any space.
-        skeleton: Frame around its cells.
         recipe: How to train.
+        space: What to build it in, such as `search.space.with_skeleton(...)`; by default what the trials use.
         device: `auto` (a GPU if there is one), or a torch device.
         on_epoch: Called after every epoch.
         on_step: Called after every step with the fraction done.
@@ -218,37 +236,38 @@ def train_in_full(
         ValueError: The parts do not fit each other.
         TrainingStopped: `should_stop` said so.
     """
-    data = data_of(search)
-    if (*skeleton.input_shape, skeleton.classes) != (*data.input_shape, data.classes):
-        raise ValueError(
-            f"`skeleton` must fit the data, input_shape={data.input_shape} and classes={data.classes}, but has "
-            f"input_shape={skeleton.input_shape} and classes={skeleton.classes}."
-        )
-    configuration = {"architecture": architecture.to_dict(), "skeleton": skeleton.to_dict()}
-    parts = json.dumps([configuration, asdict(recipe), data.describe()], sort_keys=True)
+    data, task = data_of(search), task_of(search)
+    space = space or space_of(search, architecture=architecture)
+    space.check_data(data)
+    architecture = space.adopt(architecture)
+    configuration = {"architecture": architecture.to_dict()}
+    parts = json.dumps([configuration, asdict(recipe), task.describe(), data.describe()], sort_keys=True)
     stem = search.resolved_folder() / "final" / hashlib.blake2b(parts.encode(), digest_size=6).hexdigest()
-    known, file = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
-    if known.exists() and file.exists():
-        return FinalTraining(file, **json.loads(known.read_text()))
-    network = DiscreteNetwork(architecture, skeleton, seed=recipe.seed)
-    on_device = getattr(data, "to", lambda _: data)(choose_device(device))
+    record, file = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
+    if record.exists() and file.exists():
+        return FinalTraining(file, **json.loads(record.read_text()))
+    network = cast("DiscreteNetwork", space.build(architecture, seed=recipe.seed))
+    on_device = data.to(choose_device(device))
     result = train(
         network,
         on_device,
         recipe,
-        drop_path=skeleton.drop_path,
+        task,
         on_epoch=on_epoch,
         on_step=on_step,
         checkpoint=stem.with_suffix(".checkpoint"),
         configuration=configuration,
         should_stop=should_stop,
     )
-    tested = evaluate(network, on_device, TEST, recipe.precision)[1] if data.size([TEST]) else None
+    tested = None
+    if data.size([TEST]):
+        tested = evaluate(network, on_device, TEST, task, precision=recipe.precision).metric
     save_network(file, network)
-    found = FinalTraining(file, result.last.report_accuracy, tested, architecture.cost(skeleton).params, result.seconds)
-    known.write_text(json.dumps({key: value for key, value in found._asdict().items() if key != "network"}))
+    params, validated = architecture.cost().params, result.last.validation_metric
+    final = FinalTraining(file, task.metric, validated, tested, params, result.seconds)
+    record.write_text(json.dumps({key: value for key, value in final._asdict().items() if key != "network"}))
     stem.with_suffix(".checkpoint").unlink(missing_ok=True)
-    return found
+    return final
 
 
 def network_to_export(search: Search) -> tuple[DiscreteNetwork, Path]:

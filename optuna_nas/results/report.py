@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.objective.train_objective import TrainObjective
+from optuna_nas.objective.protocol import Describes, metric_of
 from optuna_nas.plots import plot_architecture, plot_distribution
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
@@ -117,7 +117,7 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
     """Return the sections that there is something to say in."""
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished()]
-    metric = "accuracy" if isinstance(search.resolved_objective(), TrainObjective) else "value"
+    metric = metric_of(search.resolved_objective)
     sections = [
         Section("Question", [Text(search.description.strip())] if search.description.strip() else []),
         Section("Result", _result(search, study)),
@@ -140,8 +140,9 @@ def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
         return [Text("No trial has completed within its constraints yet.")]
     summed = summarise(search, study)
     rows = [("best value", f"{best.values[0]:.4f} (trial {best.number})")]
-    if summed.test_accuracy is not None:
-        rows.append(("test accuracy", f"{summed.test_accuracy:.4f}, on images that the search never saw"))
+    if summed.test_metric is not None:
+        metric = metric_of(search.resolved_objective)
+        rows.append((f"test {metric}", f"{summed.test_metric:.4f}, on data that the search never saw"))
     for name, text in COST_NAMES.items():
         if name in best.user_attrs:
             rows.append((text, f"{best.user_attrs[name]:,}"))
@@ -220,7 +221,7 @@ def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table
     newest = max(known, key=lambda found: int(found["step"]))
     kept, total = (
         sum(map(len, newest["kept"].values())),
-        sum(map(len, dict(search.space.everything().choices).values())),
+        sum(map(len, dict(search.space.full_architecture().choices).values())),
     )
     told = Text(f"The masks keep {kept} of {total} ops on edges.")
     return [
@@ -268,8 +269,8 @@ def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Tab
     text = (
         f"Of {len(finished)} trials, {len(pruned)} were pruned ({at_once} before the first step), {len(failed)} failed."
     )
-    objective = search.resolved_objective()
-    epochs = objective.recipe.epochs if isinstance(objective, TrainObjective) else None
+    recipe = getattr(search.resolved_objective, "recipe", None)
+    epochs = getattr(recipe, "epochs", None)
     whole = [spent_seconds(t) / max(t.intermediate_values) for t in finished if _is_whole(t)]
     if isinstance(epochs, int) and pruned:
         saved = sum(epochs - max(trial.intermediate_values, default=0) for trial in pruned)
@@ -294,17 +295,19 @@ def _epochs(trials: Sequence[FrozenTrial]) -> int:
 
 
 def _reproduction(search: Search, study: Study, command: str) -> list[Text | Table | Picture]:
-    objective = search.resolved_objective()
+    objective = search.resolved_objective
     rows = [
-        ("space", f"{type(search.space).__name__}, {search.space.size:,} architectures"),
+        ("space", f"{type(search.space.core).__name__}, {search.space.size:,} architectures"),
         ("sampler", type(search.sampler).__name__ if search.sampler else "Optuna's default"),
         ("pruner", type(search.pruner).__name__ if search.pruner else "Optuna's default"),
         ("trials", f"{sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))} of {search.trials}"),
     ]
-    if isinstance(objective, TrainObjective):
-        described = objective.data.describe()
-        rows.append(("data", f"{described['name']}, digest {described['digest']}"))
-        rows += [(f"recipe: {name}", str(value)) for name, value in vars(objective.recipe).items()]
+    if isinstance(objective, Describes):
+        described = objective.describe()
+        if "data" in described:
+            rows.append(("data", f"{described['data']['name']}, digest {described['data'].get('digest', 'unknown')}"))
+        for part in ("recipe", "task"):
+            rows += [(f"{part}: {name}", str(value)) for name, value in described.get(part, {}).items()]
     rows += [*versions().items(), ("git commit", git_commit())]
     asked: list[Text | Table | Picture] = [Text(command, code=True)] if command else []
     return [*asked, Table(("", ""), [row for row in rows if row[1]])]

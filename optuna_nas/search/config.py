@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
-from optuna import Study, Trial
-
-from optuna_nas.objective.train_objective import SCRATCH, TrainObjective, TrialListener
+from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
+from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.storage.database import SQLITE, Heartbeat
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.training.recipe import Recipe
+from optuna_nas.training.task import DIRECTIONS, MAXIMIZE, ImageClassification, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna import Study
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
-    from optuna_nas.space import Skeleton, Space
-
-
-Objective = Callable[[Trial], float | Sequence[float]]
+    from optuna_nas.space import ModelSpace, Space
 
 
 class SearchListener(TrialListener, Protocol):
@@ -62,14 +62,15 @@ class Search:
 
     Args:
         name: Name of the study; running the same name again goes on with it.
-        space: What may be chosen.
-        skeleton: Frame around the cells, for the default objective.
-        data: Images, for the default objective.
+        space: What may be chosen, and for the default objective what it is built into.
+        data: Batches and splits, for the default objective.
         recipe: How to train, for the default objective.
+        task: Loss and metric, for the default objective; image classification by default.
         objective: What a trial does; by default a `TrainObjective` of the above. Any Optuna objective will do.
         sampler: Who proposes; by default Optuna's.
         pruner: Who stops; by default Optuna's median pruner.
-        directions: `maximize` or `minimize`, one for each value of the objective.
+        directions: `maximize` or `minimize`, one for each value of the objective; by default those that it asks for,
+            or one to maximize.
         trials: Total of trials; a resumed study runs what is missing.
         storage: Optuna storage address; by default an sqlite file in `folder`, or the PostgreSQL in
             `folder/postgresql` where several workers have run.
@@ -92,13 +93,13 @@ class Search:
 
     name: str
     space: Space
-    skeleton: Skeleton | None = None
     data: Data | None = None
     recipe: Recipe = field(default_factory=Recipe)
+    task: Task = field(default_factory=ImageClassification)
     objective: Objective | None = None
     sampler: BaseSampler | None = None
     pruner: BasePruner | None = None
-    directions: tuple[str, ...] = ("maximize",)
+    directions: tuple[str, ...] | None = None
     trials: int = 50
     storage: str | None = None
     artifacts: str | None = None
@@ -114,37 +115,43 @@ class Search:
     def __post_init__(self) -> None:
         if not self.name or any(character in self.name for character in "/\\"):
             raise ValueError(f"`name` must be non-empty and without slashes but got {self.name!r}.")
-        object.__setattr__(self, "directions", tuple(self.directions))
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
         for name in ("trials", "n_jobs", "keep_networks"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1 but got {value}.")
+        for name in ("sampler", "pruner"):
+            their_space = getattr(getattr(self, name), "space", None)
+            if their_space is not None and their_space.core != self.space.core:
+                raise ValueError(f"`{name}` must be of the space of the search but has another; make it with `space`.")
+        wanted = directions_of(self.resolved_objective)
+        if self.directions is None:
+            object.__setattr__(self, "directions", wanted or (MAXIMIZE,))
+        object.__setattr__(self, "directions", tuple(self.resolved_directions))
         if not self.directions:
             raise ValueError("`directions` must name one direction or more but is empty; use ('maximize',).")
-        for direction in self.directions:
-            if direction not in ("maximize", "minimize"):
+        for direction in self.resolved_directions:
+            if direction not in DIRECTIONS:
                 raise ValueError(f"`directions` must be 'maximize' or 'minimize' but got {direction!r}.")
-        if self.objective is None and (self.skeleton is None or self.data is None):
-            raise ValueError("`objective` must be given where `skeleton` and `data` are not; pass it, or pass both.")
-        for name in ("sampler", "pruner"):
-            if getattr(getattr(self, name), "space", self.space) != self.space:
-                raise ValueError(f"`{name}` must be of the space of the search but has another; make it with `space`.")
-        objective = self.resolved_objective()
-        if isinstance(objective, TrainObjective) and self.directions != objective.directions:
+        if wanted is not None and self.directions != wanted:
             raise ValueError(
-                f"`directions` must be {objective.directions} for the objectives {objective.objectives} but are "
-                f"{self.directions}."
+                f"`directions` must be {wanted}, as the objective asks, but are {self.directions}; leave them out."
             )
 
+    @property
+    def resolved_directions(self) -> tuple[str, ...]:
+        """Directions of the study's values."""
+        return self.directions or ()
+
+    @cached_property
     def resolved_objective(self) -> Objective:
-        """Return the objective, or the default one made of skeleton, data and recipe."""
+        """The objective, or the default one made of space, data, recipe and task."""
         if self.objective is not None:
             return self.objective
-        assert self.skeleton is not None
-        assert self.data is not None
-        return TrainObjective(self.space, self.skeleton, self.data, self.recipe)
+        if self.data is None:
+            raise ValueError("`objective` must be given where `data` are not; pass one of them.")
+        return TrainObjective(cast("ModelSpace", self.space), self.data, self.recipe, self.task)
 
     def resolved_folder(self) -> Path:
         """Return where the search's files go."""
@@ -161,19 +168,8 @@ class Search:
 
     def setting(self) -> dict[str, Any]:
         """Return what must not change while a study goes on, as JSON values."""
-        objective = self.resolved_objective()
-        setting: dict[str, Any] = {"space": self.space.to_dict()}
-        if isinstance(objective, TrainObjective):
-            setting["skeleton"] = objective.skeleton.to_dict()
-            setting["data"] = objective.data.describe()
-            setting["recipe"] = {name: as_json(value) for name, value in vars(objective.recipe).items()}
-            if objective.start != SCRATCH:
-                setting["start"] = objective.describe_start()
-            if objective.masks is not None:
-                setting["masks"] = objective.masks.describe()
+        objective = self.resolved_objective
+        setting: dict[str, Any] = {"space": self.space.core.to_dict()}
+        if isinstance(objective, Describes):
+            setting |= objective.describe()
         return json.loads(json.dumps(setting))  # type: ignore[no-any-return]
-
-
-def as_json(value: object) -> object:
-    """Return a value that JSON can hold."""
-    return value if isinstance(value, str | int | float | bool) else repr(value)

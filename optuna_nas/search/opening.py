@@ -66,7 +66,7 @@ def open_study(search: Search, create: bool = True) -> Study:
                 storage=storage,
                 sampler=search.sampler,
                 pruner=search.pruner,
-                directions=[StudyDirection[direction.upper()] for direction in search.directions],
+                directions=[StudyDirection[direction.upper()] for direction in search.resolved_directions],
                 load_if_exists=True,
             )
         if not create:
@@ -115,13 +115,18 @@ def _check_version(study: Study, create: bool) -> None:
 
 
 def _check_setting(study: Study, search: Search) -> None:
-    directions = [StudyDirection[direction.upper()] for direction in search.directions]
+    directions = [StudyDirection[direction.upper()] for direction in search.resolved_directions]
     if study.directions != directions:
         raise ValueError(
             f"`directions` must be those of the existing study {search.name!r}, "
             f"{tuple(d.name.lower() for d in study.directions)}, but are {search.directions}; use another name."
         )
     setting, known = search.setting(), study.user_attrs.get(SETTING)
+    if known is not None and "skeleton" in known:
+        raise ValueError(
+            f"`study` must be of this version of optuna_nas but {search.name!r} was created by an earlier one, whose "
+            "parameters have other names; it can be read, but give the search another `name` to go on."
+        )
     if known is None:
         study.set_user_attr(SETTING, setting)
     elif known != setting:

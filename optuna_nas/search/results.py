@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_nas.data.splits import TEST
-from optuna_nas.networks.files import load_network
-from optuna_nas.objective.train_objective import TrainObjective, network_path
+from optuna_nas.objective.protocol import Describes, Judges, Objective
+from optuna_nas.objective.train_objective import network_path
 from optuna_nas.plots import plot_architecture
-from optuna_nas.search.config import Objective, Search, as_json
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified
 from optuna_nas.storage.versions import git_commit, versions
 from optuna_nas.tracking import DatasetInfo
-from optuna_nas.training.evaluation import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
 
     from optuna import Study
 
+    from optuna_nas.search.config import Search
     from optuna_nas.space import Architecture, Space
 
 logger = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ class SearchResult:
         best: The best trial, None where none has finished (or, for several objectives, the first of the best).
         picture: File of the best architecture's picture.
         network: File of the best trial's network, for `load_network`.
-        test_accuracy: Its accuracy on the test split, a fraction, measured once.
+        test_metric: Its metric on the test split, measured once.
         interrupted: Whether it was stopped before its total.
         missing: Trials still to run.
     """
@@ -49,7 +47,7 @@ class SearchResult:
     best: FrozenTrial | None
     picture: Path | None = None
     network: Path | None = None
-    test_accuracy: float | None = None
+    test_metric: float | None = None
     interrupted: bool = False
     missing: int = 0
 
@@ -58,7 +56,7 @@ class SearchResult:
 
 
 def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult:
-    """Return the best trial with its picture and network; with `judge`, measure its test accuracy, once."""
+    """Return the best trial with its picture and network; with `judge`, measure its test metric, once."""
     best = best_trial(study)
     if best is None:
         return SearchResult(study, None)
@@ -72,8 +70,8 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
     network: Path | None = network_path(folder, best.user_attrs.get(DUPLICATE_OF, best.number))
     if network is not None and not network.exists() and not _fetch_network(search, study, best, network):
         network = None
-    test_accuracy = _test_accuracy(search, study, best, network, judge)
-    return SearchResult(study, best, picture, network, test_accuracy)
+    test_metric = _test_metric(search, study, best, network, judge)
+    return SearchResult(study, best, picture, network, test_metric)
 
 
 def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:
@@ -91,17 +89,17 @@ def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) 
     return True
 
 
-def _test_accuracy(search: Search, study: Study, best: FrozenTrial, network: Path | None, judge: bool) -> float | None:
-    known = study.user_attrs.get(TEST_RESULT)
-    if known is not None and known["trial"] == best.number:
-        return float(known["accuracy"])
-    objective = search.resolved_objective()
-    if not judge or network is None or not isinstance(objective, TrainObjective) or not objective.data.size([TEST]):
+def _test_metric(search: Search, study: Study, best: FrozenTrial, network: Path | None, judge: bool) -> float | None:
+    judged = study.user_attrs.get(TEST_RESULT)
+    if judged is not None and judged["trial"] == best.number:
+        return float(judged["accuracy"] if "accuracy" in judged else judged["metric"])
+    objective = search.resolved_objective
+    if not judge or network is None or not isinstance(objective, Judges):
         return None
-    data = objective.device_data
-    _, accuracy = evaluate(load_network(network, str(data.device)), data, TEST, objective.recipe.precision)
-    study.set_user_attr(TEST_RESULT, {"trial": best.number, "accuracy": accuracy})
-    return accuracy
+    metric = objective.judge(network)
+    if metric is not None:
+        study.set_user_attr(TEST_RESULT, {"trial": best.number, "metric": metric})
+    return metric
 
 
 def ranking(study: Study) -> list[FrozenTrial]:
@@ -147,7 +145,7 @@ def shown_in_mlflow(search: Search) -> _Shown:
     return {
         "space": search.space if search.pictures else None,
         "description": search.description,
-        "dataset": _dataset_info(search.resolved_objective()),
+        "dataset": _dataset_info(search.resolved_objective),
         "params": _summary(search),
         "tags": {f"version.{name}": found for name, found in versions().items()}
         | ({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
@@ -155,24 +153,28 @@ def shown_in_mlflow(search: Search) -> _Shown:
 
 
 def _dataset_info(objective: Objective) -> DatasetInfo | None:
-    if not isinstance(objective, TrainObjective):
+    data = getattr(objective, "data", None)
+    if data is None:
         return None
-    description = objective.data.describe()
-    return DatasetInfo(description["name"], description["name"], description["digest"])
+    description = data.describe()
+    return DatasetInfo(description["name"], description["name"], description.get("digest", ""))
 
 
 def _summary(search: Search) -> dict[str, object]:
     """Return what the parent run shows as parameters."""
-    objective = search.resolved_objective()
     summary: dict[str, object] = {
-        "space": type(search.space).__name__,
+        "space": type(search.space.core).__name__,
         "space_size": search.space.size,
         "trials": search.trials,
         "sampler": type(search.sampler).__name__ if search.sampler else "default",
         "pruner": type(search.pruner).__name__ if search.pruner else "default",
     }
-    if isinstance(objective, TrainObjective):
-        summary["data"] = objective.data.name
-        summary |= {f"recipe/{name}": as_json(value) for name, value in asdict(objective.recipe).items()}
-        summary |= {f"skeleton/{name}": str(value) for name, value in objective.skeleton.to_dict().items()}
+    objective = search.resolved_objective
+    if isinstance(objective, Describes):
+        described = objective.describe()
+        summary["data"] = described["data"]["name"] if "data" in described else "own"
+        for part in ("recipe", "task"):
+            summary |= {f"{part}/{name}": value for name, value in described.get(part, {}).items()}
+        skeleton = described.get("space", {}).get("skeleton", {})
+        summary |= {f"skeleton/{name}": str(value) for name, value in skeleton.items()}
     return summary

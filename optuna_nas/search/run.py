@@ -20,7 +20,8 @@ from optuna.artifacts import upload_artifact
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_nas.objective.train_objective import OutOfMemory, TrainObjective
+from optuna_nas.objective.protocol import Binds, TrialRun
+from optuna_nas.objective.train_objective import OutOfMemory
 from optuna_nas.plots import plot_architecture
 from optuna_nas.search.config import TrainsModel
 from optuna_nas.search.opening import WAIT_SECONDS, open_study
@@ -176,12 +177,10 @@ class _Run:
         self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
         self._events = _Events(tracker, listener, self._pictures)
         self._store = None if search.artifacts is None else artifact_store(search.artifacts)
-        objective = search.resolved_objective()
-        if isinstance(objective, TrainObjective):
-            stop = self._interrupts.at_once.is_set
-            folder = objective.folder or self._folder
-            objective = replace(objective, folder=folder, listener=self._events, should_stop=stop, store=self._store)
-        self._objective = objective
+        objective = search.resolved_objective
+        run = TrialRun(self._folder, self._events, self._interrupts.at_once.is_set, self._store)
+        self._announces = isinstance(objective, Binds)
+        self._objective = objective.bind(run) if isinstance(objective, Binds) else objective
         parts: tuple[object, ...] = (search.sampler, search.pruner)
         self._trains = [part for part in parts if isinstance(part, TrainsModel)]
         for part in self._trains:
@@ -275,7 +274,7 @@ class _Run:
             backend.flush(trial._trial_id)  # nothing else tells when this process has died
         try:
             self._quota.claim(trial)
-            if not isinstance(self._objective, TrainObjective):
+            if not self._announces:
                 self._events.trial_started(trial, {})
             value = self._objective(trial)
             if self._pictures is not None:

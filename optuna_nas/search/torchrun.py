@@ -8,23 +8,31 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from optuna import Trial, TrialPruned
 from optuna.exceptions import ExperimentalWarning
 
-from optuna_nas.objective.train_objective import OutOfMemory, TrainObjective
+from optuna_nas.objective.protocol import Binds, Follows, TrialRun
+from optuna_nas.objective.train_objective import OutOfMemory
 from optuna_nas.search.signals import handled
 from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
 from optuna_nas.training.process_group import RankFailed, RankLost, Ranks, is_agreed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from optuna_nas.search.config import Objective, Search
+    from optuna_nas.objective.protocol import Objective
+    from optuna_nas.search.config import Search
 
 logger = logging.getLogger(__name__)
+
+
+class _Shared(Follows, Protocol):
+    """An objective that rank 0 calls and the others follow."""
+
+    def __call__(self, trial: Trial) -> float | Sequence[float]: ...
 
 
 def lead(search: Search, ranks: Ranks, work: Callable[[Search], int]) -> int:
@@ -36,7 +44,7 @@ def lead(search: Search, ranks: Ranks, work: Callable[[Search], int]) -> int:
     finally:
         # Ranks that an objective of one's own has left in different places understand nothing any more; they end when
         # this process does.
-        if isinstance(objective, TrainObjective) or not objective.left:
+        if not isinstance(objective, _OnAllRanks) or not objective.left:
             with suppress(RuntimeError):  # a rank is gone already; what is found stays found
                 ranks.broadcast({"end": missing})
                 ranks.vote()  # nobody closes a connection from which another still reads
@@ -50,16 +58,13 @@ def follow(search: Search, ranks: Ranks) -> int:
         torch.set_num_threads(search.cpu_threads)
     with handled({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
         while True:
-            said = ranks.broadcast()
-            if "end" in said:
+            plan = ranks.broadcast()
+            if "end" in plan:
                 with suppress(RankLost):
                     ranks.vote()
-                return int(said["end"])
+                return int(plan["end"])
             try:
-                if isinstance(objective, TrainObjective):
-                    objective.follow(said)
-                else:
-                    objective.follow()
+                objective.follow(plan)
             except Exception as error:
                 if not is_agreed(error) and not isinstance(error, _ENDINGS):
                     raise
@@ -67,7 +72,7 @@ def follow(search: Search, ranks: Ranks) -> int:
                     logger.warning("Rank %d failed: %s: %s", ranks.rank, type(error).__name__, error)
 
 
-def _shared_objective(search: Search, ranks: Ranks) -> TrainObjective | _OnAllRanks:
+def _shared_objective(search: Search, ranks: Ranks) -> _Shared | _OnAllRanks:
     """Return the objective as several ranks call it.
 
     Raises:
@@ -77,17 +82,10 @@ def _shared_objective(search: Search, ranks: Ranks) -> TrainObjective | _OnAllRa
         raise ValueError(
             f"`n_jobs` must be 1 for a worker of several ranks but is {search.n_jobs}; start more workers."
         )
-    objective = search.resolved_objective()
-    if not isinstance(objective, TrainObjective):
-        return _OnAllRanks(objective, ranks)
-    if objective.masks is not None:
-        raise ValueError("`masks` must be None for a worker of several ranks but are given; use workers of one rank.")
-    if objective.device != "auto" and torch.device(objective.device).index is not None:
-        raise ValueError(
-            f"`device` must leave open which GPU for a worker of several ranks but is {objective.device!r}; "
-            "use 'auto' or 'cuda'."
-        )
-    return replace(objective, lead=ranks.broadcast)
+    objective = search.resolved_objective
+    if isinstance(objective, Follows) and isinstance(objective, Binds):
+        return cast("_Shared", objective.bind(TrialRun(lead=ranks.broadcast)))
+    return _OnAllRanks(objective, ranks)
 
 
 _ENDINGS = (TrialPruned, TrainingStopped, TrainingDiverged, OutOfMemory)
@@ -117,7 +115,7 @@ class _OnAllRanks:
             self.left = not is_agreed(error) and not isinstance(error, _ENDINGS)
             raise
 
-    def follow(self) -> None:
+    def follow(self, plan: Mapping[str, Any]) -> None:
         """Do what rank 0 does."""
         self._objective(self._distributed(None))
 

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from optuna_nas.networks.export import CHECKED_BATCHES, MOST_DIFFERENCE, for_programs
+from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, for_programs
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.records import unreachable
 
@@ -67,7 +67,7 @@ def log_model(
             f"`study` must be in MLflow to log its network there but trial {trial_number} of {study.study_name!r} is "
             "not; run `optuna-nas mirror` first."
         )
-    shape, program = network.skeleton.input_shape, for_programs(network)
+    shape, program = network.space.example_inputs().shape[1:], for_programs(network)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, network.skeleton.classes))]),
@@ -99,7 +99,7 @@ def log_model(
         with torch.no_grad():
             expected = program(torch.from_numpy(images))
         worst = max(worst, float(np.abs(loaded.predict(images) - expected.numpy()).max()))
-    if not worst <= MOST_DIFFERENCE:
+    if not worst <= MAX_DIFFERENCE:
         raise ArithmeticError(f"`format` 'mlflow' must keep the class scores but differs by {worst:.3g}; report it.")
     version = info.registered_model_version
     return LoggedModel(info.model_uri, None if version is None else str(version), worst)
