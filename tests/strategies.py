@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from optuna_nas.data import ImageData, digits
+from optuna_nas.networks import NetworkSpace
 from optuna_nas.space import (
     AnytimeSpace,
     Architecture,
@@ -118,3 +119,8 @@ def counted_multiply_adds(network: nn.Module, images: torch.Tensor, *inputs) -> 
 def counted_parameters(module: nn.Module) -> int:
     """Return how many numbers a module learns."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def placed(architecture: Architecture, skeleton: Skeleton) -> Architecture:
+    """Return an architecture of cells as one of networks in a skeleton."""
+    return NetworkSpace(architecture.space.core, skeleton).adopt(architecture)

@@ -16,12 +16,14 @@ from strategies import (
     TINY_BLOCK,
     architectures,
     counted_parameters,
+    placed,
     small_skeleton,
     spaces,
 )
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optuna_nas import NetworkSpace
 from optuna_nas.networks import DiscreteNetwork, Supernet, choice_names, one_hot, use_batch_statistics
 from optuna_nas.space import (
     AnytimeSpace,
@@ -41,7 +43,7 @@ def images(batch=3):
 
 
 def supernet_of(space, **changes):
-    return Supernet(space, small_skeleton(space, **changes), seed=1).double()
+    return Supernet(NetworkSpace(space, small_skeleton(space, **changes)), seed=1).double()
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------
@@ -58,19 +60,19 @@ def supernet_of(space, **changes):
 )
 def test_published_supernets_have_the_published_size(space, skeleton, parameters):
     with torch.device("meta"):
-        assert counted_parameters(Supernet(space, skeleton)) == parameters
-    assert space.everything().cost(skeleton).params == parameters
+        assert counted_parameters(Supernet(NetworkSpace(space, skeleton))) == parameters
+    assert placed(space.full_architecture(), skeleton).cost().params == parameters
 
 
 def test_nodes_that_choose_scales_are_refused():
     for space in (TINY_ANYTIME, AnytimeSpace(TINY_ANYTIME.ops, (3, 2), scales=(1,))):
         with pytest.raises(ValueError, match="`space` must not let nodes choose scales or exits"):
-            Supernet(space, small_skeleton(space))
+            Supernet(NetworkSpace(space, small_skeleton(space)))
 
 
 def test_names_say_what_a_vector_stands_for():
     assert choice_names(TINY) == dict.fromkeys(TINY.paths, TINY.ops)
-    assert choice_names(hmnas_space())["normal/2<-0"] == hmnas_space().ops
+    assert choice_names(hmnas_space())["normal_0_2"] == hmnas_space().ops
     names = choice_names(BlockSpace(("nor_conv_1x1", "max_pool_3x3"), nodes=12))
     assert set(names["block/2"]) == {"nor_conv_1x1", "max_pool_3x3"}
     assert names["block/12/inputs"] == tuple(map(str, range(12)))  # by number, not "10" before "2"
@@ -91,8 +93,8 @@ def test_one_hot_holds_a_one_for_each_kept_name(data):
 
 
 def check_one_hot_equals_discrete(architecture, skeleton, training):
-    supernet = Supernet(architecture.space, skeleton, seed=1).double().train(training)
-    network = DiscreteNetwork(architecture, skeleton).double().train(training)
+    supernet = Supernet(NetworkSpace(architecture.space, skeleton), seed=1).double().train(training)
+    network = DiscreteNetwork(placed(architecture, skeleton)).double().train(training)
     network.load_state_dict(supernet.weights_of(architecture))
     x = torch.randn(3, *skeleton.input_shape, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2])
@@ -155,7 +157,7 @@ def test_weights_of_are_shared_with_the_supernet_and_copied_into_the_network():
     weights = supernet.weights_of(architecture)
     state = supernet.state_dict()
     assert all(tensor.data_ptr() == state[name].data_ptr() for name, tensor in weights.items())
-    network = DiscreteNetwork(architecture, supernet.skeleton, weights=weights)
+    network = DiscreteNetwork(placed(architecture, supernet.skeleton), weights=weights)
     with torch.no_grad():
         network.parts["stem"][0].weight.zero_()
     assert supernet.parts["stem"][0].weight.abs().sum() > 0
@@ -265,7 +267,9 @@ def test_a_soft_mixture_is_the_plain_weighted_sum(name, training, affine):
 @pytest.mark.parametrize("name", SMALL_SUPERNETS)
 def test_weights_that_are_ones_take_the_gradients_of_a_product_without_one(name, affine):
     space, labels, found = SMALL_SUPERNETS[name], torch.tensor([0, 1, 2]), []
-    everything = space.everything() if not isinstance(space, CellSpace) else space.sample(np.random.default_rng(3))
+    everything = (
+        space.full_architecture() if not isinstance(space, CellSpace) else space.sample(np.random.default_rng(3))
+    )
     active = {path: set(everything[path] or ("none",)) for path in choice_names(space)}
     x = images()
     for ones in (True, False):
@@ -301,7 +305,7 @@ class Products(TorchDispatchMode):
 
 def test_a_step_keeps_little_more_than_half_of_what_the_plain_sum_keeps_for_its_backward_pass():
     space = nasbench201_space()
-    supernet = Supernet(space, nasbench201_skeleton(1, 8, (3, 8, 8), affine=False), seed=0)
+    supernet = Supernet(NetworkSpace(space, nasbench201_skeleton(1, 8, (3, 8, 8), affine=False)), seed=0)
     x, kept = torch.randn(16, 3, 8, 8), []
     for forward in (supernet, lambda x, mixing: plain_forward(supernet, x, mixing)):
         sizes = {}
@@ -379,8 +383,8 @@ def test_every_op_is_computed_once_and_none_never():
 def test_an_op_with_a_constant_zero_weight_is_not_computed():
     supernet = supernet_of(TINY, pool_norm=True)
     mixing = {path: weights.detach() for path, weights in softmaxes(random_logits(TINY)).items()}
-    mixing["normal/3<-1"][TINY.ops.index("nor_conv_3x3")] = 0
-    mixing["reduction/2<-0"][TINY.ops.index("avg_pool_3x3")] = 0
+    mixing["normal_1_3"][TINY.ops.index("nor_conv_3x3")] = 0
+    mixing["reduction_0_2"][TINY.ops.index("avg_pool_3x3")] = 0
     left_out = set(supernet.parts) - set(calls(supernet, images(), mixing))
     assert left_out == {
         "cell0/3<-1/nor_conv_3x3",
@@ -394,14 +398,14 @@ def test_a_zero_that_needs_a_gradient_is_computed():
     mixing = {path: torch.zeros(len(names)).requires_grad_() for path, names in supernet.names.items()}
     assert set(calls(supernet, images(), mixing)) == set(supernet.parts)
     supernet(images(), mixing).sum().backward()
-    assert mixing["reduction/2<-0"].grad is not None
+    assert mixing["reduction_0_2"].grad is not None
 
 
 def test_what_only_feeds_ops_left_out_is_left_out():
     space = nasbench201_space()
     supernet = supernet_of(space)
     mixing = {path: torch.ones(len(names), dtype=torch.float64) for path, names in supernet.names.items()}
-    mixing["cell/3<-2"] = torch.zeros(5)
+    mixing["cell_2_3"] = torch.zeros(5)
     ran = calls(supernet, images(), mixing)
     assert not any("/2<-" in name for name in ran)
     assert any("/3<-1" in name for name in ran)
@@ -411,7 +415,7 @@ def test_what_only_feeds_ops_left_out_is_left_out():
 def test_active_names_alone_are_computed():
     supernet = supernet_of(TINY, pool_norm=True)
     logits = random_logits(TINY)
-    count = calls(supernet, images(), softmaxes(logits), {"normal/2<-0": {"nor_conv_3x3"}, "normal/2<-1": ()})
+    count = calls(supernet, images(), softmaxes(logits), {"normal_0_2": {"nor_conv_3x3"}, "normal_1_2": ()})
     missing = op_parts(supernet) - set(count)
     assert missing == {
         f"cell{cell}/{edge}/{op}"
@@ -437,8 +441,8 @@ def test_what_has_neither_parameters_nor_statistics_is_computed_once_for_all_rea
 def test_active_leaves_the_rest_of_a_soft_mixture_as_it_is():
     supernet, x = supernet_of(TINY).eval(), images()
     mixing = softmaxes(random_logits(TINY))
-    masked = {**mixing, "normal/2<-0": mixing["normal/2<-0"] * torch.tensor([0, 0, 1, 0])}
-    ours = supernet(x, mixing, {"normal/2<-0": ["nor_conv_3x3"]})
+    masked = {**mixing, "normal_0_2": mixing["normal_0_2"] * torch.tensor([0, 0, 1, 0])}
+    ours = supernet(x, mixing, {"normal_0_2": ["nor_conv_3x3"]})
     torch.testing.assert_close(ours, plain_forward(supernet, x, masked))
 
 
@@ -477,28 +481,28 @@ def test_any_choice_connected_or_not_gives_finite_scores(architecture):
 
 
 def test_a_seed_makes_the_same_supernet():
-    one, two, other = (Supernet(TINY, small_skeleton(TINY), seed=seed).state_dict() for seed in (1, 1, 2))
+    one, two, other = (Supernet(NetworkSpace(TINY, small_skeleton(TINY)), seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_parameter_names_are_those_of_the_discrete_networks():
     supernet = set(supernet_of(TINY).state_dict())
-    network = TINY.architecture(dict.fromkeys(TINY.paths, "nor_conv_3x3")).build(small_skeleton(TINY))
+    network = placed(TINY.architecture(dict.fromkeys(TINY.paths, "nor_conv_3x3")), small_skeleton(TINY)).build()
     assert set(network.state_dict()) <= supernet
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda mixing: mixing.pop("normal/2<-1"), r"`weights` must hold every path .* lacks 'normal/2<-1'"),
+        (lambda mixing: mixing.pop("normal_1_2"), r"`weights` must hold every path .* lacks 'normal_1_2'"),
         (
-            lambda mixing: mixing.update({"normal/2<-1": torch.ones(3)}),
-            r"`weights\['normal/2<-1'\]` must have shape \(4,\), one for each of \('none', .*but has \(3,\)",
+            lambda mixing: mixing.update({"normal_1_2": torch.ones(3)}),
+            r"`weights\['normal_1_2'\]` must have shape \(4,\), one for each of \('none', .*but has \(3,\)",
         ),
         (
-            lambda mixing: mixing.update({"normal/2<-1": torch.ones(1, 4)}),
-            r"`weights\['normal/2<-1'\]` must have shape \(4,\).* but has \(1, 4\)",
+            lambda mixing: mixing.update({"normal_1_2": torch.ones(1, 4)}),
+            r"`weights\['normal_1_2'\]` must have shape \(4,\).* but has \(1, 4\)",
         ),
     ],
 )  # fmt: skip
@@ -511,7 +515,7 @@ def test_refuses_with_one_sentence(change, message):
 
 
 def test_an_op_kept_twice_is_refused():
-    twice = {"normal/2<-0": ("avg_pool_3x3", "avg_pool_3x3"), "normal/2<-1": "skip_connect"}
-    architecture = TINY.architecture({**twice, "reduction/2<-0": "skip_connect"})
-    with pytest.raises(ValueError, match=r"`architecture` must keep an op once at a place .* at 'normal/2<-0'"):
+    twice = {"normal_0_2": ("avg_pool_3x3", "avg_pool_3x3"), "normal_1_2": "skip_connect"}
+    architecture = TINY.architecture({**twice, "reduction_0_2": "skip_connect"})
+    with pytest.raises(ValueError, match=r"`architecture` must keep an op once at a place .* at 'normal_0_2'"):
         one_hot(architecture)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import TINY_ANYTIME, architectures, counted_multiply_adds, few_digits, small_skeleton
+from strategies import TINY_ANYTIME, architectures, counted_multiply_adds, few_digits, placed, small_skeleton
 
 from optuna_nas import (
     GHN,
@@ -16,6 +16,7 @@ from optuna_nas import (
     GHNRecipe,
     GHNSampler,
     MLflowTracker,
+    NetworkSpace,
     Recipe,
     Search,
     anytime_accuracy,
@@ -86,18 +87,18 @@ class Bounded(torch.nn.Module):
 @given(st.data())
 def test_an_exit_costs_what_is_computed_up_to_it(data):
     architecture = data.draw(architectures(TINY_ANYTIME))
-    network = DiscreteNetwork(architecture, small_skeleton(TINY_ANYTIME)).eval()
+    network = DiscreteNetwork(placed(architecture, small_skeleton(TINY_ANYTIME))).eval()
     images = torch.randn(2, 3, 8, 8)
     costs = network.graph.exit_costs
     assert list(costs) == sorted(costs)
-    assert costs[-1] == architecture.cost(network.skeleton).multiply_adds
+    assert costs[-1] == placed(architecture, network.skeleton).cost().multiply_adds
     for number, cost in enumerate(costs, 1):
         assert counted_multiply_adds(Bounded(network, cost), images) == cost
         assert len(network.anytime(images, cost)) >= number
 
 
 def test_exits_come_in_order_and_the_last_is_the_network():
-    network = DiscreteNetwork(choices(), FRAME, seed=0).double().eval()
+    network = DiscreteNetwork(placed(choices(), FRAME), seed=0).double().eval()
     names = [network.graph.nodes[position].name for position in network.graph.exits]
     assert names == ["cell0/1/exit", "cell2/1/exit", "classifier"]
     images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
@@ -112,7 +113,7 @@ def test_exits_come_in_order_and_the_last_is_the_network():
 
 
 def test_an_exit_is_a_classifier_of_what_is_positive_in_its_node():
-    network = DiscreteNetwork(choices(), FRAME, seed=0).double().eval()
+    network = DiscreteNetwork(placed(choices(), FRAME), seed=0).double().eval()
     images, part = torch.randn(3, 1, 8, 8, dtype=torch.float64), network.parts
     node = part["cell0/1/nor_conv_1x1"](F.relu(part["stem"](images)))
     expected = part["cell0/1/exit"].linear(F.relu(node).mean((2, 3)))
@@ -123,7 +124,7 @@ def test_an_exit_is_a_classifier_of_what_is_positive_in_its_node():
 def test_what_a_node_reads_is_averaged_down_and_what_it_gives_is_repeated_up(side):
     architecture = choices(cell1__2__scale="2", cell1__2="skip_connect", cell1__3="skip_connect")
     frame = anytime_skeleton(2, 4, (1, side, side), 10, budget=2e4)
-    network = DiscreteNetwork(architecture, frame, seed=0).double().eval()
+    network = DiscreteNetwork(placed(architecture, frame), seed=0).double().eval()
     images, part, seen = torch.randn(3, 1, side, side, dtype=torch.float64), network.parts, []
     part["cell1/factorized_reduction"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(images)
@@ -137,7 +138,7 @@ def test_what_a_node_reads_is_averaged_down_and_what_it_gives_is_repeated_up(sid
 
 
 def test_a_budget_below_the_first_exit_is_refused():
-    network = DiscreteNetwork(choices(), FRAME, seed=0)
+    network = DiscreteNetwork(placed(choices(), FRAME), seed=0)
     with pytest.raises(
         ValueError, match=r"`budget` must be enough for the first classifier, \d+ multiply-adds, but is 1;"
     ):
@@ -167,8 +168,11 @@ def test_exits_and_scales_tell_functions_apart():
         (lambda: choices(cell1__1__scale="3"), r"`params\['cell1/1/scale'\]` must be one of the space's 2 choices"),
         (lambda: anytime_skeleton(0, budget=1.0), "`cells` must be at least 1"),
         (lambda: anytime_skeleton(budget=-1.0), "`budget` must be a number of multiply-adds but got -1"),
-        (lambda: choices().graph(small_skeleton(TINY_ANYTIME, budget=0)), "`skeleton.budget` must say"),
-        (lambda: choices().graph(small_skeleton(TINY_ANYTIME, auxiliary=True)), "`skeleton.auxiliary` must be off"),
+        (lambda: placed(choices(), small_skeleton(TINY_ANYTIME, budget=0)).graph(), "`skeleton.budget` must say"),
+        (
+            lambda: placed(choices(), small_skeleton(TINY_ANYTIME, auxiliary=True)).graph(),
+            "`skeleton.auxiliary` must be off",
+        ),
     ],
 )
 def test_refuses_with_one_sentence(make, message):
@@ -190,7 +194,7 @@ def test_the_papers_space_has_cells_of_24_16_and_8_nodes():
 
 def test_all_exits_learn_alike(data):
     recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.1, momentum=0.0, weight_decay=0.0, clip_norm=0.0)
-    network, plain = (DiscreteNetwork(choices(), FRAME, seed=0) for _ in range(2))
+    network, plain = (DiscreteNetwork(placed(choices(), FRAME), seed=0) for _ in range(2))
     seen, losses = [], []
     train(network, data, recipe, splits=["weights"], on_epoch=seen.append)
     batches = list(data.batches(["weights"], 32, seed=0, epoch=0))
@@ -209,7 +213,7 @@ def test_all_exits_learn_alike(data):
 
 
 def test_the_accuracy_of_a_network_with_exits_is_that_of_a_prediction_stopped_anywhere(data):
-    network = DiscreteNetwork(choices(), FRAME, seed=0)
+    network = DiscreteNetwork(placed(choices(), FRAME), seed=0)
     train(network, data, Recipe(epochs=2, batch_size=16, learning_rate=0.05))
     losses, accuracies = evaluate_exits(network, data, "report")
     images, labels = next(iter(data.batches(["report"], 1000)))
@@ -224,14 +228,14 @@ def test_the_accuracy_of_a_network_with_exits_is_that_of_a_prediction_stopped_an
 
 def test_a_network_that_drew_no_exit_is_judged_as_the_others_are(data):
     without = choices(cell1__1__exit="none", cell2__1__exit="none")
-    network = DiscreteNetwork(without, FRAME, seed=0)
+    network = DiscreteNetwork(placed(without, FRAME), seed=0)
     seen = []
     train(network, data, Recipe(epochs=1, batch_size=16, learning_rate=0.05), on_epoch=seen.append)
     (accuracy,) = evaluate_exits(network, data, "report")[1]
     share = 1 - network.graph.cost.multiply_adds / FRAME.budget
     assert evaluate(network, data, "report")[1] == pytest.approx(share * accuracy)
     assert seen[0].report_accuracy == pytest.approx(share * seen[0].accuracies[0])
-    ghn = GHN(TINY_ANYTIME, FRAME, GHNRecipe(phases=1, batch_size=32))
+    ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1, batch_size=32))
     ghn.fit(data, 1)
     (score,) = ghn.score([without])
     ghn.skeleton = anytime_skeleton(2, 4, (1, 8, 8), 10, budget=1e9)  # nearly the plain accuracy
@@ -241,16 +245,16 @@ def test_a_network_that_drew_no_exit_is_judged_as_the_others_are(data):
 def test_a_ghn_learns_on_scales_that_it_knows():
     coarser = AnytimeSpace(TINY_ANYTIME.ops, (2, 2), scales=(1, 2, 4))
     with pytest.raises(ValueError, match="`training_space` must use scales of `space` but has 4"):
-        GHN(TINY_ANYTIME, FRAME, training_space=coarser)
+        GHN(NetworkSpace(TINY_ANYTIME, FRAME), training_space=coarser)
 
 
 def test_a_ghn_scores_by_the_area_under_the_curve(data):
-    ghn = GHN(TINY_ANYTIME, FRAME, GHNRecipe(phases=1, batch_size=32))
+    ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1, batch_size=32))
     ghn.fit(data, 2)
     images, labels = next(iter(data.batches(["report"], 512)))
     random = np.random.default_rng(0)
     for architecture in [choices(), *(TINY_ANYTIME.sample(random) for _ in range(3))]:
-        network = DiscreteNetwork(architecture, FRAME).train()
+        network = DiscreteNetwork(placed(architecture, FRAME)).train()
         network.load_state_dict(ghn.generate([architecture])[0], strict=False)
         use_batch_statistics(network)
         accuracies = [float((scores.argmax(1) == labels).double().mean()) for scores in network.anytime(images)]
@@ -259,9 +263,9 @@ def test_a_ghn_scores_by_the_area_under_the_curve(data):
 
 
 def test_the_scale_of_a_node_is_one_of_its_properties():
-    ghn = GHN(TINY_ANYTIME, FRAME, GHNRecipe(phases=1))
+    ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1))
     coarse = choices(**{f"cell1__{node}__scale": "2" for node in (1, 2, 3)})
-    graph = coarse.graph(FRAME)
+    graph = placed(coarse, FRAME).graph()
     batch = ghn._batch([graph])
     scales = torch.cat([module.properties[:, 1] for module in batch.modules]).tolist()
     for position, row in batch.rows[0].items():
@@ -273,12 +277,11 @@ def test_the_scale_of_a_node_is_one_of_its_properties():
 def test_a_study_of_anytime_networks_from_the_pool_to_the_pictures(data, tmp_path):
     from mlflow import MlflowClient
 
-    ghn = GHN(TINY_ANYTIME, FRAME, GHNRecipe(phases=1, batch_size=32))
+    ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1, batch_size=32))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     wanted = Search(
         name="anytime",
-        space=TINY_ANYTIME,
-        skeleton=FRAME,
+        space=NetworkSpace(TINY_ANYTIME, FRAME),
         data=data,
         recipe=Recipe(epochs=1, batch_size=32),
         sampler=GHNSampler(TINY_ANYTIME, ghn, data=data, budget=1, pool_size=10, refresh=5, seed=0),

@@ -13,7 +13,9 @@ import torch
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
+from strategies import placed
 
+from optuna_nas import NetworkSpace
 from optuna_nas.data import REPORT, ImageData
 from optuna_nas.networks import DiscreteNetwork, load_network
 from optuna_nas.objective import COSTS, TrainObjective, suggest_categorical, suggest_float, suggest_int
@@ -140,9 +142,9 @@ def test_every_trial_trains_the_architecture_of_its_parameters(trained):
 
 def test_costs_are_attributes_of_the_trial():
     trial = run(make(), choose()).trials[0]
-    network = SPACE.decode(trial.params).build(SKELETON)
+    network = placed(SPACE.decode(trial.params), SKELETON).build()
     assert trial.user_attrs["params"] == sum(p.numel() for p in network.parameters())
-    cost = SPACE.decode(trial.params).cost(SKELETON)
+    cost = placed(SPACE.decode(trial.params), SKELETON).cost()
     assert {name: trial.user_attrs[name] for name in COSTS} == {name: getattr(cost, name) for name in COSTS}
     assert trial.user_attrs["train_seconds"] > 0
     assert "reason" not in trial.user_attrs
@@ -184,7 +186,7 @@ def test_given_weights_are_what_training_starts_from(monkeypatch):
     given = []
 
     def weights(architecture):
-        given.append(DiscreteNetwork(architecture, SKELETON, seed=77).state_dict())
+        given.append(DiscreteNetwork(placed(architecture, SKELETON), seed=77).state_dict())
         return given[-1]
 
     run(make(start=weights), choose(), catch=(TrainingStopped,))
@@ -199,7 +201,7 @@ def test_a_training_starts_from_what_a_ghn_generates(monkeypatch):
         raise TrainingStopped
 
     monkeypatch.setattr(objective_module, "train", stop)
-    ghn = GHN(SPACE, SKELETON, GHNRecipe(phases=1, batch_size=16))
+    ghn = GHN(NetworkSpace(SPACE, SKELETON), GHNRecipe(phases=1, batch_size=16))
     ghn.fit(DATA, 1)
     run(make(start="ghn", ghn=ghn, noise=0.2), choose(), catch=(TrainingStopped,))
     (architecture,) = [SPACE.decode(choose())]
@@ -209,14 +211,14 @@ def test_a_training_starts_from_what_a_ghn_generates(monkeypatch):
 
 
 def test_another_start_is_another_training():
-    ghn, other = GHN(SPACE, SKELETON), GHN(SPACE, SKELETON, GHNRecipe(seed=1))
+    ghn, other = GHN(NetworkSpace(SPACE, SKELETON)), GHN(NetworkSpace(SPACE, SKELETON), GHNRecipe(seed=1))
     starts = [make(), *(make(start="ghn", ghn=one, noise=noise) for one in (ghn, other) for noise in (0.0, 0.1))]
     assert len({objective._training_digest(generated=True) for objective in starts}) == 5
     assert len({objective._training_digest(generated=False) for objective in starts}) == 1
 
 
 def test_until_a_ghn_has_learned_trainings_start_from_scratch_and_say_so(caplog):
-    ghn = GHN(SPACE, SKELETON, GHNRecipe(phases=1, batch_size=16))
+    ghn = GHN(NetworkSpace(SPACE, SKELETON), GHNRecipe(phases=1, batch_size=16))
     study = optuna.create_study(direction="maximize")
     objective = make(start="ghn", ghn=ghn, noise=0.0)
     study.enqueue_trial(choose())
@@ -234,7 +236,7 @@ def test_until_a_ghn_has_learned_trainings_start_from_scratch_and_say_so(caplog)
 
 
 def test_weights_that_do_not_fit_the_memory_fail_the_trial_alone(monkeypatch):
-    ghn = GHN(SPACE, SKELETON, GHNRecipe(phases=1, batch_size=16))
+    ghn = GHN(NetworkSpace(SPACE, SKELETON), GHNRecipe(phases=1, batch_size=16))
     ghn.fit(DATA, 1)
 
     def full(*_):
@@ -758,9 +760,9 @@ def test_users_parameters_of_their_own_live_beside_the_space():
         ({"constraints": {"latency": 1.0}}, "`constraints` must name costs .* but got 'latency'"),
         ({"start": "warm"}, r"`start` must be one of \('scratch', 'ghn'\) or a function of .* but got 'warm'"),
         ({"start": "ghn"}, "`ghn` must be given with start='ghn'"),
-        ({"ghn": GHN(SPACE, SKELETON)}, "`ghn` must be given with start='ghn', and only then"),
+        ({"ghn": GHN(NetworkSpace(SPACE, SKELETON))}, "`ghn` must be given with start='ghn', and only then"),
         (
-            {"start": "ghn", "ghn": GHN(SPACE, replace(SKELETON, channels=8))},
+            {"start": "ghn", "ghn": GHN(NetworkSpace(SPACE, replace(SKELETON, channels=8)))},
             "`ghn` must be of the space and the skeleton",
         ),
         ({"noise": -1.0}, "`noise` must not be negative"),

@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import SPACES, TINY, TINY_BLOCK, TINY_MULTI, architectures, small_skeleton, spaces
+from strategies import SPACES, TINY, TINY_BLOCK, TINY_MULTI, architectures, placed, small_skeleton, spaces
 
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space import Architecture, Skeleton
@@ -53,7 +53,7 @@ def test_equal_exactly_when_it_is_the_same_choice(data):
 
 def test_the_same_choices_in_another_space_are_another_architecture():
     wider = type(TINY)((*TINY.ops, "max_pool_3x3"), TINY.nodes)
-    choices = {"normal/2<-0": "skip_connect", "reduction/2<-0": "skip_connect"}
+    choices = {"normal_0_2": "skip_connect", "reduction_0_2": "skip_connect"}
     assert TINY.architecture(choices) != wider.architecture(choices)
     assert TINY.architecture(choices).choices == wider.architecture(choices).choices
 
@@ -71,9 +71,9 @@ for architecture in architectures:
 
 def test_pickle_json_and_digests_are_the_same_in_a_fresh_process():
     chosen = [
-        TINY.architecture({"normal/3<-1": "nor_conv_3x3", "normal/2<-0": "skip_connect"}),
-        TINY_MULTI.architecture({"normal/2<-0": TINY_MULTI.ops, "normal/3<-2": ("dil_conv_3x3", "skip_connect")}),
-        TINY_BLOCK.everything(),
+        TINY.architecture({"normal_1_3": "nor_conv_3x3", "normal_0_2": "skip_connect"}),
+        TINY_MULTI.architecture({"normal_0_2": TINY_MULTI.ops, "normal_2_3": ("dil_conv_3x3", "skip_connect")}),
+        TINY_BLOCK.full_architecture(),
     ]
     for architecture in chosen:
         hash(architecture)
@@ -89,20 +89,22 @@ def test_pickle_json_and_digests_are_the_same_in_a_fresh_process():
 
 
 def test_reads_as_a_mapping_from_path_to_names():
-    architecture = TINY_MULTI.architecture({"normal/2<-0": ["skip_connect", "dil_conv_3x3"]})
-    assert architecture["normal/2<-0"] == ("dil_conv_3x3", "skip_connect")
-    assert architecture["normal/2<-1"] == ()
+    architecture = TINY_MULTI.architecture({"normal_0_2": ["skip_connect", "dil_conv_3x3"]})
+    assert architecture["normal_0_2"] == ("dil_conv_3x3", "skip_connect")
+    assert architecture["normal_1_2"] == ()
     assert list(architecture) == list(TINY_MULTI.options())
-    assert str(architecture).startswith("normal/2<-0=dil_conv_3x3+skip_connect  normal/2<-1=none  ")
+    assert str(architecture).startswith("normal_0_2=dil_conv_3x3+skip_connect  normal_1_2=none  ")
 
 
 def test_paths_come_in_the_order_of_the_space():
     # By number: block/10 comes after block/9.
-    assert list(SPACES["ghn"].everything()) == [f"block/{i}{rest}" for i in range(1, 18) for rest in ("", "/inputs")]
+    assert list(SPACES["ghn"].full_architecture()) == [
+        f"block/{i}{rest}" for i in range(1, 18) for rest in ("", "/inputs")
+    ]
 
 
 def test_none_and_nothing_are_one_choice():
-    assert TINY.architecture({"normal/2<-0": "none"}) == TINY.architecture({}) == TINY.architecture({"normal/2<-0": ()})
+    assert TINY.architecture({"normal_0_2": "none"}) == TINY.architecture({}) == TINY.architecture({"normal_0_2": ()})
 
 
 def test_is_frozen():
@@ -112,23 +114,23 @@ def test_is_frozen():
 
 def test_connected_needs_every_kind_of_cell():
     assert not TINY.architecture({}).connected
-    assert not TINY.architecture({"normal/2<-0": "skip_connect"}).connected
-    assert not TINY.architecture({"normal/3<-2": "skip_connect", "reduction/2<-0": "skip_connect"}).connected
-    assert TINY.architecture({"normal/2<-0": "skip_connect", "reduction/3<-1": "avg_pool_3x3"}).connected
+    assert not TINY.architecture({"normal_0_2": "skip_connect"}).connected
+    assert not TINY.architecture({"normal_2_3": "skip_connect", "reduction_0_2": "skip_connect"}).connected
+    assert TINY.architecture({"normal_0_2": "skip_connect", "reduction_1_3": "avg_pool_3x3"}).connected
 
 
 def test_builds_its_network():
-    architecture = TINY_BLOCK.everything()
-    network = architecture.build(small_skeleton(TINY_BLOCK))
+    architecture = TINY_BLOCK.full_architecture()
+    network = placed(architecture, small_skeleton(TINY_BLOCK)).build()
     assert isinstance(network, DiscreteNetwork)
     assert network.architecture is architecture
 
 
 def test_graph_and_cost_are_those_of_its_space():
-    architecture, skeleton = TINY.everything(), small_skeleton(TINY)
-    assert architecture.graph(skeleton) == TINY.graph(architecture, skeleton)
-    assert architecture.cost(skeleton) == TINY.cost(architecture, skeleton)
-    assert architecture.cells == TINY.graph(architecture)
+    architecture, skeleton = TINY.full_architecture(), small_skeleton(TINY)
+    assert placed(architecture, skeleton).graph() == TINY.network_graph(architecture, skeleton)
+    assert placed(architecture, skeleton).cost() == TINY.network_cost(architecture, skeleton)
+    assert architecture.cells == architecture.cells
 
 
 @pytest.mark.parametrize(
@@ -140,14 +142,17 @@ def test_graph_and_cost_are_those_of_its_space():
             r"`type` of a space must be one of \['AnytimeSpace', 'BlockSpace', 'CellSpace'\].*'Moon'",
         ),
         (
-            lambda: Architecture.from_dict({"space": TINY.to_dict(), "choices": {"normal/9<-0": []}}),
-            r"`choices` must use the paths of the space but got 'normal/9<-0'; the first of 10 is 'normal/2<-0'",
+            lambda: Architecture.from_dict({"space": TINY.to_dict(), "choices": {"normal_0_9": []}}),
+            r"`choices` must use the paths of the space but got 'normal_0_9'; the first of 10 is 'normal_0_2'",
         ),
         (
-            lambda: Architecture.from_dict({"space": TINY.to_dict(), "choices": {"normal/2<-0": ["max_pool_3x3"]}}),
-            r"`choices\['normal/2<-0'\]` must name ops of the space .* but got 'max_pool_3x3'",
+            lambda: Architecture.from_dict({"space": TINY.to_dict(), "choices": {"normal_0_2": ["max_pool_3x3"]}}),
+            r"`choices\['normal_0_2'\]` must name ops of the space .* but got 'max_pool_3x3'",
         ),
-        (lambda: TINY.architecture({}).build(Skeleton(("normal",))), r"`architecture` must connect .*'skip_connect'"),
+        (
+            lambda: placed(TINY.architecture({}), Skeleton(("normal",))).build(),
+            r"`architecture` must connect .*'skip_connect'",
+        ),
     ],
 )
 def test_refuses_with_one_sentence(make, message):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import SPACES, TINY, architectures
+from strategies import SPACES, TINY, architectures, placed
 
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space import (
@@ -154,7 +154,7 @@ FRAME = nasbench201_skeleton(repeats=1, channels=3, input_shape=(3, 8, 8), class
 
 
 def randomised(ops, seed):
-    network = DiscreteNetwork(architecture_of(ops), FRAME, seed=seed).double().eval()
+    network = DiscreteNetwork(placed(architecture_of(ops), FRAME), seed=seed).double().eval()
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in network.state_dict().items():
         if "running" in name or tensor.dim() == 1:
@@ -277,7 +277,7 @@ def test_which_input_is_read_matters():
 
 def test_a_strided_skip_has_weights_and_stays():
     # In a reduction cell a skip from an input is a factorized reduction, so two of them are two functions added.
-    one = TINY.architecture({"normal/2<-0": "skip_connect", "reduction/2<-0": "skip_connect"})
+    one = TINY.architecture({"normal_0_2": "skip_connect", "reduction_0_2": "skip_connect"})
     ops = Counter(node.op for node in one.canonical())
     assert ops["skip_connect"] == 1  # that of the reduction cell; the normal cell's is inlined
 

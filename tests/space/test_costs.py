@@ -15,6 +15,7 @@ from strategies import (
     architectures,
     counted_multiply_adds,
     counted_parameters,
+    placed,
     small_skeleton,
     spaces,
 )
@@ -85,13 +86,15 @@ def cell(row):
 def test_params_equal_the_table_for_all_15625_cells(table):
     assert len(table) == 15_625
     wrong = [
-        row["index"] for row in table if abs(cell(row).cost(CIFAR10).params - 1e6 * float(row["params_M"])) > 0.501
+        row["index"]
+        for row in table
+        if abs(placed(cell(row), CIFAR10).cost().params - 1e6 * float(row["params_M"])) > 0.501
     ]
     assert wrong == []
 
 
 def test_multiply_adds_of_cell_0_are_nasbench201s_own(table):
-    assert f"{cell(table[0]).cost(CIFAR10).multiply_adds / 1e6:.2f}" == "15.65"
+    assert f"{placed(cell(table[0]), CIFAR10).cost().multiply_adds / 1e6:.2f}" == "15.65"
 
 
 def other_counter(graph, node):
@@ -104,7 +107,7 @@ def other_counter(graph, node):
 def test_flops_of_the_table_follow_from_the_cost_of_each_node(table):
     added = {}
     for op in NASBENCH201.ops:
-        graph = NASBENCH201.architecture({"cell/3<-0": op}).graph(CIFAR10)
+        graph = placed(NASBENCH201.architecture({"cell_0_3": op}), CIFAR10).graph()
         added[op] = sum(other_counter(graph, node) for node in graph if node.path)
     assert added == {
         "none": 0,
@@ -118,7 +121,7 @@ def test_flops_of_the_table_follow_from_the_cost_of_each_node(table):
 
 
 def test_flops_of_the_tables_frame_are_our_multiply_adds_plus_its_norms_and_pools():
-    graph = NASBENCH201.architecture({}).graph(CIFAR10)
+    graph = placed(NASBENCH201.architecture({}), CIFAR10).graph()
     # Norms count 2 an element written, ReLUs 1 an element read.
     stem = 2 * 16 * 32 * 32
     residuals = (16 * 32 * 32 + 5 * 32 * 16 * 16) + (32 * 16 * 16 + 5 * 64 * 8 * 8)
@@ -155,7 +158,7 @@ def test_published_cells_load_by_name(data_folder):
     for entry in cells:
         expected, found = published_architecture(entry), published_cell(entry["name"])
         assert found.canonical() == expected.canonical()
-        assert found.cost(darts_cifar_skeleton()) == expected.cost(darts_cifar_skeleton())
+        assert placed(found, darts_cifar_skeleton()).cost() == placed(expected, darts_cifar_skeleton()).cost()
     assert published_cell("darts-v2").space == darts_space()
 
 
@@ -163,7 +166,7 @@ def test_published_cells_have_the_published_size():
     # Of the published genotypes, built by quark0/darts: 36 channels, 20 cells, no auxiliary head.
     sizes = {"DARTS_V2": 3_349_342, "SNAS_mild": 2_661_382, "NASNet": 3_830_950, "AmoebaNet": 3_145_078}
     for name, size in sizes.items():
-        assert published_cell(name).cost(darts_cifar_skeleton()).params == size
+        assert placed(published_cell(name), darts_cifar_skeleton()).cost().params == size
     with pytest.raises(ValueError, match=r"`name` must be one of NASNet, AmoebaNet, .* but got 'ENAS'"):
         published_cell("ENAS")
 
@@ -172,8 +175,11 @@ def test_published_cells_cost_what_quark0_darts_builds(published):
     assert len(published) == 12
     for name, entry in published.items():
         expected, architecture = entry["built_with_quark0_darts"], published_architecture(entry)
-        cifar, imagenet = architecture.cost(darts_cifar_skeleton()), architecture.cost(darts_imagenet_skeleton())
-        graph = architecture.graph(darts_cifar_skeleton())
+        cifar, imagenet = (
+            placed(architecture, darts_cifar_skeleton()).cost(),
+            placed(architecture, darts_imagenet_skeleton()).cost(),
+        )
+        graph = placed(architecture, darts_cifar_skeleton()).graph()
         assert {
             "params_cifar_C36_L20": cifar.params,
             "params_with_auxiliary": cifar.params + graph.node_cost(graph["auxiliary"]).params,
@@ -198,8 +204,8 @@ def not_computed(graph):
 def test_published_cells_built_have_the_published_size(published, name):
     expected, architecture = published[name]["built_with_quark0_darts"], published_architecture(published[name])
     with torch.device("meta"):  # shapes only: no weights drawn, nothing computed
-        cifar = DiscreteNetwork(architecture, darts_cifar_skeleton()).eval()
-        imagenet = DiscreteNetwork(architecture, darts_imagenet_skeleton()).eval()
+        cifar = DiscreteNetwork(placed(architecture, darts_cifar_skeleton())).eval()
+        imagenet = DiscreteNetwork(placed(architecture, darts_imagenet_skeleton())).eval()
         cifar_images, imagenet_images = torch.empty(1, 3, 32, 32), torch.empty(1, 3, 224, 224)
     assert counted_parameters(cifar) == expected["params_with_auxiliary"]
     without = counted_parameters(imagenet) - counted_parameters(imagenet.parts["auxiliary"])
@@ -214,7 +220,7 @@ def test_published_cells_built_have_the_published_size(published, name):
 
 def test_darts_v2_with_real_weights_has_the_published_size(published):
     architecture = published_architecture(published["DARTS_V2"])
-    network = architecture.build(darts_cifar_skeleton()).eval()
+    network = placed(architecture, darts_cifar_skeleton()).build().eval()
     assert counted_parameters(network) - counted_parameters(network.parts["auxiliary"]) == 3_349_342
     assert counted_multiply_adds(network, torch.zeros(1, 3, 32, 32)) == 528_359_040
 
@@ -223,8 +229,8 @@ def test_darts_v2_with_real_weights_has_the_published_size(published):
 
 
 def check_cost_against_built(architecture, skeleton):
-    network = DiscreteNetwork(architecture, skeleton).eval()
-    graph, cost = architecture.graph(skeleton), architecture.cost(skeleton)
+    network = DiscreteNetwork(placed(architecture, skeleton)).eval()
+    graph, cost = placed(architecture, skeleton).graph(), placed(architecture, skeleton).cost()
     assert cost == graph.cost
     auxiliary = counted_parameters(network.parts["auxiliary"]) if skeleton.auxiliary else 0
     assert cost.params == counted_parameters(network) - auxiliary
@@ -278,7 +284,7 @@ def test_cost_is_exact_in_any_space_and_frame(data):
 def test_every_op_is_priced_at_both_strides_and_odd_sizes(op, size):
     space = CellSpace((op,), nodes=1)
     skeleton = small_skeleton(space, channels=3, input_shape=(3, size, size))
-    check_cost_against_built(space.everything(), skeleton)
+    check_cost_against_built(space.full_architecture(), skeleton)
 
 
 @given(architectures(TINY, connected=False))
@@ -286,15 +292,15 @@ def test_cost_table_prices_every_architecture_by_a_sum(architecture):
     skeleton = small_skeleton(TINY)
     table = cost_table(TINY, skeleton)
     kept = [table.ops[path, op] for path, names in architecture.choices for op in names]
-    assert sum(kept, table.fixed) == architecture.graph(skeleton).cost
+    assert sum(kept, table.fixed) == placed(architecture, skeleton).graph().cost
     assert {(path, op) for path in TINY.paths for op in TINY.ops} == set(table.ops)
     assert all(table.ops[path, "none"] == Cost() for path in TINY.paths)
 
 
 def test_an_op_that_leads_nowhere_is_priced_while_it_is_kept():
-    reached = NASBENCH201.architecture({"cell/3<-0": "nor_conv_3x3"})
-    with_dead = NASBENCH201.architecture({"cell/3<-0": "nor_conv_3x3", "cell/2<-1": "nor_conv_3x3"})
-    assert with_dead.cost(CIFAR10).params > reached.cost(CIFAR10).params
+    reached = NASBENCH201.architecture({"cell_0_3": "nor_conv_3x3"})
+    with_dead = NASBENCH201.architecture({"cell_0_3": "nor_conv_3x3", "cell_1_2": "nor_conv_3x3"})
+    assert placed(with_dead, CIFAR10).cost().params > placed(reached, CIFAR10).cost().params
 
 
 def test_an_op_of_a_block_runs_once_for_each_predecessor_and_has_its_weights_once():
@@ -302,8 +308,8 @@ def test_an_op_of_a_block_runs_once_for_each_predecessor_and_has_its_weights_onc
     one = space.architecture({**ops, "block/1/inputs": "0", "block/2/inputs": "1"})
     two = space.architecture({**ops, "block/1/inputs": "0", "block/2/inputs": ("0", "1")})
     skeleton = Skeleton(("block",), channels=4, input_shape=(3, 8, 8))
-    assert two.cost(skeleton).params == one.cost(skeleton).params
-    assert two.cost(skeleton).multiply_adds - one.cost(skeleton).multiply_adds == 4 * 4 * 8 * 8
+    assert placed(two, skeleton).cost().params == placed(one, skeleton).cost().params
+    assert placed(two, skeleton).cost().multiply_adds - placed(one, skeleton).cost().multiply_adds == 4 * 4 * 8 * 8
 
 
 def test_memory_access_is_what_convolutions_and_pools_read_write_and_hold():
@@ -313,7 +319,7 @@ def test_memory_access_is_what_convolutions_and_pools_read_write_and_hold():
 
     def added(op):
         return (
-            space.architecture({"c/1<-0": op}).cost(skeleton).memory_access
+            placed(space.architecture({"c/1<-0": op}), skeleton).cost().memory_access
             - cost_table(space, skeleton).fixed.memory_access
         )
 
@@ -323,5 +329,5 @@ def test_memory_access_is_what_convolutions_and_pools_read_write_and_hold():
 
 def test_a_skeleton_may_leave_out_a_kind_of_cell():
     space, skeleton = darts_space(), Skeleton(("normal", "normal"), channels=4)
-    architecture = space.architecture({"normal/2<-0": "sep_conv_3x3", "reduction/2<-0": "sep_conv_5x5"})
-    assert architecture.cost(skeleton) == architecture.graph(skeleton).cost
+    architecture = space.architecture({"normal_0_2": "sep_conv_3x3", "reduction_0_2": "sep_conv_5x5"})
+    assert placed(architecture, skeleton).cost() == placed(architecture, skeleton).graph().cost

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import placed
 
 from optuna_nas.space import (
     Skeleton,
@@ -33,7 +34,7 @@ def test_presets_fit_their_space_and_survive_json(name):
     space, skeleton = PRESETS[name]
     assert Skeleton.from_dict(json.loads(json.dumps(skeleton.to_dict()))) == skeleton
     assert hash(Skeleton.from_dict(skeleton.to_dict())) == hash(skeleton)
-    graph = space.everything().graph(skeleton)
+    graph = placed(space.full_architecture(), skeleton).graph()
     assert graph.connected
     assert graph["classifier"].site.out_shape == (skeleton.classes, 1, 1)
 
@@ -54,7 +55,7 @@ def test_any_depth_has_its_cells(n_cells):
 
 
 def shape_of_cells(space, skeleton):
-    graph = space.everything().graph(skeleton)
+    graph = placed(space.full_architecture(), skeleton).graph()
     return [graph.cell(i)[-1].site.out_shape for i in range(len(skeleton.cells))]
 
 
@@ -66,7 +67,7 @@ def test_darts_cifar_doubles_channels_where_it_halves_the_image():
 
 def test_darts_imagenet_starts_at_a_quarter_and_an_eighth_of_the_image():
     space, skeleton = darts_space(), darts_imagenet_skeleton()
-    graph = space.everything().graph(skeleton)
+    graph = placed(space.full_architecture(), skeleton).graph()
     assert graph["stem0"].site.out_shape == (48, 56, 56)
     assert graph["stem1"].site.out_shape == (48, 28, 28)
     assert shape_of_cells(space, skeleton)[-1] == (4 * 48 * 4, 7, 7)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import SPACES, TINY, TINY_BLOCK, TINY_MULTI, architectures, small_skeleton, spaces
+from strategies import SPACES, TINY, TINY_BLOCK, TINY_MULTI, architectures, placed, small_skeleton, spaces
 from torch import nn
 
+from optuna_nas import NetworkSpace
 from optuna_nas.networks import DiscreteNetwork, Supernet, one_hot, register_op, unregister_op
 from optuna_nas.space import (
     BlockSpace,
@@ -64,7 +65,7 @@ def test_every_option_is_a_different_architecture(data):
         assert len(set(options.values())) == len(options) == len(space.distributions()[path].choices), path
 
 
-@given(architectures(TINY), st.dictionaries(st.sampled_from(["lr", "normal", "normal/9<-0", "batch"]), st.floats()))
+@given(architectures(TINY), st.dictionaries(st.sampled_from(["lr", "normal", "normal_0_9", "batch"]), st.floats()))
 def test_parameters_of_the_users_own_are_ignored(architecture, foreign):
     assert TINY.decode({**foreign, **TINY.encode(architecture)}) == architecture
 
@@ -81,12 +82,12 @@ def test_published_spaces_have_the_published_sizes():
 
 def test_parameters_read_as_paths():
     assert list(nasbench201_space().distributions()) == [
-        "cell/1<-0",
-        "cell/2<-0",
-        "cell/2<-1",
-        "cell/3<-0",
-        "cell/3<-1",
-        "cell/3<-2",
+        "cell_0_1",
+        "cell_0_2",
+        "cell_1_2",
+        "cell_0_3",
+        "cell_1_3",
+        "cell_2_3",
     ]
     assert list(ghn_space(2).distributions()) == ["block/1", "block/1/inputs", "block/2", "block/2/inputs"]
     assert ghn_space(3).distributions()["block/3/inputs"].choices == ("0", "1", "2", "0+1", "0+2", "1+2")
@@ -97,16 +98,16 @@ def test_a_multi_op_darts_space_has_28_parameters():
     assert len(distributions) == 28
     assert {len(distribution.choices) for distribution in distributions.values()} == {2**7}
     assert len(hmnas_space(max_ops=2).distributions()) == 28
-    assert distributions["normal/2<-0"].choices[:4] == ("none", "max3", "avg3", "skip")
-    assert "skip+sep3" in distributions["normal/2<-0"].choices
+    assert distributions["normal_0_2"].choices[:4] == ("none", "max3", "avg3", "skip")
+    assert "skip+sep3" in distributions["normal_0_2"].choices
 
 
 def test_the_summary_is_one_short_line():
     cell = nasbench201_space().architecture(
-        {"cell/1<-0": "nor_conv_3x3", "cell/2<-0": "skip_connect", "cell/3<-1": "avg_pool_3x3"}
+        {"cell_0_1": "nor_conv_3x3", "cell_0_2": "skip_connect", "cell_1_3": "avg_pool_3x3"}
     )
     assert cell.summary == "conv3 | skip none | none avg3 none"
-    multi = TINY_MULTI.architecture({"reduction/2<-0": ("skip_connect", "dil_conv_3x3")})
+    multi = TINY_MULTI.architecture({"reduction_0_2": ("skip_connect", "dil_conv_3x3")})
     assert multi.summary == "normal: none none | none none none; reduction: dil3+skip none | none none none"
     block = BlockSpace(("nor_conv_1x1",), nodes=2, kind="b")
     choices = {"b/1": "nor_conv_1x1", "b/1/inputs": "0", "b/2": "nor_conv_1x1", "b/2/inputs": ("1", "0")}
@@ -115,7 +116,7 @@ def test_the_summary_is_one_short_line():
 
 def test_everything_keeps_every_op_everywhere():
     for space in ALL:
-        everything = space.everything()
+        everything = space.full_architecture()
         assert everything.connected
         for path, options in space.options().items():
             assert set().union(*options.values()) <= set(everything[path])
@@ -239,21 +240,21 @@ def own_ops():
 
 def test_a_space_of_ones_own_ops_is_built_priced_and_searched(own_ops):
     space = CellSpace(own_ops, nodes=2, max_ops=2)
-    assert space.distributions()["normal/2<-0"].choices == ("none", "scale", "conv5", "scale+conv5")
+    assert space.distributions()["normal_0_2"].choices == ("none", "scale", "conv5", "scale+conv5")
     skeleton = small_skeleton(space)
     architecture = space.architecture(
-        {"normal/2<-0": "scale", "normal/3<-2": ("conv_5x5", "scale"), "reduction/2<-1": "conv_5x5"}
+        {"normal_0_2": "scale", "normal_2_3": ("conv_5x5", "scale"), "reduction_1_2": "conv_5x5"}
     )
-    network = architecture.build(skeleton)
-    assert architecture.cost(skeleton).params == sum(parameter.numel() for parameter in network.parameters())
-    supernet, images = Supernet(space, skeleton), torch.randn(3, 3, 8, 8)
-    network = DiscreteNetwork(architecture, skeleton, weights=supernet.weights_of(architecture))
+    network = placed(architecture, skeleton).build()
+    assert placed(architecture, skeleton).cost().params == sum(parameter.numel() for parameter in network.parameters())
+    supernet, images = Supernet(NetworkSpace(space, skeleton)), torch.randn(3, 3, 8, 8)
+    network = DiscreteNetwork(placed(architecture, skeleton), weights=supernet.weights_of(architecture))
     torch.testing.assert_close(supernet(images, one_hot(architecture)), network(images))
 
 
 def test_an_op_of_ones_own_with_relu_first_gets_its_relu_from_the_network(own_ops):
     space = CellSpace(("conv_5x5",), nodes=1, inputs=1, cell_kinds=(CellKind("c"),))
-    network = space.everything().build(Skeleton(("c",), channels=3, input_shape=(3, 6, 6))).eval()
+    network = placed(space.full_architecture(), Skeleton(("c",), channels=3, input_shape=(3, 6, 6))).build().eval()
     images = torch.randn(2, 3, 6, 6)
     expected = network.parts["classifier"](network.parts["cell0/1<-0/conv_5x5"](network.parts["stem"](images).relu()))
     torch.testing.assert_close(network(images), expected)
@@ -312,12 +313,12 @@ BLOCK = {f"block/{n}": "skip_connect" for n in (1, 2, 3, 4)} | {f"block/{n}/inpu
             r"`choices\['block/2/inputs'\]` must be among \('0', '1'\) but got '2'",
         ),
         (lambda: TINY_BLOCK.architecture({**BLOCK, "block/2": "moon"}), r"`choices\['block/2'\]` .* but got 'moon'"),
-        (lambda: TINY.encode(nasbench201_space().everything()), r"`architecture` must be of this space .*; rebuild it"),
-        (lambda: TINY.encode(TINY.everything()), r"`architecture` must use the options .* at 'normal/2<-0'; it can be"),
-        (lambda: TINY.decode({"lr": 0.1}), r"`params` must hold every path of the space but lacks 'normal/2<-0'"),
+        (lambda: TINY.encode(nasbench201_space().full_architecture()), r"`architecture` must be of this space .*; rebuild it"),
+        (lambda: TINY.encode(TINY.full_architecture()), r"`architecture` must use the options .* at 'normal_0_2'; it can be"),
+        (lambda: TINY.decode({"lr": 0.1}), r"`params` must hold every path of the space but lacks 'normal_0_2'"),
         (
-            lambda: TINY.decode({**TINY.encode(TINY.architecture({})), "normal/2<-1": "moon"}),
-            r"`params\['normal/2<-1'\]` must be one of the space's 4 choices but is 'moon'",
+            lambda: TINY.decode({**TINY.encode(TINY.architecture({})), "normal_1_2": "moon"}),
+            r"`params\['normal_1_2'\]` must be one of the space's 4 choices but is 'moon'",
         ),
         (lambda: Space.from_dict({}), r"`type` of a space must be one of \[.*'BlockSpace', 'CellSpace'\] but got None"),
         (lambda: own("sep_conv_3x3"), r"`name` of an op must be new but 'sep_conv_3x3' is taken; choose"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from strategies import placed
 from torch import nn
 
 from optuna_nas.data import CHOICES, REPORT, TEST, TRAIN, WEIGHTS, Augmentation, ImageData
@@ -53,7 +54,7 @@ def darts_network():
         ("normal", "reduction", "normal"), 4, (1, 8, 8), 3, stem_multiplier=3, auxiliary=True, drop_path=0.4
     )
     architecture = space.architecture({path: (space.ops[i % 8],) for i, path in enumerate(space.paths) if i % 8})
-    return DiscreteNetwork(architecture, skeleton, seed=0)
+    return DiscreteNetwork(placed(architecture, skeleton), seed=0)
 
 
 def state(network):

@@ -20,6 +20,7 @@ import torch.multiprocessing
 from cli.test_commands import wait_for
 from optuna.trial import TrialState
 
+from optuna_nas import NetworkSpace
 from optuna_nas.data import REPORT
 from optuna_nas.objective import train_objective as objective
 from optuna_nas.objective.train_objective import checkpoint_path
@@ -374,7 +375,7 @@ def test_sigterm_with_a_checkpoint_or_a_killed_rank_ends_all_and_the_trial_is_tr
 def test_what_ranks_cannot_do_is_refused_in_one_sentence(changes, sentence, folder):
     search = load(Path("study.py"), None)
     if "masks" in changes:
-        changes = {"masks": HMNAS(search.space, search.skeleton)}
+        changes = {"masks": HMNAS(NetworkSpace(search.space, search.skeleton))}
     if "n_jobs" in changes:
         search = replace(search, **changes)
     else:
