@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import random
 import threading
 import time
 import warnings
+import weakref
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
+    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
 logger = logging.getLogger(__name__)
@@ -83,11 +86,26 @@ class BatchingStorage(RDBStorage):
     With heartbeats, parameters wait for the first thing that is no parameter. Attributes of the user's kind wait for
     the next report, system attribute, heartbeat, end or reading; then all of it is one transaction. A process that is
     killed loses what waits.
+
+    Its connections are closed when nobody holds it any more, which Optuna's leaves to chance, and at the end of the
+    process.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        with self._opened():
+            super().__init__(*arguments, **options)
         self._forget()
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Close what a block opens once nobody holds it, or at once where it can't be opened."""
+        try:
+            yield
+            weakref.finalize(self, _close, self.engine, os.getpid())
+        except BaseException:
+            if (engine := getattr(self, "engine", None)) is not None:  # there is none for a wrong address
+                engine.dispose()
+            raise
 
     def _forget(self) -> None:
         self._running: set[int] = set()  # trials of this process; those of others are written at once
@@ -100,7 +118,8 @@ class BatchingStorage(RDBStorage):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self._forget()
-        super().__setstate__(state)
+        with self._opened():
+            super().__setstate__(state)
 
     # -- what waits -----------------------------------------------------------------------------------------------
 
@@ -299,6 +318,11 @@ class BatchingStorage(RDBStorage):
             return list(session.execute(query).scalars())
 
 
+def _close(engine: Engine, opened_by: int) -> None:
+    """Close connections, but not those of the process that this one was forked from: it uses them."""
+    engine.dispose(close=os.getpid() == opened_by)
+
+
 @lru_cache(10_000)
 def _distribution(text: str) -> BaseDistribution:
     """Return a distribution; trials of a study share it."""
@@ -404,6 +428,16 @@ def backend_of(study: Study) -> BatchingStorage | None:
     """Return the database behind a study's storage, if that was made by `connect`."""
     backend = getattr(study._storage, "_backend", None)
     return backend if isinstance(backend, BatchingStorage) else None
+
+
+@contextmanager
+def closing(study: Study) -> Iterator[None]:
+    """Close a study's connections at the end of the block; who asks the study something later opens one again."""
+    try:
+        yield
+    finally:
+        if (backend := backend_of(study)) is not None:
+            backend.engine.dispose()
 
 
 @contextmanager

@@ -31,9 +31,6 @@ from optuna_nas.search import open_study
 from optuna_nas.study_file import load
 from optuna_nas.training import TrainingStopped, evaluate, train
 
-pytestmark = pytest.mark.usefixtures("closed_databases")
-
-
 # --- two ranks train one network --------------------------------------------------------------------------------------
 
 
