@@ -28,9 +28,11 @@ from optuna_nas import (
     nasbench201_skeleton,
     nasbench201_space,
 )
+from optuna_nas.final import best_of, network_to_export
 from optuna_nas.objective import DUPLICATE_OF, REASON, RESUMES, network_path
 from optuna_nas.recovery import REQUEUED, WORKER, counted_trials, reap_dead_trials
-from optuna_nas.running import run
+from optuna_nas.report import write_report
+from optuna_nas.running import run, work
 from optuna_nas.search import open_study, ranking, summarise
 from optuna_nas.space import CellSpace
 
@@ -157,6 +159,30 @@ def test_a_search_that_fails_says_so_in_mlflow(tmp_path):
         run(Search("failing", SPACE, objective=objective, tracking=tracker, folder=tmp_path))
     runs = MlflowClient(tracker.store_uri).search_runs(["1"])
     assert {r.info.run_name: r.info.status for r in runs} == {"failing": "FAILED", "trial 0": "FAILED"}
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_a_search_closes_its_connections_at_its_end(search, tmp_path, open_connections):
+    result = run(replace(search, tracking=MLflowTracker(f"sqlite:///{tmp_path}/mlflow.db")))
+    assert not open_connections
+    assert len(result.study.trials) == 4
+    assert open_connections, "who asks the study again opens one"
+    del result
+    assert not open_connections, "and closes it by dropping the study"
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_a_worker_closes_its_connections_at_its_end(search, tmp_path, open_connections):
+    open_study(search)
+    assert work(replace(search, tracking=MLflowTracker(f"sqlite:///{tmp_path}/mlflow.db"))) == 0
+    assert not open_connections
+
+
+def test_who_reads_a_study_closes_its_connections(search, open_connections):
+    run(search)
+    for read in (best_of, network_to_export, write_report):
+        read(search)
+        assert not open_connections, read.__name__
 
 
 def test_only_the_networks_of_the_best_trials_stay(search):
