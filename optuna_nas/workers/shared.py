@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.recovery import Quota, requeue_interrupted
 from optuna_nas.search import SearchResult, open_study, shown_in_mlflow, summarise
-from optuna_nas.storage import MOVED, POSTGRESQL, SQLITE, StorageError, own_database
+from optuna_nas.storage import MOVED, POSTGRESQL, SQLITE, StorageError, connect, own_database
 from optuna_nas.study_state import FinishedTrials, artifact_store
 
 if TYPE_CHECKING:
@@ -124,12 +124,12 @@ def _own_storage(search: Search) -> str:
     address = own_database(folder / POSTGRESQL)
     if not before.exists() or moved.exists():
         return address
-    old = f"{SQLITE}{before}"
+    old, new = connect(f"{SQLITE}{before}"), connect(address)
     with suppress(KeyError):
         optuna.load_study(study_name=search.name, storage=old)
         with suppress(KeyError):  # what a copy that was cut off has left
-            optuna.delete_study(study_name=search.name, storage=address)
-        optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=address)
+            optuna.delete_study(study_name=search.name, storage=new)
+        optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=new)
         logger.warning("The study of %s was copied to a PostgreSQL beside it, where it goes on.", before)
     moved.touch()
     return address
