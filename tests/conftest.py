@@ -56,16 +56,35 @@ def postgresql():
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
 
 
-@pytest.fixture
-def closed_databases(monkeypatch):
-    """Close the connections of every storage that a test opens."""
-    opened, make = [], sqlalchemy.engine.create_engine
+@pytest.fixture(autouse=True)
+def closed_databases():
+    """Close the connections that a test leaves open: Optuna's own storages and MLflow's clients never do."""
+    used = set()
 
-    def create_engine(*arguments, **options):
-        opened.append(make(*arguments, **options))
-        return opened[-1]
+    def remember(connection):
+        used.add(connection.engine)
 
-    monkeypatch.setattr(sqlalchemy.engine, "create_engine", create_engine)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "engine_connect", remember)
     yield
-    for engine in opened:
+    sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", remember)
+    for engine in used:
         engine.dispose()
+
+
+@pytest.fixture
+def open_connections():
+    """The connections to databases, Optuna's and MLflow's, that are open now and were not when the test began."""
+    connections = []
+
+    def opened(connection, record):
+        connections.append(connection)
+
+    def closed(connection, record):
+        if connection in connections:
+            connections.remove(connection)
+
+    sqlalchemy.event.listen(sqlalchemy.Pool, "connect", opened)
+    sqlalchemy.event.listen(sqlalchemy.Pool, "close", closed)
+    yield connections
+    sqlalchemy.event.remove(sqlalchemy.Pool, "connect", opened)
+    sqlalchemy.event.remove(sqlalchemy.Pool, "close", closed)

@@ -245,19 +245,16 @@ def mirror(
 def _named_study(name: str, storage: str) -> Study:
     """Return an existing study of a storage."""
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
 
-    from optuna_nas.storage.database import storage_reason, without_password
+    from optuna_nas.storage.database import clear_errors, connect, without_password
 
     try:
         if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
             raise KeyError(name)  # before Optuna makes the file
-        return optuna.load_study(study_name=name, storage=storage)
+        with clear_errors(storage):
+            return optuna.load_study(study_name=name, storage=connect(storage))
     except KeyError:
         raise UsageError(f"`study` must exist but {without_password(storage)} has none named {name!r}.") from None
-    except (SQLAlchemyError, OSError, ImportError, ValueError) as error:
-        reason = storage_reason(error)
-        raise UsageError(f"`--storage` must answer but {without_password(storage)!r} does not: {reason}.") from error
 
 
 @app.command()

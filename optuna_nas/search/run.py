@@ -30,7 +30,7 @@ from optuna_nas.search.signals import handled
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER
-from optuna_nas.storage.database import SQLITE, backend_of, storage_reason
+from optuna_nas.storage.database import SQLITE, backend_of, closing, storage_reason
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.presence import presence, this_worker
 from optuna_nas.storage.quota import Quota, StorageAway, Surplus
@@ -72,7 +72,7 @@ def run(
         ValueError, ConnectionError: As `open_study`; also where the MLflow address does not answer at the start.
     """
     study = open_study(search)
-    with _present(search) as alone:
+    with closing(study), _present(search) as alone:
         # An sqlite file is written from one machine: who is alone there knows that all other runs are gone.
         reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
         if search.sampler is not None and study.get_trials(deepcopy=False):
@@ -145,12 +145,13 @@ def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
             logger.warning("This worker's trials are shown in MLflow later: %s", error)
             tracker = None
     missing = search.trials
-    try:
-        with _present(search):
-            missing = _Run(search, study, tracker, listener).to_the_total()
-    finally:
-        if tracker is not None:
-            tracker.finish(study, "FINISHED" if closes and not missing else None)
+    with closing(study):
+        try:
+            with _present(search):
+                missing = _Run(search, study, tracker, listener).to_the_total()
+        finally:
+            if tracker is not None:
+                tracker.finish(study, "FINISHED" if closes and not missing else None)
     return missing
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import threading
+import weakref
 from collections import defaultdict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,9 +27,10 @@ from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     from optuna.distributions import BaseDistribution
+    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
 logger = logging.getLogger(__name__)
@@ -52,11 +55,26 @@ class BatchingStorage(RDBStorage):
     With heartbeats, parameters wait for the first thing that is no parameter. Attributes of the user's kind wait for
     the next report, system attribute, heartbeat, end or reading; then all of it is one transaction. A process that is
     killed loses what waits.
+
+    Its connections are closed when nobody holds it any more, which Optuna's leaves to chance, and at the end of the
+    process.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        with self._opened():
+            super().__init__(*arguments, **options)
         self._forget()
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Close what a block opens once nobody holds it, or at once where it can't be opened."""
+        try:
+            yield
+            weakref.finalize(self, _close, self.engine, os.getpid())
+        except BaseException:
+            if (engine := getattr(self, "engine", None)) is not None:  # there is none for a wrong address
+                engine.dispose()
+            raise
 
     def _forget(self) -> None:
         self._running: set[int] = set()  # trials of this process; those of others are written at once
@@ -69,7 +87,8 @@ class BatchingStorage(RDBStorage):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self._forget()
-        super().__setstate__(state)
+        with self._opened():
+            super().__setstate__(state)
 
     # -- what waits -----------------------------------------------------------------------------------------------
 
@@ -266,6 +285,11 @@ class BatchingStorage(RDBStorage):
         )
         with _create_scoped_session(self.scoped_session) as session:
             return list(session.execute(query).scalars())
+
+
+def _close(engine: Engine, opened_by: int) -> None:
+    """Close connections, but not those of the process that this one was forked from: it uses them."""
+    engine.dispose(close=os.getpid() == opened_by)
 
 
 @lru_cache(10_000)

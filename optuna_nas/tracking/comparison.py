@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from mlflow import MlflowClient
-
 from optuna_nas.storage.attributes import UID_ATTRIBUTE
+from optuna_nas.tracking.mirror import connected
 from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, page_url, parallel_axes, view_key
 
 if TYPE_CHECKING:
@@ -44,33 +43,37 @@ def save_comparison(
         figure: Best value against what was spent.
         note: Markdown, shown on the run.
     """
-    client = MlflowClient(tracker.store_uri)
-    experiment = client.get_experiment_by_name(tracker.experiment)
-    assert experiment is not None  # the studies are in it
-    found = client.search_runs([experiment.experiment_id], f"tags.`optuna_nas.kind` = '{KIND}'")
-    if found:
-        run_id = found[0].info.run_id
-    else:
-        run_id = client.create_run(
-            experiment.experiment_id, tags={"optuna_nas.kind": KIND}, run_name="comparison"
-        ).info.run_id
-    client.log_text(run_id, json.dumps({"columns": list(headings), "data": [list(row) for row in rows]}), "table.json")
-    client.log_figure(run_id, figure, "best_against_spent.png")
-    client.set_tag(run_id, "mlflow.loggedArtifacts", '[{"path": "table.json", "type": "table"}]')
-    client.set_tag(run_id, "mlflow.note.content", note)
-    client.set_terminated(run_id)
-    finished = [trial for study in studies for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    maximize = studies[0].directions[0].name == "MAXIMIZE"
-    key = str(studies[0].user_attrs.get(UID_ATTRIBUTE, KIND))
-    view = comparison_view(
-        tracker.metric,
-        maximize=maximize,
-        params=parallel_axes(finished, space),
-        scatter="surrogate_score" if any("surrogate_score" in trial.user_attrs for trial in finished) else "params",
-        winner="",
-        search_filter="",
-    )
-    state = f"mlflow.sharedViewState.{view_key(f'{KIND}_{key}')}"
-    client.set_experiment_tag(experiment.experiment_id, state, json.dumps(view))
+    with connected(tracker.store_uri) as client:
+        experiment = client.get_experiment_by_name(tracker.experiment)
+        assert experiment is not None  # the studies are in it
+        found = client.search_runs([experiment.experiment_id], f"tags.`optuna_nas.kind` = '{KIND}'")
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            run_id = client.create_run(
+                experiment.experiment_id, tags={"optuna_nas.kind": KIND}, run_name="comparison"
+            ).info.run_id
+        client.log_text(
+            run_id, json.dumps({"columns": list(headings), "data": [list(row) for row in rows]}), "table.json"
+        )
+        client.log_figure(run_id, figure, "best_against_spent.png")
+        client.set_tag(run_id, "mlflow.loggedArtifacts", '[{"path": "table.json", "type": "table"}]')
+        client.set_tag(run_id, "mlflow.note.content", note)
+        client.set_terminated(run_id)
+        finished = [
+            trial for study in studies for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()
+        ]
+        maximize = studies[0].directions[0].name == "MAXIMIZE"
+        key = str(studies[0].user_attrs.get(UID_ATTRIBUTE, KIND))
+        view = comparison_view(
+            tracker.metric,
+            maximize=maximize,
+            params=parallel_axes(finished, space),
+            scatter="surrogate_score" if any("surrogate_score" in trial.user_attrs for trial in finished) else "params",
+            winner="",
+            search_filter="",
+        )
+        state = f"mlflow.sharedViewState.{view_key(f'{KIND}_{key}')}"
+        client.set_experiment_tag(experiment.experiment_id, state, json.dumps(view))
     where = (tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, f"{KIND}_{key}", tracker.metric)
     return page_url(*where, maximize=maximize)

@@ -10,6 +10,7 @@ import time
 import uuid
 from bisect import bisect_right
 from collections import Counter, defaultdict
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import inf, isinf
 from operator import attrgetter, itemgetter
@@ -61,7 +62,7 @@ from optuna_nas.tracking.view import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import optuna
     from matplotlib.figure import Figure
@@ -114,6 +115,19 @@ class _Child(NamedTuple):
         return _Child(run.info.run_id, run.info.status, run.info.run_name)
 
 
+@contextmanager
+def connected(uri: str, registry: bool = False) -> Iterator[MlflowClient]:
+    """Let a block talk to MLflow, and to its registry of models, and close what MLflow would keep open for good."""
+    client = MlflowClient(uri)
+    try:
+        yield client
+    finally:
+        for part in (client._tracking_client, *([client._get_registry_client()] if registry else [])):
+            # Of a database, not of a server. What else in this process uses it opens a connection again.
+            if (engine := getattr(part.store, "engine", None)) is not None:
+                engine.dispose()
+
+
 class Mirror:
     """Tells MLflow about a study. Everything may be done again after it failed half-way, with the same outcome.
 
@@ -123,6 +137,7 @@ class Mirror:
     def __init__(self, uri: str, experiment: str, metric: str, space: Space | None) -> None:
         self._uri, self._experiment, self._metric, self._space = uri, experiment, metric, space
         self._database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+        self.connections = ExitStack()  # to be closed by the thread that calls, once it is done
         self.running: dict[int, Begun] = {}
         self.n_written = 0
         self.view_url = ""
@@ -168,7 +183,8 @@ class Mirror:
         """Return the address of the comparison view of a study that was tracked before."""
         self.check()
         uid = str(study.user_attrs.get(UID_ATTRIBUTE, ""))
-        experiment = MlflowClient(self._uri).get_experiment_by_name(self._experiment) if uid else None
+        with connected(self._uri) as client:
+            experiment = client.get_experiment_by_name(self._experiment) if uid else None
         if experiment is None:
             raise ValueError(
                 f"`study` must have been tracked at {without_password(self._uri)} but MLflow does not know "
@@ -187,7 +203,7 @@ class Mirror:
     ) -> None:
         """Find or make the experiment and the study's run."""
         _silence()
-        self._client = MlflowClient(self._uri)
+        self._client = self.connections.enter_context(connected(self._uri))
         self._experiment_id = self._find_experiment()
         self._maximize = study.directions[0] == StudyDirection.MAXIMIZE
         self._curves = _StudyCurves(self._maximize)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import mlflow
 import numpy as np
 import torch
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, for_programs
 from optuna_nas.storage.database import one_line
+from optuna_nas.tracking.mirror import connected
 from optuna_nas.tracking.records import unreachable
 
 if TYPE_CHECKING:
@@ -54,45 +54,45 @@ def log_model(
         ValueError: MLflow does not know the trial.
         ArithmeticError: A class score differs by more than 1e-4.
     """
-    client = MlflowClient(tracker.store_uri)
-    try:
-        experiment = client.get_experiment_by_name(tracker.experiment)
-        condition = f"tags.`optuna_nas.study_uid` = '{study.user_attrs.get(UID, '')}'"
-        condition += f" and tags.`optuna.trial_number` = '{trial_number}'"
-        runs = client.search_runs([experiment.experiment_id], condition) if experiment else []
-    except MlflowException as error:
-        raise unreachable(tracker.tracking_uri, one_line(error)) from error
-    if not runs:
-        raise ValueError(
-            f"`study` must be in MLflow to log its network there but trial {trial_number} of {study.study_name!r} is "
-            "not; run `optuna-nas mirror` first."
+    with connected(tracker.store_uri, registry=register is not None) as client:
+        try:
+            experiment = client.get_experiment_by_name(tracker.experiment)
+            condition = f"tags.`optuna_nas.study_uid` = '{study.user_attrs.get(UID, '')}'"
+            condition += f" and tags.`optuna.trial_number` = '{trial_number}'"
+            runs = client.search_runs([experiment.experiment_id], condition) if experiment else []
+        except MlflowException as error:
+            raise unreachable(tracker.tracking_uri, one_line(error)) from error
+        if not runs:
+            raise ValueError(
+                f"`study` must be in MLflow to log its network there but trial {trial_number} of {study.study_name!r} "
+                "is not; run `optuna-nas mirror` first."
+            )
+        shape, program = network.space.example_inputs().shape[1:], for_programs(network)
+        signature = ModelSignature(
+            Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
+            Schema([TensorSpec(np.dtype("float32"), (-1, network.skeleton.classes))]),
         )
-    shape, program = network.space.example_inputs().shape[1:], for_programs(network)
-    signature = ModelSignature(
-        Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
-        Schema([TensorSpec(np.dtype("float32"), (-1, network.skeleton.classes))]),
-    )
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    level = logging.getLogger("mlflow").level
-    mlflow.set_tracking_uri(tracker.store_uri)  # of the whole process, which is why it is put back
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    try:
-        info = Model.log(
-            None,
-            mlflow.pytorch,
-            register,
-            name=NAME,
-            run_id=runs[0].info.run_id,
-            pytorch_model=program,
-            signature=signature,
-            input_example=np.zeros((2, *shape), np.float32),
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
-            serialization_format="pt2",
-        )
-        loaded = mlflow.pyfunc.load_model(info.model_uri)
-    finally:
-        mlflow.set_tracking_uri(before)
-        logging.getLogger("mlflow").setLevel(level)
+        before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+        level = logging.getLogger("mlflow").level
+        mlflow.set_tracking_uri(tracker.store_uri)  # of the whole process, which is why it is put back
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        try:
+            info = Model.log(
+                None,
+                mlflow.pytorch,
+                register,
+                name=NAME,
+                run_id=runs[0].info.run_id,
+                pytorch_model=program,
+                signature=signature,
+                input_example=np.zeros((2, *shape), np.float32),
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
+                serialization_format="pt2",
+            )
+            loaded = mlflow.pyfunc.load_model(info.model_uri)
+        finally:
+            mlflow.set_tracking_uri(before)
+            logging.getLogger("mlflow").setLevel(level)
     draw, worst = np.random.default_rng(0), 0.0
     for size in CHECKED_BATCHES:
         images = draw.normal(size=(size, *shape)).astype(np.float32)

@@ -149,7 +149,7 @@ class MLflowTracker:
         self._reset(mirror)
         if self.served and RETRIES not in os.environ:
             os.environ[RETRIES], self._limited = "1", True
-        self._thread = threading.Thread(target=self._work, args=(mirror,), name=THREAD_NAME, daemon=True)
+        self._thread = threading.Thread(target=self._live, args=(mirror,), name=THREAD_NAME, daemon=True)
         self._thread.start()
         missed = finished_trials(study) if replay else []  # what finishes from now on comes by `trial_finished`
         opened = self._put_awaited(
@@ -158,7 +158,7 @@ class MLflowTracker:
         try:
             opened.result(START_SECONDS)
         except Exception as error:
-            self._stop()
+            self._stop(STALL_SECONDS if opened.done() else 0.0)
             self._mirror = None
             if isinstance(error, ConnectionError):
                 raise
@@ -213,7 +213,7 @@ class MLflowTracker:
         while not closed.done() and n_written != mirror.n_written:
             n_written = mirror.n_written
             wait([closed], STALL_SECONDS)
-        self._stop()
+        self._stop(STALL_SECONDS if closed.done() else 0.0)
         stalled = TimeoutError(f"no progress for {STALL_SECONDS:.0f} seconds")
         if (error := closed.exception() if closed.done() else stalled) is not None:
             _logger.warning("MLflow lacks part of the study (%s); the next start writes it.", one_line(error))
@@ -254,10 +254,11 @@ class MLflowTracker:
 
         def write() -> None:
             try:
-                mirror.check()
-                mirror.open(study, description, dataset, params, tags)
-                mirror.replay(study, finished, on_progress or (lambda n_done: None))
-                mirror.close(study, "RUNNING" if running else "FINISHED")
+                with mirror.connections:
+                    mirror.check()
+                    mirror.open(study, description, dataset, params, tags)
+                    mirror.replay(study, finished, on_progress or (lambda n_done: None))
+                    mirror.close(study, "RUNNING" if running else "FINISHED")
             except BaseException as error:
                 done.set_exception(error)
             else:
@@ -320,13 +321,21 @@ class MLflowTracker:
         self._put(_Task(action, done, pauses))
         return done
 
-    def _stop(self) -> None:
+    def _stop(self, seconds: float = 0.0) -> None:
+        """Tell the thread to end, and wait so long until it has closed its connections."""
         with self._condition:
-            self._thread = None
+            thread, self._thread = self._thread, None
             self._condition.notify()
+        if thread is not None:
+            thread.join(seconds)
         if self._limited:
             os.environ.pop(RETRIES, None)
             self._limited = False
+
+    def _live(self, mirror: Mirror) -> None:
+        """Be the thread; at its end, also of one that was stopped while MLflow stalled, connections are closed."""
+        with mirror.connections:
+            self._work(mirror)
 
     def _work(self, mirror: Mirror) -> None:
         """Hand the records to the mirror in their order; epochs that follow each other go together."""

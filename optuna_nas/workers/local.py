@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from optuna_nas.search.signals import handled
+from optuna_nas.storage.database import closing
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import VISIBLE, GPUs, Job, divided_threads, run_job, visible_gpus
 
@@ -82,8 +83,9 @@ def run_workers(
         raise ValueError(f"`workers` must be at least 1 but got {workers}.")
     gpus = GPUs.divide(workers, gpus_per_trial, visible_gpus())
     shared = SharedStudy(replace(job, cpu_threads=divided_threads(workers)), listener)
-    interrupted = _Supervisor(shared, gpus).run()
-    return shared.conclude(interrupted)
+    with closing(shared.study):
+        interrupted = _Supervisor(shared, gpus).run()
+        return shared.conclude(interrupted)
 
 
 class _Supervisor:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optuna_nas.storage.database import one_line
+from optuna_nas.storage.database import closing, one_line
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import Job, divided_threads, run_job, visible_gpus
 
@@ -69,7 +69,8 @@ def run_on_ray(
         if share > total:
             raise ValueError(f"`gpus_per_trial` must be at most the {total:g} GPU(s) that Ray has but is {share:g}.")
         shared = SharedStudy(job, listener)
-        return shared.conclude(_run(ray, shared, workers, share))
+        with closing(shared.study):
+            return shared.conclude(_run(ray, shared, workers, share))
     finally:
         if is_ours:
             ray.shutdown()

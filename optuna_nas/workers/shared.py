@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.storage.artifacts import artifact_store
-from optuna_nas.storage.database import SQLITE
+from optuna_nas.storage.database import SQLITE, connect
 from optuna_nas.storage.finished import FinishedTrials
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
@@ -129,12 +129,12 @@ def _own_storage(search: Search) -> str:
     address = own_database(folder / POSTGRESQL)
     if not before.exists() or moved.exists():
         return address
-    old = f"{SQLITE}{before}"
+    old, new = connect(f"{SQLITE}{before}"), connect(address)
     with suppress(KeyError):
         optuna.load_study(study_name=search.name, storage=old)
         with suppress(KeyError):  # what a copy that was cut off has left
-            optuna.delete_study(study_name=search.name, storage=address)
-        optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=address)
+            optuna.delete_study(study_name=search.name, storage=new)
+        optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=new)
         logger.warning("The study of %s was copied to a PostgreSQL beside it, where it goes on.", before)
     moved.touch()
     return address

@@ -1,5 +1,6 @@
 """`optuna-nas mirror`: the MLflow side of a study that exists, of this package or of any other program."""
 
+import gc
 import logging
 import resource
 import threading
@@ -62,12 +63,13 @@ def storage(tmp_path):
     return address
 
 
-def test_a_study_of_another_program_is_mirrored_once(storage, tmp_path):
+def test_a_study_of_another_program_is_mirrored_once(storage, tmp_path, open_connections):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for _ in range(2):
         done = nas("mirror", "theirs", "--storage", storage, "--mlflow", uri)
         assert done.exit_code == 0, done.stderr
         assert "6 trials of theirs" in done.stdout
+        assert not open_connections
     study = optuna.load_study(study_name="theirs", storage=storage)
     client, parent, children = runs_of(uri)
     assert parent.info.status == "FINISHED"
@@ -128,7 +130,7 @@ def test_bad_input_is_one_sentence(storage, tmp_path):
         (("theirs",), "`--storage` must be given where `study` is a name"),
         (("other", "--storage", storage), "has none named 'other'"),
         (("theirs", "--storage", f"sqlite:///{tmp_path}/no.db"), "has none named 'theirs'"),
-        (("theirs", "--storage", "nonsense://x"), "`--storage` must answer"),
+        (("theirs", "--storage", "nonsense://x"), "`storage` must be the address of a database"),
     ):
         done = nas("mirror", *arguments, "--mlflow", uri)
         assert done.exit_code == 2
@@ -140,7 +142,7 @@ def test_bad_input_is_one_sentence(storage, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch):
+def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch, open_connections):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.py").write_text(STUDY)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -151,6 +153,8 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch):
     assert nas("mirror", "tiny.py", "--mlflow", uri).exit_code == 0
     done = nas("export", "tiny.py", "--format", "mlflow", "--mlflow", uri, "--register", "tiny-net")
     assert done.exit_code == 0, done.stderr
+    gc.collect()  # the traceback of the error holds its study until then
+    assert not open_connections
     assert not mlflow.is_tracking_uri_set()
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path}/runs/tiny/study.db")
     assert f"of the run of trial {study.best_trial.number}, version 1 of tiny-net" in done.stdout

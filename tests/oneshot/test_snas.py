@@ -287,6 +287,7 @@ def test_reduced_precision_learns_too(data):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks, and hides its own warning
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")  # and not on a later one
 def test_a_compiled_supernet_learns_the_same_and_is_compiled_once(data, monkeypatch):
     compiled, compile_ = [], torch.compile
 

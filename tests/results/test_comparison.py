@@ -134,7 +134,7 @@ def test_a_budget_that_is_none_is_refused(text):
         Budget.parse(text)
 
 
-def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch):
+def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch, open_connections):
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(STUDY.replace("NAME", name))
@@ -143,6 +143,7 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     done = nas(*command)
     assert done.exit_code == 0, done.stderr
     assert "one-two: 1 seed, epochs=4 each" in done.stdout
+    assert not open_connections
     rows = json.loads((tmp_path / "runs/compare-one-two/comparison.json").read_text())
     assert {row["strategy"] for row in rows} == {"one", "two", "random", "tpe"}
     best = {row["strategy"]: row["best"] for row in rows}

@@ -30,9 +30,12 @@ from optuna_nas import (
 )
 from optuna_nas.objective import RESUMES
 from optuna_nas.objective.train_objective import network_path
+from optuna_nas.results.final_training import best_of, network_to_export
+from optuna_nas.results.report import write_report
 from optuna_nas.search import run
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import ranking, summarise
+from optuna_nas.search.run import work
 from optuna_nas.space import CellSpace
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, WORKER
 from optuna_nas.storage.quota import counted_trials
@@ -161,6 +164,30 @@ def test_a_search_that_fails_says_so_in_mlflow(tmp_path):
         run(Search("failing", SPACE, objective=objective, tracking=tracker, folder=tmp_path))
     runs = MlflowClient(tracker.store_uri).search_runs(["1"])
     assert {r.info.run_name: r.info.status for r in runs} == {"failing": "FAILED", "trial 0": "FAILED"}
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_a_search_closes_its_connections_at_its_end(search, tmp_path, open_connections):
+    result = run(replace(search, tracking=MLflowTracker(f"sqlite:///{tmp_path}/mlflow.db")))
+    assert not open_connections
+    assert len(result.study.trials) == 4
+    assert open_connections, "who asks the study again opens one"
+    del result
+    assert not open_connections, "and closes it by dropping the study"
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_a_worker_closes_its_connections_at_its_end(search, tmp_path, open_connections):
+    open_study(search)
+    assert work(replace(search, tracking=MLflowTracker(f"sqlite:///{tmp_path}/mlflow.db"))) == 0
+    assert not open_connections
+
+
+def test_who_reads_a_study_closes_its_connections(search, open_connections):
+    run(search)
+    for read in (best_of, network_to_export, write_report):
+        read(search)
+        assert not open_connections, read.__name__
 
 
 def test_only_the_networks_of_the_best_trials_stay(search):

@@ -472,6 +472,17 @@ def test_a_database_is_opened_by_one_command_and_a_server_by_its_address(uri, mo
     assert "secret" not in str(records.unreachable(tracker.tracking_uri, "why"))
 
 
+def test_a_tracker_closes_its_connections(uri, open_connections):
+    tracker, study = MLflowTracker(uri), new_study()
+    tracker.start(study)
+    assert open_connections
+    tracker.finish(study)
+    assert not open_connections
+    for again in (tracker.find_view, tracker.rebuild):
+        again(study)
+        assert not open_connections, again.__name__
+
+
 def test_a_tracker_travels_to_another_process_unstarted(uri):
     tracker = MLflowTracker(uri, "mine", "score")
     study = new_study()

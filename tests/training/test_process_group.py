@@ -32,9 +32,6 @@ from optuna_nas.training import TrainingStopped, evaluate, train
 from optuna_nas.training.process_group import RankFailed, RankLost, Ranks, current_ranks, joined
 from training.test_loop import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
-pytestmark = pytest.mark.usefixtures("closed_databases")
-
-
 # --- two ranks train one network --------------------------------------------------------------------------------------
 
 

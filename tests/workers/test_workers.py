@@ -34,8 +34,6 @@ from optuna_nas.training import TrainingStopped
 from optuna_nas.workers import worker
 from optuna_nas.workers.worker import GPUs, Job
 
-pytestmark = pytest.mark.usefixtures("closed_databases")
-
 SPACE = nasbench201_space()
 
 
@@ -49,6 +47,51 @@ def storage(request, tmp_path):
 
 def new_study(storage):
     return optuna.create_study(storage=storage, direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+
+
+# -- connections -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def address(storage):
+    return storage._backend.url
+
+
+def test_connections_are_closed_when_nobody_holds_the_storage(address, open_connections):
+    storage = connect(address)
+    study = new_study(storage)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert open_connections
+    del storage, study
+    assert not open_connections
+
+
+def test_connections_of_a_storage_that_came_from_another_process_are_closed_too(address, open_connections):
+    storage = pickle.loads(pickle.dumps(connect(address)))
+    new_study(storage)
+    assert open_connections
+    del storage
+    assert not open_connections
+
+
+def test_a_forked_process_leaves_the_connections_of_its_parent_alone(address, open_connections, monkeypatch):
+    storage = connect(address)
+    engine = storage._backend.engine
+    before = list(open_connections)
+    with monkeypatch.context() as patch, engine.connect():
+        patch.setattr("os.getpid", lambda: 1)
+        del storage
+    assert open_connections == before
+    for connection in before:
+        connection.close()
+
+
+def test_connections_to_what_is_no_database_are_closed(tmp_path, open_connections, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    (tmp_path / "text").write_text("This is no database at all. " * 50)
+    with pytest.raises(ConnectionError, match="not a database"):
+        connect(f"sqlite:///{tmp_path / 'text'}")
+    assert not open_connections
 
 
 # -- the total ---------------------------------------------------------------------------------------------------------

@@ -24,10 +24,7 @@ from optuna_nas.workers import local
 from workers.test_chaos import workers_of
 
 # MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-    pytest.mark.usefixtures("closed_databases"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 STUDY = """
 import os, time
@@ -95,13 +92,14 @@ def states_of(address, name="fast"):
     return [trial.state for trial in opened(address, name).trials]
 
 
-def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder, caplog):
+def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder, caplog, open_connections):
     (folder / "tiny.py").write_text(TINY)
     alone = here("run", "tiny.py", "--trials", "2", "--no-mlflow")
     assert alone.exit_code == 0, alone.output
     done = here("run", "tiny.py", "--workers", "3", "--trials", "6")
     assert done.exit_code == 0, done.output
     assert "was copied to a PostgreSQL beside it" in caplog.text
+    assert not open_connections
     assert sorted(re.findall(r"trial (\d+): ", done.stdout)) == ["2", "3", "4", "5"]
     assert "tiny: the best of 6 trials" in done.stdout
     assert "Test accuracy" in done.stdout
