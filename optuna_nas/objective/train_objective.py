@@ -7,7 +7,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -25,22 +25,31 @@ from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.artifacts import fetch_file, store_file
 from optuna_nas.storage.attributes import (
     ANYTIME_CURVE,
+    BATCH_HALVED,
     CHECKPOINT,
     DIGEST,
     DUPLICATE_OF,
     GPU_SECONDS,
     MASKED,
     NETWORK,
+    PEAK_MEMORY_BYTES,
     REASON,
     RESUMES,
     SHARED_NETWORK,
+    SHOWN_NAMES,
+    SKIPPED_STEPS,
     START,
     SURROGATE_SCORE,
+    TRAIN_SECONDS,
     TRAINING_DIGEST,
     Unverified,
+    attribute,
+    cost_key,
+    has_attribute,
 )
-from optuna_nas.storage.database import backend_of
-from optuna_nas.storage.optuna_rdb import StorageError
+from optuna_nas.storage.finished import FinishedIndex, PerStudy
+from optuna_nas.storage.optuna_rdb import StorageError, backend_of
+from optuna_nas.storage.retries import CheckpointNotes
 from optuna_nas.training.device import choose_device, gpu_share, is_out_of_memory, release_memory
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
@@ -48,16 +57,16 @@ from optuna_nas.training.process_group import RankLost, current_ranks
 from optuna_nas.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
     from pathlib import Path
 
-    from optuna.artifacts._protocol import ArtifactStore
     from torch import Tensor
 
     from optuna_nas.data.splits import Data
     from optuna_nas.oneshot.base import Score
     from optuna_nas.oneshot.ghn import GHN
     from optuna_nas.oneshot.hmnas.model import HMNAS
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
@@ -218,13 +227,13 @@ class TrainObjective:
         training_digest = self._training_digest(generated)
         trial.set_user_attr(TRAINING_DIGEST, training_digest)
         for name in COSTS:
-            trial.set_user_attr(name, getattr(cost, name))
+            trial.set_user_attr(cost_key(name), getattr(cost, name))
         for name, bound in self.constraints.items():
             trial.set_constraint(name, getattr(cost, name) - bound)
         metrics: dict[str, float] = {name: getattr(cost, name) for name in COSTS}
         if self.score is not None:
-            metrics[SURROGATE_SCORE] = float(self.score([architecture])[0])
-            trial.set_user_attr(SURROGATE_SCORE, metrics[SURROGATE_SCORE])
+            metrics[SHOWN_NAMES[SURROGATE_SCORE]] = score = float(self.score([architecture])[0])
+            trial.set_user_attr(SURROGATE_SCORE, score)
         if self.listener:
             self.listener.trial_started(trial, metrics)
         single = len(trial.study.directions) == 1
@@ -245,12 +254,12 @@ class TrainObjective:
             # A new exception: the traceback of the first one, which Optuna keeps, would keep the network too.
             assert failure is not None
             raise failure
-        trial.set_user_attr("train_seconds", round(result.seconds, 3))
-        for name in ("peak_memory_bytes", "skipped_steps"):
-            if getattr(result, name):
-                trial.set_user_attr(name, getattr(result, name))
+        trial.set_user_attr(TRAIN_SECONDS, round(result.seconds, 3))
+        for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
+            if number:
+                trial.set_user_attr(key, number)
         if result.accumulation > 1:
-            trial.set_user_attr("batch_halved", True)
+            trial.set_user_attr(BATCH_HALVED, True)
         if self.skeleton.budget:
             accuracies = [round(value, 6) for value in result.last.accuracies]
             columns = {"multiply_adds": network.graph.exit_costs, ACCURACY: accuracies}
@@ -295,11 +304,18 @@ class TrainObjective:
         adapt = None if masks is None else (lambda result: self._apply_masks(masks, trial, network, recipe, result))
         checkpoint, shared = None, None
         if self.folder is not None:
-            checkpoint = checkpoint_path(self.folder, trial.user_attrs.get(RESUMES, trial.number))
+            checkpoint = checkpoint_path(self.folder, attribute(trial.user_attrs, RESUMES, trial.number))
             if self.store is not None:
                 shared = _SharedCheckpoint(self.store, checkpoint, trial)
                 shared.fetch()
-        listener, number = self.listener, trial.number
+        notes = None if checkpoint is None else CheckpointNotes(trial, checkpoint)
+
+        def on_step(fraction: float) -> None:
+            if notes is not None:
+                notes.after_step(fraction)
+            if self.listener:
+                self.listener.progress(trial.number, fraction)
+
         keep_checkpoint = False
         begun = time.monotonic()
         if self.lead is not None:
@@ -313,7 +329,7 @@ class TrainObjective:
                     recipe,
                     drop_path=self.skeleton.drop_path,
                     on_epoch=on_epoch,
-                    on_step=(lambda fraction: listener.progress(number, fraction)) if listener else None,
+                    on_step=on_step,
                     adapt=adapt,
                     checkpoint=checkpoint,
                     configuration={"architecture": architecture.to_dict(), "skeleton": self.skeleton.to_dict()},
@@ -381,7 +397,7 @@ class TrainObjective:
             "accuracy_before": result.report_accuracy,
             "accuracy_after": accuracy,
         }
-        trial.set_user_attr(MASKED, [*trial.user_attrs.get(MASKED, ()), row])
+        trial.set_user_attr(MASKED, [*attribute(trial.user_attrs, MASKED, ()), row])
         if self.listener:
             curves = {"masked_accuracy": accuracy, "params": row["params"], "multiply_adds": row["multiply_adds"]}
             self.listener.epoch(trial.number, result.epoch, curves)
@@ -406,24 +422,41 @@ class TrainObjective:
 
     def _duplicate(self, trial: Trial, digest: str, training_digest: str) -> FrozenTrial | None:
         """Return a finished trial that trained the same function under the same other parameters."""
-        ours = set(self.space.distributions())
+        index = self._results.of(trial.study)
+        index.update(trial.study.get_trials(deepcopy=False))
+        same = index.of(_result_key(digest, training_digest, trial.params, self._own_names))
+        return next((earlier for earlier in same if earlier.number < trial.number), None)
 
-        def others(params: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: value for name, value in params.items() if name not in ours}
+    @cached_property
+    def _own_names(self) -> frozenset[str]:
+        """Parameters that the digest of the architecture stands for."""
+        return frozenset(self.space.distributions())
 
-        wanted = others(trial.params)
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
-        for earlier in trial.study.get_trials(deepcopy=False, states=states):
-            if (
-                earlier.number < trial.number
-                and earlier.user_attrs.get(DIGEST) == digest
-                and earlier.user_attrs.get(TRAINING_DIGEST) == training_digest
-                and DUPLICATE_OF not in earlier.user_attrs
-                and (earlier.state == TrialState.COMPLETE or earlier.intermediate_values)
-                and others(earlier.params) == wanted
-            ):
-                return earlier
+    @cached_property
+    def _results(self) -> PerStudy[FinishedIndex[Hashable]]:
+        """The results of a study that may be taken over."""
+        return PerStudy(partial(FinishedIndex, partial(_key_of_result, own_names=self._own_names)))
+
+
+def _key_of_result(trial: FrozenTrial, own_names: frozenset[str]) -> Hashable | None:
+    """Return what decides a finished trial's result, None where the result may not be taken over."""
+    digest, training_digest = (attribute(trial.user_attrs, key) for key in (DIGEST, TRAINING_DIGEST))
+    is_whole = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and trial.intermediate_values)
+    if not is_whole or digest is None or has_attribute(trial.user_attrs, DUPLICATE_OF):
         return None
+    return _result_key(digest, training_digest, trial.params, own_names)
+
+
+def _result_key(
+    digest: str, training_digest: str | None, params: Mapping[str, Any], own_names: frozenset[str]
+) -> Hashable:
+    # A number is equal however it was enqueued (1 or 1.0), and a choice may be a list, which can't be a key.
+    others = sorted(
+        (name, float(value) if isinstance(value, int | float) else repr(value))
+        for name, value in params.items()
+        if name not in own_names
+    )
+    return digest, training_digest, tuple(others)
 
 
 class _SharedCheckpoint:
@@ -431,7 +464,7 @@ class _SharedCheckpoint:
 
     def __init__(self, store: ArtifactStore, file: Path, trial: Trial) -> None:
         self._store, self._file, self._trial = store, file, trial
-        self._reference: dict[str, str] | None = trial.user_attrs.get(CHECKPOINT)
+        self._reference: dict[str, str] | None = attribute(trial.user_attrs, CHECKPOINT)
         self._written = 0
 
     def fetch(self) -> None:

@@ -17,13 +17,13 @@ from optuna_nas.tracking import MLflowTracker
 from optuna_nas.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
     from optuna_nas.space import Skeleton, Space
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
 Objective = Callable[[Trial], float | Sequence[float]]

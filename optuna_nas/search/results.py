@@ -6,7 +6,6 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypedDict
 
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nas.data.splits import TEST
@@ -15,7 +14,8 @@ from optuna_nas.objective.train_objective import TrainObjective, network_path
 from optuna_nas.plots import plot_architecture
 from optuna_nas.search.config import Objective, Search, as_json
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
-from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified
+from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
+from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.versions import git_commit, versions
 from optuna_nas.tracking import DatasetInfo
 from optuna_nas.training.evaluation import evaluate
@@ -69,7 +69,7 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
         picture = folder / "best_architecture.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_architecture(architecture).savefig(picture, dpi=150)
-    network: Path | None = network_path(folder, best.user_attrs.get(DUPLICATE_OF, best.number))
+    network: Path | None = network_path(folder, attribute(best.user_attrs, DUPLICATE_OF, best.number))
     if network is not None and not network.exists() and not _fetch_network(search, study, best, network):
         network = None
     test_accuracy = _test_accuracy(search, study, best, network, judge)
@@ -78,7 +78,7 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
 
 def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:
     """Fetch a network that was trained on another machine; tell whether there is one."""
-    trained = study.trials[best.user_attrs.get(DUPLICATE_OF, best.number)]
+    trained = study.trials[attribute(best.user_attrs, DUPLICATE_OF, best.number)]
     if search.artifacts is None or SHARED_NETWORK not in trained.user_attrs:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +106,11 @@ def _test_accuracy(search: Search, study: Study, best: FrozenTrial, network: Pat
 
 def ranking(study: Study) -> list[FrozenTrial]:
     """Return the completed trials, best first by the first objective; those that break a constraint come last."""
-    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    direction = study.directions[0]
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: (not feasible(trial), sign * trial.values[0], trial.number))
+    return sorted(
+        complete, key=lambda trial: (not feasible(trial), -oriented(trial.values[0], direction), trial.number)
+    )
 
 
 def feasible(trial: FrozenTrial) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 
-from optuna_nas.storage.attributes import UID_ATTRIBUTE
+from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, UID_ATTRIBUTE, has_attribute
 from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, page_url, parallel_axes, view_key
 
 if TYPE_CHECKING:
@@ -61,12 +61,13 @@ def save_comparison(
     client.set_terminated(run_id)
     finished = [trial for study in studies for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     maximize = studies[0].directions[0].name == "MAXIMIZE"
+    scored = any(has_attribute(trial.user_attrs, SURROGATE_SCORE) for trial in finished)
     key = str(studies[0].user_attrs.get(UID_ATTRIBUTE, KIND))
     view = comparison_view(
         tracker.metric,
         maximize=maximize,
         params=parallel_axes(finished, space),
-        scatter="surrogate_score" if any("surrogate_score" in trial.user_attrs for trial in finished) else "params",
+        scatter=SHOWN_NAMES[SURROGATE_SCORE if scored else PARAMS],
         winner="",
         search_filter="",
     )
