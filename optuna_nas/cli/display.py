@@ -115,7 +115,7 @@ class Display:
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Move the bar of all trials, or print a line."""
         from optuna_nas.search.results import best_trial
-        from optuna_nas.storage.attributes import REASON
+        from optuna_nas.storage.attributes import REASON, attribute
         from optuna_nas.storage.quota import counted_trials
 
         done, best = counted_trials(study), best_trial(study)
@@ -131,7 +131,7 @@ class Display:
             f"{trial.values[0]:.4f}" if trial.values and trial.state.name == "COMPLETE" else trial.state.name.lower()
         )
         unknown = "the objective gave no valid value" if trial.state.name == "FAIL" else ""
-        reason = trial.user_attrs.get(REASON, unknown)
+        reason = attribute(trial.user_attrs, REASON, unknown)
         reason = f" ({reason})" if reason else ""
         total = "" if self._trials is None else f"/{self._trials}"
         console.print(
@@ -169,6 +169,7 @@ def print_result(search: Search, result: SearchResult) -> None:
     """Print the leaderboard of a search, its files, and the command that shows it in MLflow."""
     from optuna_nas.objective.protocol import metric_of
     from optuna_nas.search.results import architecture_of, feasible, ranking
+    from optuna_nas.storage.attributes import shown_attributes
     from optuna_nas.storage.quota import counted_trials
 
     ranked = ranking(result.study)
@@ -180,7 +181,7 @@ def print_result(search: Search, result: SearchResult) -> None:
         table.add_column(name, justify="right")
     table.add_column("architecture", overflow="fold")
     for rank, trial in enumerate(ranked[:10], 1):
-        attrs, architecture = trial.user_attrs, architecture_of(search, trial)
+        attrs, architecture = shown_attributes(trial.user_attrs), architecture_of(search, trial)
         table.add_row(
             str(rank) if feasible(trial) else "breaks a constraint",
             str(trial.number),

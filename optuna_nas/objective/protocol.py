@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from optuna import Trial
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.trial import FrozenTrial
+
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
 class Objective(Protocol):

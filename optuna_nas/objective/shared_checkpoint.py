@@ -7,15 +7,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from optuna_nas.storage.artifacts import fetch_file, store_file
-from optuna_nas.storage.attributes import CHECKPOINT, Unverified
-from optuna_nas.storage.database import backend_of
+from optuna_nas.storage.attributes import CHECKPOINT, Unverified, attribute
+from optuna_nas.storage.optuna_rdb import backend_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from optuna import Trial
-    from optuna.artifacts._protocol import ArtifactStore
+
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class SharedCheckpoint:
 
     def __init__(self, store: ArtifactStore, file: Path, trial: Trial) -> None:
         self._store, self._file, self._trial = store, file, trial
-        self._reference: dict[str, str] | None = trial.user_attrs.get(CHECKPOINT)
+        self._reference: dict[str, str] | None = attribute(trial.user_attrs, CHECKPOINT)
         self._written = 0
 
     def fetch(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,19 +29,29 @@ from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.artifacts import store_file
 from optuna_nas.storage.attributes import (
     ANYTIME_CURVE,
+    BATCH_HALVED,
     DIGEST,
     DUPLICATE_OF,
     GPU_SECONDS,
     MASKED,
     NETWORK,
+    PEAK_MEMORY_BYTES,
     REASON,
     RESUMES,
     SHARED_NETWORK,
+    SHOWN_NAMES,
+    SKIPPED_STEPS,
     START,
     SURROGATE_SCORE,
+    TRAIN_SECONDS,
     TRAINING_DIGEST,
+    attribute,
+    cost_key,
+    has_attribute,
 )
+from optuna_nas.storage.finished import FinishedIndex, PerStudy
 from optuna_nas.storage.optuna_rdb import StorageError
+from optuna_nas.storage.retries import CheckpointNotes
 from optuna_nas.training.device import choose_device, gpu_share, is_out_of_memory, release_memory
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
@@ -299,13 +309,13 @@ class TrainObjective:
         trial.set_user_attr(TRAINING_DIGEST, training_digest)
         metrics: dict[str, float] = dict(candidate.numbers)
         for name, value in candidate.numbers.items():
-            trial.set_user_attr(name, value)
+            trial.set_user_attr(cost_key(name), value)
         for cost, bound in self.constraints.items():
             if not isinstance(cost, Measure):
                 trial.set_constraint(cost, candidate.numbers[cost] - bound)
         if self.score is not None:
-            metrics[SURROGATE_SCORE] = float(self.score([candidate.architecture])[0])
-            trial.set_user_attr(SURROGATE_SCORE, metrics[SURROGATE_SCORE])
+            metrics[SHOWN_NAMES[SURROGATE_SCORE]] = score = float(self.score([candidate.architecture])[0])
+            trial.set_user_attr(SURROGATE_SCORE, score)
         if self.run.listener:
             self.run.listener.trial_started(trial, metrics)
         return training_digest
@@ -324,7 +334,7 @@ class TrainObjective:
         network, inputs = self.space.build(architecture, seed=0), self.space.example_inputs()
         numbers = {name: measure(network, inputs) for name, measure in self.measures.items()}
         for name, value in numbers.items():
-            trial.set_user_attr(name, value)
+            trial.set_user_attr(cost_key(name), value)
         for measure, bound in self.constraints.items():
             if isinstance(measure, Measure):
                 trial.set_constraint(measure.name, numbers[measure.name] - bound)
@@ -338,12 +348,12 @@ class TrainObjective:
 
     def _keep(self, trial: Trial, network: nn.Module, result: TrainingResult) -> None:
         """Note what a training took, and write its network."""
-        trial.set_user_attr("train_seconds", round(result.seconds, 3))
-        for name in ("peak_memory_bytes", "skipped_steps"):
-            if getattr(result, name):
-                trial.set_user_attr(name, getattr(result, name))
+        trial.set_user_attr(TRAIN_SECONDS, round(result.seconds, 3))
+        for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
+            if number:
+                trial.set_user_attr(key, number)
         if result.accumulation > 1:
-            trial.set_user_attr("batch_halved", True)
+            trial.set_user_attr(BATCH_HALVED, True)
         if isinstance(network, EarlyExits) and network.budget:
             metrics = [round(value, 6) for value in result.last.exit_metrics]
             columns = {"multiply_adds": list(network.exit_costs), self.metric: metrics}
@@ -367,11 +377,18 @@ class TrainObjective:
         run, masks = self.run, self.masks
         checkpoint, shared = None, None
         if run.folder is not None:
-            checkpoint = checkpoint_path(run.folder, trial.user_attrs.get(RESUMES, trial.number))
+            checkpoint = checkpoint_path(run.folder, attribute(trial.user_attrs, RESUMES, trial.number))
             if run.store is not None:
                 shared = SharedCheckpoint(run.store, checkpoint, trial)
                 shared.fetch()
-        listener, number = run.listener, trial.number
+        notes = None if checkpoint is None else CheckpointNotes(trial, checkpoint)
+
+        def on_step(fraction: float) -> None:
+            if notes is not None:
+                notes.after_step(fraction)
+            if run.listener:
+                run.listener.progress(trial.number, fraction)
+
         keep_checkpoint = False
         started = time.monotonic()
         if run.lead is not None:
@@ -385,7 +402,7 @@ class TrainObjective:
                     recipe,
                     candidate.task,
                     on_epoch=lambda result: self._after_epoch(trial, recipe, shared, result),
-                    on_step=(lambda fraction: listener.progress(number, fraction)) if listener else None,
+                    on_step=on_step,
                     adapt=None if masks is None else (lambda result: self._apply_masks(trial, network, recipe, result)),
                     checkpoint=checkpoint,
                     configuration={"architecture": architecture.to_dict()},
@@ -465,31 +482,48 @@ class TrainObjective:
             f"{self.metric}_before": result.validation_metric,
             f"{self.metric}_after": after,
         }
-        trial.set_user_attr(MASKED, [*trial.user_attrs.get(MASKED, ()), row])
+        trial.set_user_attr(MASKED, [*attribute(trial.user_attrs, MASKED, ()), row])
         if self.run.listener:
             curves = {f"masked_{self.metric}": after, "params": row["params"], "multiply_adds": row["multiply_adds"]}
             self.run.listener.epoch(trial.number, result.epoch, curves)
 
     def _duplicate(self, trial: Trial, digest: str, training_digest: str) -> FrozenTrial | None:
         """Return a finished trial that trained the same function under the same other parameters."""
-        ours = set(self.space.distributions())
+        index = self._results.of(trial.study)
+        index.update(trial.study.get_trials(deepcopy=False))
+        same = index.of(_result_key(digest, training_digest, trial.params, self._own_names))
+        return next((earlier for earlier in same if earlier.number < trial.number), None)
 
-        def others(params: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: value for name, value in params.items() if name not in ours}
+    @cached_property
+    def _own_names(self) -> frozenset[str]:
+        """Parameters that the digest of the architecture stands for."""
+        return frozenset(self.space.distributions())
 
-        wanted = others(trial.params)
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
-        for earlier in trial.study.get_trials(deepcopy=False, states=states):
-            if (
-                earlier.number < trial.number
-                and earlier.user_attrs.get(DIGEST) == digest
-                and earlier.user_attrs.get(TRAINING_DIGEST) == training_digest
-                and DUPLICATE_OF not in earlier.user_attrs
-                and (earlier.state == TrialState.COMPLETE or earlier.intermediate_values)
-                and others(earlier.params) == wanted
-            ):
-                return earlier
+    @cached_property
+    def _results(self) -> PerStudy[FinishedIndex[Hashable]]:
+        """The results of a study that may be taken over."""
+        return PerStudy(partial(FinishedIndex, partial(_key_of_result, own_names=self._own_names)))
+
+
+def _key_of_result(trial: FrozenTrial, own_names: frozenset[str]) -> Hashable | None:
+    """Return what decides a finished trial's result, None where the result may not be taken over."""
+    digest, training_digest = (attribute(trial.user_attrs, key) for key in (DIGEST, TRAINING_DIGEST))
+    is_whole = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and trial.intermediate_values)
+    if not is_whole or digest is None or has_attribute(trial.user_attrs, DUPLICATE_OF):
         return None
+    return _result_key(digest, training_digest, trial.params, own_names)
+
+
+def _result_key(
+    digest: str, training_digest: str | None, params: Mapping[str, Any], own_names: frozenset[str]
+) -> Hashable:
+    # A number is equal however it was enqueued (1 or 1.0), and a choice may be a list, which can't be a key.
+    others = sorted(
+        (name, float(value) if isinstance(value, int | float) else repr(value))
+        for name, value in params.items()
+        if name not in own_names
+    )
+    return digest, training_digest, tuple(others)
 
 
 def _name(objective: str | Measure) -> str:

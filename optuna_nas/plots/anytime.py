@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
 from optuna_nas.plots.surrogate import BLUE
-from optuna_nas.storage.attributes import ANYTIME_CURVE
+from optuna_nas.storage.attributes import ANYTIME_CURVE, attribute
+from optuna_nas.storage.directions import oriented
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from optuna import Study
+    from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
 
@@ -59,9 +60,9 @@ def anytime_curves(trials: Sequence[FrozenTrial], direction: StudyDirection) -> 
             known["budget"],
         )
         for trial in trials
-        if trial.state == TrialState.COMPLETE and (known := trial.user_attrs.get(ANYTIME_CURVE))
+        if trial.state == TrialState.COMPLETE and (known := attribute(trial.user_attrs, ANYTIME_CURVE))
     ]
-    return sorted(curves, key=lambda curve: curve.value, reverse=direction == StudyDirection.MAXIMIZE)
+    return sorted(curves, key=lambda curve: -oriented(curve.value, direction))
 
 
 def plot_anytime(study: Study) -> Figure:

@@ -9,21 +9,22 @@ import optuna
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
 from optuna_nas.plots.surrogate import BLUE, ORANGE
 from optuna_nas.space.cost import COSTS
+from optuna_nas.storage.attributes import TRAIN_SECONDS, attribute, cost_key, has_attribute
+from optuna_nas.storage.directions import better, oriented
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
     from optuna import Study
+    from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
-SECONDS = "train_seconds"
 MOST_BARS = 20
 COST_NAMES = {"params": "parameters", "multiply_adds": "multiply-adds", "memory_access": "memory access"}
 
@@ -55,7 +56,7 @@ class Point(NamedTuple):
 
 def spent_seconds(trial: FrozenTrial) -> float:
     """Return the seconds that a trial took: of training where it says, else from its start to its end."""
-    known = trial.user_attrs.get(SECONDS)
+    known = attribute(trial.user_attrs, TRAIN_SECONDS)
     if isinstance(known, int | float):
         return float(known)
     return max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # a clock may have been set back
@@ -63,7 +64,6 @@ def spent_seconds(trial: FrozenTrial) -> float:
 
 def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progress:
     """Return the best value so far of trials, given by number; those that still run are left out."""
-    larger = direction == StudyDirection.MAXIMIZE
     rows: list[tuple[int, float, float | None, float | None]] = []
     best: float | None = None
     spent = 0.0
@@ -74,7 +74,7 @@ def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progre
         value = float(trial.values[0]) if counts and isfinite(trial.values[0]) else None
         spent += spent_seconds(trial)
         if value is not None:
-            best = value if best is None else max(best, value) if larger else min(best, value)
+            best = value if best is None else better((best, value), direction)
         rows.append((trial.number, spent, value, best))
     numbers, seconds, values, bests = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Progress(numbers, seconds, values, bests)
@@ -84,12 +84,14 @@ def pareto(trials: Sequence[FrozenTrial], cost: str, direction: StudyDirection) 
     """Return the completed trials by a cost (`params`, ...) and their first value, the cheapest first."""
     known = sorted(
         (
-            float(trial.user_attrs[cost]),
-            -trial.values[0] if direction == StudyDirection.MAXIMIZE else trial.values[0],
+            float(attribute(trial.user_attrs, cost_key(cost))),
+            -oriented(trial.values[0], direction),
             t,
         )
         for t, trial in enumerate(trials)
-        if trial.state == TrialState.COMPLETE and cost in trial.user_attrs and isfinite(trial.values[0])
+        if trial.state == TrialState.COMPLETE
+        and has_attribute(trial.user_attrs, cost_key(cost))
+        and isfinite(trial.values[0])
     )
     points: list[Point] = []
     lowest = float("inf")

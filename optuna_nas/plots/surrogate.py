@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE
 from optuna_nas.pruners.base import RankCorrelation, rank_correlation
-from optuna_nas.storage.attributes import CONDEMNED, SURROGATE_SCORE
+from optuna_nas.storage.attributes import FLAGGED, SURROGATE_SCORE, attribute, has_attribute
+from optuna_nas.storage.directions import oriented
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from optuna import Study
+    from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
 BLUE, ORANGE = "#3b6ea8", "#d9822b"
@@ -30,14 +31,14 @@ class Guesses(NamedTuple):
         numbers: Of the trials.
         scores: What was guessed.
         values: What they came to, as the study has it.
-        condemned: Whether a pruner wanted to stop them and spared them.
+        flagged: Whether a pruner flagged them and exempted them from being stopped.
         correlation: Of scores and values, larger values counting as better where the study maximises.
     """
 
     numbers: tuple[int, ...]
     scores: tuple[float, ...]
     values: tuple[float, ...]
-    condemned: tuple[bool, ...]
+    flagged: tuple[bool, ...]
     correlation: RankCorrelation
 
 
@@ -47,18 +48,17 @@ def guesses(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Guesses
         trial
         for trial in trials
         if trial.state == TrialState.COMPLETE
-        and SURROGATE_SCORE in trial.user_attrs
-        and np.isfinite([trial.user_attrs[SURROGATE_SCORE], trial.values[0]]).all()
+        and has_attribute(trial.user_attrs, SURROGATE_SCORE)
+        and np.isfinite([attribute(trial.user_attrs, SURROGATE_SCORE), trial.values[0]]).all()
     ]
-    scores = tuple(float(trial.user_attrs[SURROGATE_SCORE]) for trial in known)
+    scores = tuple(float(attribute(trial.user_attrs, SURROGATE_SCORE)) for trial in known)
     values = tuple(float(trial.values[0]) for trial in known)
-    sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
-    correlation = rank_correlation(list(scores), [sign * value for value in values], confidence=0.975)
+    correlation = rank_correlation(list(scores), [oriented(value, direction) for value in values], confidence=0.975)
     return Guesses(
         tuple(trial.number for trial in known),
         scores,
         values,
-        tuple(CONDEMNED in trial.user_attrs for trial in known),
+        tuple(has_attribute(trial.user_attrs, FLAGGED) for trial in known),
         correlation,
     )
 
@@ -66,7 +66,7 @@ def guesses(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Guesses
 def plot_surrogate(study: Study) -> Figure:
     """Draw, for every finished trial, what was guessed of it against its first value.
 
-    Trials that a pruner condemned and spared stand out.
+    Trials that a pruner flagged and exempted stand out.
 
     Raises:
         ValueError: Nothing was guessed of any finished trial.
@@ -85,11 +85,11 @@ def draw_guesses(found: Guesses, value_name: str = "value") -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_facecolor(PAPER)
-    scores, values, condemned = (np.array(column) for column in (found.scores, found.values, found.condemned))
-    for chosen, colour, label in ((~condemned, BLUE, "passed"), (condemned, ORANGE, "condemned, but spared")):
+    scores, values, flagged = (np.array(column) for column in (found.scores, found.values, found.flagged))
+    for chosen, colour, label in ((~flagged, BLUE, "passed"), (flagged, ORANGE, "flagged, but exempt")):
         if chosen.any():
             axes.scatter(scores[chosen], values[chosen], s=22, color=colour, alpha=0.75, linewidths=0, label=label)
-    if condemned.any():
+    if flagged.any():
         axes.legend(frameon=False, prop={"family": FONT, "size": TITLE_SIZE - 2})
     tau = found.correlation
     axes.set_title(

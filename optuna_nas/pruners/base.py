@@ -7,30 +7,31 @@ import math
 import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.pruners import BasePruner, NopPruner
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_nas.storage.attributes import (
-    CONDEMNED,
+    FLAGGED,
     SURROGATE_SCORE,
     Unverified,
+    attribute,
     find_trial,
+    has_attribute,
     hash_of,
+    random_scores_key,
     read_json,
     write_json,
 )
-from optuna_nas.storage.finished import FinishedTrials, Forgetful
+from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.finished import FinishedTrials, PerStudy, PicklesSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from optuna import Study
-    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial, Trial
 
     from optuna_nas.space import Architecture, Space
@@ -85,12 +86,12 @@ def should_prune(trial: Trial) -> bool:
     return study.pruner.prune(study, study._storage.get_trial(trial._trial_id))
 
 
-class SurrogatePruner(Forgetful, BasePruner):
+class SurrogatePruner(PicklesSettings, BasePruner):
     """Stops trials before their first step by what a model guesses of their architecture.
 
     - It begins to stop when enough trials have finished, and only while the lower 99 % bound of Kendall's tau between
       guess and value is above 0; when it is not, it says so once and lets all pass.
-    - A share of the condemned live, chosen by seed and number, so that the correlation can be known.
+    - A share of the flagged trials is exempt, chosen by seed and number, so that the correlation can be known.
     - What it lets pass goes on to the wrapped pruner, which reads the learning curve; trials of another space do so at
       once, and a warning says it.
     - In a study of several objectives, which take no reports, it judges by the first one; ask `should_prune(trial)`.
@@ -98,27 +99,27 @@ class SurrogatePruner(Forgetful, BasePruner):
     Args:
         space: What trials choose from.
         pruner: Decides on the learning curve; by default nothing is stopped by it.
-        spared: Share of condemned trials that live, in (0, 1].
+        exempt: Share of flagged trials that train anyway, in (0, 1].
         n_startup_trials: Finished trials before the first is stopped.
-        seed: Decides who is spared.
+        seed: Seed of the choice of exempt trials.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
     def __init__(
-        self, space: Space, pruner: BasePruner | None, spared: float, n_startup_trials: int, seed: int
+        self, space: Space, pruner: BasePruner | None, exempt: float, n_startup_trials: int, seed: int
     ) -> None:
-        if not 0 < spared <= 1:
+        if not 0 < exempt <= 1:
             raise ValueError(
-                f"`spared` must be in (0, 1] but got {spared}; where nobody is spared, nobody knows who was right."
+                f"`exempt` must be in (0, 1] but got {exempt}; where no trial is exempt, nobody knows who was right."
             )
         if n_startup_trials < 5:
             raise ValueError(f"`n_startup_trials` must be at least 5 to tell anything but got {n_startup_trials}.")
         self.space = space
         self._distributions = space.distributions()
         self._pruner = pruner or NopPruner()
-        self._spared, self._n_startup_trials, self._seed = spared, n_startup_trials, seed
+        self._exempt, self._n_startup_trials, self._seed = exempt, n_startup_trials, seed
         super().__init__()
 
     def _can_guess(self) -> bool:
@@ -130,24 +131,23 @@ class SurrogatePruner(Forgetful, BasePruner):
         """Return what is guessed of a trial's architecture, larger is better; quick when asked again."""
 
     @abstractmethod
-    def _condemns(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
+    def _flags(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
         """Return why a trial is to be stopped, in one sentence; None to let it pass."""
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _init_state(self) -> None:
+        super()._init_state()
         self._lock = threading.RLock()
         self._met_strangers = False
-        self._watch: WeakKeyDictionary[BaseStorage, dict[int, _Watch]] = WeakKeyDictionary()
+        self._watch = PerStudy(_Watch)
 
     def correlation(self, study: Study) -> RankCorrelation:
         """Return how well the guesses rank the trials that have finished so far, the newest 200."""
         with self._lock:
-            watch = self._watch.setdefault(study._storage, {}).setdefault(study._study_id, _Watch())
-            sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
+            watch = self._watch.of(study)
             for trial in watch.finished.take(study._get_trials(deepcopy=False, use_cache=True)):
                 if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all() and self._is_ours(trial):
                     watch.guessed.append(self._guess(trial))
-                    watch.came.append(sign * trial.values[0])
+                    watch.came.append(oriented(trial.values[0], study.directions[0]))
             return rank_correlation(watch.guessed[-WATCHED:], watch.came[-WATCHED:])
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
@@ -156,15 +156,15 @@ class SurrogatePruner(Forgetful, BasePruner):
         if trial.intermediate_values or not self._is_ours(trial) or not self._can_guess():
             return self._ask_wrapped(study, trial)
         guess = self._guess(trial)
-        if SURROGATE_SCORE not in trial.user_attrs:
+        if not has_attribute(trial.user_attrs, SURROGATE_SCORE):
             study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, guess)
-        reason = self._condemns(study, trial, guess)
+        reason = self._flags(study, trial, guess)
         if reason is None or not self._may_speak(study):
             return False
-        spared = self._is_spared(trial)
-        text = f"{reason}; spared, to see whether that was right" if spared else reason
-        study._storage.set_trial_user_attr(trial._trial_id, CONDEMNED, text)
-        return not spared
+        exempt = self._is_exempt(trial)
+        text = f"{reason}; exempt, to see whether that was right" if exempt else reason
+        study._storage.set_trial_user_attr(trial._trial_id, FLAGGED, text)
+        return not exempt
 
     def _ask_wrapped(self, study: Study, trial: FrozenTrial) -> bool:
         if len(study.directions) > 1:
@@ -194,7 +194,7 @@ class SurrogatePruner(Forgetful, BasePruner):
         if correlation.lower > 0:
             return True
         with self._lock:
-            watch = self._watch[study._storage][study._study_id]
+            watch = self._watch.of(study)
             if not watch.warned:
                 watch.warned = True
                 logger.warning(
@@ -207,8 +207,8 @@ class SurrogatePruner(Forgetful, BasePruner):
                 )
         return False
 
-    def _is_spared(self, trial: FrozenTrial) -> bool:
-        return hash_of(f"{self._seed}/{trial.number}") / 2**64 < self._spared
+    def _is_exempt(self, trial: FrozenTrial) -> bool:
+        return hash_of(f"{self._seed}/{trial.number}") / 2**64 < self._exempt
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
         ours = self._distributions
@@ -223,9 +223,9 @@ class QuantilePruner(SurrogatePruner):
         pruner: Decides on the learning curve; by default nothing is stopped by it.
         quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
         n_random: Random architectures that are scored to know that quantile, 100 with each of the first trials.
-        spared: Share of condemned trials that live, in (0, 1].
+        exempt: Share of flagged trials that train anyway, in (0, 1].
         n_startup_trials: Finished trials before the first is stopped.
-        seed: Of the random architectures and of who is spared.
+        seed: Seed of the random architectures and of the choice of exempt trials.
 
     Raises:
         ValueError: An argument is out of range.
@@ -240,7 +240,7 @@ class QuantilePruner(SurrogatePruner):
         pruner: BasePruner | None,
         quantile: float,
         n_random: int,
-        spared: float,
+        exempt: float,
         n_startup_trials: int,
         seed: int,
     ) -> None:
@@ -249,7 +249,7 @@ class QuantilePruner(SurrogatePruner):
         if n_random < 10:
             raise ValueError(f"`n_random` must be at least 10 to know a quantile but got {n_random}.")
         self._quantile, self._n_random = quantile, n_random
-        super().__init__(space, pruner, spared, n_startup_trials, seed)
+        super().__init__(space, pruner, exempt, n_startup_trials, seed)
 
     @abstractmethod
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
@@ -259,8 +259,8 @@ class QuantilePruner(SurrogatePruner):
     def _step(self) -> int:
         """Return the step of the model; scores are of one step."""
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _init_state(self) -> None:
+        super()._init_state()
         self._known: tuple[int, list[NDArray[np.float64]]] = -1, []  # step of the model, what random ones score there
 
     def threshold(self, study: Study, number: int) -> float:
@@ -294,7 +294,7 @@ class QuantilePruner(SurrogatePruner):
 
     @property
     def _key(self) -> str:
-        return f"{self.name}:random_scores"
+        return random_scores_key(self.name)
 
     def _published(self, study: Study, piece: int, step: int) -> NDArray[np.float64] | None:
         trial = find_trial(study, piece)
@@ -308,13 +308,13 @@ class QuantilePruner(SurrogatePruner):
         return np.array(value["scores"])
 
     def _guess(self, trial: FrozenTrial) -> float:
-        known = trial.user_attrs.get(SURROGATE_SCORE)
+        known = attribute(trial.user_attrs, SURROGATE_SCORE)
         if isinstance(known, int | float):
             return float(known)
         guess = float(self._scores([self.space.decode(trial.params)])[0])
         return guess if np.isfinite(guess) else -np.inf
 
-    def _condemns(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
+    def _flags(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
         threshold = self.threshold(study, trial.number)
         if guess >= threshold:
             return None

@@ -32,9 +32,9 @@ class GHNPruner(QuantilePruner):
         quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
         n_random: Random architectures that are scored to know that quantile, 100 with each of the first trials.
         pruner: Decides on the learning curve of what passes; by default nothing is stopped by it.
-        spared: Share of condemned trials that live, so that it can be known who was right.
+        exempt: Share of flagged trials that train anyway, so that it can be known who was right.
         n_startup_trials: Finished trials before the first is stopped.
-        seed: Of the random architectures and of who is spared.
+        seed: Seed of the random architectures and of the choice of exempt trials.
 
     Raises:
         ValueError: An argument is out of range.
@@ -50,7 +50,7 @@ class GHNPruner(QuantilePruner):
         quantile: float = 0.25,
         n_random: int = 1000,
         pruner: BasePruner | None = None,
-        spared: float = 0.05,
+        exempt: float = 0.05,
         n_startup_trials: int = 15,
         seed: int = 0,
     ) -> None:
@@ -60,7 +60,7 @@ class GHNPruner(QuantilePruner):
             space = score.space
         self._ghn = score if isinstance(score, GHN) else None
         self._score = score.score if isinstance(score, GHN) else score
-        super().__init__(space, pruner, quantile, n_random, spared, n_startup_trials, seed)
+        super().__init__(space, pruner, quantile, n_random, exempt, n_startup_trials, seed)
 
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         return np.asarray(self._score(architectures), dtype=np.float64)

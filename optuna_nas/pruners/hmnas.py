@@ -8,7 +8,7 @@ import numpy as np
 from optuna.pruners import MedianPruner
 
 from optuna_nas.pruners.base import QuantilePruner
-from optuna_nas.storage.attributes import MASKS, write_fit_records, write_json
+from optuna_nas.storage.attributes import MASKS, SURVIVAL, write_fit_records, write_json
 from optuna_nas.storage.model_rounds import Rounds, Snapshot, TrainsInRounds
 
 if TYPE_CHECKING:
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from optuna import Study
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
     from optuna_nas.oneshot.hmnas.model import HMNAS
     from optuna_nas.space import Architecture
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 FILE = "hmnas.safetensors"
 SHOWN = 3
 """Edges or ops that a reason names."""
-ENDURANCE, SURVIVAL = GUESSES = ("endurance", "survival")
+ENDURANCE = "endurance"
+SCORES = (ENDURANCE, "survival")
 
 
 class HMNASPruner(TrainsInRounds, QuantilePruner):
@@ -53,9 +54,9 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
         by: `endurance` or `survival`.
         quantile: Share of random architectures below whose guess a trial is stopped, in (0, 1).
         n_random: Random architectures that are judged to know that quantile.
-        spared: Share of condemned trials that live, so that it can be known who was right.
+        exempt: Share of flagged trials that train anyway, so that it can be known who was right.
         n_startup_trials: Finished trials before the first is stopped.
-        seed: Of the random architectures and of who is spared.
+        seed: Seed of the random architectures and of the choice of exempt trials.
 
     Raises:
         ValueError: An argument is out of range.
@@ -76,7 +77,7 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
         by: str = ENDURANCE,
         quantile: float = 0.25,
         n_random: int = 1000,
-        spared: float = 0.05,
+        exempt: float = 0.05,
         n_startup_trials: int = 15,
         seed: int = 0,
     ) -> None:
@@ -87,12 +88,12 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
         for name, value in (("trials", trials), ("trials_per_round", trials_per_round)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1 but got {value}.")
-        if by not in GUESSES:
-            raise ValueError(f"`by` must be one of {GUESSES} but got {by!r}.")
+        if by not in SCORES:
+            raise ValueError(f"`by` must be one of {SCORES} but got {by!r}.")
         self.hmnas, self._by = hmnas, by
         self._data, self._budget, self._given_store = data, budget, artifact_store
         self._n_rounds, self._trials_per_round = -(-trials // trials_per_round), trials_per_round
-        super().__init__(hmnas.space, pruner or MedianPruner(), quantile, n_random, spared, n_startup_trials, seed)
+        super().__init__(hmnas.space, pruner or MedianPruner(), quantile, n_random, exempt, n_startup_trials, seed)
 
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         if self._by == ENDURANCE:
@@ -107,8 +108,8 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
 
     # -- rounds of training ---------------------------------------------------------------------------------------
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _init_state(self) -> None:
+        super()._init_state()
         self._attached = False
         self._told = -1  # step of the masks that a trial has told of
         self._rounds: Rounds[int] = Rounds(
@@ -179,8 +180,8 @@ class HMNASPruner(TrainsInRounds, QuantilePruner):
             self.hmnas.load(fetch(FILE))
         return int(value["step"])
 
-    def _condemns(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
-        reason = super()._condemns(study, trial, guess)
+    def _flags(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
+        reason = super()._flags(study, trial, guess)
         if reason is None:
             return None
         architecture = self.space.decode(trial.params)

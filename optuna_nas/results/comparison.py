@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.study import StudyDirection
 from scipy.stats import rankdata, t, ttest_rel
 
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress, spent_seconds
 from optuna_nas.search.run import run
+from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.quota import counted_trials
 
 if TYPE_CHECKING:
@@ -208,8 +208,9 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget) -> Comp
     direction = next(iter(studies.values()))[0].directions[0]
     curves = {name: [anytime(study, budget) for study in runs] for name, runs in studies.items()}
     best = {name: np.array([values[-1] for _, values in found]) for name, found in curves.items()}
-    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-    ranks = dict(zip(best, rankdata(sign * np.stack(list(best.values())), axis=0).mean(1).tolist(), strict=True))
+    ranks = dict(
+        zip(best, rankdata(-oriented(np.stack(list(best.values())), direction), axis=0).mean(1).tolist(), strict=True)
+    )
     rows = []
     for name, values in best.items():
         n_seeds = len(values)
@@ -228,7 +229,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget) -> Comp
                 float(ttest_rel(values, best[TPE]).pvalue) if differs else float("nan"),
             )
         )
-    rows.sort(key=lambda row: sign * row.mean)
+    rows.sort(key=lambda row: -oriented(row.mean, direction))
     grid = np.linspace(0, budget.amount, POINTS)
     bands = [
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows

@@ -28,7 +28,7 @@ from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers import distribution_records
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import architecture_of, best_trial, feasible, ranking, summarise
-from optuna_nas.storage.attributes import REASON, masks_of
+from optuna_nas.storage.attributes import REASON, attribute, cost_key, has_attribute, masks_of, shown_attributes
 from optuna_nas.storage.versions import git_commit, versions
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
         metric = metric_of(search.resolved_objective)
         rows.append((f"test {metric}", f"{summed.test_metric:.4f}, on data that the search never saw"))
     for name, text in COST_NAMES.items():
-        if name in best.user_attrs:
-            rows.append((text, f"{best.user_attrs[name]:,}"))
+        if has_attribute(best.user_attrs, cost_key(name)):
+            rows.append((text, f"{attribute(best.user_attrs, cost_key(name)):,}"))
     rows.append(("seconds of the trial", f"{spent_seconds(best):,.1f}"))
     if summed.network is not None:
         rows.append(("network", str(summed.network)))
@@ -168,7 +168,7 @@ def _leaderboard(search: Search, study: Study, metric: str) -> list[Text | Table
         return []
     rows = []
     for rank, trial in enumerate(ranked[:ROWS], 1):
-        architecture, attributes = architecture_of(search, trial), trial.user_attrs
+        architecture, attributes = architecture_of(search, trial), shown_attributes(trial.user_attrs)
         summary = architecture.summary if architecture else ", ".join(f"{k}={v}" for k, v in trial.params.items())
         costs = [f"{attributes[name]:,}" if name in attributes else "" for name in ("params", "multiply_adds")]
         place = str(rank) if feasible(trial) else "breaks a constraint"
@@ -279,7 +279,7 @@ def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Tab
     blocks.append(Text(text))
     reasons: dict[str, list[int]] = {}
     for trial in (*pruned, *failed):
-        reason = str(trial.user_attrs.get(REASON, "no reason was given"))
+        reason = str(attribute(trial.user_attrs, REASON, "no reason was given"))
         reasons.setdefault(reason, []).append(trial.number)
     common = sorted(reasons.items(), key=lambda item: -len(item[1]))[:SHOWN_REASONS]
     rows = [(str(len(numbers)), reason, ", ".join(map(str, numbers[:10]))) for reason, numbers in common]

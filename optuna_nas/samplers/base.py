@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.samplers._lazy_random_state import LazyRandomState
 
-from optuna_nas.storage.attributes import hash_of
+from optuna_nas.storage.attributes import given_params, hash_of
 from optuna_nas.storage.model_rounds import TrainsInRounds
+from optuna_nas.storage.optuna_rdb import LazyRandomState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,8 +54,8 @@ class ArchitectureSampler(TrainsInRounds, BaseSampler):
     def _before_proposal(self, study: Study, trial: FrozenTrial) -> None:
         """Do what comes before a trial's first proposal, such as a training that the trial has to pay for."""
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _init_state(self) -> None:
+        super()._init_state()
         self._inner_lock = threading.Lock()
 
     def reseed_rng(self) -> None:
@@ -103,7 +103,7 @@ class ArchitectureSampler(TrainsInRounds, BaseSampler):
 
     def _is_fixed(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial has all our parameters, or was enqueued with them, so that nothing is asked of us."""
-        return self._distributions.keys() <= {*trial.system_attrs.get("fixed_params", ()), *trial.params}
+        return self._distributions.keys() <= given_params(trial).keys()
 
     def _params(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
         """Return the parameters of one option a path."""

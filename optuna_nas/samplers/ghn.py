@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_nas.oneshot.ghn import GHN
 from optuna_nas.oneshot.ghn.regression import regress_if_better
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.space.cost import COSTS
-from optuna_nas.storage.attributes import DIGEST, SURROGATE_SCORE, Unverified, hash_of, write_fit_records
+from optuna_nas.storage.attributes import (
+    DIGEST,
+    SURROGATE_SCORE,
+    Unverified,
+    attribute,
+    given_params,
+    hash_of,
+    write_fit_records,
+)
+from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.finished import FinishedIndex, PerStudy
 from optuna_nas.storage.model_rounds import Rounds, Snapshot
 from optuna_nas.training.checkpoints import load_tensors, save_tensors
 
@@ -25,14 +33,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from optuna import Study
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
     from optuna_nas.oneshot.base import Score
     from optuna_nas.space import Architecture, Skeleton, Space
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +149,11 @@ class GHNSampler(ArchitectureSampler):
         self._seeded = seed is not None
         super().__init__(space, inner, seed)
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _init_state(self) -> None:
+        super()._init_state()
         self._attached = False
         self._reserve: tuple[str, list[NDArray[np.int64]]] | None = None
-        self._digests: WeakKeyDictionary[BaseStorage, dict[int, int]] = WeakKeyDictionary()  # by a trial's id
+        self._index = PerStudy(lambda: FinishedIndex[int](self._digest_of))
         self._rounds: Rounds[Pool] = Rounds("GHN", self._refresh, self._given_store, self._is_fixed, self._load, self)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -176,7 +183,7 @@ class GHNSampler(ArchitectureSampler):
         self._rounds.open(study, trial, prepare, save)
         found = self._candidate(study, trial)
         if found is not None:
-            given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            given = given_params(trial)
             if all(given.get(path, choice) == choice for path, choice in self._params(found[0]).items()):
                 study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, found[1])
 
@@ -273,17 +280,25 @@ class GHNSampler(ArchitectureSampler):
         return Pool(chosen_MP[order], scores_M[order], kept)
 
     def _of_trials(self, study: Study, trial: FrozenTrial) -> dict[int, FrozenTrial]:
-        """Return the other trials by the digest of their architecture, those of all brackets."""
-        known = self._digests.setdefault(study._storage, {})
-        found = {}
-        for other in study._get_trials(deepcopy=False, use_cache=False):
-            if other.number == trial.number:
-                continue
-            if other._trial_id not in known and self._distributions.keys() <= other.params.keys():
-                known[other._trial_id] = _digest_of(self.space, other)
-            if other._trial_id in known:
-                found[known[other._trial_id]] = other
-        return found
+        """Return the other trials by the digest of their architecture, those of all brackets.
+
+        Of several trials of one function, the last by number, at the place of the first.
+        """
+        index = self._index.of(study)
+        unfinished = index.update(study._get_trials(deepcopy=False, use_cache=False))
+        by_digest = index.groups()
+        for other in unfinished:
+            if other.number != trial.number and (digest := self._digest_of(other)) is not None:
+                by_digest.setdefault(digest, []).append(other)
+        groups = {digest: sorted(trials, key=_number) for digest, trials in by_digest.items()}
+        return {digest: trials[-1] for digest, trials in sorted(groups.items(), key=lambda item: item[1][0].number)}
+
+    def _digest_of(self, trial: FrozenTrial) -> int | None:
+        """Return the digest of a trial's architecture, None where it is not of this space."""
+        if not self._distributions.keys() <= trial.params.keys():
+            return None
+        known = attribute(trial.user_attrs, DIGEST)
+        return _as_int(known) if isinstance(known, str) else _digest(self.space.decode(trial.params))
 
     def _draws(self, study: Study, trial: FrozenTrial) -> Iterator[Architecture]:
         random = self._random(trial, "pool")
@@ -329,9 +344,8 @@ class GHNSampler(ArchitectureSampler):
         ]
         if self.ghn is None or not finished or len(study.directions) > 1:
             return scores, scores
-        sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         theirs = [self.space.decode(trial.params) for trial in finished]
-        values = np.array([sign * trial.values[0] for trial in finished])
+        values = np.array([oriented(trial.values[0], study.direction) for trial in finished])
         ranking, kind = regress_if_better(
             self.ghn.embed(theirs), self.ghn.score(theirs), values, self.ghn.embed(architectures), scores
         )
@@ -389,9 +403,8 @@ def _digest(architecture: Architecture) -> int:
     return _as_int(architecture.canonical().digest)
 
 
-def _digest_of(space: Space, trial: FrozenTrial) -> int:
-    known = trial.user_attrs.get(DIGEST)
-    return _as_int(known) if isinstance(known, str) else _digest(space.decode(trial.params))
+def _number(trial: FrozenTrial) -> int:
+    return trial.number
 
 
 def _as_int(digest: str) -> int:

@@ -6,17 +6,24 @@ import base64
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_nas.oneshot.snas.distribution import DistributionRecord, connected_argmax, draw, entropies, softmax
 from optuna_nas.oneshot.snas.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
-from optuna_nas.storage.attributes import DIGEST, Unverified, read_json, write_json
-from optuna_nas.storage.finished import FinishedTrials
+from optuna_nas.storage.attributes import (
+    DIGEST,
+    SNAS_RECORDS,
+    Unverified,
+    attribute,
+    given_params,
+    read_json,
+    write_json,
+)
+from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.finished import FinishedTrials, PerStudy
 from optuna_nas.storage.model_rounds import Rounds, Snapshot
 
 if TYPE_CHECKING:
@@ -25,22 +32,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from optuna import Study
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
+    from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
     from optuna_nas.oneshot import SNAS
     from optuna_nas.space import Architecture, Space
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
 FILE = "snas.safetensors"
-RECORDS = "snas:records"
 RECORDS_A_ROUND = 10
 TRIALS_A_RECORD = 5
-MOST_DRAWS = 100
+MAX_DRAWS = 100
 NOVELTY = 0.02  # share of the uniform distribution that every draw of something known mixes in
 
 
@@ -123,12 +129,12 @@ class SNASSampler(ArchitectureSampler):
         super().__init__(space, inner, seed)
         logger.info("SNASSampler learns by the %s.", self.learning)
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _init_state(self) -> None:
+        super()._init_state()
         self._attached = False
         self._lock = threading.RLock()
-        # By storage, for a number names a study only there.
-        self._folds: WeakKeyDictionary[BaseStorage, dict[int, _Fold]] = WeakKeyDictionary()
+        sizes = [len(distribution.choices) for distribution in self._distributions.values()]
+        self._folds = PerStudy(lambda: _Fold(ScoreFunction(sizes, self._learning_rate)))
         self._rounds: Rounds[NDArray[np.float64]] = Rounds(
             "SNAS", self._trials_per_round, self._given_store, self._is_fixed, self._load, self
         )
@@ -165,7 +171,7 @@ class SNASSampler(ArchitectureSampler):
         fold, snapshot = self._fold(study), self._newest(study, trial.number)
         table = self._table(fold, snapshot)
         self._record(study, trial, table)
-        given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        given = given_params(trial)
         fixed = {
             number: known[given[path]]
             for number, (path, known) in enumerate(self._positions.items())
@@ -180,7 +186,7 @@ class SNASSampler(ArchitectureSampler):
         random = self._random(trial, "architecture")
         uniform = (table > 0) / (table > 0).sum(axis=1, keepdims=True)
         last: dict[str, Any] | None = None
-        for _ in range(MOST_DRAWS):
+        for _ in range(MAX_DRAWS):
             chosen = draw(table, random)
             for position, option in fixed.items():
                 chosen[position] = option
@@ -220,13 +226,8 @@ class SNASSampler(ArchitectureSampler):
         if trials is None:
             trials = study._get_trials(deepcopy=False, use_cache=True)
         with self._lock:
-            folds = self._folds.setdefault(study._storage, {})
-            if study._study_id not in folds:
-                sizes = [len(distribution.choices) for distribution in self._distributions.values()]
-                folds[study._study_id] = _Fold(ScoreFunction(sizes, self._learning_rate))
-            fold = folds[study._study_id]
-            signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
-            fold.update(trials, self._positions, signs)
+            fold = self._folds.of(study)
+            fold.update(trials, self._positions, study.directions)
             return fold
 
     def _record(self, study: Study, trial: FrozenTrial, table: NDArray[np.float64]) -> None:
@@ -319,7 +320,10 @@ class _Fold:
         self._finished = FinishedTrials()
 
     def update(
-        self, trials: Sequence[FrozenTrial], positions: Mapping[str, Mapping[Any, int]], signs: Sequence[float]
+        self,
+        trials: Sequence[FrozenTrial],
+        positions: Mapping[str, Mapping[Any, int]],
+        directions: Sequence[StudyDirection],
     ) -> None:
         for trial in sorted(self._finished.take(trials), key=_finished_at):
             if trial.state == TrialState.FAIL or not positions.keys() <= trial.params.keys():
@@ -333,9 +337,9 @@ class _Fold:
                 )
             if len(trial.params) == len(positions):
                 self._chosen.add(chosen)
-                if DIGEST in trial.user_attrs:
-                    self._digests.add(trial.user_attrs[DIGEST])
-            self.policy.learn(chosen, _outcome(trial, signs))
+                if (digest := attribute(trial.user_attrs, DIGEST)) is not None:
+                    self._digests.add(digest)
+            self.policy.learn(chosen, _outcome(trial, directions))
 
     def is_taken(self, chosen: NDArray[np.int64], architecture: Architecture) -> bool:
         """Tell whether a finished trial had this architecture, or, where trials say so, one of the same function."""
@@ -351,7 +355,7 @@ def _never(chosen: NDArray[np.int64], architecture: Architecture) -> bool:
 def records_of(trial: FrozenTrial) -> list[DistributionRecord]:
     """Return how the distribution stood while a trial trained it or drew from it; empty for most trials."""
     try:
-        published = read_json(trial.system_attrs, RECORDS)
+        published = read_json(trial.system_attrs, SNAS_RECORDS)
     except Unverified:
         return []
     return [
@@ -385,17 +389,17 @@ def _write_records(study: Study, trial: FrozenTrial, records: Sequence[Distribut
         }
         for record in records
     ]
-    write_json(study, trial, RECORDS, plain)
+    write_json(study, trial, SNAS_RECORDS, plain)
 
 
-def _outcome(trial: FrozenTrial, signs: Sequence[float]) -> Outcome:
+def _outcome(trial: FrozenTrial, directions: Sequence[StudyDirection]) -> Outcome:
     violation = sum(max(0.0, excess) for excess in trial.constraints.values())
     if trial.state == TrialState.COMPLETE:
         progress = float("inf")
     else:
         progress = float(-1 if trial.last_step is None else trial.last_step)
-    values = trial.values or [0.0] * len(signs)  # pruned before it reported: behind all others by its progress
-    return Outcome(violation, progress, tuple(sign * value for sign, value in zip(signs, values, strict=True)))
+    values = trial.values or [0.0] * len(directions)  # pruned before it reported: behind all others by its progress
+    return Outcome(violation, progress, tuple(map(oriented, values, directions)))
 
 
 def _finished_at(trial: FrozenTrial) -> tuple[float, int]:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from optuna import Study
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
     from optuna_nas.space import ModelSpace, Space
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
 class SearchListener(TrialListener, Protocol):

@@ -6,14 +6,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nas.objective.protocol import Describes, Judges, Objective
 from optuna_nas.objective.train_objective import network_path
 from optuna_nas.plots import plot_architecture
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
-from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified
+from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
+from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.versions import git_commit, versions
 from optuna_nas.tracking import DatasetInfo
 
@@ -67,7 +67,7 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
         picture = folder / "best_architecture.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_architecture(architecture).savefig(picture, dpi=150)
-    network: Path | None = network_path(folder, best.user_attrs.get(DUPLICATE_OF, best.number))
+    network: Path | None = network_path(folder, attribute(best.user_attrs, DUPLICATE_OF, best.number))
     if network is not None and not network.exists() and not _fetch_network(search, study, best, network):
         network = None
     test_metric = _test_metric(search, study, best, network, judge)
@@ -76,7 +76,7 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
 
 def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:
     """Fetch a network that was trained on another machine; tell whether there is one."""
-    trained = study.trials[best.user_attrs.get(DUPLICATE_OF, best.number)]
+    trained = study.trials[attribute(best.user_attrs, DUPLICATE_OF, best.number)]
     if search.artifacts is None or SHARED_NETWORK not in trained.user_attrs:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +104,11 @@ def _test_metric(search: Search, study: Study, best: FrozenTrial, network: Path 
 
 def ranking(study: Study) -> list[FrozenTrial]:
     """Return the completed trials, best first by the first objective; those that break a constraint come last."""
-    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    direction = study.directions[0]
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: (not feasible(trial), sign * trial.values[0], trial.number))
+    return sorted(
+        complete, key=lambda trial: (not feasible(trial), -oriented(trial.values[0], direction), trial.number)
+    )
 
 
 def feasible(trial: FrozenTrial) -> bool:

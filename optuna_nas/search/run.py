@@ -29,9 +29,9 @@ from optuna_nas.search.results import SearchResult, ranking, shown_in_mlflow, su
 from optuna_nas.search.signals import handled
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store
-from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER
-from optuna_nas.storage.database import SQLITE, backend_of, closing, storage_reason
-from optuna_nas.storage.optuna_rdb import StorageError
+from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
+from optuna_nas.storage.database import SQLITE, closing, storage_reason
+from optuna_nas.storage.optuna_rdb import StorageError, backend_of
 from optuna_nas.storage.presence import presence, this_worker
 from optuna_nas.storage.quota import Quota, StorageAway, Surplus
 from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, requeue_interrupted
@@ -43,10 +43,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import FrameType
 
-    from optuna.artifacts._protocol import ArtifactStore
-
     from optuna_nas.search.config import Search, SearchListener
     from optuna_nas.space import Architecture, Space
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
     from optuna_nas.tracking import MLflowTracker
 
 logger = logging.getLogger(__name__)
@@ -437,7 +436,7 @@ def _forget_networks(study: Study, folder: Path, keep: int) -> None:
     if len(files) <= keep:
         return
     best = [*ranking(study)[:keep], *(study.best_trials if len(study.directions) > 1 else ())]
-    kept = {trial.user_attrs.get(DUPLICATE_OF, trial.number) for trial in best}
+    kept = {attribute(trial.user_attrs, DUPLICATE_OF, trial.number) for trial in best}
     finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     for file in files:
         number = int(file.stem.removeprefix("trial-"))
@@ -450,7 +449,7 @@ def _forget_shared(study: Study, trial: FrozenTrial, store: ArtifactStore, keep:
     if len(study.directions) > 1:
         return  # a front may be as large as it likes
     ranked = ranking(study)
-    kept = {best.user_attrs.get(DUPLICATE_OF, best.number) for best in ranked[:keep]}
+    kept = {attribute(best.user_attrs, DUPLICATE_OF, best.number) for best in ranked[:keep]}
     for other in (trial, *ranked[keep : keep + 1]):
         if SHARED_NETWORK in other.user_attrs and other.number not in kept:
             with suppress(Exception):  # each store has errors of its own

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from optuna import Study
-    from optuna.artifacts._protocol import ArtifactStore
     from optuna.trial import FrozenTrial
+
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
 def publish_file(study: Study, trial: FrozenTrial, store: ArtifactStore, path: Path) -> dict[str, str]:

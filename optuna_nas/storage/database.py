@@ -1,7 +1,7 @@
 """Where studies are kept: any database that Optuna takes, or a PostgreSQL of the study's own, started when needed.
 
-A worker that dies is found out by its missing heartbeat, and its trial is tried again (Optuna's own mechanism). What a
-running trial writes goes to the database in few transactions.
+A worker that dies is found by its missing heartbeat (Optuna's mechanism), and its trial is tried again (`retries`).
+What a running trial writes goes to the database in few transactions.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import DatabaseError
 
-from optuna_nas.storage.attributes import RESUMES
-from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError
+from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of
+from optuna_nas.storage.retries import TryAgain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 
 SQLITE = "sqlite:///"
-MOST_ATTEMPTS = 3
-"""How often the parameters of a trial are tried whose process dies."""
 TABLE_ATTEMPTS = 2
 """How often the tables of a new database are looked for before an error counts."""
 
@@ -45,21 +42,6 @@ class Heartbeat(NamedTuple):
 
     interval: int = 15
     grace: int = 90
-
-
-class _Retry(RetryHeartbeatStaleTrialCallback):
-    """Optuna's retry of a trial whose worker died, and whoever else wants to know of that."""
-
-    def __init__(self, on_dead: Callable[[Study, FrozenTrial], None] | None) -> None:
-        super().__init__(max_retry=MOST_ATTEMPTS - 1)
-        self._on_dead = on_dead
-
-    def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        if trial.params:
-            trial.user_attrs.setdefault(RESUMES, trial.number)
-        super().__call__(study, trial)
-        if self._on_dead is not None:
-            self._on_dead(study, trial)
 
 
 def connect(
@@ -85,7 +67,7 @@ def connect(
         options["engine_kwargs"] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
         if heartbeat is not None:
             options |= {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
-            options["heartbeat_stale_trial_callback"] = _retry(on_dead)
+            options["heartbeat_stale_trial_callback"] = TryAgain(on_dead)
     with clear_errors(address), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         for _ in range(TABLE_ATTEMPTS):
@@ -93,18 +75,6 @@ def connect(
                 return FlatStorage(BatchingStorage(address, **options))
             time.sleep(random.random())
         return FlatStorage(BatchingStorage(address, **options))
-
-
-def _retry(on_dead: Callable[[Study, FrozenTrial], None] | None) -> _Retry:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return _Retry(on_dead)
-
-
-def backend_of(study: Study) -> BatchingStorage | None:
-    """Return the database behind a study's storage, if that was made by `connect`."""
-    backend = getattr(study._storage, "_backend", None)
-    return backend if isinstance(backend, BatchingStorage) else None
 
 
 @contextmanager

@@ -1,39 +1,72 @@
-"""What finished trials had, read once each."""
+"""The finished trials of a study, each read once; and state that belongs to one study."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from bisect import insort
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
+    from optuna import Study
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
+State = TypeVar("State")
+Key = TypeVar("Key", bound="Hashable")
 
-class Forgetful:
+
+class PicklesSettings:
     """Pickles its settings only; what can't be pickled, or can be had again from a study, is made anew.
 
-    Subclasses set their settings before they call this constructor, and all else in `_forget`.
+    Subclasses set their settings before they call this constructor, and all else in `_init_state`.
+
+    >>> class Counter(PicklesSettings):
+    ...     def __init__(self, step):
+    ...         self.step = step
+    ...         super().__init__()
+    ...
+    ...     def _init_state(self):
+    ...         super()._init_state()
+    ...         self.count = 0
+    >>> state = Counter(step=2).__getstate__()
+    >>> state["step"], "count" in state
+    (2, False)
     """
 
     def __init__(self) -> None:
         settings = set(vars(self))
-        self._forget()
-        self._forgotten = frozenset(vars(self)) - settings
+        self._init_state()
+        self._state_names = frozenset(vars(self)) - settings
 
-    def _forget(self) -> None:
+    def _init_state(self) -> None:
         """Make anew what is not pickled."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in sorted(vars(self).items()) if name not in self._forgotten}
+        return {name: value for name, value in sorted(vars(self).items()) if name not in self._state_names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._init_state()
 
 
 class FinishedTrials:
-    """The trials of a study as they finish, each shown once."""
+    """The trials of a study as they finish, each shown once.
+
+    >>> import optuna
+    >>> study, finished = optuna.create_study(), FinishedTrials()
+    >>> study.add_trial(optuna.create_trial(value=1.0))
+    >>> running = study.ask()
+    >>> [trial.number for trial in finished.take(study.get_trials(deepcopy=False))], finished.unfinished
+    ([0], [1])
+    >>> study.tell(running, 2.0).number
+    1
+    >>> [trial.number for trial in finished.take(study.get_trials(deepcopy=False))]
+    [1]
+    """
 
     def __init__(self) -> None:
         self.unfinished: list[int] = []  # places in the list of trials
@@ -54,3 +87,82 @@ class FinishedTrials:
                 unfinished.append(place)
         self.unfinished, self._n_known = unfinished, max(self._n_known, len(trials))
         return finished
+
+
+class FinishedIndex(Generic[Key]):
+    """The finished trials of a study by a key; each is looked at once, so a trial costs the same in a long study.
+
+    Threads may share one. It pickles without the trials and reads them again.
+
+    >>> import optuna
+    >>> study = optuna.create_study()
+    >>> for value in (1.0, 2.0, 1.0):
+    ...     study.add_trial(optuna.create_trial(value=value))
+    >>> index = FinishedIndex(lambda trial: trial.value)
+    >>> unfinished = index.update(study.get_trials(deepcopy=False))
+    >>> [trial.number for trial in index.of(1.0)]
+    [0, 2]
+
+    Args:
+        key: Called once with every finished trial; None leaves the trial out.
+    """
+
+    def __init__(self, key: Callable[[FrozenTrial], Key | None]) -> None:
+        self._key = key
+        self._lock = threading.Lock()
+        self._finished = FinishedTrials()
+        self._by_key: dict[Key, list[FrozenTrial]] = {}
+
+    def update(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Take in the trials that have finished since the last call; return those that have not finished.
+
+        Args:
+            trials: All of the study, by number.
+        """
+        with self._lock:
+            for trial in self._finished.take(trials):
+                if (key := self._key(trial)) is not None:
+                    insort(self._by_key.setdefault(key, []), trial, key=attrgetter("number"))
+            return [trials[place] for place in self._finished.unfinished if place < len(trials)]
+
+    def of(self, key: Key) -> Sequence[FrozenTrial]:
+        """Return the finished trials of a key, by number."""
+        with self._lock:
+            return tuple(self._by_key.get(key, ()))
+
+    def groups(self) -> dict[Key, list[FrozenTrial]]:
+        """Return the finished trials of every key, by number."""
+        with self._lock:
+            return {key: list(trials) for key, trials in self._by_key.items()}
+
+
+class PerStudy(Generic[State]):
+    """A state for every study, made when first asked for; forgotten with the study's storage, and never pickled.
+
+    Studies are told apart by storage and number, for a number names a study only there.
+
+    >>> import optuna
+    >>> seen, study = PerStudy(list), optuna.create_study()
+    >>> seen.of(study).append(1)
+    >>> seen.of(study), seen.of(optuna.create_study())
+    ([1], [])
+
+    Args:
+        make: Makes the state of a study.
+    """
+
+    def __init__(self, make: Callable[[], State]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._states: WeakKeyDictionary[BaseStorage, dict[int, State]] = WeakKeyDictionary()
+
+    def of(self, study: Study) -> State:
+        """Return the state of a study."""
+        with self._lock:
+            states = self._states.setdefault(study._storage, {})
+            if study._study_id not in states:
+                states[study._study_id] = self._make()
+            return states[study._study_id]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PerStudy, (self._make,)

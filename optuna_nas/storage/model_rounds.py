@@ -13,22 +13,22 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from optuna_nas.storage.artifacts import fetch_file, folder_store, publish_file
-from optuna_nas.storage.attributes import Unreachable, Unverified, find_trial, read_json, write_json
-from optuna_nas.storage.finished import Forgetful
+from optuna_nas.storage.attributes import Unreachable, Unverified, find_trial, read_json, snapshot_key, write_json
+from optuna_nas.storage.finished import PerStudy, PicklesSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from optuna import Study
-    from optuna.artifacts._protocol import ArtifactStore
-    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
+
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,14 @@ class Snapshot(NamedTuple, Generic[Loaded]):
     loaded: Loaded
 
 
-class TrainsInRounds(Forgetful):
+class TrainsInRounds(PicklesSettings):
     """What a search tells a sampler or pruner that trains a model: where to keep it, whom to tell, when to stop.
 
     Users need not call `prepare`: without it nothing is kept on disk beside the artifact store.
     """
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _init_state(self) -> None:
+        super()._init_state()
         self._on_progress: Callable[[float], None] | None = None
         self._should_stop: Callable[[], bool] | None = None
         self._folder: Path | None = None
@@ -113,12 +113,11 @@ class Rounds(Generic[Loaded]):
         load: Callable[[dict[str, Any], Callable[[str], Path]], Loaded],
         searcher: TrainsInRounds,
     ) -> None:
-        self._name, self._key = name, f"{name.lower()}:snapshot"
+        self._name, self._key = name, snapshot_key(name)
         self._trials_per_round, self._given_store = trials_per_round, store
         self._is_fixed, self._load, self._searcher = is_fixed, load, ref(searcher)
-        self._lock, self._preparing = threading.Lock(), threading.Lock()
-        # By storage, for a number names a study only there.
-        self._states: WeakKeyDictionary[BaseStorage, dict[int, _State[Loaded]]] = WeakKeyDictionary()
+        self._preparing = threading.Lock()
+        self._states: PerStudy[_State[Loaded]] = PerStudy(_State)
 
     def open(
         self,
@@ -178,8 +177,7 @@ class Rounds(Generic[Loaded]):
         return state.newest
 
     def _state(self, study: Study) -> _State[Loaded]:
-        with self._lock:
-            return self._states.setdefault(study._storage, {}).setdefault(study._study_id, _State())
+        return self._states.of(study)
 
     def _is_opener(self, study: Study, trial: FrozenTrial) -> bool:
         """Tell whether a trial opens its round: it is the first, or those before it will not.

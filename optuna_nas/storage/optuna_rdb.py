@@ -1,6 +1,14 @@
 """Optuna's relational storage with batched writes and flat cost per trial.
 
-The one file that imports private modules of Optuna.
+This is the one module that imports private modules of Optuna (written against 5.0); the others import those names from
+here. What to do when Optuna changes them:
+
+- `optuna.storages._rdb`, `_cached_storage`: run `tests/storage/test_optuna_rdb.py`, which holds Optuna's own storage
+  suite against these classes and compares what they read with what Optuna reads. Until it passes, return
+  `optuna.storages.get_storage(address)` in `database.connect`: all works, with more transactions a trial.
+- `LazyRandomState`: how Optuna's samplers hold their random stream; `ArchitectureSampler` reseeds inner samplers
+  through it. Anything with `rng.seed(int)` will do.
+- `ArtifactStore`: the protocol of artifact stores (`open_reader`, `write`, `remove`), for annotations only.
 """
 
 from __future__ import annotations
@@ -17,7 +25,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
+from optuna.artifacts._protocol import ArtifactStore as ArtifactStore
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.samplers._lazy_random_state import LazyRandomState as LazyRandomState
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
@@ -29,13 +39,14 @@ from sqlalchemy.exc import SQLAlchemyError
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
 
+    from optuna import Study
     from optuna.distributions import BaseDistribution
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
 logger = logging.getLogger(__name__)
 
-MOST_INCLUDED = 500
+MAX_INCLUDED = 500
 """Unfinished trials that are asked for by number; more are rare, and left to Optuna."""
 
 StorageError = (StorageInternalError, SQLAlchemyError)
@@ -63,7 +74,7 @@ class BatchingStorage(RDBStorage):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         with self._opened():
             super().__init__(*arguments, **options)
-        self._forget()
+        self._init_state()
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
@@ -76,7 +87,7 @@ class BatchingStorage(RDBStorage):
                 engine.dispose()
             raise
 
-    def _forget(self) -> None:
+    def _init_state(self) -> None:
         self._running: set[int] = set()  # trials of this process; those of others are written at once
         self._delayed: dict[int, _Delayed] = {}
         self._flushing = threading.RLock()
@@ -86,7 +97,7 @@ class BatchingStorage(RDBStorage):
         return {name: value for name, value in state.items() if name not in ("_running", "_delayed", "_flushing")}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        self._forget()
+        self._init_state()
         with self._opened():
             super().__setstate__(state)
 
@@ -208,7 +219,7 @@ class BatchingStorage(RDBStorage):
     ) -> list[FrozenTrial]:
         """Do what Optuna's does, with rows in place of objects: thousands of trials are read in a third of the time."""
         self._flush_to_read()
-        if states is not None or len(included_trial_ids) > MOST_INCLUDED:
+        if states is not None or len(included_trial_ids) > MAX_INCLUDED:
             return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
         trial_model = models.TrialModel
         wanted = trial_model.trial_id > trial_id_greater_than
@@ -337,3 +348,9 @@ class FlatStorage(_CachedStorage):
 
 def _number(trial: FrozenTrial) -> int:
     return trial.number
+
+
+def backend_of(study: Study) -> BatchingStorage | None:
+    """Return the database behind a study's storage, if it was made by `database.connect`; else None."""
+    backend = getattr(study._storage, "_backend", None)
+    return backend if isinstance(backend, BatchingStorage) else None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from optuna.trial import TrialState
 
 from optuna_nas.storage.attributes import REQUEUED, WORKER
-from optuna_nas.storage.database import backend_of
 from optuna_nas.storage.finished import FinishedTrials
+from optuna_nas.storage.optuna_rdb import backend_of
 from optuna_nas.storage.retries import replaced_by
 
 if TYPE_CHECKING:

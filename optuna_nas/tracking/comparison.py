@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from optuna_nas.storage.attributes import UID_ATTRIBUTE
+from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, UID_ATTRIBUTE, has_attribute
 from optuna_nas.tracking.mirror import connected
 from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, page_url, parallel_axes, view_key
 
@@ -65,11 +65,12 @@ def save_comparison(
         ]
         maximize = studies[0].directions[0].name == "MAXIMIZE"
         key = str(studies[0].user_attrs.get(UID_ATTRIBUTE, KIND))
+        scored = any(has_attribute(trial.user_attrs, SURROGATE_SCORE) for trial in finished)
         view = comparison_view(
             tracker.metric,
             maximize=maximize,
             params=parallel_axes(finished, space),
-            scatter="surrogate_score" if any("surrogate_score" in trial.user_attrs for trial in finished) else "params",
+            scatter=SHOWN_NAMES[SURROGATE_SCORE if scored else PARAMS],
             winner="",
             search_filter="",
         )

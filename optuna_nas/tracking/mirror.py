@@ -35,7 +35,19 @@ from optuna_nas.plots.masks import draw_masks
 from optuna_nas.plots.progress import spent_seconds
 from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers.snas import records_of
-from optuna_nas.storage.attributes import GPU_SECONDS, PREFIX, SURROGATE_SCORE, UID_ATTRIBUTE, fit_records_of, masks_of
+from optuna_nas.storage.attributes import (
+    GPU_SECONDS,
+    PARAMS,
+    PREFIX,
+    SHOWN_NAMES,
+    SURROGATE_SCORE,
+    UID_ATTRIBUTE,
+    attribute,
+    fit_records_of,
+    has_attribute,
+    masks_of,
+    shown_attributes,
+)
 from optuna_nas.storage.database import one_line, without_password
 from optuna_nas.tracking.records import (
     SQLITE,
@@ -78,8 +90,8 @@ _logger = logging.getLogger("optuna_nas.tracking")
 NOISY = ("mlflow", "alembic", "sqlalchemy", "urllib3")  # loggers whose messages from that thread are nobody's business
 PROBE_SECONDS = 5  # in which a server must say something
 FRESH_SECONDS = 10.0  # how long a trial of another process is left to that process
-SCATTER_ATTRIBUTES = (SURROGATE_SCORE, "params")
-"""User attributes to draw against the value, best first: what a one-shot model guessed, what the network costs."""
+SCATTER_ATTRIBUTES = (SHOWN_NAMES[SURROGATE_SCORE], SHOWN_NAMES[PARAMS])
+"""Metrics to draw against the value, best first: what a one-shot model guessed, what the network costs."""
 TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
 GUESSES, FEWEST_GUESSES = "surrogate.png", 5
 ANYTIME = "anytime.png"
@@ -295,7 +307,7 @@ class Mirror:
         self._write_trial(trial)
         self._write_curves(study, set(self.own))
         self._write_records([trial])
-        if self._scatter != SCATTER_ATTRIBUTES[0] and SCATTER_ATTRIBUTES[0] in trial.user_attrs:
+        if self._scatter != SCATTER_ATTRIBUTES[0] and has_attribute(trial.user_attrs, SURROGATE_SCORE):
             self._save_view(study)
 
     def _write_trial(self, trial: FrozenTrial) -> None:
@@ -310,11 +322,12 @@ class Mirror:
         if trial.values and (not curve or curve[max(curve)].value != trial.values[0]):
             step, after = max(curve, default=0), max((point.timestamp for point in curve.values()), default=0) + 1
             metrics.append(Metric(self._metric, trial.values[0], max(end, after), step))  # of a step, the latest counts
-        numbers = {name: value for name, value in trial.user_attrs.items() if _is_number(name, value)}
+        known = shown_attributes(trial.user_attrs)
+        numbers = {name: value for name, value in known.items() if _is_number(name, value)}
         shown = numbers | dict(zip(self._objectives[1:], (trial.values or [])[1:], strict=False))
         attributes = {key: value for key, value in _keyed(shown).items() if key not in run.data.metrics}
         metrics += [Metric(key, float(value), end, 0) for key, value in attributes.items() if key != self._metric]
-        texts = {name: _text(value) for name, value in trial.user_attrs.items() if name not in numbers}
+        texts = {name: _text(value) for name, value in known.items() if name not in numbers}
         tags = _keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state.name]}
         self._log(run_id, metrics, _param_texts(trial.params), tags)
         if "mlflow.loggedImages" not in run.data.tags:
@@ -475,7 +488,8 @@ class Mirror:
 
     def _leaderboard(self, ranked: Sequence[FrozenTrial]) -> dict[str, Any]:
         """Return MLflow's form of a table (`log_table` would append to that of an earlier run)."""
-        attributes = sorted({name for t in ranked for name, value in t.user_attrs.items() if _is_number(name, value)})
+        known = [shown_attributes(trial.user_attrs) for trial in ranked]
+        attributes = sorted({name for known_of in known for name, value in known_of.items() if _is_number(name, value)})
         params = list(dict.fromkeys(name for trial in ranked for name in trial.params))
         columns = ["trial", self._metric, "state", "seconds", *attributes, *params]
         rows = [
@@ -484,10 +498,10 @@ class Mirror:
                 trial.values[0] if trial.values else None,
                 trial.state.name,
                 round(trial.duration.total_seconds(), 1) if trial.duration else None,
-                *(trial.user_attrs.get(name) for name in attributes),
+                *(known_of.get(name) for name in attributes),
                 *(trial.params.get(name) for name in params),
             ]
-            for trial in ranked
+            for trial, known_of in zip(ranked, known, strict=True)
         ]
         return {"columns": columns, "data": rows}
 
@@ -506,7 +520,7 @@ class Mirror:
             point = self._curves.add(trial, counts=self._counts(trial))
             if trial.number in self._steps:
                 continue
-            if SURROGATE_SCORE in trial.user_attrs and n_seen + 1 >= TAU_FROM * self._n_tau:
+            if has_attribute(trial.user_attrs, SURROGATE_SCORE) and n_seen + 1 >= TAU_FROM * self._n_tau:
                 self._n_tau = n_seen + 1
                 tau = guesses(seen[: n_seen + 1], study.directions[0]).correlation
                 point |= {f"surrogate/kendall_tau{name}": getattr(tau, field) for name, field in TAU_CURVES}
@@ -611,7 +625,7 @@ class Mirror:
 
     def _save_view(self, study: optuna.Study) -> None:
         finished = finished_trials(study)
-        attributes = {name for trial in finished for name in trial.user_attrs}
+        attributes = {name for trial in finished for name in shown_attributes(trial.user_attrs)}
         self._scatter = next((name for name in SCATTER_ATTRIBUTES if name in attributes), self._scatter)
         view = comparison_view(
             self._metric,
@@ -676,7 +690,7 @@ class _StudyCurves:
         self.numbers.append(trial.number)
         self._counts[trial.state] += 1
         self._spent["seconds_saved"][trial.state] += spent_seconds(trial)
-        self._spent["gpu_seconds_saved"][trial.state] += trial.user_attrs.get(GPU_SECONDS, 0)
+        self._spent["gpu_seconds_saved"][trial.state] += attribute(trial.user_attrs, GPU_SECONDS, 0)
         complete, pruned = (self._counts[state] for state in (TrialState.COMPLETE, TrialState.PRUNED))
         point = {"n_complete": complete, "n_pruned": pruned, "n_failed": self._counts[TrialState.FAIL]}
         values = {name: float(count) for name, count in point.items()} | {"pruned_share": pruned / len(self.numbers)}

@@ -13,6 +13,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, for_programs
+from optuna_nas.storage.attributes import UID_ATTRIBUTE
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.mirror import connected
 from optuna_nas.tracking.records import unreachable
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.tracker import MLflowTracker
 
 NAME = "network"
-UID = "optuna_nas:study_uid"
 
 
 class LoggedModel(NamedTuple):
@@ -57,7 +57,7 @@ def log_model(
     with connected(tracker.store_uri, registry=register is not None) as client:
         try:
             experiment = client.get_experiment_by_name(tracker.experiment)
-            condition = f"tags.`optuna_nas.study_uid` = '{study.user_attrs.get(UID, '')}'"
+            condition = f"tags.`optuna_nas.study_uid` = '{study.user_attrs.get(UID_ATTRIBUTE, '')}'"
             condition += f" and tags.`optuna.trial_number` = '{trial_number}'"
             runs = client.search_runs([experiment.experiment_id], condition) if experiment else []
         except MlflowException as error:

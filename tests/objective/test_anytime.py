@@ -28,6 +28,7 @@ from optuna_nas import (
 )
 from optuna_nas.networks import use_batch_statistics
 from optuna_nas.plots.anytime import AnytimeCurve
+from optuna_nas.storage.attributes import ANYTIME_CURVE
 from optuna_nas.training import evaluate
 from optuna_nas.training.evaluation import evaluate_exits
 
@@ -291,7 +292,7 @@ def test_a_study_of_anytime_networks_from_the_pool_to_the_pictures(data, tmp_pat
     )
     study = run(wanted).study
     for trial in study.trials:
-        curve = trial.user_attrs["anytime_curve"]
+        curve = trial.user_attrs[ANYTIME_CURVE]
         assert curve["budget"] == FRAME.budget
         area = anytime_accuracy(curve["multiply_adds"], curve["accuracy"], curve["budget"])
         assert trial.value == pytest.approx(area, abs=1e-5)

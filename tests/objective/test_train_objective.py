@@ -18,12 +18,28 @@ from strategies import placed
 from optuna_nas import NetworkSpace
 from optuna_nas.data import REPORT, ImageData
 from optuna_nas.networks import DiscreteNetwork, load_network
-from optuna_nas.objective import COSTS, TrainObjective, suggest_categorical, suggest_float, suggest_int
+from optuna_nas.objective import TrainObjective, suggest_categorical, suggest_float, suggest_int
 from optuna_nas.objective import train_objective as objective_module
 from optuna_nas.objective.suggestions import resolve
 from optuna_nas.objective.train_objective import OutOfMemory, checkpoint_path, network_path
 from optuna_nas.oneshot import GHN, GHNRecipe
 from optuna_nas.space import NONE, CellKind, CellSpace, Skeleton
+from optuna_nas.space.cost import COSTS
+from optuna_nas.storage.attributes import (
+    BATCH_HALVED,
+    DIGEST,
+    DUPLICATE_OF,
+    GPU_SECONDS,
+    MULTIPLY_ADDS,
+    NETWORK,
+    PARAMS,
+    REASON,
+    RESUMES,
+    SKIPPED_STEPS,
+    START,
+    SURROGATE_SCORE,
+    cost_key,
+)
 from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate, save_tensors
 from optuna_nas.training.device import choose_device, gpu_share
 
@@ -158,7 +174,7 @@ def test_seconds_of_a_shared_gpu_are_counted_also_of_a_pruned_trial(monkeypatch)
     study.optimize(make(reuse_duplicates=False), n_trials=2)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
     for trial in study.trials:
-        assert 0 < trial.user_attrs["gpu_seconds"] <= 0.5 * trial.duration.total_seconds()
+        assert 0 < trial.user_attrs[GPU_SECONDS] <= 0.5 * trial.duration.total_seconds()
 
 
 @pytest.mark.parametrize(("device", "share"), [("cpu", 0.0), ("cuda", 0.25)])
@@ -172,7 +188,7 @@ def test_a_given_score_is_recorded_before_the_training(trained):
         assert not trained
         return np.array([len(a[SECOND][0]) / 100 for a in architectures])
 
-    assert run(make(score=score), choose()).trials[0].user_attrs["surrogate_score"] == 0.12
+    assert run(make(score=score), choose()).trials[0].user_attrs[SURROGATE_SCORE] == 0.12
 
 
 def test_given_weights_are_what_training_starts_from(monkeypatch):
@@ -228,8 +244,8 @@ def test_until_a_ghn_has_learned_trainings_start_from_scratch_and_say_so(caplog)
     for _ in range(2):  # the second takes over the result of the first, which is not that of trial 0
         study.enqueue_trial(choose())
         study.optimize(objective, n_trials=1)
-    assert [trial.user_attrs["start"] for trial in study.trials] == ["scratch", "ghn", "ghn"]
-    assert [trial.user_attrs.get("duplicate_of") for trial in study.trials] == [None, None, 1]
+    assert [trial.user_attrs[START] for trial in study.trials] == ["scratch", "ghn", "ghn"]
+    assert [trial.user_attrs.get(DUPLICATE_OF) for trial in study.trials] == [None, None, 1]
     scratch = run(make(), choose()).trials[0]
     assert study.trials[0].intermediate_values == scratch.intermediate_values
     assert study.trials[1].intermediate_values != scratch.intermediate_values
@@ -245,7 +261,7 @@ def test_weights_that_do_not_fit_the_memory_fail_the_trial_alone(monkeypatch):
     monkeypatch.setattr(ghn, "weights", full)
     trial = run(make(start="ghn", ghn=ghn), choose(), catch=(OutOfMemory,)).trials[0]
     assert trial.state == TrialState.FAIL
-    assert "`scoring_images` of the GHN must fit the memory" in trial.user_attrs["reason"]
+    assert "`scoring_images` of the GHN must fit the memory" in trial.user_attrs[REASON]
 
 
 def test_the_seed_of_the_recipe_decides_the_result():
@@ -267,7 +283,7 @@ def test_several_objectives_are_returned_and_nothing_is_reported(objectives):
     pruner = Pruner(lambda number, step: True)
     study = run(make(objectives=objectives), choose(), choose("nor_conv_1x1"), directions=directions, pruner=pruner)
     for trial in study.trials:
-        assert trial.values[1:] == [trial.user_attrs[name] for name in objectives[1:]]
+        assert trial.values[1:] == [trial.user_attrs[cost_key(name)] for name in objectives[1:]]
         assert 0 < trial.values[0] <= 1
         assert trial.intermediate_values == {}
     assert pruner.asked == []
@@ -280,8 +296,8 @@ def test_constraints_are_optunas_own():
     study = run(make(constraints={"params": 1300, "multiply_adds": 10**9}), choose(second=NONE), choose("nor_conv_1x1"))
     for trial in study.trials:
         expected = {
-            "params": trial.user_attrs["params"] - 1300,
-            "multiply_adds": trial.user_attrs["multiply_adds"] - 1e9,
+            "params": trial.user_attrs[PARAMS] - 1300,
+            "multiply_adds": trial.user_attrs[MULTIPLY_ADDS] - 1e9,
         }
         assert trial.constraints == expected
     small, large = (trial.constraints["params"] for trial in study.trials)
@@ -338,10 +354,10 @@ def test_a_pruner_that_says_no_at_once_costs_no_training(trained):
     study = run(make(), choose(), pruner=Pruner(lambda number, step: True))
     trial = study.trials[0]
     assert trial.state == TrialState.PRUNED
-    assert trial.user_attrs["reason"] == "Pruner stopped it before the first step"
+    assert trial.user_attrs[REASON] == "Pruner stopped it before the first step"
     assert trial.intermediate_values == {}
     assert trained == []
-    assert trial.user_attrs["params"] > 0  # its cost is known all the same
+    assert trial.user_attrs[PARAMS] > 0  # its cost is known all the same
 
 
 def test_a_trial_is_pruned_after_an_epoch_with_the_reason(trained, tmp_path):
@@ -349,7 +365,7 @@ def test_a_trial_is_pruned_after_an_epoch_with_the_reason(trained, tmp_path):
     trial = study.trials[0]
     assert trial.state == TrialState.PRUNED
     assert list(trial.intermediate_values) == [1, 2]
-    assert trial.user_attrs["reason"] == "Pruner stopped it after epoch 2 of 3"
+    assert trial.user_attrs[REASON] == "Pruner stopped it after epoch 2 of 3"
     assert not network_path(tmp_path, 0).exists()
 
 
@@ -362,7 +378,7 @@ def test_a_disconnected_architecture_is_pruned_before_it_is_built(trained):
     pruner = Pruner()
     study = run(make(), DISCONNECTED, choose(), pruner=pruner)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED, TrialState.COMPLETE]
-    assert "does not reach its output" in study.trials[0].user_attrs["reason"]
+    assert "does not reach its output" in study.trials[0].user_attrs[REASON]
     assert len(trained) == 1
     assert all(number == 1 for number, _ in pruner.asked)
 
@@ -381,16 +397,16 @@ def test_a_duplicate_takes_over_the_result_and_does_not_train(trained, tmp_path)
     first, other, second, third = study.trials
     assert len(trained) == 2
     assert second.value == third.value == first.value
-    assert (second.user_attrs["duplicate_of"], third.user_attrs["duplicate_of"]) == (0, 0)
-    assert "duplicate_of" not in first.user_attrs | other.user_attrs
-    assert first.user_attrs["architecture_digest"] == second.user_attrs["architecture_digest"]
-    assert other.user_attrs["architecture_digest"] != first.user_attrs["architecture_digest"]
+    assert (second.user_attrs[DUPLICATE_OF], third.user_attrs[DUPLICATE_OF]) == (0, 0)
+    assert DUPLICATE_OF not in first.user_attrs | other.user_attrs
+    assert first.user_attrs[DIGEST] == second.user_attrs[DIGEST]
+    assert other.user_attrs[DIGEST] != first.user_attrs[DIGEST]
 
 
 def test_a_duplicate_of_a_pruned_trial_is_pruned(trained):
     study = run(make(), CUT_AT_END, CUT_AT_BEGINNING, pruner=Pruner(lambda number, step: number == 0 and step == 1))
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
-    assert study.trials[1].user_attrs["reason"] == "it computes the same function as trial 0, which was pruned"
+    assert study.trials[1].user_attrs[REASON] == "it computes the same function as trial 0, which was pruned"
     assert len(trained) == 1
 
 
@@ -414,13 +430,13 @@ def test_other_suggestions_of_the_recipe_are_another_training(second_rate, train
     objective = make(recipe=replace(RECIPE, learning_rate=suggest_float(0.01, 0.2)))
     study = run(objective, {**CUT_AT_END, "learning_rate": 0.1}, {**CUT_AT_BEGINNING, "learning_rate": second_rate})
     assert len(trained) == trainings
-    assert ("duplicate_of" in study.trials[1].user_attrs) == (trainings == 1)
+    assert (DUPLICATE_OF in study.trials[1].user_attrs) == (trainings == 1)
 
 
 def test_duplicates_train_where_asked_to(trained):
     study = run(make(reuse_duplicates=False), CUT_AT_END, CUT_AT_BEGINNING)
     assert len(trained) == 2
-    assert "duplicate_of" not in study.trials[1].user_attrs
+    assert DUPLICATE_OF not in study.trials[1].user_attrs
 
 
 def test_a_duplicate_takes_over_the_accuracy_of_several_objectives(trained):
@@ -437,7 +453,7 @@ def test_a_duplicate_of_another_cost_returns_its_own_cost():
     assert SPACE.decode(dead_conv).canonical() == SPACE.decode(CUT_AT_END).canonical()
     study = run(make(objectives=("accuracy", "params")), CUT_AT_END, dead_conv, directions=["maximize", "minimize"])
     for trial in study.trials:
-        assert trial.values[1] == trial.user_attrs["params"]
+        assert trial.values[1] == trial.user_attrs[PARAMS]
 
 
 # --- failures with a reason -------------------------------------------------------------------------------------------
@@ -447,7 +463,7 @@ def test_memory_that_suffices_for_halves_is_noted(monkeypatch):
     seen = fail_beyond(9, monkeypatch)
     trial = run(make(), choose()).trials[0]
     assert trial.state == TrialState.COMPLETE
-    assert trial.user_attrs["batch_halved"] is True
+    assert trial.user_attrs[BATCH_HALVED] is True
     assert seen == [18] + [9, 9] * 12
 
 
@@ -457,7 +473,7 @@ def test_out_of_memory_fails_the_trial_with_the_reason_and_the_study_goes_on(mon
         study = run(make(folder=tmp_path), choose(), choose("nor_conv_1x1"), catch=(OutOfMemory,))
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 2
     for trial in study.trials:
-        assert trial.user_attrs["reason"].startswith("`batch_size` must fit the memory but 18 did not, nor did 9")
+        assert trial.user_attrs[REASON].startswith("`batch_size` must fit the memory but 18 did not, nor did 9")
     assert not list(tmp_path.rglob("*.safetensors"))
     study.enqueue_trial(choose())
     study.optimize(make(), n_trials=1)
@@ -501,7 +517,7 @@ def test_a_divergence_fails_the_trial_with_the_reason(tmp_path):
     objective = make(recipe=replace(RECIPE, epochs=9, learning_rate=1e30, clip_norm=0.0), folder=tmp_path)
     study = run(objective, choose(NONE, "skip_connect", NONE), catch=(TrainingDiverged,))
     assert study.trials[0].state == TrialState.FAIL
-    assert "10 steps in a row" in study.trials[0].user_attrs["reason"]
+    assert "10 steps in a row" in study.trials[0].user_attrs[REASON]
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -514,7 +530,7 @@ def test_skipped_steps_are_recorded(monkeypatch):
         return scores * torch.inf if self.training and sum(calls) in (2, 5) else scores
 
     monkeypatch.setattr(DiscreteNetwork, "forward", sometimes_infinite)
-    assert run(make(), choose()).trials[0].user_attrs["skipped_steps"] == 2
+    assert run(make(), choose()).trials[0].user_attrs[SKIPPED_STEPS] == 2
 
 
 def test_other_errors_pass_as_they_are(monkeypatch):
@@ -531,7 +547,7 @@ def test_other_errors_pass_as_they_are(monkeypatch):
 
 def test_a_trial_names_the_file_of_its_network(tmp_path):
     study = run(make(folder=tmp_path), choose())
-    assert study.trials[0].user_attrs["network"] == str(network_path(tmp_path, 0))
+    assert study.trials[0].user_attrs[NETWORK] == str(network_path(tmp_path, 0))
 
 
 def test_the_network_is_kept_and_loads_with_equal_predictions(trained, tmp_path):
@@ -591,7 +607,7 @@ def test_a_stopped_trial_keeps_its_checkpoint_and_the_next_goes_on_from_it(after
         def progress(self, trial_number, fraction):
             steps.append(fraction)
 
-    study.enqueue_trial(choose(), user_attrs={"resumes": 0})
+    study.enqueue_trial(choose(), user_attrs={RESUMES: 0})
     study.optimize(make(folder=tmp_path, listener=Listener()), n_trials=1)
     resumed = study.trials[1]
     assert len(steps) == 12 - after
@@ -647,7 +663,7 @@ def test_a_listener_hears_start_progress_and_curves_in_order(trained):
     assert {number for _, number, _, _ in heard} == {0}
     _, _, params, metrics = heard[0]
     assert params == trial.params
-    assert metrics == {name: trial.user_attrs[name] for name in COSTS}
+    assert metrics == {name: trial.user_attrs[cost_key(name)] for name in COSTS}
     curves = {step: metrics for kind, _, step, metrics in heard if kind == "epoch"}
     assert {step: metrics["accuracy"] for step, metrics in curves.items()} == trial.intermediate_values
     assert set(curves[1]) == {
@@ -683,8 +699,8 @@ def test_it_runs_in_a_plain_study(sampler, pruner, storage, tmp_path):
     assert len(completed) >= 3
     for trial in study.trials:
         if trial.state == TrialState.PRUNED:
-            assert trial.user_attrs["reason"]
-        elif "duplicate_of" not in trial.user_attrs:
+            assert trial.user_attrs[REASON]
+        elif DUPLICATE_OF not in trial.user_attrs:
             assert trial.value == trial.intermediate_values[3]
     assert study.best_value == max(trial.value for trial in completed)
 

@@ -20,6 +20,7 @@ from optuna_nas.objective.train_objective import network_path
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.oneshot.hmnas import model as hmnas_module
 from optuna_nas.space import NONE
+from optuna_nas.storage.attributes import MASKED, MULTIPLY_ADDS, PARAMS
 from optuna_nas.training import TrainingStopped, evaluate
 
 SPACE = CellSpace(
@@ -408,10 +409,10 @@ def test_masks_make_a_running_trial_cheaper_and_its_file_computes_the_same(data,
             heard.append((step, metrics))
 
     trial = optimize(live(data, hmnas, tmp_path, listener=Listener()), SPACE.everything())
-    (row,) = trial.user_attrs["masked"]
+    (row,) = trial.user_attrs[MASKED]
     assert row["epoch"] == 1
-    assert row["params"] < trial.user_attrs["params"]
-    assert row["multiply_adds"] < trial.user_attrs["multiply_adds"]
+    assert row["params"] < trial.user_attrs[PARAMS]
+    assert row["multiply_adds"] < trial.user_attrs[MULTIPLY_ADDS]
     assert row["accuracy_before"] == trial.intermediate_values[1]
     assert (1, row["accuracy_after"]) in [(s, m["masked_accuracy"]) for s, m in heard if "masked_accuracy" in m]
     network = load_network(network_path(tmp_path, 0))
@@ -431,7 +432,7 @@ def test_masks_that_fall_while_a_trial_trains_are_seen_after_the_epoch(data):
 
     recipe = Recipe(epochs=4, batch_size=16)
     trial = optimize(Falling(SPACE, FRAME, data, recipe, masks=hmnas), SPACE.everything())
-    assert [row["epoch"] for row in trial.user_attrs["masked"]] == [2]
+    assert [row["epoch"] for row in trial.user_attrs[MASKED]] == [2]
 
 
 def test_inherited_weights_are_cut_in_the_running_network_too(data, tmp_path):
@@ -439,12 +440,12 @@ def test_inherited_weights_are_cut_in_the_running_network_too(data, tmp_path):
     drop(hmnas, weights=0.5)
     weights = hmnas.supernet.weights_of(SPACE.everything())
     trial = optimize(live(data, hmnas, tmp_path, start=lambda _: weights), SPACE.everything())
-    (row,) = trial.user_attrs["masked"]
+    (row,) = trial.user_attrs[MASKED]
     network = load_network(network_path(tmp_path, 0))
     assert row["params"] == network.params_left < sum(p.numel() for p in network.parameters())
     assert all((network.get_parameter(name)[mask == 0] == 0).all() for name, mask in hmnas.weight_masks().items())
     scratch = optimize(live(data, hmnas), SPACE.everything())
-    assert "masked" not in scratch.user_attrs  # masks on weights say nothing about fresh ones
+    assert MASKED not in scratch.user_attrs  # masks on weights say nothing about fresh ones
 
 
 @pytest.mark.parametrize("stop_after", [7, 15])

@@ -9,9 +9,11 @@ from scipy.stats import kendalltau
 
 from optuna_nas import plot_surrogate
 from optuna_nas.plots.surrogate import guesses
+from optuna_nas.storage.attributes import PREFIX
 
 
-def trial(value, **attributes):
+def trial(value, **named):
+    attributes = {PREFIX + name: value for name, value in named.items()}
     if value is None:
         return create_trial(state=TrialState.PRUNED, user_attrs=attributes)
     return create_trial(value=value, user_attrs=attributes)
@@ -30,7 +32,7 @@ def test_trials_that_finished_and_were_guessed_are_counted():
             trial(0.5, surrogate_score=0.1),
             trial(0.7),
             trial(None, surrogate_score=0.2),
-            trial(0.6, surrogate_score=0.3, condemned="its score is low"),
+            trial(0.6, surrogate_score=0.3, flagged="its score is low"),
             trial(0.6, surrogate_score=float("nan")),
         ]
     )
@@ -38,7 +40,7 @@ def test_trials_that_finished_and_were_guessed_are_counted():
     assert found.numbers == (0, 3)
     assert found.scores == (0.1, 0.3)
     assert found.values == (0.5, 0.6)
-    assert found.condemned == (False, True)
+    assert found.flagged == (False, True)
 
 
 @pytest.mark.parametrize("direction", [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE])
@@ -55,7 +57,7 @@ def test_the_correlation_says_how_well_better_trials_score_higher(direction):
 @pytest.mark.parametrize("number", [2, 20])
 def test_a_picture_shows_every_trial(number, tmp_path):
     trials = [
-        trial(0.1 * i, surrogate_score=0.2 * i, **({"condemned": "low"} if i % 3 == 0 else {})) for i in range(number)
+        trial(0.1 * i, surrogate_score=0.2 * i, **({"flagged": "low"} if i % 3 == 0 else {})) for i in range(number)
     ]
     figure = plot_surrogate(study_of(trials))
     (axes,) = figure.axes

@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 
 from optuna_nas import GHN, CellKind, CellSpace, GHNPruner, GHNRecipe, Skeleton, nasbench201_space
 from optuna_nas.pruners.base import rank_correlation
-from optuna_nas.storage.attributes import CONDEMNED, SURROGATE_SCORE
+from optuna_nas.storage.attributes import FLAGGED, SURROGATE_SCORE
 
 SPACE = nasbench201_space()
 TINY = CellSpace(("skip_connect", "nor_conv_3x3"), 2, 1, (CellKind("cell"),))
@@ -71,9 +71,9 @@ def test_the_clear_bottom_is_stopped_and_the_top_is_not(direction):
     assert 200 <= len(stopped) <= 250
     top = sorted(trials, key=lambda trial: merit(SPACE.decode(trial.params)))[-100:]
     assert sum(trial.state == TrialState.PRUNED for trial in top) <= 5
-    spared = [t for t in trials if t.state == TrialState.COMPLETE and CONDEMNED in t.user_attrs]
-    assert 5 <= len(spared) <= 60
-    assert all("below" in t.user_attrs[CONDEMNED] for t in [*stopped, *spared])
+    exempt = [t for t in trials if t.state == TrialState.COMPLETE and FLAGGED in t.user_attrs]
+    assert 5 <= len(exempt) <= 60
+    assert all("below" in t.user_attrs[FLAGGED] for t in [*stopped, *exempt])
     assert all(t.user_attrs[SURROGATE_SCORE] < study.pruner.threshold(study, t.number) for t in stopped)
 
 
@@ -196,7 +196,7 @@ def test_a_ghn_brings_its_space():
     [
         ({"quantile": 0.0}, r"`quantile` must be in \(0, 1\)"),
         ({"quantile": 1.0}, r"`quantile` must be in \(0, 1\)"),
-        ({"spared": 0.0}, r"`spared` must be in \(0, 1\]"),
+        ({"exempt": 0.0}, r"`exempt` must be in \(0, 1\]"),
         ({"n_startup_trials": 2}, "`n_startup_trials` must be at least 5"),
         ({"n_random": 3}, "`n_random` must be at least 10"),
     ],

@@ -19,7 +19,16 @@ from optuna_nas import CellKind, CellSpace, MLflowTracker, Recipe, Search, Skele
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.pruners import HMNASPruner
 from optuna_nas.storage.artifacts import folder_store
-from optuna_nas.storage.attributes import CONDEMNED, fit_records_of, masks_of, read_json
+from optuna_nas.storage.attributes import (
+    FLAGGED,
+    REASON,
+    SURROGATE_SCORE,
+    fit_records_of,
+    masks_of,
+    random_scores_key,
+    read_json,
+    snapshot_key,
+)
 from optuna_nas.training import TrainingStopped
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 3, 1, (CellKind("cell"),))
@@ -60,16 +69,16 @@ def test_trials_that_live_on_what_was_cut_are_stopped_and_say_on_what():
     hmnas = masked()
     noise = np.random.default_rng(0)
     study = run(HMNASPruner(hmnas, by="survival"), lambda a: hmnas.survival(a).share + 0.1 * noise.normal())
-    condemned = [t for t in study.trials if CONDEMNED in t.user_attrs]
-    assert 0.1 < len(condemned) / len(study.trials) < 0.3
-    for trial in condemned:
+    flagged = [t for t in study.trials if FLAGGED in t.user_attrs]
+    assert 0.1 < len(flagged) / len(study.trials) < 0.3
+    for trial in flagged:
         architecture = SPACE.decode(trial.params)
         edges, ops = hmnas.cut(architecture)
-        reason = trial.user_attrs[CONDEMNED]
+        reason = trial.user_attrs[FLAGGED]
         assert f"the masks keep {hmnas.survival(architecture).share:.0%} of it" in reason
         assert f"edges cut: {edges[0]}" in reason if edges else f"ops cut: {ops[0][1]} at {ops[0][0]}" in reason
-    best = max(hmnas.survival(SPACE.decode(t.params)).share for t in condemned)
-    passed = [t for t in study.trials if t.state == TrialState.COMPLETE and CONDEMNED not in t.user_attrs]
+    best = max(hmnas.survival(SPACE.decode(t.params)).share for t in flagged)
+    passed = [t for t in study.trials if t.state == TrialState.COMPLETE and FLAGGED not in t.user_attrs]
     late = [hmnas.survival(SPACE.decode(t.params)).share for t in passed if t.number > 40]
     assert min(late) >= best - 0.1
 
@@ -82,29 +91,29 @@ def test_where_masks_cut_little_it_judges_by_how_long_an_architecture_endures():
         hmnas._op_masks_EO.copy_(0.006 + 0.01 * torch.rand(hmnas._op_masks_EO.shape, generator=random))
     noise = np.random.default_rng(0)
     study = run(HMNASPruner(hmnas), lambda a: hmnas.endurance([a])[0] + 0.05 * noise.normal())
-    condemned = [t for t in study.trials if CONDEMNED in t.user_attrs]
-    assert 0.1 < len(condemned) / len(study.trials) < 0.3
-    for trial in condemned:
+    flagged = [t for t in study.trials if FLAGGED in t.user_attrs]
+    assert 0.1 < len(flagged) / len(study.trials) < 0.3
+    for trial in flagged:
         path, op = next(iter(hmnas.weakest(SPACE.decode(trial.params))), (None, None))
-        assert f"the masks keep 100% of it (next to fall: {op} at {path}" in trial.user_attrs[CONDEMNED]
+        assert f"the masks keep 100% of it (next to fall: {op} at {path}" in trial.user_attrs[FLAGGED]
 
 
 def test_masks_of_something_else_stop_nobody():
     others, hmnas = np.random.default_rng(1), masked()
     study = run(HMNASPruner(hmnas), lambda _: others.normal(), 150)
-    late = [t for t in study.trials if t.number > 60 and CONDEMNED in t.user_attrs]
+    late = [t for t in study.trials if t.number > 60 and FLAGGED in t.user_attrs]
     assert len(late) <= 5
 
 
 def test_without_fallen_masks_or_before_the_fit_ends_all_pass():
     fresh = HMNAS(SPACE, FRAME)
-    assert not any(CONDEMNED in t.user_attrs for t in run(HMNASPruner(fresh), lambda a: len(str(a)), 40).trials)
+    assert not any(FLAGGED in t.user_attrs for t in run(HMNASPruner(fresh), lambda a: len(str(a)), 40).trials)
     fresh.step = fresh.total_steps = 10
     pruner = HMNASPruner(fresh, by="survival")
-    assert not any(CONDEMNED in t.user_attrs for t in run(pruner, lambda a: len(str(a)), 40).trials)
+    assert not any(FLAGGED in t.user_attrs for t in run(pruner, lambda a: len(str(a)), 40).trials)
     without = HMNAS(SPACE, FRAME, HMNASRecipe(mask_fraction=0.0))
     without.step = without.total_steps = 10
-    assert not any(CONDEMNED in t.user_attrs for t in run(HMNASPruner(without), lambda a: len(str(a)), 40).trials)
+    assert not any(FLAGGED in t.user_attrs for t in run(HMNASPruner(without), lambda a: len(str(a)), 40).trials)
 
 
 def test_what_passes_goes_to_the_wrapped_pruner_by_default_the_median():
@@ -124,7 +133,7 @@ def test_a_pickled_pruner_judges_alike():
     ("arguments", "sentence"),
     [
         ({"quantile": 1.0}, r"`quantile` must be in \(0, 1\)"),
-        ({"spared": 0.0}, r"`spared` must be in \(0, 1\]"),
+        ({"exempt": 0.0}, r"`exempt` must be in \(0, 1\]"),
         ({"by": "accuracy"}, "`by` must be one of"),
         ({"n_random": 5}, "`n_random` must be at least 10"),
     ],
@@ -169,7 +178,7 @@ def test_masks_learn_in_rounds_that_all_workers_share(data, tmp_path):
 
 
 def snapshot(trial):
-    return read_json(trial.system_attrs, "hmnas:snapshot")
+    return read_json(trial.system_attrs, snapshot_key("hmnas"))
 
 
 def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
@@ -241,10 +250,10 @@ def test_it_stops_the_same_trials_in_every_storage_and_with_threads(kind, n_jobs
     study.optimize(objective, n_trials=80, n_jobs=n_jobs)
     assert len(study.trials) == 80
     assert {t.state for t in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
-    condemned = [t for t in study.trials if CONDEMNED in t.user_attrs]
+    flagged = [t for t in study.trials if FLAGGED in t.user_attrs]
     limit = study.pruner.threshold(study, 79)
-    assert len(condemned) > 2
-    assert all(t.user_attrs["surrogate_score"] < limit for t in condemned)
+    assert len(flagged) > 2
+    assert all(t.user_attrs[SURROGATE_SCORE] < limit for t in flagged)
     by_hyperband = [t for t in study.trials if t.state == TrialState.PRUNED and t.intermediate_values]
     assert by_hyperband
 
@@ -266,7 +275,7 @@ def test_a_retried_trial_is_judged_by_itself():
     SPACE.suggest(trial)
     trial.should_prune()
     own = [SPACE.sample(np.random.default_rng([0, place])) for place in range(200, 300)]
-    published = read_json(study._storage.get_trial(trial._trial_id).system_attrs, "hmnas:random_scores")
+    published = read_json(study._storage.get_trial(trial._trial_id).system_attrs, random_scores_key("hmnas"))
     assert published["piece"] == 2
     assert published["scores"] == [hmnas.survival(a).share for a in own]
 
@@ -296,9 +305,9 @@ def test_with_several_objectives_it_is_asked_through_the_objective(data):
         )
     study.optimize(objective, n_trials=16)
     ours = study.trials[len(before) :]
-    stopped = [t for t in ours if CONDEMNED in t.user_attrs]
+    stopped = [t for t in ours if FLAGGED in t.user_attrs]
     assert stopped
-    assert any(t.state == TrialState.PRUNED and "HMNASPruner stopped it" in t.user_attrs["reason"] for t in stopped)
+    assert any(t.state == TrialState.PRUNED and "HMNASPruner stopped it" in t.user_attrs[REASON] for t in stopped)
     assert any(t.state == TrialState.COMPLETE for t in ours)
 
 

@@ -23,13 +23,13 @@ import optuna_nas.samplers.ghn as module
 from optuna_nas import GHN, CellKind, CellSpace, GHNPruner, GHNRecipe, GHNSampler, Skeleton, nasbench201_space
 from optuna_nas.samplers.ghn import MODEL, POOL, non_dominated_ranks
 from optuna_nas.storage.artifacts import folder_store
-from optuna_nas.storage.attributes import PREFIX, SURROGATE_SCORE, fit_records_of, read_json
+from optuna_nas.storage.attributes import SURROGATE_SCORE, fit_records_of, read_json, snapshot_key
 from optuna_nas.training import TrainingStopped
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 LARGE = nasbench201_space()
 FRAME = Skeleton(("cell",), 4, (1, 8, 8), 10)
-SNAPSHOT = "ghn:snapshot"
+SNAPSHOT = snapshot_key("GHN")
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_no_function_is_proposed_twice_over_many_rounds(tmp_path):
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=45)
     found = digests(study)
     assert len(set(found)) == len(found)
-    openers = [t.number for t in study.trials if PREFIX + SNAPSHOT in t.system_attrs]
+    openers = [t.number for t in study.trials if SNAPSHOT in t.system_attrs]
     assert openers == [0, 10, 20, 30, 40]
 
 
@@ -253,7 +253,7 @@ def test_a_round_whose_first_trials_came_from_elsewhere_is_opened(tmp_path):
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=3)
     study.sampler = sampler_of(tmp_path)
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=4)
-    assert [t.number for t in study.trials if PREFIX + SNAPSHOT in t.system_attrs] == [3]
+    assert [t.number for t in study.trials if SNAPSHOT in t.system_attrs] == [3]
     assert all(SURROGATE_SCORE in t.user_attrs for t in study.trials[3:])
 
 
@@ -481,7 +481,7 @@ def test_a_ghn_of_another_space_and_a_score_of_another_shape_are_refused(tmp_pat
         GHNSampler(LARGE, GHN(SPACE, FRAME, GHNRecipe(phases=1)))
     sampler = GHNSampler(LARGE, lambda architectures: np.zeros(3), pool_size=10, refresh=5, seed=0)
     sampler._given_store = folder_store(tmp_path)
-    sampler._forget()
+    sampler._init_state()
     study = optuna.create_study(sampler=sampler)
     with pytest.raises(ValueError, match="`score` must return 10 numbers"):
         study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)

@@ -35,10 +35,10 @@ from optuna_nas import (
 )
 from optuna_nas.samplers.snas import FILE, records_of
 from optuna_nas.storage.artifacts import folder_store
-from optuna_nas.storage.attributes import PREFIX, read_json
+from optuna_nas.storage.attributes import read_json, snapshot_key
 from optuna_nas.training import TrainingStopped
 
-SNAPSHOT = "snas:snapshot"
+SNAPSHOT = snapshot_key("SNAS")
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 FRAME = Skeleton(("cell",), 4, (1, 8, 8), 10, affine=False)
 RECIPE = SNASRecipe(batch_size=16, learning_rate=0.1, relaxation="one_path")
@@ -442,7 +442,7 @@ def test_arguments_out_of_range_are_refused(arguments):
 
 
 def openers(study):
-    return [t.number for t in study.get_trials(deepcopy=False) if PREFIX + SNAPSHOT in t.system_attrs]
+    return [t.number for t in study.get_trials(deepcopy=False) if SNAPSHOT in t.system_attrs]
 
 
 def test_every_round_is_trained_by_its_first_trial_up_to_its_share_of_the_budget(data, tmp_path):
@@ -513,7 +513,7 @@ def test_a_snapshot_that_does_not_verify_gives_way_to_the_one_before(data, tmp_p
     study.optimize(n_convolutions, n_trials=5)
     newest = study.trials[4]
     if damage == "attribute":
-        name = f"{PREFIX}{SNAPSHOT}:0"
+        name = f"{SNAPSHOT}:0"
         storage._get_trial(newest._trial_id).system_attrs[name] = "{"
     else:
         artifact = tmp_path / read_json(newest.system_attrs, SNAPSHOT)["files"][FILE]["artifact"]

@@ -28,7 +28,6 @@ from optuna_nas import (
     nasbench201_skeleton,
     nasbench201_space,
 )
-from optuna_nas.objective import RESUMES
 from optuna_nas.objective.train_objective import network_path
 from optuna_nas.results.final_training import best_of, network_to_export
 from optuna_nas.results.report import write_report
@@ -37,7 +36,7 @@ from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import ranking, summarise
 from optuna_nas.search.run import work
 from optuna_nas.space import CellSpace
-from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, WORKER
+from optuna_nas.storage.attributes import DUPLICATE_OF, PARAMS, REASON, REQUEUED, RESUMES, WORKER
 from optuna_nas.storage.quota import counted_trials
 from optuna_nas.storage.retries import reap_dead_trials
 
@@ -130,11 +129,11 @@ def test_a_trial_that_breaks_a_constraint_is_not_the_best(search, data):
     def same_proposals(**changes):
         return replace(search, trials=6, pruner=NopPruner(), sampler=optuna.samplers.RandomSampler(seed=1), **changes)
 
-    costs = [trial.user_attrs["params"] for trial in ranking(run(same_proposals()).study)]
+    costs = [trial.user_attrs[PARAMS] for trial in ranking(run(same_proposals()).study)]
     bound = sorted(costs)[1]
     objective = TrainObjective(SPACE, search.skeleton, data, search.recipe, constraints={"params": bound})
     result = run(same_proposals(objective=objective, keep_networks=1, folder=search.folder / "limited"))
-    assert result.best.user_attrs["params"] <= bound
+    assert result.best.user_attrs[PARAMS] <= bound
     assert result.network is not None
     assert result.test_accuracy is not None
     assert [t.constraints["params"] <= 0 for t in ranking(result.study)] == sorted(

@@ -6,6 +6,8 @@ import pytest
 from optuna_nas.storage.artifacts import fetch_file, folder_store, publish_file
 from optuna_nas.storage.attributes import PIECE, PREFIX, Unverified, find_trial, read_json, write_json
 
+KEY = PREFIX + "key"
+
 
 @pytest.fixture(params=["memory", "sqlite"])
 def study(request, tmp_path):
@@ -20,28 +22,28 @@ def frozen(study, number=0):
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, "é" * 3000]}, [], list(range(5000))])
 def test_json_comes_back_in_pieces_that_every_storage_takes(study, value):
     study.ask()
-    write_json(study, frozen(study), "key", value)
+    write_json(study, frozen(study), KEY, value)
     attributes = frozen(study).system_attrs
-    assert read_json(attributes, "key") == value
+    assert read_json(attributes, KEY) == value
     assert all(len(piece) <= PIECE for piece in attributes.values() if isinstance(piece, str))
-    assert all(name.startswith(PREFIX) for name in attributes)
+    assert all(name.startswith(KEY) for name in attributes)
 
 
 def test_what_is_not_there_is_none_and_what_lacks_its_header_is_not_there(study):
     study.ask()
-    write_json(study, frozen(study), "key", "x" * 5000)
+    write_json(study, frozen(study), KEY, "x" * 5000)
     attributes = dict(frozen(study).system_attrs)
     assert read_json(attributes, "other") is None
-    del attributes[PREFIX + "key"]
-    assert read_json(attributes, "key") is None
+    del attributes[KEY]
+    assert read_json(attributes, KEY) is None
 
 
-@pytest.mark.parametrize("damage", [{PREFIX + "key:1": "y"}, {PREFIX + "key:1": None}, {PREFIX + "key": 3}])
+@pytest.mark.parametrize("damage", [{KEY + ":1": "y"}, {KEY + ":1": None}, {KEY: 3}])
 def test_damage_is_found(study, damage):
     study.ask()
-    write_json(study, frozen(study), "key", "x" * 5000)
-    with pytest.raises(Unverified, match=f"'{PREFIX}key' is damaged"):
-        read_json({**frozen(study).system_attrs, **damage}, "key")
+    write_json(study, frozen(study), KEY, "x" * 5000)
+    with pytest.raises(Unverified, match=f"'{KEY}' is damaged"):
+        read_json({**frozen(study).system_attrs, **damage}, KEY)
 
 
 def test_a_file_is_what_was_published_or_unverified(study, tmp_path):
