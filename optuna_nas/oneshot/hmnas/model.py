@@ -24,6 +24,7 @@ from optuna_nas.oneshot.base import OneShotModel
 from optuna_nas.oneshot.hmnas.derived import Derived, Survival
 from optuna_nas.oneshot.hmnas.recipe import HMNASRecipe
 from optuna_nas.space import NONE, Architecture, CellSpace
+from optuna_nas.space.ways import cheapest_way
 from optuna_nas.training.checkpoints import prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
@@ -673,16 +674,10 @@ def heaviest_ways(
         score_EO: Score of every op of every edge, larger is better.
         architecture: What there is.
     """
-    position = {path: number for number, path in enumerate(space.paths)}
-    found: list[tuple[str, str]] = []
+    best_E = score_EO.max(axis=1)
+    ways: list[tuple[str, str]] = []
     for number, kind in enumerate(space.kinds):
-        if architecture.cells.outputs[number] in architecture.cells.live:
-            continue
-        ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(range(space.inputs), (0.0, ()))
-        nodes = range(space.inputs, space.inputs + space.nodes)
-        for node in nodes:
-            edges = [(source, position[f"{kind.name}/{node}<-{source}"]) for source in range(node)]
-            ways[node] = max((ways[i][0] + float(score_EO[e].max()), (*ways[i][1], e)) for i, e in edges)
-        _, way = max(ways[node] for node in kind.outputs or nodes)
-        found += [(space.paths[edge], ops[int(score_EO[edge].argmax())]) for edge in way]
-    return found
+        if architecture.cells.outputs[number] not in architecture.cells.live:
+            way = cheapest_way(space, kind, -best_E)
+            ways += [(space.paths[edge], ops[int(score_EO[edge].argmax())]) for edge in way]
+    return ways

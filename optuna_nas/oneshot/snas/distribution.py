@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_nas.space import Architecture, CellSpace
+from optuna_nas.space.ways import cheapest_way
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,15 +110,9 @@ def connected_argmax(space: CellSpace, score_EO: NDArray[np.float64]) -> NDArray
     something_E = np.where(nothing_O, -np.inf, score_EO).argmax(axis=1)
     rows = np.arange(len(chosen_E))
     regret_E = score_EO[rows, chosen_E] - score_EO[rows, something_E]
-    position = {path: number for number, path in enumerate(space.paths)}
-    nodes = range(space.inputs, space.inputs + space.nodes)
     for kind in space.kinds:
-        ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(range(space.inputs), (0.0, ()))
-        for node in nodes:  # shortest ways from an input, in topological order
-            edges = [(source, position[f"{kind.name}/{node}<-{source}"]) for source in range(node)]
-            ways[node] = min((ways[i][0] + float(regret_E[e]), (*ways[i][1], e)) for i, e in edges)
-        _, way = min(ways[node] for node in kind.outputs or nodes)
-        chosen_E[list(way)] = something_E[list(way)]
+        way = list(cheapest_way(space, kind, regret_E))
+        chosen_E[way] = something_E[way]
     return chosen_E
 
 
