@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         SNAS,
         GHNRecipe,
         HMNASRecipe,
+        OneShotModel,
         SNASRecipe,
     )
     from optuna_nas.plots import (
@@ -131,6 +132,7 @@ __all__ = [
     "ImageFolderData",
     "Job",
     "MLflowTracker",
+    "OneShotModel",
     "Recipe",
     "SNASRecipe",
     "SNASSampler",
@@ -216,6 +218,7 @@ _HOMES = {
         "SNAS",
         "GHNRecipe",
         "HMNASRecipe",
+        "OneShotModel",
         "SNASRecipe",
     ),
     "plots": (

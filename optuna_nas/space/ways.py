@@ -37,9 +37,7 @@ def reachable(starts: Iterable[int], reads: Callable[[int], Iterable[int]]) -> s
     return reached
 
 
-def live_positions(
-    reads: Sequence[Collection[int]], inputs: Collection[int], outputs: Iterable[int]
-) -> set[int]:
+def live_positions(reads: Sequence[Collection[int]], inputs: Collection[int], outputs: Iterable[int]) -> set[int]:
     """Return the positions of a graph that depend on an input and reach an output.
 
     >>> live_positions([[], [0], [], [1, 2]], inputs=[0], outputs=[3])  # nothing feeds node 2

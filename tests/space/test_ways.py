@@ -34,7 +34,7 @@ def test_the_cheapest_way_is_the_cheapest_of_all(kind, seed):
     assert sum(cost[list(found)]) == pytest.approx(min(sum(cost[list(way)]) for way in all_ways(SPACE, kind)))
 
 
-@pytest.mark.parametrize("edges", product([False, True], repeat=6))
+@pytest.mark.parametrize("edges", list(product([False, True], repeat=6)))
 def test_live_nodes_lie_on_a_way_from_an_input_to_an_output(edges):
     pairs = [(target, source) for target in range(1, 4) for source in range(target)]
     reads = [

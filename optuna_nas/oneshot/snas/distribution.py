@@ -7,7 +7,7 @@ E edges (paths of the space), O options of an edge (ops, `none` included).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from optuna_nas.space import Architecture, CellSpace
 from optuna_nas.space.ways import cheapest_way
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -130,3 +130,24 @@ def architecture_of(space: Space, chosen_E: NDArray[np.int64]) -> Architecture:
             for (path, options), option in zip(space.options().items(), chosen_E, strict=True)
         ),
     )
+
+
+def record_tensors(records: Sequence[DistributionRecord]) -> dict[str, Tensor]:
+    """Return the arrays of the records of a fit as tensors, for a checkpoint."""
+    if not records:
+        return {}
+    return {
+        "probabilities": torch.from_numpy(np.stack([record.probabilities for record in records])),
+        "credit": torch.from_numpy(np.stack([cast("NDArray[np.float64]", record.credit) for record in records])),
+    }
+
+
+def records_from(described: Sequence[list[Any]], tensors: Mapping[str, Tensor]) -> list[DistributionRecord]:
+    """Return the records of a checkpoint: (step, metrics) of each, and what `record_tensors` returned."""
+    if not described:
+        return []
+    arrays = zip(tensors["probabilities"].cpu().numpy(), tensors["credit"].cpu().numpy(), strict=True)
+    return [
+        DistributionRecord(step, metrics, probabilities, credit)
+        for (step, metrics), (probabilities, credit) in zip(described, arrays, strict=True)
+    ]
