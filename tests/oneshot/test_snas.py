@@ -28,6 +28,7 @@ from optuna_nas import (
     nasbench201_space,
 )
 from optuna_nas.data import seeded_generator
+from optuna_nas.oneshot import base
 from optuna_nas.oneshot.snas.distribution import concrete_sample
 from optuna_nas.oneshot.snas.recipe import RELAXATIONS
 from optuna_nas.training import TrainingDiverged, TrainingStopped, evaluate
