@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         SNAS,
         GHNRecipe,
         HMNASRecipe,
+        OneShotModel,
         SNASRecipe,
     )
     from optuna_nas.plots import (
@@ -144,6 +145,7 @@ __all__ = [
     "MLflowTracker",
     "ModelSpace",
     "NetworkSpace",
+    "OneShotModel",
     "Recipe",
     "Regression",
     "SNASRecipe",
@@ -236,6 +238,7 @@ _HOMES = {
         "SNAS",
         "GHNRecipe",
         "HMNASRecipe",
+        "OneShotModel",
         "SNASRecipe",
     ),
     "plots": (

@@ -11,6 +11,7 @@ from torch import Tensor
 from optuna_nas.networks.graph_network import GraphNetwork, Weight
 from optuna_nas.space.block_space import NodeSpace
 from optuna_nas.space.ops import NONE
+from optuna_nas.space.ways import live_positions
 
 if TYPE_CHECKING:
     from optuna_nas.networks.network_space import NetworkSpace
@@ -136,22 +137,16 @@ class Supernet(GraphNetwork):
 
     def _live(self, edges: list[list[Weight]]) -> set[int]:
         """Positions that depend on the image and reach the classifier over edges that are not zero."""
-        fed: list[set[int]] = []
-        for position, node in enumerate(self.graph.nodes):
-            sources = {
+        reads = [
+            [
                 source
-                for source, weight in zip(node.inputs, edges[position], strict=True)
-                if fed[source] and not (isinstance(weight, float) and weight == 0)
-            }
-            fed.append({position} if node.op == "input" else sources)
-        live: set[int] = set()
-        stack = [self.graph.outputs[0]]
-        while stack:
-            position = stack.pop()
-            if position not in live and fed[position]:
-                live.add(position)
-                stack.extend(fed[position] - {position})
-        return live
+                for source, weight in zip(node.inputs, weights, strict=True)
+                if not (isinstance(weight, float) and weight == 0)
+            ]
+            for node, weights in zip(self.graph.nodes, edges, strict=True)
+        ]
+        inputs = {position for position, node in enumerate(self.graph.nodes) if node.op == "input"}
+        return live_positions(reads, inputs, self.graph.outputs[:1])
 
 
 def one_hot(architecture: Architecture) -> dict[str, Tensor]:

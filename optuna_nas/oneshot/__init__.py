@@ -5,12 +5,15 @@ from optuna_nas.oneshot.ghn import GHN, GHNRecipe
 from optuna_nas.oneshot.hmnas import HMNAS, HMNASRecipe
 from optuna_nas.oneshot.snas import SNAS, SNASRecipe
 from optuna_nas.oneshot.snas.distribution import DistributionRecord
+from optuna_nas.oneshot.state import FitRecipe, FitRecord
 
 __all__ = [
     "GHN",
     "HMNAS",
     "SNAS",
     "DistributionRecord",
+    "FitRecipe",
+    "FitRecord",
     "GHNRecipe",
     "HMNASRecipe",
     "OneShotModel",

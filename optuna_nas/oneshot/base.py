@@ -1,139 +1,198 @@
-"""What models trained once share: a fit that stops and goes on to the same numbers, and a fixed scoring batch."""
+"""The base class of models trained once and asked about many architectures: a resumable fit, and scores.
+
+A method of one's own is a subclass of `OneShotModel`; `tests/oneshot/test_third_party.py` has one in 15 lines.
+"""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import nullcontext
-from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from optuna_nas.data.splits import REPORT, TRAIN, Batch, Data
-from optuna_nas.training.checkpoints import check_configuration, load_tensors, save_tensors
-from optuna_nas.training.finite_steps import Verdicts
-from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optuna_nas.data.splits import REPORT, TRAIN, Batch, Data, seeded_generator
+from optuna_nas.oneshot.state import FitRecord, LearnedState, Record
+from optuna_nas.training.device import autocast
+from optuna_nas.training.finite_steps import step_where
+from optuna_nas.training.loop import TrainingStopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
-    import torch
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from optuna_nas.space import Architecture, Skeleton, Space
+    from optuna_nas.space import Architecture
 
 
-MOST_SKIPPED_FRACTION, FIRST_JUDGED_STEP = 0.05, 20
-RECORDS = 200
-"""Moments of a fit that are recorded."""
+MAX_RECORDS = 200
+"""Records of a whole fit."""
 
 
 class Score(Protocol):
-    """Guess how well architectures would do, without training them."""
+    """Predict how well architectures would do, without training them."""
 
     def __call__(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Return guessed accuracies, fractions in [0, 1], shape (len(architectures),)."""
+        """Return scores, larger is better, shape (len(architectures),)."""
 
 
-class FitRecipe(Protocol):
-    """What every recipe of a one-shot model says; a frozen dataclass."""
+class OneShotModel(LearnedState[Record]):
+    """A model that is trained once and then asked about many architectures of a space.
 
-    @property
-    def batch_size(self) -> int:
-        """Images a step."""
+    Subclass it for a method of your own. The subclass puts what it learns into `self.modules` in its constructor and
+    has three methods: `make_optimizers`, `train_step` and `predict`. Everything else follows: a fit that is resumed to
+    the same numbers, checkpoints, moves between devices, scores, and use by `GHNSampler`, `SNASSampler` (if it also has
+    `logits`, of shape (paths, options)) and `InStudyFit` under its own `name`.
 
-    @property
-    def scoring_images(self) -> int:
-        """Images of the report split that architectures are scored on, all at once."""
+    Methods may be called from several threads: a second `fit` or `load` waits for the first to end, everything else
+    only for a step. Take `self.lock` in methods of your own that read what is learned.
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the weights."""
-
-    @property
-    def precision(self) -> str:
-        """`auto`, `float32` or `bfloat16`."""
-
-    @property
-    def seed(self) -> int:
-        """Of everything random."""
-
-
-Record = TypeVar("Record")
-
-
-class OneShotModel(ABC, Generic[Record]):
-    """A model of all architectures of a space. Subclasses say what a step does and what a checkpoint holds.
-
-    Methods may be called from several threads; a second `fit` or `load` waits for the first to end, all else only for
-    a step.
+    Args:
+        space: What may be chosen.
+        skeleton: Skeleton of the network around the cells.
+        recipe: How to learn; a frozen dataclass with at least the fields of `FitRecipe`.
+        n_metrics: Metrics that `finish_step` is given beside loss and accuracy.
     """
 
-    name: ClassVar[str]
-    """As the progress bar calls it."""
-    _uncopied: ClassVar[tuple[str, ...]] = ("_lock", "_fitting")
-
-    def __init__(self, space: Space, skeleton: Skeleton, recipe: FitRecipe) -> None:
-        self.skeleton = skeleton
-        self._space, self._recipe = space, recipe
-        self._lock, self._fitting = threading.RLock(), threading.RLock()
-        self._scoring: Batch | None = None
-        self.step = 0
-        self.total_steps = 0
-        self.skipped = 0
-        self.seconds = 0.0
-        self.records: list[Record] = []
-        self._verdicts = Verdicts()
-        self._configuration: dict[str, Any] = self.describe()
-
-    # -- what a subclass says -------------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where it learns: the device of the data."""
+    # -- hooks: what a subclass says ------------------------------------------------------------------------------
 
     @abstractmethod
-    def _move(self, device: torch.device) -> None:
-        """Move everything but the scoring batch."""
+    def train_step(self, images: Tensor, labels: Tensor) -> Record | None:
+        """Do one step; return what `finish_step` returns.
 
-    @abstractmethod
-    def _train_step(self, images: Tensor, labels: Tensor) -> Record | None:
-        """Do one step, `self.step` included; return a record when it is time for one."""
+        Usually a loss and `return self.update(loss, outputs, labels)`. Take random numbers from `self.generator()`, so
+        that a resumed fit draws the same.
 
-    @abstractmethod
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that a fit needs to go on."""
-
-    @abstractmethod
-    def _progress(self) -> dict[str, Any]:
-        """Return what else it needs, for JSON."""
-
-    @abstractmethod
-    def _restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Take what `_tensors` and `_progress` returned.
-
-        Raises:
-            KeyError: They are of something else.
+        Args:
+            images: Shape (B, C, H, W), on `self.device`.
+            labels: Shape (B,).
         """
 
-    # -- copies ---------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def predict(self, architecture: Architecture, images: Tensor) -> Tensor:
+        """Return the outputs of an architecture with the weights learned here, shape (B, classes).
 
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:  # a copy of one moment, though somebody may train on
-            self._count_skipped(wait=True)
-            return copy.deepcopy({name: value for name, value in self.__dict__.items() if name not in self._uncopied})
+        Called without gradients, under the lock and in the recipe's precision.
+        """
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock, self._fitting = threading.RLock(), threading.RLock()
+    # -- hooks: what a subclass may say otherwise -------------------------------------------------------------------
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch, a scalar in nats."""
+        return F.cross_entropy(outputs, labels)
+
+    def metric(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the accuracy on a batch, a float64 scalar in [0, 1]."""
+        return (outputs.detach().argmax(1) == labels).double().mean()
+
+    def begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
+        """Prepare a fit: take the device of the data, and check that a fit that goes on is the same fit.
+
+        Raises:
+            ValueError: A split is empty, or data, splits or budget differ from those that the fit began with.
+        """
+        n_images = data.size(splits)
+        if n_images == 0:
+            raise ValueError(f"`splits` must hold images but {tuple(splits)} of {data.name!r} are empty.")
+        terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
+        configuration = {**self.describe(), **json.loads(json.dumps(terms))}
+        if self.step and configuration != self.configuration:
+            changed = sorted(key for key in configuration if configuration[key] != self.configuration.get(key))
+            raise ValueError(
+                f"`{changed[0]}` must be that of the fit that goes on but is another; make a new {self.name} to begin "
+                "anew."
+            )
+        self._configuration = configuration
+        self.total_steps = max(1, round(budget * max(1, n_images // self.recipe.batch_size)))
+        self.attach(data)
+
+    def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Batch]:
+        """Yield the batches of the steps from `step` to `last`; the first epoch begins at step 0."""
+        batch_size, seed = self.recipe.batch_size, self.recipe.seed
+        steps_per_epoch = max(1, data.size(splits) // batch_size)
+        while step < last:
+            epoch, start = divmod(step, steps_per_epoch)
+            for batch in islice(data.batches(splits, batch_size, seed=seed, epoch=epoch, start=start), last - step):
+                step += 1
+                yield batch
+
+    def share_after(self, rounds: int, n_rounds: int) -> float:
+        """Return the share of the budget to have spent after so many of the rounds of a study, in [0, 1]."""
+        return min(1.0, rounds / n_rounds)
+
+    def make_record(self, metrics: dict[str, float], means: NDArray[np.float64]) -> Record:
+        """Return a record of the step just done.
+
+        Args:
+            metrics: Mean `loss` and `accuracy` since the last record; empty if no step was finite.
+            means: Means of the further metrics given to `finish_step`.
+        """
+        return cast("Record", FitRecord(self.step, metrics))
+
+    # -- what a subclass uses -------------------------------------------------------------------------------------
+
+    def generator(self, purpose: int = 1) -> torch.Generator:
+        """Return a generator on the device, seeded by the recipe's seed, the step and a number for its purpose."""
+        return seeded_generator(self.device, self.recipe.seed, self.step, purpose)
+
+    def update(self, loss: Tensor, outputs: Tensor, labels: Tensor) -> Record | None:
+        """Step all optimizers along the gradient of a loss, clipped and if it is finite; then `finish_step`."""
+        optimizers = self.optimizers.values()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm or math.inf)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        step_where(finite, *optimizers)
+        return self.finish_step(finite, loss, self.metric(outputs, labels))
+
+    def finish_step(self, finite: Tensor, loss: Tensor, accuracy: Tensor, *further: Tensor) -> Record | None:
+        """Count a step and its metrics; return a record when it is time for one, about 200 times in a fit.
+
+        Args:
+            finite: Whether the step was made, a boolean scalar.
+            loss: Scalar.
+            accuracy: Scalar.
+            further: Metrics beside these, `n_metrics` in all.
+
+        Raises:
+            TrainingDiverged: More than 5 % of the steps were not made.
+        """
+        self.step += 1
+        metrics = [metric.detach().double().reshape(-1) for metric in (loss, accuracy, *further)]
+        self.tally.add(finite, torch.cat(metrics))
+        self._count_skipped()
+        if self.step * MAX_RECORDS // self.total_steps == (self.step - 1) * MAX_RECORDS // self.total_steps:
+            return None
+        n_steps, means = self.tally.take()
+        mean_metrics = {"loss": float(means[0]), "accuracy": float(means[1])} if n_steps else {}
+        record = self.make_record(mean_metrics, means[2:])
+        self.records.append(record)
+        return record
+
+    def scoring_batch(self) -> Batch:
+        """Return the images on which architectures are scored.
+
+        Raises:
+            ValueError: Neither `fit` nor `attach` has seen data with a report split.
+        """
+        if self._scoring is None:
+            raise ValueError("`data` with a report split must be known to score; call `fit` or `attach(data)` first.")
+        return self._scoring
+
+    def check_architecture(self, architecture: Architecture) -> None:
+        """Raise ValueError unless an architecture is of this model's space."""
+        if architecture.space != self.space:
+            raise ValueError(f"`architecture` must be of the space of this {self.name} but comes from another.")
 
     # -- learning -------------------------------------------------------------------------------------------------
 
@@ -178,8 +237,8 @@ class OneShotModel(ABC, Generic[Record]):
             raise ValueError(f"`until` must be a share of the budget, in [0, 1], but got {until}.")
         bar = _progress_bar() if show_progress and on_step is None else nullcontext()
         with self._fitting, bar as progress:
-            with self._lock:
-                self._begin(data, budget, splits)
+            with self.lock:
+                self.begin(data, budget, splits)
                 if checkpoint is not None and checkpoint.exists():
                     self.load(checkpoint)
             last = min(self.total_steps, round(until * self.total_steps))
@@ -204,68 +263,13 @@ class OneShotModel(ABC, Generic[Record]):
     def _steps(self, data: Data, splits: Sequence[str], last: int) -> Iterator[Record | None]:
         """Train up to a step; yield after each what there is to record."""
         started, before = time.monotonic(), self.seconds
-        for images, labels in self._batches(data, splits, self.step, last):
-            with self._lock:
-                record = self._train_step(images, labels)
+        for images, labels in self.batches(data, splits, self.step, last):
+            with self.lock:
+                record = self.train_step(images, labels)
                 self.seconds = before + time.monotonic() - started
             yield record
-        with self._lock:
+        with self.lock:
             self._count_skipped(wait=True)
-
-    def _batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Batch]:
-        """Yield the batches of the steps from one to another; the first epoch begins at step 0."""
-        batch_size, seed = self._recipe.batch_size, self._recipe.seed
-        steps_per_epoch = max(1, data.size(splits) // batch_size)
-        while step < last:
-            epoch, start = divmod(step, steps_per_epoch)
-            for batch in islice(data.batches(splits, batch_size, seed=seed, epoch=epoch, start=start), last - step):
-                step += 1
-                yield batch
-
-    def _begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
-        """Take the device of the data; check that a fit that goes on is the same fit."""
-        n_images = data.size(splits)
-        if n_images == 0:
-            raise ValueError(f"`splits` must hold images but {tuple(splits)} of {data.name!r} are empty.")
-        terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
-        configuration = {**self.describe(), **json.loads(json.dumps(terms))}
-        if self.step and configuration != self._configuration:
-            changed = sorted(key for key in configuration if configuration[key] != self._configuration.get(key))
-            raise ValueError(
-                f"`{changed[0]}` must be that of the fit that goes on but is another; make a new {self.name} to begin "
-                "anew."
-            )
-        self._configuration = configuration
-        self.total_steps = max(1, round(budget * max(1, n_images // self._recipe.batch_size)))
-        self.attach(data)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what was fixed when it was made, for JSON, as a checkpoint tells it."""
-        own = {"space": self._space.to_dict(), "skeleton": self.skeleton.to_dict(), "recipe": asdict(self._recipe)}  # type: ignore[call-overload]
-        return json.loads(json.dumps(own))  # type: ignore[no-any-return]
-
-    def _recording(self) -> bool:
-        """Tell whether the step just done is one to record."""
-        return self.step * RECORDS // self.total_steps > (self.step - 1) * RECORDS // self.total_steps
-
-    def _made(self, finite: Tensor) -> None:
-        """Take note of a step, already counted as a step, that was made where its numbers were finite.
-
-        Raises:
-            TrainingDiverged: There were too many steps without a finite loss.
-        """
-        self._verdicts.put(finite)
-        self._count_skipped()
-
-    def _count_skipped(self, wait: bool = False) -> None:
-        for finite in self._verdicts.take(wait):
-            self.skipped += not finite
-            judged = self.step >= min(FIRST_JUDGED_STEP, self.total_steps)
-            if not finite and judged and self.skipped > MOST_SKIPPED_FRACTION * self.step:
-                raise TrainingDiverged(
-                    f"`learning_rate` must keep the loss finite but {self.skipped} of {self.step} steps it was not, at "
-                    f"{self._recipe.learning_rate}; lower it, or use precision='float32'."
-                )
 
     @property
     def fitted(self) -> bool:
@@ -273,6 +277,23 @@ class OneShotModel(ABC, Generic[Record]):
         return 0 < self.total_steps <= self.step
 
     # -- scoring --------------------------------------------------------------------------------------------------
+
+    def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return the accuracy of architectures with the weights learned here, shape (N,), fractions in [0, 1].
+
+        Measured on the scoring batch: the first images of the report split.
+
+        Raises:
+            ValueError: Neither `fit` nor `attach` has seen data with a report split, or an architecture is of another
+                space.
+        """
+        images, labels = self.scoring_batch()
+        accuracies = []
+        for architecture in architectures:
+            self.check_architecture(architecture)
+            with self.lock, torch.no_grad(), autocast(images.device, self.recipe.precision):
+                accuracies.append(float(self.metric(self.predict(architecture, images), labels)))
+        return np.array(accuracies, dtype=np.float64)
 
     def attach(self, data: Data) -> None:
         """Take device and scoring batch from the data: the first images of the report split, the same in every call.
@@ -286,63 +307,14 @@ class OneShotModel(ABC, Generic[Record]):
                 f"`data` must fit the skeleton, input_shape={self.skeleton.input_shape} and classes="
                 f"{self.skeleton.classes}, but has {data.input_shape} and {data.classes}."
             )
-        with self._lock:
+        with self.lock:
             index = data.device.index
             if self.device.type != data.device.type or (index is not None and self.device.index != index):
-                self._move(data.device)
+                self.move(data.device)
                 if self._scoring is not None:
                     self._scoring = Batch(*(tensor.to(data.device) for tensor in self._scoring))
             if data.size([REPORT]):
-                self._scoring = next(iter(data.batches([REPORT], self._recipe.scoring_images)))
-
-    def _scoring_batch(self) -> Batch:
-        if self._scoring is None:
-            raise ValueError("`data` with a report split must be known to score; call `fit` or `attach(data)` first.")
-        return self._scoring
-
-    def _check_architecture(self, architecture: Architecture) -> None:
-        if architecture.space != self._space:
-            raise ValueError(f"`architecture` must be of the space of this {self.name} but comes from another.")
-
-    # -- checkpoints ----------------------------------------------------------------------------------------------
-
-    def save(self, path: Path) -> None:
-        """Write all that a fit needs to go on to one safetensors file."""
-        with self._lock:
-            self._count_skipped(wait=True)
-            progress = {
-                "step": self.step,
-                "total_steps": self.total_steps,
-                "skipped": self.skipped,
-                "seconds": self.seconds,
-                **self._progress(),
-            }
-            description = {"kind": self.name, "configuration": self._configuration, "progress": progress}
-            save_tensors(path, self._tensors(), description)
-
-    def load(self, path: Path) -> None:
-        """Take the state of a file that `save` wrote, unless this model is further. Executes nothing.
-
-        Raises:
-            ValueError: The file is damaged or of another space, skeleton, recipe, data or budget.
-        """
-        with self._fitting, self._lock:
-            tensors, description = load_tensors(path, self.device)
-            if description.get("kind") != self.name:
-                raise ValueError(f"`path` must be a checkpoint of a {self.name} but {path} holds something else.")
-            theirs = description["configuration"]
-            # What neither has begun to train on can't disagree.
-            shared = theirs.keys() & self._configuration.keys() | self.describe().keys()
-            check_configuration(
-                path, {k: theirs.get(k) for k in shared}, {k: self._configuration.get(k) for k in shared}
-            )
-            progress = description["progress"]
-            if self.step > progress["step"]:
-                return
-            self._configuration |= theirs
-            self._restore(tensors, progress)
-            self.step, self.total_steps = progress["step"], progress["total_steps"] or self.total_steps
-            self.skipped, self.seconds = progress["skipped"], progress["seconds"]
+                self._scoring = next(iter(data.batches([REPORT], self.recipe.scoring_images)))
 
 
 def _progress_bar() -> Any:

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from optuna_nas.space.ops import get_op
+from optuna_nas.space.ways import reachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,9 @@ def canonical_nodes(nodes: Sequence[Plain], outputs: Sequence[int]) -> tuple[lis
     """Return nodes and outputs of the canonical graph of (op, inputs, stride) triples in topological order."""
     terms, values = _expressions(nodes)
     roots = [values[output] for output in outputs]
-    live = _reachable(terms, roots)
+    # An input stays although nothing reads it: which of the inputs is read is part of the function.
+    ends = [*(i for i, term in enumerate(terms) if term.op == "input"), *(term for root in roots for term in root)]
+    live = reachable(ends, lambda term: (below for value in terms[term].values for below in value))
     order = _canonical_order(terms, roots, sorted(live))
     return _write(terms, roots, order)
 
@@ -71,19 +74,6 @@ def _expressions(nodes: Sequence[Plain]) -> tuple[list[_Term], list[_Value]]:
         else:
             values.append(add(_Term(op, fed, stride), shared=False) if fed else ())
     return terms, values
-
-
-def _reachable(terms: Sequence[_Term], roots: Sequence[_Value]) -> set[int]:
-    live: set[int] = set()
-    stack = [term for root in roots for term in root]
-    # An input stays although nothing reads it: which of the inputs is read is part of the function.
-    stack += [i for i, term in enumerate(terms) if term.op == "input"]
-    while stack:
-        term = stack.pop()
-        if term not in live:
-            live.add(term)
-            stack.extend(below for value in terms[term].values for below in value)
-    return live
 
 
 def _canonical_order(terms: Sequence[_Term], roots: Sequence[_Value], live: list[int]) -> list[int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from optuna_nas.space.canonical import canonical_nodes
 from optuna_nas.space.cost import Cost, Site
 from optuna_nas.space.ops import STRUCTURAL, get_op
+from optuna_nas.space.ways import live_positions, reachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,18 +80,8 @@ class ComputationGraph:
     @cached_property
     def live(self) -> frozenset[int]:
         """Positions of the nodes that read something and reach an output."""
-        fed: set[int] = set()
-        for position, node in enumerate(self.nodes):
-            if node.op == "input" or any(source in fed for source in node.inputs):
-                fed.add(position)
-        live: set[int] = set()
-        stack = [output for output in self.outputs if output in fed]
-        while stack:
-            position = stack.pop()
-            if position not in live:
-                live.add(position)
-                stack.extend(source for source in self.nodes[position].inputs if source in fed)
-        return frozenset(live)
+        inputs = [position for position, node in enumerate(self.nodes) if node.op == "input"]
+        return frozenset(live_positions([node.inputs for node in self.nodes], set(inputs), self.outputs))
 
     @property
     def connected(self) -> bool:
@@ -130,14 +121,11 @@ class ComputationGraph:
 
     def needed(self, ends: Iterable[int]) -> set[int]:
         """Return the live nodes that nodes depend on, themselves included."""
-        needed: set[int] = set()
-        stack = [end for end in ends if end in self.live]
-        while stack:
-            position = stack.pop()
-            if position not in needed:
-                needed.add(position)
-                stack.extend(source for source in self.nodes[position].inputs if source in self.live)
-        return needed
+        live = self.live
+        return reachable(
+            (end for end in ends if end in live),
+            lambda position: [source for source in self.nodes[position].inputs if source in live],
+        )
 
     def canonical(self) -> ComputationGraph:
         """Return the graph that all graphs computing the same function share.

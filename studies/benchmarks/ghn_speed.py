@@ -153,7 +153,7 @@ def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
     def hyper() -> None:
         adam.zero_grad()
         (weights,) = ghn.generate([cell])
-        F.cross_entropy(ghn._run(cell, weights, images)[-1], labels).backward()
+        F.cross_entropy(ghn.outputs(cell, weights, images)[-1], labels).backward()
         torch.nn.utils.clip_grad_norm_(ghn.network.parameters(), 5.0)
         adam.step()
 
@@ -188,8 +188,8 @@ def propagation() -> dict[str, Callable[[], object]]:
     random = np.random.default_rng(0)
     ghn = ghn_of(space, 3, 1)
     blocks = [space.sample(random).graph(ghn.skeleton) for _ in range(64)]
-    deepest = max(blocks, key=lambda graph: len(ghn._batch([graph]).modules[1].forward))
-    batches = {"1 graph, the deepest": ghn._batch([deepest]), "64 graphs": ghn._batch(blocks)}
+    deepest = max(blocks, key=lambda graph: len(ghn.batch([graph]).modules[1].forward))
+    batches = {"1 graph, the deepest": ghn.batch([deepest]), "64 graphs": ghn.batch(blocks)}
 
     def run(name: str) -> None:
         module = batches[name].modules[1]

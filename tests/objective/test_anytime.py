@@ -267,7 +267,7 @@ def test_the_scale_of_a_node_is_one_of_its_properties():
     ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1))
     coarse = choices(**{f"cell1__{node}__scale": "2" for node in (1, 2, 3)})
     graph = placed(coarse, FRAME).graph()
-    batch = ghn._batch([graph])
+    batch = ghn.batch([graph])
     scales = torch.cat([module.properties[:, 1] for module in batch.modules]).tolist()
     for position, row in batch.rows[0].items():
         assert (scales[row] >= 0) == (graph.nodes[position].scale == 2), graph.nodes[position].name

@@ -331,7 +331,7 @@ def test_a_gradient_reaches_every_parameter(data, choice):
     architectures = [everything, *some(SPACE, 20)]
     loss = 0
     for architecture, weights in zip(architectures, ghn.generate(architectures), strict=True):
-        loss = loss + F.cross_entropy(ghn._run(architecture, weights, images)[-1], labels)
+        loss = loss + F.cross_entropy(ghn.outputs(architecture, weights, images)[-1], labels)
     loss.backward()
     for name, parameter in ghn.network.named_parameters():
         assert parameter.grad is not None, name
@@ -362,7 +362,7 @@ def test_a_generated_network_is_the_discrete_network_with_those_weights(data):
         network = DiscreteNetwork(architecture, FRAME)
         network.load_state_dict(weights, strict=False)
         use_batch_statistics(network)
-        torch.testing.assert_close(ghn._run(architecture, weights, images)[-1], network.train()(images))
+        torch.testing.assert_close(ghn.outputs(architecture, weights, images)[-1], network.train()(images))
         # And nothing was written into any module.
         assert all(tensor.grad_fn is not None for tensor in weights.values())
 

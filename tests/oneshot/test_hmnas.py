@@ -15,10 +15,11 @@ from strategies import TINY, TINY_BLOCK, TINY_MULTI, few_digits, small_skeleton
 from torch.func import functional_call
 
 from optuna_nas import CellKind, CellSpace, Recipe, Skeleton, TrainObjective, hmnas_space, load_network, train
+from optuna_nas.data.splits import Batch
 from optuna_nas.networks import DiscreteNetwork, MixedNetwork, use_batch_statistics
 from optuna_nas.objective.train_objective import network_path
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
-from optuna_nas.oneshot.hmnas import model as hmnas_module
+from optuna_nas.oneshot.hmnas import bilevel
 from optuna_nas.space import NONE
 from optuna_nas.storage.attributes import MASKED, MULTIPLY_ADDS, PARAMS
 from optuna_nas.training import TrainingStopped, evaluate
@@ -44,28 +45,26 @@ def images(batch=8):
 
 
 def scores(hmnas, x, masked):
-    weights = hmnas._masked_weights() if masked else {}
-    return functional_call(hmnas.supernet, weights, (x, hmnas._mixing(masked)))
+    weights = hmnas.masks.masked_weights() if masked else {}
+    return functional_call(hmnas.supernet, weights, (x, hmnas.masks.mixing(masked)))
 
 
 def drop(hmnas, edges=(), ops=(), weights=0.0):
     """Let masks of edges, of (edge, op) and a share of the weights fall."""
     with torch.no_grad():
         for path in edges:
-            hmnas._edge_masks_E[hmnas.paths.index(path)] = 0.0
+            hmnas.masks.edge_masks_E[hmnas.paths.index(path)] = 0.0
         for path, op in ops:
-            hmnas._op_masks_EO[hmnas.paths.index(path), hmnas.ops.index(op)] = 0.0
+            hmnas.masks.op_masks_EO[hmnas.paths.index(path), hmnas.ops.index(op)] = 0.0
         random = torch.Generator().manual_seed(0)
-        for mask in hmnas._weight_masks.values():
+        for mask in hmnas.masks.weight_masks.values():
             mask[torch.rand(mask.shape, generator=random) < weights] = 0.0
 
 
 def in_double(hmnas):
     hmnas.supernet.double()
-    for parameter in (hmnas._op_logits_EO, hmnas._edge_logits_E, hmnas._op_masks_EO, hmnas._edge_masks_E):
+    for parameter in (*hmnas.masks.logits, *hmnas.masks.masks):
         parameter.data = parameter.data.double()
-    for mask in hmnas._weight_masks.values():
-        mask.data = mask.data.double()
     return hmnas
 
 
@@ -87,7 +86,9 @@ def test_edges_are_normalised_over_their_node_or_their_cell(softmax):
 def test_none_is_left_out_because_masks_do_its_work():
     hmnas = HMNAS(TINY, small_skeleton(TINY))
     assert hmnas.ops == tuple(op for op in TINY.ops if op != NONE)
-    assert all(float(vector.detach()[TINY.ops.index(NONE)]) == 0 for vector in hmnas._mixing(masked=False).values())
+    assert all(
+        float(vector.detach()[TINY.ops.index(NONE)]) == 0 for vector in hmnas.masks.mixing(masked=False).values()
+    )
 
 
 def test_the_papers_supernet_has_its_size():
@@ -104,16 +105,16 @@ def test_the_papers_supernet_has_its_size():
 def test_masks_that_keep_everything_change_nothing():
     hmnas, x = model(), images()
     weights = dict(hmnas.supernet.named_parameters())
-    assert all(torch.equal(weights[name], tensor) for name, tensor in hmnas._masked_weights().items())
-    plain = hmnas._mixing(masked=False)
-    assert all(torch.equal(plain[path], vector) for path, vector in hmnas._mixing(masked=True).items())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in hmnas.masks.masked_weights().items())
+    plain = hmnas.masks.mixing(masked=False)
+    assert all(torch.equal(plain[path], vector) for path, vector in hmnas.masks.mixing(masked=True).items())
     torch.testing.assert_close(scores(hmnas, x, masked=True), scores(hmnas, x, masked=False))
 
 
 def test_an_edge_whose_mask_fell_is_as_good_as_deleted():
     hmnas, x = model(), images()
     drop(hmnas, edges=[FIRST], ops=[("cell/2<-0", "nor_conv_3x3")])
-    mixing = {path: vector.detach().clone() for path, vector in hmnas._mixing(masked=False).items()}
+    mixing = {path: vector.detach().clone() for path, vector in hmnas.masks.mixing(masked=False).items()}
     mixing[FIRST][:] = 0.0
     mixing["cell/2<-0"][SPACE.ops.index("nor_conv_3x3")] = 0.0
     expected = hmnas.supernet(x, mixing)
@@ -124,15 +125,15 @@ def test_an_edge_whose_mask_fell_is_as_good_as_deleted():
 def test_the_gradient_of_a_real_mask_is_that_of_the_binary_one():
     hmnas, x, labels = in_double(model()), images().double(), torch.arange(8)
     drop(hmnas, edges=["cell/2<-1"], ops=[(FIRST, "skip_connect")], weights=0.3)
-    masks = [hmnas._op_masks_EO, hmnas._edge_masks_E, *hmnas._weight_masks.values()]
-    loss, _ = hmnas._loss(x, labels, hmnas._masked_weights(), hmnas._mixing(masked=True))
+    masks = hmnas.masks.masks
+    loss, _ = hmnas.loss_of(Batch(x, labels), hmnas.masks.masked_weights(), hmnas.masks.mixing(masked=True))
     ours = torch.autograd.grad(loss, masks)
     # The same loss as a function of the ones and zeros themselves.
     binary = [(mask.detach() > hmnas.recipe.threshold).double().requires_grad_() for mask in masks]
     ops, edges, *weights = binary
-    mixed = (hmnas._edge_weights() * edges)[:, None] * (hmnas._op_logits_EO.softmax(-1) * ops)
+    mixed = (hmnas.masks.edge_weights() * edges)[:, None] * (hmnas.masks.op_logits_EO.softmax(-1) * ops)
     named = dict(hmnas.supernet.named_parameters())
-    cut = {name: named[name].detach() * mask for name, mask in zip(hmnas._weight_masks, weights, strict=True)}
+    cut = {name: named[name].detach() * mask for name, mask in zip(hmnas.masks.weight_masks, weights, strict=True)}
     out = functional_call(hmnas.supernet, cut, (x, dict(zip(hmnas.paths, mixed.unbind(), strict=True))))
     for one, other in zip(ours, torch.autograd.grad(F.cross_entropy(out, labels), binary), strict=True):
         torch.testing.assert_close(one, other)
@@ -149,9 +150,9 @@ def test_a_budget_in_which_no_mask_can_fall_is_refused(data):
 
 def test_ops_and_edges_learn_after_the_warm_up_and_ever_more_rarely(data):
     hmnas = model(warmup_fraction=0.2, mask_fraction=0.0)
-    hmnas._begin(data, 200, ("weights", "choices"))
+    hmnas.begin(data, 200, ("weights", "choices"))
     n_steps = hmnas.total_steps
-    learns = np.array([hmnas._lets_choices_learn(step) for step in range(n_steps)])
+    learns = np.array([hmnas.recipe.choices_learn(step, n_steps) for step in range(n_steps)])
     warm = round(0.2 * n_steps)
     assert not learns[: warm - 1].any()
     assert learns[warm + 1 : warm + 15].mean() > 0.9
@@ -164,26 +165,26 @@ def test_weights_are_frozen_while_masks_learn_and_masks_while_weights_do(data):
     hmnas = model(mask_fraction=0.5)
     hmnas.fit(data, 4, until=0.5)
     assert hmnas.step == hmnas.total_steps // 2
-    assert all((mask == 1e-2).all() for mask in hmnas._weight_masks.values())
+    assert all((mask == 1e-2).all() for mask in hmnas.masks.weight_masks.values())
     weights = {name: tensor.clone() for name, tensor in hmnas.supernet.state_dict().items()}
-    logits = hmnas._op_logits_EO.detach().clone()
+    logits = hmnas.masks.op_logits_EO.detach().clone()
     hmnas.fit(data, 4)
     assert all(torch.equal(weights[name], tensor) for name, tensor in hmnas.supernet.state_dict().items())
-    assert torch.equal(logits, hmnas._op_logits_EO)
-    assert any((mask != 1e-2).any() for mask in hmnas._weight_masks.values())
+    assert torch.equal(logits, hmnas.masks.op_logits_EO)
+    assert any((mask != 1e-2).any() for mask in hmnas.masks.weight_masks.values())
 
 
 def test_the_supernet_sees_the_split_for_weights_and_masks_see_both(data):
     hmnas = model(mask_fraction=0.5)
     both = ("weights", "choices")
-    hmnas._begin(data, 2, both)
+    hmnas.begin(data, 2, both)
     half = hmnas.total_steps // 2
-    seen = [labels for _, labels in hmnas._batches(data, both, 0, hmnas.total_steps)]
+    seen = [labels for _, labels in hmnas.batches(data, both, 0, hmnas.total_steps)]
     first = [labels for epoch in range(3) for _, labels in data.batches(["weights"], 16, seed=0, epoch=epoch)]
     then = [labels for epoch in range(3) for _, labels in data.batches(both, 16, seed=0, epoch=epoch)]
     expected = [*first[:half], *then[: hmnas.total_steps - half]]
     assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
-    later = [labels for _, labels in hmnas._batches(data, both, half + 2, hmnas.total_steps)]
+    later = [labels for _, labels in hmnas.batches(data, both, half + 2, hmnas.total_steps)]
     assert all(torch.equal(one, other) for one, other in zip(later, seen[half + 2 :], strict=True))
 
 
@@ -192,7 +193,7 @@ def test_masks_slow_down_in_the_second_half_and_those_of_weights_are_faster(data
     rates = []
     for share in (0.7, 0.9):
         hmnas.fit(data, 4, until=share)
-        rates.append([group["lr"] for group in hmnas._masks_optimizer.param_groups])
+        rates.append([group["lr"] for group in hmnas.optimizers["optimizers/masks"].param_groups])
     (ops, weights), late = rates
     # As far as in the paper's 20 epochs of 391 steps at 1e-5, and as widely spread as at 1e-4.
     assert ops * hmnas.mask_steps == pytest.approx(1e-5 * 7820)
@@ -210,33 +211,35 @@ def test_masks_fall_when_they_are_given_the_time(data):
 
 @pytest.mark.parametrize("second_order", [False, True])
 def test_ops_learn_from_the_split_for_choices(data, second_order, monkeypatch):
-    monkeypatch.setattr(hmnas_module, "DIFFERENCE", 1e-5)
+    monkeypatch.setattr(bilevel, "DIFFERENCE", 1e-5)
     hmnas = model(warmup_fraction=0.0, second_order=second_order)
     in_double(hmnas)
     x, t = images().double(), images().double()  # noise: no two activations meet a kink of the ReLU at once
     labels, train_labels = torch.arange(8), torch.arange(8).flip(0)
-    rate, logits = 0.1, [hmnas._op_logits_EO, hmnas._edge_logits_E]
+    rate, logits = 0.1, hmnas.masks.logits
     weights = dict(hmnas.supernet.named_parameters())
     if second_order:
-        ours = hmnas._looking_ahead(x, labels, t, train_labels, rate)
-        loss, _ = hmnas._loss(t, train_labels, weights, hmnas._mixing(masked=False))
+        ours = hmnas.choice_gradients(Batch(x, labels), Batch(t, train_labels), rate)
+        loss, _ = hmnas.loss_of(Batch(t, train_labels), weights)
         slope = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         decay = hmnas.recipe.weight_decay
         ahead = {n: w - rate * (g + decay * w) for (n, w), g in zip(weights.items(), slope, strict=True)}
-        loss, _ = hmnas._loss(x, labels, ahead, hmnas._mixing(masked=False))
+        loss, _ = hmnas.loss_of(Batch(x, labels), ahead)
         expected = torch.autograd.grad(loss, logits)
         for one, other in zip(ours, expected, strict=True):  # differences stand in for a second derivative
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
     else:
-        loss, _ = hmnas._loss(x, labels, {}, hmnas._mixing(masked=False))
+        loss, _ = hmnas.loss_of(Batch(x, labels), {})
         expected = torch.autograd.grad(loss, logits)
-        hmnas._begin(data, 4, ("weights", "choices"))
+        hmnas.begin(data, 4, ("weights", "choices"))
         before = [logit.detach().clone() for logit in logits]
-        hmnas._logit_step(x, labels, t, train_labels, rate)
+        hmnas.train_choices(Batch(x, labels), Batch(t, train_labels), rate)
         for logit, old, gradient in zip(logits, before, expected, strict=True):  # Adam's first step is of its rate
             moved = (logit.detach() - old)[gradient.abs() > 1e-3]
             towards = -gradient.sign()[gradient.abs() > 1e-3]
-            torch.testing.assert_close(moved, hmnas._logit_learning_rate() * towards, rtol=0.05, atol=1e-6)
+            torch.testing.assert_close(
+                moved, hmnas.recipe.logit_rate(hmnas.supernet_steps) * towards, rtol=0.05, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("stop_at", [3, 9, 14])
@@ -265,8 +268,8 @@ def test_a_pickled_model_goes_on_alike(data):
 
 def assert_same(one, other):
     assert one.step == other.step
-    for name, tensor in one._tensors().items():
-        assert torch.equal(tensor, other._tensors()[name]), name
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name]), name
     assert [record.metrics for record in one.records] == [record.metrics for record in other.records]
 
 
@@ -333,8 +336,8 @@ def test_a_mixed_network_weighs_every_op():
 def test_masks_that_cut_every_way_leave_the_heaviest(caplog):
     hmnas = model()
     with torch.no_grad():
-        hmnas._op_logits_EO[:, SPACE.ops.index("avg_pool_3x3")] += 2.0
-        hmnas._edge_logits_E[hmnas.paths.index("reduction/2<-0")] += 5.0
+        hmnas.masks.op_logits_EO[:, SPACE.ops.index("avg_pool_3x3")] += 2.0
+        hmnas.masks.edge_logits_E[hmnas.paths.index("reduction/2<-0")] += 5.0
     drop(hmnas, edges=[path for path in hmnas.paths if path.startswith("reduction")])
     with caplog.at_level(logging.WARNING):
         derived = hmnas.derive()
@@ -348,7 +351,9 @@ def test_masks_that_cut_every_way_leave_the_heaviest(caplog):
 def test_another_threshold_gives_another_member_of_the_family():
     hmnas = model()
     with torch.no_grad():
-        hmnas._op_masks_EO.copy_(torch.linspace(0.0, 0.02, hmnas._op_masks_EO.numel()).view_as(hmnas._op_masks_EO))
+        hmnas.masks.op_masks_EO.copy_(
+            torch.linspace(0.0, 0.02, hmnas.masks.op_masks_EO.numel()).view_as(hmnas.masks.op_masks_EO)
+        )
     sizes = [sum(map(len, hmnas.kept(threshold).values())) for threshold in (0.0, 0.005, 0.015)]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
@@ -358,7 +363,7 @@ def test_a_family_grows_smaller_until_no_way_is_left():
     hmnas = model()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for mask in (hmnas._op_masks_EO, *hmnas._weight_masks.values()):
+        for mask in (hmnas.masks.op_masks_EO, *hmnas.masks.weight_masks.values()):
             mask.copy_(0.02 * torch.rand(mask.shape, generator=random))
     family = hmnas.family(12)
     assert len(family) > 3
@@ -609,11 +614,17 @@ def test_endurance_is_the_share_of_thresholds_survived():
     hmnas = model()
     random = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        hmnas._op_masks_EO.copy_(torch.rand(hmnas._op_masks_EO.shape, generator=random))
-        hmnas._edge_masks_E.copy_(torch.rand(hmnas._edge_masks_E.shape, generator=random))
+        hmnas.masks.op_masks_EO.copy_(torch.rand(hmnas.masks.op_masks_EO.shape, generator=random))
+        hmnas.masks.edge_masks_E.copy_(torch.rand(hmnas.masks.edge_masks_E.shape, generator=random))
     draws = np.random.default_rng(0)
     cells = [SPACE.sample(draws) for _ in range(20)]
-    lowest = torch.minimum(hmnas._op_masks_EO, hmnas._edge_masks_E[:, None]).detach().flatten().sort().values.tolist()
+    lowest = (
+        torch.minimum(hmnas.masks.op_masks_EO, hmnas.masks.edge_masks_E[:, None])
+        .detach()
+        .flatten()
+        .sort()
+        .values.tolist()
+    )
     expected = []
     for cell in cells:
         edges = []
@@ -630,7 +641,7 @@ def test_endurance_is_the_share_of_thresholds_survived():
     assert np.argsort(hmnas.endurance(cells))[0] == np.argmin(expected)
     weakest = hmnas.weakest(SPACE.everything())
     masks = [
-        float(torch.minimum(hmnas._op_masks_EO.detach()[e, o], hmnas._edge_masks_E.detach()[e]))
+        float(torch.minimum(hmnas.masks.op_masks_EO.detach()[e, o], hmnas.masks.edge_masks_E.detach()[e]))
         for e, o in ((hmnas.paths.index(path), hmnas.ops.index(op)) for path, op in weakest)
     ]
     assert masks == sorted(masks)

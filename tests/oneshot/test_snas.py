@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from strategies import few_digits
 
-import optuna_nas.oneshot.snas.model as module
 from optuna_nas import (
     SNAS,
     CellKind,
@@ -29,6 +28,7 @@ from optuna_nas import (
     nasbench201_space,
 )
 from optuna_nas.data import seeded_generator
+from optuna_nas.oneshot import base
 from optuna_nas.oneshot.snas.distribution import concrete_sample
 from optuna_nas.oneshot.snas.recipe import RELAXATIONS
 from optuna_nas.training import TrainingDiverged, TrainingStopped, evaluate
@@ -190,10 +190,10 @@ def test_the_credit_of_an_edge_is_what_scaling_its_output_would_lower_the_loss_b
     again = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
     again.total_steps = 0
     again.supernet.load_state_dict(snas.supernet.state_dict())
-    again._logits_EO.data.copy_(torch.from_numpy(snas.logits))
-    again._begin(data, 2, ("weights", "choices"))
+    again.logits_EO.data.copy_(torch.from_numpy(snas.logits))
+    again.begin(data, 2, ("weights", "choices"))
     again.step = 16
-    again._train_step(images, labels)
+    again.train_step(images, labels)
     for e, path in enumerate(snas.paths):
         assert again.edge_credit()[path] == pytest.approx(-float(factors.grad[e]), abs=2e-5)
 
@@ -236,8 +236,8 @@ def test_dearer_costs_give_cheaper_cells_with_fewer_edges(data):
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_an_upper_bound_is_reached_by_the_distribution_and_kept_by_the_most_likely(data, share):
     free = fitted(data, 1, space=one_kind(), skeleton=ONE_CELL)
-    fixed = free._costs.fixed[0]
-    bound = fixed + share * free._costs.uniform[0]
+    fixed = free.costs.fixed[0]
+    bound = fixed + share * free.costs.uniform[0]
     snas = fitted(data, 25, space=one_kind(), skeleton=ONE_CELL, resource={"params": bound})
     assert snas.expected_cost()["params"] <= fixed + 1.15 * (bound - fixed)
     assert snas.most_likely().cost(ONE_CELL).params <= bound
@@ -246,12 +246,12 @@ def test_an_upper_bound_is_reached_by_the_distribution_and_kept_by_the_most_like
 
 def test_the_penalty_has_the_closed_form_gradient(data):
     snas = SNAS(SPACE, FRAME, SNASRecipe(resource=0.7))
-    snas._logits_EO.data.normal_(generator=torch.Generator().manual_seed(0))
-    snas._penalty().backward()
-    p = snas._probabilities_EO
-    relative = 0.7 * (snas._costs.table / snas._costs.uniform).mean(2)
+    snas.logits_EO.data.normal_(generator=torch.Generator().manual_seed(0))
+    snas.penalty(snas.logits_EO, 100).backward()
+    p = snas.probabilities_EO
+    relative = 0.7 * (snas.costs.table / snas.costs.uniform).mean(2)
     wanted = p * (relative - (p * relative).sum(1, keepdims=True))
-    np.testing.assert_allclose(snas._logits_EO.grad.numpy(), wanted, atol=1e-6)
+    np.testing.assert_allclose(snas.logits_EO.grad.numpy(), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "exponential"])
@@ -265,9 +265,8 @@ def test_the_temperature_falls_with_the_share_of_the_budget_that_the_logits_lear
 def test_logits_may_travel_as_far_in_a_short_budget_as_in_the_papers():
     snas = SNAS(SPACE, FRAME)
     for steps, rate in ((117_150, 3e-4), (1_000_000, 3e-4), (11_715, 3e-3), (10, 0.05)):
-        snas.total_steps = steps
-        assert snas._logit_learning_rate() == pytest.approx(rate)
-    assert SNAS(SPACE, FRAME, SNASRecipe(logit_learning_rate=0.01))._logit_learning_rate() == 0.01
+        assert snas.recipe.logit_rate(steps) == pytest.approx(rate)
+    assert SNASRecipe(logit_learning_rate=0.01).logit_rate(10) == 0.01
 
 
 def test_edges_that_keep_several_ops_choose_among_sets(data):
@@ -325,7 +324,7 @@ def test_samples_have_the_learned_law(data):
 
 def test_asked_for_connected_samples_all_are_even_when_hardly_any_is(data):
     snas = SNAS(SPACE, FRAME)
-    snas._logits_EO.data[:, 0] = 50.0
+    snas.logits_EO.data[:, 0] = 50.0
     random = np.random.default_rng(0)
     assert all(snas.sample(random).connected for _ in range(5))
     assert snas.most_likely().connected
@@ -376,7 +375,7 @@ def test_a_few_steps_without_a_finite_loss_are_skipped_and_counted(data, monkeyp
         calls.append(1)
         return F.nll_loss(scores.log_softmax(1), labels) * (float("nan") if len(calls) in (3, 40) else 1.0)
 
-    monkeypatch.setattr(module.F, "cross_entropy", broken)
+    monkeypatch.setattr(base.F, "cross_entropy", broken)
     snas = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16))
     snas.fit(data, 4)
     assert snas.skipped == 2
@@ -385,13 +384,13 @@ def test_a_few_steps_without_a_finite_loss_are_skipped_and_counted(data, monkeyp
 
 
 def test_a_short_fit_without_any_finite_loss_is_an_error_too(data, monkeypatch):
-    monkeypatch.setattr(module.F, "cross_entropy", lambda scores, labels: scores.sum() * float("nan"))
+    monkeypatch.setattr(base.F, "cross_entropy", lambda scores, labels: scores.sum() * float("nan"))
     with pytest.raises(TrainingDiverged, match="16 of 16 steps"):
         SNAS(SPACE, FRAME, SNASRecipe(batch_size=16)).fit(data, 1)
 
 
 def test_many_steps_without_a_finite_loss_are_an_error(data, monkeypatch):
-    monkeypatch.setattr(module.F, "cross_entropy", lambda scores, labels: scores.sum() * float("inf"))
+    monkeypatch.setattr(base.F, "cross_entropy", lambda scores, labels: scores.sum() * float("inf"))
     with pytest.raises(TrainingDiverged, match="must keep the loss finite"):
         SNAS(SPACE, FRAME, SNASRecipe(batch_size=16)).fit(data, 4)
 
@@ -447,7 +446,7 @@ def test_bounds_that_no_architecture_keeps_at_once_are_refused_and_others_kept()
     middle = {name: max(getattr(cost, name) for cost in costs) for name in least}
     snas = SNAS(space, ONE_CELL, SNASRecipe(resource=middle))
     for _ in range(20):
-        snas._logits_EO.data.copy_(torch.from_numpy(random.normal(size=(3, 2)) * 3))
+        snas.logits_EO.data.copy_(torch.from_numpy(random.normal(size=(3, 2)) * 3))
         cost = snas.most_likely().cost(ONE_CELL)
         assert all(getattr(cost, name) <= bound for name, bound in middle.items())
 

@@ -22,8 +22,8 @@ def model(seed=0, spread=0.0):
     hmnas = HMNAS(SPACE, FRAME, HMNASRecipe(seed=seed, batch_size=16))
     with torch.no_grad():
         random = torch.Generator().manual_seed(seed)
-        hmnas._edge_logits_E += torch.randn(len(hmnas.paths), generator=random)
-        for mask in (hmnas._op_masks_EO, *hmnas._weight_masks.values()):
+        hmnas.masks.edge_logits_E += torch.randn(len(hmnas.paths), generator=random)
+        for mask in (hmnas.masks.op_masks_EO, *hmnas.masks.weight_masks.values()):
             mask += spread * torch.randn(mask.shape, generator=random)
     return hmnas
 
@@ -31,9 +31,9 @@ def model(seed=0, spread=0.0):
 def test_what_is_cut_is_struck_out_and_arrows_are_as_thick_as_edges_weigh():
     hmnas = model()
     with torch.no_grad():
-        hmnas._edge_masks_E[hmnas.paths.index("cell/2<-0")] = 0
-        hmnas._op_masks_EO[hmnas.paths.index("cell/1<-0"), hmnas.ops.index("skip_connect")] = 0
-        hmnas._op_masks_EO[hmnas.paths.index("reduction/2<-1")] = 0
+        hmnas.masks.edge_masks_E[hmnas.paths.index("cell/2<-0")] = 0
+        hmnas.masks.op_masks_EO[hmnas.paths.index("cell/1<-0"), hmnas.ops.index("skip_connect")] = 0
+        hmnas.masks.op_masks_EO[hmnas.paths.index("reduction/2<-1")] = 0
     weights, kept = hmnas.edge_weights, hmnas.kept()
     seen = set()
     for kind in range(2):
@@ -57,7 +57,7 @@ def test_nodes_that_nothing_reaches_are_pale():
     hmnas = model()
     with torch.no_grad():
         for path in ("cell/2<-0", "cell/2<-1"):
-            hmnas._edge_masks_E[hmnas.paths.index(path)] = 0
+            hmnas.masks.edge_masks_E[hmnas.paths.index(path)] = 0
     dead = {node.name for node in masked_drawing(SPACE, hmnas.kept(), hmnas.edge_weights, 0).nodes if node.dead}
     assert dead == {"cell/2"}
 

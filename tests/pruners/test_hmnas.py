@@ -46,9 +46,9 @@ def masked(seed=0, share=0.4):
     hmnas.step = hmnas.total_steps = 10
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        hmnas._op_masks_EO[torch.rand(hmnas._op_masks_EO.shape, generator=random) < share] = 0.0
-        hmnas._edge_masks_E[:2] = 0.0
-        hmnas._edge_logits_E += torch.randn(len(hmnas.paths), generator=random)
+        hmnas.masks.op_masks_EO[torch.rand(hmnas.masks.op_masks_EO.shape, generator=random) < share] = 0.0
+        hmnas.masks.edge_masks_E[:2] = 0.0
+        hmnas.masks.edge_logits_E += torch.randn(len(hmnas.paths), generator=random)
     return hmnas
 
 
@@ -87,8 +87,8 @@ def test_where_masks_cut_little_it_judges_by_how_long_an_architecture_endures():
     hmnas = masked(share=0.0)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        hmnas._edge_masks_E.fill_(0.02)
-        hmnas._op_masks_EO.copy_(0.006 + 0.01 * torch.rand(hmnas._op_masks_EO.shape, generator=random))
+        hmnas.masks.edge_masks_E.fill_(0.02)
+        hmnas.masks.op_masks_EO.copy_(0.006 + 0.01 * torch.rand(hmnas.masks.op_masks_EO.shape, generator=random))
     noise = np.random.default_rng(0)
     study = run(HMNASPruner(hmnas), lambda a: hmnas.endurance([a])[0] + 0.05 * noise.normal())
     flagged = [t for t in study.trials if FLAGGED in t.user_attrs]
@@ -173,8 +173,8 @@ def test_masks_learn_in_rounds_that_all_workers_share(data, tmp_path):
     SPACE.suggest(trial)
     other.prune(study, study._storage.get_trial(trial._trial_id))
     assert other.hmnas.step == total
-    for name, tensor in pruner.hmnas._tensors().items():
-        assert torch.equal(tensor, other.hmnas._tensors()[name]), name
+    for name, tensor in pruner.hmnas.tensors().items():
+        assert torch.equal(tensor, other.hmnas.tensors()[name]), name
 
 
 def snapshot(trial):
@@ -203,8 +203,8 @@ def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
         study.tell(trial, 1.0)
     assert 0 < len(shares) < second.hmnas.total_steps  # it did not begin anew
     assert shares[-1] < 1
-    for name, tensor in whole.hmnas._tensors().items():
-        assert torch.equal(tensor, second.hmnas._tensors()[name]), name
+    for name, tensor in whole.hmnas.tensors().items():
+        assert torch.equal(tensor, second.hmnas.tensors()[name]), name
 
 
 def test_data_and_budget_belong_together(data):

@@ -56,7 +56,7 @@ def data():
 
 def snas_with_logits(seed=0):
     snas = SNAS(SPACE, FRAME, RECIPE)
-    snas._logits_EO.data.copy_(snas._logits_EO.data.new_tensor(np.random.default_rng(seed).normal(size=(3, 4))))
+    snas.logits_EO.data.copy_(snas.logits_EO.data.new_tensor(np.random.default_rng(seed).normal(size=(3, 4))))
     return snas
 
 

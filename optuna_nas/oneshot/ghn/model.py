@@ -7,12 +7,10 @@ al. 2021 (GHN-2).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -28,13 +26,13 @@ from optuna_nas.networks import (
 from optuna_nas.oneshot.base import OneShotModel
 from optuna_nas.oneshot.ghn.decoder import Decoder, Slot, slots_of
 from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs, scale_property
-from optuna_nas.oneshot.ghn.propagation import PROPAGATIONS, Propagation
+from optuna_nas.oneshot.ghn.propagation import Propagation
+from optuna_nas.oneshot.ghn.recipe import GHNRecipe
+from optuna_nas.oneshot.state import FitRecord
 from optuna_nas.space import anytime_accuracy
-from optuna_nas.training.checkpoints import prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
-from optuna_nas.training.optimizers import cosine, load_optimizer_tensors, optimizer_tensors
-from optuna_nas.training.recipe import PRECISIONS
+from optuna_nas.training.optimizers import cosine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,93 +44,8 @@ if TYPE_CHECKING:
 
 GRAPHS_AT_ONCE = 32
 """Architectures whose weights are generated together: bounds the memory of scoring a pool."""
-LONGEST_PATH = 50
+MAX_PATH = 50
 """Reach of virtual edges (GHN-2)."""
-
-
-class FitRecord(NamedTuple):
-    """How a fit stood: mean `loss` (nats) and `accuracy` (a fraction) of generated weights since the last record."""
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class GHNRecipe:
-    """What a GHN is made of and how it learns. The defaults are the paper's where it gives them (5.1.1).
-
-    The paper leaves learning rate, batch and clipping to an appendix; those are the public GHN-1's (Knyazev et al.).
-
-    Args:
-        hidden: Size of a node's embedding, of the GRU and of the message MLP.
-        decoder_hidden: Size of the decoder's hidden layer.
-        chunk: Channels, out and in, of one generated piece of a kernel.
-        propagation: `forward_backward` (section 4.4) or `synchronous`.
-        phases: T: propagations there and back, or synchronous steps.
-        pass_embedding: Send the mean embedding of a module to the modules that read it (section 4.3), so that copies of
-            a cell get weights of their own.
-        share_parameters: All modules are propagated by the same weights (Table 5); else each by its own.
-        virtual_edges: Messages along paths of up to 50 edges, divided by their length (GHN-2).
-        shape_embedding: Add learned embeddings of channels, height and stride to a node's one-hot op (GHN-2).
-        layer_norm: Normalise embeddings before they are decoded (GHN-2).
-        fan_in_normalization: Divide generated weights by the root of half their fan-in (GHN-2); for networks without
-            norms.
-        meta_batch: Architectures a step, all on the same images.
-        batch_size: Images a step.
-        scoring_images: Images of the report split that an architecture is scored on, all at once: more of them tell
-            good ones apart better, and cost in proportion.
-        learning_rate: Of Adam; falls to 0 along a cosine.
-        weight_decay: L2 penalty.
-        clip_norm: Largest norm of the gradient; 0 for no clipping.
-        precision: Of the generated networks: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
-        seed: Initial weights, order of images, augmentation, architectures.
-
-    Raises:
-        ValueError: A field is out of range.
-    """
-
-    hidden: int = 32
-    decoder_hidden: int = 64
-    chunk: int = 16
-    propagation: str = "forward_backward"
-    phases: int = 5
-    pass_embedding: bool = True
-    share_parameters: bool = True
-    virtual_edges: bool = False
-    shape_embedding: bool = False
-    layer_norm: bool = False
-    fan_in_normalization: bool = False
-    meta_batch: int = 1
-    batch_size: int = 64
-    scoring_images: int = 512
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-5
-    clip_norm: float = 5.0
-    precision: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
-            if kind is float and not isinstance(value, bool) and isinstance(value, int | float):
-                continue
-            if type(value) is not kind:
-                raise ValueError(f"`{field.name}` must be of type {kind.__name__} but got {value!r}.")
-        for name in ("hidden", "decoder_hidden", "chunk", "phases", "meta_batch", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
-        if self.scoring_images < 2:
-            raise ValueError(
-                f"`scoring_images` must be at least 2, for statistics of a batch, but got {self.scoring_images}."
-            )
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` must be positive and finite but got {self.learning_rate}.")
-        for name in ("weight_decay", "clip_norm", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}.")
-        for name, known in (("propagation", PROPAGATIONS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
 
 
 class HyperNetwork(nn.Module):
@@ -216,6 +129,7 @@ class GHN(OneShotModel[FitRecord]):
     """
 
     name = "GHN"
+    recipe: GHNRecipe
 
     def __init__(
         self,
@@ -225,9 +139,8 @@ class GHN(OneShotModel[FitRecord]):
         *,
         training_space: Space | None = None,
     ) -> None:
-        self.space, self.recipe = space, recipe or GHNRecipe()
         self.training_space = training_space or space
-        super().__init__(space, skeleton, self.recipe)
+        super().__init__(space, skeleton, recipe or GHNRecipe())
         everything = space.supernet_graph(skeleton)
         names = {"input", "sum", "concat"} | {node.op for node in everything}
         training = self.training_space.supernet_graph(skeleton)
@@ -251,19 +164,14 @@ class GHN(OneShotModel[FitRecord]):
         n_modules = 2 + max(node.cell for node in everything) + 1
         with seeded_building(self.recipe.seed):
             self.network = HyperNetwork(self.recipe, n_modules, slots)
-        self._optimizer = self._make_optimizer()
-        self._sums = torch.zeros(3, dtype=torch.float64)  # steps, loss, accuracy
+        self.modules = {"network": self.network}
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        recipe = self.recipe
-        parameters = list(self.network.parameters())
-        decay = recipe.weight_decay
-        return torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=decay, fused=fused(parameters))
-
-    @property
-    def device(self) -> torch.device:
-        """Where it learns: the device of the data."""
-        return self._sums.device
+    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        recipe, parameters = self.recipe, list(self.network.parameters())
+        adam = torch.optim.Adam(
+            parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused(parameters)
+        )
+        return {"optimizer": adam}
 
     # -- generating -----------------------------------------------------------------------------------------------
 
@@ -277,8 +185,9 @@ class GHN(OneShotModel[FitRecord]):
                 self._slots[key] = slots_of(build_op(node.op, node.site))
         return self._slots[key]
 
-    def _batch(self, graphs: Sequence[ComputationGraph]) -> GraphBatch:
-        reach = LONGEST_PATH if self.recipe.virtual_edges else 1
+    def batch(self, graphs: Sequence[ComputationGraph]) -> GraphBatch:
+        """Return the graphs of networks as tensors on the device, for `network`."""
+        reach = MAX_PATH if self.recipe.virtual_edges else 1
         return batch_graphs(graphs, self._op_numbers, self.device, reach)
 
     def generate(self, architectures: Sequence[Architecture]) -> list[dict[str, Tensor]]:
@@ -287,7 +196,7 @@ class GHN(OneShotModel[FitRecord]):
         Names are those of `DiscreteNetwork`; ops that lead nowhere get none.
         """
         graphs = [architecture.graph(self.skeleton) for architecture in architectures]
-        batch = self._batch(graphs)
+        batch = self.batch(graphs)
         embeddings, _ = self.network(batch)
         owners, names, rows, slots = [], [], [], []
         for number, (graph, places) in enumerate(zip(graphs, batch.rows, strict=True)):
@@ -303,10 +212,10 @@ class GHN(OneShotModel[FitRecord]):
             weights[owner][name] = tensor
         return weights
 
-    def _run(self, architecture: Architecture, weights: Mapping[str, Tensor], images: Tensor) -> list[Tensor]:
+    def outputs(self, architecture: Architecture, weights: Mapping[str, Tensor], images: Tensor) -> list[Tensor]:
         """Return the class scores of each classifier of an architecture with these weights, the cheapest first.
 
-        Norms use the statistics of the batch.
+        Norms use the statistics of the batch. Differentiable in the weights.
         """
         network = DiscreteNetwork(architecture, self.skeleton, blank=True)
         use_batch_statistics(network)
@@ -320,45 +229,31 @@ class GHN(OneShotModel[FitRecord]):
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "training_space": self.training_space.to_dict()}
 
-    def _move(self, device: torch.device) -> None:
-        self.network.to(device)
-        state = optimizer_tensors(self._optimizer)
-        self._optimizer = self._make_optimizer()
-        load_optimizer_tensors(self._optimizer, state)
-        self._sums = self._sums.to(device)
-
-    def _train_step(self, images: Tensor, labels: Tensor) -> FitRecord | None:
-        recipe = self.recipe
+    def train_step(self, images: Tensor, labels: Tensor) -> FitRecord | None:
+        """Do one step: generate the weights of `meta_batch` random architectures, and lower their mean loss."""
+        recipe, optimizer = self.recipe, self.optimizers["optimizer"]
         random = np.random.default_rng([recipe.seed, self.step])
         architectures = [self.training_space.sample(random) for _ in range(recipe.meta_batch)]
-        self._optimizer.param_groups[0]["lr"] = cosine(recipe.learning_rate, 0.0, self.step / self.total_steps)
-        self._optimizer.zero_grad(set_to_none=True)
+        optimizer.param_groups[0]["lr"] = cosine(recipe.learning_rate, 0.0, self.fraction)
+        optimizer.zero_grad(set_to_none=True)
         losses, accuracies = [], []
         for architecture, weights in zip(architectures, self.generate(architectures), strict=True):
-            scores = self._run(architecture, weights, images)
-            losses.append(torch.stack([F.cross_entropy(one, labels) for one in scores]).mean())
-            accuracies.append(_accuracies(scores, labels).mean())
+            outputs = self.outputs(architecture, weights, images)
+            losses.append(torch.stack([self.loss(one, labels) for one in outputs]).mean())
+            accuracies.append(self._accuracies(outputs, labels).mean())
         loss = torch.stack(losses).mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm or math.inf)
-        self.step += 1
         finite = torch.isfinite(loss) & torch.isfinite(norm)
-        step_where(finite, self._optimizer)
-        one = torch.ones((), dtype=torch.float64, device=self.device)
-        sums = torch.stack([one, loss.detach().double(), torch.stack(accuracies).mean()])
-        self._sums += torch.where(finite, sums, 0.0)
-        self._made(finite)
-        return self._record() if self._recording() else None
-
-    def _record(self) -> FitRecord:
-        steps, loss, accuracy = self._sums.tolist()
-        metrics = {"loss": loss / steps, "accuracy": accuracy / steps} if steps else {}
-        self._sums.zero_()
-        record = FitRecord(self.step, metrics)
-        self.records.append(record)
-        return record
+        step_where(finite, optimizer)
+        return self.finish_step(finite, loss, torch.stack(accuracies).mean())
 
     # -- asking ---------------------------------------------------------------------------------------------------
+
+    def predict(self, architecture: Architecture, images: Tensor) -> Tensor:
+        """Return the class scores of the last classifier of an architecture with generated weights."""
+        (weights,) = self.generate([architecture])
+        return self.outputs(architecture, weights, images)[-1]
 
     def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         """Return the accuracy of architectures with generated weights on the scoring batch, shape (N,), fractions.
@@ -369,18 +264,18 @@ class GHN(OneShotModel[FitRecord]):
         Raises:
             ValueError: Neither `fit` nor `attach` has seen data with a report split.
         """
-        images, labels = self._scoring_batch()
+        images, labels = self.scoring_batch()
         if len(images) < 2:
             raise ValueError("`data` must have at least 2 images in the report split, for statistics of a batch.")
         accuracies = np.zeros(len(architectures))
         able = [i for i, architecture in enumerate(architectures) if self._checked(architecture).connected]
         for start in range(0, len(able), GRAPHS_AT_ONCE):
             chunk = able[start : start + GRAPHS_AT_ONCE]
-            with self._lock, torch.no_grad():
+            with self.lock, torch.no_grad():
                 generated = self.generate([architectures[i] for i in chunk])
                 for i, weights in zip(chunk, generated, strict=True):
-                    found = _accuracies(self._run(architectures[i], weights, images), labels)
-                    accuracies[i] = self._summarized(architectures[i], found.tolist())
+                    each = self._accuracies(self.outputs(architectures[i], weights, images), labels)
+                    accuracies[i] = self._summarized(architectures[i], each.tolist())
         return accuracies
 
     def _summarized(self, architecture: Architecture, accuracies: Sequence[float]) -> float:
@@ -401,9 +296,9 @@ class GHN(OneShotModel[FitRecord]):
         """
         if not 0 <= noise < math.inf:
             raise ValueError(f"`noise` must not be negative but got {noise}; 0.1 is a tenth of the kernels' spread.")
-        images, _ = self._scoring_batch()
+        images, _ = self.scoring_batch()
         network = DiscreteNetwork(self._checked(architecture), self.skeleton, seed=self.recipe.seed).to(self.device)
-        with self._lock, torch.no_grad():
+        with self.lock, torch.no_grad():
             (generated,) = self.generate([architecture])
         for number, (name, tensor) in enumerate(generated.items()):
             if noise and tensor.ndim > 1:
@@ -427,33 +322,14 @@ class GHN(OneShotModel[FitRecord]):
         found = [np.zeros((0, self.recipe.hidden), dtype=np.float32)]
         for start in range(0, len(architectures), GRAPHS_AT_ONCE):
             chunk = architectures[start : start + GRAPHS_AT_ONCE]
-            with self._lock, torch.no_grad():
-                _, means = self.network(self._batch([architecture.graph(self.skeleton) for architecture in chunk]))
+            with self.lock, torch.no_grad():
+                _, means = self.network(self.batch([architecture.graph(self.skeleton) for architecture in chunk]))
             found.append(means.cpu().numpy())
         return np.concatenate(found)
 
     def _checked(self, architecture: Architecture) -> Architecture:
-        self._check_architecture(architecture)
+        self.check_architecture(architecture)
         return architecture
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            **prefixed("network/", self.network.state_dict()),
-            **prefixed("optimizer/", optimizer_tensors(self._optimizer)),
-            "sums": self._sums,
-        }
-
-    def _progress(self) -> dict[str, Any]:
-        return {"records": [[record.step, record.metrics] for record in self.records]}
-
-    def _restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(without_prefix("network/", tensors))
-        load_optimizer_tensors(self._optimizer, without_prefix("optimizer/", tensors))
-        self._sums.copy_(tensors["sums"])
-        self.records = [FitRecord(step, metrics) for step, metrics in progress["records"]]
-
-
-def _accuracies(scores: Sequence[Tensor], labels: Tensor) -> Tensor:
-    return torch.stack([(one.detach().argmax(1) == labels).double().mean() for one in scores])
+    def _accuracies(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+        return torch.stack([self.metric(one, labels) for one in outputs])

@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
+
+from optuna_nas.training.optimizers import cosine
 from optuna_nas.training.recipe import PRECISIONS
 
+PAPER_LOGIT_RATE, PAPER_LOGIT_STEPS, MAX_LOGIT_RATE = 3e-4, 28_000, 0.05
+PAPER_MASK_RATE, WEIGHT_MASKS_FASTER, PAPER_DISTANCE, PAPER_MASK_STEPS = 1e-5, 10.0, 5e-3, 20 * 391
+MASK_DECAY, MASK_DECAY_AT = 0.1, 0.5
 EDGE_SOFTMAXES = ("node", "cell")
 
 
@@ -84,4 +90,51 @@ class HMNASRecipe:
             raise ValueError(
                 f"`threshold` must be from 0 and below `mask_start` but they are {self.threshold} and "
                 f"{self.mask_start}; the paper's are 0.005 and 0.01."
+            )
+
+    def choices_learn(self, step: int, supernet_steps: int) -> bool:
+        """Tell whether ops and edges learn in a step: with a probability that falls from 1 to 0 along half a cosine.
+
+        It begins after the warm-up; the paper gives no form but that it falls from 1 and may end at 0 (section 3.2).
+
+        Args:
+            step: Steps done.
+            supernet_steps: Steps that train the supernet.
+        """
+        progress = step / max(1, supernet_steps)
+        if progress < self.warmup_fraction:
+            return False
+        since = (progress - self.warmup_fraction) / (1 - self.warmup_fraction)
+        draw = np.random.default_rng([self.seed, step, 4]).random()
+        return bool(draw < cosine(1.0, 0.0, since))
+
+    def logit_rate(self, supernet_steps: int) -> float:
+        """Return the learning rate of ops and edges for so many steps of the supernet; see `logit_learning_rate`."""
+        if self.logit_learning_rate is not None:
+            return self.logit_learning_rate
+        steps = max(1.0, (1 - self.warmup_fraction) * supernet_steps)
+        return min(MAX_LOGIT_RATE, PAPER_LOGIT_RATE * max(1.0, PAPER_LOGIT_STEPS / steps))
+
+    def mask_rates(self, mask_steps: int) -> tuple[float, float]:
+        """Return the rates of the masks of ops and edges, and of weights, in the first half of their steps.
+
+        Fewer steps than the paper's are made up for: ops and edges, whose gradients have a direction, get as far (the
+        rate goes with 1 / steps); weights, whose gradients are mostly noise, spread as wide (with 1 / sqrt(steps)).
+        """
+        if self.mask_learning_rate is not None:
+            return self.mask_learning_rate, WEIGHT_MASKS_FASTER * self.mask_learning_rate
+        rate = PAPER_MASK_RATE * (self.mask_start - self.threshold) / PAPER_DISTANCE
+        shorter = max(1.0, PAPER_MASK_STEPS / max(1, mask_steps))
+        return rate * shorter, WEIGHT_MASKS_FASTER * rate * math.sqrt(shorter)
+
+    def check_masks_can_fall(self, mask_steps: int) -> None:
+        """Raise ValueError if no mask can reach the threshold in so many steps."""
+        if not mask_steps:
+            return
+        rate, _ = self.mask_rates(mask_steps)
+        travel = rate * mask_steps * (MASK_DECAY_AT + MASK_DECAY * (1 - MASK_DECAY_AT))
+        if travel < self.mask_start - self.threshold:
+            raise ValueError(
+                f"`mask_learning_rate` must let a mask fall within the budget but {rate:.3g} moves one by at most "
+                f"{travel:.3g} in {mask_steps} steps; raise it or the budget, or leave it None."
             )

@@ -5,20 +5,23 @@ SNAS (Xie et al. 2019, arXiv 1812.09926v2), section 2.4. E edges (paths of the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from optuna_nas.oneshot.snas.distribution import architecture_of, connected_argmax
+from optuna_nas.oneshot.snas.recipe import RESOURCE_WEIGHTS
 from optuna_nas.space.cell_space import cost_table
 from optuna_nas.space.cost import COSTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
+    from torch import Tensor
 
+    from optuna_nas.oneshot.snas.recipe import SNASRecipe
     from optuna_nas.space import Architecture, CellSpace, Skeleton
 
 
@@ -67,6 +70,53 @@ class EdgeCosts:
     def of(self, chosen_E: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return what one option an edge costs, without what is fixed; shape (3,)."""
         return self.table[np.arange(len(chosen_E)), chosen_E].sum(axis=0)  # type: ignore[no-any-return]
+
+
+class CostPenalty:
+    """The expected cost of the distribution as an addition to the loss; upper bounds by Lagrange multipliers (2.4).
+
+    Args:
+        costs: Costs of all options.
+        recipe: Its `resource` says what costs are worth.
+    """
+
+    def __init__(self, costs: EdgeCosts, recipe: SNASRecipe) -> None:
+        self._costs, self._recipe = costs, recipe
+        self._costs_EOC = torch.tensor(costs.table, dtype=torch.float32)
+        bounds = recipe.resource if isinstance(recipe.resource, Mapping) else {}
+        self.prices: dict[str, Tensor | float] = dict.fromkeys(bounds, 0.0)
+        """Lagrange multiplier of every upper bound."""
+
+    def move(self, device: torch.device) -> None:
+        """Move to another device."""
+        self._costs_EOC = self._costs_EOC.to(device)
+
+    def __call__(self, logits_EO: Tensor, total_steps: int) -> Tensor:
+        """Return the penalty in nats, differentiable in the logits, and move the Lagrange multipliers.
+
+        Args:
+            logits_EO: Log alpha.
+            total_steps: Steps of the whole fit.
+        """
+        resource = self._recipe.resource
+        if not isinstance(resource, Mapping) and not resource:
+            return logits_EO.new_zeros(())
+        variable_C = (logits_EO.softmax(-1)[..., None] * self._costs_EOC).sum((0, 1))
+        if not isinstance(resource, Mapping):
+            weight = RESOURCE_WEIGHTS[resource] if isinstance(resource, str) else resource
+            uniform_C = self._costs_EOC.mean(1).sum(0)
+            return weight * (variable_C / uniform_C.clamp_min(1.0)).mean()
+        penalty = logits_EO.new_zeros(())
+        learning_steps = (1 - self._recipe.warmup_fraction) * total_steps
+        for name, bound in resource.items():
+            column = COSTS.index(name)
+            # Relative to what the choices may cost, or what is fixed would hide the excess.
+            allowed = max(bound - self._costs.fixed[column], 0.01 * self._costs.uniform[column], 1.0)
+            excess = variable_C[column] / allowed - 1
+            penalty = penalty + self.prices[name] * excess
+            # An excess of 10 % over a tenth of the budget makes a price of 1 nat.
+            self.prices[name] = (self.prices[name] + excess.detach() * 100 / learning_steps).clamp_min(0.0)
+        return penalty
 
 
 def most_likely(

@@ -7,16 +7,17 @@ E edges (paths of the space), O options of an edge (ops, `none` included).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from optuna_nas.space import Architecture, CellSpace
+from optuna_nas.space.ways import cheapest_way
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -109,15 +110,9 @@ def connected_argmax(space: CellSpace, score_EO: NDArray[np.float64]) -> NDArray
     something_E = np.where(nothing_O, -np.inf, score_EO).argmax(axis=1)
     rows = np.arange(len(chosen_E))
     regret_E = score_EO[rows, chosen_E] - score_EO[rows, something_E]
-    position = {path: number for number, path in enumerate(space.paths)}
-    nodes = range(space.inputs, space.inputs + space.nodes)
     for kind in space.kinds:
-        ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(range(space.inputs), (0.0, ()))
-        for node in nodes:  # shortest ways from an input, in topological order
-            edges = [(source, position[f"{kind.name}/{node}<-{source}"]) for source in range(node)]
-            ways[node] = min((ways[i][0] + float(regret_E[e]), (*ways[i][1], e)) for i, e in edges)
-        _, way = min(ways[node] for node in kind.outputs or nodes)
-        chosen_E[list(way)] = something_E[list(way)]
+        way = list(cheapest_way(space, kind, regret_E))
+        chosen_E[way] = something_E[way]
     return chosen_E
 
 
@@ -135,3 +130,24 @@ def architecture_of(space: Space, chosen_E: NDArray[np.int64]) -> Architecture:
             for (path, options), option in zip(space.options().items(), chosen_E, strict=True)
         ),
     )
+
+
+def record_tensors(records: Sequence[DistributionRecord]) -> dict[str, Tensor]:
+    """Return the arrays of the records of a fit as tensors, for a checkpoint."""
+    if not records:
+        return {}
+    return {
+        "probabilities": torch.from_numpy(np.stack([record.probabilities for record in records])),
+        "credit": torch.from_numpy(np.stack([cast("NDArray[np.float64]", record.credit) for record in records])),
+    }
+
+
+def records_from(described: Sequence[list[Any]], tensors: Mapping[str, Tensor]) -> list[DistributionRecord]:
+    """Return the records of a checkpoint: (step, metrics) of each, and what `record_tensors` returned."""
+    if not described:
+        return []
+    arrays = zip(tensors["probabilities"].cpu().numpy(), tensors["credit"].cpu().numpy(), strict=True)
+    return [
+        DistributionRecord(step, metrics, probabilities, credit)
+        for (step, metrics), (probabilities, credit) in zip(described, arrays, strict=True)
+    ]

@@ -10,6 +10,8 @@ from typing import get_type_hints
 from optuna_nas.space.cost import COSTS
 from optuna_nas.training.recipe import PRECISIONS
 
+PAPER_LOGIT_RATE, PAPER_STEPS = 3e-4, 117_150  # 150 epochs of 781 batches
+MAX_LOGIT_RATE = 0.05
 RELAXATIONS = ("concrete", "one_path", "softmax")
 SCHEDULES = ("linear", "exponential")
 RESOURCE_WEIGHTS = {"mild": 0.1, "moderate": 0.3, "aggressive": 1.0}
@@ -123,3 +125,22 @@ class SNASRecipe:
                     )
         elif not isinstance(self.resource, int | float) or not 0 <= self.resource < math.inf:
             raise ValueError(f"`resource` must be a level, upper bounds or a number from 0 but got {self.resource!r}.")
+
+    def temperature(self, fraction: float) -> float:
+        """Return the temperature of the relaxed samples when a share of the budget is done.
+
+        >>> SNASRecipe(warmup_fraction=0.5).temperature(0.5)  # it falls once the warm-up has ended
+        1.0
+        """
+        progress = max(0.0, fraction - self.warmup_fraction) / (1 - self.warmup_fraction)
+        first, last = self.first_temperature, self.last_temperature
+        if self.schedule == "exponential":
+            return float(first * (last / first) ** progress)
+        return first + (last - first) * progress
+
+    def logit_rate(self, total_steps: int) -> float:
+        """Return the learning rate of the logits in a fit of so many steps; see `logit_learning_rate`."""
+        if self.logit_learning_rate is not None:
+            return self.logit_learning_rate
+        learning_steps = max(1.0, (1 - self.warmup_fraction) * total_steps)
+        return min(MAX_LOGIT_RATE, PAPER_LOGIT_RATE * max(1.0, PAPER_STEPS / learning_steps))

@@ -1,0 +1,252 @@
+"""How HM-NAS learns: the supernet and its edges and ops first, then the masks.
+
+Equation and section numbers: Yan et al., arXiv 1909.00122. E edges (paths of the space).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from optuna_nas.data.splits import CHOICES, WEIGHTS, Batch, Data
+from optuna_nas.networks import Supernet, use_batch_statistics
+from optuna_nas.oneshot.base import OneShotModel
+from optuna_nas.oneshot.hmnas.bilevel import gradients_ahead
+from optuna_nas.oneshot.hmnas.masks import Masks
+from optuna_nas.oneshot.hmnas.recipe import MASK_DECAY, MASK_DECAY_AT, PAPER_LOGIT_RATE, PAPER_MASK_RATE, HMNASRecipe
+from optuna_nas.space import CellSpace
+from optuna_nas.training.checkpoints import prefixed, without_prefix
+from optuna_nas.training.device import autocast
+from optuna_nas.training.finite_steps import fused, step_where
+from optuna_nas.training.optimizers import cosine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from optuna_nas.space import Skeleton, Space
+
+WEIGHT_STEPS, LOGIT_STEPS, MASK_STEPS = "optimizers/weights", "optimizers/logits", "optimizers/masks"
+
+
+class MaskRecord(NamedTuple):
+    """State of a fit after a step.
+
+    Args:
+        step: Training step.
+        metrics: Mean `loss` (nats) and `accuracy` (a fraction) since the last record; `edges`, `ops` and `weights`, the
+            shares that masks keep.
+        edge_weights: Normalised weight of every edge, shape (E,).
+    """
+
+    step: int
+    metrics: dict[str, float]
+    edge_weights: NDArray[np.float64]
+
+
+class MaskedSupernet(OneShotModel[MaskRecord]):
+    """A supernet with masks, and how both learn; `HMNAS` adds what to ask of them.
+
+    Args:
+        space: Space of cells with ops on edges.
+        skeleton: Skeleton around the cells.
+        recipe: How to learn.
+
+    Raises:
+        ValueError: The space is of blocks.
+    """
+
+    space: CellSpace
+    recipe: HMNASRecipe
+
+    def __init__(self, space: Space, skeleton: Skeleton, recipe: HMNASRecipe | None = None) -> None:
+        if not isinstance(space, CellSpace):
+            raise ValueError(
+                f"`space` must have ops on edges (CellSpace) but is a {type(space).__name__}; its nodes have no edges "
+                "to weigh."
+            )
+        super().__init__(space, skeleton, recipe or HMNASRecipe())
+        self.paths = space.paths
+        self.supernet = Supernet(space, skeleton, self.recipe.seed)
+        use_batch_statistics(self.supernet)
+        self.modules = {"supernet": self.supernet}
+        self.masks = Masks(space, self.supernet, self.recipe)
+        self.ops = self.masks.ops
+        self._choice: Batch | None = None  # images for ops and edges, where this step lets them learn
+
+    @property
+    def mask_steps(self) -> int:
+        """Steps of the fit that train masks, after those that train the supernet."""
+        return round(self.recipe.mask_fraction * self.total_steps)
+
+    @property
+    def supernet_steps(self) -> int:
+        """Steps of the fit that train the supernet."""
+        return self.total_steps - self.mask_steps
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
+        for split in (WEIGHTS, CHOICES):
+            if data.size([split]) == 0:
+                raise ValueError(
+                    f"`data` must have images in the split {split!r} but {data.name!r} has none; weights learn from "
+                    "one split, ops and edges from the other."
+                )
+        super().begin(data, budget, splits)
+        self.recipe.check_masks_can_fall(self.mask_steps)
+
+    def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Batch]:
+        """Yield batches of the split for weights, then of all; and let ops and edges have theirs."""
+        for batch in super().batches(data, [WEIGHTS], step, min(last, self.supernet_steps)):
+            self._choice = None
+            if self.recipe.choices_learn(step, self.supernet_steps):
+                batch_size, seed = self.recipe.batch_size, self.recipe.seed
+                epoch, start = divmod(step, max(1, data.size([CHOICES]) // batch_size))
+                choices = data.batches([CHOICES], batch_size, seed=seed + 1, epoch=epoch, start=start)
+                self._choice = next(iter(choices))
+            step += 1
+            yield batch
+        if last > self.supernet_steps:
+            self._choice = None
+            yield from super().batches(data, splits, max(0, step - self.supernet_steps), last - self.supernet_steps)
+
+    def share_after(self, rounds: int, n_rounds: int) -> float:
+        """Return the share of the budget to have spent: the first round trains the supernet, all share the masks."""
+        supernet = 1 - self.recipe.mask_fraction
+        return min(1.0, supernet + (1 - supernet) * rounds / n_rounds) if rounds else 0.0
+
+    def train_step(self, images: Tensor, labels: Tensor) -> MaskRecord | None:
+        """Do one step: of the weights, and of edges and ops on another batch; in the last steps of the masks."""
+        batch = Batch(images, labels)
+        finite, loss, outputs = (self._train_weights if self.step < self.supernet_steps else self._train_masks)(batch)
+        return self.finish_step(finite, loss, self.metric(outputs, labels))
+
+    def outputs(self, images: Tensor, weights: Mapping[str, Tensor], mixing: dict[str, Tensor]) -> Tensor:
+        """Return the outputs of the supernet at other weights and mixing weights than its own."""
+        return cast("Tensor", functional_call(self.supernet, dict(weights), (images, mixing)))
+
+    def loss_of(
+        self, batch: Batch, weights: Mapping[str, Tensor], mixing: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch and the outputs; by default at the mixing weights without masks.
+
+        Args:
+            batch: Images and labels.
+            weights: Weights by name that stand in for the supernet's.
+            mixing: Weights of the ops, by path.
+        """
+        with autocast(batch.images.device, self.recipe.precision):
+            outputs = self.outputs(batch.images, weights, self.masks.mixing(False) if mixing is None else mixing)
+            return self.loss(outputs, batch.labels), outputs
+
+    def _train_weights(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        recipe, optimizer = self.recipe, self.optimizers[WEIGHT_STEPS]
+        rate = cosine(recipe.learning_rate, 0.0, self.step / max(1, self.supernet_steps))
+        optimizer.param_groups[0]["lr"] = rate
+        if self._choice is not None:
+            self.train_choices(self._choice, batch, rate)
+        optimizer.zero_grad(set_to_none=True)
+        loss, outputs = self.loss_of(batch, {})
+        loss.backward()
+        for logit in self.masks.logits:
+            logit.grad = None
+        parameters = [p for p in self.supernet.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        step_where(finite, optimizer)
+        return finite, loss, outputs
+
+    def train_choices(self, choices: Batch, train: Batch, rate: float) -> None:
+        """Do one step of ops and edges.
+
+        Args:
+            choices: Images that they learn from.
+            train: Images of the weights' next step, for `second_order`.
+            rate: Learning rate of that step.
+        """
+        optimizer = self.optimizers[LOGIT_STEPS]
+        gradients = self.choice_gradients(choices, train, rate)
+        optimizer.param_groups[0]["lr"] = self.recipe.logit_rate(self.supernet_steps)
+        for logit, gradient in zip(self.masks.logits, gradients, strict=True):
+            logit.grad = gradient
+        step_where(torch.isfinite(nn.utils.get_total_norm(gradients)), optimizer)
+        for logit in self.masks.logits:
+            logit.grad = None
+
+    def choice_gradients(self, choices: Batch, train: Batch, rate: float) -> list[Tensor]:
+        """Return the gradient of the logits of ops and of edges; see `train_choices`."""
+        if not self.recipe.second_order:
+            return list(torch.autograd.grad(self.loss_of(choices, {})[0], self.masks.logits))
+        weights, decay = dict(self.supernet.named_parameters()), self.recipe.weight_decay
+        return gradients_ahead(
+            lambda batch, values: self.loss_of(batch, values)[0],
+            weights,
+            self.masks.logits,
+            choices,
+            train,
+            rate=rate,
+            weight_decay=decay,
+        )
+
+    def _train_masks(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        optimizer = self.optimizers[MASK_STEPS]
+        done = (self.step - self.supernet_steps) / self.mask_steps
+        decay = 1.0 if done < MASK_DECAY_AT else MASK_DECAY
+        for group, rate in zip(optimizer.param_groups, self.recipe.mask_rates(self.mask_steps), strict=True):
+            group["lr"] = rate * decay
+        mixing = self.masks.mixing(masked=True)
+        loss, outputs = self.loss_of(batch, self.masks.masked_weights(), mixing)
+        gradients = torch.autograd.grad(loss, self.masks.masks, allow_unused=True)
+        for mask, gradient in zip(self.masks.masks, gradients, strict=True):
+            mask.grad = gradient
+        known = [gradient for gradient in gradients if gradient is not None]
+        finite = torch.isfinite(loss) & torch.isfinite(nn.utils.get_total_norm(known))
+        step_where(finite, optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        return finite, loss, outputs
+
+    def make_record(self, metrics: dict[str, float], means: NDArray[np.float64]) -> MaskRecord:
+        return MaskRecord(self.step, {**self.masks.shares(), **metrics}, np.array(self.masks.edge_weights().tolist()))
+
+    # -- moving and checkpoints -----------------------------------------------------------------------------------
+
+    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        recipe, masks, weights = self.recipe, self.masks, list(self.supernet.parameters())
+        rate, by_gpu = recipe.learning_rate, fused(weights)
+        groups = [
+            {"params": [masks.op_masks_EO, masks.edge_masks_E]},
+            {"params": list(masks.weight_masks.values())},
+        ]
+        return {
+            WEIGHT_STEPS: torch.optim.SGD(
+                weights, rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=by_gpu
+            ),
+            LOGIT_STEPS: torch.optim.Adam(
+                masks.logits, PAPER_LOGIT_RATE, weight_decay=recipe.logit_weight_decay, fused=by_gpu
+            ),
+            MASK_STEPS: torch.optim.Adam(groups, PAPER_MASK_RATE, fused=by_gpu),
+        }
+
+    def move(self, device: torch.device) -> None:
+        self.masks.move(device)
+        super().move(device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {**super().tensors(), **prefixed("learned/", self.masks.tensors())}
+        if self.records:
+            tensors["edge_weights"] = torch.from_numpy(np.stack([record.edge_weights for record in self.records]))
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
+        super().restore(tensors, progress)
+        self.masks.restore(without_prefix("learned/", tensors))
+        described = progress["records"]
+        rows = list(tensors["edge_weights"].cpu().numpy()) if described else []
+        self.records = [MaskRecord(s, m, row) for (s, m), row in zip(described, rows, strict=True)]

@@ -1,0 +1,233 @@
+"""What a one-shot model has learned: saved, loaded, copied, moved between devices."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
+
+from optuna_nas.oneshot.tally import StepTally
+from optuna_nas.training.checkpoints import check_configuration, load_tensors, prefixed, save_tensors, without_prefix
+from optuna_nas.training.optimizers import load_optimizer_tensors, optimizer_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor, nn
+
+    from optuna_nas.data.splits import Batch
+    from optuna_nas.space import Skeleton, Space
+
+
+class FitRecipe(Protocol):
+    """Fields that the recipe of every one-shot model has; a frozen dataclass."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+
+    @property
+    def scoring_images(self) -> int:
+        """Images of the report split on which architectures are scored, in one batch."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the weights."""
+
+    @property
+    def clip_norm(self) -> float:
+        """Largest norm of the gradient; 0 for no clipping."""
+
+    @property
+    def precision(self) -> str:
+        """`auto`, `float32` or `bfloat16`."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random."""
+
+
+class FitRecord(NamedTuple):
+    """State of a fit after a step.
+
+    Args:
+        step: Training step.
+        metrics: Mean `loss` (nats) and `accuracy` (a fraction) of the steps since the last record.
+    """
+
+    step: int
+    metrics: dict[str, float]
+
+
+Record = TypeVar("Record")
+
+
+class LearnedState(ABC, Generic[Record]):
+    """What a `OneShotModel` has learned, and the hooks that say what that is.
+
+    By default it is the modules in `self.modules` and the optimizers of `make_optimizers`. A subclass that learns other
+    tensors extends `move`, `tensors`, `progress` and `restore`.
+
+    Args:
+        space: What may be chosen.
+        skeleton: Skeleton of the network around the cells.
+        recipe: How to learn; a frozen dataclass with at least the fields of `FitRecipe`.
+        n_metrics: Metrics of a step beside loss and accuracy.
+    """
+
+    name: ClassVar[str]
+    """Name in progress bars, messages, attributes of studies, files and MLflow, such as `SNAS`."""
+    uncopied: ClassVar[tuple[str, ...]] = ("lock", "_fitting")
+    """Attributes left out of pickles and copies."""
+
+    def __init__(self, space: Space, skeleton: Skeleton, recipe: FitRecipe, *, n_metrics: int = 0) -> None:
+        self.space, self.skeleton, self.recipe = space, skeleton, recipe
+        self.lock, self._fitting = threading.RLock(), threading.RLock()
+        self.modules: dict[str, nn.Module] = {}
+        self.tally = StepTally(2 + n_metrics)
+        self.step = 0
+        self.total_steps = 0
+        self.seconds = 0.0
+        self.records: list[Record] = []
+        self._scoring: Batch | None = None
+        self._made_optimizers: dict[str, torch.optim.Optimizer] | None = None
+        self._configuration: dict[str, Any] | None = None
+
+    # -- hooks ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return new optimizers of what is learned, by a name that is none of `modules`'.
+
+        Called when first needed and after every move to another device.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was fixed when it was made, for JSON; a checkpoint of another description is refused."""
+        own = {"space": self.space.to_dict(), "skeleton": self.skeleton.to_dict(), "recipe": asdict(self.recipe)}  # type: ignore[call-overload]
+        return json.loads(json.dumps(own))  # type: ignore[no-any-return]
+
+    def move(self, device: torch.device) -> None:
+        """Move all that is learned to another device; move tensors of your own first, then call this."""
+        for module in self.modules.values():
+            module.to(device)
+        self.tally.sums = self.tally.sums.to(device)
+        before, self._made_optimizers = self._made_optimizers, None  # those hold other tensors than we do now
+        for name, optimizer in (before or {}).items():
+            load_optimizer_tensors(self.optimizers[name], optimizer_tensors(optimizer))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors with which a fit can go on, by a name in its checkpoint."""
+        tensors = {"sums": self.tally.sums}
+        for name, module in self.modules.items():
+            tensors |= prefixed(f"{name}/", module.state_dict())
+        for name, optimizer in self.optimizers.items():
+            tensors |= prefixed(f"{name}/", optimizer_tensors(optimizer))
+        return tensors
+
+    def progress(self) -> dict[str, Any]:
+        """Return what a fit needs beside `tensors` to go on, as JSON values."""
+        return {"records": [[record.step, record.metrics] for record in cast("list[FitRecord]", self.records)]}
+
+    def restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Take what `tensors` and `progress` returned.
+
+        Raises:
+            KeyError: They are of something else.
+        """
+        self.tally.sums.copy_(tensors["sums"])
+        for name, module in self.modules.items():
+            module.load_state_dict(without_prefix(f"{name}/", tensors))
+        for name, optimizer in self.optimizers.items():
+            load_optimizer_tensors(optimizer, without_prefix(f"{name}/", tensors))
+        self.records = [cast("Record", FitRecord(step, metrics)) for step, metrics in progress["records"]]
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimizers of `make_optimizers`, in use."""
+        if self._made_optimizers is None:
+            self._made_optimizers = self.make_optimizers()
+            if clash := self._made_optimizers.keys() & self.modules.keys():
+                raise ValueError(f"`make_optimizers` must use names unlike those of `modules` but both have {clash}.")
+        return self._made_optimizers
+
+    @property
+    def device(self) -> torch.device:
+        """Where it learns: the device of the data."""
+        return self.tally.sums.device
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget done, in [0, 1]; 0 before a fit."""
+        return self.step / max(1, self.total_steps)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """`describe()`, and since a fit has begun its data, splits and budget."""
+        return self.describe() if self._configuration is None else self._configuration
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out because their numbers were not finite."""
+        return self.tally.skipped
+
+    def _count_skipped(self, wait: bool = False) -> None:
+        self.tally.count(self.step, self.total_steps, self.recipe.learning_rate, wait)
+
+    # -- copies ---------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self.lock:  # a copy of one moment, though somebody may train on
+            self._count_skipped(wait=True)
+            return copy.deepcopy({name: value for name, value in self.__dict__.items() if name not in self.uncopied})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.lock, self._fitting = threading.RLock(), threading.RLock()
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write all that a fit needs to go on to one safetensors file."""
+        with self.lock:
+            self._count_skipped(wait=True)
+            progress = {
+                "step": self.step,
+                "total_steps": self.total_steps,
+                "skipped": self.skipped,
+                "seconds": self.seconds,
+                **self.progress(),
+            }
+            description = {"kind": self.name, "configuration": self.configuration, "progress": progress}
+            save_tensors(path, self.tensors(), description)
+
+    def load(self, path: Path) -> None:
+        """Take the state of a file that `save` wrote, unless this model is further. Executes nothing.
+
+        Raises:
+            ValueError: The file is damaged or of another space, skeleton, recipe, data or budget.
+        """
+        with self._fitting, self.lock:
+            tensors, description = load_tensors(path, self.device)
+            if description.get("kind") != self.name:
+                raise ValueError(f"`path` must be a checkpoint of a {self.name} but {path} holds something else.")
+            theirs = description["configuration"]
+            # What neither has begun to train on can't disagree.
+            shared = theirs.keys() & self.configuration.keys() | self.describe().keys()
+            check_configuration(
+                path, {k: theirs.get(k) for k in shared}, {k: self.configuration.get(k) for k in shared}
+            )
+            progress = description["progress"]
+            if self.step > progress["step"]:
+                return
+            self._configuration = {**self.configuration, **theirs}
+            self.restore(tensors, progress)
+            self.step, self.total_steps = progress["step"], progress["total_steps"] or self.total_steps
+            self.tally.skipped, self.seconds = progress["skipped"], progress["seconds"]

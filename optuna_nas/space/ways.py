@@ -1,0 +1,81 @@
+"""Ways through a graph: what leads from an input to an output, and the cheapest way through a cell.
+
+E edges (paths of a space).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from optuna_nas.space.base import CellKind
+    from optuna_nas.space.cell_space import CellSpace
+
+
+def reachable(starts: Iterable[int], reads: Callable[[int], Iterable[int]]) -> set[int]:
+    """Return what can be reached from some positions, themselves included.
+
+    >>> sorted(reachable([3], {3: [1], 2: [0], 1: [0], 0: []}.__getitem__))
+    [0, 1, 3]
+
+    Args:
+        starts: Where to begin.
+        reads: Positions one step away from a position.
+    """
+    reached: set[int] = set()
+    stack = list(starts)
+    while stack:
+        position = stack.pop()
+        if position not in reached:
+            reached.add(position)
+            stack.extend(reads(position))
+    return reached
+
+
+def live_positions(reads: Sequence[Collection[int]], inputs: Collection[int], outputs: Iterable[int]) -> set[int]:
+    """Return the positions of a graph that depend on an input and reach an output.
+
+    >>> live_positions([[], [0], [], [1, 2]], inputs=[0], outputs=[3])  # nothing feeds node 2
+    {0, 1, 3}
+
+    Args:
+        reads: For every node, in topological order, the nodes that it reads.
+        inputs: Nodes that depend on nothing and are fed all the same.
+        outputs: Nodes whose values are wanted.
+    """
+    fed: set[int] = set()
+    for position, sources in enumerate(reads):
+        if position in inputs or any(source in fed for source in sources):
+            fed.add(position)
+    ends = [output for output in outputs if output in fed]
+    return reachable(ends, lambda position: [source for source in reads[position] if source in fed])
+
+
+def cheapest_way(space: CellSpace, kind: CellKind, cost_E: NDArray[np.float64] | Sequence[float]) -> tuple[int, ...]:
+    """Return the edges of the way from an input to the output of a cell whose costs have the smallest sum.
+
+    >>> from optuna_nas.space import CellKind, CellSpace
+    >>> space = CellSpace(("skip_connect", "none"), nodes=2, inputs=1, cell_kinds=(CellKind("cell", outputs=(2,)),))
+    >>> [space.paths[edge] for edge in cheapest_way(space, space.kinds[0], [1.0, 5.0, 1.0])]
+    ['cell/1<-0', 'cell/2<-1']
+
+    Args:
+        space: Space of cells with ops on edges.
+        kind: Kind of cell, of this space.
+        cost_E: Cost of every edge of the space, in the order of `space.paths`; may be negative, or infinite.
+
+    Returns:
+        Positions in `space.paths`, from the input to the output.
+    """
+    place = {path: number for number, path in enumerate(space.paths)}
+    ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(range(space.inputs), (0.0, ()))
+    nodes = range(space.inputs, space.inputs + space.nodes)
+    for node in nodes:  # in topological order
+        edges = [(source, place[f"{kind.name}/{node}<-{source}"]) for source in range(node)]
+        ways[node] = min((ways[source][0] + float(cost_E[edge]), (*ways[source][1], edge)) for source, edge in edges)
+    return min(ways[node] for node in kind.outputs or nodes)[1]
