@@ -10,19 +10,21 @@ import math
 import time
 from abc import abstractmethod
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optuna_nas.data.splits import REPORT, TRAIN, Batch, Data, seeded_generator
+from optuna_nas.data.batches import tensors_of, to_device
+from optuna_nas.data.splits import REPORT, TRAIN, Data, seeded_generator
 from optuna_nas.oneshot.state import FitRecord, LearnedState, Record
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import step_where
 from optuna_nas.training.loop import TrainingStopped
+from optuna_nas.training.task import Calling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,42 +58,34 @@ class OneShotModel(LearnedState[Record]):
     only for a step. Take `self.lock` in methods of your own that read what is learned.
 
     Args:
-        space: What may be chosen.
-        skeleton: Skeleton of the network around the cells.
+        space: What may be chosen, and what it is built into.
         recipe: How to learn; a frozen dataclass with at least the fields of `FitRecipe`.
-        n_metrics: Metrics that `finish_step` is given beside loss and accuracy.
+        task: Loss and metric; image classification by default.
+        n_metrics: Metrics that `finish_step` is given beside loss and the task's.
     """
 
     # -- hooks: what a subclass says ------------------------------------------------------------------------------
 
     @abstractmethod
-    def train_step(self, images: Tensor, labels: Tensor) -> Record | None:
+    def train_step(self, batch: Any) -> Record | None:
         """Do one step; return what `finish_step` returns.
 
-        Usually a loss and `return self.update(loss, outputs, labels)`. Take random numbers from `self.generator()`, so
-        that a resumed fit draws the same.
+        Usually `loss, sums = self.task.training_step(module, batch)`, where the module may be a `Calling` of a function
+        of the inputs, and `return self.update(loss, sums)`. Take random numbers from `self.generator()`, so that a
+        resumed fit draws the same.
 
         Args:
-            images: Shape (B, C, H, W), on `self.device`.
-            labels: Shape (B,).
+            batch: What the data yield, on `self.device`.
         """
 
     @abstractmethod
-    def predict(self, architecture: Architecture, images: Tensor) -> Tensor:
-        """Return the outputs of an architecture with the weights learned here, shape (B, classes).
+    def predict(self, architecture: Architecture, inputs: Any) -> Any:
+        """Return the outputs of an architecture with the weights learned here, such as class scores (B, classes).
 
         Called without gradients, under the lock and in the recipe's precision.
         """
 
     # -- hooks: what a subclass may say otherwise -------------------------------------------------------------------
-
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of a batch, a scalar in nats."""
-        return F.cross_entropy(outputs, labels)
-
-    def metric(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the accuracy on a batch, a float64 scalar in [0, 1]."""
-        return (outputs.detach().argmax(1) == labels).double().mean()
 
     def begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
         """Prepare a fit: take the device of the data, and check that a fit that goes on is the same fit.
@@ -99,9 +93,9 @@ class OneShotModel(LearnedState[Record]):
         Raises:
             ValueError: A split is empty, or data, splits or budget differ from those that the fit began with.
         """
-        n_images = data.size(splits)
-        if n_images == 0:
-            raise ValueError(f"`splits` must hold images but {tuple(splits)} of {data.name!r} are empty.")
+        n_examples = data.size(splits)
+        if n_examples == 0:
+            raise ValueError(f"`splits` must hold examples but {tuple(splits)} of {data.name!r} are empty.")
         terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
         configuration = {**self.describe(), **json.loads(json.dumps(terms))}
         if self.step and configuration != self.configuration:
@@ -111,10 +105,10 @@ class OneShotModel(LearnedState[Record]):
                 "anew."
             )
         self._configuration = configuration
-        self.total_steps = max(1, round(budget * max(1, n_images // self.recipe.batch_size)))
+        self.total_steps = max(1, round(budget * max(1, n_examples // self.recipe.batch_size)))
         self.attach(data)
 
-    def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Batch]:
+    def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Any]:
         """Yield the batches of the steps from `step` to `last`; the first epoch begins at step 0."""
         batch_size, seed = self.recipe.batch_size, self.recipe.seed
         steps_per_epoch = max(1, data.size(splits) // batch_size)
@@ -132,7 +126,7 @@ class OneShotModel(LearnedState[Record]):
         """Return a record of the step just done.
 
         Args:
-            metrics: Mean `loss` and `accuracy` since the last record; empty if no step was finite.
+            metrics: Mean `loss` and the task's metric since the last record; empty if no step was finite.
             means: Means of the further metrics given to `finish_step`.
         """
         return cast("Record", FitRecord(self.step, metrics))
@@ -143,8 +137,13 @@ class OneShotModel(LearnedState[Record]):
         """Return a generator on the device, seeded by the recipe's seed, the step and a number for its purpose."""
         return seeded_generator(self.device, self.recipe.seed, self.step, purpose)
 
-    def update(self, loss: Tensor, outputs: Tensor, labels: Tensor) -> Record | None:
-        """Step all optimizers along the gradient of a loss, clipped and if it is finite; then `finish_step`."""
+    def update(self, loss: Tensor, sums: Tensor) -> Record | None:
+        """Step all optimizers along the gradient of a loss, clipped and if it is finite; then `finish_step`.
+
+        Args:
+            loss: Scalar, as `Task.training_step` returns it.
+            sums: As `Task.training_step` returns them.
+        """
         optimizers = self.optimizers.values()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -153,34 +152,40 @@ class OneShotModel(LearnedState[Record]):
         norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm or math.inf)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         step_where(finite, *optimizers)
-        return self.finish_step(finite, loss, self.metric(outputs, labels))
+        return self.finish_step(finite, loss, self.step_metric(sums))
 
-    def finish_step(self, finite: Tensor, loss: Tensor, accuracy: Tensor, *further: Tensor) -> Record | None:
+    def step_metric(self, sums: Tensor) -> Tensor:
+        """Return the task's metric of a step, a float64 scalar; NaN where the task does not tell."""
+        unknown = torch.full((), math.nan, dtype=torch.float64, device=sums.device)
+        return self.task.training_curves(sums).get(self.task.metric, unknown)
+
+    def finish_step(self, finite: Tensor, loss: Tensor, metric: Tensor, *further: Tensor) -> Record | None:
         """Count a step and its metrics; return a record when it is time for one, about 200 times in a fit.
 
         Args:
             finite: Whether the step was made, a boolean scalar.
             loss: Scalar.
-            accuracy: Scalar.
+            metric: The task's metric, a scalar; see `step_metric`.
             further: Metrics beside these, `n_metrics` in all.
 
         Raises:
             TrainingDiverged: More than 5 % of the steps were not made.
         """
         self.step += 1
-        metrics = [metric.detach().double().reshape(-1) for metric in (loss, accuracy, *further)]
-        self.tally.add(finite, torch.cat(metrics))
+        values = [value.detach().double().reshape(-1) for value in (loss, metric, *further)]
+        self.tally.add(finite, torch.cat(values))
         self._count_skipped()
         if self.step * MAX_RECORDS // self.total_steps == (self.step - 1) * MAX_RECORDS // self.total_steps:
             return None
         n_steps, means = self.tally.take()
-        mean_metrics = {"loss": float(means[0]), "accuracy": float(means[1])} if n_steps else {}
+        mean_metrics = {"loss": float(means[0]), self.task.metric: float(means[1])} if n_steps else {}
+        mean_metrics = {name: value for name, value in mean_metrics.items() if not math.isnan(value)}
         record = self.make_record(mean_metrics, means[2:])
         self.records.append(record)
         return record
 
-    def scoring_batch(self) -> Batch:
-        """Return the images on which architectures are scored.
+    def scoring_batch(self) -> Any:
+        """Return the batch on which architectures are scored: the first examples of the report split.
 
         Raises:
             ValueError: Neither `fit` nor `attach` has seen data with a report split.
@@ -189,10 +194,15 @@ class OneShotModel(LearnedState[Record]):
             raise ValueError("`data` with a report split must be known to score; call `fit` or `attach(data)` first.")
         return self._scoring
 
-    def check_architecture(self, architecture: Architecture) -> None:
-        """Raise ValueError unless an architecture is of this model's space."""
-        if architecture.space != self.space:
+    def scoring_inputs(self) -> Tensor:
+        """Return the inputs of the scoring batch: its first tensor."""
+        return next(tensors_of(self.scoring_batch()))
+
+    def check_architecture(self, architecture: Architecture) -> Architecture:
+        """Return an architecture as one of this model's space; raise ValueError where it is of another."""
+        if architecture.space.core != self.space.core:
             raise ValueError(f"`architecture` must be of the space of this {self.name} but comes from another.")
+        return self.space.adopt(architecture)
 
     # -- learning -------------------------------------------------------------------------------------------------
 
@@ -215,7 +225,7 @@ class OneShotModel(LearnedState[Record]):
         On a CPU, a fit that was interrupted and resumed ends with the same numbers, to the bit.
 
         Args:
-            data: Images and splits.
+            data: Batches and splits.
             budget: Passes over `splits` in all; need not be whole.
             until: Share of the budget at which to return, for a fit in rounds.
             splits: What to learn from; single-level, so all that is learned learns from the same images.
@@ -263,9 +273,9 @@ class OneShotModel(LearnedState[Record]):
     def _steps(self, data: Data, splits: Sequence[str], last: int) -> Iterator[Record | None]:
         """Train up to a step; yield after each what there is to record."""
         started, before = time.monotonic(), self.seconds
-        for images, labels in self.batches(data, splits, self.step, last):
+        for batch in self.batches(data, splits, self.step, last):
             with self.lock:
-                record = self.train_step(images, labels)
+                record = self.train_step(batch)
                 self.seconds = before + time.monotonic() - started
             yield record
         with self.lock:
@@ -279,40 +289,36 @@ class OneShotModel(LearnedState[Record]):
     # -- scoring --------------------------------------------------------------------------------------------------
 
     def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Return the accuracy of architectures with the weights learned here, shape (N,), fractions in [0, 1].
+        """Return the task's metric of architectures with the weights learned here, shape (N,).
 
-        Measured on the scoring batch: the first images of the report split.
+        Measured on the scoring batch, the first examples of the report split, and oriented: larger is better (errors
+        are negative).
 
         Raises:
             ValueError: Neither `fit` nor `attach` has seen data with a report split, or an architecture is of another
                 space.
         """
-        images, labels = self.scoring_batch()
-        accuracies = []
-        for architecture in architectures:
-            self.check_architecture(architecture)
-            with self.lock, torch.no_grad(), autocast(images.device, self.recipe.precision):
-                accuracies.append(float(self.metric(self.predict(architecture, images), labels)))
-        return np.array(accuracies, dtype=np.float64)
+        batch = self.scoring_batch()
+        scores = []
+        for architecture in map(self.check_architecture, architectures):
+            network = Calling(partial(self.predict, architecture))
+            with self.lock, torch.no_grad(), autocast(self.device, self.recipe.precision):
+                scores.append(self.task.oriented(self.task.evaluate(network, [batch])))
+        return np.array(scores, dtype=np.float64)
 
     def attach(self, data: Data) -> None:
-        """Take device and scoring batch from the data: the first images of the report split, the same in every call.
+        """Take device and scoring batch from the data: the first examples of the report split, the same in every call.
 
         Raises:
-            ValueError: The data do not fit the skeleton.
+            ValueError: The data do not fit the space.
         """
-        expected = (*data.input_shape, data.classes)
-        if expected != (*self.skeleton.input_shape, self.skeleton.classes):
-            raise ValueError(
-                f"`data` must fit the skeleton, input_shape={self.skeleton.input_shape} and classes="
-                f"{self.skeleton.classes}, but has {data.input_shape} and {data.classes}."
-            )
+        self.space.check_data(data)
         with self.lock:
             index = data.device.index
             if self.device.type != data.device.type or (index is not None and self.device.index != index):
                 self.move(data.device)
                 if self._scoring is not None:
-                    self._scoring = Batch(*(tensor.to(data.device) for tensor in self._scoring))
+                    self._scoring = to_device(self._scoring, data.device)
             if data.size([REPORT]):
                 self._scoring = next(iter(data.batches([REPORT], self.recipe.scoring_images)))
 

@@ -10,8 +10,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from optuna_nas.oneshot.tally import StepTally
+from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.training.checkpoints import check_configuration, load_tensors, prefixed, save_tensors, without_prefix
 from optuna_nas.training.optimizers import load_optimizer_tensors, optimizer_tensors
+from optuna_nas.training.task import ImageClassification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from optuna_nas.data.splits import Batch
-    from optuna_nas.space import Skeleton, Space
+    from optuna_nas.training.task import Task
 
 
 class FitRecipe(Protocol):
@@ -57,7 +58,7 @@ class FitRecord(NamedTuple):
 
     Args:
         step: Training step.
-        metrics: Mean `loss` (nats) and `accuracy` (a fraction) of the steps since the last record.
+        metrics: Mean `loss`, and the task's metric where it is known, of the steps since the last record.
     """
 
     step: int
@@ -74,10 +75,10 @@ class LearnedState(ABC, Generic[Record]):
     tensors extends `move`, `tensors`, `progress` and `restore`.
 
     Args:
-        space: What may be chosen.
-        skeleton: Skeleton of the network around the cells.
+        space: What may be chosen, and what it is built into.
         recipe: How to learn; a frozen dataclass with at least the fields of `FitRecipe`.
-        n_metrics: Metrics of a step beside loss and accuracy.
+        task: Loss and metric; image classification by default.
+        n_metrics: Metrics of a step beside loss and the task's.
     """
 
     name: ClassVar[str]
@@ -85,8 +86,13 @@ class LearnedState(ABC, Generic[Record]):
     uncopied: ClassVar[tuple[str, ...]] = ("lock", "_fitting")
     """Attributes left out of pickles and copies."""
 
-    def __init__(self, space: Space, skeleton: Skeleton, recipe: FitRecipe, *, n_metrics: int = 0) -> None:
-        self.space, self.skeleton, self.recipe = space, skeleton, recipe
+    def __init__(self, space: ModelSpace, recipe: FitRecipe, task: Task | None = None, *, n_metrics: int = 0) -> None:
+        if not isinstance(space, ModelSpace):
+            raise ValueError(
+                f"`space` must be one whose architectures can be built but is a {type(space).__name__}; use "
+                "`NetworkSpace(space, skeleton)`."
+            )
+        self.space, self.recipe, self.task = space, recipe, task or ImageClassification()
         self.lock, self._fitting = threading.RLock(), threading.RLock()
         self.modules: dict[str, nn.Module] = {}
         self.tally = StepTally(2 + n_metrics)
@@ -94,7 +100,7 @@ class LearnedState(ABC, Generic[Record]):
         self.total_steps = 0
         self.seconds = 0.0
         self.records: list[Record] = []
-        self._scoring: Batch | None = None
+        self._scoring: Any = None
         self._made_optimizers: dict[str, torch.optim.Optimizer] | None = None
         self._configuration: dict[str, Any] | None = None
 
@@ -109,7 +115,8 @@ class LearnedState(ABC, Generic[Record]):
 
     def describe(self) -> dict[str, Any]:
         """Return what was fixed when it was made, for JSON; a checkpoint of another description is refused."""
-        own = {"space": self.space.to_dict(), "skeleton": self.skeleton.to_dict(), "recipe": asdict(self.recipe)}  # type: ignore[call-overload]
+        recipe = asdict(self.recipe)  # type: ignore[call-overload]
+        own = {"space": self.space.describe(), "recipe": recipe, "task": self.task.describe()}
         return json.loads(json.dumps(own))  # type: ignore[no-any-return]
 
     def move(self, device: torch.device) -> None:
@@ -212,7 +219,7 @@ class LearnedState(ABC, Generic[Record]):
         """Take the state of a file that `save` wrote, unless this model is further. Executes nothing.
 
         Raises:
-            ValueError: The file is damaged or of another space, skeleton, recipe, data or budget.
+            ValueError: The file is damaged or of another space, recipe, task, data or budget.
         """
         with self._fitting, self.lock:
             tensors, description = load_tensors(path, self.device)

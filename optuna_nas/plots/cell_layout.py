@@ -231,9 +231,9 @@ def _contract(graph: ComputationGraph, cell: int) -> _Sketch:
         for term in map(unscaled, node.inputs):
             if graph.nodes[term].op in STRUCTURAL:
                 on_arrow.setdefault((term, position), [])
-            elif "<-" in graph.nodes[term].path:  # chosen for an edge, as `normal/2<-0`
+            elif "<-" in graph.nodes[term].name:  # an op on an edge
                 on_arrow.setdefault((graph.nodes[term].inputs[0], position), []).append(term)
-            else:  # chosen for a node, as `block/5`
+            else:  # an op of a node
                 on_node.setdefault(position, []).append(term)
                 for source in map(unscaled, graph.nodes[term].inputs):
                     on_arrow.setdefault((source, position), [])

@@ -59,7 +59,7 @@ def heat_maps(space: Space, records: Sequence[DistributionRecord]) -> list[HeatM
     table = np.stack([record.probabilities for record in records], axis=-1)  # (E, O, T)
     maps = []
     edges = enumerate((path, list(options)) for path, options in space.options().items())
-    for kind, group in groupby(edges, key=lambda edge: edge[1][0].split("/")[0]):
+    for kind, group in groupby(edges, key=lambda edge: space.group(edge[1][0])):
         rows, values = [], []
         for number, (path, options) in group:
             likeliest = np.argsort(-table[number, : len(options), -1], kind="stable")[:MOST_ROWS]

@@ -29,10 +29,10 @@ THINNEST, THICKEST = 0.6, 4.5  # points
 
 
 class Member(NamedTuple):
-    """A network of a family, before fine-tuning: parameters that survive, accuracy on the scoring batch."""
+    """A network of a family, before fine-tuning: parameters that survive, the task's metric on the scoring batch."""
 
     params: int
-    accuracy: float
+    metric: float
 
 
 def masked_drawing(
@@ -46,7 +46,7 @@ def masked_drawing(
         edge_weights: For every path its normalised weight.
         kind: Number of the kind of cell.
     """
-    graph = space.everything().cells
+    graph = space.full_architecture().cells
     left = space.architecture(kept).cells
     reaches = {left.nodes[position].name for position in left.live}
     drawing = cell_drawing(graph, kind)
@@ -84,7 +84,9 @@ def plot_masks(hmnas: HMNAS, threshold: float | None = None) -> Figure:
 
 def draw_masks(space: Space, kept: Mapping[str, Sequence[str]], edge_weights: Mapping[str, float]) -> Figure:
     """Draw what masks keep; see `plot_masks`."""
-    return draw_drawings([masked_drawing(space, kept, edge_weights, kind) for kind in range(len(space.kinds))])
+    return draw_drawings(
+        [masked_drawing(space, kept, edge_weights, kind) for kind in range(space.full_architecture().cells.n_cells)]
+    )
 
 
 def plot_edge_weights(models: Sequence[HMNAS]) -> Figure:
@@ -98,12 +100,12 @@ def plot_edge_weights(models: Sequence[HMNAS]) -> Figure:
     """
     if not models or any(model.space != models[0].space for model in models):
         raise ValueError("`models` must be one or more HMNAS of the same space; pass fits with several seeds.")
-    return draw_edge_weights([model.edge_weights for model in models])
+    return draw_edge_weights(models[0].space, [model.edge_weights for model in models])
 
 
-def draw_edge_weights(weights: Sequence[Mapping[str, float]]) -> Figure:
+def draw_edge_weights(space: Space, weights: Sequence[Mapping[str, float]]) -> Figure:
     """Draw weights by path, one mapping a model; see `plot_edge_weights`."""
-    kinds = [list(paths) for _, paths in groupby(weights[0], key=lambda path: path.split("/")[0])]
+    kinds = [list(paths) for _, paths in groupby(weights[0], key=space.group)]
     figure = Figure(
         figsize=(max(4.5, 0.42 * max(map(len, kinds)) + 1.2), 2.6 * len(kinds)),
         dpi=120,
@@ -120,8 +122,8 @@ def draw_edge_weights(weights: Sequence[Mapping[str, float]]) -> Figure:
         for row in table_MP:
             axes.plot(places, row, "o", color=BLUE, markersize=3.2, markeredgewidth=0)
         axes.set_ylim(0, top)
-        axes.set_xticks(places, [path.split("/")[1].replace("<-", "\u2190") for path in paths])
-        _label(axes, paths[0].split("/")[0], "edge: node \u2190 what it reads", "weight")
+        axes.set_xticks(places, [space.label(path) for path in paths])
+        _label(axes, space.group(paths[0]), "edge: node read \u2192 node", "weight")
     return figure
 
 
@@ -132,7 +134,7 @@ def family_members(hmnas: HMNAS, members: int = 8) -> list[Member]:
         ValueError: Neither `fit` nor `attach` has seen data with a report split.
     """
     family = [hmnas.derive(-inf), *hmnas.family(members)]
-    return [Member(derived.params, hmnas.accuracy(derived)) for derived in family]
+    return [Member(derived.params, hmnas.metric_of(derived)) for derived in family]
 
 
 def plot_family(hmnas: HMNAS, members: int = 8) -> Figure:
@@ -146,10 +148,10 @@ def draw_family(members: Sequence[Member]) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     rest = members[1:]
-    axes.plot([m.params for m in rest], [m.accuracy for m in rest], "-o", color=BLUE, markersize=4, linewidth=1.2)
+    axes.plot([m.params for m in rest], [m.metric for m in rest], "-o", color=BLUE, markersize=4, linewidth=1.2)
     named = ((members[0], "supernet", INK, "s"), (members[1], "the recipe's threshold", BLUE, "D"))
     for member, label, colour, marker in named:
-        axes.plot(member.params, member.accuracy, marker, color=colour, markersize=7, label=label)
+        axes.plot(member.params, member.metric, marker, color=colour, markersize=7, label=label)
     axes.set_xlim(0, 1.05 * members[0].params)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": TITLE_SIZE - 2})

@@ -13,6 +13,7 @@ from optuna_nas.oneshot.ghn import GHN
 from optuna_nas.oneshot.ghn.regression import regress_if_better
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.space.cost import COSTS
+from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.storage.attributes import (
     DIGEST,
     SURROGATE_SCORE,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from optuna_nas.data.splits import Data
     from optuna_nas.oneshot.base import Score
-    from optuna_nas.space import Architecture, Skeleton, Space
+    from optuna_nas.space import Architecture, Space
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,6 @@ class GHNSampler(ArchitectureSampler):
         refresh: Trials between two pools.
         candidates: Sampler that draws the pool; uniform by default.
         costs: Further objectives, out of `params`, `multiply_adds` and `memory_access`; all are minimised.
-        skeleton: Frame in which costs are counted; by default the GHN's.
         inner: Sampler of parameters that are not of the space; by default Optuna's TPE.
         artifact_store: Where pools are published, reachable by all workers; by default the folder
             `runs/STUDY/artifacts`.
@@ -114,7 +114,6 @@ class GHNSampler(ArchitectureSampler):
         refresh: int = 100,
         candidates: BaseSampler | None = None,
         costs: Sequence[str] = (),
-        skeleton: Skeleton | None = None,
         inner: BaseSampler | None = None,
         artifact_store: ArtifactStore | None = None,
         seed: int | None = None,
@@ -135,12 +134,14 @@ class GHNSampler(ArchitectureSampler):
             )
         if not 0 <= exploration <= 1:
             raise ValueError(f"`exploration` must be in [0, 1] but got {exploration}; 0.1 suits most studies.")
-        self._costs, self._skeleton = tuple(costs), skeleton or (ghn.skeleton if ghn is not None else None)
+        self._costs = tuple(costs)
         unknown = sorted(set(self._costs) - set(COSTS))
         if unknown:
             raise ValueError(f"`costs` must be among {COSTS} but got {unknown[0]!r}.")
-        if self._costs and self._skeleton is None:
-            raise ValueError("`skeleton` must be given to count `costs`, unless `score` is a GHN.")
+        if self._costs and not isinstance(space, ModelSpace):
+            raise ValueError(
+                "`space` must be a `ModelSpace`, such as `NetworkSpace(space, skeleton)`, to count `costs`."
+            )
         self.score, self.ghn = score, ghn
         self._data, self._budget = data, budget
         self._pool_size, self._exploration, self._refresh = pool_size, exploration, refresh
@@ -358,8 +359,8 @@ class GHNSampler(ArchitectureSampler):
     ) -> NDArray[np.int64]:
         """Return in which order candidates are handed out: the best left, or now and then any."""
         rank_M = np.zeros(len(scores_M), dtype=np.int64)
-        if self._costs and self._skeleton is not None:
-            costs = [architecture.cost(self._skeleton) for architecture in architectures]
+        if self._costs:
+            costs = [architecture.cost() for architecture in architectures]
             table = np.array([[-getattr(cost, name) for name in self._costs] for cost in costs])
             rank_M = non_dominated_ranks(np.column_stack([scores_M, table]))
         left = list(np.lexsort((-scores_M, rank_M)))

@@ -179,7 +179,7 @@ class SNASSampler(ArchitectureSampler):
         }
         is_taken = fold.is_taken if fold is not None and self._avoid_duplicates else _never
         if self.snas is not None and snapshot is not None and snapshot.number == trial.number and not fixed:
-            best = connected_argmax(self.snas.space, np.log(table + 1e-300))
+            best = connected_argmax(self.snas.cells, np.log(table + 1e-300))
             params = self._params(best)
             if not is_taken(best, self.space.decode(params)):
                 return params

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from optuna_nas.space.base import CellKind
     from optuna_nas.space.cell_space import CellSpace
+    from optuna_nas.space.cellular import CellKind
 
 
 def reachable(starts: Iterable[int], reads: Callable[[int], Iterable[int]]) -> set[int]:
@@ -62,7 +62,7 @@ def cheapest_way(space: CellSpace, kind: CellKind, cost_E: NDArray[np.float64] |
     >>> from optuna_nas.space import CellKind, CellSpace
     >>> space = CellSpace(("skip_connect", "none"), nodes=2, inputs=1, cell_kinds=(CellKind("cell", outputs=(2,)),))
     >>> [space.paths[edge] for edge in cheapest_way(space, space.kinds[0], [1.0, 5.0, 1.0])]
-    ['cell/1<-0', 'cell/2<-1']
+    ['cell_0_1', 'cell_1_2']
 
     Args:
         space: Space of cells with ops on edges.
@@ -72,10 +72,10 @@ def cheapest_way(space: CellSpace, kind: CellKind, cost_E: NDArray[np.float64] |
     Returns:
         Positions in `space.paths`, from the input to the output.
     """
-    place = {path: number for number, path in enumerate(space.paths)}
+    position = {path: number for number, path in enumerate(space.paths)}
     ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(range(space.inputs), (0.0, ()))
     nodes = range(space.inputs, space.inputs + space.nodes)
     for node in nodes:  # in topological order
-        edges = [(source, place[f"{kind.name}/{node}<-{source}"]) for source in range(node)]
+        edges = [(source, position[space.path(kind, node, source)]) for source in range(node)]
         ways[node] = min((ways[source][0] + float(cost_E[edge]), (*ways[source][1], edge)) for source, edge in edges)
     return min(ways[node] for node in kind.outputs or nodes)[1]

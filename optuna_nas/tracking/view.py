@@ -30,17 +30,15 @@ MAX_PARALLEL_AXES = 8  # more can't be read side by side
 def mlflow_keys(names: Iterable[str]) -> dict[str, str]:
     """Return for each name a key that MLflow accepts; different names get different keys.
 
-    A name that MLflow accepts stays as it is. An edge `normal/2<-0` becomes `normal/2-0`, so that keys sort like the
-    edges. What is still forbidden, taken or too long is spelt with underscores and a digest of the name.
+    A name that MLflow accepts stays as it is. What is forbidden, taken or too long is spelt with underscores and a
+    digest of the name.
     """
     ordered = sorted(set(names))
     keys = {name: name for name in ordered if _is_key(name)}
     for name in ordered:
         if name not in keys:
-            key = name.replace("<-", "-")
-            if not _is_key(key) or key in keys.values():
-                key = f"{re.sub(r'[^a-zA-Z0-9-]', '_', key)[:200]}.{blake2b(name.encode(), digest_size=4).hexdigest()}"
-            keys[name] = key
+            spelt = re.sub(r"[^a-zA-Z0-9-]", "_", name)[:200]
+            keys[name] = f"{spelt}.{blake2b(name.encode(), digest_size=4).hexdigest()}"
     return keys
 
 

@@ -240,12 +240,12 @@ class _Training:
             report = evaluate(
                 self._network, self._data, REPORT, self._task, precision=self._recipe.precision, ranks=self._ranks
             )
-            curves = {} if self._sums is None else self._task.training_curves(self._sums.tolist())
+            curves = {} if self._sums is None else self._task.training_curves(self._sums.cpu())
             self._seconds = before + time.monotonic() - started
             result = EpochResult(
                 self._epoch + 1,
-                curves.get("loss", 0.0),
-                curves.get(self._task.metric),
+                float(curves.get("loss", 0.0)),
+                float(curves[self._task.metric]) if self._task.metric in curves else None,
                 report.loss,
                 report.metric,
                 self._learning_rate(self._epoch * self._steps_per_epoch + self._step - 1),

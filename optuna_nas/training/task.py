@@ -19,7 +19,7 @@ from optuna_nas.data.batches import batch_length
 from optuna_nas.space.cost import anytime_accuracy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MAXIMIZE, MINIMIZE = DIRECTIONS = ("maximize", "minimize")
 
@@ -110,13 +110,17 @@ class Task(ABC):
         n_examples = batch_length(batch)
         return loss, torch.stack([loss.detach().double() * n_examples, _count(n_examples, loss)])
 
-    def training_curves(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return `loss`, and the task's metric where it is known, of added sums."""
-        return {"loss": sums[0] / max(sums[-1], 1)}
+    def training_curves(self, sums: Tensor) -> dict[str, Tensor]:
+        """Return `loss`, and the task's metric where it is known, of added sums; scalars on their device."""
+        return {"loss": sums[0] / sums[-1].clamp_min(1)}
 
     def evaluation(self, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
         """Return loss and metric over batches; called in evaluation mode, without gradients."""
         return Evaluation(nan, self.evaluate(model, batches))
+
+    def oriented(self, metric: float) -> float:
+        """Return a metric such that larger is better, as scores are."""
+        return metric if self.direction == MAXIMIZE else -metric
 
     def describe(self) -> dict[str, Any]:
         """Return what decides a result, as JSON values; a study goes on under the same description only."""
@@ -204,9 +208,9 @@ class ImageClassification(SummedTask):
             sums[2] += len(targets)
         return total, sums
 
-    def training_curves(self, sums: Sequence[float]) -> dict[str, float]:
-        loss, correct, n_examples = sums
-        return {"loss": loss / max(n_examples, 1), self.metric: correct / max(n_examples, 1)}
+    def training_curves(self, sums: Tensor) -> dict[str, Tensor]:
+        loss, correct, n_examples = sums.unbind()
+        return {"loss": loss / n_examples.clamp_min(1), self.metric: correct / n_examples.clamp_min(1)}
 
     def sums(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
@@ -303,6 +307,27 @@ def _count(n_examples: int, like: Tensor) -> Tensor:
 def _exits(model: nn.Module) -> EarlyExits | None:
     """Return the network if its predictions have a budget, also where it drew no early exit."""
     return model if isinstance(model, EarlyExits) and model.budget > 0 else None
+
+
+class Calling(nn.Module):
+    """A module that returns what a function returns: a supernet or hypernetwork stands for a network by it.
+
+    Args:
+        function: Takes the inputs of `forward`.
+
+    Example:
+        >>> import torch
+        >>> Calling(lambda inputs: 2 * inputs)(torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
+        """Return what the function returns."""
+        return self._function(*inputs, **named_inputs)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from optuna_nas.data.batches import batch_length, tensors_of
 from optuna_nas.data.splits import seeded_generator
 from optuna_nas.networks import (
     DiscreteNetwork,
@@ -33,13 +34,15 @@ from optuna_nas.space import anytime_accuracy
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
+from optuna_nas.training.task import MAXIMIZE, Calling, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from optuna_nas.space import Architecture, ComputationGraph, Site, Skeleton, Space
+    from optuna_nas.networks import NetworkSpace
+    from optuna_nas.space import Architecture, ComputationGraph, ModelSpace, Site
     from optuna_nas.space.graph import Node
 
 GRAPHS_AT_ONCE = 32
@@ -118,32 +121,33 @@ class GHN(OneShotModel[FitRecord]):
     not an accuracy that the architecture would reach.
 
     Args:
-        space: Any space.
-        skeleton: Frame around the cells; with `affine=True` scale and shift of norms are generated too.
+        space: Cells in a skeleton; with `affine=True` scale and shift of norms are generated too.
         recipe: What it is made of and how it learns.
-        training_space: What to draw architectures from while training; the space itself by default. Smaller graphs
-            suffice: the paper trains on 7 nodes and searches on 17 (section 5.4).
+        task: Loss and metric; image classification by default.
+        training_space: Cells in a skeleton, to draw architectures from while training; the space itself by default.
+            Smaller graphs suffice: the paper trains on 7 nodes and searches on 17 (section 5.4).
 
     Raises:
         ValueError: There are more ops than `hidden`, or the training space has an op that the space lacks.
     """
 
     name = "GHN"
+    space: NetworkSpace
     recipe: GHNRecipe
 
     def __init__(
         self,
-        space: Space,
-        skeleton: Skeleton,
+        space: ModelSpace,
         recipe: GHNRecipe | None = None,
+        task: Task | None = None,
         *,
-        training_space: Space | None = None,
+        training_space: NetworkSpace | None = None,
     ) -> None:
-        self.training_space = training_space or space
-        super().__init__(space, skeleton, recipe or GHNRecipe())
-        everything = space.supernet_graph(skeleton)
+        super().__init__(space, recipe or GHNRecipe(), task)
+        self.training_space = training_space or self.space
+        everything = self.space.supernet_graph()
         names = {"input", "sum", "concat"} | {node.op for node in everything}
-        training = self.training_space.supernet_graph(skeleton)
+        training = self.training_space.supernet_graph()
         unknown = sorted({node.op for node in training} - names)
         if unknown:
             raise ValueError(f"`training_space` must use ops of `space` but has {unknown[0]!r}; add it to `space`.")
@@ -195,7 +199,7 @@ class GHN(OneShotModel[FitRecord]):
 
         Names are those of `DiscreteNetwork`; ops that lead nowhere get none.
         """
-        graphs = [architecture.graph(self.skeleton) for architecture in architectures]
+        graphs = [architecture.graph() for architecture in architectures]
         batch = self.batch(graphs)
         embeddings, _ = self.network(batch)
         owners, names, rows, slots = [], [], [], []
@@ -212,16 +216,16 @@ class GHN(OneShotModel[FitRecord]):
             weights[owner][name] = tensor
         return weights
 
-    def outputs(self, architecture: Architecture, weights: Mapping[str, Tensor], images: Tensor) -> list[Tensor]:
-        """Return the class scores of each classifier of an architecture with these weights, the cheapest first.
+    def outputs(self, architecture: Architecture, weights: Mapping[str, Tensor], inputs: Tensor) -> list[Tensor]:
+        """Return the outputs of each classifier of an architecture with these weights, the cheapest first.
 
         Norms use the statistics of the batch. Differentiable in the weights.
         """
-        network = DiscreteNetwork(architecture, self.skeleton, blank=True)
+        network = DiscreteNetwork(architecture, blank=True)
         use_batch_statistics(network)
-        with autocast(images.device, self.recipe.precision):
-            found = functional_call(network.train(), dict(weights), (images,), tie_weights=False)
-        outputs = dict(zip(network.graph.outputs, found if isinstance(found, tuple) else (found,), strict=False))
+        with autocast(inputs.device, self.recipe.precision):
+            results = functional_call(network.train(), dict(weights), (inputs,), tie_weights=False)
+        outputs = dict(zip(network.graph.outputs, results if isinstance(results, tuple) else (results,), strict=False))
         return [outputs[end].float() for end in network.graph.exits]
 
     # -- learning -------------------------------------------------------------------------------------------------
@@ -229,63 +233,73 @@ class GHN(OneShotModel[FitRecord]):
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "training_space": self.training_space.to_dict()}
 
-    def train_step(self, images: Tensor, labels: Tensor) -> FitRecord | None:
+    def train_step(self, batch: Any) -> FitRecord | None:
         """Do one step: generate the weights of `meta_batch` random architectures, and lower their mean loss."""
         recipe, optimizer = self.recipe, self.optimizers["optimizer"]
         random = np.random.default_rng([recipe.seed, self.step])
         architectures = [self.training_space.sample(random) for _ in range(recipe.meta_batch)]
         optimizer.param_groups[0]["lr"] = cosine(recipe.learning_rate, 0.0, self.fraction)
         optimizer.zero_grad(set_to_none=True)
-        losses, accuracies = [], []
+        losses, metrics = [], []
         for architecture, weights in zip(architectures, self.generate(architectures), strict=True):
-            outputs = self.outputs(architecture, weights, images)
-            losses.append(torch.stack([self.loss(one, labels) for one in outputs]).mean())
-            accuracies.append(self._accuracies(outputs, labels).mean())
+            steps = [self.task.training_step(one, batch) for one in self._classifiers(architecture, weights, batch)]
+            losses.append(torch.stack([loss for loss, _ in steps]).mean())
+            metrics.append(torch.stack([self.step_metric(sums) for _, sums in steps]).mean())
         loss = torch.stack(losses).mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm or math.inf)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         step_where(finite, optimizer)
-        return self.finish_step(finite, loss, torch.stack(accuracies).mean())
+        return self.finish_step(finite, loss, torch.stack(metrics).mean())
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
-    def predict(self, architecture: Architecture, images: Tensor) -> Tensor:
-        """Return the class scores of the last classifier of an architecture with generated weights."""
+    def _classifiers(self, architecture: Architecture, weights: Mapping[str, Tensor], batch: Any) -> list[Calling]:
+        """Return modules that stand for each classifier of an architecture, the cheapest first."""
+        if not self.space.skeleton.budget:
+            return [Calling(lambda inputs: self.outputs(architecture, weights, inputs)[-1])]
+        outputs = self.outputs(architecture, weights, next(tensors_of(batch)))  # of all exits at once
+        return [Calling(lambda inputs, result=result: result) for result in outputs]
+
+    def predict(self, architecture: Architecture, inputs: Tensor) -> Tensor:
+        """Return the outputs of the last classifier of an architecture with generated weights."""
         (weights,) = self.generate([architecture])
-        return self.outputs(architecture, weights, images)[-1]
+        return self.outputs(architecture, weights, inputs)[-1]
 
     def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Return the accuracy of architectures with generated weights on the scoring batch, shape (N,), fractions.
+        """Return the task's metric of architectures with generated weights on the scoring batch, shape (N,).
 
-        Batch norms use the statistics of that batch. An architecture that does not reach its output scores 0. With
-        early exits: the area under the curve of accuracy against multiply-adds, see `anytime_accuracy`.
+        Oriented: larger is better (errors are negative). Batch norms use the statistics of that batch. An architecture
+        that does not reach its output scores 0, or minus infinity where smaller metrics are better. With early exits:
+        the area under the curve of accuracy against multiply-adds, see `anytime_accuracy`.
 
         Raises:
             ValueError: Neither `fit` nor `attach` has seen data with a report split.
         """
-        images, labels = self.scoring_batch()
-        if len(images) < 2:
-            raise ValueError("`data` must have at least 2 images in the report split, for statistics of a batch.")
-        accuracies = np.zeros(len(architectures))
-        able = [i for i, architecture in enumerate(architectures) if self._checked(architecture).connected]
+        batch = self.scoring_batch()
+        if batch_length(batch) < 2:
+            raise ValueError("`data` must have at least 2 examples in the report split, for statistics of a batch.")
+        architectures = list(map(self.check_architecture, architectures))
+        worst = 0.0 if self.task.direction == MAXIMIZE else -math.inf
+        scores = np.full(len(architectures), worst)
+        able = [i for i, architecture in enumerate(architectures) if architecture.connected]
         for start in range(0, len(able), GRAPHS_AT_ONCE):
             chunk = able[start : start + GRAPHS_AT_ONCE]
             with self.lock, torch.no_grad():
                 generated = self.generate([architectures[i] for i in chunk])
                 for i, weights in zip(chunk, generated, strict=True):
-                    each = self._accuracies(self.outputs(architectures[i], weights, images), labels)
-                    accuracies[i] = self._summarized(architectures[i], each.tolist())
-        return accuracies
+                    classifiers = self._classifiers(architectures[i], weights, batch)
+                    metrics = [self.task.evaluate(one, [batch]) for one in classifiers]
+                    scores[i] = self.task.oriented(self._summarized(architectures[i], metrics))
+        return scores
 
-    def _summarized(self, architecture: Architecture, accuracies: Sequence[float]) -> float:
-        """Return the one accuracy that stands for those of all classifiers."""
-        if not self.skeleton.budget:
-            return accuracies[-1]
-        return anytime_accuracy(architecture.graph(self.skeleton).exit_costs, accuracies, self.skeleton.budget)
+    def _summarized(self, architecture: Architecture, metrics: Sequence[float]) -> float:
+        """Return the one metric that stands for those of all classifiers."""
+        budget = self.space.skeleton.budget
+        return anytime_accuracy(architecture.graph().exit_costs, metrics, budget) if budget else metrics[-1]
 
     def weights(self, architecture: Architecture, noise: float = 0.0) -> dict[str, Tensor]:
-        """Return generated weights for `DiscreteNetwork(..., weights=...)`, with statistics of the scoring batch.
+        """Return generated weights for `space.build(architecture, weights)`, with statistics of the scoring batch.
 
         Ops that lead nowhere, which the GHN does not see, keep a fresh initialisation.
 
@@ -296,8 +310,8 @@ class GHN(OneShotModel[FitRecord]):
         """
         if not 0 <= noise < math.inf:
             raise ValueError(f"`noise` must not be negative but got {noise}; 0.1 is a tenth of the kernels' spread.")
-        images, _ = self.scoring_batch()
-        network = DiscreteNetwork(self._checked(architecture), self.skeleton, seed=self.recipe.seed).to(self.device)
+        architecture = self.check_architecture(architecture)
+        network = self.space.build(architecture, seed=self.recipe.seed).to(self.device)
         with self.lock, torch.no_grad():
             (generated,) = self.generate([architecture])
         for number, (name, tensor) in enumerate(generated.items()):
@@ -307,7 +321,7 @@ class GHN(OneShotModel[FitRecord]):
                 generated[name] = tensor + noise * tensor.std(correction=0) * drawn
         network.load_state_dict(generated, strict=False)
         with autocast(self.device, self.recipe.precision):
-            recompute_statistics(network, images)
+            recompute_statistics(network, self.scoring_inputs())
         return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     def embed(self, architectures: Sequence[Architecture]) -> NDArray[np.float32]:
@@ -316,20 +330,14 @@ class GHN(OneShotModel[FitRecord]):
         Raises:
             ValueError: An architecture does not reach its output: there is no network to embed.
         """
+        architectures = list(map(self.check_architecture, architectures))
         for architecture in architectures:
-            if not self._checked(architecture).connected:
+            if not architecture.connected:
                 raise ValueError(f"`architectures` must reach their outputs but one does not: {architecture}.")
         found = [np.zeros((0, self.recipe.hidden), dtype=np.float32)]
         for start in range(0, len(architectures), GRAPHS_AT_ONCE):
             chunk = architectures[start : start + GRAPHS_AT_ONCE]
             with self.lock, torch.no_grad():
-                _, means = self.network(self.batch([architecture.graph(self.skeleton) for architecture in chunk]))
+                _, means = self.network(self.batch([architecture.graph() for architecture in chunk]))
             found.append(means.cpu().numpy())
         return np.concatenate(found)
-
-    def _checked(self, architecture: Architecture) -> Architecture:
-        self.check_architecture(architecture)
-        return architecture
-
-    def _accuracies(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
-        return torch.stack([self.metric(one, labels) for one in outputs])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from optuna_nas.data.splits import Batch
 
 DIFFERENCE = 0.01
 """How far, as a norm, the weights are moved to see how the logits' gradient changes (Liu et al. 2019, appendix)."""
@@ -19,7 +18,7 @@ DIFFERENCE = 0.01
 class LossAt(Protocol):
     """The loss of a batch at given weights."""
 
-    def __call__(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the loss, differentiable in the weights and in the logits."""
 
 
@@ -27,8 +26,8 @@ def gradients_ahead(
     loss: LossAt,
     weights: Mapping[str, Tensor],
     logits: Sequence[Tensor],
-    choices: Batch,
-    train: Batch,
+    choices: Any,
+    train: Any,
     *,
     rate: float,
     weight_decay: float,
@@ -45,7 +44,7 @@ def gradients_ahead(
         weight_decay: Weight decay of that step.
     """
 
-    def gradients(values: Mapping[str, Tensor], batch: Batch, wanted: Sequence[Tensor]) -> list[Tensor]:
+    def gradients(values: Mapping[str, Tensor], batch: Any, wanted: Sequence[Tensor]) -> list[Tensor]:
         slopes = torch.autograd.grad(loss(batch, values), wanted, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, slopes, strict=True)]
 

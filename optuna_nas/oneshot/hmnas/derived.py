@@ -6,11 +6,11 @@ E edges (paths of the space), O ops of an edge (`none` is not among them).
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from optuna_nas.networks import MixedNetwork
+from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.space.ways import cheapest_way
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from optuna_nas.networks import Supernet
+    from optuna_nas.networks import NetworkSpace, Supernet
     from optuna_nas.oneshot.hmnas.masks import Masks
-    from optuna_nas.space import Architecture, CellSpace, Skeleton
+    from optuna_nas.space import Architecture, CellSpace
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ class Derived(NamedTuple):
     params: int
     threshold: float
 
-    def build(self, skeleton: Skeleton) -> MixedNetwork:
+    def build(self) -> DiscreteNetwork:
         """Return the network with inherited weights; training it updates only what survived."""
-        return MixedNetwork(self.architecture, skeleton, self.mixing, self.masks, self.weights)
+        return DiscreteNetwork(self.architecture, self.weights, mixing=self.mixing, masks=self.masks)
 
     @property
     def kept_weights(self) -> float:
@@ -85,16 +85,16 @@ def kept_ops(masks: Masks, threshold: float | None = None) -> dict[str, tuple[st
     }
 
 
-def derive(space: CellSpace, skeleton: Skeleton, supernet: Supernet, masks: Masks, threshold: float) -> Derived:
+def derive(space: NetworkSpace, supernet: Supernet, masks: Masks, threshold: float) -> Derived:
     """Return what survives at a threshold; see `HMNAS.derive`."""
-    removed = set(fallen(space, masks, space.everything(), threshold))
+    removed = set(fallen(space, masks, space.full_architecture(), threshold))
     kept = {path: tuple(op for op in masks.ops if (path, op) not in removed) for path in masks.paths}
     architecture = space.architecture(kept)
     edges, ops = weights_by_name(masks)
     mixing = {path: {op: edges[path] * ops[path][op] for op in names} for path, names in kept.items()}
     state = {name: t.detach().clone() for name, t in supernet.weights_of(architecture).items()}
     cuts = {name: mask for name, mask in masks.kept_weights(threshold).items() if name in state}
-    params = architecture.cost(skeleton).params - sum(mask.numel() - int(mask.sum()) for mask in cuts.values())
+    params = architecture.cost().params - sum(mask.numel() - int(mask.sum()) for mask in cuts.values())
     weights = {name: tensor * cuts[name] if name in cuts else tensor for name, tensor in state.items()}
     return Derived(architecture, mixing, weights, cuts, params, threshold)
 
@@ -110,7 +110,7 @@ def weights_by_name(masks: Masks) -> tuple[dict[str, float], dict[str, dict[str,
 
 
 def fallen(
-    space: CellSpace, masks: Masks, architecture: Architecture, threshold: float | None = None
+    space: NetworkSpace, masks: Masks, architecture: Architecture, threshold: float | None = None
 ) -> list[tuple[str, str]]:
     """Return the (edge, op) of an architecture that masks cut; see `HMNAS.fallen`."""
     kept = kept_ops(masks, threshold)
@@ -121,9 +121,9 @@ def fallen(
         score_EO = np.log([list(row.values()) for row in ops.values()]) + np.log(list(edges.values()))[:, None]
         score_EO[[[op not in architecture[path] for op in masks.ops] for path in masks.paths]] = -np.inf
         cells = left.cells
-        for number, kind in enumerate(space.kinds):
+        for number, kind in enumerate(space.cells.kinds):
             if cells.outputs[number] not in cells.live:
-                for edge in cheapest_way(space, kind, -score_EO.max(axis=1)):
+                for edge in cheapest_way(cast("CellSpace", space.cells), kind, -score_EO.max(axis=1)):
                     path = masks.paths[edge]
                     stays[path] = (*stays[path], masks.ops[int(score_EO[edge].argmax())])
         logger.warning("The masks cut every way through a cell; its heaviest way is kept.")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from optuna_nas.data.splits import CHOICES, WEIGHTS, Batch, Data
-from optuna_nas.networks import Supernet, use_batch_statistics
+from optuna_nas.data.splits import CHOICES, WEIGHTS, Data
+from optuna_nas.networks import NetworkSpace, use_batch_statistics
 from optuna_nas.oneshot.base import OneShotModel
 from optuna_nas.oneshot.hmnas.bilevel import gradients_ahead
 from optuna_nas.oneshot.hmnas.masks import Masks
@@ -24,13 +24,14 @@ from optuna_nas.training.checkpoints import prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
+from optuna_nas.training.task import Calling, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from optuna_nas.space import Skeleton, Space
+    from optuna_nas.space import ModelSpace
 
 WEIGHT_STEPS, LOGIT_STEPS, MASK_STEPS = "optimizers/weights", "optimizers/logits", "optimizers/masks"
 
@@ -40,7 +41,7 @@ class MaskRecord(NamedTuple):
 
     Args:
         step: Training step.
-        metrics: Mean `loss` (nats) and `accuracy` (a fraction) since the last record; `edges`, `ops` and `weights`, the
+        metrics: Mean `loss` and the task's metric since the last record; `edges`, `ops` and `weights`, the
             shares that masks keep.
         edge_weights: Normalised weight of every edge, shape (E,).
     """
@@ -54,31 +55,32 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
     """A supernet with masks, and how both learn; `HMNAS` adds what to ask of them.
 
     Args:
-        space: Space of cells with ops on edges.
-        skeleton: Skeleton around the cells.
+        space: Cells with ops on edges, in a skeleton.
         recipe: How to learn.
+        task: Loss and metric; image classification by default.
 
     Raises:
         ValueError: The space is of blocks.
     """
 
-    space: CellSpace
+    space: NetworkSpace
     recipe: HMNASRecipe
 
-    def __init__(self, space: Space, skeleton: Skeleton, recipe: HMNASRecipe | None = None) -> None:
-        if not isinstance(space, CellSpace):
+    def __init__(self, space: ModelSpace, recipe: HMNASRecipe | None = None, task: Task | None = None) -> None:
+        cells = space.core
+        if not isinstance(cells, CellSpace):
             raise ValueError(
-                f"`space` must have ops on edges (CellSpace) but is a {type(space).__name__}; its nodes have no edges "
+                f"`space` must have ops on edges (CellSpace) but is a {type(cells).__name__}; its nodes have no edges "
                 "to weigh."
             )
-        super().__init__(space, skeleton, recipe or HMNASRecipe())
-        self.paths = space.paths
-        self.supernet = Supernet(space, skeleton, self.recipe.seed)
+        super().__init__(space, recipe or HMNASRecipe(), task)
+        self.cells, self.paths = cells, cells.paths
+        self.supernet = self.space.supernet(self.recipe.seed)
         use_batch_statistics(self.supernet)
         self.modules = {"supernet": self.supernet}
-        self.masks = Masks(space, self.supernet, self.recipe)
+        self.masks = Masks(cells, self.supernet, self.recipe)
         self.ops = self.masks.ops
-        self._choice: Batch | None = None  # images for ops and edges, where this step lets them learn
+        self._choice: Any = None  # a batch for ops and edges, where this step lets them learn
 
     @property
     def mask_steps(self) -> int:
@@ -96,13 +98,13 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         for split in (WEIGHTS, CHOICES):
             if data.size([split]) == 0:
                 raise ValueError(
-                    f"`data` must have images in the split {split!r} but {data.name!r} has none; weights learn from "
+                    f"`data` must have examples in the split {split!r} but {data.name!r} has none; weights learn from "
                     "one split, ops and edges from the other."
                 )
         super().begin(data, budget, splits)
         self.recipe.check_masks_can_fall(self.mask_steps)
 
-    def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Batch]:
+    def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Any]:
         """Yield batches of the split for weights, then of all; and let ops and edges have theirs."""
         for batch in super().batches(data, [WEIGHTS], step, min(last, self.supernet_steps)):
             self._choice = None
@@ -122,38 +124,37 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         supernet = 1 - self.recipe.mask_fraction
         return min(1.0, supernet + (1 - supernet) * rounds / n_rounds) if rounds else 0.0
 
-    def train_step(self, images: Tensor, labels: Tensor) -> MaskRecord | None:
+    def train_step(self, batch: Any) -> MaskRecord | None:
         """Do one step: of the weights, and of edges and ops on another batch; in the last steps of the masks."""
-        batch = Batch(images, labels)
-        finite, loss, outputs = (self._train_weights if self.step < self.supernet_steps else self._train_masks)(batch)
-        return self.finish_step(finite, loss, self.metric(outputs, labels))
+        finite, loss, sums = (self._train_weights if self.step < self.supernet_steps else self._train_masks)(batch)
+        return self.finish_step(finite, loss, self.step_metric(sums))
 
-    def outputs(self, images: Tensor, weights: Mapping[str, Tensor], mixing: dict[str, Tensor]) -> Tensor:
+    def outputs(self, inputs: Tensor, weights: Mapping[str, Tensor], mixing: dict[str, Tensor]) -> Tensor:
         """Return the outputs of the supernet at other weights and mixing weights than its own."""
-        return cast("Tensor", functional_call(self.supernet, dict(weights), (images, mixing)))
+        return cast("Tensor", functional_call(self.supernet, dict(weights), (inputs, mixing)))
 
     def loss_of(
-        self, batch: Batch, weights: Mapping[str, Tensor], mixing: dict[str, Tensor] | None = None
+        self, batch: Any, weights: Mapping[str, Tensor], mixing: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch and the outputs; by default at the mixing weights without masks.
+        """Return the loss of a batch and its sums (`Task.training_step`); by default at mixing weights without masks.
 
         Args:
-            batch: Images and labels.
+            batch: What the data yield.
             weights: Weights by name that stand in for the supernet's.
             mixing: Weights of the ops, by path.
         """
-        with autocast(batch.images.device, self.recipe.precision):
-            outputs = self.outputs(batch.images, weights, self.masks.mixing(False) if mixing is None else mixing)
-            return self.loss(outputs, batch.labels), outputs
+        mixing = self.masks.mixing(False) if mixing is None else mixing
+        with autocast(self.device, self.recipe.precision):
+            return self.task.training_step(Calling(lambda inputs: self.outputs(inputs, weights, mixing)), batch)
 
-    def _train_weights(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _train_weights(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         recipe, optimizer = self.recipe, self.optimizers[WEIGHT_STEPS]
         rate = cosine(recipe.learning_rate, 0.0, self.step / max(1, self.supernet_steps))
         optimizer.param_groups[0]["lr"] = rate
         if self._choice is not None:
             self.train_choices(self._choice, batch, rate)
         optimizer.zero_grad(set_to_none=True)
-        loss, outputs = self.loss_of(batch, {})
+        loss, sums = self.loss_of(batch, {})
         loss.backward()
         for logit in self.masks.logits:
             logit.grad = None
@@ -161,14 +162,14 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         step_where(finite, optimizer)
-        return finite, loss, outputs
+        return finite, loss, sums
 
-    def train_choices(self, choices: Batch, train: Batch, rate: float) -> None:
+    def train_choices(self, choices: Any, train: Any, rate: float) -> None:
         """Do one step of ops and edges.
 
         Args:
-            choices: Images that they learn from.
-            train: Images of the weights' next step, for `second_order`.
+            choices: Batch that they learn from.
+            train: Batch of the weights' next step, for `second_order`.
             rate: Learning rate of that step.
         """
         optimizer = self.optimizers[LOGIT_STEPS]
@@ -180,7 +181,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         for logit in self.masks.logits:
             logit.grad = None
 
-    def choice_gradients(self, choices: Batch, train: Batch, rate: float) -> list[Tensor]:
+    def choice_gradients(self, choices: Any, train: Any, rate: float) -> list[Tensor]:
         """Return the gradient of the logits of ops and of edges; see `train_choices`."""
         if not self.recipe.second_order:
             return list(torch.autograd.grad(self.loss_of(choices, {})[0], self.masks.logits))
@@ -195,14 +196,14 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             weight_decay=decay,
         )
 
-    def _train_masks(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _train_masks(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         optimizer = self.optimizers[MASK_STEPS]
         done = (self.step - self.supernet_steps) / self.mask_steps
         decay = 1.0 if done < MASK_DECAY_AT else MASK_DECAY
         for group, rate in zip(optimizer.param_groups, self.recipe.mask_rates(self.mask_steps), strict=True):
             group["lr"] = rate * decay
         mixing = self.masks.mixing(masked=True)
-        loss, outputs = self.loss_of(batch, self.masks.masked_weights(), mixing)
+        loss, sums = self.loss_of(batch, self.masks.masked_weights(), mixing)
         gradients = torch.autograd.grad(loss, self.masks.masks, allow_unused=True)
         for mask, gradient in zip(self.masks.masks, gradients, strict=True):
             mask.grad = gradient
@@ -210,7 +211,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         finite = torch.isfinite(loss) & torch.isfinite(nn.utils.get_total_norm(known))
         step_where(finite, optimizer)
         optimizer.zero_grad(set_to_none=True)
-        return finite, loss, outputs
+        return finite, loss, sums
 
     def make_record(self, metrics: dict[str, float], means: NDArray[np.float64]) -> MaskRecord:
         return MaskRecord(self.step, {**self.masks.shares(), **metrics}, np.array(self.masks.edge_weights().tolist()))

@@ -50,7 +50,8 @@ class Masks:
         self._supernet = supernet
         n_edges, n_ops = len(self.paths), len(self.ops)
         # Which normalisation an edge takes part in: that of its node, or of its kind of cell.
-        groups = [path.split("<-")[0] if recipe.edge_softmax == "node" else path.split("/")[0] for path in self.paths]
+        places = [(kind.name, target) for kind, target, _ in map(space.places.__getitem__, self.paths)]
+        groups = places if recipe.edge_softmax == "node" else [kind for kind, _ in places]
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
         self._groups_E = torch.tensor([numbers[group] for group in groups])
         names = supernet.names[self.paths[0]]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optuna_nas.networks import MixedNetwork, recompute_statistics
+from optuna_nas.networks import DiscreteNetwork, recompute_statistics
 from optuna_nas.oneshot.hmnas import derived as surviving
 from optuna_nas.oneshot.hmnas.learning import MaskedSupernet
 from optuna_nas.training.device import autocast
@@ -34,15 +34,17 @@ class HMNAS(MaskedSupernet):
     `fit` trains the supernet first (bilevel: weights on the split `weights`, edges and ops on `choices`), then the
     masks on both splits, all else frozen. No penalty asks for zeros: a mask falls where the loss prefers it.
 
-    >>> from optuna_nas import HMNAS, Skeleton, hmnas_space
-    >>> hmnas = HMNAS(hmnas_space(), Skeleton(("normal", "reduction"), 4, (1, 8, 8), 10, affine=False))
-    >>> hmnas.survival(hmnas.space.everything()).share  # before the fit, masks keep everything
+    >>> from optuna_nas import HMNAS, NetworkSpace, Skeleton, hmnas_space
+    >>> space = NetworkSpace(hmnas_space(), Skeleton(("normal", "reduction"), 4, (1, 8, 8), 10, affine=False))
+    >>> hmnas = HMNAS(space)
+    >>> hmnas.survival(space.full_architecture()).share  # before the fit, masks keep everything
     1.0
 
     Args:
-        space: Space of cells with ops on edges; `none` is left out, since masks do its work.
-        skeleton: Skeleton around the cells, usually small and with `affine=False`.
+        space: Cells with ops on edges, in a skeleton that is usually small and has `affine=False`; `none` is left out,
+            since masks do its work.
         recipe: How to learn.
+        task: Loss and metric; image classification by default.
 
     Raises:
         ValueError: The space is of blocks.
@@ -69,8 +71,8 @@ class HMNAS(MaskedSupernet):
         with self.lock:
             return surviving.weights_by_name(self.masks)[1]
 
-    def predict(self, architecture: Architecture, images: Tensor) -> Tensor:
-        """Return the class scores of an architecture with inherited weights, masked once masks learn.
+    def predict(self, architecture: Architecture, inputs: Tensor) -> Tensor:
+        """Return the outputs of an architecture with inherited weights, masked once masks learn.
 
         It is the supernet without the other ops, at the weights that its own have there, by the statistics of the
         batch.
@@ -80,7 +82,7 @@ class HMNAS(MaskedSupernet):
         for path in self.paths:
             chosen = torch.tensor([float(name in architecture[path]) for name in self.supernet.names[path]])
             mixing[path] = mixing[path] * chosen.to(self.device)
-        return self.outputs(images, self.masks.masked_weights() if masked else {}, mixing)
+        return self.outputs(inputs, self.masks.masked_weights() if masked else {}, mixing)
 
     # -- what survives, of an architecture ------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ class HMNAS(MaskedSupernet):
         """
         threshold = self.recipe.threshold if threshold is None else threshold
         with self.lock:
-            return surviving.derive(self.space, self.skeleton, self.supernet, self.masks, threshold)
+            return surviving.derive(self.space, self.supernet, self.masks, threshold)
 
     def family(self, members: int = 8) -> list[Derived]:
         """Return networks of falling size: what survives at the recipe's threshold, and at higher ones.
@@ -194,33 +196,33 @@ class HMNAS(MaskedSupernet):
                 networks.append(derived)
         return networks
 
-    def compact(self, derived: Derived | None = None) -> MixedNetwork:
+    def compact(self, derived: Derived | None = None) -> DiscreteNetwork:
         """Return the network that holds only what survives: the masked supernet's outputs, without what masks cut.
 
         Its batch-normalisation statistics are those of the scoring batch, where there is one.
         """
         derived = derived or self.derive()
-        network = derived.build(self.skeleton).to(self.device)
+        network = derived.build().to(self.device)
         if self._scoring is not None:
-            recompute_statistics(network, self._scoring.images)
+            recompute_statistics(network, self.scoring_inputs())
         return network
 
-    def accuracy(self, derived: Derived | None = None) -> float:
-        """Return the accuracy of `compact(derived)` before any fine-tuning, on the scoring batch, a fraction.
+    def metric_of(self, derived: Derived | None = None) -> float:
+        """Return the task's metric of `compact(derived)` before any fine-tuning, on the scoring batch.
 
         Raises:
             ValueError: Neither `fit` nor `attach` has seen data with a report split.
         """
-        images, labels = self.scoring_batch()
+        batch = self.scoring_batch()
         network = self.compact(derived).eval()
-        with torch.no_grad(), autocast(images.device, self.recipe.precision):
-            return float(self.metric(network(images), labels))
+        with torch.no_grad(), autocast(self.device, self.recipe.precision):
+            return self.task.evaluate(network, [batch])
 
-    def inherited(self, architecture: Architecture) -> MixedNetwork | None:
+    def inherited(self, architecture: Architecture) -> DiscreteNetwork | None:
         """Return the network to fine-tune where an architecture is what survives; None for all others.
 
-        For `TrainObjective(start=hmnas.inherited)` and an enqueued trial of `derive().architecture`: so that the
-        paper's fine-tuning (section 3.4) is a trial like any other.
+        For `TrainObjective(initial_weights=hmnas.inherited)` and an enqueued trial of `derive().architecture`: so that
+        the paper's fine-tuning (section 3.4) is a trial like any other.
         """
         derived = self.derive()
-        return self.compact(derived) if derived.architecture == architecture else None
+        return self.compact(derived) if derived.architecture == self.space.adopt(architecture) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from optuna_nas.networks import NetworkSpace
     from optuna_nas.oneshot.snas.recipe import SNASRecipe
-    from optuna_nas.space import Architecture, CellSpace, Skeleton
+    from optuna_nas.space import Architecture, CellSpace
 
 
 class EdgeCosts:
     """What every option of every edge costs; expectations follow in closed form, since costs add up (section 2.4).
 
     Args:
-        space: Of cells with ops on edges.
-        skeleton: Frame around the cells.
+        space: Cells with ops on edges, in a skeleton.
     """
 
-    def __init__(self, space: CellSpace, skeleton: Skeleton) -> None:
-        self._space = space
-        table = cost_table(space, skeleton)
+    def __init__(self, space: NetworkSpace) -> None:
+        self._cells = cells = cast("CellSpace", space.core)
+        table = cost_table(cells, space.skeleton)
         self.fixed = np.array([getattr(table.fixed, name) for name in COSTS], dtype=np.float64)  # (3,)
         self.table = np.array(
             [
@@ -64,7 +64,7 @@ class EdgeCosts:
             name: `params`, `multiply_adds` or `memory_access`.
         """
         column = COSTS.index(name)
-        chosen_E = connected_argmax(self._space, -self.table[:, :, column])
+        chosen_E = connected_argmax(self._cells, -self.table[:, :, column])
         return float(self.fixed[column] + self.of(chosen_E)[column])
 
     def of(self, chosen_E: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -120,7 +120,7 @@ class CostPenalty:
 
 
 def most_likely(
-    space: CellSpace, log_p_EO: NDArray[np.float64], costs: EdgeCosts, bounds: Mapping[str, float]
+    space: NetworkSpace, log_p_EO: NDArray[np.float64], costs: EdgeCosts, bounds: Mapping[str, float]
 ) -> Architecture:
     """Return the most probable architecture, the argmax on every edge with `none` included (section 3.1).
 
@@ -134,7 +134,7 @@ def most_likely(
     limits = np.array([bounds.get(name, np.inf) for name in COSTS])
 
     def choose(prices: NDArray[np.float64]) -> NDArray[np.int64]:
-        return connected_argmax(space, log_p_EO - costs.table @ prices)
+        return connected_argmax(cast("CellSpace", space.core), log_p_EO - costs.table @ prices)
 
     def keeps(chosen_E: NDArray[np.int64]) -> bool:
         return bool((costs.fixed + costs.of(chosen_E) <= limits).all())

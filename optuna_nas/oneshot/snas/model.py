@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optuna_nas.data.batches import to_device
 from optuna_nas.data.splits import REPORT, Data, seeded_generator
-from optuna_nas.networks import DiscreteNetwork, Supernet, one_hot, recompute_statistics, use_batch_statistics
+from optuna_nas.networks import NetworkSpace, one_hot, recompute_statistics, use_batch_statistics
 from optuna_nas.oneshot.base import OneShotModel
 from optuna_nas.oneshot.snas.costs import CostPenalty, EdgeCosts, most_likely
 from optuna_nas.oneshot.snas.distribution import (
@@ -40,13 +42,14 @@ from optuna_nas.training.checkpoints import prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
+from optuna_nas.training.task import Calling, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from optuna_nas.space import Skeleton, Space
+    from optuna_nas.space import ModelSpace
 
 
 LOGIT_CLIP_NORM = 10.0  # as the authors' code
@@ -59,31 +62,33 @@ class SNAS(OneShotModel[DistributionRecord]):
     second `fit` or `load` waits for the first to end, all else only for a step.
 
     Args:
-        space: Of cells with ops on edges. Where an edge may keep several ops, an option is a set of them.
-        skeleton: Frame around the cells, usually small and with `affine=False`.
+        space: Cells with ops on edges, in a skeleton that is usually small and has `affine=False`. Where an edge may
+            keep several ops, an option is a set of them.
         recipe: How to learn.
+        task: Loss and metric; image classification by default.
 
     Raises:
         ValueError: The space leaves nothing to choose or is of blocks, or no architecture keeps the upper bounds.
     """
 
     name = "SNAS"
-    space: CellSpace
+    space: NetworkSpace
     recipe: SNASRecipe
     uncopied = (*OneShotModel.uncopied, "_compiled")
     _compiled: Callable[..., Tensor] | None = None
 
-    def __init__(self, space: Space, skeleton: Skeleton, recipe: SNASRecipe | None = None) -> None:
-        if not isinstance(space, CellSpace):
+    def __init__(self, space: ModelSpace, recipe: SNASRecipe | None = None, task: Task | None = None) -> None:
+        cells = space.core
+        if not isinstance(cells, CellSpace):
             raise ValueError(
-                f"`space` must have ops on edges (CellSpace) but is a {type(space).__name__}; its costs do not add up."
+                f"`space` must have ops on edges (CellSpace) but is a {type(cells).__name__}; its costs do not add up."
             )
-        super().__init__(space, skeleton, recipe or SNASRecipe(), n_metrics=len(space.paths))
-        self.paths = space.paths
-        self.options = tuple(edge_options(space))
+        super().__init__(space, recipe or SNASRecipe(), task, n_metrics=len(cells.paths))
+        self.cells, self.paths = cells, cells.paths
+        self.options = tuple(edge_options(cells))
         if len(self.options) < 2:
-            raise ValueError(f"`space` must leave a choice but has the one op {space.ops}; add another, or 'none'.")
-        self.costs = EdgeCosts(space, skeleton)
+            raise ValueError(f"`space` must leave a choice but has the one op {cells.ops}; add another, or 'none'.")
+        self.costs = EdgeCosts(self.space)
         self.bounds: Mapping[str, float] = self.recipe.resource if isinstance(self.recipe.resource, Mapping) else {}
         for name, bound in self.bounds.items():
             if bound < (cheapest := self.costs.cheapest(name)):
@@ -92,14 +97,16 @@ class SNAS(OneShotModel[DistributionRecord]):
                     f"in this skeleton has {cheapest:.6g}. Raise the bound or use a smaller skeleton."
                 )
         # All bounds at once; edges of equal cost must differ in probability, or all of them change together.
-        most_likely(space, np.random.default_rng(0).normal(size=self.costs.table.shape[:2]), self.costs, self.bounds)
-        self.supernet = Supernet(space, skeleton, self.recipe.seed)
+        most_likely(
+            self.space, np.random.default_rng(0).normal(size=self.costs.table.shape[:2]), self.costs, self.bounds
+        )
+        self.supernet = self.space.supernet(self.recipe.seed)
         self.modules = {"supernet": self.supernet}
         use_batch_statistics(self.supernet)
         names = self.supernet.names[self.paths[0]]
-        self._kept_by_option = list(edge_options(space).values())
+        self._kept_by_option = list(edge_options(cells).values())
         self._members_ON = torch.tensor([[float(name in kept) for name in names] for kept in self._kept_by_option])
-        self._single = space.max_ops == 1
+        self._single = cells.max_ops == 1
         self.logits_EO = nn.Parameter(torch.zeros(len(self.paths), len(self.options)))
         self.penalty = CostPenalty(self.costs, self.recipe)
         self.credit_E = torch.zeros(len(self.paths))
@@ -149,7 +156,7 @@ class SNAS(OneShotModel[DistributionRecord]):
                 return architecture
         score = np.log(table + 1e-12)
         score[np.arange(len(table)), chosen] += 100.0
-        return architecture_of(self.space, connected_argmax(self.space, score))
+        return architecture_of(self.space, connected_argmax(self.cells, score))
 
     def most_likely(self) -> Architecture:
         """Return the most probable architecture that reaches its output and keeps the upper bounds, if there are any.
@@ -183,7 +190,7 @@ class SNAS(OneShotModel[DistributionRecord]):
             ),
         }
 
-    def train_step(self, images: Tensor, labels: Tensor) -> DistributionRecord | None:
+    def train_step(self, batch: Any) -> DistributionRecord | None:
         """Do one step: one backward pass for weights and logits; return a record when it is time for one."""
         recipe, fraction = self.recipe, self.fraction
         learning = fraction >= recipe.warmup_fraction
@@ -194,9 +201,9 @@ class SNAS(OneShotModel[DistributionRecord]):
         by_logits.zero_grad(set_to_none=True)
         mixing_EO, weights, active = self.mix(fraction, self.generator())
         mixing_EO.retain_grad()
-        with autocast(images.device, recipe.precision):
-            outputs = self._outputs(images, weights, active)
-            loss = self.loss(outputs, labels)
+        with autocast(self.device, recipe.precision):
+            mixture = Calling(lambda inputs: self._outputs(inputs, weights, active))
+            loss, sums = self.task.training_step(mixture, batch)
         total = loss
         if learning:
             total = loss + self.penalty(self.logits_EO, self.total_steps)
@@ -213,15 +220,15 @@ class SNAS(OneShotModel[DistributionRecord]):
             if mixing_EO.grad is not None:
                 credit_E = -(mixing_EO * mixing_EO.grad).sum(1)
             self.credit_E = torch.where(finite, credit_E, self.credit_E)
-        return self.finish_step(finite, loss, self.metric(outputs, labels), self.credit_E)
+        return self.finish_step(finite, loss, self.step_metric(sums), self.credit_E)
 
-    def _outputs(self, images: Tensor, weights: dict[str, Tensor], active: dict[str, set[str]] | None) -> Tensor:
+    def _outputs(self, inputs: Tensor, weights: dict[str, Tensor], active: dict[str, set[str]] | None) -> Tensor:
         """Return the outputs of the supernet in a training step, compiled if the recipe asks for it."""
         if not self.recipe.compile or active is not None:
-            return cast("Tensor", self.supernet(images, weights, active, ones=active is not None))
+            return cast("Tensor", self.supernet(inputs, weights, active, ones=active is not None))
         if self._compiled is None:
             self._compiled = torch.compile(self.supernet)
-        return self._compiled(images, weights)
+        return self._compiled(inputs, weights)
 
     def mix(
         self, fraction: float, generator: torch.Generator
@@ -263,42 +270,40 @@ class SNAS(OneShotModel[DistributionRecord]):
 
     # -- inherited weights ----------------------------------------------------------------------------------------
 
-    def predict(self, architecture: Architecture, images: Tensor) -> Tensor:
-        """Return the class scores of an architecture with inherited weights, by the statistics of the batch."""
-        self.check_architecture(architecture)
-        return cast("Tensor", self.supernet(images, one_hot(architecture)))
+    def predict(self, architecture: Architecture, inputs: Any) -> Tensor:
+        """Return the outputs of an architecture with inherited weights, by the statistics of the batch."""
+        return cast("Tensor", self.supernet(inputs, one_hot(self.check_architecture(architecture))))
 
     def evaluate(self, data: Data, split: str = REPORT, architecture: Architecture | None = None) -> float:
-        """Return the accuracy on a split, with batch statistics: of the search network, or of an architecture in it.
+        """Return the task's metric on a split, with batch statistics: of the search network, or of an architecture.
 
         The search network draws a new relaxed sample for every batch, at the temperature where the fit stands.
         """
         if data.size([split]) == 0:
-            raise ValueError(f"`split` must hold images but {split!r} of {data.name!r} is empty.")
-        correct = n_images = 0
-        for number, batch in enumerate(data.batches([split], self.recipe.scoring_images)):
-            images, labels = (tensor.to(self.device) for tensor in batch)
-            with self.lock, torch.no_grad(), autocast(self.device, self.recipe.precision):
-                if architecture is None:
-                    generator = seeded_generator(self.device, self.recipe.seed, number, 2)
-                    _, weights, active = self.mix(self.fraction, generator)
-                    scores = self.supernet(images, weights, active, ones=active is not None)
-                else:
-                    scores = self.predict(architecture, images)
-            correct += int((scores.argmax(1) == labels).sum())
-            n_images += len(labels)
-        return correct / n_images
+            raise ValueError(f"`split` must hold examples but {split!r} of {data.name!r} is empty.")
+        numbers = count()
+
+        def outputs(inputs: Tensor) -> Tensor:
+            if architecture is not None:
+                return self.predict(architecture, inputs)
+            generator = seeded_generator(self.device, self.recipe.seed, next(numbers), 2)
+            _, weights, active = self.mix(self.fraction, generator)
+            return cast("Tensor", self.supernet(inputs, weights, active, ones=active is not None))
+
+        batches = (to_device(batch, self.device) for batch in data.batches([split], self.recipe.scoring_images))
+        with self.lock, torch.no_grad(), autocast(self.device, self.recipe.precision):
+            return self.task.evaluate(Calling(outputs), batches)
 
     def weights(self, architecture: Architecture) -> dict[str, Tensor]:
-        """Return the weights that an architecture inherits, for `DiscreteNetwork(..., weights=...)`.
+        """Return the weights that an architecture inherits, for `space.build(architecture, weights)`.
 
         Copies; batch-normalisation statistics are recomputed for this architecture on the scoring batch.
         """
-        images, _ = self.scoring_batch()
+        inputs = self.scoring_inputs()
         with self.lock:
-            self.check_architecture(architecture)
-            child = DiscreteNetwork(architecture, self.skeleton, self.supernet.weights_of(architecture), seed=0)
-        recompute_statistics(child.to(images.device), images)
+            architecture = self.check_architecture(architecture)
+            child = self.space.build(architecture, self.supernet.weights_of(architecture), seed=0)
+        recompute_statistics(child.to(inputs.device), inputs)
         return {name: tensor.detach().clone() for name, tensor in child.state_dict().items()}
 
     # -- moving and checkpoints ---------------------------------------------------------------------------------------
