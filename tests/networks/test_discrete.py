@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SMALL_SPACES, TINY, architectures, placed, small_skeleton
 
-from optuna_nas.networks import DiscreteNetwork, measure_latency, register_op, unregister_op, use_batch_statistics
+from optuna_nas.networks import (
+    DiscreteNetwork,
+    NetworkSpace,
+    measure_latency,
+    register_op,
+    unregister_op,
+    use_batch_statistics,
+)
 from optuna_nas.space import (
     CellKind,
     CellSpace,
@@ -28,8 +35,8 @@ ONE_EDGE = CellSpace(
     inputs=1,
     cell_kinds=(CellKind("normal"), CellKind("reduction", 2)),
 )
-FRAME = small_skeleton(TINY)
-CONVOLUTIONS = TINY.architecture(dict.fromkeys(TINY.paths, "nor_conv_3x3"))
+SPACE = NetworkSpace(TINY, small_skeleton(TINY))
+CONVOLUTIONS = SPACE.architecture(dict.fromkeys(SPACE.options(), "nor_conv_3x3"))
 
 
 def images(batch=4, size=8):
@@ -44,48 +51,46 @@ def states_equal(one, other):
 
 
 def test_a_seed_makes_the_same_weights_whatever_was_drawn_before():
-    one = DiscreteNetwork(placed(CONVOLUTIONS, FRAME), seed=7).state_dict()
+    one = DiscreteNetwork(CONVOLUTIONS, seed=7).state_dict()
     torch.rand(10)
-    assert states_equal(one, DiscreteNetwork(placed(CONVOLUTIONS, FRAME), seed=7).state_dict())
-    assert not states_equal(one, DiscreteNetwork(placed(CONVOLUTIONS, FRAME), seed=8).state_dict())
-    assert not states_equal(one, DiscreteNetwork(placed(CONVOLUTIONS, FRAME)).state_dict())
+    assert states_equal(one, DiscreteNetwork(CONVOLUTIONS, seed=7).state_dict())
+    assert not states_equal(one, DiscreteNetwork(CONVOLUTIONS, seed=8).state_dict())
+    assert not states_equal(one, DiscreteNetwork(CONVOLUTIONS).state_dict())
 
 
 def test_a_seed_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    DiscreteNetwork(placed(CONVOLUTIONS, FRAME), seed=7)
+    DiscreteNetwork(CONVOLUTIONS, seed=7)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_networks_built_in_threads_have_the_weights_of_their_seeds():
     seeds = [0, 1, 2, 3] * 4
-    alone = {seed: DiscreteNetwork(placed(CONVOLUTIONS, FRAME), seed=seed).state_dict() for seed in set(seeds)}
+    alone = {seed: DiscreteNetwork(CONVOLUTIONS, seed=seed).state_dict() for seed in set(seeds)}
     with ThreadPoolExecutor(8) as threads:
-        built = list(
-            threads.map(lambda seed: DiscreteNetwork(placed(CONVOLUTIONS, FRAME), seed=seed).state_dict(), seeds)
-        )
+        built = list(threads.map(lambda seed: DiscreteNetwork(CONVOLUTIONS, seed=seed).state_dict(), seeds))
     assert all(states_equal(state, alone[seed]) for seed, state in zip(seeds, built, strict=True))
 
 
 def test_weights_given_are_taken_and_must_fit_exactly():
-    network = DiscreteNetwork(placed(CONVOLUTIONS, FRAME))
-    again = DiscreteNetwork(placed(CONVOLUTIONS, FRAME), weights=network.state_dict())
+    network = DiscreteNetwork(CONVOLUTIONS)
+    again = DiscreteNetwork(CONVOLUTIONS, weights=network.state_dict())
     assert states_equal(network.state_dict(), again.state_dict())
     short = dict(list(network.state_dict().items())[1:])
     with pytest.raises(RuntimeError, match="Missing key"):
-        DiscreteNetwork(placed(CONVOLUTIONS, FRAME), weights=short)
+        DiscreteNetwork(CONVOLUTIONS, weights=short)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
 def test_a_copy_computes_the_same(duplicate):
-    network, x = DiscreteNetwork(placed(CONVOLUTIONS, FRAME)).eval(), images()
+    network, x = DiscreteNetwork(CONVOLUTIONS).eval(), images()
     assert torch.equal(duplicate(network)(x), network(x))
 
 
 def test_kernels_are_laid_out_channels_last():
-    network = DiscreteNetwork(placed(CONVOLUTIONS, FRAME))
+    network = DiscreteNetwork(CONVOLUTIONS)
     kernels = [p for p in network.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
     assert kernels
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
@@ -99,11 +104,8 @@ def test_kernels_are_laid_out_channels_last():
 @given(data=st.data())
 def test_a_blank_network_computes_with_the_weights_it_is_given(name, data):
     space = SMALL_SPACES[name]
-    architecture, skeleton = data.draw(architectures(space)), small_skeleton(space)
-    network, blank = (
-        DiscreteNetwork(placed(architecture, skeleton)).eval(),
-        DiscreteNetwork(placed(architecture, skeleton), blank=True),
-    )
+    architecture = placed(data.draw(architectures(space)), small_skeleton(space))
+    network, blank = DiscreteNetwork(architecture).eval(), DiscreteNetwork(architecture, blank=True)
     assert {key: tensor.shape for key, tensor in blank.state_dict().items()} == {
         key: tensor.shape for key, tensor in network.state_dict().items()
     }
@@ -114,7 +116,7 @@ def test_a_blank_network_computes_with_the_weights_it_is_given(name, data):
 
 
 def test_a_blank_network_has_settings_of_its_own():
-    first, second = (DiscreteNetwork(placed(CONVOLUTIONS, small_skeleton(TINY)), blank=True) for _ in range(2))
+    first, second = (DiscreteNetwork(CONVOLUTIONS, blank=True) for _ in range(2))
     use_batch_statistics(first)
     first.eval()
     first.parts["stem"].register_forward_hook(lambda *_: None)
@@ -168,11 +170,9 @@ def computed(network):
 
 
 def test_what_leads_nowhere_is_kept_and_not_computed():
-    space = nasbench201_space()
-    architecture = space.architecture(
-        {"cell_0_3": "nor_conv_1x1", "cell_0_2": "nor_conv_3x3", "cell_1_3": "nor_conv_3x3"}
-    )
-    network = placed(architecture, Skeleton(("cell",), channels=4, input_shape=(3, 8, 8))).build()
+    space = NetworkSpace(nasbench201_space(), Skeleton(("cell",), channels=4, input_shape=(3, 8, 8)))
+    ops = {"cell_0_3": "nor_conv_1x1", "cell_0_2": "nor_conv_3x3", "cell_1_3": "nor_conv_3x3"}
+    network = space.architecture(ops).build()
     assert computed(network) == {"stem", "cell0/3<-0/nor_conv_1x1", "classifier"}
     assert set(network.parts) - computed(network) == {"cell0/2<-0/nor_conv_3x3", "cell0/3<-1/nor_conv_3x3"}
 
@@ -181,22 +181,22 @@ def test_a_relu_is_shared_by_the_ops_that_read_one_tensor(monkeypatch):
     calls = []
     relu = F.relu
     monkeypatch.setattr(F, "relu", lambda x, *rest, **options: calls.append(1) or relu(x, *rest, **options))
-    space = CellSpace(("nor_conv_1x1", "nor_conv_3x3"), nodes=1, inputs=1, cell_kinds=(CellKind("c"),), max_ops=2)
-    DiscreteNetwork(placed(space.full_architecture(), Skeleton(("c",), channels=4, input_shape=(3, 8, 8))))(images())
+    cells = CellSpace(("nor_conv_1x1", "nor_conv_3x3"), nodes=1, inputs=1, cell_kinds=(CellKind("c"),), max_ops=2)
+    space = NetworkSpace(cells, Skeleton(("c",), channels=4, input_shape=(3, 8, 8)))
+    space.full_architecture().build()(images())
     assert len(calls) == 1
 
 
 def test_a_batch_norm_network_does_not_mix_images_in_evaluation():
-    network, x = DiscreteNetwork(placed(CONVOLUTIONS, FRAME)).eval(), images()
+    network, x = DiscreteNetwork(CONVOLUTIONS).eval(), images()
     one_by_one = torch.cat([network(image[None]) for image in x])
     torch.testing.assert_close(network(x), one_by_one)
 
 
 def test_a_nasbench201_cell_by_hand():
-    space = nasbench201_space()
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(repeats=1, channels=4, input_shape=(3, 8, 8)))
     ops = {"cell_0_1": "nor_conv_3x3", "cell_0_2": "skip_connect", "cell_1_2": "avg_pool_3x3"}
-    architecture = space.architecture({**ops, "cell_2_3": "nor_conv_1x1", "cell_1_3": "skip_connect"})
-    network = placed(architecture, nasbench201_skeleton(repeats=1, channels=4, input_shape=(3, 8, 8))).build().eval()
+    network = space.architecture({**ops, "cell_2_3": "nor_conv_1x1", "cell_1_3": "skip_connect"}).build().eval()
     parts, y = network.parts, network.parts["stem"](x := images())
     for cell in (0, 1, 2, 3, 4):
         if cell % 2:
@@ -232,9 +232,8 @@ def test_the_auxiliary_head_speaks_in_training_only():
 
 def drop_path_scales(architecture, cells, p=0.75):
     """How much each image's result is scaled by drop-path, where one op stands between stem and classifier."""
-    network = DiscreteNetwork(
-        placed(architecture, Skeleton(cells, channels=4, input_shape=(3, 8, 8), classes=3))
-    ).train()
+    skeleton = Skeleton(cells, channels=4, input_shape=(3, 8, 8), classes=3)
+    network = placed(architecture, skeleton).build().train()
     with torch.no_grad():
         network.parts["classifier"].linear.bias.zero_()
         x = images(200)
@@ -262,7 +261,7 @@ def test_drop_path_falls_on_a_strided_skip():
 
 
 def test_drop_path_repeats_with_its_generator_and_sleeps_in_evaluation():
-    network, x = DiscreteNetwork(placed(CONVOLUTIONS, FRAME)), images(8)
+    network, x = DiscreteNetwork(CONVOLUTIONS), images(8)
     runs = [network(x, drop_path=0.5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
@@ -275,8 +274,8 @@ def test_drop_path_repeats_with_its_generator_and_sleeps_in_evaluation():
 
 def test_an_exported_network_computes_the_same():
     space = darts_space()
-    ops = {"2<-0": "sep_conv_3x3", "2<-1": "max_pool_3x3", "3<-2": "skip_connect", "5<-1": "dil_conv_5x5"}
-    choices = {f"{kind}/{edge}": op for kind in ("normal", "reduction") for edge, op in ops.items()}
+    ops = {"0_2": "sep_conv_3x3", "1_2": "max_pool_3x3", "2_3": "skip_connect", "1_5": "dil_conv_5x5"}
+    choices = {f"{kind}_{edge}": op for kind in ("normal", "reduction") for edge, op in ops.items()}
     network = DiscreteNetwork(placed(space.architecture(choices), small_skeleton(space, auxiliary=True))).eval()
     x = images(2)
     exported = torch.export.export(network, (x,)).module()
@@ -284,7 +283,7 @@ def test_an_exported_network_computes_the_same():
 
 
 def test_latency_is_positive_and_the_mode_is_kept():
-    network = DiscreteNetwork(placed(CONVOLUTIONS, FRAME))
+    network = DiscreteNetwork(CONVOLUTIONS)
     state = copy.deepcopy(network.state_dict())
     seconds = measure_latency(network, images(), repeats=3)
     assert 0 < seconds < 10
@@ -298,15 +297,15 @@ def test_latency_is_positive_and_the_mode_is_kept():
     ("make", "message"),
     [
         (
-            lambda: DiscreteNetwork(placed(TINY.architecture({"normal_0_2": "skip_connect"}), FRAME)),
+            lambda: DiscreteNetwork(SPACE.architecture({"normal_0_2": "skip_connect"})),
             r"`architecture` must connect an input .*normal_0_2=skip_connect.*; keep an op on some path",
         ),
         (
-            lambda: DiscreteNetwork(placed(CONVOLUTIONS, small_skeleton(TINY, cells=("normal", "moon")))),
+            lambda: SPACE.with_skeleton(cells=("normal", "moon")),
             r"`skeleton.cells` must name the space's cells .* but got 'moon'",
         ),
         (
-            lambda: measure_latency(DiscreteNetwork(placed(CONVOLUTIONS, FRAME)), images(), repeats=0),
+            lambda: measure_latency(DiscreteNetwork(CONVOLUTIONS), images(), repeats=0),
             r"`repeats` must be at least 1 but got 0",
         ),
     ],

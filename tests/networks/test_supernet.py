@@ -23,8 +23,7 @@ from strategies import (
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optuna_nas import NetworkSpace
-from optuna_nas.networks import DiscreteNetwork, Supernet, choice_names, one_hot, use_batch_statistics
+from optuna_nas.networks import NetworkSpace, Supernet, one_hot, use_batch_statistics
 from optuna_nas.space import (
     AnytimeSpace,
     BlockSpace,
@@ -59,9 +58,10 @@ def supernet_of(space, **changes):
     ids=["darts", "hmnas", "nasbench201"],
 )
 def test_published_supernets_have_the_published_size(space, skeleton, parameters):
+    space = NetworkSpace(space, skeleton)
     with torch.device("meta"):
-        assert counted_parameters(Supernet(NetworkSpace(space, skeleton))) == parameters
-    assert placed(space.full_architecture(), skeleton).cost().params == parameters
+        assert counted_parameters(space.supernet()) == parameters
+    assert space.full_architecture().cost().params == parameters
 
 
 def test_nodes_that_choose_scales_are_refused():
@@ -71,18 +71,18 @@ def test_nodes_that_choose_scales_are_refused():
 
 
 def test_names_say_what_a_vector_stands_for():
-    assert choice_names(TINY) == dict.fromkeys(TINY.paths, TINY.ops)
-    assert choice_names(hmnas_space())["normal_0_2"] == hmnas_space().ops
-    names = choice_names(BlockSpace(("nor_conv_1x1", "max_pool_3x3"), nodes=12))
-    assert set(names["block/2"]) == {"nor_conv_1x1", "max_pool_3x3"}
-    assert names["block/12/inputs"] == tuple(map(str, range(12)))  # by number, not "10" before "2"
+    assert TINY.mixed_names() == dict.fromkeys(TINY.paths, TINY.ops)
+    assert hmnas_space().mixed_names()["normal_0_2"] == hmnas_space().ops
+    names = BlockSpace(("nor_conv_1x1", "max_pool_3x3"), nodes=12).mixed_names()
+    assert set(names["block_02"]) == {"nor_conv_1x1", "max_pool_3x3"}
+    assert names["block_12_inputs"] == tuple(map(str, range(12)))  # by number, not "10" before "2"
 
 
 @given(st.data())
 def test_one_hot_holds_a_one_for_each_kept_name(data):
     architecture = data.draw(architectures(data.draw(st.sampled_from(list(SPACES.values())))))
     for path, vector in one_hot(architecture).items():
-        names = choice_names(architecture.space)[path]
+        names = architecture.space.mixed_names()[path]
         chosen = {name for name, weight in zip(names, vector.tolist(), strict=True) if weight}
         assert set(vector.tolist()) <= {0.0, 1.0}
         assert chosen - {"none"} == set(architecture[path])
@@ -93,8 +93,9 @@ def test_one_hot_holds_a_one_for_each_kept_name(data):
 
 
 def check_one_hot_equals_discrete(architecture, skeleton, training):
-    supernet = Supernet(NetworkSpace(architecture.space, skeleton), seed=1).double().train(training)
-    network = DiscreteNetwork(placed(architecture, skeleton)).double().train(training)
+    architecture = placed(architecture, skeleton)
+    supernet = architecture.space.supernet(seed=1).double().train(training)
+    network = architecture.build().double().train(training)
     network.load_state_dict(supernet.weights_of(architecture))
     x = torch.randn(3, *skeleton.input_shape, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2])
@@ -146,8 +147,8 @@ def test_a_supernet_of_any_space_with_a_one_hot_choice_is_the_discrete_network(d
 
 def test_a_supernet_of_a_block_with_one_op_is_the_discrete_network():
     space = BlockSpace(("nor_conv_3x3",), nodes=2)
-    ops = dict.fromkeys(("block/1", "block/2"), "nor_conv_3x3")
-    architecture = space.architecture({**ops, "block/1/inputs": "0", "block/2/inputs": "0"})
+    ops = dict.fromkeys(("block_1", "block_2"), "nor_conv_3x3")
+    architecture = space.architecture({**ops, "block_1_inputs": "0", "block_2_inputs": "0"})
     check_one_hot_equals_discrete(architecture, Skeleton(("block",), 2, (3, 6, 6), 3), training=False)
 
 
@@ -157,7 +158,7 @@ def test_weights_of_are_shared_with_the_supernet_and_copied_into_the_network():
     weights = supernet.weights_of(architecture)
     state = supernet.state_dict()
     assert all(tensor.data_ptr() == state[name].data_ptr() for name, tensor in weights.items())
-    network = DiscreteNetwork(placed(architecture, supernet.skeleton), weights=weights)
+    network = supernet.space.build(architecture, weights)
     with torch.no_grad():
         network.parts["stem"][0].weight.zero_()
     assert supernet.parts["stem"][0].weight.abs().sum() > 0
@@ -181,11 +182,11 @@ def plain_cell(supernet, cell, kind, sources, mixing):
         reduces = name in supernet.parts and type(supernet.parts[name]).__name__ == "FactorizedReduction"
         op = "factorized_reduction" if reduces else "preprocess"
         values.append(apply(supernet, name, op, source) if name in supernet.parts else source)
-    space = supernet.space
+    space = supernet.space.cells
     for target in range(space.inputs, space.inputs + space.nodes):
         total = 0
         for source in range(target):
-            path = f"{kind.name}/{target}<-{source}"
+            path = f"{kind.name}_{source}_{target}"
             for op, weight in zip(space.ops, mixing[path], strict=True):
                 if op != "none":
                     total = total + weight * apply(supernet, f"cell{cell}/{target}<-{source}/{op}", op, values[source])
@@ -195,34 +196,35 @@ def plain_cell(supernet, cell, kind, sources, mixing):
 
 def plain_block(supernet, cell, kind, sources, mixing):
     """As GHN reads it, relaxed: a node belongs to the output as far as no later node reads it."""
-    space, values = supernet.space, [sources[0]]
+    space, values = supernet.space.cells, [sources[0]]
     for node in range(1, space.nodes + 1):
         total = 0
-        for op, op_weight in zip(choice_names(space)[f"block/{node}"], mixing[f"block/{node}"], strict=True):
-            for source, weight in zip(values, mixing[f"block/{node}/inputs"], strict=True):
+        for op, op_weight in zip(space.mixed_names()[f"block_{node}"], mixing[f"block_{node}"], strict=True):
+            for source, weight in zip(values, mixing[f"block_{node}_inputs"], strict=True):
                 total = total + op_weight * weight * apply(supernet, f"cell{cell}/{node}/{op}", op, source)
         values.append(total)
     out = 0
     for node in range(1, space.nodes + 1):
         unread = 1
         for later in range(node + 1, space.nodes + 1):
-            unread = unread * (1 - mixing[f"block/{later}/inputs"][node])
+            unread = unread * (1 - mixing[f"block_{later}_inputs"][node])
         out = out + unread * values[node]
     return out
 
 
 def plain_forward(supernet, x, mixing):
     """The supernet without any cleverness."""
-    space, kinds = supernet.space, {kind.name: kind for kind in supernet.space.kinds}
+    space, skeleton = supernet.space.cells, supernet.space.skeleton
+    kinds = {kind.name: kind for kind in space.kinds}
     previous = [supernet.parts["stem"](x)] * space.n_inputs
-    for cell, name in enumerate(supernet.skeleton.cells):
+    for cell, name in enumerate(skeleton.cells):
         if name in kinds:
             place = plain_cell if isinstance(space, CellSpace) else plain_block
             out = place(supernet, cell, kinds[name], previous, mixing)
         else:
             out = apply(supernet, f"cell{cell}/{name}", name, previous[-1])
         previous = [*previous[1:], out]
-    out = supernet.parts["norm"](previous[-1]) if supernet.skeleton.norm_before_head else previous[-1]
+    out = supernet.parts["norm"](previous[-1]) if skeleton.norm_before_head else previous[-1]
     return supernet.parts["classifier"].linear(out.mean((2, 3)))
 
 
@@ -230,7 +232,7 @@ def random_logits(space, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
         path: torch.randn(len(names), generator=generator, dtype=torch.float64).requires_grad_()
-        for path, names in choice_names(space).items()
+        for path, names in space.mixed_names().items()
     }
 
 
@@ -267,16 +269,15 @@ def test_a_soft_mixture_is_the_plain_weighted_sum(name, training, affine):
 @pytest.mark.parametrize("name", SMALL_SUPERNETS)
 def test_weights_that_are_ones_take_the_gradients_of_a_product_without_one(name, affine):
     space, labels, found = SMALL_SUPERNETS[name], torch.tensor([0, 1, 2]), []
-    everything = (
-        space.full_architecture() if not isinstance(space, CellSpace) else space.sample(np.random.default_rng(3))
-    )
-    active = {path: set(everything[path] or ("none",)) for path in choice_names(space)}
+    drawn = isinstance(space, CellSpace)
+    computed = space.sample(np.random.default_rng(3)) if drawn else space.full_architecture()
+    active = {path: set(computed[path] or ("none",)) for path in space.mixed_names()}
     x = images()
     for ones in (True, False):
         supernet = supernet_of(space, affine=affine).train()
         weights = {
             path: torch.ones(len(names), dtype=torch.float64, requires_grad=True)
-            for path, names in choice_names(space).items()
+            for path, names in space.mixed_names().items()
         }
         with Products() as products:
             scores = supernet(x, weights, active, ones=ones)
@@ -448,8 +449,8 @@ def test_active_leaves_the_rest_of_a_soft_mixture_as_it_is():
 
 def test_a_one_hot_choice_computes_its_own_ops_only():
     architecture = TINY_BLOCK.architecture(
-        {f"block/{node}": "nor_conv_1x1" for node in range(1, 5)}
-        | {"block/1/inputs": "0", "block/2/inputs": ("0", "1"), "block/3/inputs": "1", "block/4/inputs": ("2", "3")}
+        {f"block_{node}": "nor_conv_1x1" for node in range(1, 5)}
+        | {"block_1_inputs": "0", "block_2_inputs": ("0", "1"), "block_3_inputs": "1", "block_4_inputs": ("2", "3")}
     )
     supernet = supernet_of(TINY_BLOCK)
     count = calls(supernet, images(), one_hot(architecture))

@@ -103,7 +103,7 @@ def ops_of(row):
 
 
 def architecture_of(ops):
-    return NASBENCH201.architecture({f"cell/{t}<-{s}": op for (t, s), op in ops.items()})
+    return NASBENCH201.architecture({f"cell_{s}_{t}": op for (t, s), op in ops.items()})
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +230,12 @@ def test_canonical_of_canonical_is_itself(name, data):
 @given(data=st.data(), kind=st.sampled_from(["normal", "reduction"]), first=st.integers(2, 4))
 def test_exchanging_two_nodes_of_a_darts_cell_changes_nothing(data, kind, first):
     drawn, second = data.draw(architectures(darts_space())), first + 1
-    choices = {**dict(drawn.choices), f"{kind}/{second}<-{first}": ()}
+    choices = {**dict(drawn.choices), f"{kind}_{first}_{second}": ()}
     exchanged = dict(choices)
-    incoming = [(f"{first}<-{source}", f"{second}<-{source}") for source in range(first)]
-    outgoing = [(f"{target}<-{first}", f"{target}<-{second}") for target in range(second + 1, 6)]
+    incoming = [(f"{kind}_{source}_{first}", f"{kind}_{source}_{second}") for source in range(first)]
+    outgoing = [(f"{kind}_{first}_{target}", f"{kind}_{second}_{target}") for target in range(second + 1, 6)]
     for one, other in incoming + outgoing:
-        exchanged[f"{kind}/{one}"], exchanged[f"{kind}/{other}"] = choices[f"{kind}/{other}"], choices[f"{kind}/{one}"]
+        exchanged[one], exchanged[other] = choices[other], choices[one]
     one, other = drawn.space.architecture(choices), drawn.space.architecture(exchanged)
     assert one.canonical() == other.canonical()
     assert one.canonical().digest == other.canonical().digest
@@ -246,15 +246,15 @@ def test_exchanging_two_nodes_of_a_block_changes_nothing(data, first):
     space = ghn_space(9)
     drawn, second = data.draw(architectures(space)), first + 1
     choices = dict(drawn.choices)
-    if str(first) in choices[f"block/{second}/inputs"]:
-        choices[f"block/{second}/inputs"] = ("0",)
+    if str(first) in choices[f"block_{second}_inputs"]:
+        choices[f"block_{second}_inputs"] = ("0",)
     swap = {first: second, second: first}
     exchanged = {}
     for node in range(1, 10):
-        there = f"block/{swap.get(node, node)}"
-        exchanged[there] = choices[f"block/{node}"]
-        inputs = choices[f"block/{node}/inputs"]
-        exchanged[f"{there}/inputs"] = tuple(str(swap.get(int(i), int(i))) for i in inputs)
+        there = f"block_{swap.get(node, node)}"
+        exchanged[there] = choices[f"block_{node}"]
+        inputs = choices[f"block_{node}_inputs"]
+        exchanged[f"{there}_inputs"] = tuple(str(swap.get(int(i), int(i))) for i in inputs)
     assert space.architecture(choices).canonical() == space.architecture(exchanged).canonical()
 
 
@@ -270,7 +270,7 @@ def test_another_op_with_weights_is_another_function(data):
 
 def test_which_input_is_read_matters():
     def reading(source):
-        return TINY.architecture({f"normal/2<-{source}": "nor_conv_3x3", f"reduction/2<-{source}": "nor_conv_3x3"})
+        return TINY.architecture({f"normal_{source}_2": "nor_conv_3x3", f"reduction_{source}_2": "nor_conv_3x3"})
 
     assert reading(0).canonical() != reading(1).canonical()
 
@@ -284,8 +284,8 @@ def test_a_strided_skip_has_weights_and_stays():
 
 def block(**inputs):
     space = BlockSpace(("nor_conv_1x1", "max_pool_3x3"), nodes=3)
-    choices = {f"block/{node}": "nor_conv_1x1" for node in (1, 2, 3)}
-    return space.architecture({**choices, **{f"block/{node[1]}/inputs": value for node, value in inputs.items()}})
+    choices = {f"block_{node}": "nor_conv_1x1" for node in (1, 2, 3)}
+    return space.architecture({**choices, **{f"block_{node[1]}_inputs": value for node, value in inputs.items()}})
 
 
 def test_sharing_a_node_is_not_having_two_alike():
@@ -319,9 +319,9 @@ def rings(lengths, seed=0):
         first += length
     places = choice.sample(range(1, 7), 6)
     choice.shuffle(pairs)
-    choices = dict.fromkeys((f"block/{node}" for node in range(1, 13)), "sep_conv_3x3")
-    choices |= {f"block/{node}/inputs": "0" for node in range(1, 7)}
-    choices |= {f"block/{7 + i}/inputs": (str(places[a]), str(places[b])) for i, (a, b) in enumerate(pairs)}
+    choices = dict.fromkeys((f"block_{node:02}" for node in range(1, 13)), "sep_conv_3x3")
+    choices |= {f"block_{node:02}_inputs": "0" for node in range(1, 7)}
+    choices |= {f"block_{7 + i:02}_inputs": (str(places[a]), str(places[b])) for i, (a, b) in enumerate(pairs)}
     return ghn_space(12).architecture(choices)
 
 
@@ -337,8 +337,8 @@ def test_nodes_that_look_alike_from_nearby_are_told_apart():
 @pytest.mark.timeout(20)
 def test_many_equal_branches_do_not_take_for_ever():
     space, branches = ghn_space(16), 8
-    choices = dict.fromkeys((f"block/{node}" for node in range(1, 17)), "sep_conv_3x3")
-    inputs = {f"block/{node}/inputs": str(max(0, node - branches)) for node in range(1, 17)}
+    choices = dict.fromkeys((f"block_{node:02}" for node in range(1, 17)), "sep_conv_3x3")
+    inputs = {f"block_{node:02}_inputs": str(max(0, node - branches)) for node in range(1, 17)}
     straight = space.architecture({**choices, **inputs})
-    crossed = space.architecture({**choices, **inputs, "block/9/inputs": "2", "block/10/inputs": "1"})
+    crossed = space.architecture({**choices, **inputs, "block_09_inputs": "2", "block_10_inputs": "1"})
     assert straight.canonical() == crossed.canonical()

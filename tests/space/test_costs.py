@@ -20,7 +20,7 @@ from strategies import (
     spaces,
 )
 
-from optuna_nas.networks import DiscreteNetwork
+from optuna_nas.networks import DiscreteNetwork, NetworkSpace
 from optuna_nas.space import (
     PUBLISHED_CELLS,
     BlockSpace,
@@ -69,7 +69,7 @@ def test_costs_add_and_scale_like_vectors(triples, factor):
 # -- NAS-Bench-201: the whole table -------------------------------------------------------------------------------
 
 NASBENCH201 = nasbench201_space()
-CIFAR10 = nasbench201_skeleton()
+CIFAR10 = NetworkSpace(NASBENCH201, nasbench201_skeleton())
 EDGES = [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
 
 
@@ -80,21 +80,17 @@ def table(data_folder):
 
 
 def cell(row):
-    return NASBENCH201.architecture({f"cell/{t}<-{s}": row[f"op_{t}_{s}"] for t, s in EDGES})
+    return CIFAR10.architecture({f"cell_{s}_{t}": row[f"op_{t}_{s}"] for t, s in EDGES})
 
 
 def test_params_equal_the_table_for_all_15625_cells(table):
     assert len(table) == 15_625
-    wrong = [
-        row["index"]
-        for row in table
-        if abs(placed(cell(row), CIFAR10).cost().params - 1e6 * float(row["params_M"])) > 0.501
-    ]
+    wrong = [row["index"] for row in table if abs(cell(row).cost().params - 1e6 * float(row["params_M"])) > 0.501]
     assert wrong == []
 
 
 def test_multiply_adds_of_cell_0_are_nasbench201s_own(table):
-    assert f"{placed(cell(table[0]), CIFAR10).cost().multiply_adds / 1e6:.2f}" == "15.65"
+    assert f"{cell(table[0]).cost().multiply_adds / 1e6:.2f}" == "15.65"
 
 
 def other_counter(graph, node):
@@ -107,7 +103,7 @@ def other_counter(graph, node):
 def test_flops_of_the_table_follow_from_the_cost_of_each_node(table):
     added = {}
     for op in NASBENCH201.ops:
-        graph = placed(NASBENCH201.architecture({"cell_0_3": op}), CIFAR10).graph()
+        graph = CIFAR10.architecture({"cell_0_3": op}).graph()
         added[op] = sum(other_counter(graph, node) for node in graph if node.path)
     assert added == {
         "none": 0,
@@ -121,7 +117,7 @@ def test_flops_of_the_table_follow_from_the_cost_of_each_node(table):
 
 
 def test_flops_of_the_tables_frame_are_our_multiply_adds_plus_its_norms_and_pools():
-    graph = placed(NASBENCH201.architecture({}), CIFAR10).graph()
+    graph = CIFAR10.architecture({}).graph()
     # Norms count 2 an element written, ReLUs 1 an element read.
     stem = 2 * 16 * 32 * 32
     residuals = (16 * 32 * 32 + 5 * 32 * 16 * 16) + (32 * 16 * 16 + 5 * 64 * 8 * 8)
@@ -148,7 +144,7 @@ def published_architecture(entry):
     choices = {}
     for kind, genes in (("normal", entry["normal"]), ("reduction", entry["reduce"])):
         for position, (op, source) in enumerate(genes):
-            choices.setdefault(f"{kind}/{2 + position // 2}<-{source}", []).append(op)
+            choices.setdefault(f"{kind}_{source}_{2 + position // 2}", []).append(op)
     return CellSpace(ALL_OPS, len(entry["normal"]) // 2, cell_kinds=kinds).architecture(choices)
 
 
@@ -175,11 +171,9 @@ def test_published_cells_cost_what_quark0_darts_builds(published):
     assert len(published) == 12
     for name, entry in published.items():
         expected, architecture = entry["built_with_quark0_darts"], published_architecture(entry)
-        cifar, imagenet = (
-            placed(architecture, darts_cifar_skeleton()).cost(),
-            placed(architecture, darts_imagenet_skeleton()).cost(),
-        )
-        graph = placed(architecture, darts_cifar_skeleton()).graph()
+        on_cifar = placed(architecture, darts_cifar_skeleton())
+        cifar, imagenet = on_cifar.cost(), placed(architecture, darts_imagenet_skeleton()).cost()
+        graph = on_cifar.graph()
         assert {
             "params_cifar_C36_L20": cifar.params,
             "params_with_auxiliary": cifar.params + graph.node_cost(graph["auxiliary"]).params,
@@ -229,8 +223,8 @@ def test_darts_v2_with_real_weights_has_the_published_size(published):
 
 
 def check_cost_against_built(architecture, skeleton):
-    network = DiscreteNetwork(placed(architecture, skeleton)).eval()
-    graph, cost = placed(architecture, skeleton).graph(), placed(architecture, skeleton).cost()
+    architecture = placed(architecture, skeleton)
+    network, graph, cost = DiscreteNetwork(architecture).eval(), architecture.graph(), architecture.cost()
     assert cost == graph.cost
     auxiliary = counted_parameters(network.parts["auxiliary"]) if skeleton.auxiliary else 0
     assert cost.params == counted_parameters(network) - auxiliary
@@ -298,36 +292,34 @@ def test_cost_table_prices_every_architecture_by_a_sum(architecture):
 
 
 def test_an_op_that_leads_nowhere_is_priced_while_it_is_kept():
-    reached = NASBENCH201.architecture({"cell_0_3": "nor_conv_3x3"})
-    with_dead = NASBENCH201.architecture({"cell_0_3": "nor_conv_3x3", "cell_1_2": "nor_conv_3x3"})
-    assert placed(with_dead, CIFAR10).cost().params > placed(reached, CIFAR10).cost().params
+    reached = CIFAR10.architecture({"cell_0_3": "nor_conv_3x3"})
+    with_dead = CIFAR10.architecture({"cell_0_3": "nor_conv_3x3", "cell_1_2": "nor_conv_3x3"})
+    assert with_dead.cost().params > reached.cost().params
 
 
 def test_an_op_of_a_block_runs_once_for_each_predecessor_and_has_its_weights_once():
-    space, ops = BlockSpace(("nor_conv_1x1",), nodes=2), {"block/1": "nor_conv_1x1", "block/2": "nor_conv_1x1"}
-    one = space.architecture({**ops, "block/1/inputs": "0", "block/2/inputs": "1"})
-    two = space.architecture({**ops, "block/1/inputs": "0", "block/2/inputs": ("0", "1")})
     skeleton = Skeleton(("block",), channels=4, input_shape=(3, 8, 8))
-    assert placed(two, skeleton).cost().params == placed(one, skeleton).cost().params
-    assert placed(two, skeleton).cost().multiply_adds - placed(one, skeleton).cost().multiply_adds == 4 * 4 * 8 * 8
+    space = NetworkSpace(BlockSpace(("nor_conv_1x1",), nodes=2), skeleton)
+    ops = {"block_1": "nor_conv_1x1", "block_2": "nor_conv_1x1", "block_1_inputs": "0"}
+    one = space.architecture({**ops, "block_2_inputs": "1"})
+    two = space.architecture({**ops, "block_2_inputs": ("0", "1")})
+    assert two.cost().params == one.cost().params
+    assert two.cost().multiply_adds - one.cost().multiply_adds == 4 * 4 * 8 * 8
 
 
 def test_memory_access_is_what_convolutions_and_pools_read_write_and_hold():
-    space = CellSpace(("sep_conv_5x5", "max_pool_3x3", "skip_connect"), nodes=1, inputs=1, cell_kinds=(CellKind("c"),))
-    skeleton = Skeleton(("c",), channels=4, input_shape=(3, 8, 8))
-    elements = 4 * 8 * 8
+    cells = CellSpace(("sep_conv_5x5", "max_pool_3x3", "skip_connect"), nodes=1, inputs=1, cell_kinds=(CellKind("c"),))
+    space = NetworkSpace(cells, Skeleton(("c",), channels=4, input_shape=(3, 8, 8)))
+    fixed, elements = cost_table(cells, space.skeleton).fixed, 4 * 8 * 8
 
     def added(op):
-        return (
-            placed(space.architecture({"c/1<-0": op}), skeleton).cost().memory_access
-            - cost_table(space, skeleton).fixed.memory_access
-        )
+        return space.architecture({"c_0_1": op}).cost().memory_access - fixed.memory_access
 
     assert added("max_pool_3x3") == added("skip_connect") == 2 * elements
     assert added("sep_conv_5x5") == 4 * 2 * elements + 2 * (25 * 4 + 4 * 4)
 
 
 def test_a_skeleton_may_leave_out_a_kind_of_cell():
-    space, skeleton = darts_space(), Skeleton(("normal", "normal"), channels=4)
+    space = NetworkSpace(darts_space(), Skeleton(("normal", "normal"), channels=4))
     architecture = space.architecture({"normal_0_2": "sep_conv_3x3", "reduction_0_2": "sep_conv_5x5"})
-    assert placed(architecture, skeleton).cost() == placed(architecture, skeleton).graph().cost
+    assert architecture.cost() == architecture.graph().cost

@@ -32,12 +32,12 @@ def test_nodes_come_in_topological_order_with_names_of_their_own(data):
 def test_every_kept_op_is_one_node_a_cell_and_nothing_else_has_a_path(data):
     space = data.draw(st.sampled_from(ALL))
     architecture = data.draw(architectures(space, connected=False))
-    properties = ("/inputs", "/scale", "/exit")
+    properties = ("_inputs", "_scale", "_exit")
     kept = sorted((path, op) for path, names in architecture.choices if not path.endswith(properties) for op in names)
     assert sorted((node.path, node.op) for node in architecture.cells if node.path) == kept
     skeleton = small_skeleton(space)
-    placed = sorted((node.path, node.op) for node in placed(architecture, skeleton).graph() if node.path)
-    assert placed == sorted((path, op) for path, op in kept for cell in skeleton.cells if cell == path.split("/")[0])
+    found = sorted((node.path, node.op) for node in placed(architecture, skeleton).graph() if node.path)
+    assert found == sorted((path, op) for path, op in kept for cell in skeleton.cells if cell == path.split("_")[0])
 
 
 @settings(max_examples=30)
@@ -122,8 +122,8 @@ def test_sums_concatenations_and_inputs_are_free():
 
 
 def test_the_output_of_a_block_is_the_sum_of_what_nobody_reads():
-    ops = {f"block/{node}": "nor_conv_1x1" for node in range(1, 5)}
-    inputs = {"block/1/inputs": "0", "block/2/inputs": "1", "block/3/inputs": ("0", "1"), "block/4/inputs": "2"}
+    ops = {f"block_{node}": "nor_conv_1x1" for node in range(1, 5)}
+    inputs = {"block_1_inputs": "0", "block_2_inputs": "1", "block_3_inputs": ("0", "1"), "block_4_inputs": "2"}
     cells = TINY_BLOCK.architecture({**ops, **inputs}).cells
     assert [cells.nodes[source].name for source in cells["block/output"].inputs] == ["block/3", "block/4"]
 

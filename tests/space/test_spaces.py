@@ -80,7 +80,7 @@ def test_published_spaces_have_the_published_sizes():
     assert ghn_space().size == 8**17 * prod(n + n * (n - 1) // 2 for n in range(1, 18))
 
 
-def test_parameters_read_as_paths():
+def test_parameters_are_named_after_their_place():
     assert list(nasbench201_space().distributions()) == [
         "cell_0_1",
         "cell_0_2",
@@ -89,8 +89,8 @@ def test_parameters_read_as_paths():
         "cell_1_3",
         "cell_2_3",
     ]
-    assert list(ghn_space(2).distributions()) == ["block/1", "block/1/inputs", "block/2", "block/2/inputs"]
-    assert ghn_space(3).distributions()["block/3/inputs"].choices == ("0", "1", "2", "0+1", "0+2", "1+2")
+    assert list(ghn_space(2).distributions()) == ["block_1", "block_1_inputs", "block_2", "block_2_inputs"]
+    assert ghn_space(3).distributions()["block_3_inputs"].choices == ("0", "1", "2", "0+1", "0+2", "1+2")
 
 
 def test_a_multi_op_darts_space_has_28_parameters():
@@ -110,16 +110,16 @@ def test_the_summary_is_one_short_line():
     multi = TINY_MULTI.architecture({"reduction_0_2": ("skip_connect", "dil_conv_3x3")})
     assert multi.summary == "normal: none none | none none none; reduction: dil3+skip none | none none none"
     block = BlockSpace(("nor_conv_1x1",), nodes=2, kind="b")
-    choices = {"b/1": "nor_conv_1x1", "b/1/inputs": "0", "b/2": "nor_conv_1x1", "b/2/inputs": ("1", "0")}
+    choices = {"b_1": "nor_conv_1x1", "b_1_inputs": "0", "b_2": "nor_conv_1x1", "b_2_inputs": ("1", "0")}
     assert block.architecture(choices).summary == "conv1(0) conv1(0+1)"
 
 
-def test_everything_keeps_every_op_everywhere():
+def test_the_full_architecture_keeps_every_op_everywhere():
     for space in ALL:
-        everything = space.full_architecture()
-        assert everything.connected
+        full = space.full_architecture()
+        assert full.connected
         for path, options in space.options().items():
-            assert set().union(*options.values()) <= set(everything[path])
+            assert set().union(*options.values()) <= set(full[path])
 
 
 # -- sampling -----------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def own(name, **options):
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 OPS = ("skip_connect", "nor_conv_1x1")
-BLOCK = {f"block/{n}": "skip_connect" for n in (1, 2, 3, 4)} | {f"block/{n}/inputs": "0" for n in (1, 2, 3, 4)}
+BLOCK = {f"block_{n}": "skip_connect" for n in (1, 2, 3, 4)} | {f"block_{n}_inputs": "0" for n in (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize(
@@ -303,24 +303,33 @@ BLOCK = {f"block/{n}": "skip_connect" for n in (1, 2, 3, 4)} | {f"block/{n}/inpu
         (lambda: BlockSpace(("none", *OPS)), r"`ops` must not hold 'none' here"),
         (lambda: BlockSpace(OPS, nodes=0), r"`nodes` must be at least 1 but got 0; the paper uses 17"),
         (lambda: BlockSpace(OPS, max_inputs=0), r"`max_inputs` must be at least 1 but got 0; every node reads"),
-        (lambda: TINY_BLOCK.architecture({}), r"`choices\['block/1'\]` must keep at least one name: every node has"),
+        (lambda: TINY_BLOCK.architecture({}), r"`choices\['block_1'\]` must keep at least one name: every node has"),
         (
-            lambda: TINY_BLOCK.architecture({**BLOCK, "block/2/inputs": ("0", "0")}),
-            r"`choices\['block/2/inputs'\]` must name different ones but got \('0', '0'\)",
+            lambda: TINY_BLOCK.architecture({**BLOCK, "block_2_inputs": ("0", "0")}),
+            r"`choices\['block_2_inputs'\]` must name different ones but got \('0', '0'\)",
         ),
         (
-            lambda: TINY_BLOCK.architecture({**BLOCK, "block/2/inputs": "2"}),
-            r"`choices\['block/2/inputs'\]` must be among \('0', '1'\) but got '2'",
+            lambda: TINY_BLOCK.architecture({**BLOCK, "block_2_inputs": "2"}),
+            r"`choices\['block_2_inputs'\]` must be among \('0', '1'\) but got '2'",
         ),
-        (lambda: TINY_BLOCK.architecture({**BLOCK, "block/2": "moon"}), r"`choices\['block/2'\]` .* but got 'moon'"),
-        (lambda: TINY.encode(nasbench201_space().full_architecture()), r"`architecture` must be of this space .*; rebuild it"),
-        (lambda: TINY.encode(TINY.full_architecture()), r"`architecture` must use the options .* at 'normal_0_2'; it can be"),
+        (lambda: TINY_BLOCK.architecture({**BLOCK, "block_2": "moon"}), r"`choices\['block_2'\]` .* but got 'moon'"),
+        (
+            lambda: TINY.encode(nasbench201_space().full_architecture()),
+            r"`architecture` must be of this space .*; rebuild it",
+        ),
+        (
+            lambda: TINY.encode(TINY.full_architecture()),
+            r"`architecture` must use the options .* at 'normal_0_2'; it can be",
+        ),
         (lambda: TINY.decode({"lr": 0.1}), r"`params` must hold every path of the space but lacks 'normal_0_2'"),
         (
             lambda: TINY.decode({**TINY.encode(TINY.architecture({})), "normal_1_2": "moon"}),
             r"`params\['normal_1_2'\]` must be one of the space's 4 choices but is 'moon'",
         ),
-        (lambda: Space.from_dict({}), r"`type` of a space must be one of \[.*'BlockSpace', 'CellSpace'\] but got None"),
+        (
+            lambda: Space.from_dict({}),
+            r"`type` of a space must be one of \[.*'BlockSpace', 'CellSpace'.*\] but got None; import",
+        ),
         (lambda: own("sep_conv_3x3"), r"`name` of an op must be new but 'sep_conv_3x3' is taken; choose"),
         (lambda: own("mine", label="sep3"), r"`label` of an op must be new but 'sep3' is taken; choose"),
         (lambda: own(""), r"`name` of an op must be non-empty .* but got ''; use letters, digits and underscores"),
