@@ -21,6 +21,7 @@ from optuna_nas import (
     GHN,
     GHNRecipe,
     GHNSampler,
+    NetworkSpace,
     Recipe,
     Search,
     anytime_skeleton,
@@ -41,16 +42,14 @@ def search(
         raise ValueError(f"`strategy` must be 'ghn' or 'random' but got {strategy!r}.")
     data = small_fashion_mnist(images, seed)
     space, skeleton = anytime_space(), anytime_skeleton(3, 8, data.input_shape, data.classes, budget=BUDGET)
-    ghn = GHN(space, skeleton, GHNRecipe(phases=2, seed=seed), training_space=anytime_space((8, 6, 4)))
+    ghn = GHN(NetworkSpace(space, skeleton), GHNRecipe(phases=2, seed=seed), training_space=anytime_space((8, 6, 4)))
     best_of_pool = GHNSampler(
         space, ghn, data=data, budget=ghn_epochs, pool_size=300, refresh=max(1, trials), exploration=0.0, seed=seed
     )
     return Search(
         name=f"anytime-fashion-{strategy}",
-        space=space,
-        skeleton=skeleton,
+        space=NetworkSpace(space, skeleton),
         data=data,
-        # A mean over some 25 exits has a small gradient, which Adam does not mind.
         recipe=Recipe(epochs=epochs, optimizer="adamw", learning_rate=0.015, warmup_fraction=0.1, seed=seed),
         sampler=best_of_pool if strategy == "ghn" else optuna.samplers.RandomSampler(seed),
         pruner=optuna.pruners.NopPruner(),

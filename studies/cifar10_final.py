@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from strategies import placed
 
 from optuna_nas import Architecture, Augmentation, DiscreteNetwork, ImageData, Recipe, Skeleton, cifar10, digits, train
 from optuna_nas.training import EpochResult, evaluate
@@ -29,8 +30,11 @@ def train_in_full(
 ) -> None:
     """Train from scratch, go on where an earlier call ended, and judge the network on the test images."""
     data = data.to(device)
-    network = DiscreteNetwork(cell, skeleton, seed=recipe.seed)
-    print(f"final training: {cell.cost(skeleton).params / 1e6:.3f} M parameters, {recipe.epochs} epochs", flush=True)
+    network = DiscreteNetwork(placed(cell, skeleton), seed=recipe.seed)
+    print(
+        f"final training: {placed(cell, skeleton).cost().params / 1e6:.3f} M parameters, {recipe.epochs} epochs",
+        flush=True,
+    )
 
     def show(result: EpochResult) -> None:
         print(f"epoch {result.epoch}: report accuracy {result.report_accuracy:.4f}, {result.seconds:.0f} s", flush=True)

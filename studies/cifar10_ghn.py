@@ -19,6 +19,7 @@ from optuna_nas import (
     GHN,
     GHNRecipe,
     GHNSampler,
+    NetworkSpace,
     Recipe,
     Search,
     Skeleton,
@@ -39,12 +40,11 @@ def search(smoke: bool = False, device: str = "auto", seed: int = 0) -> Search:
     data = search_data(smoke, seed, REPORTING).to(device)
     frame = skeleton(smoke, data.input_shape, data.classes)
     space, small = (ghn_space(4), ghn_space(2)) if smoke else (ghn_space(17), ghn_space(7))
-    ghn = GHN(space, frame, GHNRecipe(phases=1 if smoke else 5, seed=seed), training_space=small)
+    ghn = GHN(NetworkSpace(space, frame), GHNRecipe(phases=1 if smoke else 5, seed=seed), training_space=small)
     trials = 5 if smoke else 10
     return Search(
         name="cifar10-ghn-smoke" if smoke else "cifar10-ghn",
-        space=space,
-        skeleton=frame,
+        space=NetworkSpace(space, frame),
         data=data,
         recipe=Recipe(epochs=1 if smoke else 50, seed=seed),
         sampler=GHNSampler(

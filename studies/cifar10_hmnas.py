@@ -20,6 +20,7 @@ from optuna_nas import (
     HMNAS,
     HMNASRecipe,
     ImageData,
+    NetworkSpace,
     Recipe,
     Search,
     Skeleton,
@@ -43,7 +44,7 @@ def make_hmnas(smoke: bool, second_order: bool, data: ImageData, seed: int) -> H
     cells = ("normal", "reduction") if smoke else ("normal", "reduction", "reduction")
     frame = Skeleton(cells, 4 if smoke else 36, data.input_shape, data.classes, affine=False)
     recipe = HMNASRecipe(second_order=second_order, batch_size=32 if smoke else 128, seed=seed)
-    return HMNAS(SPACE, frame, recipe)
+    return HMNAS(NetworkSpace(SPACE, frame), recipe)
 
 
 def fine_tuning(smoke: bool, data: ImageData, hmnas: HMNAS, random: int, seed: int) -> Search:
@@ -53,7 +54,12 @@ def fine_tuning(smoke: bool, data: ImageData, hmnas: HMNAS, random: int, seed: i
     return Search(
         name="cifar10-hmnas-smoke" if smoke else "cifar10-hmnas",
         space=SPACE,
-        objective=TrainObjective(SPACE, hmnas.skeleton, final, recipe, start=hmnas.inherited, reuse_duplicates=False),
+        objective=TrainObjective(
+            NetworkSpace(NetworkSpace(SPACE, hmnas.skeleton), final),
+            recipe,
+            start=hmnas.inherited,
+            reuse_duplicates=False,
+        ),
         data=final,
         sampler=optuna.samplers.RandomSampler(seed),
         trials=1 + random,

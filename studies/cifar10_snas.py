@@ -15,6 +15,7 @@ from cifar10_final import search_data, train_in_full, with_cutout
 from optuna_nas import (
     SNAS,
     ImageData,
+    NetworkSpace,
     Recipe,
     Search,
     Skeleton,
@@ -39,7 +40,7 @@ def search(smoke: bool = False, resource: str = "mild", device: str = "auto", se
     data = search_data(smoke, seed, REPORTING).to(device)
     size = {"n_cells": 3, "channels": 4} if smoke else {"n_cells": 8, "channels": 16}
     skeleton = darts_search_skeleton(**size, input_shape=data.input_shape, classes=data.classes)
-    snas = SNAS(darts_space(), skeleton, SNASRecipe(resource=resource, seed=seed))
+    snas = SNAS(NetworkSpace(darts_space(), skeleton), SNASRecipe(resource=resource, seed=seed))
     rounds, epochs = (2, 1) if smoke else (ROUNDS, 150)
     trials = 2 * rounds
     return Search(

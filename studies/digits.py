@@ -7,7 +7,17 @@ Expected:  about 0.98 on the report split within 30 trials, and the same on the 
 
 from optuna.pruners import PercentilePruner
 
-from optuna_nas import SNAS, Recipe, Search, SNASRecipe, SNASSampler, digits, nasbench201_skeleton, nasbench201_space
+from optuna_nas import (
+    SNAS,
+    NetworkSpace,
+    Recipe,
+    Search,
+    SNASRecipe,
+    SNASSampler,
+    digits,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
 
 
 def search(trials: int = 30, epochs: int = 8, snas_epochs: float = 40, seed: int = 0) -> Search:
@@ -15,14 +25,12 @@ def search(trials: int = 30, epochs: int = 8, snas_epochs: float = 40, seed: int
     data, space = digits(seed=seed), nasbench201_space()
     frame = {"repeats": 1, "channels": 8, "input_shape": data.input_shape, "classes": data.classes}
     snas = SNAS(
-        space,
-        nasbench201_skeleton(**frame, affine=False),
+        NetworkSpace(space, nasbench201_skeleton(**frame, affine=False)),
         SNASRecipe(learning_rate=0.1, warmup_fraction=0.3, seed=seed),
     )
     return Search(
         name="digits",
-        space=space,
-        skeleton=nasbench201_skeleton(**frame),
+        space=NetworkSpace(space, nasbench201_skeleton(**frame)),
         data=data,
         recipe=Recipe(epochs=epochs, batch_size=32, learning_rate=0.025, warmup_fraction=0.1, seed=seed),
         sampler=SNASSampler(space, snas, data=data, budget=snas_epochs, trials=trials, trials_per_round=5, seed=seed),

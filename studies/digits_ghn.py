@@ -10,6 +10,7 @@ from optuna_nas import (
     GHNPruner,
     GHNRecipe,
     GHNSampler,
+    NetworkSpace,
     Recipe,
     Search,
     digits,
@@ -22,11 +23,10 @@ def search(trials: int = 10, epochs: int = 8, ghn_epochs: float = 30, pool: int 
     """Train a GHN in the first trial; every trial starts a network from scratch, the best of the pool first."""
     data, space = digits(seed=seed), nasbench201_space()
     skeleton = nasbench201_skeleton(repeats=1, channels=8, input_shape=data.input_shape, classes=data.classes)
-    ghn = GHN(space, skeleton, GHNRecipe(phases=2, seed=seed))
+    ghn = GHN(NetworkSpace(space, skeleton), GHNRecipe(phases=2, seed=seed))
     return Search(
         name="digits-ghn",
-        space=space,
-        skeleton=skeleton,
+        space=NetworkSpace(space, skeleton),
         data=data,
         recipe=Recipe(epochs=epochs, batch_size=32, learning_rate=0.025, warmup_fraction=0.1, seed=seed),
         sampler=GHNSampler(space, ghn, data=data, budget=ghn_epochs, pool_size=pool, refresh=50, seed=seed),

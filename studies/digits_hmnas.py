@@ -21,6 +21,7 @@ from optuna_nas import (
     CellSpace,
     HMNASPruner,
     HMNASRecipe,
+    NetworkSpace,
     Recipe,
     Search,
     Skeleton,
@@ -40,12 +41,12 @@ def search(trials: int = 20, epochs: int = 8, hmnas_epochs: float = HMNAS_EPOCHS
     """Train random cells; the masks learn in the first trial and are refined in three rounds."""
     data = digits(seed=seed)
     frame = Skeleton(("cell", "residual_reduction", "cell"), 8, data.input_shape, data.classes, affine=False)
-    hmnas = HMNAS(SPACE, frame, HMNASRecipe(batch_size=32, mask_fraction=0.4, seed=seed))
+    hmnas = HMNAS(NetworkSpace(SPACE, frame), HMNASRecipe(batch_size=32, mask_fraction=0.4, seed=seed))
     recipe = Recipe(epochs=epochs, batch_size=32, learning_rate=0.025, warmup_fraction=0.1, seed=seed)
     return Search(
         name="digits-hmnas",
         space=SPACE,
-        objective=TrainObjective(SPACE, frame, data, recipe),
+        objective=TrainObjective(NetworkSpace(NetworkSpace(SPACE, frame), data), recipe),
         data=data,
         sampler=optuna.samplers.RandomSampler(seed),
         pruner=HMNASPruner(hmnas, data=data, budget=hmnas_epochs, trials=trials, trials_per_round=5, seed=seed),

@@ -21,6 +21,7 @@ import torch
 from bilevel import bilevel
 from scipy.stats import spearmanr
 from small_fashion_mnist import small_fashion_mnist
+from strategies import placed
 
 from optuna_nas import (
     HMNAS,
@@ -28,6 +29,7 @@ from optuna_nas import (
     DiscreteNetwork,
     HMNASRecipe,
     ImageData,
+    NetworkSpace,
     Recipe,
     Skeleton,
     plot_edge_weights,
@@ -61,7 +63,11 @@ def pipeline(hmnas: HMNAS, data: ImageData, derived: Derived, epochs: int) -> di
     recipe = Recipe(epochs=epochs, learning_rate=FINE_TUNING, seed=hmnas.recipe.seed)
     tuned = curve(hmnas.compact(derived), data, recipe)
     others = [
-        curve(DiscreteNetwork(derived.architecture, frame, seed=recipe.seed), data, replace(recipe, learning_rate=rate))
+        curve(
+            DiscreteNetwork(placed(derived.architecture, frame), seed=recipe.seed),
+            data,
+            replace(recipe, learning_rate=rate),
+        )
         for rate in SCRATCH
     ]
     scratch = max(others, key=lambda values: values[-1])
@@ -95,7 +101,7 @@ def main() -> None:
     models = []
     for seed in range(options.seeds + options.more_edges):
         data = bilevel(small_fashion_mnist(options.images, seed))
-        hmnas = HMNAS(SPACE, skeleton(data), HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=seed))
+        hmnas = HMNAS(NetworkSpace(SPACE, skeleton(data)), HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=seed))
         started = time.process_time()
         hmnas.fit(data, options.epochs, checkpoint=options.out / f"hmnas-{seed}.safetensors")
         last = hmnas.records[-1].metrics

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from small_fashion_mnist import small_fashion_mnist
+from strategies import placed
 
 from optuna_nas import (
     GHN,
@@ -26,6 +27,7 @@ from optuna_nas import (
     DiscreteNetwork,
     GHNRecipe,
     ImageData,
+    NetworkSpace,
     Recipe,
     SNASRecipe,
     nasbench201_skeleton,
@@ -77,7 +79,7 @@ def main() -> None:
     frame = nasbench201_skeleton(1, 8, data.input_shape, data.classes)
 
     def trained(cell: Architecture, recipe: Recipe) -> float:
-        return train(DiscreteNetwork(cell, frame, seed=recipe.seed), data, recipe).last.report_accuracy
+        return train(DiscreteNetwork(placed(cell, frame), seed=recipe.seed), data, recipe).last.report_accuracy
 
     came = np.array([trained(cell, TRUTH) for cell in cells])
     print(f"trained {len(cells)} cells: accuracy {came.mean():.4f} +- {came.std():.4f}", flush=True)
@@ -98,10 +100,10 @@ def main() -> None:
         options.out.write_text(json.dumps(rows, indent=1))
 
     print(" " * 34 + "   pearson    better   kendall    better  CPU s/cell   score")
-    judge("parameters", np.array([float(cell.cost(frame).params) for cell in cells]), 0.0)
+    judge("parameters", np.array([float(placed(cell, frame).cost().params) for cell in cells]), 0.0)
     for seed in range(options.seeds if "ghn" in options.signals else 0):
         for name, changes in ABLATIONS.items():
-            ghn = GHN(SPACE, frame, GHNRecipe(meta_batch=2, seed=seed, **changes))  # type: ignore[arg-type]
+            ghn = GHN(NetworkSpace(SPACE, frame), GHNRecipe(meta_batch=2, seed=seed, **changes))  # type: ignore[arg-type]
             ghn.fit(data, options.epochs)
             started = time.process_time()
             judge(name, ghn.score(cells), time.process_time() - started)
@@ -109,13 +111,15 @@ def main() -> None:
     for seed in range(options.seeds if "supernet" in options.signals else 0):
         # Logits that do not move: a supernet trained on uniform single paths.
         recipe = SNASRecipe(relaxation="one_path", warmup_fraction=0.999, learning_rate=0.05, seed=seed)
-        snas = SNAS(SPACE, supernet_frame, recipe)
+        snas = SNAS(NetworkSpace(SPACE, supernet_frame), recipe)
         snas.fit(data, 2 * options.epochs)
         started = time.process_time()
         judge("supernet, uniform single paths", snas.score(cells), time.process_time() - started)
     for n_steps in (1, 10, 50, 75) if "sgd" in options.signals else ():
         started = time.process_time()
-        scores = np.array([after_few_steps(DiscreteNetwork(cell, frame, seed=1), data, n_steps) for cell in cells])
+        scores = np.array(
+            [after_few_steps(DiscreteNetwork(placed(cell, frame), seed=1), data, n_steps) for cell in cells]
+        )
         judge(f"SGD, {n_steps} steps", scores, time.process_time() - started)
     print("\nmeans over seeds")
     for name, found in rows.items():

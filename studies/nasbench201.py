@@ -18,6 +18,7 @@ import numpy as np
 import optuna
 from optuna import Trial
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from strategies import placed
 
 from optuna_nas import Architecture, Search, SNASSampler, nasbench201_skeleton, nasbench201_space
 
@@ -43,7 +44,7 @@ def search(
 
     def objective(trial: Trial) -> float:
         architecture = SPACE.suggest(trial)
-        cost = architecture.cost(SKELETON)
+        cost = placed(architecture, SKELETON).cost()
         trial.set_user_attr("params", cost.params)
         trial.set_user_attr("multiply_adds", cost.multiply_adds)
         return accuracy(architecture)

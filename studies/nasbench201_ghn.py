@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from optuna import Trial
 from optuna.trial import TrialState
 from scipy.stats import kendalltau, spearmanr
+from strategies import placed
 
 from optuna_nas import (
     GHN,
@@ -30,6 +31,7 @@ from optuna_nas import (
     GHNRecipe,
     GHNSampler,
     ImageData,
+    NetworkSpace,
     Recipe,
     Search,
     nasbench201_skeleton,
@@ -45,8 +47,7 @@ def search(images: str = "", epochs: float = EPOCHS, trials: int = 10, train_epo
     ghn = make_ghn(data, seed)
     return Search(
         name=f"nasbench201-ghn-{seed}",
-        space=SPACE,
-        skeleton=skeleton(data),
+        space=NetworkSpace(SPACE, skeleton(data)),
         data=data,
         recipe=Recipe(epochs=train_epochs, learning_rate=0.1, seed=seed),
         sampler=GHNSampler(SPACE, ghn, data=data, budget=epochs, refresh=max(trials, 1), exploration=0.0, seed=seed),
@@ -57,7 +58,7 @@ def search(images: str = "", epochs: float = EPOCHS, trials: int = 10, train_epo
 
 def make_ghn(data: ImageData, seed: int) -> GHN:
     """Return a GHN for three cells of 16 channels."""
-    return GHN(SPACE, skeleton(data), GHNRecipe(**{**vars(RECIPE), "seed": seed}))
+    return GHN(NetworkSpace(SPACE, skeleton(data)), GHNRecipe(**{**vars(RECIPE), "seed": seed}))
 
 
 # -- judged by the table ----------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def main() -> None:
     seconds = time.monotonic() - started
     truth = read_truth(options.table, options.column)
     came = np.array([truth[ops(cell)] for cell in cells])
-    params = np.array([cell.cost(nasbench201_skeleton()).params for cell in cells])
+    params = np.array([placed(cell, nasbench201_skeleton()).cost().params for cell in cells])
     top = np.argsort(-scores)[:10]
     better = came >= np.median(came)
     found = {

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
 from optuna import Trial
+from strategies import placed
 
 from optuna_nas import (
     SNAS,
     Architecture,
     DiscreteNetwork,
     ImageData,
+    NetworkSpace,
     Recipe,
     Search,
     SNASRecipe,
@@ -43,7 +45,7 @@ def search(images: str = "", epochs: float = EPOCHS, trials: int = 20, seed: int
 
     def objective(trial: Trial) -> float:
         architecture = SPACE.suggest(trial)
-        trial.set_user_attr("params", architecture.cost(nasbench201_skeleton()).params)
+        trial.set_user_attr("params", placed(architecture, nasbench201_skeleton()).cost().params)
         return float(snas.score([architecture])[0])
 
     sampler = SNASSampler(SPACE, snas, data=data, budget=epochs, trials=trials, trials_per_round=2, seed=seed)
@@ -59,7 +61,9 @@ def search(images: str = "", epochs: float = EPOCHS, trials: int = 20, seed: int
 
 def make_snas(data: ImageData, seed: int, **changes: object) -> SNAS:
     """Return an SNAS of three cells and 16 channels."""
-    return SNAS(SPACE, skeleton(data, affine=False), SNASRecipe(**{**vars(RECIPE), "seed": seed, **changes}))  # type: ignore[arg-type]
+    return SNAS(
+        NetworkSpace(SPACE, skeleton(data, affine=False)), SNASRecipe(**{**vars(RECIPE), "seed": seed, **changes})
+    )  # type: ignore[arg-type]
 
 
 # -- judged by the table ----------------------------------------------------------------------------------------------
@@ -125,11 +129,11 @@ def by_darts(data: ImageData, seed: int, epochs: float, seconds: float) -> tuple
 
 def by_random(data: ImageData, seed: int, epochs: float, seconds: float) -> tuple[Architecture, dict]:  # type: ignore[type-arg]
     """Return the best of random cells trained from scratch, ten epochs each, until the CPU seconds are spent."""
-    random, best, tried = np.random.default_rng(seed), (-1.0, SPACE.everything()), 0
+    random, best, tried = np.random.default_rng(seed), (-1.0, SPACE.full_architecture()), 0
     started = time.process_time()
     while tried == 0 or (time.process_time() - started) * (tried + 1) / tried < seconds:
         cell = SPACE.sample(random)
-        network = DiscreteNetwork(cell, skeleton(data), seed=seed)
+        network = DiscreteNetwork(placed(cell, skeleton(data)), seed=seed)
         accuracy = train(network, data, Recipe(epochs=10, learning_rate=0.1, seed=seed)).last.report_accuracy
         best, tried = max(best, (accuracy, cell), key=lambda pair: pair[0]), tried + 1
     return best[1], {"tried": tried, "report_accuracy": round(best[0], 4)}

@@ -29,7 +29,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.trial import TrialState
 from scipy.stats import kendalltau, spearmanr
 
-from optuna_nas import HMNAS, Architecture, HMNASPruner, HMNASRecipe, Skeleton, darts_space
+from optuna_nas import HMNAS, Architecture, HMNASPruner, HMNASRecipe, NetworkSpace, Skeleton, darts_space
 
 Curve = list[tuple[int, float]]
 """(epoch, accuracy in %) as a trial would report them."""
@@ -174,7 +174,7 @@ def main() -> None:
         cells = ("normal", "reduction", "reduction")
         kind, space = "darts", darts_space()
         frame = Skeleton(cells, 8, data.input_shape, data.classes, affine=False)
-    hmnas = HMNAS(space, frame, HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=options.seed))
+    hmnas = HMNAS(NetworkSpace(space, frame), HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=options.seed))
     started = time.monotonic()
     hmnas.fit(data, options.epochs or EPOCHS[kind], checkpoint=options.out / f"{kind}-{options.seed}.safetensors")
     print(f"fitted in {time.monotonic() - started:.0f} s; kept {hmnas.records[-1].metrics}", flush=True)

@@ -18,6 +18,7 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
+from strategies import placed
 from supernet import Plain
 from timing import race
 from torch import Tensor
@@ -27,6 +28,7 @@ from optuna_nas import (
     GHN,
     DiscreteNetwork,
     GHNRecipe,
+    NetworkSpace,
     Space,
     darts_cifar_skeleton,
     darts_space,
@@ -39,22 +41,22 @@ from optuna_nas.oneshot.ghn.graph import ModuleBatch
 from optuna_nas.oneshot.ghn.propagation import Propagation
 
 DARTS_V2 = {  # Liu et al. 2019, figures 4 and 5
-    "normal/2<-0": "sep_conv_3x3",
-    "normal/2<-1": "sep_conv_3x3",
-    "normal/3<-0": "sep_conv_3x3",
-    "normal/3<-1": "sep_conv_3x3",
-    "normal/4<-0": "skip_connect",
-    "normal/4<-1": "sep_conv_3x3",
-    "normal/5<-0": "skip_connect",
-    "normal/5<-2": "dil_conv_3x3",
-    "reduction/2<-0": "max_pool_3x3",
-    "reduction/2<-1": "max_pool_3x3",
-    "reduction/3<-1": "max_pool_3x3",
-    "reduction/3<-2": "skip_connect",
-    "reduction/4<-0": "max_pool_3x3",
-    "reduction/4<-2": "skip_connect",
-    "reduction/5<-1": "max_pool_3x3",
-    "reduction/5<-2": "skip_connect",
+    "normal_0_2": "sep_conv_3x3",
+    "normal_1_2": "sep_conv_3x3",
+    "normal_0_3": "sep_conv_3x3",
+    "normal_1_3": "sep_conv_3x3",
+    "normal_0_4": "skip_connect",
+    "normal_1_4": "sep_conv_3x3",
+    "normal_0_5": "skip_connect",
+    "normal_2_5": "dil_conv_3x3",
+    "reduction_0_2": "max_pool_3x3",
+    "reduction_1_2": "max_pool_3x3",
+    "reduction_1_3": "max_pool_3x3",
+    "reduction_2_3": "skip_connect",
+    "reduction_0_4": "max_pool_3x3",
+    "reduction_2_4": "skip_connect",
+    "reduction_1_5": "max_pool_3x3",
+    "reduction_2_5": "skip_connect",
 }
 
 
@@ -115,7 +117,7 @@ def ghn_of(space: Space, n_cells: int, phases: int) -> GHN:
         frame = replace(darts_cifar_skeleton(n_cells, channels=16), auxiliary=False, drop_path=0.0)
     else:
         frame = ghn_skeleton(3, 16)
-    return GHN(space, frame, GHNRecipe(phases=phases))
+    return GHN(NetworkSpace(space, frame), GHNRecipe(phases=phases))
 
 
 def generation(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
@@ -140,7 +142,7 @@ def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
     """Return a step of the GHN and one of plain SGD, on the same network and 64 images of 32 x 32."""
     ghn = ghn_of(darts_space(), n_cells, phases)
     cell = ghn.space.architecture(DARTS_V2)
-    network = DiscreteNetwork(cell, ghn.skeleton)
+    network = DiscreteNetwork(placed(cell, ghn.skeleton))
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
     sgd = torch.optim.SGD(network.parameters(), 0.01, 0.9)
     adam = torch.optim.Adam(ghn.network.parameters(), 1e-3)
@@ -163,7 +165,7 @@ def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
 def pool(n_cells: int = 16, device: str = "cpu", side: int = 16) -> dict[str, Callable[[], object]]:
     """Return ways to score cells of NAS-Bench-201 by 512 images; both give the same accuracies."""
     space, random = nasbench201_space(), np.random.default_rng(0)
-    ghn = GHN(space, nasbench201_skeleton(1, 16, (3, side, side)), GHNRecipe())
+    ghn = GHN(NetworkSpace(space, nasbench201_skeleton(1, 16, (3, side, side))), GHNRecipe())
     cells = [cell for cell in (space.sample(random) for _ in range(2 * n_cells)) if cell.connected][:n_cells]
     data = random_images(64, side, device, report=512)
     ((images, labels),) = data.batches(["report"], 512)
@@ -173,7 +175,7 @@ def pool(n_cells: int = 16, device: str = "cpu", side: int = 16) -> dict[str, Ca
     def plain() -> list[float]:
         found = []
         for cell in cells:
-            network = Plain(cell.graph(ghn.skeleton)).to(device)
+            network = Plain(placed(cell, ghn.skeleton).graph()).to(device)
             network.take(ghn.generate([cell])[0])
             found.append(float((network(images).argmax(1) == labels).double().mean()))
         return found
@@ -187,7 +189,7 @@ def propagation() -> dict[str, Callable[[], object]]:
     space = ghn_space(17)
     random = np.random.default_rng(0)
     ghn = ghn_of(space, 3, 1)
-    blocks = [space.sample(random).graph(ghn.skeleton) for _ in range(64)]
+    blocks = [placed(space.sample(random), ghn.skeleton).graph() for _ in range(64)]
     deepest = max(blocks, key=lambda graph: len(ghn.batch([graph]).modules[1].forward))
     batches = {"1 graph, the deepest": ghn.batch([deepest]), "64 graphs": ghn.batch(blocks)}
 

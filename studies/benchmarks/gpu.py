@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 import torch
 from ghn_speed import pool
+from strategies import placed
 from supernet import subjects
 from timing import race
 from training import SETTINGS, images_per_second, random_images
 
+from optuna_nas import NetworkSpace
 from optuna_nas.networks import DiscreteNetwork
 from optuna_nas.oneshot import GHN, SNAS, GHNRecipe, SNASRecipe
 from optuna_nas.oneshot import base as one_shot_model
@@ -101,16 +103,18 @@ def waits(device: str, tiny: bool) -> Rows:
     one_shot_model.RECORDS = 1
     learners: dict[str, Callable[[Callable[[float], None]], object]] = {
         "training": lambda on_step: train(
-            DiscreteNetwork(SPACE.architecture(dict.fromkeys(SPACE.paths, "nor_conv_3x3")), frame),
+            DiscreteNetwork(placed(SPACE.architecture(dict.fromkeys(SPACE.paths, "nor_conv_3x3")), frame)),
             data,
             Recipe(epochs=1, batch_size=32),
             on_step=on_step,
         ),
-        "SNAS": lambda on_step: SNAS(SPACE, frame, SNASRecipe(batch_size=32)).fit(data, 1.0, on_step=on_step),
-        "SNAS, one path": lambda on_step: SNAS(SPACE, frame, SNASRecipe(batch_size=32, relaxation="one_path")).fit(
+        "SNAS": lambda on_step: SNAS(NetworkSpace(SPACE, frame), SNASRecipe(batch_size=32)).fit(
             data, 1.0, on_step=on_step
         ),
-        "GHN": lambda on_step: GHN(SPACE, frame, GHNRecipe(batch_size=32, meta_batch=1)).fit(
+        "SNAS, one path": lambda on_step: SNAS(
+            NetworkSpace(SPACE, frame), SNASRecipe(batch_size=32, relaxation="one_path")
+        ).fit(data, 1.0, on_step=on_step),
+        "GHN": lambda on_step: GHN(NetworkSpace(SPACE, frame), GHNRecipe(batch_size=32, meta_batch=1)).fit(
             data, 1.0, on_step=on_step
         ),
     }
@@ -136,7 +140,7 @@ def small_training(device: str, steps: int, begin: Any, done: Any) -> None:
     """Train a small network when told to begin; for a process of its own."""
     data = random_images(64 * steps, 32, device)
     cell = SPACE.architecture(dict.fromkeys(SPACE.paths, "nor_conv_3x3"))
-    network = DiscreteNetwork(cell, nasbench201_skeleton(1, 16), seed=0)
+    network = DiscreteNetwork(placed(cell, nasbench201_skeleton(1, 16)), seed=0)
     train(network, data, Recipe(epochs=1))  # warms up
     done.put(0.0)
     begin.wait()
@@ -170,12 +174,12 @@ def side_by_side(device: str, tiny: bool) -> Rows:
 def snas_of(frame: Skeleton, seed: int) -> SNAS:
     """Return an SNAS for NAS-Bench-201."""
     recipe = SNASRecipe(batch_size=256, learning_rate=0.1, warmup_fraction=0.35, last_temperature=0.3, seed=seed)
-    return SNAS(SPACE, frame, recipe)
+    return SNAS(NetworkSpace(SPACE, frame), recipe)
 
 
 def ghn_of(frame: Skeleton, seed: int) -> GHN:
     """Return a GHN for NAS-Bench-201."""
-    return GHN(SPACE, frame, GHNRecipe(batch_size=256, meta_batch=4, scoring_images=1000, seed=seed))
+    return GHN(NetworkSpace(SPACE, frame), GHNRecipe(batch_size=256, meta_batch=4, scoring_images=1000, seed=seed))
 
 
 SEARCHES: dict[str, Callable[[Skeleton, int], SNAS | GHN]] = {"snas": snas_of, "ghn": ghn_of}

@@ -33,6 +33,7 @@ from optuna_nas import (
     GHNPruner,
     GHNSampler,
     HMNASPruner,
+    NetworkSpace,
     SNASSampler,
     Space,
     darts_search_skeleton,
@@ -75,7 +76,7 @@ def pruners(edges: int) -> dict[str, BasePruner]:
         "none": NopPruner(),
         "median": MedianPruner(),
         "GHNPruner": GHNPruner(convolutions, space),
-        "HMNASPruner": HMNASPruner(HMNAS(space, skeleton)),
+        "HMNASPruner": HMNASPruner(HMNAS(NetworkSpace(space, skeleton))),
     }
 
 

@@ -27,10 +27,11 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
+from strategies import placed
 from timing import race
 from torch import Tensor, nn
 
-from optuna_nas import darts_search_skeleton, darts_space, nasbench201_skeleton, nasbench201_space
+from optuna_nas import NetworkSpace, darts_search_skeleton, darts_space, nasbench201_skeleton, nasbench201_space
 from optuna_nas.networks import DiscreteNetwork, Supernet
 from optuna_nas.networks.ops import build_op, has_module
 from optuna_nas.networks.supernet import choice_names, one_hot
@@ -159,8 +160,8 @@ def subjects(
 
         return step
 
-    plain = Plain(space.supernet_graph(skeleton), choice_names(space)).to(device)
-    ours = Supernet(space, skeleton, seed=0).to(device)
+    plain = Plain(space.network_graph(space.full_architecture(), skeleton, mixed=True), choice_names(space)).to(device)
+    ours = Supernet(NetworkSpace(space, skeleton), seed=0).to(device)
     draw = np.random.default_rng(0)
     path = space.sample(draw)
     while not path.connected:
@@ -168,7 +169,7 @@ def subjects(
     fixed = one_hot(path)
     active = {place: {names[int(fixed[place].argmax())]} for place, names in options.items()}
     peaked = (100 * torch.stack([fixed[place] for place in logits])).to(device).requires_grad_()
-    network = DiscreteNetwork(path, skeleton, seed=0).apply(plainly).to(device)
+    network = DiscreteNetwork(placed(path, skeleton), seed=0).apply(plainly).to(device)
 
     def mixed(network: nn.Module, forward: Callable[..., Tensor]) -> Step:
         return trained(network, lambda: forward(images, {path: F.softmax(logit, 0) for path, logit in logits.items()}))
@@ -181,7 +182,9 @@ def subjects(
         "plain": lambda: mixed(plain, plain),
         "ours": lambda: mixed(ours, ours),
         "compiled": lambda: mixed(ours, torch.compile(ours)),
-        "floor": lambda: convolutions(Supernet(space, skeleton, seed=0).apply(plainly).to(device), images),
+        "floor": lambda: convolutions(
+            Supernet(NetworkSpace(space, skeleton), seed=0).apply(plainly).to(device), images
+        ),
         "path": lambda: trained(ours, one_path),
         "plain path": lambda: trained(network, lambda: network(images)),
     }
@@ -223,7 +226,7 @@ def floors(name: str, small: bool) -> dict[str, float]:
     The backward pass counts twice the forward pass; a byte that an op reads or writes is counted once a pass.
     """
     space, skeleton, _ = setting(name, small)
-    graph = space.supernet_graph(skeleton)
+    graph = space.network_graph(space.full_architecture(), skeleton, mixed=True)
     costs = [graph.node_cost(node) for node in graph]
     operations = 3 * 2 * BATCH * sum(cost.multiply_adds for cost in costs)
     moved = 3 * 4 * sum(BATCH * (cost.memory_access - cost.params) + cost.params for cost in costs)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from strategies import placed
 
 from optuna_nas import (
     Augmentation,
@@ -75,7 +76,7 @@ def images_per_second(
     cell = space.sample(random)
     while not cell.connected:
         cell = space.sample(random)
-    network = DiscreteNetwork(cell, skeleton, seed=0).to(device)
+    network = DiscreteNetwork(placed(cell, skeleton), seed=0).to(device)
     recipe = Recipe(epochs=1, batch_size=BATCH)
     batches = [
         (images.contiguous(memory_format=torch.channels_last), labels)

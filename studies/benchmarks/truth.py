@@ -28,6 +28,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from scipy.stats import kendalltau, spearmanr, t
+from strategies import placed
+
+from optuna_nas import NetworkSpace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bilevel import bilevel
@@ -130,7 +133,7 @@ def by_hmnas(data: ImageData, seed: int, budget: Budget) -> list[Choice]:
 
     def make() -> HMNAS:
         recipe = HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=seed)
-        return HMNAS(SPACE, skeleton(data, affine=False), recipe)
+        return HMNAS(NetworkSpace(SPACE, skeleton(data, affine=False)), recipe)
 
     hmnas = make()
     hmnas.fit(data, budget.epochs(lambda epochs: make().fit(data, max(epochs, 0.1))))
@@ -159,7 +162,7 @@ def by_study(sampler: Callable[[int], BaseSampler]) -> Callable[[ImageData, int,
 
 def accuracy_of(cell: Architecture, data: ImageData, epochs: int, seed: int) -> float:
     """Train a cell and return its accuracy on images that it did not see."""
-    network = DiscreteNetwork(cell, skeleton(data), seed=seed)
+    network = DiscreteNetwork(placed(cell, skeleton(data)), seed=seed)
     return train(network, data, Recipe(epochs=epochs, learning_rate=0.1, seed=seed)).last.report_accuracy
 
 
@@ -183,7 +186,7 @@ def judged(choices: Sequence[Choice], truth: dict[tuple[str, ...], float]) -> di
         cells = [SPACE.sample(random) for _ in range(CELLS)]
         scores, came = score(cells), np.array([truth[ops(cell)] for cell in cells])
         top = came >= np.quantile(came, 0.8)
-        params = np.array([cell.cost(nasbench201_skeleton()).params for cell in cells])
+        params = np.array([placed(cell, nasbench201_skeleton()).cost().params for cell in cells])
         found |= {
             "spearman": float(spearmanr(scores, came).statistic),
             "spearman of parameters": float(spearmanr(params, came).statistic),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import SPACES, TINY, TINY_BLOCK, few_digits, small_skeleton
+from strategies import SPACES, TINY, TINY_BLOCK, few_digits, placed, small_skeleton
 
 from optuna_nas import (
     GHN,
@@ -19,6 +19,7 @@ from optuna_nas import (
     CellSpace,
     DiscreteNetwork,
     GHNRecipe,
+    NetworkSpace,
     Skeleton,
     darts_search_skeleton,
     darts_space,
@@ -207,7 +208,7 @@ def test_a_network_is_cut_into_stem_cells_and_head(name):
     space = SPACES[name]
     skeleton = small_skeleton(space)
     for architecture in some(space, 3):
-        graph = architecture.graph(skeleton)
+        graph = placed(architecture, skeleton).graph()
         modules = modules_of(graph)
         assert sorted(modules) == list(range(len(skeleton.cells) + 2))
         assert sorted(v for module in modules.values() for v in module.nodes) == sorted(graph.live)
@@ -288,10 +289,10 @@ def test_slots_are_the_parameters_of_the_op(op, affine):
 def test_generated_tensors_fit_every_live_op_of_every_space(name, affine):
     space = SPACES[name]
     skeleton = small_skeleton(space, affine=affine, auxiliary=name == "darts")
-    ghn = GHN(space, skeleton, GHNRecipe(phases=1))
+    ghn = GHN(NetworkSpace(space, skeleton), GHNRecipe(phases=1))
     architectures = some(space, 4)
     for architecture, weights in zip(architectures, ghn.generate(architectures), strict=True):
-        network = DiscreteNetwork(architecture, skeleton)
+        network = DiscreteNetwork(placed(architecture, skeleton))
         live = {network.graph.nodes[position].name for position in network.graph.live}
         wanted = {n: p.shape for n, p in network.named_parameters() if n.split(".")[1] in live}
         assert {n: w.shape for n, w in weights.items()} == wanted
@@ -301,7 +302,7 @@ def test_generated_tensors_fit_every_live_op_of_every_space(name, affine):
 @pytest.mark.parametrize("name", ["tiny", "block", "multi"])
 def test_an_architecture_in_a_batch_gets_what_it_gets_alone(name, stacked):
     space = SPACES[name]
-    ghn = GHN(space, small_skeleton(space), GHNRecipe(phases=2, pass_embedding=stacked))
+    ghn = GHN(NetworkSpace(space, small_skeleton(space)), GHNRecipe(phases=2, pass_embedding=stacked))
     architectures = some(space, 5)
     together = ghn.generate(architectures)
     for architecture, weights in zip(architectures, together, strict=True):
@@ -324,7 +325,7 @@ def test_an_architecture_in_a_batch_gets_what_it_gets_alone(name, stacked):
     ids=["paper", "synchronous", "no embedding passed", "unshared", "ghn2"],
 )
 def test_a_gradient_reaches_every_parameter(data, choice):
-    ghn = GHN(SPACE, FRAME, GHNRecipe(phases=2, **choice))
+    ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=2, **choice))
     ghn.attach(data)
     images, labels = next(iter(data.batches(["weights"], 16)))
     everything = SPACE.architecture(dict.fromkeys(SPACE.paths, ("nor_conv_3x3",)))
@@ -348,7 +349,7 @@ def test_copies_of_a_cell_get_weights_of_their_own_because_embeddings_are_passed
     skeleton = Skeleton(("cell",) * 3, 4, (1, 8, 8), 10)
     (architecture,) = some(space, 1)
     for passed in (True, False):
-        ghn = GHN(space, skeleton, GHNRecipe(pass_embedding=passed))
+        ghn = GHN(NetworkSpace(space, skeleton), GHNRecipe(pass_embedding=passed))
         first, *others = cells_of(ghn.generate([architecture])[0], "nor_conv_3x3")
         assert len(others) == 2
         assert all(torch.equal(first, other) != passed for other in others)
@@ -359,7 +360,7 @@ def test_a_generated_network_is_the_discrete_network_with_those_weights(data):
     images, _ = next(iter(data.batches(["report"], 32)))
     for architecture in some(SPACE, 3):
         (weights,) = ghn.generate([architecture])
-        network = DiscreteNetwork(architecture, FRAME)
+        network = DiscreteNetwork(placed(architecture, FRAME))
         network.load_state_dict(weights, strict=False)
         use_batch_statistics(network)
         torch.testing.assert_close(ghn.outputs(architecture, weights, images)[-1], network.train()(images))
@@ -370,7 +371,7 @@ def test_a_generated_network_is_the_discrete_network_with_those_weights(data):
 def test_inherited_weights_make_a_network_that_does_what_was_scored(data):
     ghn = fitted(data, 2)
     for architecture in some(SPACE, 3):
-        network = DiscreteNetwork(architecture, FRAME, ghn.weights(architecture))
+        network = DiscreteNetwork(placed(architecture, FRAME), ghn.weights(architecture))
         _, accuracy = evaluate(network, data, "report")
         assert accuracy == pytest.approx(float(ghn.score([architecture])[0]), abs=0.02)
 
@@ -395,9 +396,9 @@ def test_noise_moves_kernels_by_its_share_of_their_spread(data):
 def test_without_sharing_a_module_keeps_its_propagation_where_another_is_dead():
     space = CellSpace(("none", "nor_conv_3x3"), 1, 2, (CellKind("cell", outputs=(2,)),))
     skeleton = Skeleton(("cell",) * 3, 4, (1, 8, 8), 10)
-    ghn = GHN(space, skeleton, GHNRecipe(phases=1, share_parameters=False))
-    skipping = space.architecture({"cell/2<-0": "nor_conv_3x3"})  # cell 1 is read by nobody
-    full = space.architecture({"cell/2<-0": "nor_conv_3x3", "cell/2<-1": "nor_conv_3x3"})
+    ghn = GHN(NetworkSpace(space, skeleton), GHNRecipe(phases=1, share_parameters=False))
+    skipping = space.architecture({"cell_0_2": "nor_conv_3x3"})  # cell 1 is read by nobody
+    full = space.architecture({"cell_0_2": "nor_conv_3x3", "cell_1_2": "nor_conv_3x3"})
     np.testing.assert_allclose(ghn.embed([skipping, full])[0], ghn.embed([skipping])[0], atol=1e-6)
     with pytest.raises(ValueError, match="must reach their outputs"):
         ghn.embed([space.architecture({})])
@@ -417,7 +418,7 @@ def test_the_score_does_not_depend_on_what_it_is_scored_with(data, monkeypatch):
 
 
 def fitted(data, budget=3, **recipe):
-    ghn = GHN(SPACE, FRAME, GHNRecipe(**{"batch_size": 16, "phases": 1, **recipe}))
+    ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(**{"batch_size": 16, "phases": 1, **recipe}))
     ghn.fit(data, budget, show_progress=False)
     return ghn
 
@@ -443,13 +444,13 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_numbers(data, tmp_path):
     straight = fitted(data, 1, meta_batch=2)
     path = tmp_path / "ghn.safetensors"
     for stop in (5, 11):
-        ghn = GHN(SPACE, FRAME, straight.recipe)
+        ghn = GHN(NetworkSpace(SPACE, FRAME), straight.recipe)
         with pytest.raises(TrainingStopped):
             ghn.fit(data, 1, checkpoint=path, should_stop=lambda g=ghn, n=stop: g.step >= n)
-    resumed = GHN(SPACE, FRAME, straight.recipe)
+    resumed = GHN(NetworkSpace(SPACE, FRAME), straight.recipe)
     resumed.fit(data, 1, checkpoint=path)
     assert_equal(straight, resumed)
-    copied = GHN(SPACE, FRAME, straight.recipe)
+    copied = GHN(NetworkSpace(SPACE, FRAME), straight.recipe)
     copied.fit(data, 1, until=0.4)
     copied = pickle.loads(pickle.dumps(copied))
     copied.fit(data, 1)
@@ -459,14 +460,14 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_numbers(data, tmp_path):
 def test_it_may_learn_on_smaller_graphs_than_it_scores(data):
     small, large = replace(TINY_BLOCK, nodes=2), TINY_BLOCK
     skeleton = small_skeleton(large, input_shape=(1, 8, 8), classes=10)
-    ghn = GHN(large, skeleton, GHNRecipe(batch_size=64, phases=1), training_space=small)
+    ghn = GHN(NetworkSpace(large, skeleton), GHNRecipe(batch_size=64, phases=1), training_space=small)
     ghn.fit(data, 1)
     assert ghn.score(some(large, 2)).shape == (2,)
 
 
 def test_a_step_without_a_finite_loss_is_skipped_and_too_many_are_an_error(data):
     broken = replace(data, images=torch.full_like(data.images.float(), float("nan")))
-    ghn = GHN(SPACE, FRAME, GHNRecipe(batch_size=16, phases=1))
+    ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(batch_size=16, phases=1))
     before = {name: tensor.clone() for name, tensor in ghn.network.state_dict().items()}
     with pytest.raises(TrainingDiverged, match=r"`learning_rate`.*of 20 steps"):
         ghn.fit(broken, 3)
@@ -478,24 +479,24 @@ def test_a_step_without_a_finite_loss_is_skipped_and_too_many_are_an_error(data)
 
 
 def test_what_does_not_fit_is_refused(data, tmp_path):
-    ghn = GHN(SPACE, FRAME)
+    ghn = GHN(NetworkSpace(SPACE, FRAME))
     with pytest.raises(ValueError, match="`data` with a report split"):
         ghn.score(some(SPACE, 1))
     with pytest.raises(ValueError, match="of the space of this GHN"):
         ghn.embed(some(TINY, 1))
     with pytest.raises(ValueError, match=r"fit the skeleton.*classes"):
-        GHN(SPACE, replace(FRAME, classes=7)).attach(data)
+        GHN(NetworkSpace(SPACE, replace(FRAME, classes=7))).attach(data)
     with pytest.raises(ValueError, match="`training_space` must use ops of `space`"):
-        GHN(SPACE, FRAME, training_space=replace(SPACE, ops=("nor_conv_1x1",)))
+        GHN(NetworkSpace(SPACE, FRAME), training_space=replace(SPACE, ops=("nor_conv_1x1",)))
     with pytest.raises(ValueError, match="`hidden` must be at least"):
-        GHN(darts_space(), darts_search_skeleton(), GHNRecipe(hidden=8))
+        GHN(NetworkSpace(darts_space(), darts_search_skeleton()), GHNRecipe(hidden=8))
     one = replace(data, splits={**data.splits, "report": data.splits["report"][:1]})
     ghn.attach(one)
     with pytest.raises(ValueError, match="at least 2 images"):
         ghn.score(some(SPACE, 1))
     ghn.save(tmp_path / "ghn.safetensors")
     with pytest.raises(ValueError, match="space"):
-        GHN(replace(SPACE, nodes=3), FRAME).load(tmp_path / "ghn.safetensors")
+        GHN(NetworkSpace(replace(SPACE, nodes=3), FRAME)).load(tmp_path / "ghn.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,22 @@ import optuna
 import pytest
 import torch
 import torch.nn.functional as F
-from strategies import TINY, TINY_BLOCK, TINY_MULTI, few_digits, small_skeleton
+from strategies import TINY, TINY_BLOCK, TINY_MULTI, few_digits, placed, small_skeleton
 from torch.func import functional_call
 
-from optuna_nas import CellKind, CellSpace, Recipe, Skeleton, TrainObjective, hmnas_space, load_network, train
+from optuna_nas import (
+    CellKind,
+    CellSpace,
+    NetworkSpace,
+    Recipe,
+    Skeleton,
+    TrainObjective,
+    hmnas_space,
+    load_network,
+    train,
+)
 from optuna_nas.data.splits import Batch
-from optuna_nas.networks import DiscreteNetwork, MixedNetwork, use_batch_statistics
+from optuna_nas.networks import DiscreteNetwork, use_batch_statistics
 from optuna_nas.objective.train_objective import network_path
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.oneshot.hmnas import bilevel
@@ -28,7 +38,7 @@ SPACE = CellSpace(
     ("skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)), max_ops=3
 )
 FRAME = Skeleton(("cell", "reduction", "cell"), 4, (1, 8, 8), 10, affine=False)
-FIRST = "cell/1<-0"
+FIRST = "cell_0_1"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,7 @@ def data():
 
 
 def model(seed=0, space=SPACE, frame=FRAME, **changes):
-    return HMNAS(space, frame, HMNASRecipe(**{"batch_size": 16, "seed": seed, **changes}))
+    return HMNAS(NetworkSpace(space, frame), HMNASRecipe(**{"batch_size": 16, "seed": seed, **changes}))
 
 
 def images(batch=8):
@@ -84,7 +94,7 @@ def test_edges_are_normalised_over_their_node_or_their_cell(softmax):
 
 
 def test_none_is_left_out_because_masks_do_its_work():
-    hmnas = HMNAS(TINY, small_skeleton(TINY))
+    hmnas = HMNAS(NetworkSpace(TINY, small_skeleton(TINY)))
     assert hmnas.ops == tuple(op for op in TINY.ops if op != NONE)
     assert all(
         float(vector.detach()[TINY.ops.index(NONE)]) == 0 for vector in hmnas.masks.mixing(masked=False).values()
@@ -95,7 +105,7 @@ def test_the_papers_supernet_has_its_size():
     frame = Skeleton(
         ("normal", "reduction", "reduction"), 36, (3, 32, 32), 10, stem_multiplier=3, affine=False, pool_norm=True
     )
-    hmnas = HMNAS(hmnas_space(), frame)
+    hmnas = HMNAS(NetworkSpace(hmnas_space(), frame))
     assert sum(parameter.numel() for parameter in hmnas.supernet.parameters()) == pytest.approx(2.95e6, rel=2e-3)
 
 
@@ -113,10 +123,10 @@ def test_masks_that_keep_everything_change_nothing():
 
 def test_an_edge_whose_mask_fell_is_as_good_as_deleted():
     hmnas, x = model(), images()
-    drop(hmnas, edges=[FIRST], ops=[("cell/2<-0", "nor_conv_3x3")])
+    drop(hmnas, edges=[FIRST], ops=[("cell_0_2", "nor_conv_3x3")])
     mixing = {path: vector.detach().clone() for path, vector in hmnas.masks.mixing(masked=False).items()}
     mixing[FIRST][:] = 0.0
-    mixing["cell/2<-0"][SPACE.ops.index("nor_conv_3x3")] = 0.0
+    mixing["cell_0_2"][SPACE.ops.index("nor_conv_3x3")] = 0.0
     expected = hmnas.supernet(x, mixing)
     torch.testing.assert_close(scores(hmnas, x, masked=True), expected)
     assert not torch.equal(expected, scores(hmnas, x, masked=False))
@@ -124,7 +134,7 @@ def test_an_edge_whose_mask_fell_is_as_good_as_deleted():
 
 def test_the_gradient_of_a_real_mask_is_that_of_the_binary_one():
     hmnas, x, labels = in_double(model()), images().double(), torch.arange(8)
-    drop(hmnas, edges=["cell/2<-1"], ops=[(FIRST, "skip_connect")], weights=0.3)
+    drop(hmnas, edges=["cell_1_2"], ops=[(FIRST, "skip_connect")], weights=0.3)
     masks = hmnas.masks.masks
     loss, _ = hmnas.loss_of(Batch(x, labels), hmnas.masks.masked_weights(), hmnas.masks.mixing(masked=True))
     ours = torch.autograd.grad(loss, masks)
@@ -311,18 +321,20 @@ def test_fine_tuning_moves_only_what_survived(data):
 def test_what_survives_is_fine_tuned_as_a_trial_and_its_file_computes_the_same(data, tmp_path):
     hmnas = model(mask_fraction=0.5)
     hmnas.fit(data, 4)
-    drop(hmnas, edges=["cell/2<-1"], ops=[(FIRST, "skip_connect")], weights=0.3)
+    drop(hmnas, edges=["cell_1_2"], ops=[(FIRST, "skip_connect")], weights=0.3)
     derived = hmnas.derive()
     recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
-    objective = TrainObjective(SPACE, FRAME, data, recipe, start=hmnas.inherited, folder=tmp_path)
+    objective = TrainObjective(
+        NetworkSpace(NetworkSpace(SPACE, FRAME), data), recipe, start=hmnas.inherited, folder=tmp_path
+    )
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(SPACE.encode(derived.architecture))
     study.optimize(objective, n_trials=2)
     network = load_network(network_path(tmp_path, 0))
-    assert isinstance(network, MixedNetwork)
+    assert isinstance(network, DiscreteNetwork)
     assert evaluate(network, data, "report")[1] == study.trials[0].value
     assert all((network.get_parameter(name)[mask == 0] == 0).all() for name, mask in derived.masks.items())
-    assert not isinstance(load_network(network_path(tmp_path, 1)), MixedNetwork)
+    assert not isinstance(load_network(network_path(tmp_path, 1)), DiscreteNetwork)
     copied = pickle.loads(pickle.dumps(network))
     x = images()
     assert torch.equal(copied.eval()(x), network(x))
@@ -330,14 +342,14 @@ def test_what_survives_is_fine_tuned_as_a_trial_and_its_file_computes_the_same(d
 
 def test_a_mixed_network_weighs_every_op():
     with pytest.raises(ValueError, match=r"`mixing` must weigh every op that is kept but lacks 'avg_pool_3x3' at"):
-        MixedNetwork(SPACE.everything(), FRAME, {})
+        DiscreteNetwork(placed(SPACE.full_architecture(), FRAME), mixing={})
 
 
 def test_masks_that_cut_every_way_leave_the_heaviest(caplog):
     hmnas = model()
     with torch.no_grad():
         hmnas.masks.op_logits_EO[:, SPACE.ops.index("avg_pool_3x3")] += 2.0
-        hmnas.masks.edge_logits_E[hmnas.paths.index("reduction/2<-0")] += 5.0
+        hmnas.masks.edge_logits_E[hmnas.paths.index("reduction_0_2")] += 5.0
     drop(hmnas, edges=[path for path in hmnas.paths if path.startswith("reduction")])
     with caplog.at_level(logging.WARNING):
         derived = hmnas.derive()
@@ -389,7 +401,7 @@ def test_a_family_grows_smaller_until_no_way_is_left():
 
 def live(data, hmnas, folder=None, **changes):
     recipe = Recipe(epochs=3, batch_size=16, learning_rate=0.05)
-    return TrainObjective(SPACE, FRAME, data, recipe, masks=hmnas, folder=folder, **changes)
+    return TrainObjective(NetworkSpace(NetworkSpace(SPACE, FRAME), data), recipe, masks=hmnas, folder=folder, **changes)
 
 
 def optimize(objective, architecture, **changes):
@@ -401,8 +413,8 @@ def optimize(objective, architecture, **changes):
 
 def test_masks_make_a_running_trial_cheaper_and_its_file_computes_the_same(data, tmp_path):
     hmnas = model()
-    gone = [(FIRST, "skip_connect"), ("cell/2<-1", "nor_conv_3x3")]
-    drop(hmnas, edges=["reduction/2<-0"], ops=gone)
+    gone = [(FIRST, "skip_connect"), ("cell_1_2", "nor_conv_3x3")]
+    drop(hmnas, edges=["reduction_0_2"], ops=gone)
     heard = []
 
     class Listener:
@@ -413,7 +425,7 @@ def test_masks_make_a_running_trial_cheaper_and_its_file_computes_the_same(data,
         def epoch(self, number, step, metrics):
             heard.append((step, metrics))
 
-    trial = optimize(live(data, hmnas, tmp_path, listener=Listener()), SPACE.everything())
+    trial = optimize(live(data, hmnas, tmp_path, listener=Listener()), SPACE.full_architecture())
     (row,) = trial.user_attrs[MASKED]
     assert row["epoch"] == 1
     assert row["params"] < trial.user_attrs[PARAMS]
@@ -421,7 +433,7 @@ def test_masks_make_a_running_trial_cheaper_and_its_file_computes_the_same(data,
     assert row["accuracy_before"] == trial.intermediate_values[1]
     assert (1, row["accuracy_after"]) in [(s, m["masked_accuracy"]) for s, m in heard if "masked_accuracy" in m]
     network = load_network(network_path(tmp_path, 0))
-    assert network.architecture["reduction/2<-0"] == ()
+    assert network.architecture["reduction_0_2"] == ()
     assert "skip_connect" not in network.architecture[FIRST]
     assert sum(p.numel() for p in network.parameters()) == row["params"]
     assert evaluate(network, data, "report")[1] == trial.value
@@ -432,35 +444,35 @@ def test_masks_that_fall_while_a_trial_trains_are_seen_after_the_epoch(data):
 
     class Falling(TrainObjective):
         def _apply_masks(self, masks, trial, network, recipe, result):
-            drop(hmnas, edges=[("cell/1<-0", "cell/2<-1")[result.epoch - 1]] if result.epoch == 2 else [])
+            drop(hmnas, edges=[("cell_0_1", "cell_1_2")[result.epoch - 1]] if result.epoch == 2 else [])
             super()._apply_masks(masks, trial, network, recipe, result)
 
     recipe = Recipe(epochs=4, batch_size=16)
-    trial = optimize(Falling(SPACE, FRAME, data, recipe, masks=hmnas), SPACE.everything())
+    trial = optimize(Falling(SPACE, FRAME, data, recipe, masks=hmnas), SPACE.full_architecture())
     assert [row["epoch"] for row in trial.user_attrs[MASKED]] == [2]
 
 
 def test_inherited_weights_are_cut_in_the_running_network_too(data, tmp_path):
     hmnas = model()
     drop(hmnas, weights=0.5)
-    weights = hmnas.supernet.weights_of(SPACE.everything())
-    trial = optimize(live(data, hmnas, tmp_path, start=lambda _: weights), SPACE.everything())
+    weights = hmnas.supernet.weights_of(SPACE.full_architecture())
+    trial = optimize(live(data, hmnas, tmp_path, start=lambda _: weights), SPACE.full_architecture())
     (row,) = trial.user_attrs[MASKED]
     network = load_network(network_path(tmp_path, 0))
     assert row["params"] == network.params_left < sum(p.numel() for p in network.parameters())
     assert all((network.get_parameter(name)[mask == 0] == 0).all() for name, mask in hmnas.weight_masks().items())
-    scratch = optimize(live(data, hmnas), SPACE.everything())
+    scratch = optimize(live(data, hmnas), SPACE.full_architecture())
     assert MASKED not in scratch.user_attrs  # masks on weights say nothing about fresh ones
 
 
 @pytest.mark.parametrize("stop_after", [7, 15])
 def test_a_training_that_was_stopped_after_a_removal_ends_with_the_same_numbers(data, tmp_path, stop_after):
     hmnas = model()
-    drop(hmnas, edges=["cell/2<-1"], weights=0.4)
-    weights = hmnas.supernet.weights_of(SPACE.everything())
+    drop(hmnas, edges=["cell_1_2"], weights=0.4)
+    weights = hmnas.supernet.weights_of(SPACE.full_architecture())
 
     def curve(checkpoint=None, should_stop=None):
-        network = DiscreteNetwork(SPACE.everything(), FRAME, weights)
+        network = DiscreteNetwork(placed(SPACE.full_architecture(), FRAME), weights)
         found = []
 
         def adapt(result):
@@ -490,14 +502,14 @@ def test_a_training_that_was_stopped_after_a_removal_ends_with_the_same_numbers(
 
 
 def test_what_was_removed_is_neither_computed_nor_trained():
-    network = DiscreteNetwork(SPACE.everything(), FRAME, seed=0)
+    network = DiscreteNetwork(placed(SPACE.full_architecture(), FRAME), seed=0)
     ran = set()
     for name, part in network.parts.items():
         part.register_forward_hook(lambda *_, name=name: ran.add(name))
     x = images()
     network(x)
     assert {name for name, part in network.parts.items() if list(part.parameters())} <= ran
-    gone = [("cell/2<-1", op) for op in SPACE.ops] + [(FIRST, "nor_conv_3x3")]
+    gone = [("cell_1_2", op) for op in SPACE.ops] + [(FIRST, "nor_conv_3x3")]
     network.remove(gone)
     ran.clear()
     F.cross_entropy(network(x), torch.zeros(8, dtype=torch.long)).backward()
@@ -526,7 +538,9 @@ def test_masks_leave_the_heaviest_way_of_what_a_trial_has(caplog):
 
 def test_an_objective_takes_masks_of_its_own_space_only(data):
     with pytest.raises(ValueError, match="`masks` must be an HMNAS of the space of the objective"):
-        TrainObjective(SPACE, FRAME, data, Recipe(), masks=model(space=replace(SPACE, max_ops=2)))
+        TrainObjective(
+            NetworkSpace(NetworkSpace(SPACE, FRAME), data), Recipe(), masks=model(space=replace(SPACE, max_ops=2))
+        )
 
 
 # -- survival ---------------------------------------------------------------------------------------------------------
@@ -534,24 +548,24 @@ def test_an_objective_takes_masks_of_its_own_space_only(data):
 
 def test_survival_by_hand():
     hmnas = model()
-    everything = SPACE.everything()
+    everything = SPACE.full_architecture()
     assert hmnas.survival(everything) == pytest.approx((1.0, 1.0, 1.0, 1.0))
-    drop(hmnas, edges=["cell/2<-0"], ops=[(FIRST, "nor_conv_3x3")])
+    drop(hmnas, edges=["cell_0_2"], ops=[(FIRST, "nor_conv_3x3")])
     edges, ops = hmnas.edge_weights, hmnas.op_weights
     chosen = {
         FIRST: ("nor_conv_3x3", "skip_connect"),
-        "cell/2<-0": ("skip_connect",),
-        "reduction/2<-0": ("skip_connect",),
+        "cell_0_2": ("skip_connect",),
+        "reduction_0_2": ("skip_connect",),
     }
     architecture = SPACE.architecture(chosen)
     worth = {(path, op): edges[path] * ops[path][op] for path, names in chosen.items() for op in names}
     total = sum(worth.values())
     found = hmnas.survival(architecture)
     fallen = worth[FIRST, "nor_conv_3x3"]
-    assert found.share == pytest.approx(1 - (fallen + worth["cell/2<-0", "skip_connect"]) / total)
+    assert found.share == pytest.approx(1 - (fallen + worth["cell_0_2", "skip_connect"]) / total)
     assert found.ops == pytest.approx(1 - fallen / total)
     used = [edges[path] for path in chosen]
-    assert found.edges == pytest.approx(1 - edges["cell/2<-0"] / sum(used))
+    assert found.edges == pytest.approx(1 - edges["cell_0_2"] / sum(used))
     nothing = SPACE.architecture({})
     assert hmnas.survival(nothing) == (0.0, 0.0, 0.0, 0.0)
 
@@ -559,7 +573,7 @@ def test_survival_by_hand():
 def test_scores_are_accuracies_of_the_supernet_without_the_other_ops(data):
     hmnas = model()
     hmnas.fit(data, 20)
-    better = hmnas.score([SPACE.everything()])[0]
+    better = hmnas.score([SPACE.full_architecture()])[0]
     assert better > 0.3
     assert hmnas.score([SPACE.architecture({})])[0] < better
 
@@ -569,12 +583,12 @@ def test_scores_are_accuracies_of_the_supernet_without_the_other_ops(data):
 
 def test_what_cannot_work_is_refused(data):
     with pytest.raises(ValueError, match="`space` must have ops on edges"):
-        HMNAS(TINY_BLOCK, small_skeleton(TINY_BLOCK))
+        HMNAS(NetworkSpace(TINY_BLOCK, small_skeleton(TINY_BLOCK)))
     without = replace(data, splits={**data.splits, "choices": data.splits["choices"][:0]})
     with pytest.raises(ValueError, match="`data` must have images in the split 'choices'"):
         model().fit(without, 1)
     with pytest.raises(ValueError, match="`architecture` must be of the space of this HMNAS"):
-        model().survival(TINY.everything())
+        model().survival(TINY.full_architecture())
 
 
 @pytest.mark.parametrize(
@@ -601,7 +615,7 @@ def test_a_recipe_out_of_range_is_refused(field, value, sentence):
 
 def test_the_compact_network_can_be_exported():
     hmnas = model()
-    drop(hmnas, edges=["cell/2<-1"], ops=[(FIRST, "skip_connect")], weights=0.3)
+    drop(hmnas, edges=["cell_1_2"], ops=[(FIRST, "skip_connect")], weights=0.3)
     network = hmnas.compact().eval()
     x = images(3)
     batch = torch.export.Dim("batch", min=2)
@@ -639,7 +653,7 @@ def test_endurance_is_the_share_of_thresholds_survived():
     ties = 1 / len(lowest)
     assert hmnas.endurance(cells) == pytest.approx(expected, abs=ties)
     assert np.argsort(hmnas.endurance(cells))[0] == np.argmin(expected)
-    weakest = hmnas.weakest(SPACE.everything())
+    weakest = hmnas.weakest(SPACE.full_architecture())
     masks = [
         float(torch.minimum(hmnas.masks.op_masks_EO.detach()[e, o], hmnas.masks.edge_masks_E.detach()[e]))
         for e, o in ((hmnas.paths.index(path), hmnas.ops.index(op)) for path, op in weakest)

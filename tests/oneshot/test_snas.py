@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from strategies import few_digits
+from strategies import few_digits, placed
 
 from optuna_nas import (
     SNAS,
     CellKind,
     CellSpace,
     DiscreteNetwork,
+    NetworkSpace,
     Skeleton,
     SNASRecipe,
     Supernet,
@@ -49,7 +50,7 @@ def data():
 
 
 def fitted(data, budget=3, space=SPACE, skeleton=FRAME, **recipe):
-    snas = SNAS(space, skeleton, SNASRecipe(batch_size=16, learning_rate=0.1, **recipe))
+    snas = SNAS(NetworkSpace(space, skeleton), SNASRecipe(batch_size=16, learning_rate=0.1, **recipe))
     snas.fit(data, budget, show_progress=False)
     return snas
 
@@ -80,18 +81,18 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_numbers(data, tmp_path, rela
     recipe = {"relaxation": relaxation, "resource": resource, "warmup_fraction": 0.2}
     straight = fitted(data, **recipe)
     for stop in (5, 17):
-        snas = SNAS(SPACE, FRAME, straight.recipe)
+        snas = SNAS(NetworkSpace(SPACE, FRAME), straight.recipe)
         with pytest.raises(TrainingStopped):
             snas.fit(
                 data, 3, checkpoint=tmp_path / f"{stop}.safetensors", should_stop=lambda s=snas, n=stop: s.step >= n
             )
-        resumed = SNAS(SPACE, FRAME, straight.recipe)
+        resumed = SNAS(NetworkSpace(SPACE, FRAME), straight.recipe)
         resumed.fit(data, 3, checkpoint=tmp_path / f"{stop}.safetensors")
         assert_equal(straight, resumed)
 
 
 def test_rounds_end_with_the_numbers_of_one_fit(data):
-    straight, rounds = fitted(data), SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    straight, rounds = fitted(data), SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16, learning_rate=0.1))
     for until in (0.1, 0.35, 0.35, 1.0):
         rounds.fit(data, 3, until=until)
         assert rounds.step == round(until * rounds.total_steps)
@@ -99,7 +100,7 @@ def test_rounds_end_with_the_numbers_of_one_fit(data):
 
 
 def test_a_pickled_snas_goes_on_to_the_same_numbers(data):
-    straight, snas = fitted(data), SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    straight, snas = fitted(data), SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16, learning_rate=0.1))
     snas.fit(data, 3, until=0.5)
     copy = pickle.loads(pickle.dumps(snas))
     copy.fit(data, 3)
@@ -107,7 +108,7 @@ def test_a_pickled_snas_goes_on_to_the_same_numbers(data):
 
 
 def test_a_file_of_an_snas_that_has_not_begun_can_be_read(data, tmp_path):
-    snas = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    snas = SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16, learning_rate=0.1))
     snas.save(tmp_path / "new.safetensors")
     snas.load(tmp_path / "new.safetensors")
     snas.fit(data, 3, checkpoint=tmp_path / "new.safetensors")
@@ -115,7 +116,7 @@ def test_a_file_of_an_snas_that_has_not_begun_can_be_read(data, tmp_path):
 
 
 def test_two_fits_at_once_are_one_after_the_other(data):
-    straight, snas = fitted(data), SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    straight, snas = fitted(data), SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16, learning_rate=0.1))
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda _: snas.fit(data, 3), range(3)))
     assert_equal(straight, snas)
@@ -156,7 +157,7 @@ def test_one_backward_pass_a_step(data, monkeypatch):
 
 
 def test_logits_learn_only_after_the_warmup_and_weights_always(data):
-    snas = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, warmup_fraction=0.5, resource=0.5))
+    snas = SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16, warmup_fraction=0.5, resource=0.5))
     before = snas.supernet.state_dict()["parts.stem.0.weight"].clone()
     snas.fit(data, 2, until=0.5)
     assert np.array_equal(snas.logits, np.zeros_like(snas.logits))
@@ -187,7 +188,7 @@ def test_the_credit_of_an_edge_is_what_scaling_its_output_would_lower_the_loss_b
     factors = torch.ones(len(snas.paths), requires_grad=True)
     weights = {path: mixing[e] * factors[e] for e, path in enumerate(snas.paths)}
     F.cross_entropy(snas.supernet(images, weights), labels).backward()
-    again = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.1))
+    again = SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16, learning_rate=0.1))
     again.total_steps = 0
     again.supernet.load_state_dict(snas.supernet.state_dict())
     again.logits_EO.data.copy_(torch.from_numpy(snas.logits))
@@ -212,7 +213,7 @@ def test_the_child_keeps_the_accuracy_where_ops_were_sampled_and_loses_it_where_
     full, gaps, entropy = digits(), {}, {}
     skeleton = nasbench201_skeleton(1, 8, full.input_shape, full.classes, affine=False)
     for relaxation in ("concrete", "softmax"):
-        snas = SNAS(nasbench201_space(), skeleton, SNASRecipe(relaxation=relaxation, warmup_fraction=0.3))
+        snas = SNAS(NetworkSpace(nasbench201_space(), skeleton), SNASRecipe(relaxation=relaxation, warmup_fraction=0.3))
         snas.fit(full, 14, show_progress=False)
         entropy[relaxation] = np.mean(list(snas.entropy().values()))
         gaps[relaxation] = snas.evaluate(full) - snas.evaluate(full, architecture=snas.most_likely())
@@ -240,12 +241,12 @@ def test_an_upper_bound_is_reached_by_the_distribution_and_kept_by_the_most_like
     bound = fixed + share * free.costs.uniform[0]
     snas = fitted(data, 25, space=one_kind(), skeleton=ONE_CELL, resource={"params": bound})
     assert snas.expected_cost()["params"] <= fixed + 1.15 * (bound - fixed)
-    assert snas.most_likely().cost(ONE_CELL).params <= bound
+    assert placed(snas.most_likely(), ONE_CELL).cost().params <= bound
     assert snas.most_likely().connected
 
 
 def test_the_penalty_has_the_closed_form_gradient(data):
-    snas = SNAS(SPACE, FRAME, SNASRecipe(resource=0.7))
+    snas = SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(resource=0.7))
     snas.logits_EO.data.normal_(generator=torch.Generator().manual_seed(0))
     snas.penalty(snas.logits_EO, 100).backward()
     p = snas.probabilities_EO
@@ -256,14 +257,14 @@ def test_the_penalty_has_the_closed_form_gradient(data):
 
 @pytest.mark.parametrize("schedule", ["linear", "exponential"])
 def test_the_temperature_falls_with_the_share_of_the_budget_that_the_logits_learn(schedule):
-    snas = SNAS(SPACE, FRAME, SNASRecipe(schedule=schedule, warmup_fraction=0.2))
+    snas = SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(schedule=schedule, warmup_fraction=0.2))
     middle = {"linear": 0.515, "exponential": 0.03**0.5}[schedule]
     temperatures = [snas.temperature(fraction) for fraction in (0, 0.2, 0.6, 1.0)]
     assert temperatures == pytest.approx([1.0, 1.0, middle, 0.03])
 
 
 def test_logits_may_travel_as_far_in_a_short_budget_as_in_the_papers():
-    snas = SNAS(SPACE, FRAME)
+    snas = SNAS(NetworkSpace(SPACE, FRAME))
     for steps, rate in ((117_150, 3e-4), (1_000_000, 3e-4), (11_715, 3e-3), (10, 0.05)):
         assert snas.recipe.logit_rate(steps) == pytest.approx(rate)
     assert SNASRecipe(logit_learning_rate=0.01).logit_rate(10) == 0.01
@@ -272,7 +273,7 @@ def test_logits_may_travel_as_far_in_a_short_budget_as_in_the_papers():
 def test_edges_that_keep_several_ops_choose_among_sets(data):
     snas = fitted(data, space=SETS, skeleton=FRAME)
     assert snas.options == ("none", "skip", "conv1", "skip+conv1")
-    assert set(snas.probabilities["cell/1<-0"]) == set(snas.options)
+    assert set(snas.probabilities["cell_0_1"]) == set(snas.options)
     assert snas.most_likely().connected
 
 
@@ -323,7 +324,7 @@ def test_samples_have_the_learned_law(data):
 
 
 def test_asked_for_connected_samples_all_are_even_when_hardly_any_is(data):
-    snas = SNAS(SPACE, FRAME)
+    snas = SNAS(NetworkSpace(SPACE, FRAME))
     snas.logits_EO.data[:, 0] = 50.0
     random = np.random.default_rng(0)
     assert all(snas.sample(random).connected for _ in range(5))
@@ -338,7 +339,7 @@ def test_a_score_is_the_accuracy_of_the_network_that_inherits(data):
     scores = snas.score(architectures)
     images, labels = next(iter(data.batches(["report"], 512)))
     for architecture, score in zip(architectures, scores, strict=True):
-        network = DiscreteNetwork(architecture, FRAME, snas.weights(architecture))
+        network = DiscreteNetwork(placed(architecture, FRAME), snas.weights(architecture))
         # Its running statistics are those of the scoring batch, up to the unbiased variance.
         assert evaluate(network, data, "report")[1] == pytest.approx(score, abs=0.02)
         network.train()
@@ -376,7 +377,7 @@ def test_a_few_steps_without_a_finite_loss_are_skipped_and_counted(data, monkeyp
         return F.nll_loss(scores.log_softmax(1), labels) * (float("nan") if len(calls) in (3, 40) else 1.0)
 
     monkeypatch.setattr(base.F, "cross_entropy", broken)
-    snas = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16))
+    snas = SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16))
     snas.fit(data, 4)
     assert snas.skipped == 2
     assert np.isfinite(snas.logits).all()
@@ -386,13 +387,13 @@ def test_a_few_steps_without_a_finite_loss_are_skipped_and_counted(data, monkeyp
 def test_a_short_fit_without_any_finite_loss_is_an_error_too(data, monkeypatch):
     monkeypatch.setattr(base.F, "cross_entropy", lambda scores, labels: scores.sum() * float("nan"))
     with pytest.raises(TrainingDiverged, match="16 of 16 steps"):
-        SNAS(SPACE, FRAME, SNASRecipe(batch_size=16)).fit(data, 1)
+        SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16)).fit(data, 1)
 
 
 def test_many_steps_without_a_finite_loss_are_an_error(data, monkeypatch):
     monkeypatch.setattr(base.F, "cross_entropy", lambda scores, labels: scores.sum() * float("inf"))
     with pytest.raises(TrainingDiverged, match="must keep the loss finite"):
-        SNAS(SPACE, FRAME, SNASRecipe(batch_size=16)).fit(data, 4)
+        SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16)).fit(data, 4)
 
 
 @pytest.mark.parametrize(
@@ -429,39 +430,39 @@ def test_a_recipe_out_of_range_is_refused(field, value):
 
 def test_a_bound_that_no_architecture_keeps_is_refused():
     with pytest.raises(ValueError, match="no architecture has at most 5 params; the cheapest in this skeleton has"):
-        SNAS(SPACE, FRAME, SNASRecipe(resource={"params": 5}))
+        SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(resource={"params": 5}))
 
 
 def test_bounds_that_no_architecture_keeps_at_once_are_refused_and_others_kept():
     # These two ops trade parameters against memory access.
     space = CellSpace(("sep_conv_3x3", "nor_conv_3x3"), 2, 1, (CellKind("cell"),))
-    costs = [space.architecture(dict.fromkeys(space.paths, (op,))).cost(ONE_CELL) for op in space.ops]
+    costs = [placed(space.architecture(dict.fromkeys(space.paths, (op,))), ONE_CELL).cost() for op in space.ops]
     least = {"params": min(c.params for c in costs), "memory_access": min(c.memory_access for c in costs)}
     with pytest.raises(ValueError, match="no architecture was found that keeps params"):
-        SNAS(space, ONE_CELL, SNASRecipe(resource=least))
+        SNAS(NetworkSpace(space, ONE_CELL), SNASRecipe(resource=least))
     random = np.random.default_rng(0)
     # What one op of three costs at most, whichever it is.
     mixed = [("sep_conv_3x3",), ("nor_conv_3x3",), ("nor_conv_3x3",)], [("sep_conv_3x3",)] * 2 + [("nor_conv_3x3",)]
-    costs = [space.architecture(dict(zip(space.paths, kept, strict=True))).cost(ONE_CELL) for kept in mixed]
+    costs = [placed(space.architecture(dict(zip(space.paths, kept, strict=True))), ONE_CELL).cost() for kept in mixed]
     middle = {name: max(getattr(cost, name) for cost in costs) for name in least}
-    snas = SNAS(space, ONE_CELL, SNASRecipe(resource=middle))
+    snas = SNAS(NetworkSpace(space, ONE_CELL), SNASRecipe(resource=middle))
     for _ in range(20):
         snas.logits_EO.data.copy_(torch.from_numpy(random.normal(size=(3, 2)) * 3))
-        cost = snas.most_likely().cost(ONE_CELL)
+        cost = placed(snas.most_likely(), ONE_CELL).cost()
         assert all(getattr(cost, name) <= bound for name, bound in middle.items())
 
 
 def test_spaces_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="must leave a choice"):
-        SNAS(CellSpace(("skip_connect",), 2, 1, (CellKind("cell"),)), ONE_CELL)
+        SNAS(NetworkSpace(CellSpace(("skip_connect",), 2, 1, (CellKind("cell"),)), ONE_CELL))
     with pytest.raises(ValueError, match="must have ops on edges"):
-        SNAS(ghn_space(3), FRAME)
+        SNAS(NetworkSpace(ghn_space(3), FRAME))
 
 
 @pytest.mark.parametrize(("budget", "until"), [(0, 1.0), (-1, 1.0), (math.inf, 1.0), (1, 1.5), (1, -0.1)])
 def test_a_budget_out_of_range_is_refused(data, budget, until):
     with pytest.raises(ValueError, match=r"`(budget|until)` must"):
-        SNAS(SPACE, FRAME).fit(data, budget, until=until)
+        SNAS(NetworkSpace(SPACE, FRAME)).fit(data, budget, until=until)
 
 
 def test_a_fit_does_not_change_its_terms_on_the_way(data, tmp_path):
@@ -470,34 +471,36 @@ def test_a_fit_does_not_change_its_terms_on_the_way(data, tmp_path):
         snas.fit(data, 5)
     snas.save(tmp_path / "snas.safetensors")
     with pytest.raises(ValueError, match="differs in recipe"):
-        SNAS(SPACE, FRAME, SNASRecipe(seed=1)).load(tmp_path / "snas.safetensors")
+        SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(seed=1)).load(tmp_path / "snas.safetensors")
     with pytest.raises(ValueError, match="differs in skeleton"):
-        SNAS(SPACE, Skeleton(("cell", "reduction"), 8, (1, 8, 8), 10), snas.recipe).load(tmp_path / "snas.safetensors")
+        SNAS(NetworkSpace(SPACE, Skeleton(("cell", "reduction"), 8, (1, 8, 8), 10)), snas.recipe).load(
+            tmp_path / "snas.safetensors"
+        )
 
 
 def test_files_that_hold_something_else_are_refused(data, tmp_path):
     (tmp_path / "noise").write_bytes(b"noise")
     with pytest.raises(ValueError, match="is not readable"):
-        SNAS(SPACE, FRAME).load(tmp_path / "noise")
+        SNAS(NetworkSpace(SPACE, FRAME)).load(tmp_path / "noise")
     from optuna_nas.training import save_tensors
 
     save_tensors(tmp_path / "other", {"a": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="holds something else"):
-        SNAS(SPACE, FRAME).load(tmp_path / "other")
+        SNAS(NetworkSpace(SPACE, FRAME)).load(tmp_path / "other")
 
 
 def test_scores_need_data_and_data_that_fit(data):
-    snas = SNAS(SPACE, FRAME)
+    snas = SNAS(NetworkSpace(SPACE, FRAME))
     with pytest.raises(ValueError, match="call `fit` or `attach"):
-        snas.score([SPACE.everything()])
+        snas.score([SPACE.full_architecture()])
     with pytest.raises(ValueError, match="`data` must fit the skeleton"):
-        SNAS(SPACE, Skeleton(("cell",), 4, (3, 8, 8), 10)).fit(data, 1)
+        SNAS(NetworkSpace(SPACE, Skeleton(("cell",), 4, (3, 8, 8), 10))).fit(data, 1)
     with pytest.raises(ValueError, match="`data` must fit the skeleton"):
-        SNAS(SPACE, Skeleton(("cell",), 4, (3, 8, 8), 10)).attach(data)
+        SNAS(NetworkSpace(SPACE, Skeleton(("cell",), 4, (3, 8, 8), 10))).attach(data)
     snas.attach(data)
     with pytest.raises(ValueError, match="must be of the space"):
-        snas.weights(nasbench201_space().everything())
+        snas.weights(nasbench201_space().full_architecture())
     with pytest.raises(ValueError, match="`split` must hold images"):
         snas.evaluate(empty(data, "choices"), "choices")
     with pytest.raises(ValueError, match="must be of the space"):
-        snas.score([nasbench201_space().everything()])
+        snas.score([nasbench201_space().full_architecture()])

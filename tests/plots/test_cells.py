@@ -7,6 +7,7 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+from strategies import placed
 
 from optuna_nas.plots import cell_drawing, plot_architecture
 from optuna_nas.space import (
@@ -30,13 +31,13 @@ ARCHITECTURES = {
 }
 ARCHITECTURES |= {
     "dense": DARTS.architecture({path: [DARTS.ops[1 + i % 7]] for i, path in enumerate(DARTS.paths)}),
-    "everything": HMNAS.everything(),
-    "block-everything": ghn_space(5).everything(),
-    "twice": CellSpace(("skip_connect", "sep_conv_3x3")).architecture({"normal/2<-0": ["sep_conv_3x3"] * 2}),
+    "everything": HMNAS.full_architecture(),
+    "block-everything": ghn_space(5).full_architecture(),
+    "twice": CellSpace(("skip_connect", "sep_conv_3x3")).architecture({"normal_0_2": ["sep_conv_3x3"] * 2}),
     "nothing": NASBENCH201.architecture({}),
     # 1 is fed by nothing and feeds 2, which leads nowhere.
     "dead": NASBENCH201.architecture(
-        {"cell/2<-1": ["nor_conv_3x3"], "cell/2<-0": ["skip_connect"], "cell/3<-0": ["nor_conv_1x1"]}
+        {"cell_1_2": ["nor_conv_3x3"], "cell_0_2": ["skip_connect"], "cell_0_3": ["nor_conv_1x1"]}
     ),
 }
 
@@ -195,7 +196,7 @@ def test_names_are_written_out_until_an_edge_keeps_more_than_two():
         (("sep_conv_3x3", "skip_connect"), "sep_conv_3x3 + skip_connect"),
         (("sep_conv_3x3", "skip_connect", "max_pool_3x3"), "max3 + sep3 + skip"),
     ):
-        drawing = cell_drawing(space.architecture({"normal/2<-0": ops}).cells, 0)
+        drawing = cell_drawing(space.architecture({"normal_0_2": ops}).cells, 0)
         assert [edge.label for edge in drawing.edges] == [label, ""]
 
 
@@ -217,7 +218,7 @@ def test_inputs_stand_from_top_to_bottom(drawings):
 
 def test_an_unused_input_and_none_edges_are_no_trouble():
     space = CellSpace((NONE, "skip_connect"), nodes=1)
-    drawing = cell_drawing(space.architecture({"normal/2<-0": ["skip_connect"]}).cells, 0)
+    drawing = cell_drawing(space.architecture({"normal_0_2": ["skip_connect"]}).cells, 0)
     assert [node.name for node in drawing.nodes if node.dead] == ["normal/in1"]
     assert len(drawing.edges) == 2
 
@@ -228,7 +229,7 @@ def test_a_cell_that_is_not_there_is_refused():
 
 
 def test_the_graph_of_a_network_is_refused():
-    graph = ARCHITECTURES["dense"].graph(darts_search_skeleton())
+    graph = placed(ARCHITECTURES["dense"], darts_search_skeleton()).graph()
     with pytest.raises(ValueError, match=r"pass `architecture\.cells`"):
         cell_drawing(graph, 0)
 

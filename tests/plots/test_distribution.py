@@ -73,7 +73,7 @@ def test_the_likeliest_is_listed_where_it_changes_and_not_while_all_are_alike():
     first[:, 3], second[:, 1] = 0.6, 0.6
     made = [DistributionRecord(i, {"entropy": 1.0}, t) for i, t in enumerate([uniform, first, first, second, second])]
     changes = likeliest_over_time(space, made)
-    assert [(record.step, set(architecture["cell/1<-0"])) for record, architecture in changes] == [
+    assert [(record.step, set(architecture["cell_0_1"])) for record, architecture in changes] == [
         (1, {"nor_conv_3x3"}),
         (3, {"skip_connect"}),
     ]

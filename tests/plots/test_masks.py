@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from strategies import few_digits
 
-from optuna_nas import CellKind, CellSpace, Skeleton, plot_edge_weights, plot_family, plot_masks
+from optuna_nas import CellKind, CellSpace, NetworkSpace, Skeleton, plot_edge_weights, plot_family, plot_masks
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.plots.masks import THICKEST, THINNEST, family_members, masked_drawing
 
@@ -19,7 +19,7 @@ FRAME = Skeleton(("cell", "reduction"), 4, (1, 8, 8), 10, affine=False)
 
 
 def model(seed=0, spread=0.0):
-    hmnas = HMNAS(SPACE, FRAME, HMNASRecipe(seed=seed, batch_size=16))
+    hmnas = HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe(seed=seed, batch_size=16))
     with torch.no_grad():
         random = torch.Generator().manual_seed(seed)
         hmnas.masks.edge_logits_E += torch.randn(len(hmnas.paths), generator=random)
@@ -31,9 +31,9 @@ def model(seed=0, spread=0.0):
 def test_what_is_cut_is_struck_out_and_arrows_are_as_thick_as_edges_weigh():
     hmnas = model()
     with torch.no_grad():
-        hmnas.masks.edge_masks_E[hmnas.paths.index("cell/2<-0")] = 0
-        hmnas.masks.op_masks_EO[hmnas.paths.index("cell/1<-0"), hmnas.ops.index("skip_connect")] = 0
-        hmnas.masks.op_masks_EO[hmnas.paths.index("reduction/2<-1")] = 0
+        hmnas.masks.edge_masks_E[hmnas.paths.index("cell_0_2")] = 0
+        hmnas.masks.op_masks_EO[hmnas.paths.index("cell_0_1"), hmnas.ops.index("skip_connect")] = 0
+        hmnas.masks.op_masks_EO[hmnas.paths.index("reduction_1_2")] = 0
     weights, kept = hmnas.edge_weights, hmnas.kept()
     seen = set()
     for kind in range(2):
@@ -48,7 +48,7 @@ def test_what_is_cut_is_struck_out_and_arrows_are_as_thick_as_edges_weigh():
                 share = (edge.width - THINNEST) / (THICKEST - THINNEST)
                 assert share == pytest.approx(weights[path] / max(weights.values()))
                 seen.add(path)
-                if path == "cell/1<-0":
+                if path == "cell_0_1":
                     assert struck == ["skip"]
     assert seen == set(SPACE.paths)
 
@@ -56,7 +56,7 @@ def test_what_is_cut_is_struck_out_and_arrows_are_as_thick_as_edges_weigh():
 def test_nodes_that_nothing_reaches_are_pale():
     hmnas = model()
     with torch.no_grad():
-        for path in ("cell/2<-0", "cell/2<-1"):
+        for path in ("cell_0_2", "cell_1_2"):
             hmnas.masks.edge_masks_E[hmnas.paths.index(path)] = 0
     dead = {node.name for node in masked_drawing(SPACE, hmnas.kept(), hmnas.edge_weights, 0).nodes if node.dead}
     assert dead == {"cell/2"}
@@ -83,13 +83,15 @@ def test_pictures_are_drawn(tmp_path):
         assert np.asarray(Image.open(tmp_path / f"{name}.png")).std() > 10
     axes = figures["edges"].axes[0]
     heights = [bar.get_height() for bar in axes.patches]
-    means = np.mean([[m.edge_weights[path] for path in ("cell/1<-0", "cell/2<-0", "cell/2<-1")] for m in models], 0)
+    means = np.mean([[m.edge_weights[path] for path in ("cell_0_1", "cell_0_2", "cell_1_2")] for m in models], 0)
     assert heights == pytest.approx(means.tolist())
     assert len(axes.get_lines()) == 3
 
 
 def test_edge_weights_of_different_spaces_are_not_compared():
-    other = HMNAS(CellSpace(SPACE.ops, 2, 1, (CellKind("cell"),), max_ops=3), Skeleton(("cell",), 4, (1, 8, 8), 10))
+    other = HMNAS(
+        NetworkSpace(CellSpace(SPACE.ops, 2, 1, (CellKind("cell"),), max_ops=3), Skeleton(("cell",), 4, (1, 8, 8), 10))
+    )
     for models in ([], [model(), other]):
         with pytest.raises(ValueError, match="`models` must be one or more HMNAS of the same space"):
             plot_edge_weights(models)

@@ -12,7 +12,7 @@ from optuna.pruners import MedianPruner
 from optuna.trial import TrialState
 from scipy.stats import kendalltau
 
-from optuna_nas import GHN, CellKind, CellSpace, GHNPruner, GHNRecipe, Skeleton, nasbench201_space
+from optuna_nas import GHN, CellKind, CellSpace, GHNPruner, GHNRecipe, NetworkSpace, Skeleton, nasbench201_space
 from optuna_nas.pruners.base import rank_correlation
 from optuna_nas.storage.attributes import FLAGGED, SURROGATE_SCORE
 
@@ -187,7 +187,7 @@ def test_pairs_that_tell_nothing():
 
 
 def test_a_ghn_brings_its_space():
-    ghn = GHN(TINY, Skeleton(("cell",), 4, (1, 8, 8), 10), GHNRecipe(phases=1))
+    ghn = GHN(NetworkSpace(TINY, Skeleton(("cell",), 4, (1, 8, 8), 10)), GHNRecipe(phases=1))
     assert GHNPruner(ghn).space == TINY
 
 

@@ -15,7 +15,17 @@ from optuna.trial import TrialState
 from strategies import few_digits
 
 import optuna_nas
-from optuna_nas import CellKind, CellSpace, MLflowTracker, Recipe, Search, Skeleton, TrainObjective, should_prune
+from optuna_nas import (
+    CellKind,
+    CellSpace,
+    MLflowTracker,
+    NetworkSpace,
+    Recipe,
+    Search,
+    Skeleton,
+    TrainObjective,
+    should_prune,
+)
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.pruners import HMNASPruner
 from optuna_nas.storage.artifacts import folder_store
@@ -42,7 +52,7 @@ def _quiet():
 
 def masked(seed=0, share=0.4):
     """An HMNAS of which a share of the ops and two edges fell, as if it had learned that."""
-    hmnas = HMNAS(SPACE, FRAME, HMNASRecipe())
+    hmnas = HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe())
     hmnas.step = hmnas.total_steps = 10
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -106,12 +116,12 @@ def test_masks_of_something_else_stop_nobody():
 
 
 def test_without_fallen_masks_or_before_the_fit_ends_all_pass():
-    fresh = HMNAS(SPACE, FRAME)
+    fresh = HMNAS(NetworkSpace(SPACE, FRAME))
     assert not any(FLAGGED in t.user_attrs for t in run(HMNASPruner(fresh), lambda a: len(str(a)), 40).trials)
     fresh.step = fresh.total_steps = 10
     pruner = HMNASPruner(fresh, by="survival")
     assert not any(FLAGGED in t.user_attrs for t in run(pruner, lambda a: len(str(a)), 40).trials)
-    without = HMNAS(SPACE, FRAME, HMNASRecipe(mask_fraction=0.0))
+    without = HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe(mask_fraction=0.0))
     without.step = without.total_steps = 10
     assert not any(FLAGGED in t.user_attrs for t in run(HMNASPruner(without), lambda a: len(str(a)), 40).trials)
 
@@ -152,7 +162,7 @@ def data():
 
 
 def learning(data, store, **arguments):
-    hmnas = HMNAS(SPACE, FRAME, HMNASRecipe(batch_size=16, mask_fraction=0.5))
+    hmnas = HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe(batch_size=16, mask_fraction=0.5))
     return HMNASPruner(hmnas, data=data, budget=4, trials=6, trials_per_round=3, artifact_store=store, **arguments)
 
 
@@ -208,7 +218,7 @@ def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
 
 
 def test_data_and_budget_belong_together(data):
-    hmnas = HMNAS(SPACE, FRAME)
+    hmnas = HMNAS(NetworkSpace(SPACE, FRAME))
     for arguments in ({"data": data}, {"budget": 2}):
         with pytest.raises(ValueError, match="`data` and `budget` must be given together"):
             HMNASPruner(hmnas, **arguments)
@@ -282,9 +292,12 @@ def test_a_retried_trial_is_judged_by_itself():
 
 def test_with_several_objectives_it_is_asked_through_the_objective(data):
     hmnas = masked(share=0.3)
-    frame = HMNAS(SPACE, FRAME, HMNASRecipe()).skeleton
+    frame = HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe()).skeleton
     objective = TrainObjective(
-        SPACE, frame, data, Recipe(epochs=1, batch_size=32), objectives=("accuracy", "params"), reuse_duplicates=False
+        NetworkSpace(NetworkSpace(SPACE, frame), data),
+        Recipe(epochs=1, batch_size=32),
+        objectives=("accuracy", "params"),
+        reuse_duplicates=False,
     )
     study = optuna.create_study(
         directions=objective.directions,
@@ -360,7 +373,7 @@ def test_mlflow_shows_the_masks_and_how_they_fell(data, tmp_path):
     wanted = Search(
         name="masks",
         space=SPACE,
-        objective=TrainObjective(SPACE, FRAME, data, recipe),
+        objective=TrainObjective(NetworkSpace(NetworkSpace(SPACE, FRAME), data), recipe),
         data=data,
         sampler=optuna.samplers.RandomSampler(seed=0),
         pruner=learning(data, None),

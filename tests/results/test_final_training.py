@@ -13,12 +13,12 @@ import pytest
 import torch
 from cli.test_commands import TINY as STUDY
 from cli.test_commands import command
-from strategies import TINY, TINY_MULTI, small_skeleton
+from strategies import TINY, TINY_MULTI, placed, small_skeleton
 from typer.testing import CliRunner
 
 from optuna_nas import DiscreteNetwork, Recipe, load_network, published_cell
 from optuna_nas.cli import app
-from optuna_nas.networks import MixedNetwork, export_network, save_network
+from optuna_nas.networks import DiscreteNetwork, export_network, save_network
 from optuna_nas.networks.export import FORMATS
 from optuna_nas.results.final_training import read_architecture, read_recipe, read_skeleton
 from optuna_nas.space import anytime_skeleton, anytime_space, darts_cifar_skeleton
@@ -54,9 +54,9 @@ def folder(tmp_path_factory):
 
 
 def mixed():
-    architecture = TINY_MULTI.everything()
+    architecture = TINY_MULTI.full_architecture()
     mixing = {path: dict.fromkeys(kept, 0.3) for path, kept in architecture.choices}
-    network = MixedNetwork(architecture, small_skeleton(TINY_MULTI), mixing, seed=0)
+    network = DiscreteNetwork(placed(architecture, small_skeleton(TINY_MULTI)), mixing=mixing, seed=0)
     names = [name for name, weight in network.named_parameters() if weight.ndim == 4]
     random = torch.Generator().manual_seed(0)
     network.remove((), {n: (torch.rand(network.get_parameter(n).shape, generator=random) < 0.5).float() for n in names})
@@ -66,12 +66,14 @@ def mixed():
 def early_exits():
     space = anytime_space((2, 2, 1))
     skeleton = anytime_skeleton(3, 4, (3, 16, 16), budget=1e6)
-    return DiscreteNetwork(space.sample(np.random.default_rng(0)), skeleton, seed=0)
+    return DiscreteNetwork(placed(space.sample(np.random.default_rng(0)), skeleton), seed=0)
 
 
 NETWORKS = {
-    "darts": lambda: DiscreteNetwork(published_cell("DARTS_V2"), darts_cifar_skeleton(3, 4), seed=0),
-    "one op an edge": lambda: DiscreteNetwork(TINY.sample(np.random.default_rng(1)), small_skeleton(TINY), seed=0),
+    "darts": lambda: DiscreteNetwork(placed(published_cell("DARTS_V2"), darts_cifar_skeleton(3, 4)), seed=0),
+    "one op an edge": lambda: DiscreteNetwork(
+        placed(TINY.sample(np.random.default_rng(1)), small_skeleton(TINY)), seed=0
+    ),
     "masked": mixed,
     "early exits": early_exits,
 }

@@ -12,7 +12,17 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from strategies import few_digits
 
-from optuna_nas import CellKind, CellSpace, Recipe, Search, Skeleton, plot_importances, plot_pareto, plot_progress
+from optuna_nas import (
+    CellKind,
+    CellSpace,
+    NetworkSpace,
+    Recipe,
+    Search,
+    Skeleton,
+    plot_importances,
+    plot_pareto,
+    plot_progress,
+)
 from optuna_nas.plots.progress import pareto, progress
 from optuna_nas.results.report import Picture, Section, Table, Text, as_html, as_markdown, write_report
 from optuna_nas.search.opening import open_study
@@ -38,8 +48,7 @@ def search(tmp_path):
     data = few_digits(96)
     wanted = Search(
         name="a <b> | study",
-        space=SPACE,
-        skeleton=Skeleton(("cell",), 4, data.input_shape, data.classes),
+        space=NetworkSpace(SPACE, Skeleton(("cell",), 4, data.input_shape, data.classes)),
         data=data,
         recipe=Recipe(epochs=4),
         folder=tmp_path / "runs",

@@ -17,10 +17,20 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
 )
 from optuna.trial import TrialState, create_trial
-from strategies import TINY_BLOCK, few_digits
+from strategies import TINY_BLOCK, few_digits, placed
 
 import optuna_nas.samplers.ghn as module
-from optuna_nas import GHN, CellKind, CellSpace, GHNPruner, GHNRecipe, GHNSampler, Skeleton, nasbench201_space
+from optuna_nas import (
+    GHN,
+    CellKind,
+    CellSpace,
+    GHNPruner,
+    GHNRecipe,
+    GHNSampler,
+    NetworkSpace,
+    Skeleton,
+    nasbench201_space,
+)
 from optuna_nas.samplers.ghn import MODEL, POOL, non_dominated_ranks
 from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import SURROGATE_SCORE, fit_records_of, read_json, snapshot_key
@@ -74,7 +84,7 @@ class TestScore(Suite):
 class TestTraining(Suite):
     @pytest.fixture
     def sampler(self, data, tmp_path):
-        ghn = GHN(SPACE, FRAME, GHNRecipe(phases=1))
+        ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1))
         store = folder_store(tmp_path)
         arguments = {"pool_size": 10, "refresh": 10, "seed": 0, "artifact_store": store}
         return lambda: GHNSampler(SPACE, ghn, data=data, budget=1, **arguments)
@@ -218,7 +228,7 @@ def test_a_pool_may_be_drawn_by_another_sampler(tmp_path):
         study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=12)
         assert len(set(digests(study))) == 12
         if isinstance(candidates, Convolutions):
-            assert {t.params["cell/1<-0"] for t in study.trials} == {"nor_conv_1x1"}
+            assert {t.params["cell_0_1"] for t in study.trials} == {"nor_conv_1x1"}
 
 
 def test_blocks_are_searched_too(tmp_path):
@@ -271,7 +281,7 @@ def test_a_retried_trial_does_not_pass_for_the_opener_that_it_was(tmp_path):
 
 
 def test_what_finished_without_a_network_or_a_number_stops_no_round(data, tmp_path):
-    ghn = GHN(LARGE, FRAME, GHNRecipe(phases=1))
+    ghn = GHN(NetworkSpace(LARGE, FRAME), GHNRecipe(phases=1))
     ghn.attach(data)
     store = folder_store(tmp_path)
     sampler = GHNSampler(LARGE, ghn, pool_size=60, refresh=30, seed=0, artifact_store=store)
@@ -344,7 +354,7 @@ def test_with_several_objectives_the_front_comes_first(tmp_path):
 
     def objective(trial):
         architecture = LARGE.suggest(trial)
-        return merit(architecture), architecture.cost(frame).params
+        return merit(architecture), placed(architecture, frame).cost().params
 
     study.optimize(objective, n_trials=5)
     points = np.array([trial.values for trial in study.trials]) * [1, -1]
@@ -364,7 +374,7 @@ def test_a_score_that_is_no_number_counts_as_the_worst(tmp_path, caplog):
 
 
 def test_finished_trials_take_over_from_a_ghn_that_ranks_worse(data, tmp_path, caplog):
-    ghn = GHN(LARGE, FRAME, GHNRecipe(phases=1))
+    ghn = GHN(NetworkSpace(LARGE, FRAME), GHNRecipe(phases=1))
     ghn.attach(data)  # not trained: its score says nothing
     store = folder_store(tmp_path)
     study = optuna.create_study(direction="maximize", sampler=RandomSampler(seed=0))
@@ -384,7 +394,7 @@ def test_finished_trials_take_over_from_a_ghn_that_ranks_worse(data, tmp_path, c
 
 
 def training_sampler(data, folder, **arguments):
-    ghn = GHN(SPACE, FRAME, GHNRecipe(phases=1))
+    ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1))
     arguments = {"pool_size": 10, "refresh": 10, "seed": 0, **arguments}
     return GHNSampler(SPACE, ghn, data=data, budget=2, artifact_store=folder_store(folder), **arguments)
 
@@ -403,7 +413,7 @@ def test_another_process_takes_the_trained_ghn_and_its_pool(data, tmp_path):
 
 
 def test_how_a_ghn_learned_is_told_whole_although_its_fit_was_interrupted(data, tmp_path):
-    ghn = GHN(SPACE, FRAME, GHNRecipe(phases=1, batch_size=16))
+    ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1, batch_size=16))
     sampler = GHNSampler(
         SPACE, ghn, data=data, budget=3, pool_size=10, refresh=10, artifact_store=folder_store(tmp_path)
     )
@@ -478,7 +488,7 @@ def test_arguments_out_of_range_are_refused(arguments, sentence):
 
 def test_a_ghn_of_another_space_and_a_score_of_another_shape_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`score` must be a GHN of the sampler's space"):
-        GHNSampler(LARGE, GHN(SPACE, FRAME, GHNRecipe(phases=1)))
+        GHNSampler(LARGE, GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1)))
     sampler = GHNSampler(LARGE, lambda architectures: np.zeros(3), pool_size=10, refresh=5, seed=0)
     sampler._given_store = folder_store(tmp_path)
     sampler._init_state()

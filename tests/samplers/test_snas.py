@@ -26,6 +26,7 @@ from optuna_nas import (
     SNAS,
     CellKind,
     CellSpace,
+    NetworkSpace,
     Skeleton,
     SNASRecipe,
     SNASSampler,
@@ -55,7 +56,7 @@ def data():
 
 
 def snas_with_logits(seed=0):
-    snas = SNAS(SPACE, FRAME, RECIPE)
+    snas = SNAS(NetworkSpace(SPACE, FRAME), RECIPE)
     snas.logits_EO.data.copy_(snas.logits_EO.data.new_tensor(np.random.default_rng(seed).normal(size=(3, 4))))
     return snas
 
@@ -63,7 +64,9 @@ def snas_with_logits(seed=0):
 def training_sampler(data, folder, snas=None, **arguments):
     arguments = {"budget": 4, "trials": 12, "trials_per_round": 4, "seed": 0, **arguments}
     store = folder_store(folder)
-    return SNASSampler(SPACE, snas or SNAS(SPACE, FRAME, RECIPE), data=data, artifact_store=store, **arguments)
+    return SNASSampler(
+        SPACE, snas or SNAS(NetworkSpace(SPACE, FRAME), RECIPE), data=data, artifact_store=store, **arguments
+    )
 
 
 def n_convolutions(trial):
@@ -308,14 +311,14 @@ def test_pruned_trials_count_as_worse_and_failed_ones_not_at_all():
 
     def objective(trial):
         kept = dict(SPACE.suggest(trial).choices)
-        if kept["cell/1<-0"] == ("avg_pool_3x3",):
+        if kept["cell_0_1"] == ("avg_pool_3x3",):
             raise optuna.TrialPruned
-        if kept["cell/2<-0"] == ("avg_pool_3x3",):
+        if kept["cell_0_2"] == ("avg_pool_3x3",):
             raise RuntimeError
         return 1.0
 
     study.optimize(objective, n_trials=40, catch=RuntimeError)
-    assert sampler.probabilities(study)["cell/1<-0"]["avg_pool_3x3"] < 0.15
+    assert sampler.probabilities(study)["cell_0_1"]["avg_pool_3x3"] < 0.15
     states = [trial.state for trial in study.trials]
     assert TrialState.FAIL in states
     assert sampler._folds[study._storage][study._study_id].policy.n_outcomes == 40 - states.count(TrialState.FAIL)
@@ -369,15 +372,15 @@ def test_a_space_that_is_used_up_still_gives_proposals():
 def test_enqueued_and_fixed_parameters_are_kept_and_completed():
     sampler = SNASSampler(SPACE, seed=0)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial({"cell/1<-0": "nor_conv_3x3"})
+    study.enqueue_trial({"cell_0_1": "nor_conv_3x3"})
     study.enqueue_trial(dict.fromkeys(SPACE.paths, "skip_connect"))
     study.optimize(n_convolutions, n_trials=3)
-    assert study.trials[0].params["cell/1<-0"] == "nor_conv_3x3"
+    assert study.trials[0].params["cell_0_1"] == "nor_conv_3x3"
     assert set(study.trials[1].params.values()) == {"skip_connect"}
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
-        study.sampler = PartialFixedSampler({"cell/2<-0": "avg_pool_3x3"}, sampler)
+        study.sampler = PartialFixedSampler({"cell_0_2": "avg_pool_3x3"}, sampler)
     study.optimize(n_convolutions, n_trials=5)
-    assert {trial.params["cell/2<-0"] for trial in study.trials[3:]} == {"avg_pool_3x3"}
+    assert {trial.params["cell_0_2"] for trial in study.trials[3:]} == {"avg_pool_3x3"}
 
 
 def test_conditional_parameters_of_the_user_go_to_the_inner_sampler():
@@ -628,7 +631,7 @@ def test_what_a_dead_opener_has_left_is_removed(data, tmp_path):
 def test_snapshots_of_another_recipe_are_refused(data, tmp_path):
     study = optuna.create_study(sampler=training_sampler(data, tmp_path))
     study.optimize(n_convolutions, n_trials=2)
-    other = SNAS(SPACE, FRAME, SNASRecipe(batch_size=16, learning_rate=0.2))
+    other = SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16, learning_rate=0.2))
     study.sampler = training_sampler(data, tmp_path, other)
     with pytest.raises(ValueError, match="differs in recipe"):
         study.optimize(n_convolutions, n_trials=1)

@@ -14,11 +14,13 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from PIL import Image
+from strategies import placed
 
 from optuna_nas import (
     SNAS,
     ImageData,
     MLflowTracker,
+    NetworkSpace,
     Recipe,
     Search,
     SNASRecipe,
@@ -55,8 +57,7 @@ def data():
 def search(data, tmp_path):
     return Search(
         "tiny",
-        SPACE,
-        skeleton=nasbench201_skeleton(1, 4, data.input_shape, data.classes),
+        NetworkSpace(SPACE, nasbench201_skeleton(1, 4, data.input_shape, data.classes)),
         data=data,
         recipe=Recipe(epochs=2, batch_size=16),
         sampler=optuna.samplers.RandomSampler(seed=1),
@@ -131,7 +132,9 @@ def test_a_trial_that_breaks_a_constraint_is_not_the_best(search, data):
 
     costs = [trial.user_attrs[PARAMS] for trial in ranking(run(same_proposals()).study)]
     bound = sorted(costs)[1]
-    objective = TrainObjective(SPACE, search.skeleton, data, search.recipe, constraints={"params": bound})
+    objective = TrainObjective(
+        NetworkSpace(NetworkSpace(SPACE, search.skeleton), data), search.recipe, constraints={"params": bound}
+    )
     result = run(same_proposals(objective=objective, keep_networks=1, folder=search.folder / "limited"))
     assert result.best.user_attrs[PARAMS] <= bound
     assert result.network is not None
@@ -298,7 +301,7 @@ def test_parameters_that_kill_every_process_are_given_up(search):
 
 def test_an_objective_of_ones_own_needs_no_training(tmp_path):
     def objective(trial):
-        return float(SPACE.suggest(trial).cost(nasbench201_skeleton()).params)
+        return float(placed(SPACE.suggest(trial), nasbench201_skeleton()).cost().params)
 
     result = run(
         Search("own", SPACE, objective=objective, trials=5, tracking=None, folder=tmp_path, directions=("minimize",))
@@ -309,7 +312,9 @@ def test_an_objective_of_ones_own_needs_no_training(tmp_path):
 
 
 def test_several_objectives(search, data):
-    objective = TrainObjective(SPACE, search.skeleton, data, Recipe(epochs=1), objectives=("accuracy", "params"))
+    objective = TrainObjective(
+        NetworkSpace(NetworkSpace(SPACE, search.skeleton), data), Recipe(epochs=1), objectives=("accuracy", "params")
+    )
     result = run(replace(search, objective=objective, directions=("maximize", "minimize"), pruner=None))
     assert all(len(t.values) == 2 for t in result.study.best_trials)
     assert result.best.values[0] == max(t.values[0] for t in result.study.trials)
@@ -330,7 +335,7 @@ def test_a_search_runs_in_a_thread_without_touching_signals(search):
 
 def trained_search(search, **changes):
     skeleton = nasbench201_skeleton(1, 4, search.data.input_shape, search.data.classes, affine=False)
-    snas = SNAS(SPACE, skeleton, SNASRecipe(batch_size=16, relaxation="one_path"))
+    snas = SNAS(NetworkSpace(SPACE, skeleton), SNASRecipe(batch_size=16, relaxation="one_path"))
     arguments = {"budget": 4, "trials": 6, "trials_per_round": 2, "seed": 0}
     return replace(search, sampler=SNASSampler(SPACE, snas, data=search.data, **arguments), trials=6, **changes)
 
