@@ -7,7 +7,15 @@ import pytest
 import torch
 from strategies import placed
 
-from optuna_nas import CellKind, CellSpace, Skeleton, darts_search_skeleton, darts_space, nasbench201_space
+from optuna_nas import (
+    CellKind,
+    CellSpace,
+    NetworkSpace,
+    Skeleton,
+    darts_search_skeleton,
+    darts_space,
+    nasbench201_space,
+)
 from optuna_nas.oneshot.snas.costs import EdgeCosts, most_likely
 from optuna_nas.oneshot.snas.distribution import (
     architecture_of,
@@ -112,7 +120,7 @@ def test_the_expected_cost_is_the_mean_cost_of_samples(space):
         if len(space.kinds) > 1
         else Skeleton(("cell", "residual_reduction", "cell"), 4, (3, 8, 8), 10)
     )
-    costs, random = EdgeCosts(space, skeleton), np.random.default_rng(0)
+    costs, random = EdgeCosts(NetworkSpace(space, skeleton)), np.random.default_rng(0)
     probabilities = random.dirichlet(np.ones(len(space.ops)), size=len(space.paths))
     drawn = []
     for _ in range(1500):
@@ -130,7 +138,7 @@ def every_choice(space):
 @pytest.mark.parametrize("name", FRAMES)
 def test_the_most_likely_architecture_is_the_best_connected_one_by_brute_force(name):
     space, skeleton = FRAMES[name]
-    costs = EdgeCosts(space, skeleton)
+    costs = EdgeCosts(NetworkSpace(space, skeleton))
     for seed in range(6):
         log_p = np.random.default_rng(seed).normal(size=costs.table.shape[:2]) * 3
         rows = np.arange(len(log_p))
@@ -140,13 +148,15 @@ def test_the_most_likely_architecture_is_the_best_connected_one_by_brute_force(n
             if architecture_of(space, np.array(chosen)).connected
         )
         assert tuple(connected_argmax(space, log_p).tolist()) == best[1]
-        assert most_likely(space, log_p, costs, {}) == architecture_of(space, np.array(best[1]))
+        assert most_likely(NetworkSpace(space, skeleton), log_p, costs, {}) == architecture_of(
+            NetworkSpace(space, skeleton), np.array(best[1])
+        )
 
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_the_cheapest_architecture_is_that_of_brute_force(name):
     space, skeleton = FRAMES[name]
-    costs = EdgeCosts(space, skeleton)
+    costs = EdgeCosts(NetworkSpace(space, skeleton))
     connected = [a for a in (architecture_of(space, np.array(c)) for c in every_choice(space)) if a.connected]
     for cost in COSTS:
         assert costs.cheapest(cost) == min(getattr(placed(a, skeleton).cost(), cost) for a in connected)
@@ -154,7 +164,7 @@ def test_the_cheapest_architecture_is_that_of_brute_force(name):
 
 @pytest.mark.parametrize("cost", COSTS)
 def test_upper_bounds_are_kept_at_little_loss_of_probability(cost):
-    costs = EdgeCosts(TINY, FRAME)
+    costs = EdgeCosts(NetworkSpace(TINY, FRAME))
     choices = [np.array(chosen) for chosen in every_choice(TINY)]
     all_costs = [getattr(placed(architecture_of(TINY, chosen), FRAME).cost(), cost) for chosen in choices]
     for seed in range(5):
@@ -162,7 +172,7 @@ def test_upper_bounds_are_kept_at_little_loss_of_probability(cost):
         for bound in np.quantile(all_costs, [0.4, 0.7]):
             if bound < costs.cheapest(cost):
                 continue
-            found = most_likely(TINY, log_p, costs, {cost: float(bound)})
+            found = most_likely(NetworkSpace(TINY, FRAME), log_p, costs, {cost: float(bound)})
             assert found.connected
             assert getattr(placed(found, FRAME).cost(), cost) <= bound
             # On the convex hull of probability against cost: nothing likelier is also cheaper.

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from optuna_nas import DiscreteNetwork, Recipe, load_network, published_cell
 from optuna_nas.cli import app
-from optuna_nas.networks import DiscreteNetwork, export_network, save_network
+from optuna_nas.networks import export_network, save_network
 from optuna_nas.networks.export import FORMATS
 from optuna_nas.results.final_training import read_architecture, read_recipe, read_skeleton
 from optuna_nas.space import anytime_skeleton, anytime_space, darts_cifar_skeleton

@@ -18,6 +18,7 @@ from optuna_nas.data.batches import batch_length, tensors_of
 from optuna_nas.data.splits import seeded_generator
 from optuna_nas.networks import (
     DiscreteNetwork,
+    NetworkSpace,
     build_op,
     has_module,
     recompute_statistics,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from optuna_nas.networks import NetworkSpace
     from optuna_nas.space import Architecture, ComputationGraph, ModelSpace, Site
     from optuna_nas.space.graph import Node
 
@@ -199,7 +199,7 @@ class GHN(OneShotModel[FitRecord]):
 
         Names are those of `DiscreteNetwork`; ops that lead nowhere get none.
         """
-        graphs = [architecture.graph() for architecture in architectures]
+        graphs = [self._placed(architecture).graph() for architecture in architectures]
         batch = self.batch(graphs)
         embeddings, _ = self.network(batch)
         owners, names, rows, slots = [], [], [], []
@@ -221,12 +221,16 @@ class GHN(OneShotModel[FitRecord]):
 
         Norms use the statistics of the batch. Differentiable in the weights.
         """
-        network = DiscreteNetwork(architecture, blank=True)
+        network = DiscreteNetwork(self._placed(architecture), blank=True)
         use_batch_statistics(network)
         with autocast(inputs.device, self.recipe.precision):
             results = functional_call(network.train(), dict(weights), (inputs,), tie_weights=False)
         outputs = dict(zip(network.graph.outputs, results if isinstance(results, tuple) else (results,), strict=False))
         return [outputs[end].float() for end in network.graph.exits]
+
+    def _placed(self, architecture: Architecture) -> Architecture:
+        """Return an architecture in a skeleton: its own (that of `training_space`), or else the space's."""
+        return architecture if isinstance(architecture.space, NetworkSpace) else self.space.adopt(architecture)
 
     # -- learning -------------------------------------------------------------------------------------------------
 
