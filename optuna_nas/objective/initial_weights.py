@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SCRATCH, GENERATED, OWN = "scratch", "ghn", "own"
 
 
+@runtime_checkable
 class InitialWeights(Protocol):
     """Source of the weights that a training starts from."""
 

@@ -19,7 +19,7 @@ from optuna_nas.data.splits import REPORT, TEST
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.files import load_network, save_network
 from optuna_nas.networks.measures import Measure
-from optuna_nas.objective.initial_weights import OWN, SCRATCH, FreshWeights, GivenWeights
+from optuna_nas.objective.initial_weights import OWN, SCRATCH, FreshWeights, GivenWeights, InitialWeights
 from optuna_nas.objective.protocol import TrialRun
 from optuna_nas.objective.shared_checkpoint import SharedCheckpoint
 from optuna_nas.objective.suggestions import resolve
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from optuna_nas.data.splits import Data
-    from optuna_nas.objective.initial_weights import InitialWeights
     from optuna_nas.oneshot.base import Score
     from optuna_nas.oneshot.hmnas.model import HMNAS
 
@@ -172,7 +171,14 @@ class TrainObjective:
     def _initial_weights(self) -> InitialWeights:
         if self.initial_weights is None:
             return FreshWeights()
-        return GivenWeights(self.initial_weights) if callable(self.initial_weights) else self.initial_weights
+        if callable(self.initial_weights):
+            return GivenWeights(self.initial_weights)
+        if not isinstance(self.initial_weights, InitialWeights):
+            raise ValueError(
+                "`initial_weights` must be None, `GeneratedWeights(ghn)` or a function of an architecture but got "
+                f"{self.initial_weights!r}."
+            )
+        return self.initial_weights
 
     @cached_property
     def device_data(self) -> Data:

@@ -272,14 +272,14 @@ CHANGING = Augmentation(crop_padding=2, flip=True, cutout=3)
 
 def equal(one, other):
     return len(one) == len(other) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in zip(one, other, strict=True)
+        torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets) for a, b in zip(one, other, strict=True)
     )
 
 
 def test_without_epoch_every_image_comes_once_in_order():
     data = ImageData.from_arrays(*arrays(dtype=np.uint8), augmentation=CHANGING)
     batches = list(data.batches([REPORT, WEIGHTS], 7))
-    assert [len(batch.labels) for batch in batches] == [7] * 10 + [2]  # 24 of report and 48 of weights
+    assert [len(batch.targets) for batch in batches] == [7] * 10 + [2]  # 24 of report and 48 of weights
     order = positions(data, REPORT) + positions(data, WEIGHTS)
     images, labels = images_of(data, [REPORT, WEIGHTS], batch_size=7)
     assert labels.tolist() == data.labels[order].tolist()
@@ -293,15 +293,15 @@ def test_an_epoch_shows_every_image_at_most_once_and_drops_the_incomplete_batch(
     data = ImageData.from_arrays(*arrays())
     plain, _ = images_of(data, TRAIN)
     batches = list(data.batches(TRAIN, 7, seed=5, epoch=2))
-    assert [len(batch.labels) for batch in batches] == [7] * (72 // 7)
-    shown = Counter(image.numpy().tobytes() for batch in batches for image in batch.images)
+    assert [len(batch.targets) for batch in batches] == [7] * (72 // 7)
+    shown = Counter(image.numpy().tobytes() for batch in batches for image in batch.inputs)
     assert set(shown.values()) == {1}
     assert set(shown) < {image.numpy().tobytes() for image in plain}
 
 
 def test_an_incomplete_batch_stays_where_it_is_the_only_one():
     data = ImageData.from_arrays(*arrays())
-    assert [len(batch.labels) for batch in data.batches(TRAIN, 1000, epoch=0)] == [72]
+    assert [len(batch.targets) for batch in data.batches(TRAIN, 1000, epoch=0)] == [72]
 
 
 @pytest.mark.parametrize("epoch", [None, 0, 3])
@@ -424,16 +424,16 @@ def test_augmentation_happens_in_training_batches_only():
     plain, changing = (ImageData.from_arrays(x, y, augmentation=a) for a in (None, CHANGING))
     assert equal(list(plain.batches(TRAIN, 8)), list(changing.batches(TRAIN, 8)))
     before, after = (next(iter(data.batches(TRAIN, 72, epoch=0))) for data in (plain, changing))
-    assert torch.equal(before.labels, after.labels)
-    assert torch.equal(CHANGING(before.images, seeded_generator(torch.device("cpu"), 0, 0, 0)), after.images)
-    assert not torch.equal(before.images, after.images)
+    assert torch.equal(before.targets, after.targets)
+    assert torch.equal(CHANGING(before.inputs, seeded_generator(torch.device("cpu"), 0, 0, 0)), after.inputs)
+    assert not torch.equal(before.inputs, after.inputs)
 
 
 def test_steps_of_an_epoch_draw_their_own_augmentation():
     data = ImageData.from_arrays(np.ones((120, 8, 8)), Y, augmentation=Augmentation(cutout=1))
     data = replace(data, mean=data.mean * 0)  # images of ones, so that only the draws show
     first, second = list(data.batches(TRAIN, 36, epoch=0))
-    assert not torch.equal(first.images, second.images)
+    assert not torch.equal(first.inputs, second.inputs)
 
 
 # --- descriptions -----------------------------------------------------------------------------------------------------
@@ -522,8 +522,8 @@ def test_fashion_mnist_through_torchvision(data_folder):
     raw = np.fromfile(root / "FashionMNIST/raw/t10k-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 28, 28)
     np.testing.assert_array_equal(data.images[data.splits[TEST]][:, 0].numpy(), raw)
     batch = next(iter(data.batches(TRAIN, 256, epoch=0)))
-    assert abs(batch.images.mean()) < 0.15
-    assert abs(batch.images.std() - 1) < 0.15
+    assert abs(batch.inputs.mean()) < 0.15
+    assert abs(batch.inputs.std() - 1) < 0.15
 
 
 def test_cifar10_as_arrays(data_folder):
@@ -578,17 +578,17 @@ def test_a_folder_of_images_is_split_by_class(image_folder):
     assert sorted(torch.cat([data.splits[split] for split in SPLITS]).tolist()) == list(range(30))
     for split, of_each in ((WEIGHTS, 9), (REPORT, 3), (TEST, 3)):
         (batch,) = data.batches([split], 100)
-        assert np.bincount(batch.labels).tolist() == [of_each] * 2
+        assert np.bincount(batch.targets).tolist() == [of_each] * 2
 
 
 def test_images_of_a_folder_arrive_normalised_with_their_labels(image_folder):
     (batch,) = folder_data(image_folder).batches([REPORT], 100)
-    assert batch.images.shape == (6, 3, 16, 16)
-    assert batch.images.dtype == torch.float32
-    pixels = batch.images * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
+    assert batch.inputs.shape == (6, 3, 16, 16)
+    assert batch.inputs.dtype == torch.float32
+    pixels = batch.inputs * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
     assert 0 <= pixels.min() < pixels.max() <= 1 + 1e-6
     means = pixels.mean((2, 3))
-    assert ((means[:, 1] > means[:, 0]).long() == batch.labels).all()  # red cats, green dogs
+    assert ((means[:, 1] > means[:, 0]).long() == batch.targets).all()  # red cats, green dogs
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # fork, Python 3.12

@@ -29,10 +29,10 @@ from optuna_nas import (
 from optuna_nas.networks import use_batch_statistics
 from optuna_nas.plots.anytime import AnytimeCurve
 from optuna_nas.storage.attributes import ANYTIME_CURVE
-from optuna_nas.training import evaluate
-from optuna_nas.training.evaluation import evaluate_exits
+from optuna_nas.training import ImageClassification, evaluate
 
-FRAME = anytime_skeleton(2, 4, (1, 8, 8), 10, budget=2e4)
+SPACE = NetworkSpace(TINY_ANYTIME, anytime_skeleton(2, 4, (1, 8, 8), 10, budget=2e4))
+BUDGET = SPACE.skeleton.budget
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,10 @@ def choices(**changes):
     chosen = {}
     for kind, nodes in TINY_ANYTIME.blocks.items():
         for node in range(1, nodes + 1):
-            path = f"{kind}/{node}"
-            chosen |= {path: "nor_conv_1x1", f"{path}/inputs": str(node - 1), f"{path}/scale": "1"}
-            chosen[f"{path}/exit"] = "exit" if node == 1 else "none"
-    return TINY_ANYTIME.decode(chosen | {name.replace("__", "/"): value for name, value in changes.items()})
+            path = f"{kind}_{node}"
+            chosen |= {path: "nor_conv_1x1", f"{path}_inputs": str(node - 1), f"{path}_scale": "1"}
+            chosen[f"{path}_exit"] = "exit" if node == 1 else "none"
+    return SPACE.decode(chosen | changes)
 
 
 # -- one number ---------------------------------------------------------------------------------------------------
@@ -87,19 +87,19 @@ class Bounded(torch.nn.Module):
 @settings(max_examples=20)
 @given(st.data())
 def test_an_exit_costs_what_is_computed_up_to_it(data):
-    architecture = data.draw(architectures(TINY_ANYTIME))
-    network = DiscreteNetwork(placed(architecture, small_skeleton(TINY_ANYTIME))).eval()
+    architecture = placed(data.draw(architectures(TINY_ANYTIME)), small_skeleton(TINY_ANYTIME))
+    network = architecture.build().eval()
     images = torch.randn(2, 3, 8, 8)
     costs = network.graph.exit_costs
     assert list(costs) == sorted(costs)
-    assert costs[-1] == placed(architecture, network.skeleton).cost().multiply_adds
+    assert costs[-1] == architecture.cost().multiply_adds
     for number, cost in enumerate(costs, 1):
         assert counted_multiply_adds(Bounded(network, cost), images) == cost
         assert len(network.anytime(images, cost)) >= number
 
 
 def test_exits_come_in_order_and_the_last_is_the_network():
-    network = DiscreteNetwork(placed(choices(), FRAME), seed=0).double().eval()
+    network = DiscreteNetwork(choices(), seed=0).double().eval()
     names = [network.graph.nodes[position].name for position in network.graph.exits]
     assert names == ["cell0/1/exit", "cell2/1/exit", "classifier"]
     images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_exits_come_in_order_and_the_last_is_the_network():
 
 
 def test_an_exit_is_a_classifier_of_what_is_positive_in_its_node():
-    network = DiscreteNetwork(placed(choices(), FRAME), seed=0).double().eval()
+    network = DiscreteNetwork(choices(), seed=0).double().eval()
     images, part = torch.randn(3, 1, 8, 8, dtype=torch.float64), network.parts
     node = part["cell0/1/nor_conv_1x1"](F.relu(part["stem"](images)))
     expected = part["cell0/1/exit"].linear(F.relu(node).mean((2, 3)))
@@ -123,9 +123,9 @@ def test_an_exit_is_a_classifier_of_what_is_positive_in_its_node():
 
 @pytest.mark.parametrize("side", [8, 7])
 def test_what_a_node_reads_is_averaged_down_and_what_it_gives_is_repeated_up(side):
-    architecture = choices(cell1__2__scale="2", cell1__2="skip_connect", cell1__3="skip_connect")
-    frame = anytime_skeleton(2, 4, (1, side, side), 10, budget=2e4)
-    network = DiscreteNetwork(placed(architecture, frame), seed=0).double().eval()
+    architecture = choices(cell1_2_scale="2", cell1_2="skip_connect", cell1_3="skip_connect")
+    space = SPACE.with_skeleton(input_shape=(1, side, side))
+    network = space.build(architecture, seed=0).double().eval()
     images, part, seen = torch.randn(3, 1, side, side, dtype=torch.float64), network.parts, []
     part["cell1/factorized_reduction"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(images)
@@ -139,7 +139,7 @@ def test_what_a_node_reads_is_averaged_down_and_what_it_gives_is_repeated_up(sid
 
 
 def test_a_budget_below_the_first_exit_is_refused():
-    network = DiscreteNetwork(placed(choices(), FRAME), seed=0)
+    network = DiscreteNetwork(choices(), seed=0)
     with pytest.raises(
         ValueError, match=r"`budget` must be enough for the first classifier, \d+ multiply-adds, but is 1;"
     ):
@@ -147,12 +147,12 @@ def test_a_budget_below_the_first_exit_is_refused():
 
 
 def test_exits_and_scales_tell_functions_apart():
-    assert choices().canonical() != choices(cell1__2__exit="exit").canonical()
-    assert choices().canonical() != choices(cell1__2__scale="2").canonical()
+    assert choices().canonical() != choices(cell1_2_exit="exit").canonical()
+    assert choices().canonical() != choices(cell1_2_scale="2").canonical()
     # Where the second of two skips works changes nothing, where the first does changes what is lost.
-    halved = {"cell1__2": "skip_connect", "cell1__2__scale": "2", "cell1__3": "skip_connect"}
-    assert choices(**halved).canonical() == choices(**halved, cell1__3__scale="2").canonical()
-    assert choices(**halved).canonical() != choices(**{**halved, "cell1__2__scale": "1"}).canonical()
+    halved = {"cell1_2": "skip_connect", "cell1_2_scale": "2", "cell1_3": "skip_connect"}
+    assert choices(**halved).canonical() == choices(**halved, cell1_3_scale="2").canonical()
+    assert choices(**halved).canonical() != choices(**{**halved, "cell1_2_scale": "1"}).canonical()
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,11 @@ def test_exits_and_scales_tell_functions_apart():
         (lambda: AnytimeSpace(("skip_connect",), (2,), 0), "`max_inputs` must be at least 1"),
         (lambda: AnytimeSpace(("skip_connect",), (2,), scales=(2, 4)), "`scales` must begin with 1"),
         (lambda: AnytimeSpace(("skip_connect",), (2,), scales=(1, 2, 3)), "each a multiple of the one before"),
-        (lambda: choices(cell1__1__scale="3"), r"`params\['cell1/1/scale'\]` must be one of the space's 2 choices"),
+        (lambda: choices(cell1_1_scale="3"), r"`params\['cell1_1_scale'\]` must be one of the space's 2 choices"),
         (lambda: anytime_skeleton(0, budget=1.0), "`cells` must be at least 1"),
         (lambda: anytime_skeleton(budget=-1.0), "`budget` must be a number of multiply-adds but got -1"),
-        (lambda: placed(choices(), small_skeleton(TINY_ANYTIME, budget=0)).graph(), "`skeleton.budget` must say"),
-        (
-            lambda: placed(choices(), small_skeleton(TINY_ANYTIME, auxiliary=True)).graph(),
-            "`skeleton.auxiliary` must be off",
-        ),
+        (lambda: SPACE.with_skeleton(budget=0), "`skeleton.budget` must say"),
+        (lambda: SPACE.with_skeleton(auxiliary=True), "`skeleton.auxiliary` must be off"),
     ],
 )
 def test_refuses_with_one_sentence(make, message):
@@ -186,7 +183,7 @@ def test_the_papers_space_has_cells_of_24_16_and_8_nodes():
     assert dict(space.blocks) == {"cell1": 24, "cell2": 16, "cell3": 8}
     assert len(space.options()) == 4 * 48
     assert len(space.ops) == 8
-    assert set(space.options()["cell1/5/scale"]) == {"1", "2", "4"}
+    assert set(space.options()["cell1_05_scale"]) == {"1", "2", "4"}
     assert anytime_skeleton(budget=1.0).cells == ("cell1", between, "cell2", between, "cell3")
 
 
@@ -195,7 +192,7 @@ def test_the_papers_space_has_cells_of_24_16_and_8_nodes():
 
 def test_all_exits_learn_alike(data):
     recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.1, momentum=0.0, weight_decay=0.0, clip_norm=0.0)
-    network, plain = (DiscreteNetwork(placed(choices(), FRAME), seed=0) for _ in range(2))
+    network, plain = (DiscreteNetwork(choices(), seed=0) for _ in range(2))
     seen, losses = [], []
     train(network, data, recipe, splits=["weights"], on_epoch=seen.append)
     batches = list(data.batches(["weights"], 32, seed=0, epoch=0))
@@ -214,59 +211,62 @@ def test_all_exits_learn_alike(data):
 
 
 def test_the_accuracy_of_a_network_with_exits_is_that_of_a_prediction_stopped_anywhere(data):
-    network = DiscreteNetwork(placed(choices(), FRAME), seed=0)
+    network = DiscreteNetwork(choices(), seed=0)
     train(network, data, Recipe(epochs=2, batch_size=16, learning_rate=0.05))
-    losses, accuracies = evaluate_exits(network, data, "report")
-    images, labels = next(iter(data.batches(["report"], 1000)))
+    loss, accuracy, accuracies = evaluate(network, data, "report")
+    images, labels = batch = next(iter(data.batches(["report"], 1000)))
     with torch.no_grad():
         outputs = network.eval().anytime(images)
+        sums = ImageClassification().sums(network, batch)
     assert accuracies == pytest.approx([float((scores.argmax(1) == labels).float().mean()) for scores in outputs])
+    losses = (sums[:, 0] / len(labels)).tolist()
     assert losses == pytest.approx([float(F.cross_entropy(scores, labels)) for scores in outputs], rel=1e-4)
-    loss, accuracy = evaluate(network, data, "report")
     assert loss == pytest.approx(np.mean(losses))
-    assert accuracy == pytest.approx(anytime_accuracy(network.graph.exit_costs, accuracies, FRAME.budget))
+    assert accuracy == pytest.approx(anytime_accuracy(network.exit_costs, accuracies, BUDGET))
 
 
 def test_a_network_that_drew_no_exit_is_judged_as_the_others_are(data):
-    without = choices(cell1__1__exit="none", cell2__1__exit="none")
-    network = DiscreteNetwork(placed(without, FRAME), seed=0)
+    without = choices(cell1_1_exit="none", cell2_1_exit="none")
+    network = without.build(seed=0)
     seen = []
     train(network, data, Recipe(epochs=1, batch_size=16, learning_rate=0.05), on_epoch=seen.append)
-    (accuracy,) = evaluate_exits(network, data, "report")[1]
-    share = 1 - network.graph.cost.multiply_adds / FRAME.budget
-    assert evaluate(network, data, "report")[1] == pytest.approx(share * accuracy)
-    assert seen[0].report_accuracy == pytest.approx(share * seen[0].accuracies[0])
-    ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1, batch_size=32))
+    found = evaluate(network, data, "report")
+    (accuracy,) = found.exit_metrics
+    share = 1 - network.graph.cost.multiply_adds / BUDGET
+    assert found.metric == pytest.approx(share * accuracy)
+    assert seen[0].validation_metric == pytest.approx(share * seen[0].exit_metrics[0])
+    ghn, plain = (GHN(space, GHNRecipe(phases=1, batch_size=32)) for space in (SPACE, SPACE.with_skeleton(budget=1e9)))
     ghn.fit(data, 1)
-    (score,) = ghn.score([without])
-    ghn.skeleton = anytime_skeleton(2, 4, (1, 8, 8), 10, budget=1e9)  # nearly the plain accuracy
-    assert score == pytest.approx(share * ghn.score([without])[0], rel=1e-3)
+    plain.network.load_state_dict(ghn.network.state_dict())
+    plain.attach(data)
+    (score,), (accuracy,) = ghn.score([without]), plain.score([without])  # the second is nearly the plain accuracy
+    assert score == pytest.approx(share * accuracy, rel=1e-3)
+    assert score > 0
 
 
 def test_a_ghn_learns_on_scales_that_it_knows():
     coarser = AnytimeSpace(TINY_ANYTIME.ops, (2, 2), scales=(1, 2, 4))
     with pytest.raises(ValueError, match="`training_space` must use scales of `space` but has 4"):
-        GHN(NetworkSpace(TINY_ANYTIME, FRAME), training_space=coarser)
+        GHN(SPACE, training_space=NetworkSpace(coarser, SPACE.skeleton))
 
 
 def test_a_ghn_scores_by_the_area_under_the_curve(data):
-    ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1, batch_size=32))
+    ghn = GHN(SPACE, GHNRecipe(phases=1, batch_size=32))
     ghn.fit(data, 2)
     images, labels = next(iter(data.batches(["report"], 512)))
     random = np.random.default_rng(0)
-    for architecture in [choices(), *(TINY_ANYTIME.sample(random) for _ in range(3))]:
-        network = DiscreteNetwork(placed(architecture, FRAME)).train()
+    for architecture in [choices(), *(SPACE.sample(random) for _ in range(3))]:
+        network = architecture.build().train()
         network.load_state_dict(ghn.generate([architecture])[0], strict=False)
         use_batch_statistics(network)
         accuracies = [float((scores.argmax(1) == labels).double().mean()) for scores in network.anytime(images)]
-        expected = anytime_accuracy(network.graph.exit_costs, accuracies, FRAME.budget)
+        expected = anytime_accuracy(network.exit_costs, accuracies, BUDGET)
         assert ghn.score([architecture])[0] == pytest.approx(expected)
 
 
 def test_the_scale_of_a_node_is_one_of_its_properties():
-    ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1))
-    coarse = choices(**{f"cell1__{node}__scale": "2" for node in (1, 2, 3)})
-    graph = placed(coarse, FRAME).graph()
+    ghn = GHN(SPACE, GHNRecipe(phases=1))
+    graph = choices(**{f"cell1_{node}_scale": "2" for node in (1, 2, 3)}).graph()
     batch = ghn.batch([graph])
     scales = torch.cat([module.properties[:, 1] for module in batch.modules]).tolist()
     for position, row in batch.rows[0].items():
@@ -278,14 +278,14 @@ def test_the_scale_of_a_node_is_one_of_its_properties():
 def test_a_study_of_anytime_networks_from_the_pool_to_the_pictures(data, tmp_path):
     from mlflow import MlflowClient
 
-    ghn = GHN(NetworkSpace(TINY_ANYTIME, FRAME), GHNRecipe(phases=1, batch_size=32))
+    ghn = GHN(SPACE, GHNRecipe(phases=1, batch_size=32))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     wanted = Search(
         name="anytime",
-        space=NetworkSpace(TINY_ANYTIME, FRAME),
+        space=SPACE,
         data=data,
         recipe=Recipe(epochs=1, batch_size=32),
-        sampler=GHNSampler(TINY_ANYTIME, ghn, data=data, budget=1, pool_size=10, refresh=5, seed=0),
+        sampler=GHNSampler(SPACE, ghn, data=data, budget=1, pool_size=10, refresh=5, seed=0),
         trials=3,
         folder=tmp_path / "runs",
         tracking=MLflowTracker(uri),
@@ -293,7 +293,7 @@ def test_a_study_of_anytime_networks_from_the_pool_to_the_pictures(data, tmp_pat
     study = run(wanted).study
     for trial in study.trials:
         curve = trial.user_attrs[ANYTIME_CURVE]
-        assert curve["budget"] == FRAME.budget
+        assert curve["budget"] == BUDGET
         area = anytime_accuracy(curve["multiply_adds"], curve["accuracy"], curve["budget"])
         assert trial.value == pytest.approx(area, abs=1e-5)
     figure = plot_anytime(study)

@@ -13,17 +13,22 @@ import torch
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
-from strategies import placed
 
-from optuna_nas import NetworkSpace
 from optuna_nas.data import REPORT, ImageData
-from optuna_nas.networks import DiscreteNetwork, load_network
-from optuna_nas.objective import TrainObjective, suggest_categorical, suggest_float, suggest_int
+from optuna_nas.networks import DiscreteNetwork, NetworkSpace, load_network
+from optuna_nas.objective import (
+    GeneratedWeights,
+    TrainObjective,
+    TrialRun,
+    suggest_categorical,
+    suggest_float,
+    suggest_int,
+)
 from optuna_nas.objective import train_objective as objective_module
 from optuna_nas.objective.suggestions import resolve
 from optuna_nas.objective.train_objective import OutOfMemory, checkpoint_path, network_path
-from optuna_nas.oneshot import GHN, GHNRecipe
-from optuna_nas.space import NONE, CellKind, CellSpace, Skeleton
+from optuna_nas.oneshot import GHN, HMNAS, GHNRecipe
+from optuna_nas.space import NONE, CellKind, CellSpace, Skeleton, darts_search_skeleton, hmnas_space
 from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import (
     BATCH_HALVED,
@@ -38,15 +43,16 @@ from optuna_nas.storage.attributes import (
     SKIPPED_STEPS,
     START,
     SURROGATE_SCORE,
+    TRAIN_SECONDS,
     cost_key,
 )
-from optuna_nas.training import Recipe, TrainingDiverged, TrainingStopped, evaluate, save_tensors
-from optuna_nas.training.device import choose_device, gpu_share
+from optuna_nas.training import ImageClassification, Recipe, TrainingDiverged, TrainingStopped, evaluate, save_tensors
+from optuna_nas.training.device import gpu_share
 
 OPS = (NONE, "skip_connect", "nor_conv_1x1", "avg_pool_3x3")
-SPACE = CellSpace(OPS, nodes=2, inputs=1, cell_kinds=(CellKind("cell", outputs=(2,)),))
-FIRST, SECOND, ACROSS = SPACE.paths  # the edges 0 -> 1, 0 -> 2 and 1 -> 2
-SKELETON = Skeleton(("cell", "residual_reduction", "cell"), 4, (1, 8, 8), 3)
+CELLS = CellSpace(OPS, nodes=2, inputs=1, cell_kinds=(CellKind("cell", outputs=(2,)),))
+FIRST, SECOND, ACROSS = CELLS.paths  # the edges 0 -> 1, 0 -> 2 and 1 -> 2
+SPACE = NetworkSpace(CELLS, Skeleton(("cell", "residual_reduction", "cell"), 4, (1, 8, 8), 3))
 RECIPE = Recipe(epochs=3, batch_size=18, learning_rate=0.1)
 
 
@@ -62,7 +68,7 @@ DATA = images()
 
 
 def make(**changes):
-    return TrainObjective(**{"space": SPACE, "skeleton": SKELETON, "data": DATA, "recipe": RECIPE, **changes})
+    return TrainObjective(**{"space": SPACE, "data": DATA, "recipe": RECIPE, **changes})
 
 
 def choose(first="skip_connect", second="nor_conv_1x1", across="nor_conv_1x1"):
@@ -98,12 +104,12 @@ def _quiet():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Networks and recipes of the trainings that happen, in order; the trainings are real."""
+    """Networks, recipes and tasks of the trainings that happen, in order; the trainings are real."""
     trainings, train = [], objective_module.train
 
-    def spy(network, data, recipe, **kwargs):
-        trainings.append((network, recipe, kwargs))
-        return train(network, data, recipe, **kwargs)
+    def spy(network, data, recipe, task, **kwargs):
+        trainings.append((network, recipe, task))
+        return train(network, data, recipe, task, **kwargs)
 
     monkeypatch.setattr(objective_module, "train", spy)
     return trainings
@@ -153,18 +159,18 @@ def test_every_trial_trains_the_architecture_of_its_parameters(trained):
     study = run(make(reuse_duplicates=False), n_trials=6, sampler=RandomSampler(seed=1))
     architectures = [SPACE.decode(trial.params) for trial in study.trials]
     assert [network.architecture for network, _, _ in trained] == [a for a in architectures if a.connected]
-    assert set(study.trials[0].params) == set(SPACE.paths)
+    assert set(study.trials[0].params) == set(CELLS.paths)
 
 
 def test_costs_are_attributes_of_the_trial():
     trial = run(make(), choose()).trials[0]
-    network = placed(SPACE.decode(trial.params), SKELETON).build()
-    assert trial.user_attrs["params"] == sum(p.numel() for p in network.parameters())
-    cost = placed(SPACE.decode(trial.params), SKELETON).cost()
-    assert {name: trial.user_attrs[name] for name in COSTS} == {name: getattr(cost, name) for name in COSTS}
-    assert trial.user_attrs["train_seconds"] > 0
-    assert "reason" not in trial.user_attrs
-    assert "batch_halved" not in trial.user_attrs
+    architecture = SPACE.decode(trial.params)
+    network, cost = architecture.build(), architecture.cost()
+    assert trial.user_attrs[PARAMS] == sum(p.numel() for p in network.parameters())
+    found = {name: trial.user_attrs[cost_key(name)] for name in COSTS}
+    assert found == {name: getattr(cost, name) for name in COSTS}
+    assert trial.user_attrs[TRAIN_SECONDS] > 0
+    assert not {REASON, BATCH_HALVED, SKIPPED_STEPS, DUPLICATE_OF} & set(trial.user_attrs)
 
 
 def test_seconds_of_a_shared_gpu_are_counted_also_of_a_pruned_trial(monkeypatch):
@@ -202,10 +208,10 @@ def test_given_weights_are_what_training_starts_from(monkeypatch):
     given = []
 
     def weights(architecture):
-        given.append(DiscreteNetwork(placed(architecture, SKELETON), seed=77).state_dict())
+        given.append(architecture.build(seed=77).state_dict())
         return given[-1]
 
-    run(make(start=weights), choose(), catch=(TrainingStopped,))
+    run(make(initial_weights=weights), choose(), catch=(TrainingStopped,))
     assert all(torch.equal(started[0][name], tensor) for name, tensor in given[0].items())
 
 
@@ -217,9 +223,9 @@ def test_a_training_starts_from_what_a_ghn_generates(monkeypatch):
         raise TrainingStopped
 
     monkeypatch.setattr(objective_module, "train", stop)
-    ghn = GHN(NetworkSpace(SPACE, SKELETON), GHNRecipe(phases=1, batch_size=16))
+    ghn = GHN(SPACE, GHNRecipe(phases=1, batch_size=16))
     ghn.fit(DATA, 1)
-    run(make(start="ghn", ghn=ghn, noise=0.2), choose(), catch=(TrainingStopped,))
+    run(make(initial_weights=GeneratedWeights(ghn, noise=0.2)), choose(), catch=(TrainingStopped,))
     (architecture,) = [SPACE.decode(choose())]
     expected = ghn.weights(architecture, noise=0.2)
     assert started[0].keys() == expected.keys()
@@ -227,16 +233,17 @@ def test_a_training_starts_from_what_a_ghn_generates(monkeypatch):
 
 
 def test_another_start_is_another_training():
-    ghn, other = GHN(NetworkSpace(SPACE, SKELETON)), GHN(NetworkSpace(SPACE, SKELETON), GHNRecipe(seed=1))
-    starts = [make(), *(make(start="ghn", ghn=one, noise=noise) for one in (ghn, other) for noise in (0.0, 0.1))]
-    assert len({objective._training_digest(generated=True) for objective in starts}) == 5
-    assert len({objective._training_digest(generated=False) for objective in starts}) == 1
+    ghn, other = GHN(SPACE), GHN(SPACE, GHNRecipe(seed=1))
+    generated = [GeneratedWeights(one, noise) for one in (ghn, other) for noise in (0.0, 0.1)]
+    objectives = [make(initial_weights=weights) for weights in (None, *generated)]
+    assert len({objective._training_digest("ghn") for objective in objectives}) == 5
+    assert len({objective._training_digest("scratch") for objective in objectives}) == 1
 
 
 def test_until_a_ghn_has_learned_trainings_start_from_scratch_and_say_so(caplog):
-    ghn = GHN(NetworkSpace(SPACE, SKELETON), GHNRecipe(phases=1, batch_size=16))
+    ghn = GHN(SPACE, GHNRecipe(phases=1, batch_size=16))
     study = optuna.create_study(direction="maximize")
-    objective = make(start="ghn", ghn=ghn, noise=0.0)
+    objective = make(initial_weights=GeneratedWeights(ghn, noise=0.0))
     study.enqueue_trial(choose())
     study.optimize(objective, n_trials=1)
     assert "Trial 0 starts from scratch" in caplog.text
@@ -252,14 +259,14 @@ def test_until_a_ghn_has_learned_trainings_start_from_scratch_and_say_so(caplog)
 
 
 def test_weights_that_do_not_fit_the_memory_fail_the_trial_alone(monkeypatch):
-    ghn = GHN(NetworkSpace(SPACE, SKELETON), GHNRecipe(phases=1, batch_size=16))
+    ghn = GHN(SPACE, GHNRecipe(phases=1, batch_size=16))
     ghn.fit(DATA, 1)
 
     def full(*_):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(ghn, "weights", full)
-    trial = run(make(start="ghn", ghn=ghn), choose(), catch=(OutOfMemory,)).trials[0]
+    trial = run(make(initial_weights=GeneratedWeights(ghn)), choose(), catch=(OutOfMemory,)).trials[0]
     assert trial.state == TrialState.FAIL
     assert "`scoring_images` of the GHN must fit the memory" in trial.user_attrs[REASON]
 
@@ -273,8 +280,11 @@ def test_the_seed_of_the_recipe_decides_the_result():
 
 
 def test_the_skeletons_drop_path_reaches_the_training(trained):
-    run(make(skeleton=replace(SKELETON, drop_path=0.3)), choose())
-    assert trained[0][2]["drop_path"] == 0.3
+    with_drop_path, without = (run(make(space=SPACE.with_skeleton(drop_path=p)), choose()) for p in (0.3, 0.0))
+    assert [network.skeleton.drop_path for network, _, _ in trained] == [0.3, 0.0]
+    with_drop_path, without = (study.trials[0].intermediate_values for study in (with_drop_path, without))
+    assert with_drop_path[1] == without[1]  # it rises from 0
+    assert with_drop_path != without
 
 
 @pytest.mark.parametrize("objectives", [("accuracy", "params"), ("accuracy", "multiply_adds", "memory_access")])
@@ -321,7 +331,7 @@ def test_suggestions_become_parameters_and_reach_the_training(trained):
     ours = {"learning_rate", "weight_decay", "batch_size", "optimizer"}
     completed = [t for t in study.trials if t.state == TrialState.COMPLETE]
     for trial, (_, used, _) in zip(completed, trained, strict=True):
-        assert set(trial.params) == ours | set(SPACE.paths)
+        assert set(trial.params) == ours | set(CELLS.paths)
         assert {name: getattr(used, name) for name in ours} == {name: trial.params[name] for name in ours}
         assert used == replace(RECIPE, epochs=1, **{name: trial.params[name] for name in ours})
     assert trial.distributions["learning_rate"] == optuna.distributions.FloatDistribution(1e-3, 1e-1, log=True)
@@ -330,9 +340,18 @@ def test_suggestions_become_parameters_and_reach_the_training(trained):
     assert {t.params["optimizer"] for t in study.trials} == {"sgd", "adamw"}
 
 
-def test_a_recipe_of_numbers_stays_as_it_is():
+def test_suggestions_of_the_task_become_parameters_and_reach_the_training(trained):
+    task = ImageClassification(label_smoothing=suggest_float(0.0, 0.2))
+    study = run(make(task=task, recipe=replace(RECIPE, epochs=1)), n_trials=3)
+    completed = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert [used for _, _, used in trained] == [ImageClassification(t.params["label_smoothing"]) for t in completed]
+    assert len(completed) > 1
+
+
+@pytest.mark.parametrize("settings", [RECIPE, ImageClassification()])
+def test_settings_of_numbers_stay_as_they_are(settings):
     trial = optuna.trial.FixedTrial({})
-    assert resolve(RECIPE, trial) == RECIPE
+    assert resolve(settings, trial) == settings
     assert trial.params == {}
 
 
@@ -361,7 +380,7 @@ def test_a_pruner_that_says_no_at_once_costs_no_training(trained):
 
 
 def test_a_trial_is_pruned_after_an_epoch_with_the_reason(trained, tmp_path):
-    study = run(make(folder=tmp_path), choose(), pruner=Pruner(lambda number, step: step == 2))
+    study = run(make(run=TrialRun(tmp_path)), choose(), pruner=Pruner(lambda number, step: step == 2))
     trial = study.trials[0]
     assert trial.state == TrialState.PRUNED
     assert list(trial.intermediate_values) == [1, 2]
@@ -393,7 +412,7 @@ def test_the_duplicates_here_compute_the_same_function():
 
 
 def test_a_duplicate_takes_over_the_result_and_does_not_train(trained, tmp_path):
-    study = run(make(folder=tmp_path), CUT_AT_END, choose(), CUT_AT_BEGINNING, CUT_AT_END)
+    study = run(make(run=TrialRun(tmp_path)), CUT_AT_END, choose(), CUT_AT_BEGINNING, CUT_AT_END)
     first, other, second, third = study.trials
     assert len(trained) == 2
     assert second.value == third.value == first.value
@@ -470,7 +489,7 @@ def test_memory_that_suffices_for_halves_is_noted(monkeypatch):
 def test_out_of_memory_fails_the_trial_with_the_reason_and_the_study_goes_on(monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         fail_beyond(8, patched)
-        study = run(make(folder=tmp_path), choose(), choose("nor_conv_1x1"), catch=(OutOfMemory,))
+        study = run(make(run=TrialRun(tmp_path)), choose(), choose("nor_conv_1x1"), catch=(OutOfMemory,))
     assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 2
     for trial in study.trials:
         assert trial.user_attrs[REASON].startswith("`batch_size` must fit the memory but 18 did not, nor did 9")
@@ -485,10 +504,10 @@ def test_memory_is_given_back_however_a_trial_ends(ending, monkeypatch):
     """Look whether earlier networks are alive when the next training begins, with no help from the cycle collector."""
     references, alive, train = [], [], objective_module.train
 
-    def spy(network, data, recipe, **kwargs):
+    def spy(network, *args, **kwargs):
         alive.append([reference() is not None for reference in references])
         references.append(weakref.ref(network))
-        return train(network, data, recipe, **kwargs)
+        return train(network, *args, **kwargs)
 
     monkeypatch.setattr(objective_module, "train", spy)
     pruner = Pruner(lambda number, step: ending == "pruned" and step == 1)
@@ -514,7 +533,8 @@ def test_memory_is_given_back_however_a_trial_ends(ending, monkeypatch):
 
 
 def test_a_divergence_fails_the_trial_with_the_reason(tmp_path):
-    objective = make(recipe=replace(RECIPE, epochs=9, learning_rate=1e30, clip_norm=0.0), folder=tmp_path)
+    recipe = replace(RECIPE, epochs=9, learning_rate=1e30, clip_norm=0.0)
+    objective = make(recipe=recipe, run=TrialRun(tmp_path))
     study = run(objective, choose(NONE, "skip_connect", NONE), catch=(TrainingDiverged,))
     assert study.trials[0].state == TrialState.FAIL
     assert "10 steps in a row" in study.trials[0].user_attrs[REASON]
@@ -546,19 +566,19 @@ def test_other_errors_pass_as_they_are(monkeypatch):
 
 
 def test_a_trial_names_the_file_of_its_network(tmp_path):
-    study = run(make(folder=tmp_path), choose())
+    study = run(make(run=TrialRun(tmp_path)), choose())
     assert study.trials[0].user_attrs[NETWORK] == str(network_path(tmp_path, 0))
 
 
 def test_the_network_is_kept_and_loads_with_equal_predictions(trained, tmp_path):
-    study = run(make(folder=tmp_path), choose(), choose("nor_conv_1x1"))
+    study = run(make(run=TrialRun(tmp_path)), choose(), choose("nor_conv_1x1"))
     (batch,) = DATA.batches([REPORT], 100)
     for trial, (network, _, _) in zip(study.trials, trained, strict=True):
         loaded = load_network(network_path(tmp_path, trial.number))
         assert not loaded.training
         assert loaded.architecture == SPACE.decode(trial.params)
-        assert loaded.skeleton == SKELETON
-        assert torch.equal(loaded(batch.images), network.eval()(batch.images))
+        assert loaded.space == SPACE
+        assert torch.equal(loaded(batch.inputs), network.eval()(batch.inputs))
         assert evaluate(loaded, DATA, REPORT)[1] == trial.value
     assert not list((tmp_path / "checkpoints").glob("*"))
 
@@ -594,7 +614,7 @@ class Stop:
 @pytest.mark.parametrize("after", [1, 4, 7])
 def test_a_stopped_trial_keeps_its_checkpoint_and_the_next_goes_on_from_it(after, trained, tmp_path):
     expected = run(make(), choose()).trials[0]
-    study = run(make(folder=tmp_path, should_stop=Stop(after)), choose(), catch=(TrainingStopped,))
+    study = run(make(run=TrialRun(tmp_path, should_stop=Stop(after))), choose(), catch=(TrainingStopped,))
     assert study.trials[0].state == TrialState.FAIL
     assert checkpoint_path(tmp_path, 0).exists()
     assert not network_path(tmp_path, 0).exists()
@@ -608,7 +628,7 @@ def test_a_stopped_trial_keeps_its_checkpoint_and_the_next_goes_on_from_it(after
             steps.append(fraction)
 
     study.enqueue_trial(choose(), user_attrs={RESUMES: 0})
-    study.optimize(make(folder=tmp_path, listener=Listener()), n_trials=1)
+    study.optimize(make(run=TrialRun(tmp_path, listener=Listener())), n_trials=1)
     resumed = study.trials[1]
     assert len(steps) == 12 - after
     assert resumed.value == expected.value
@@ -620,24 +640,24 @@ def test_a_stopped_trial_keeps_its_checkpoint_and_the_next_goes_on_from_it(after
 
 
 def test_control_c_keeps_the_checkpoint(monkeypatch, tmp_path):
-    def interrupt(network, data, recipe, *, checkpoint, **kwargs):
+    def interrupt(network, data, recipe, task, *, checkpoint, **kwargs):
         save_tensors(checkpoint, {}, {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(objective_module, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(make(folder=tmp_path), choose())
+        run(make(run=TrialRun(tmp_path)), choose())
     assert checkpoint_path(tmp_path, 0).exists()
 
 
 @pytest.mark.parametrize("error", [TrainingDiverged("x"), ValueError("x"), optuna.TrialPruned()])
 def test_a_trial_that_ends_for_good_deletes_its_checkpoint(error, monkeypatch, tmp_path):
-    def end(network, data, recipe, *, checkpoint, **kwargs):
+    def end(network, data, recipe, task, *, checkpoint, **kwargs):
         save_tensors(checkpoint, {}, {})
         raise error
 
     monkeypatch.setattr(objective_module, "train", end)
-    run(make(folder=tmp_path), choose(), catch=(Exception,))
+    run(make(run=TrialRun(tmp_path)), choose(), catch=(Exception,))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -658,7 +678,7 @@ def test_a_listener_hears_start_progress_and_curves_in_order(trained):
         def progress(self, trial_number, fraction):
             heard.append(("progress", trial_number, fraction, None))
 
-    trial = run(make(listener=Listener()), choose()).trials[0]
+    trial = run(make(run=TrialRun(listener=Listener())), choose()).trials[0]
     assert [kind for kind, *_ in heard] == ["started"] + (["progress"] * 4 + ["epoch"]) * 3
     assert {number for _, number, _, _ in heard} == {0}
     _, _, params, metrics = heard[0]
@@ -668,7 +688,7 @@ def test_a_listener_hears_start_progress_and_curves_in_order(trained):
     assert {step: metrics["accuracy"] for step, metrics in curves.items()} == trial.intermediate_values
     assert set(curves[1]) == {
         "accuracy",
-        "report_loss",
+        "validation_loss",
         "train_accuracy",
         "train_loss",
         "learning_rate",
@@ -735,7 +755,8 @@ def test_two_threads_give_every_architecture_the_result_of_one():
             threads.add(threading.get_ident())
             return shared(trial)
 
-        shared = make(recipe=replace(RECIPE, seed=3), reuse_duplicates=False, skeleton=replace(SKELETON, drop_path=0.2))
+        space, recipe = SPACE.with_skeleton(drop_path=0.2), replace(RECIPE, seed=3)
+        shared = make(space=space, recipe=recipe, reuse_duplicates=False)
         study.optimize(objective, n_trials=len(chosen), n_jobs=n_jobs)
         found = {tuple(sorted(t.params.items())): (t.value, t.intermediate_values) for t in study.trials}
         assert len(found) == len(chosen)
@@ -763,54 +784,53 @@ def test_users_parameters_of_their_own_live_beside_the_space():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"skeleton": replace(SKELETON, classes=4)}, "`skeleton` must fit the data, .* but has .*classes=4"),
-        ({"skeleton": replace(SKELETON, input_shape=(3, 8, 8))}, "`skeleton` must fit the data"),
-        ({"skeleton": replace(SKELETON, cells=("normal",))}, "`skeleton.cells` must name the space's cells"),
+        (lambda: {"space": CELLS}, "`space` must be one whose architectures can be built but is a CellSpace; use"),
+        (lambda: {"space": SPACE.with_skeleton(classes=4)}, "`data` must fit the skeleton, .* and classes=4, but has"),
+        (lambda: {"space": SPACE.with_skeleton(input_shape=(3, 8, 8))}, "`data` must fit the skeleton"),
+        (lambda: {"space": SPACE.with_skeleton(cells=("normal",))}, "`skeleton.cells` must name the space's cells"),
         (
-            {"skeleton": replace(SKELETON, cells=("residual_reduction",) * 4)},
+            lambda: {"space": SPACE.with_skeleton(cells=("residual_reduction",) * 4)},
             "must not reduce an image below one pixel",
         ),
-        ({"objectives": ()}, "`objectives` must begin with 'accuracy'"),
-        ({"objectives": ("params",)}, "`objectives` must begin with 'accuracy' but got"),
-        ({"objectives": ("accuracy", "flops")}, "`objectives` must name costs .* but got 'flops'"),
-        ({"constraints": {"latency": 1.0}}, "`constraints` must name costs .* but got 'latency'"),
-        ({"start": "warm"}, r"`start` must be one of \('scratch', 'ghn'\) or a function of .* but got 'warm'"),
-        ({"start": "ghn"}, "`ghn` must be given with start='ghn'"),
-        ({"ghn": GHN(NetworkSpace(SPACE, SKELETON))}, "`ghn` must be given with start='ghn', and only then"),
+        (lambda: {"objectives": ("params",)}, "`objectives` must begin with 'accuracy' but got"),
+        (lambda: {"objectives": ("accuracy", "flops")}, "`objectives` must name costs .* but got 'flops'"),
+        (lambda: {"constraints": {"latency": 1.0}}, "`constraints` must name costs .* but got 'latency'"),
         (
-            {"start": "ghn", "ghn": GHN(NetworkSpace(SPACE, replace(SKELETON, channels=8)))},
-            "`ghn` must be of the space and the skeleton",
+            lambda: {"initial_weights": "warm"},
+            r"`initial_weights` must be None, `GeneratedWeights\(ghn\)` or a function of .* but got 'warm'",
         ),
-        ({"noise": -1.0}, "`noise` must not be negative"),
+        (lambda: {"initial_weights": GHN(SPACE)}, r"`initial_weights` must be .* but got <.*GHN"),
+        (
+            lambda: {"initial_weights": GeneratedWeights(GHN(SPACE.with_skeleton(channels=8)))},
+            "`ghn` must be of the space of the objective",
+        ),
+        (lambda: {"initial_weights": GeneratedWeights(GHN(SPACE), noise=-1.0)}, "`noise` must not be negative"),
+        (
+            lambda: {"masks": HMNAS(NetworkSpace(hmnas_space(), darts_search_skeleton(3, 2, (1, 8, 8), 3)))},
+            "`masks` must be an HMNAS of the space of the objective",
+        ),
     ],
 )
 def test_an_objective_that_cannot_work_is_refused_before_the_first_trial(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        make(**changes)
+        make(**changes())
+
+
+def test_without_objectives_the_metric_of_the_task_is_returned():
+    assert make().objectives == make(objectives=()).objectives == ("accuracy",)
+    assert make().directions == ("maximize",)
 
 
 @pytest.mark.parametrize(
     ("objectives", "directions"),
-    [(("accuracy",), ["maximize", "minimize"]), (("accuracy", "params"), ["maximize"])],
+    [
+        (("accuracy",), ["maximize", "minimize"]),
+        (("accuracy", "params"), ["maximize"]),
+        (("accuracy",), ["minimize"]),
+        (("accuracy", "params"), ["maximize", "maximize"]),
+    ],
 )
-def test_a_study_with_another_number_of_directions_is_refused_before_it_trains(objectives, directions, trained):
+def test_a_study_of_other_directions_is_refused_before_it_trains(objectives, directions, trained):
     with pytest.raises(ValueError, match=r"`directions` of the study must be .*; create the study with"):
         run(make(objectives=objectives), choose(), directions=directions)
-    assert trained == []
-
-
-def test_a_device_is_chosen_once_and_checked():
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("device", ["warp", "cuda:99", "gpu"])
-def test_a_device_that_is_not_there_is_refused(device):
-    with pytest.raises(ValueError, match=f"`device` must be one of this machine but got '{device}' .*; try 'auto'"):
-        choose_device(device)
-
-
-def test_an_unknown_device_fails_the_trial_before_it_trains(trained):
-    with pytest.raises(ValueError, match="`device` must be one of this machine"):
-        run(make(device="warp"), choose())
     assert trained == []

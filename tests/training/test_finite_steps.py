@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from strategies import few_digits, placed
+from strategies import few_digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optuna_nas import (
@@ -29,17 +29,17 @@ from optuna_nas.training import finite_steps as stepping
 from optuna_nas.training.finite_steps import Verdicts, fused, step_where
 from training.test_loop import DATA, RECIPE, Wrapped, not_finite, plain_training, small_network, state
 
-SPACE = CellSpace(("none", "skip_connect", "nor_conv_1x1"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)))
-FRAME = Skeleton(("cell", "reduction"), 4, (1, 8, 8), 10, affine=False)
-CONVOLUTIONS = dict.fromkeys(SPACE.paths, "nor_conv_1x1")
+CELLS = CellSpace(("none", "skip_connect", "nor_conv_1x1"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)))
+SPACE = NetworkSpace(CELLS, Skeleton(("cell", "reduction"), 4, (1, 8, 8), 10, affine=False))
+CONVOLUTIONS = dict.fromkeys(CELLS.paths, "nor_conv_1x1")
 MODELS = {
-    "snas": lambda: SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(warmup_fraction=0.3)),
+    "snas": lambda: SNAS(SPACE, SNASRecipe(warmup_fraction=0.3)),
     "snas, softmax, bounds": lambda: SNAS(
-        NetworkSpace(SPACE, FRAME), SNASRecipe(relaxation="softmax", warmup_fraction=0.0, resource={"params": 400.0})
+        SPACE, SNASRecipe(relaxation="softmax", warmup_fraction=0.0, resource={"params": 400.0})
     ),
-    "ghn": lambda: GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(hidden=8, meta_batch=1)),
-    "hmnas": lambda: HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe(mask_fraction=0.5)),
-    "hmnas, second order": lambda: HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe(mask_fraction=0.0, second_order=True)),
+    "ghn": lambda: GHN(SPACE, GHNRecipe(hidden=8, meta_batch=1)),
+    "hmnas": lambda: HMNAS(SPACE, HMNASRecipe(mask_fraction=0.5)),
+    "hmnas, second order": lambda: HMNAS(SPACE, HMNASRecipe(mask_fraction=0.0, second_order=True)),
 }
 
 
@@ -87,7 +87,7 @@ def test_the_host_may_be_some_steps_ahead_of_a_divergence(deciding):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_step_of_a_one_shot_model_waits_for_its_device(name, deciding, monkeypatch):
-    monkeypatch.setattr(one_shot_model, "RECORDS", 1)
+    monkeypatch.setattr(one_shot_model, "MAX_RECORDS", 1)
     model, told = MODELS[name](), []
     with Asked() as asked:
         model.fit(few_digits(130), 6.0, on_step=lambda fraction: told.append(asked.times))
@@ -98,10 +98,10 @@ def test_no_step_of_a_one_shot_model_waits_for_its_device(name, deciding, monkey
 
 def test_a_device_may_decide_about_paths_whose_weights_move_for_the_first_time_later(monkeypatch):
     recipe = SNASRecipe(relaxation="one_path", batch_size=32)
-    by_host = SNAS(NetworkSpace(SPACE, FRAME), recipe)
+    by_host = SNAS(SPACE, recipe)
     by_host.fit(few_digits(130), 4.0)
     monkeypatch.setattr(stepping, "DECIDING", frozenset({"cpu"}))
-    by_device = SNAS(NetworkSpace(SPACE, FRAME), recipe)
+    by_device = SNAS(SPACE, recipe)
     by_device.fit(few_digits(130), 4.0)
     for host, device in zip(
         by_host.supernet.state_dict().values(), by_device.supernet.state_dict().values(), strict=True
@@ -122,7 +122,7 @@ def test_the_first_step_may_be_left_out_too(deciding):
 
 
 def test_no_step_of_a_training_waits_for_its_device(deciding):
-    network, recipe = DiscreteNetwork(placed(SPACE.architecture(CONVOLUTIONS), FRAME)), Recipe(epochs=1, batch_size=32)
+    network, recipe = DiscreteNetwork(SPACE.architecture(CONVOLUTIONS)), Recipe(epochs=1, batch_size=32)
     told = []
     with Asked() as asked:
         train(network, few_digits(300), recipe, on_step=lambda fraction: told.append(asked.times))
@@ -168,16 +168,16 @@ def cuda():
 def test_a_gpu_trains_to_what_a_cpu_trains_to(cuda):
     accuracies = []
     for data in (few_digits(600), few_digits(600).to(cuda)):
-        network = DiscreteNetwork(placed(SPACE.architecture(CONVOLUTIONS), FRAME), seed=0)
+        network = DiscreteNetwork(SPACE.architecture(CONVOLUTIONS), seed=0)
         recipe = Recipe(epochs=10, batch_size=32, learning_rate=0.1, precision="float32")
-        accuracies.append(train(network, data, recipe).last.report_accuracy)
+        accuracies.append(train(network, data, recipe).last.validation_metric)
     assert abs(accuracies[0] - accuracies[1]) < 0.1
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", MODELS)
 def test_no_step_waits_for_a_gpu(name, cuda, monkeypatch):
-    monkeypatch.setattr(one_shot_model, "RECORDS", 1)
+    monkeypatch.setattr(one_shot_model, "MAX_RECORDS", 1)
     data, model, steps = few_digits(130).to(cuda), MODELS[name](), []
 
     def on_step(fraction):

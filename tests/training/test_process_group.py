@@ -20,7 +20,6 @@ import torch.multiprocessing
 from cli.test_commands import wait_for
 from optuna.trial import TrialState
 
-from optuna_nas import NetworkSpace
 from optuna_nas.data import REPORT
 from optuna_nas.objective import train_objective as objective
 from optuna_nas.objective.train_objective import checkpoint_path
@@ -65,7 +64,7 @@ def what_ranks_do(folder):
     found["plain"] = trained(small_network(seed=rank))  # the weights of rank 0 are everybody's
     found["adamw"] = trained(small_network(), recipe=replace(RECIPE, optimizer="adamw", batch_size=15))
     found["norm"] = trained(small_network(norm=True))
-    found["darts"] = trained(darts_network(), drop_path=0.4)
+    found["darts"] = trained(darts_network(drop_path=0.4))
     found["alone"] = tuple(evaluate(rebuilt(found["norm"][0]), DATA, REPORT))
     found["few images"] = trained(small_network(), tiny_batches(), replace(RECIPE, batch_size=3))
 
@@ -162,23 +161,23 @@ def test_two_ranks_train_as_one_process_does(found, name, data, changes):
     expected, expected_history = trained(small_network(), data, replace(RECIPE, **changes))
     close(weights, expected, 1e-5)
     for ours, other in zip(history, expected_history, strict=True):
-        assert ours.train_accuracy == other.train_accuracy
-        assert ours.report_accuracy == other.report_accuracy
+        assert ours.train_metric == other.train_metric
+        assert ours.validation_metric == other.validation_metric
         assert ours.train_loss == pytest.approx(other.train_loss, abs=1e-5)
-        assert ours.report_loss == pytest.approx(other.report_loss, abs=1e-5)
+        assert ours.validation_loss == pytest.approx(other.validation_loss, abs=1e-5)
 
 
 def test_what_ranks_report_is_what_the_network_is_worth(found):
     for ours in found:
-        assert ours["norm"][1][-1].report_accuracy == ours["alone"][1]
-        assert ours["norm"][1][-1].report_loss == pytest.approx(ours["alone"][0])
+        assert ours["norm"][1][-1].validation_metric == ours["alone"][1]
+        assert ours["norm"][1][-1].validation_loss == pytest.approx(ours["alone"][0])
 
 
 def test_a_stop_of_rank_0_stops_all_and_its_checkpoint_goes_on_to_the_same_numbers(found):
     assert [ours["stopped"] for ours in found] == [TrainingStopped.__name__] * 2
     close(found[0]["resumed"][0], found[0]["norm"][0])
     for ours, other in zip(found[0]["resumed"][1], found[0]["norm"][1], strict=True):
-        assert ours.report_loss == pytest.approx(other.report_loss, abs=1e-6)
+        assert ours.validation_loss == pytest.approx(other.validation_loss, abs=1e-6)
 
 
 def test_an_error_on_one_rank_ends_the_training_of_all(found):
@@ -219,10 +218,10 @@ import numpy as np
 from optuna import TrialPruned
 from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
-from optuna_nas import ImageData, Recipe, Search, nasbench201_skeleton, nasbench201_space
+from optuna_nas import ImageData, NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbench201_space
 from optuna_nas.objective import train_objective as objective
 
-SPACE = nasbench201_space()
+SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, (1, 6, 6), 3))
 RANK = os.environ.get("RANK", "alone")
 train = objective.train
 
@@ -234,7 +233,7 @@ def spied(*arguments, **options):
         except Exception as error:
             file.write(type(error).__name__ + "\\n")
             raise
-        file.write(f"{result.last.report_accuracy}\\n")
+        file.write(f"{result.last.validation_metric}\\n")
     return result
 
 
@@ -270,7 +269,7 @@ def search(name: str = "two", epochs: int = 2, trials: int = 3, own: bool = Fals
     data = ImageData.from_arrays(images, labels)
     recipe = Recipe(epochs=epochs, batch_size=16, learning_rate=0.1)
     return Search(
-        name, SPACE, nasbench201_skeleton(1, 4, data.input_shape, 3), data, recipe,
+        name, SPACE, data, recipe,
         objective=mine if own else None, sampler=Fixed(seed=0), pruner=Second(), trials=trials, cpu_threads=1,
         n_jobs=n_jobs, pictures=False, tracking=None,
     )
@@ -372,11 +371,11 @@ def test_sigterm_with_a_checkpoint_or_a_killed_rank_ends_all_and_the_trial_is_tr
 def test_what_ranks_cannot_do_is_refused_in_one_sentence(changes, sentence, folder):
     search = load(Path("study.py"), None)
     if "masks" in changes:
-        changes = {"masks": HMNAS(NetworkSpace(search.space, search.skeleton))}
+        changes = {"masks": HMNAS(search.space)}
     if "n_jobs" in changes:
         search = replace(search, **changes)
     else:
-        search = replace(search, objective=replace(search.resolved_objective(), **changes))
+        search = replace(search, objective=replace(search.resolved_objective, **changes))
     with pytest.raises(ValueError, match=re.escape(sentence)):
         _shared_objective(search, Ranks(0, 2))
 
