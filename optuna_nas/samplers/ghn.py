@@ -82,11 +82,14 @@ class GHNSampler(ArchitectureSampler):
     embeddings takes over where it ranks better in cross-validation. With several objectives, candidates are ordered by
     the non-dominated rank of (score, -costs).
 
+    >>> import tempfile
     >>> import numpy as np, optuna
+    >>> from optuna.artifacts import FileSystemArtifactStore
     >>> from optuna_nas import GHNSampler, nasbench201_space
     >>> space = nasbench201_space()
     >>> def n_convolutions(architectures):
     ...     return np.array([float(str(architecture).count("conv")) for architecture in architectures])
+    >>> store = FileSystemArtifactStore(tempfile.mkdtemp())
     >>> sampler = GHNSampler(space, score=n_convolutions, artifact_store=store, seed=0)
     >>> study = optuna.create_study(direction="maximize", sampler=sampler)
     >>> study.optimize(lambda trial: n_convolutions([space.suggest(trial)])[0], n_trials=3)
@@ -162,7 +165,7 @@ class GHNSampler(ArchitectureSampler):
     def _init_state(self) -> None:
         super()._init_state()
         self._reserve: tuple[str, list[NDArray[np.int64]]] | None = None
-        self._index = PerStudy(lambda: FinishedIndex[int](self._digest_of))
+        self._index = PerStudy(lambda: FinishedIndex[int](lambda trial: digest_of_trial(self.space, trial)))
 
     def _make_fit(self) -> InStudyFit[Pool]:
         return InStudyFit(
@@ -272,17 +275,10 @@ class GHNSampler(ArchitectureSampler):
         unfinished = index.update(study._get_trials(deepcopy=False, use_cache=False))
         by_digest = index.groups()
         for other in unfinished:
-            if other.number != trial.number and (digest := self._digest_of(other)) is not None:
+            if other.number != trial.number and (digest := digest_of_trial(self.space, other)) is not None:
                 by_digest.setdefault(digest, []).append(other)
         groups = {digest: sorted(trials, key=_number) for digest, trials in by_digest.items()}
         return {digest: trials[-1] for digest, trials in sorted(groups.items(), key=lambda item: item[1][0].number)}
-
-    def _digest_of(self, trial: FrozenTrial) -> int | None:
-        """Return the digest of a trial's architecture, None where it is not of this space."""
-        if not self._distributions.keys() <= trial.params.keys():
-            return None
-        known = attribute(trial.user_attrs, DIGEST)
-        return _as_int(known) if isinstance(known, str) else _digest(self.space.decode(trial.params))
 
     def _draws(self, study: Study, trial: FrozenTrial) -> Iterator[Architecture]:
         random = self._random(trial, "pool")
@@ -384,6 +380,14 @@ def non_dominated_ranks(objectives_MK: NDArray[np.float64]) -> NDArray[np.int64]
         ranks[left[best]] = front
         left, front = left[~best], front + 1
     return ranks
+
+
+def digest_of_trial(space: Space, trial: FrozenTrial) -> int | None:
+    """Return the digest of a trial's architecture, None where it is not of this space."""
+    if not space.distributions().keys() <= trial.params.keys():
+        return None
+    known = attribute(trial.user_attrs, DIGEST)
+    return _as_int(known) if isinstance(known, str) else _digest(space.decode(trial.params))
 
 
 def _digest(architecture: Architecture) -> int:

@@ -183,6 +183,11 @@ class SNASSampler(ArchitectureSampler):
             for (path, known), row in zip(self._positions.items(), table, strict=True)
         }
 
+    def n_outcomes(self, study: Study) -> int:
+        """Return how many finished trials of a study the distribution has learned from."""
+        fold = self._fold(study)
+        return 0 if fold is None else fold.policy.n_outcomes
+
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """Return parameters of a connected architecture that is new, if 100 draws find one."""
         fold, snapshot = self._fold(study), self._newest(study, trial.number)

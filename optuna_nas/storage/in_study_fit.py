@@ -64,10 +64,13 @@ class InStudyFit(PicklesSettings, Generic[Content]):
     newest snapshot that verifies and never wait. A round that was cut off goes on from its checkpoint; if its trial
     dies, another opens it.
 
+    >>> import tempfile
     >>> import optuna
+    >>> from optuna.artifacts import FileSystemArtifactStore
     >>> from optuna_nas import SNAS, InStudyFit, NetworkSpace, Skeleton, SNASRecipe, digits, nasbench201_space
     >>> space = nasbench201_space()
     >>> snas = SNAS(NetworkSpace(space, Skeleton(("cell",), 4, (1, 8, 8), 10)), SNASRecipe(relaxation="one_path"))
+    >>> store = FileSystemArtifactStore(tempfile.mkdtemp())
     >>> fit = InStudyFit(snas, digits(), budget=0.2, n_trials=4, trials_per_round=2, artifact_store=store)
     >>> def objective(trial):
     ...     architecture = space.suggest(trial)

@@ -185,9 +185,9 @@ def test_what_was_tried_before_is_not_proposed(tmp_path):
 
 
 def test_a_pool_looks_at_each_trial_once_in_all(tmp_path, monkeypatch):
-    looked, digest_of = [], module._digest_of
+    looked, digest_of = [], module.digest_of_trial
     monkeypatch.setattr(
-        module, "_digest_of", lambda space, trial: looked.append(trial.number) or digest_of(space, trial)
+        module, "digest_of_trial", lambda space, trial: looked.append(trial.number) or digest_of(space, trial)
     )
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), 30)

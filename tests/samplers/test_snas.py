@@ -321,7 +321,7 @@ def test_pruned_trials_count_as_worse_and_failed_ones_not_at_all():
     assert sampler.probabilities(study)["cell_0_1"]["avg_pool_3x3"] < 0.15
     states = [trial.state for trial in study.trials]
     assert TrialState.FAIL in states
-    assert sampler._folds[study._storage][study._study_id].policy.n_outcomes == 40 - states.count(TrialState.FAIL)
+    assert sampler.n_outcomes(study) == 40 - states.count(TrialState.FAIL)
 
 
 def test_it_works_inside_hyperband():
@@ -419,26 +419,23 @@ def test_trials_of_other_samplers_and_of_other_parameters_are_passed_over():
     [
         {"data": object()},
         {"budget": 3},
-        {"snas": "right", "data": object()},
-        {"snas": "right", "data": object(), "budget": 0},
-        {"trials": 0},
+        {"model": snas_with_logits(), "data": object()},
+        {"model": snas_with_logits(), "data": object(), "budget": 0},
+        {"n_trials": 0},
         {"trials_per_round": 0},
         {"learn_from_trials": False},
         {"learning_rate": 0.0},
         {"learning_rate": 1.0},
-        {"snas": "wrong"},
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments):
-    if "snas" in arguments:
-        right = arguments["snas"] == "right"
-        arguments = {**arguments, "snas": snas_with_logits() if right else None} if right else arguments
-    if arguments.get("snas") == "wrong":
-        with pytest.raises(ValueError, match="`snas` must be of the sampler's space"):
-            SNASSampler(nasbench201_space(), snas_with_logits())
-        return
     with pytest.raises(ValueError, match=r"must"):
         optuna.create_study(sampler=SNASSampler(SPACE, **arguments)).optimize(n_convolutions, n_trials=1)
+
+
+def test_a_model_of_another_space_is_refused():
+    with pytest.raises(ValueError, match="`model` must be of the sampler's space"):
+        SNASSampler(nasbench201_space(), snas_with_logits())
 
 
 # -- rounds of training -------------------------------------------------------------------------------------------
@@ -589,9 +586,8 @@ def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
     with pytest.raises(TrainingStopped):
         study.optimize(n_convolutions, n_trials=1)
     resumed = training_sampler(data, tmp_path)
-    resumed.prepare(tmp_path, None, None)
     steps = []
-    resumed._on_progress = steps.append
+    resumed.prepare(tmp_path, steps.append, None)
     study.sampler = resumed
     study.optimize(n_convolutions, n_trials=1)
     assert openers(study) == [1]

@@ -15,6 +15,7 @@ from optuna_nas import (
     CellSpace,
     GHNRecipe,
     InStudyFit,
+    NetworkSpace,
     Search,
     Skeleton,
     SNASRecipe,
