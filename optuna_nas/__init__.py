@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     )
     from optuna_nas.storage import (
         Heartbeat,
+        InStudyFit,
     )
     from optuna_nas.tracking import (
         MLflowTracker,
@@ -140,6 +141,7 @@ __all__ = [
     "ImageClassification",
     "ImageData",
     "ImageFolderData",
+    "InStudyFit",
     "Job",
     "LoaderData",
     "MLflowTracker",
@@ -294,7 +296,7 @@ _HOMES = {
         "nasbench201_space",
         "published_cell",
     ),
-    "storage": ("Heartbeat",),
+    "storage": ("Heartbeat", "InStudyFit"),
     "tracking": ("MLflowTracker",),
     "training": (
         "ImageClassification",

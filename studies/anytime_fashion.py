@@ -44,7 +44,14 @@ def search(
     space, skeleton = anytime_space(), anytime_skeleton(3, 8, data.input_shape, data.classes, budget=BUDGET)
     ghn = GHN(NetworkSpace(space, skeleton), GHNRecipe(phases=2, seed=seed), training_space=anytime_space((8, 6, 4)))
     best_of_pool = GHNSampler(
-        space, ghn, data=data, budget=ghn_epochs, pool_size=300, refresh=max(1, trials), exploration=0.0, seed=seed
+        space,
+        ghn,
+        data=data,
+        budget=ghn_epochs,
+        pool_size=300,
+        trials_per_round=max(1, trials),
+        exploration=0.0,
+        seed=seed,
     )
     return Search(
         name=f"anytime-fashion-{strategy}",

@@ -53,7 +53,7 @@ def search(smoke: bool = False, device: str = "auto", seed: int = 0) -> Search:
             data=data,
             budget=1 if smoke else 200,
             pool_size=20 if smoke else 1000,
-            refresh=trials,
+            trials_per_round=trials,
             exploration=0.0,
             seed=seed,
         ),

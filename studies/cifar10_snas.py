@@ -47,7 +47,7 @@ def search(smoke: bool = False, resource: str = "mild", device: str = "auto", se
         name="cifar10-snas" if not smoke else "cifar10-snas-smoke",
         space=snas.space,
         objective=lambda trial: float(snas.score([snas.space.suggest(trial)])[0]),
-        sampler=SNASSampler(snas.space, snas, data=data, budget=epochs, trials=trials, trials_per_round=2, seed=seed),
+        sampler=SNASSampler(snas.space, snas, data=data, budget=epochs, trials_per_round=2, seed=seed),
         trials=trials,
         description=__doc__ or "",
     )

@@ -33,7 +33,7 @@ def search(trials: int = 30, epochs: int = 8, snas_epochs: float = 40, seed: int
         space=NetworkSpace(space, nasbench201_skeleton(**frame)),
         data=data,
         recipe=Recipe(epochs=epochs, batch_size=32, learning_rate=0.025, warmup_fraction=0.1, seed=seed),
-        sampler=SNASSampler(space, snas, data=data, budget=snas_epochs, trials=trials, trials_per_round=5, seed=seed),
+        sampler=SNASSampler(space, snas, data=data, budget=snas_epochs, trials_per_round=5, seed=seed),
         pruner=PercentilePruner(75.0, n_startup_trials=8, n_warmup_steps=5),
         trials=trials,
         cpu_threads=1,

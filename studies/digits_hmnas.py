@@ -49,7 +49,7 @@ def search(trials: int = 20, epochs: int = 8, hmnas_epochs: float = HMNAS_EPOCHS
         objective=TrainObjective(NetworkSpace(NetworkSpace(SPACE, frame), data), recipe),
         data=data,
         sampler=optuna.samplers.RandomSampler(seed),
-        pruner=HMNASPruner(hmnas, data=data, budget=hmnas_epochs, trials=trials, trials_per_round=5, seed=seed),
+        pruner=HMNASPruner(hmnas, data=data, budget=hmnas_epochs, trials_per_round=5, seed=seed),
         trials=trials,
         cpu_threads=1,
         description=__doc__ or "",
@@ -67,7 +67,7 @@ def main() -> None:
     objective, pruner = wanted.objective, wanted.pruner
     assert isinstance(objective, TrainObjective)
     assert isinstance(pruner, HMNASPruner)
-    hmnas = pruner.hmnas
+    hmnas = pruner.model
     folder = wanted.resolved_folder() / "pipeline"
     hmnas.fit(objective.data, HMNAS_EPOCHS, checkpoint=folder / "hmnas.safetensors")
     derived = hmnas.derive()

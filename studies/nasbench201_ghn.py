@@ -20,6 +20,7 @@ import torch
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
 from numpy.typing import NDArray
 from optuna import Trial
+from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from scipy.stats import kendalltau, spearmanr
 from strategies import placed
@@ -50,7 +51,9 @@ def search(images: str = "", epochs: float = EPOCHS, trials: int = 10, train_epo
         space=NetworkSpace(SPACE, skeleton(data)),
         data=data,
         recipe=Recipe(epochs=train_epochs, learning_rate=0.1, seed=seed),
-        sampler=GHNSampler(SPACE, ghn, data=data, budget=epochs, refresh=max(trials, 1), exploration=0.0, seed=seed),
+        sampler=GHNSampler(
+            SPACE, ghn, data=data, budget=epochs, trials_per_round=max(trials, 1), exploration=0.0, seed=seed
+        ),
         trials=trials,
         description=__doc__ or "",
     )
@@ -124,7 +127,7 @@ def prune_by_score(
         def score(asked: list[Architecture], table: dict[Architecture, float] = table) -> NDArray[np.float64]:
             return np.array([table[cell] if cell in table else ghn.score([cell])[0] for cell in asked])
 
-        pruner = GHNPruner(score, SPACE, seed=seed)
+        pruner = GHNPruner(score=score, space=SPACE, pruner=NopPruner(), seed=seed)
         study = optuna.create_study(direction="maximize", pruner=pruner)
         truth = dict(zip(cells, came, strict=True))
         for cell in table:

@@ -48,7 +48,7 @@ def search(images: str = "", epochs: float = EPOCHS, trials: int = 20, seed: int
         trial.set_user_attr("params", placed(architecture, nasbench201_skeleton()).cost().params)
         return float(snas.score([architecture])[0])
 
-    sampler = SNASSampler(SPACE, snas, data=data, budget=epochs, trials=trials, trials_per_round=2, seed=seed)
+    sampler = SNASSampler(SPACE, snas, data=data, budget=epochs, trials_per_round=2, seed=seed)
     return Search(
         name=f"nasbench201-snas-{seed}",
         space=SPACE,

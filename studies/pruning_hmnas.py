@@ -114,7 +114,7 @@ def judge(hmnas: HMNAS, curves: dict[Architecture, Curve], seeds: int, trials: i
 
     def all_cells(model: HMNAS, seed: int) -> tuple[float, float]:
         order = np.random.default_rng(seed).permutation(len(cells))
-        study = study_of([cells[i] for i in order], curves, HMNASPruner(model, NopPruner(), seed=seed))
+        study = study_of([cells[i] for i in order], curves, HMNASPruner(model, pruner=NopPruner(), seed=seed))
         stopped = stopped_at_once(study)
         top = came[order] >= np.quantile(came, 0.9)
         return len(stopped) / len(cells), float(top[stopped].sum() / max(1, len(stopped)))

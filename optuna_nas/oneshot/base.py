@@ -323,6 +323,17 @@ class OneShotModel(LearnedState[Record]):
                 self._scoring = next(iter(data.batches([REPORT], self.recipe.scoring_images)))
 
 
+def score_of(model: OneShotModel[Any] | None, score: Score | None) -> Score:
+    """Return the function that scores: the model's, or the one given instead.
+
+    Raises:
+        ValueError: There is neither or both.
+    """
+    if (model is None) == (score is None):
+        raise ValueError("`model` or `score` must be given, and not both; a score is a function of architectures.")
+    return model.score if model is not None else cast("Score", score)
+
+
 def _progress_bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import BasePruner, MedianPruner
 from optuna.trial import TrialState
 
 from optuna_nas.storage.attributes import (
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 SCORED_A_TRIAL = 100
 """Random architectures that a trial waits for at most."""
-WATCHED = 200
+MAX_TRIALS = 200
 """Finished trials, the newest, from which a correlation is taken."""
 
 
@@ -56,17 +56,17 @@ class RankCorrelation(NamedTuple):
     n_trials: int
 
 
-def rank_correlation(guessed: list[float], came: list[float], confidence: float = 0.99) -> RankCorrelation:
+def rank_correlation(scores: list[float], values: list[float], confidence: float = 0.99) -> RankCorrelation:
     """Return Kendall's tau-b of two lists and its bounds, each at a confidence in (0.5, 1).
 
     Fewer than 5 pairs, or pairs of which one side is constant, tell nothing: tau 0 between -1 and 1.
     """
-    n_pairs = len(guessed)
-    if n_pairs < 5 or len(set(guessed)) == 1 or len(set(came)) == 1:
+    n_pairs = len(scores)
+    if n_pairs < 5 or len(set(scores)) == 1 or len(set(values)) == 1:
         return RankCorrelation(0.0, -1.0, 1.0, n_pairs)
     from scipy.stats import kendalltau, norm  # a second to import, for each process
 
-    tau = float(kendalltau(guessed, came).statistic)
+    tau = float(kendalltau(scores, values).statistic)
     z = math.atanh(min(max(tau, -0.999999), 0.999999))
     spread = float(norm.ppf(confidence)) * math.sqrt(0.437 / (n_pairs - 4))
     return RankCorrelation(tau, math.tanh(z - spread), math.tanh(z + spread), n_pairs)
@@ -98,7 +98,7 @@ class SurrogatePruner(PicklesSettings, BasePruner):
 
     Args:
         space: What trials choose from.
-        pruner: Decides on the learning curve; by default nothing is stopped by it.
+        pruner: Decides on the learning curve of trials that pass; by default Optuna's median pruner.
         exempt: Share of flagged trials that train anyway, in (0, 1].
         n_startup_trials: Finished trials before the first is stopped.
         seed: Seed of the choice of exempt trials.
@@ -118,26 +118,26 @@ class SurrogatePruner(PicklesSettings, BasePruner):
             raise ValueError(f"`n_startup_trials` must be at least 5 to tell anything but got {n_startup_trials}.")
         self.space = space
         self._distributions = space.distributions()
-        self._pruner = pruner or NopPruner()
+        self.pruner = MedianPruner() if pruner is None else pruner
         self._exempt, self._n_startup_trials, self._seed = exempt, n_startup_trials, seed
         super().__init__()
 
-    def _can_guess(self) -> bool:
+    def _can_score(self) -> bool:
         """Tell whether there is a model that has learned."""
         return True
 
     @abstractmethod
-    def _guess(self, trial: FrozenTrial) -> float:
+    def _score(self, trial: FrozenTrial) -> float:
         """Return what is guessed of a trial's architecture, larger is better; quick when asked again."""
 
     @abstractmethod
-    def _flags(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
+    def _flags(self, study: Study, trial: FrozenTrial, score: float) -> str | None:
         """Return why a trial is to be stopped, in one sentence; None to let it pass."""
 
     def _init_state(self) -> None:
         super()._init_state()
         self._lock = threading.RLock()
-        self._met_strangers = False
+        self._warned_of_space = False
         self._watch = PerStudy(_Watch)
 
     def correlation(self, study: Study) -> RankCorrelation:
@@ -146,19 +146,19 @@ class SurrogatePruner(PicklesSettings, BasePruner):
             watch = self._watch.of(study)
             for trial in watch.finished.take(study._get_trials(deepcopy=False, use_cache=True)):
                 if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all() and self._is_ours(trial):
-                    watch.guessed.append(self._guess(trial))
-                    watch.came.append(oriented(trial.values[0], study.directions[0]))
-            return rank_correlation(watch.guessed[-WATCHED:], watch.came[-WATCHED:])
+                    watch.scores.append(self._score(trial))
+                    watch.values.append(oriented(trial.values[0], study.directions[0]))
+            return rank_correlation(watch.scores[-MAX_TRIALS:], watch.values[-MAX_TRIALS:])
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         if not trial.intermediate_values and not self._is_ours(trial):
             self._warn_of(trial)
-        if trial.intermediate_values or not self._is_ours(trial) or not self._can_guess():
+        if trial.intermediate_values or not self._is_ours(trial) or not self._can_score():
             return self._ask_wrapped(study, trial)
-        guess = self._guess(trial)
+        score = self._score(trial)
         if not has_attribute(trial.user_attrs, SURROGATE_SCORE):
-            study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, guess)
-        reason = self._flags(study, trial, guess)
+            study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, score)
+        reason = self._flags(study, trial, score)
         if reason is None or not self._may_speak(study):
             return False
         exempt = self._is_exempt(trial)
@@ -170,16 +170,16 @@ class SurrogatePruner(PicklesSettings, BasePruner):
         if len(study.directions) > 1:
             return False  # it would look for a curve
         try:
-            return self._pruner.prune(study, trial)
+            return self.pruner.prune(study, trial)
         except Exception as error:
             raise RuntimeError(
-                f"`pruner` must answer for every trial but {type(self._pruner).__name__} raised "
+                f"`pruner` must answer for every trial but {type(self.pruner).__name__} raised "
                 f"{type(error).__name__} at trial {trial.number} ({error}); repair it, or leave it out."
             ) from error
 
     def _warn_of(self, trial: FrozenTrial) -> None:
-        if not self._met_strangers:
-            self._met_strangers = True
+        if not self._warned_of_space:
+            self._warned_of_space = True
             logger.warning(
                 "`space` of %s must be what trials choose from but trial %d chooses from another; such trials go to "
                 "the wrapped pruner alone.",
@@ -220,7 +220,7 @@ class QuantilePruner(SurrogatePruner):
 
     Args:
         space: What trials choose from.
-        pruner: Decides on the learning curve; by default nothing is stopped by it.
+        pruner: Decides on the learning curve of trials that pass; by default Optuna's median pruner.
         quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
         n_random: Random architectures that are scored to know that quantile, 100 with each of the first trials.
         exempt: Share of flagged trials that train anyway, in (0, 1].
@@ -307,26 +307,26 @@ class QuantilePruner(SurrogatePruner):
             return None
         return np.array(value["scores"])
 
-    def _guess(self, trial: FrozenTrial) -> float:
+    def _score(self, trial: FrozenTrial) -> float:
         known = attribute(trial.user_attrs, SURROGATE_SCORE)
         if isinstance(known, int | float):
             return float(known)
-        guess = float(self._scores([self.space.decode(trial.params)])[0])
-        return guess if np.isfinite(guess) else -np.inf
+        score = float(self._scores([self.space.decode(trial.params)])[0])
+        return score if np.isfinite(score) else -np.inf
 
-    def _flags(self, study: Study, trial: FrozenTrial, guess: float) -> str | None:
+    def _flags(self, study: Study, trial: FrozenTrial, score: float) -> str | None:
         threshold = self.threshold(study, trial.number)
-        if guess >= threshold:
+        if score >= threshold:
             return None
         share = f"{self._quantile:.0%} of random architectures"
-        return f"its score of {guess:.4g} is below {threshold:.4g}, that of {share}"
+        return f"its score of {score:.4g} is below {threshold:.4g}, that of {share}"
 
 
 class _Watch:
     """What was guessed of the completed trials of a study, and what they came to."""
 
     def __init__(self) -> None:
-        self.guessed: list[float] = []
-        self.came: list[float] = []
+        self.scores: list[float] = []
+        self.values: list[float] = []
         self.warned = False
         self.finished = FinishedTrials()

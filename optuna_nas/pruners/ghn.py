@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optuna_nas.oneshot.ghn import GHN
+from optuna_nas.oneshot.base import score_of
 from optuna_nas.pruners.base import QuantilePruner
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from optuna.pruners import BasePruner
 
-    from optuna_nas.oneshot.base import Score
+    from optuna_nas.oneshot.base import OneShotModel, Score
     from optuna_nas.space import Architecture, Space
 
 
@@ -27,11 +27,12 @@ class GHNPruner(QuantilePruner):
     unless told otherwise.
 
     Args:
-        score: A fitted `GHN`, or a function of architectures; larger is better.
-        space: What trials choose from; by default the GHN's.
+        model: A fitted `OneShotModel`, such as a `GHN`.
+        space: What trials choose from; by default the model's.
+        score: Instead of a model, a function of architectures; larger is better.
         quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
         n_random: Random architectures that are scored to know that quantile, 100 with each of the first trials.
-        pruner: Decides on the learning curve of what passes; by default nothing is stopped by it.
+        pruner: Decides on the learning curve of trials that pass; by default Optuna's median pruner.
         exempt: Share of flagged trials that train anyway, so that it can be known who was right.
         n_startup_trials: Finished trials before the first is stopped.
         seed: Seed of the random architectures and of the choice of exempt trials.
@@ -44,9 +45,10 @@ class GHNPruner(QuantilePruner):
 
     def __init__(
         self,
-        score: GHN | Score,
-        space: Space | None = None,
+        model: OneShotModel[Any] | None = None,
         *,
+        space: Space | None = None,
+        score: Score | None = None,
         quantile: float = 0.25,
         n_random: int = 1000,
         pruner: BasePruner | None = None,
@@ -54,20 +56,19 @@ class GHNPruner(QuantilePruner):
         n_startup_trials: int = 15,
         seed: int = 0,
     ) -> None:
+        self.model, self._scorer = model, score_of(model, score)
         if space is None:
-            if not isinstance(score, GHN):
-                raise ValueError("`space` must be given, unless `score` is a GHN, which has one.")
-            space = score.space
-        self._ghn = score if isinstance(score, GHN) else None
-        self._score = score.score if isinstance(score, GHN) else score
+            if model is None:
+                raise ValueError("`space` must be given, unless there is a `model`, which has one.")
+            space = model.space
         super().__init__(space, pruner, quantile, n_random, exempt, n_startup_trials, seed)
 
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        return np.asarray(self._score(architectures), dtype=np.float64)
+        return np.asarray(self._scorer(architectures), dtype=np.float64)
 
     def _step(self) -> int:
-        return 0 if self._ghn is None else self._ghn.step
+        return 0 if self.model is None else self.model.step
 
-    def _can_guess(self) -> bool:
-        """A GHN guesses when its fit has ended."""
-        return self._ghn is None or self._ghn.fitted
+    def _can_score(self) -> bool:
+        """Tell whether the fit of the model has ended."""
+        return self.model is None or self.model.fitted

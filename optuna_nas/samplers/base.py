@@ -1,4 +1,4 @@
-"""What samplers of architectures share: whole proposals, an inner sampler for the rest, equal numbers everywhere."""
+"""The base class of samplers of architectures: whole proposals, and the same ones everywhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
 
 from optuna_nas.storage.attributes import given_params, hash_of
-from optuna_nas.storage.model_rounds import TrainsInRounds
+from optuna_nas.storage.finished import PicklesSettings
 from optuna_nas.storage.optuna_rdb import LazyRandomState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from optuna import Study
@@ -22,23 +23,25 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState
 
     from optuna_nas.space import Architecture, Space
+    from optuna_nas.storage.in_study_fit import InStudyFit
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
-class ArchitectureSampler(TrainsInRounds, BaseSampler):
-    """Proposes whole architectures of a space; parameters that are not of the space go to an inner sampler.
+class ArchitectureSampler(PicklesSettings, BaseSampler):
+    """Propose whole architectures of a space; parameters that are not of the space go to another sampler.
 
     Random numbers depend on the seed, the trial's number and the parameter's name only: equal in one thread or four, in
     one process or many.
 
     Args:
         space: What may be chosen.
-        inner: Sampler of other parameters; by default Optuna's TPE.
-        seed: Of the random numbers; None draws one.
+        independent_sampler: Sampler of other parameters; by default Optuna's TPE.
+        seed: Seed of the random numbers; None draws one.
     """
 
-    def __init__(self, space: Space, inner: BaseSampler | None, seed: int | None) -> None:
+    def __init__(self, space: Space, independent_sampler: BaseSampler | None, seed: int | None) -> None:
         self.space = space
-        self._inner = inner or TPESampler()
+        self._others = independent_sampler or TPESampler()
         self._seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
         self._distributions = space.distributions()
         self._positions = {
@@ -51,19 +54,34 @@ class ArchitectureSampler(TrainsInRounds, BaseSampler):
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """Return all parameters of an architecture, the same ones for the same trial."""
 
-    def _before_proposal(self, study: Study, trial: FrozenTrial) -> None:
-        """Do what comes before a trial's first proposal, such as a training that the trial has to pay for."""
-
     def _init_state(self) -> None:
         super()._init_state()
-        self._inner_lock = threading.Lock()
+        self._others_lock = threading.Lock()
+
+        self.in_study_fit = self._make_fit()
+
+    def _make_fit(self) -> InStudyFit[Any] | None:
+        """Return what trains a model while the study runs, and makes what a round publishes; None for nothing."""
+        return None
+
+    def prepare(
+        self,
+        folder: Path | None = None,
+        on_progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        store: ArtifactStore | None = None,
+        n_trials: int | None = None,
+    ) -> None:
+        """Take what a search knows; see `InStudyFit.prepare`."""
+        if self.in_study_fit is not None:
+            self.in_study_fit.prepare(folder, on_progress, should_stop, store, n_trials)
 
     def reseed_rng(self) -> None:
         """Do nothing: random numbers depend on the trial's number, so streams of workers never overlap."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        with self._inner_lock:
-            others = self._inner.infer_relative_search_space(study, trial)
+        with self._others_lock:
+            others = self._others.infer_relative_search_space(study, trial)
         return {**self._distributions, **{name: d for name, d in others.items() if name not in self._distributions}}
 
     def sample_relative(
@@ -73,13 +91,14 @@ class ArchitectureSampler(TrainsInRounds, BaseSampler):
         others = {name: d for name, d in search_space.items() if name not in self._distributions}
         if len(others) < len(search_space):
             self._check_space(search_space)
-            self._before_proposal(study, trial)
+            if self.in_study_fit is not None:
+                self.in_study_fit.before(study, trial)
             proposed = self._propose(study, trial)
             params = {name: value for name, value in proposed.items() if name in search_space}
         if others:
-            with self._inner_lock:
-                self._reseed_inner(trial, "")
-                params.update(self._inner.sample_relative(study, trial, others))
+            with self._others_lock:
+                self._reseed_others(trial, "")
+                params.update(self._others.sample_relative(study, trial, others))
             for name, distribution in others.items():
                 if name not in params:
                     params[name] = self.sample_independent(study, trial, name, distribution)
@@ -91,15 +110,17 @@ class ArchitectureSampler(TrainsInRounds, BaseSampler):
         if param_name in self._distributions:
             self._check_space({param_name: param_distribution})
             return self._propose(study, trial)[param_name]
-        with self._inner_lock:
-            self._reseed_inner(trial, param_name)
-            return self._inner.sample_independent(study, trial, param_name, param_distribution)
+        with self._others_lock:
+            self._reseed_others(trial, param_name)
+            return self._others.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._inner.before_trial(study, trial)
+        self._others.before_trial(study, trial)
+        if self.in_study_fit is not None and self._is_fixed(trial):
+            self.in_study_fit.newest(study, trial.number)  # not for us, but a pruner or the objective may ask the model
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._inner.after_trial(study, trial, state, values)
+        self._others.after_trial(study, trial, state, values)
 
     def _is_fixed(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial has all our parameters, or was enqueued with them, so that nothing is asked of us."""
@@ -127,8 +148,8 @@ class ArchitectureSampler(TrainsInRounds, BaseSampler):
     def _random(self, trial: FrozenTrial, name: str) -> np.random.Generator:
         return np.random.default_rng([self._seed, trial.number, hash_of(name)])
 
-    def _reseed_inner(self, trial: FrozenTrial, name: str) -> None:
-        self._reseed(self._inner, trial, name)
+    def _reseed_others(self, trial: FrozenTrial, name: str) -> None:
+        self._reseed(self._others, trial, name)
 
     def _reseed(self, sampler: BaseSampler, trial: FrozenTrial, name: str) -> None:
         """Give a sampler numbers of this trial and parameter, whatever other threads have drawn."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from optuna.trial import TrialState
 
-from optuna_nas.oneshot.ghn import GHN
+from optuna_nas.oneshot.base import score_of
 from optuna_nas.oneshot.ghn.regression import regress_if_better
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.space.cost import COSTS
@@ -21,11 +21,10 @@ from optuna_nas.storage.attributes import (
     attribute,
     given_params,
     hash_of,
-    write_fit_records,
 )
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedIndex, PerStudy
-from optuna_nas.storage.model_rounds import Rounds, Snapshot
+from optuna_nas.storage.in_study_fit import FIT_FRACTION, InStudyFit
 from optuna_nas.training.checkpoints import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -34,22 +33,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from optuna import Study
+    from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
-    from optuna_nas.oneshot.base import Score
+    from optuna_nas.oneshot.base import OneShotModel, Score
     from optuna_nas.space import Architecture, Space
+    from optuna_nas.storage.model_rounds import Snapshot
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
-MODEL, POOL = "ghn.safetensors", "pool.safetensors"
+POOL = "pool.safetensors"
 ROUNDS_BEHIND = 3
 """How many rounds a worker may be behind the newest without ever proposing what another proposes."""
 SCORED_AT_ONCE = 64
-FITTING = 0.8
-"""Share of a round that its display counts for the training of the GHN, the rest for scoring the pool."""
 RESERVED_PART = 20
 """The sequence kept free for the first trials is at most such a part of the space."""
 DRAWS_A_CANDIDATE = 20
@@ -71,66 +70,81 @@ class Pool(NamedTuple):
 
 
 class GHNSampler(ArchitectureSampler):
-    """Scores a pool of architectures without training them and hands out the best, each once (GHN, Zhang et al. 2019).
+    """Score a pool of architectures without training them; propose the best, each once (GHN, Zhang et al. 2019).
 
-    Every `refresh` trials, the first of them draws a new pool, leaves out what was handed out before and what computes
-    the same function, scores it, and publishes it. A trial takes the candidate of its own number, so that any number of
-    workers never repeat one and none waits: who comes before a pool is there takes from the pool before, or from a
-    sequence of random architectures that is kept free for that. (Two pools that are being scored at once do not know of
-    each other: rounds should be longer than the scoring of a pool.)
+    Every `trials_per_round` trials, the first of them draws a new pool, leaves out what was handed out before and what
+    computes the same function, scores it, and publishes it. A trial takes the candidate of its own number, so that any
+    number of workers never repeat one and none waits: who comes before a pool is there takes from the pool before, or
+    from a sequence of random architectures that is kept free for that. (Two pools that are being scored at once do not
+    know of each other: rounds should be longer than the scoring of a pool.)
 
-    With a `GHN`, finished trials may score better than it does: a regression on its graph embeddings takes over where
-    it ranks better in cross-validation. With several objectives, candidates are ordered by the non-dominated rank of
-    (score, -costs).
+    With a model that has a method `embed` (`GHN`), finished trials may score better than it does: a regression on its
+    embeddings takes over where it ranks better in cross-validation. With several objectives, candidates are ordered by
+    the non-dominated rank of (score, -costs).
+
+    >>> import tempfile
+    >>> import numpy as np, optuna
+    >>> from optuna.artifacts import FileSystemArtifactStore
+    >>> from optuna_nas import GHNSampler, nasbench201_space
+    >>> space = nasbench201_space()
+    >>> def n_convolutions(architectures):
+    ...     return np.array([float(str(architecture).count("conv")) for architecture in architectures])
+    >>> store = FileSystemArtifactStore(tempfile.mkdtemp())
+    >>> sampler = GHNSampler(space, score=n_convolutions, artifact_store=store, seed=0)
+    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+    >>> study.optimize(lambda trial: n_convolutions([space.suggest(trial)])[0], n_trials=3)
+    >>> study.best_value
+    6.0
 
     Args:
         space: What may be chosen; any space.
-        score: A `GHN`, or a function of architectures (`snas.score`, a proxy of your own); larger is better.
-        data: Images to train the GHN on in the first trial; not needed if it is fitted.
+        model: A `OneShotModel` that scores: a `GHN`, or a supernet by inherited weights.
+        score: Instead of a model, a function of architectures (a proxy of your own); larger is better.
+        data: Data to train the model on in the first trial; not needed if it is fitted.
         budget: Epochs of that training.
         pool_size: Candidates of a round.
         exploration: Share of trials that take a random candidate of the pool instead of the best left.
-        refresh: Trials between two pools.
+        trials_per_round: Trials from one pool to the next.
         candidates: Sampler that draws the pool; uniform by default.
         costs: Further objectives, out of `params`, `multiply_adds` and `memory_access`; all are minimised.
-        inner: Sampler of parameters that are not of the space; by default Optuna's TPE.
+        independent_sampler: Sampler of parameters that are not of the space; by default Optuna's TPE.
         artifact_store: Where pools are published, reachable by all workers; by default the folder
             `runs/STUDY/artifacts`.
-        seed: Of the random numbers; None draws one.
+        device: Where the model is trained: `auto` (a GPU if there is one), or a torch device.
+        seed: Seed of the random numbers; None draws one.
 
     Raises:
-        ValueError: An argument is out of range, or the GHN is of another space.
+        ValueError: An argument is out of range, or the model is of another space.
     """
 
     def __init__(
         self,
         space: Space,
-        score: GHN | Score,
+        model: OneShotModel[Any] | None = None,
         *,
+        score: Score | None = None,
         data: Data | None = None,
         budget: float | None = None,
         pool_size: int = 1000,
         exploration: float = 0.1,
-        refresh: int = 100,
+        trials_per_round: int = 100,
         candidates: BaseSampler | None = None,
         costs: Sequence[str] = (),
-        inner: BaseSampler | None = None,
+        independent_sampler: BaseSampler | None = None,
         artifact_store: ArtifactStore | None = None,
+        device: str = "auto",
         seed: int | None = None,
     ) -> None:
-        ghn = score if isinstance(score, GHN) else None
-        if ghn is not None and ghn.space != space:
-            raise ValueError("`score` must be a GHN of the sampler's space but is of another; pass `ghn.space`.")
-        if (data is None) != (budget is None) or (data is not None and ghn is None):
-            raise ValueError("`data` and `budget` must be given together, and with a GHN, to train it in the study.")
-        if budget is not None and not budget > 0:
-            raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
-        for name, value in (("pool_size", pool_size), ("refresh", refresh)):
+        self.model, self.score = model, score_of(model, score)
+        if model is not None and model.space.core != space.core:
+            raise ValueError("`model` must be of the sampler's space but is of another; pass `model.space`.")
+        for name, value in (("pool_size", pool_size), ("trials_per_round", trials_per_round)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1 but got {value}.")
-        if pool_size < refresh:
+        if pool_size < trials_per_round:
             raise ValueError(
-                f"`pool_size` must be at least `refresh`, one candidate a trial, but {pool_size} < {refresh}."
+                f"`pool_size` must be at least `trials_per_round`, one candidate a trial, but {pool_size} < "
+                f"{trials_per_round}."
             )
         if not 0 <= exploration <= 1:
             raise ValueError(f"`exploration` must be in [0, 1] but got {exploration}; 0.1 suits most studies.")
@@ -142,67 +156,59 @@ class GHNSampler(ArchitectureSampler):
             raise ValueError(
                 "`space` must be a `ModelSpace`, such as `NetworkSpace(space, skeleton)`, to count `costs`."
             )
-        self.score, self.ghn = score, ghn
-        self._data, self._budget = data, budget
-        self._pool_size, self._exploration, self._refresh = pool_size, exploration, refresh
+        self._data, self._budget, self._device, self._given_store = data, budget, device, artifact_store
+        self._pool_size, self._exploration, self._trials_per_round = pool_size, exploration, trials_per_round
         self._candidates = candidates
-        self._given_store = artifact_store
         self._seeded = seed is not None
-        super().__init__(space, inner, seed)
+        super().__init__(space, independent_sampler, seed)
 
     def _init_state(self) -> None:
         super()._init_state()
-        self._attached = False
         self._reserve: tuple[str, list[NDArray[np.int64]]] | None = None
-        self._index = PerStudy(lambda: FinishedIndex[int](self._digest_of))
-        self._rounds: Rounds[Pool] = Rounds("GHN", self._refresh, self._given_store, self._is_fixed, self._load, self)
+        self._index = PerStudy(lambda: FinishedIndex[int](lambda trial: digest_of_trial(self.space, trial)))
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        super().before_trial(study, trial)
-        if self._is_fixed(trial):  # nothing will be asked of us, but a pruner or the objective may ask the GHN
-            self._attach()
-            self._rounds.newest(study, trial.number)
+    def _make_fit(self) -> InStudyFit[Pool]:
+        return InStudyFit(
+            self.model,
+            self._data,
+            self._budget,
+            n_trials=self._trials_per_round,  # the whole budget in the first round, for a pool needs its scores
+            trials_per_round=self._trials_per_round,
+            artifact_store=self._given_store,
+            device=self._device,
+            name="GHN" if self.model is None else self.model.name,
+            content=_Pools(len(self._distributions), self._make_pool),
+            passes_over=self._is_fixed,
+        )
 
     # -- proposals ------------------------------------------------------------------------------------------------
 
-    def _before_proposal(self, study: Study, trial: FrozenTrial) -> None:
-        self._attach()
-        pools: list[Pool] = []
-
-        def prepare(number: int, newest: Snapshot[Pool] | None) -> None:
-            self._fit()
-            first.append(newest is None)
-            pools.append(self._make_pool(study, trial, number, None if newest is None else newest.loaded))
-
-        first: list[bool] = []
-
-        def save(folder: Path) -> dict[str, Any]:
-            if self.ghn is not None and self._data is not None and first[0]:
-                write_fit_records(study, trial, self.ghn.name, self.ghn.records)
-            return self._save(folder, pools[-1])
-
-        self._rounds.open(study, trial, prepare, save)
-        found = self._candidate(study, trial)
-        if found is not None:
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        params = super().sample_relative(study, trial, search_space)
+        candidate = self._candidate(study, trial) if params.keys() & self._distributions.keys() else None
+        if candidate is not None:
             given = given_params(trial)
-            if all(given.get(path, choice) == choice for path, choice in self._params(found[0]).items()):
-                study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, found[1])
+            if all(given.get(path, choice) == choice for path, choice in self._params(candidate[0]).items()):
+                study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, candidate[1])
+        return params
 
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        found = self._candidate(study, trial)
-        if found is not None:
-            return self._params(found[0])
+        candidate = self._candidate(study, trial)
+        if candidate is not None:
+            return self._params(candidate[0])
         if trial.number < len(reserve := self._reserved(study)):
             return self._params(reserve[trial.number])
         return dict(self.space.encode(self.space.sample(self._random(trial, "architecture"))))
 
     def _candidate(self, study: Study, trial: FrozenTrial) -> tuple[NDArray[np.int64], float] | None:
         """Return the candidate that the newest pool keeps for a trial, with its score; None where there is none."""
-        self._attach()
-        newest: Snapshot[Pool] | None = self._rounds.newest(study, trial.number)
+        assert self.in_study_fit is not None
+        newest: Snapshot[Pool] | None = self.in_study_fit.newest(study, trial.number)
         if newest is None:
             return None
-        place = trial.number - newest.number // self._refresh * self._refresh
+        place = trial.number - newest.number // self._trials_per_round * self._trials_per_round
         if not 0 <= place < len(newest.loaded.chosen):
             return None
         return newest.loaded.chosen[place], float(newest.loaded.scores[place])
@@ -214,7 +220,7 @@ class GHNSampler(ArchitectureSampler):
         """
         if self._reserve is None or self._reserve[0] != study.study_name:
             random = np.random.default_rng([self._seed if self._seeded else hash_of(study.study_name), 0])
-            number = min(ROUNDS_BEHIND * self._refresh, max(1, self.space.size // RESERVED_PART))
+            number = min(ROUNDS_BEHIND * self._trials_per_round, max(1, self.space.size // RESERVED_PART))
             drawn = self._drawn(iter(lambda: self.space.sample(random), None), number, set())
             self._reserve = study.study_name, list(drawn.values())
         return self._reserve[1]
@@ -238,32 +244,12 @@ class GHNSampler(ArchitectureSampler):
 
     # -- pools ----------------------------------------------------------------------------------------------------
 
-    def _fit(self) -> None:
-        if self.ghn is None or self._data is None or self._budget is None:
-            return
-        self.ghn.fit(
-            self._data,
-            self._budget,
-            on_step=None if self._on_progress is None else lambda share: self._report(FITTING * share),
-            checkpoint=None if self._folder is None else self._folder / MODEL,
-            should_stop=self._should_stop,
-        )
-
-    def _report(self, share: float) -> None:
-        if self._on_progress is not None:
-            self._on_progress(share)
-
-    def _attach(self) -> None:
-        if not self._attached and self.ghn is not None and self._data is not None:
-            self.ghn.attach(self._data)
-            self._attached = True
-
     def _make_pool(self, study: Study, trial: FrozenTrial, number: int, before: Pool | None) -> Pool:
         """Draw, score and order the pool of a round; leave out what trials had, and what others may still be given."""
         taken: dict[int, int] = {}  # the round whose workers may be given it, by digest
         if before is not None:
             taken = {digest: r for digest, r in before.taken.tolist() if r > number - ROUNDS_BEHIND}
-            handed_out = before.chosen[: ROUNDS_BEHIND * self._refresh]
+            handed_out = before.chosen[: ROUNDS_BEHIND * self._trials_per_round]
             taken |= {_digest(self._architecture(chosen)): number - 1 for chosen in handed_out}
         reserved: set[int] = set()
         if number < 2 * ROUNDS_BEHIND:
@@ -289,17 +275,10 @@ class GHNSampler(ArchitectureSampler):
         unfinished = index.update(study._get_trials(deepcopy=False, use_cache=False))
         by_digest = index.groups()
         for other in unfinished:
-            if other.number != trial.number and (digest := self._digest_of(other)) is not None:
+            if other.number != trial.number and (digest := digest_of_trial(self.space, other)) is not None:
                 by_digest.setdefault(digest, []).append(other)
         groups = {digest: sorted(trials, key=_number) for digest, trials in by_digest.items()}
         return {digest: trials[-1] for digest, trials in sorted(groups.items(), key=lambda item: item[1][0].number)}
-
-    def _digest_of(self, trial: FrozenTrial) -> int | None:
-        """Return the digest of a trial's architecture, None where it is not of this space."""
-        if not self._distributions.keys() <= trial.params.keys():
-            return None
-        known = attribute(trial.user_attrs, DIGEST)
-        return _as_int(known) if isinstance(known, str) else _digest(self.space.decode(trial.params))
 
     def _draws(self, study: Study, trial: FrozenTrial) -> Iterator[Architecture]:
         random = self._random(trial, "pool")
@@ -322,15 +301,16 @@ class GHNSampler(ArchitectureSampler):
         """Return the scores of candidates and what to rank them by; no number counts as the worst, and is said once."""
         if not architectures:
             return np.zeros(0), np.zeros(0)
-        score = self.score.score if isinstance(self.score, GHN) else self.score
+        assert self.in_study_fit is not None
         parts = []
         for start in range(0, len(architectures), SCORED_AT_ONCE):
             chunk = architectures[start : start + SCORED_AT_ONCE]
-            part = np.asarray(score(chunk), dtype=np.float64)
+            part = np.asarray(self.score(chunk), dtype=np.float64)
             if part.shape != (len(chunk),):
                 raise ValueError(f"`score` must return {len(chunk)} numbers but returned shape {part.shape}.")
             parts.append(part)
-            self._report(FITTING + (1 - FITTING) * (start + len(chunk)) / len(architectures))
+            done = (start + len(chunk)) / len(architectures)
+            self.in_study_fit.report(FIT_FRACTION + (1 - FIT_FRACTION) * done)
         scores = np.concatenate(parts)
         finite = np.isfinite(scores)
         if not finite.all():
@@ -343,13 +323,12 @@ class GHNSampler(ArchitectureSampler):
             and np.isfinite(trial.values[0])
             and self.space.decode(trial.params).connected
         ]
-        if self.ghn is None or not finished or len(study.directions) > 1:
+        embed = getattr(self.model, "embed", None)
+        if embed is None or not finished or len(study.directions) > 1:
             return scores, scores
         theirs = [self.space.decode(trial.params) for trial in finished]
         values = np.array([oriented(trial.values[0], study.direction) for trial in finished])
-        ranking, kind = regress_if_better(
-            self.ghn.embed(theirs), self.ghn.score(theirs), values, self.ghn.embed(architectures), scores
-        )
+        ranking, kind = regress_if_better(embed(theirs), self.score(theirs), values, embed(architectures), scores)
         if kind != "score":
             logger.info("The pool is ranked by a %s of %d finished trials.", kind.replace("_", " "), len(finished))
         return scores, ranking
@@ -370,20 +349,23 @@ class GHNSampler(ArchitectureSampler):
             order.append(left.pop(place))
         return np.array(order, dtype=np.int64)
 
-    def _save(self, folder: Path, pool: Pool) -> dict[str, Any]:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in pool._asdict().items()}
-        save_tensors(folder / POOL, tensors, {"kind": "pool"})
-        if self.ghn is not None and self._data is not None:
-            self.ghn.save(folder / MODEL)
-        return {"step": 0 if self.ghn is None else self.ghn.step, "done": False}
 
-    def _load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> Pool:
+class _Pools:
+    """The content of a round: a pool, in a file of its own."""
+
+    def __init__(self, n_paths: int, make: Callable[[Study, FrozenTrial, int, Pool | None], Pool]) -> None:
+        self._n_paths, self.make = n_paths, make
+
+    def save(self, content: Pool, folder: Path) -> dict[str, Any]:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in content._asdict().items()}
+        save_tensors(folder / POOL, tensors, {"kind": "pool"})
+        return {"done": False}  # there is always another pool
+
+    def load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> Pool:
         tensors, _ = load_tensors(fetch(POOL), torch.device("cpu"))
         pool = Pool(*(tensors[name].numpy() for name in Pool._fields))
-        if pool.chosen.ndim != 2 or pool.chosen.shape[1] != len(self._distributions):
+        if pool.chosen.ndim != 2 or pool.chosen.shape[1] != self._n_paths:
             raise Unverified("its pool is of another space")
-        if self.ghn is not None and self._data is not None and self.ghn.step < value["step"]:
-            self.ghn.load(fetch(MODEL))
         return pool
 
 
@@ -398,6 +380,14 @@ def non_dominated_ranks(objectives_MK: NDArray[np.float64]) -> NDArray[np.int64]
         ranks[left[best]] = front
         left, front = left[~best], front + 1
     return ranks
+
+
+def digest_of_trial(space: Space, trial: FrozenTrial) -> int | None:
+    """Return the digest of a trial's architecture, None where it is not of this space."""
+    if not space.distributions().keys() <= trial.params.keys():
+        return None
+    known = attribute(trial.user_attrs, DIGEST)
+    return _as_int(known) if isinstance(known, str) else _digest(space.decode(trial.params))
 
 
 def _digest(architecture: Architecture) -> int:

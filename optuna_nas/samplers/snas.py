@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 from optuna_nas.oneshot.snas.distribution import DistributionRecord, connected_argmax, draw, entropies, softmax
 from optuna_nas.oneshot.snas.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
+from optuna_nas.space import CellSpace
 from optuna_nas.storage.attributes import (
     DIGEST,
     SNAS_RECORDS,
@@ -20,11 +22,12 @@ from optuna_nas.storage.attributes import (
     attribute,
     given_params,
     read_json,
+    write_fit_records,
     write_json,
 )
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedTrials, PerStudy
-from optuna_nas.storage.model_rounds import Rounds, Snapshot
+from optuna_nas.storage.in_study_fit import InStudyFit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,13 +40,13 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
-    from optuna_nas.oneshot import SNAS
+    from optuna_nas.oneshot import OneShotModel
     from optuna_nas.space import Architecture, Space
+    from optuna_nas.storage.model_rounds import Snapshot
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
-FILE = "snas.safetensors"
 RECORDS_A_ROUND = 10
 TRIALS_A_RECORD = 5
 MAX_DRAWS = 100
@@ -51,109 +54,123 @@ NOVELTY = 0.02  # share of the uniform distribution that every draw of something
 
 
 class SNASSampler(ArchitectureSampler):
-    """Draws architectures from the factorised distribution of SNAS (Xie et al. 2019, arXiv 1812.09926).
+    """Draw architectures from the factorised distribution of SNAS (Xie et al. 2019, arXiv 1812.09926).
 
-    - With an `SNAS` and `data`, the distribution learns by the paper's pathwise gradient while the study goes on: every
-      `trials_per_round` trials one trial trains the SNAS for its share of the budget, publishes it and proposes its
+    - With a model and `data`, the distribution learns by the paper's pathwise gradient while the study goes on: every
+      `trials_per_round` trials one trial trains the model for its share of the budget, publishes it and proposes its
       most likely architecture; all others, in any process, draw from the newest one they can see and never wait. The
       temperature falls with the number of the trial.
-    - With an `SNAS` alone, the distribution is taken as it is, also while somebody else fits it.
+    - With a model alone, the distribution is taken as it is, also while somebody else fits it.
     - Without, it learns from finished trials by the score function (REINFORCE with a rank baseline, natural gradient):
       any objective will do. Several objectives: a trial is better than another if it dominates it. Trials that break
       constraints count as worse than all that keep them, pruned ones as worse than completed ones; failed ones do not
       count.
-    - `learn_from_trials=True` with an `SNAS` multiplies the two distributions.
+    - `learn_from_trials=True` with a model multiplies the two distributions.
 
-    Which is running, `learning` says. Random numbers depend on the seed, the trial's number and the parameter's name
-    only. Parameters that are not of the space go to `inner`.
+    `learning` says which is running. Random numbers depend on the seed, the trial's number and the parameter's name
+    only. Parameters that are not of the space go to `independent_sampler`.
+
+    >>> import optuna
+    >>> from optuna_nas import SNASSampler, nasbench201_space
+    >>> space = nasbench201_space()
+    >>> study = optuna.create_study(direction="maximize", sampler=SNASSampler(space, seed=0))
+    >>> study.optimize(lambda trial: str(space.suggest(trial)).count("conv"), n_trials=60)
+    >>> study.best_value
+    6.0
 
     Args:
-        space: What may be chosen; any space without an `SNAS`.
-        snas: The model; of the same space.
-        data: Images to train the SNAS on while the study runs.
+        space: What may be chosen; any space without a model.
+        model: An `SNAS` of the same space, or another `OneShotModel` with `logits`, an array of shape (paths, options)
+            in the order of the space's parameters and choices.
+        data: Data to train the model on while the study runs.
         budget: Epochs of that training in all. A round that one process still trains when another opens the next is
             trained by both, to the same numbers.
-        trials: Number of trials over which the budget is spent.
-        trials_per_round: Trials between two trainings.
-        learn_from_trials: Learn from finished trials; by default only without an `SNAS`.
-        learning_rate: Of the score function; see `ScoreFunction`.
-        inner: Sampler of other parameters; by default Optuna's TPE.
+        n_trials: Trials over which the budget is spent; by default the total of the search, or 100.
+        trials_per_round: Trials from one training to the next.
+        learn_from_trials: Learn from finished trials; by default only without a model.
+        learning_rate: Learning rate of the score function; see `ScoreFunction`.
+        independent_sampler: Sampler of other parameters; by default Optuna's TPE.
         artifact_store: Where rounds are published, reachable by all workers; by default the folder
             `runs/STUDY/artifacts`.
         avoid_duplicates: Do not propose what a finished trial had (with `TrainObjective`: nor what computes the same
             function), as long as nothing else is searched for.
-        seed: Of the random numbers; None draws one.
+        device: Where the model is trained: `auto` (a GPU if there is one), or a torch device.
+        seed: Seed of the random numbers; None draws one.
 
     Raises:
-        ValueError: An argument is out of range, or the SNAS is of another space.
+        ValueError: An argument is out of range, or the model is of another space.
     """
 
     def __init__(
         self,
         space: Space,
-        snas: SNAS | None = None,
+        model: OneShotModel[Any] | None = None,
         *,
         data: Data | None = None,
         budget: float | None = None,
-        trials: int = 100,
+        n_trials: int | None = None,
         trials_per_round: int = 10,
         learn_from_trials: bool | None = None,
         learning_rate: float = 0.2,
-        inner: BaseSampler | None = None,
+        independent_sampler: BaseSampler | None = None,
         artifact_store: ArtifactStore | None = None,
         avoid_duplicates: bool = True,
+        device: str = "auto",
         seed: int | None = None,
     ) -> None:
-        if snas is not None and snas.space != space:
-            raise ValueError("`snas` must be of the sampler's space but is of another; pass `snas.space`.")
-        if (data is None) != (budget is None) or (data is not None and snas is None):
-            raise ValueError("`snas`, `data` and `budget` must be given together to train while the study runs.")
-        if budget is not None and not budget > 0:
-            raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
-        for name, value in (("trials", trials), ("trials_per_round", trials_per_round)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1 but got {value}.")
+        if model is not None and model.space.core != space.core:
+            raise ValueError("`model` must be of the sampler's space but is of another; pass `model.space`.")
+        if model is not None and not hasattr(model, "logits"):
+            raise ValueError(
+                f"`model` must have `logits` to draw from but a {model.name} has none; use GHNSampler to score a pool."
+            )
         if learn_from_trials is None:
-            learn_from_trials = snas is None
-        if not learn_from_trials and snas is None:
-            raise ValueError("`learn_from_trials` must not be False without `snas`; nothing would be learned.")
-        self.snas = snas
+            learn_from_trials = model is None
+        if not learn_from_trials and model is None:
+            raise ValueError("`learn_from_trials` must not be False without `model`; nothing would be learned.")
+        self.model = model
         self.learning = " and ".join(
-            ["pathwise gradient of a supernet"] * (snas is not None) + ["score function of trials"] * learn_from_trials
+            ["pathwise gradient of a supernet"] * (model is not None) + ["score function of trials"] * learn_from_trials
         )
-        self._data, self._budget = data, budget
-        self._n_rounds, self._trials_per_round = -(-trials // trials_per_round), trials_per_round
+        self._data, self._budget, self._device = data, budget, device
+        self._n_trials, self._trials_per_round, self._given_store = n_trials, trials_per_round, artifact_store
         self._learn_from_trials, self._learning_rate = learn_from_trials, learning_rate
-        self._given_store = artifact_store
         self._avoid_duplicates = avoid_duplicates
-        super().__init__(space, inner, seed)
+        super().__init__(space, independent_sampler, seed)
         logger.info("SNASSampler learns by the %s.", self.learning)
 
     def _init_state(self) -> None:
         super()._init_state()
-        self._attached = False
         self._lock = threading.RLock()
         sizes = [len(distribution.choices) for distribution in self._distributions.values()]
         self._folds = PerStudy(lambda: _Fold(ScoreFunction(sizes, self._learning_rate)))
-        self._rounds: Rounds[NDArray[np.float64]] = Rounds(
-            "SNAS", self._trials_per_round, self._given_store, self._is_fixed, self._load, self
+
+    def _make_fit(self) -> InStudyFit[NDArray[np.float64]] | None:
+        fit: InStudyFit[NDArray[np.float64]] = InStudyFit(
+            self.model,
+            self._data,
+            self._budget,
+            n_trials=self._n_trials,
+            trials_per_round=self._trials_per_round,
+            artifact_store=self._given_store,
+            device=self._device,
+            name="SNAS" if self.model is None else self.model.name,
+            content=None if self.model is None else _Logits(self.model),
+            passes_over=self._is_fixed,
+            write_records=partial(_write_round, self.model.name) if self.model is not None else None,
         )
+        return fit if fit.trains else None
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        super().before_trial(study, trial)
-        if self._is_fixed(trial):  # nothing will be asked of us, but the objective may ask the SNAS
-            self._newest(study, trial.number)
-
-    def catch_up(self, study: Study) -> SNAS:
-        """Bring the SNAS to what the workers of a study have published, and return it.
+    def catch_up(self, study: Study) -> OneShotModel[Any]:
+        """Bring the model to what the workers of a study have published, and return it.
 
         Raises:
-            ValueError: The sampler has no SNAS.
+            ValueError: The sampler has no model.
         """
-        if self.snas is None:
-            raise ValueError("`snas` must be given to be caught up with but is None; it learns from trials alone.")
+        if self.model is None:
+            raise ValueError("`model` must be given to be caught up with but is None; it learns from trials alone.")
         self._newest(study, len(study.get_trials(deepcopy=False)))
-        return self.snas
+        return self.model
 
     # -- proposals ------------------------------------------------------------------------------------------------
 
@@ -165,6 +182,11 @@ class SNASSampler(ArchitectureSampler):
             path: {str(choice): float(row[position]) for choice, position in known.items()}
             for (path, known), row in zip(self._positions.items(), table, strict=True)
         }
+
+    def n_outcomes(self, study: Study) -> int:
+        """Return how many finished trials of a study the distribution has learned from."""
+        fold = self._fold(study)
+        return 0 if fold is None else fold.policy.n_outcomes
 
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """Return parameters of a connected architecture that is new, if 100 draws find one."""
@@ -178,8 +200,8 @@ class SNASSampler(ArchitectureSampler):
             if path in given and given[path] in known
         }
         is_taken = fold.is_taken if fold is not None and self._avoid_duplicates else _never
-        if self.snas is not None and snapshot is not None and snapshot.number == trial.number and not fixed:
-            best = connected_argmax(self.snas.cells, np.log(table + 1e-300))
+        if snapshot is not None and snapshot.number == trial.number and not fixed:
+            best = self._most_likely(table)
             params = self._params(best)
             if not is_taken(best, self.space.decode(params)):
                 return params
@@ -200,18 +222,26 @@ class SNASSampler(ArchitectureSampler):
                 break
         return last or params
 
+    def _most_likely(self, table: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the most probable option of every path; in a space of cells, such that the output is reached."""
+        cells = self.space.core
+        if isinstance(cells, CellSpace):
+            return connected_argmax(cells, np.log(table + 1e-300))
+        return np.asarray(table.argmax(axis=1))
+
     def _table(self, fold: _Fold | None, snapshot: Snapshot[NDArray[np.float64]] | None) -> NDArray[np.float64]:
         """Return the distribution to draw from, shape (P, O)."""
         with self._lock:
             learned = fold.policy.probabilities if fold is not None and self._learn_from_trials else None
-        if self.snas is None:
+        if self.model is None:
             assert learned is not None
             return np.asarray(learned)
-        if self._data is None:
-            logits = self.snas.logits.astype(np.float64)
+        if self.in_study_fit is None:
+            table = softmax(logits_of(self.model).astype(np.float64))
+        elif snapshot is None:
+            table = softmax(np.zeros_like(logits_of(self.model), dtype=np.float64))
         else:
-            logits = np.zeros((len(self.snas.paths), len(self.snas.options))) if snapshot is None else snapshot.loaded
-        table = softmax(logits)
+            table = softmax(snapshot.loaded)
         if learned is not None:
             table = table * learned
         return table / table.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
@@ -232,79 +262,41 @@ class SNASSampler(ArchitectureSampler):
 
     def _record(self, study: Study, trial: FrozenTrial, table: NDArray[np.float64]) -> None:
         """Note now and then how the distribution stands where no training does."""
-        if self._data is None and trial.number % TRIALS_A_RECORD == 0:
+        if self.in_study_fit is None and trial.number % TRIALS_A_RECORD == 0:
             record = DistributionRecord(trial.number, {"entropy": float(entropies(table).mean())}, table)
             _write_records(study, trial, [record])
 
-    # -- rounds of training ---------------------------------------------------------------------------------------
-
-    def _before_proposal(self, study: Study, trial: FrozenTrial) -> None:
-        """Train and publish if the round is this trial's to open."""
-        snas, data, budget = self.snas, self._data, self._budget
-        if snas is None or data is None or budget is None:
-            return
-        self._attach()
-        before: list[int] = []  # the step of the snapshot that the training goes on from
-
-        def fit(number: int, newest: Snapshot[NDArray[np.float64]] | None) -> None:
-            before.append(snas.step)
-            self._fit(snas, data, budget, min(1.0, number / self._n_rounds), min(1.0, (number + 1) / self._n_rounds))
-
-        def save(folder: Path) -> dict[str, Any]:
-            records = [record for record in snas.records if record.step > before[0]]
-            every = max(1, len(records) // RECORDS_A_ROUND)
-            _write_records(study, trial, records[::-1][::every][::-1])
-            snas.save(folder / FILE)
-            logits = snas.logits.astype("<f4")
-            return {
-                "step": snas.step,
-                "done": snas.step >= snas.total_steps,
-                "shape": list(logits.shape),
-                "logits": base64.b64encode(logits.tobytes()).decode(),
-            }
-
-        self._rounds.open(study, trial, fit, save)
-
-    def _fit(self, snas: SNAS, data: Data, budget: float, first: float, until: float) -> None:
-        """Train up to a share of the budget, from a checkpoint if an earlier attempt left one."""
-        on_progress = self._on_progress
-
-        def on_step(share: float) -> None:
-            if on_progress is not None:
-                on_progress(min(0.999, max(0.0, (share - first) / max(until - first, 1e-9))))
-
-        snas.fit(
-            data,
-            budget,
-            until=until,
-            on_step=None if on_progress is None else on_step,
-            checkpoint=None if self._folder is None else self._folder / FILE,
-            should_stop=self._should_stop,
-        )
-        if on_progress is not None:
-            on_progress(1.0)
-
     def _newest(self, study: Study, number: int) -> Snapshot[NDArray[np.float64]] | None:
-        """Return the logits of the newest round that verifies, and bring the SNAS to it."""
-        if self._data is None:
-            return None
-        self._attach()
-        return self._rounds.newest(study, number)
+        """Return the logits of the newest round that verifies, and bring the model to it."""
+        return None if self.in_study_fit is None else self.in_study_fit.newest(study, number)
 
-    def _attach(self) -> None:
-        if not self._attached and self.snas is not None and self._data is not None:
-            self.snas.attach(self._data)
-            self._attached = True
 
-    def _load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> NDArray[np.float64]:
-        assert self.snas is not None
+class _Logits:
+    """The content of a round: the logits, which are drawn from although the model may train on."""
+
+    def __init__(self, model: OneShotModel[Any]) -> None:
+        self._model = model
+
+    def make(
+        self, study: Study, trial: FrozenTrial, number: int, before: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        return logits_of(self._model).astype(np.float64)
+
+    def save(self, content: NDArray[np.float64], folder: Path) -> dict[str, Any]:
+        logits = content.astype("<f4")
+        return {"shape": list(logits.shape), "logits": base64.b64encode(logits.tobytes()).decode()}
+
+    def load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> NDArray[np.float64]:
         try:
             logits = np.frombuffer(base64.b64decode(value["logits"]), "<f4").reshape(value["shape"])
         except (KeyError, TypeError, ValueError) as error:
             raise Unverified(f"its logits can't be read: {error}") from error
-        if self.snas.step < value["step"]:
-            self.snas.load(fetch(FILE))
         return logits.astype(np.float64)
+
+
+def logits_of(model: OneShotModel[Any]) -> NDArray[np.float32]:
+    """Return the logits of a model that has them, shape (paths, options)."""
+    return np.asarray(model.logits, dtype=np.float32)  # type: ignore[attr-defined]  # checked by SNASSampler
 
 
 class _Fold:
@@ -377,6 +369,15 @@ def distribution_records(study: Study) -> list[DistributionRecord]:
     trials = study.get_trials(deepcopy=False)
     by_step = {record.step: record for trial in trials for record in records_of(trial)}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _write_round(name: str, study: Study, trial: FrozenTrial, records: Sequence[Any]) -> None:
+    """Attach the records of a round to its trial: distributions, a few of them, or else the learning curve."""
+    if all(isinstance(record, DistributionRecord) for record in records):
+        every = max(1, len(records) // RECORDS_A_ROUND)
+        _write_records(study, trial, records[::-1][::every][::-1])
+    else:
+        write_fit_records(study, trial, name, [(record.step, record.metrics) for record in records])
 
 
 def _write_records(study: Study, trial: FrozenTrial, records: Sequence[DistributionRecord]) -> None:

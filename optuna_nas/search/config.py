@@ -52,8 +52,17 @@ class TrainsModel(Protocol):
         on_progress: Callable[[float], None] | None,
         should_stop: Callable[[], bool] | None,
         store: ArtifactStore | None,
+        n_trials: int,
     ) -> None:
-        """Take a folder for files, whom to tell the fraction of a round done, when to stop, and a store to share by."""
+        """Take what the search knows.
+
+        Args:
+            folder: Where files go.
+            on_progress: Called with the fraction of a round that is done.
+            should_stop: Asked after every training step; True interrupts.
+            store: Where workers share files; None for a folder of the study's.
+            n_trials: Total of the study's trials.
+        """
 
 
 @dataclass(frozen=True)

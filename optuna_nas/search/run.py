@@ -185,7 +185,7 @@ class _Run:
         self._trains = [part for part in parts if isinstance(part, TrainsModel)]
         for part in self._trains:
             on_progress = None if listener is None else partial(self._events.model_progress, type(part).__name__)
-            part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store)
+            part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.trials)
 
     def to_the_total(self) -> int:
         """Run trials until the total is reached or a signal comes; return how many are missing."""
@@ -198,7 +198,7 @@ class _Run:
                     requeue_interrupted(self._study, this_worker())  # here, where a second signal can't prevent it
             finally:
                 for part in self._trains:
-                    part.prepare(self._folder, None, None, self._store)
+                    part.prepare(self._folder, None, None, self._store, self._search.trials)
                 if self._pictures is not None:
                     self._pictures.close()
         return self._missing()

@@ -13,14 +13,13 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
-from weakref import ref
 
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
-from optuna_nas.storage.artifacts import fetch_file, folder_store, publish_file
+from optuna_nas.storage.artifacts import fetch_file, publish_file
 from optuna_nas.storage.attributes import Unreachable, Unverified, find_trial, read_json, snapshot_key, write_json
-from optuna_nas.storage.finished import PerStudy, PicklesSettings
+from optuna_nas.storage.finished import PerStudy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -44,6 +43,7 @@ class Snapshot(NamedTuple, Generic[Loaded]):
         done: Whether no round need be opened after it.
         files: Where its files are.
         previous: Artifacts of the snapshot before it.
+        step: Step of its model.
         loaded: What was made of it here.
     """
 
@@ -51,34 +51,8 @@ class Snapshot(NamedTuple, Generic[Loaded]):
     done: bool
     files: Mapping[str, Mapping[str, str]]
     previous: tuple[str, ...]
+    step: int
     loaded: Loaded
-
-
-class TrainsInRounds(PicklesSettings):
-    """What a search tells a sampler or pruner that trains a model: where to keep it, whom to tell, when to stop.
-
-    Users need not call `prepare`: without it nothing is kept on disk beside the artifact store.
-    """
-
-    def _init_state(self) -> None:
-        super()._init_state()
-        self._on_progress: Callable[[float], None] | None = None
-        self._should_stop: Callable[[], bool] | None = None
-        self._folder: Path | None = None
-        self._store: ArtifactStore | None = None
-
-    def prepare(
-        self,
-        folder: Path,
-        on_progress: Callable[[float], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-        store: ArtifactStore | None = None,
-    ) -> None:
-        """Take a folder for files, whom to tell the share of a round that is done, when to stop, a store to share by.
-
-        A store that was given at the start stays; without any, the folder has one.
-        """
-        self._folder, self._on_progress, self._should_stop, self._store = folder, on_progress, should_stop, store
 
 
 class _State(Generic[Loaded]):
@@ -97,25 +71,23 @@ class Rounds(Generic[Loaded]):
     Args:
         name: Of the model, for the attribute (`snas:snapshot`) and for messages.
         trials_per_round: Trials between two openers.
-        store: Where files go; by default where the search says, or the folder `artifacts` of the study's.
+        store: Returns where the files of a study go.
         is_fixed: Tells a trial that has all parameters, or was enqueued with them, and so opens no round any more.
         load: Makes something of a snapshot's JSON value and of a function that fetches one of its files; called by one
             thread at a time, and never while a round is prepared here. Raises `Unverified` where they are damaged.
-        searcher: Whose rounds they are: knows where the study keeps its files, if it does.
     """
 
     def __init__(
         self,
         name: str,
         trials_per_round: int,
-        store: ArtifactStore | None,
+        store: Callable[[Study], ArtifactStore],
         is_fixed: Callable[[FrozenTrial], bool],
         load: Callable[[dict[str, Any], Callable[[str], Path]], Loaded],
-        searcher: TrainsInRounds,
     ) -> None:
         self._name, self._key = name, snapshot_key(name)
-        self._trials_per_round, self._given_store = trials_per_round, store
-        self._is_fixed, self._load, self._searcher = is_fixed, load, ref(searcher)
+        self._trials_per_round, self._store = trials_per_round, store
+        self._is_fixed, self._load = is_fixed, load
         self._preparing = threading.Lock()
         self._states: PerStudy[_State[Loaded]] = PerStudy(_State)
 
@@ -262,7 +234,7 @@ class Rounds(Generic[Loaded]):
                     return Path(folder) / name
 
                 loaded = self._load(value, fetch)
-            return Snapshot(number, value["done"], value["files"], tuple(value["previous"]), loaded)
+            return Snapshot(number, value["done"], value["files"], tuple(value["previous"]), value["step"], loaded)
         except Unverified as error:
             self._refuse(study, number, error)
             return None
@@ -277,10 +249,3 @@ class Rounds(Generic[Loaded]):
             logger.warning(
                 "The %s of trial %d does not verify (%s); the one before it is used.", self._name, number, error
             )
-
-    def _store(self, study: Study) -> ArtifactStore:
-        searcher = self._searcher()
-        assert searcher is not None
-        if (store := self._given_store or searcher._store) is not None:
-            return store
-        return folder_store((searcher._folder or Path("runs") / study.study_name) / "artifacts")

@@ -4,9 +4,10 @@ from optuna_nas.training.checkpoints import load_tensors, save_tensors
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
 from optuna_nas.training.recipe import Recipe
-from optuna_nas.training.task import Evaluation, ImageClassification, Regression, SummedTask, Task
+from optuna_nas.training.task import Calling, Evaluation, ImageClassification, Regression, SummedTask, Task
 
 __all__ = [
+    "Calling",
     "EpochResult",
     "Evaluation",
     "ImageClassification",

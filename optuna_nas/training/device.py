@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+DataLike = TypeVar("DataLike")
 
 
 @contextmanager
@@ -51,6 +53,12 @@ def choose_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"`device` must be one of this machine but got {device!r} ({reason}); try 'auto'.") from None
     return torch.device(device)
+
+
+def on_device(data: DataLike, device: torch.device) -> DataLike:
+    """Return data whose batches come out on a device; data without a method `to` stay where they are."""
+    move = getattr(data, "to", None)
+    return data if move is None else cast("DataLike", move(device))
 
 
 def gpu_share(device: torch.device) -> float:

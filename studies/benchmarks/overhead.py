@@ -65,7 +65,7 @@ def samplers(space: Space, folder: str) -> dict[str, BaseSampler]:
         "TPE": TPESampler(seed=0),
         "CMA-ES": CmaEsSampler(seed=0, warn_independent_sampling=False),  # knows no categories: it draws at random
         "SNASSampler": SNASSampler(space, seed=0, artifact_store=store),
-        "GHNSampler": GHNSampler(space, convolutions, seed=0, refresh=ASKS, artifact_store=store),
+        "GHNSampler": GHNSampler(space, score=convolutions, seed=0, trials_per_round=ASKS, artifact_store=store),
     }
 
 
@@ -75,7 +75,7 @@ def pruners(edges: int) -> dict[str, BasePruner]:
     return {
         "none": NopPruner(),
         "median": MedianPruner(),
-        "GHNPruner": GHNPruner(convolutions, space),
+        "GHNPruner": GHNPruner(score=convolutions, space=space),
         "HMNASPruner": HMNASPruner(HMNAS(NetworkSpace(space, skeleton))),
     }
 

@@ -264,7 +264,7 @@ def search():
     base = tiny(name="snas", trials=4)
     skeleton = nasbench201_skeleton(1, 4, base.data.input_shape, 3, affine=False)
     snas = SNAS(base.space, skeleton, SNASRecipe(batch_size=4))
-    sampler = SNASSampler(base.space, snas, data=base.data, budget=40, trials=4, trials_per_round=2, seed=0)
+    sampler = SNASSampler(base.space, snas, data=base.data, budget=40, n_trials=4, trials_per_round=2, seed=0)
     return replace(base, sampler=sampler)
 """
 

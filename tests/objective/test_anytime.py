@@ -285,7 +285,7 @@ def test_a_study_of_anytime_networks_from_the_pool_to_the_pictures(data, tmp_pat
         space=SPACE,
         data=data,
         recipe=Recipe(epochs=1, batch_size=32),
-        sampler=GHNSampler(SPACE, ghn, data=data, budget=1, pool_size=10, refresh=5, seed=0),
+        sampler=GHNSampler(SPACE, ghn, data=data, budget=1, pool_size=10, trials_per_round=5, seed=0),
         trials=3,
         folder=tmp_path / "runs",
         tracking=MLflowTracker(uri),

@@ -65,7 +65,7 @@ def pruned(study):
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_the_clear_bottom_is_stopped_and_the_top_is_not(direction):
-    study = run(GHNPruner(noisy(4.0), SPACE), 1000, direction)
+    study = run(GHNPruner(score=noisy(4.0), space=SPACE), 1000, direction)
     trials = study.get_trials(deepcopy=False)
     stopped = [t for t in trials if t.state == TrialState.PRUNED]
     assert 200 <= len(stopped) <= 250
@@ -84,27 +84,27 @@ def test_random_architectures_are_scored_a_piece_a_trial_and_by_one_process_each
         asked.append(len(architectures))
         return score(architectures)
 
-    pruner = GHNPruner(counting, SPACE, n_random=250)
+    pruner = GHNPruner(score=counting, space=SPACE, n_random=250)
     study = run(pruner, 5)
     assert [number for number in asked if number > 1] == [100, 100, 50]
     thresholds = [pruner.threshold(study, number) for number in range(5)]
     assert len(set(thresholds)) == 3  # each piece moves it
     assert len(set(thresholds[2:])) == 1
     asked.clear()
-    later = GHNPruner(counting, SPACE, n_random=250)  # as in another process
+    later = GHNPruner(score=counting, space=SPACE, n_random=250)  # as in another process
     assert [later.threshold(study, number) for number in (4, 0, 1, 2)] == [thresholds[i] for i in (4, 0, 1, 2)]
     assert not asked
     # What was never published is scored by whoever needs it.
-    assert GHNPruner(counting, SPACE, n_random=250).threshold(optuna.create_study(), 7) == thresholds[4]
+    assert GHNPruner(score=counting, space=SPACE, n_random=250).threshold(optuna.create_study(), 7) == thresholds[4]
 
 
 def test_scores_that_are_no_numbers_stop_nobody():
-    pruner = GHNPruner(lambda architectures: np.full(len(architectures), np.nan), SPACE)
+    pruner = GHNPruner(score=lambda architectures: np.full(len(architectures), np.nan), space=SPACE)
     assert not pruned(run(pruner, 40))
 
 
 def test_nobody_is_stopped_before_enough_trials_have_finished():
-    study = run(GHNPruner(noisy(0.1), SPACE, n_startup_trials=30), 100)
+    study = run(GHNPruner(score=noisy(0.1), space=SPACE, n_startup_trials=30), 100)
     finished = 0
     for trial in study.trials:
         if trial.state == TrialState.PRUNED:
@@ -115,7 +115,7 @@ def test_nobody_is_stopped_before_enough_trials_have_finished():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_useless_score_falls_silent_and_says_so_once(seed, caplog):
     with caplog.at_level(logging.WARNING):
-        study = run(GHNPruner(noisy(1e6, seed), SPACE), 200, seed=seed)
+        study = run(GHNPruner(score=noisy(1e6, seed), space=SPACE), 200, seed=seed)
     finished = np.cumsum([t.state == TrialState.COMPLETE for t in study.trials])
     late = [t for t in pruned(study) if finished[t.number] >= 40]
     assert len(late) <= 5
@@ -123,7 +123,7 @@ def test_a_useless_score_falls_silent_and_says_so_once(seed, caplog):
 
 
 def test_a_score_that_turns_the_ranks_around_is_silent_too():
-    study = run(GHNPruner(lambda architectures: -noisy(0.1)(architectures), SPACE), 100)
+    study = run(GHNPruner(score=lambda architectures: -noisy(0.1)(architectures), space=SPACE), 100)
     assert not pruned(study)
 
 
@@ -131,7 +131,7 @@ def test_what_passes_goes_to_the_wrapped_pruner():
     wrapped = MedianPruner(n_startup_trials=3, n_warmup_steps=0)
     study = optuna.create_study(
         direction="maximize",
-        pruner=GHNPruner(useless, SPACE, pruner=wrapped),
+        pruner=GHNPruner(score=useless, space=SPACE, pruner=wrapped),
         sampler=optuna.samplers.RandomSampler(seed=0),
     )
 
@@ -148,7 +148,7 @@ def test_what_passes_goes_to_the_wrapped_pruner():
 
 
 def test_an_enqueued_trial_of_ones_own_parameters_is_left_alone():
-    study = optuna.create_study(direction="maximize", pruner=GHNPruner(useless, SPACE))
+    study = optuna.create_study(direction="maximize", pruner=GHNPruner(score=useless, space=SPACE))
 
     def objective(trial):
         assert not trial.should_prune()
@@ -158,10 +158,10 @@ def test_an_enqueued_trial_of_ones_own_parameters_is_left_alone():
 
 
 def test_a_pickled_pruner_goes_on_alike():
-    pruner = GHNPruner(noisy(1.0), SPACE)
+    pruner = GHNPruner(score=noisy(1.0), space=SPACE)
     study = run(pruner, 100)
-    study.pruner = pickle.loads(pickle.dumps(GHNPruner(len, SPACE)))
-    study.pruner.__dict__.update(_score=pruner._score)
+    study.pruner = pickle.loads(pickle.dumps(GHNPruner(score=len, space=SPACE)))
+    study.pruner.__dict__.update(_scorer=pruner._scorer)
     trial = study.ask()
     SPACE.suggest(trial)
     again = study.pruner.prune(study, study._storage.get_trial(trial._trial_id))
@@ -203,9 +203,9 @@ def test_a_ghn_brings_its_space():
 )
 def test_arguments_out_of_range_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        GHNPruner(useless, SPACE, **arguments)
+        GHNPruner(score=useless, space=SPACE, **arguments)
 
 
 def test_a_function_needs_a_space():
     with pytest.raises(ValueError, match="`space` must be given"):
-        GHNPruner(useless)
+        GHNPruner(score=useless)

@@ -128,8 +128,8 @@ def test_without_fallen_masks_or_before_the_fit_ends_all_pass():
 
 def test_what_passes_goes_to_the_wrapped_pruner_by_default_the_median():
     pruner = HMNASPruner(masked())
-    assert isinstance(pruner._pruner, optuna.pruners.MedianPruner)
-    assert isinstance(HMNASPruner(masked(), NopPruner())._pruner, NopPruner)
+    assert isinstance(pruner.pruner, optuna.pruners.MedianPruner)
+    assert isinstance(HMNASPruner(masked(), pruner=NopPruner()).pruner, NopPruner)
 
 
 def test_a_pickled_pruner_judges_alike():
@@ -163,15 +163,15 @@ def data():
 
 def learning(data, store, **arguments):
     hmnas = HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe(batch_size=16, mask_fraction=0.5))
-    return HMNASPruner(hmnas, data=data, budget=4, trials=6, trials_per_round=3, artifact_store=store, **arguments)
+    return HMNASPruner(hmnas, data=data, budget=4, n_trials=6, trials_per_round=3, artifact_store=store, **arguments)
 
 
 def test_masks_learn_in_rounds_that_all_workers_share(data, tmp_path):
     store = folder_store(tmp_path)
     pruner = learning(data, store)
     study = run(pruner, lambda a: len(str(a)), 4)
-    total = pruner.hmnas.total_steps
-    assert pruner.hmnas.fitted
+    total = pruner.model.total_steps
+    assert pruner.model.fitted
     steps = [(value["step"], value["done"]) for value in map(snapshot, study.trials) if value]
     assert steps == [(round(0.75 * total), False), (total, True)]  # the supernet and half of the masks come first
     told = [dict(fit_records_of(trial)) for trial in study.trials if fit_records_of(trial)]
@@ -182,9 +182,9 @@ def test_masks_learn_in_rounds_that_all_workers_share(data, tmp_path):
     trial = study.ask()
     SPACE.suggest(trial)
     other.prune(study, study._storage.get_trial(trial._trial_id))
-    assert other.hmnas.step == total
-    for name, tensor in pruner.hmnas.tensors().items():
-        assert torch.equal(tensor, other.hmnas.tensors()[name]), name
+    assert other.model.step == total
+    for name, tensor in pruner.model.tensors().items():
+        assert torch.equal(tensor, other.model.tensors()[name]), name
 
 
 def snapshot(trial):
@@ -195,7 +195,7 @@ def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
     whole = learning(data, folder_store(tmp_path / "whole"))
     run(whole, lambda a: len(str(a)), 4)
     first, second = (learning(data, folder_store(tmp_path / "cut")) for _ in range(2))
-    first.prepare(tmp_path, None, lambda: first.hmnas.step == 5)
+    first.prepare(tmp_path, None, lambda: first.model.step == 5)
     study = optuna.create_study(direction="maximize", pruner=first, sampler=optuna.samplers.RandomSampler(seed=0))
     trial = study.ask()
     SPACE.suggest(trial)
@@ -211,10 +211,10 @@ def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
         trial.should_prune()
         trial.should_prune()  # asking twice trains once
         study.tell(trial, 1.0)
-    assert 0 < len(shares) < second.hmnas.total_steps  # it did not begin anew
-    assert shares[-1] < 1
-    for name, tensor in whole.hmnas.tensors().items():
-        assert torch.equal(tensor, second.hmnas.tensors()[name]), name
+    assert 0 < len(shares) < second.model.total_steps  # it did not begin anew
+    assert shares[-1] == 1
+    for name, tensor in whole.model.tensors().items():
+        assert torch.equal(tensor, second.model.tensors()[name]), name
 
 
 def test_data_and_budget_belong_together(data):
@@ -334,7 +334,7 @@ def test_a_wrapped_pruner_that_raises_is_named():
         def prune(self, study, trial):
             raise KeyError("rung")
 
-    study = optuna.create_study(direction="maximize", pruner=HMNASPruner(masked(), Broken()))
+    study = optuna.create_study(direction="maximize", pruner=HMNASPruner(masked(), pruner=Broken()))
     trial = study.ask()
     SPACE.suggest(trial)
     assert not trial.should_prune()

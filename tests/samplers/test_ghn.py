@@ -31,7 +31,7 @@ from optuna_nas import (
     Skeleton,
     nasbench201_space,
 )
-from optuna_nas.samplers.ghn import MODEL, POOL, non_dominated_ranks
+from optuna_nas.samplers.ghn import POOL, non_dominated_ranks
 from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import SURROGATE_SCORE, fit_records_of, read_json, snapshot_key
 from optuna_nas.training import TrainingStopped
@@ -63,8 +63,8 @@ def score(architectures):
 
 
 def sampler_of(folder, space=LARGE, **arguments):
-    arguments = {"pool_size": 200, "refresh": 10, "exploration": 0.0, "seed": 0, **arguments}
-    return GHNSampler(space, score, artifact_store=folder_store(folder), **arguments)
+    arguments = {"pool_size": 200, "trials_per_round": 10, "exploration": 0.0, "seed": 0, **arguments}
+    return GHNSampler(space, score=score, artifact_store=folder_store(folder), **arguments)
 
 
 def digests(study, space=LARGE):
@@ -86,7 +86,7 @@ class TestTraining(Suite):
     def sampler(self, data, tmp_path):
         ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1))
         store = folder_store(tmp_path)
-        arguments = {"pool_size": 10, "refresh": 10, "seed": 0, "artifact_store": store}
+        arguments = {"pool_size": 10, "trials_per_round": 10, "seed": 0, "artifact_store": store}
         return lambda: GHNSampler(SPACE, ghn, data=data, budget=1, **arguments)
 
 
@@ -113,7 +113,9 @@ def test_no_function_is_proposed_twice_over_many_rounds(tmp_path):
 
 
 def test_exploration_hands_out_others_than_the_best(tmp_path):
-    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, exploration=0.5, refresh=40))
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler_of(tmp_path, exploration=0.5, trials_per_round=40)
+    )
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=40)
     values = [trial.value for trial in study.trials]
     falling = sum(later <= earlier for earlier, later in pairwise(values))
@@ -183,9 +185,9 @@ def test_what_was_tried_before_is_not_proposed(tmp_path):
 
 
 def test_a_pool_looks_at_each_trial_once_in_all(tmp_path, monkeypatch):
-    looked, digest_of = [], module._digest_of
+    looked, digest_of = [], module.digest_of_trial
     monkeypatch.setattr(
-        module, "_digest_of", lambda space, trial: looked.append(trial.number) or digest_of(space, trial)
+        module, "digest_of_trial", lambda space, trial: looked.append(trial.number) or digest_of(space, trial)
     )
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), 30)
@@ -236,7 +238,13 @@ def test_blocks_are_searched_too(tmp_path):
         return np.array([sum("sep_conv_3x3" in kept for _, kept in a.choices) for a in architectures], dtype=float)
 
     sampler = GHNSampler(
-        TINY_BLOCK, width, pool_size=50, refresh=10, exploration=0.0, seed=0, artifact_store=folder_store(tmp_path)
+        TINY_BLOCK,
+        score=width,
+        pool_size=50,
+        trials_per_round=10,
+        exploration=0.0,
+        seed=0,
+        artifact_store=folder_store(tmp_path),
     )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.optimize(lambda trial: float(width([TINY_BLOCK.suggest(trial)])[0]), n_trials=5)
@@ -244,13 +252,13 @@ def test_blocks_are_searched_too(tmp_path):
 
 
 def test_two_workers_of_different_seeds_repeat_nobody_before_the_pool_is_there(tmp_path):
-    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, seed=None, refresh=30))
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, seed=None, trials_per_round=30))
     opener = study.ask()
-    study.sampler = sampler_of(tmp_path, seed=None, refresh=30)
+    study.sampler = sampler_of(tmp_path, seed=None, trials_per_round=30)
     early = [study.ask() for _ in range(20)]
     for trial in early:
         LARGE.suggest(trial)
-    study.sampler = sampler_of(tmp_path, seed=None, refresh=30)
+    study.sampler = sampler_of(tmp_path, seed=None, trials_per_round=30)
     LARGE.suggest(opener)
     for trial in (opener, *early):
         study.tell(trial, 0.0)
@@ -284,7 +292,7 @@ def test_what_finished_without_a_network_or_a_number_stops_no_round(data, tmp_pa
     ghn = GHN(NetworkSpace(LARGE, FRAME), GHNRecipe(phases=1))
     ghn.attach(data)
     store = folder_store(tmp_path)
-    sampler = GHNSampler(LARGE, ghn, pool_size=60, refresh=30, seed=0, artifact_store=store)
+    sampler = GHNSampler(LARGE, ghn, pool_size=60, trials_per_round=30, seed=0, artifact_store=store)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.enqueue_trial(dict.fromkeys(LARGE.paths, "none"))
     study.optimize(lambda trial: np.inf if trial.number == 3 else merit(LARGE.suggest(trial)), n_trials=31)
@@ -292,7 +300,9 @@ def test_what_finished_without_a_network_or_a_number_stops_no_round(data, tmp_pa
 
 
 def test_a_small_space_is_ranked_too(tmp_path):
-    study = optuna.create_study(direction="maximize", sampler=sampler_of(tmp_path, SPACE, pool_size=100, refresh=100))
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler_of(tmp_path, SPACE, pool_size=100, trials_per_round=100)
+    )
     study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=5)
     assert study.trials[0].value == max(merit(SPACE.decode(t.params)) for t in study.trials)
     assert all(SURROGATE_SCORE in t.user_attrs for t in study.trials)
@@ -304,16 +314,16 @@ def test_a_fixed_trial_may_be_judged_by_the_ghn_in_a_fresh_process(data, tmp_pat
     study = optuna.create_study(study_name="s", storage=storage, sampler=first)
     study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=1)
     second = training_sampler(data, tmp_path)
-    study = optuna.load_study(study_name="s", storage=storage, sampler=second, pruner=GHNPruner(second.ghn))
+    study = optuna.load_study(study_name="s", storage=storage, sampler=second, pruner=GHNPruner(second.model))
     study.enqueue_trial(dict.fromkeys(SPACE.paths, "skip_connect"))
 
     def objective(trial):
         architecture = SPACE.suggest(trial)
         trial.should_prune()
-        return float(second.ghn.score([architecture])[0])
+        return float(second.model.score([architecture])[0])
 
     study.optimize(objective, n_trials=1)
-    assert second.ghn.step == first.ghn.step
+    assert second.model.step == first.model.step
 
 
 def test_a_trial_with_parameters_of_its_own_has_no_score_of_another(tmp_path):
@@ -365,7 +375,9 @@ def test_a_score_that_is_no_number_counts_as_the_worst(tmp_path, caplog):
     def broken(architectures):
         return np.where(np.arange(len(architectures)) % 2, np.nan, score(architectures))
 
-    sampler = GHNSampler(LARGE, broken, pool_size=100, refresh=10, seed=0, artifact_store=folder_store(tmp_path))
+    sampler = GHNSampler(
+        LARGE, score=broken, pool_size=100, trials_per_round=10, seed=0, artifact_store=folder_store(tmp_path)
+    )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     with caplog.at_level(logging.WARNING):
         study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=3)
@@ -379,12 +391,12 @@ def test_finished_trials_take_over_from_a_ghn_that_ranks_worse(data, tmp_path, c
     store = folder_store(tmp_path)
     study = optuna.create_study(direction="maximize", sampler=RandomSampler(seed=0))
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=40)
-    sampler = GHNSampler(LARGE, ghn, pool_size=60, refresh=40, exploration=0.0, seed=0, artifact_store=store)
+    sampler = GHNSampler(LARGE, ghn, pool_size=60, trials_per_round=40, exploration=0.0, seed=0, artifact_store=store)
     study.sampler = sampler
     with caplog.at_level(logging.INFO, logger="optuna_nas"):
         study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
     assert "finished trials" in caplog.text
-    pool = sampler._rounds.newest(study, 40).loaded
+    pool = sampler.in_study_fit.newest(study, 40).loaded
     values = [merit(LARGE.decode(sampler._params(chosen))) for chosen in pool.chosen]
     assert np.corrcoef(values, -np.arange(60))[0, 1] > 0.3
     assert (pool.scores <= 1).all()  # still the GHN's accuracies, whatever they are ordered by
@@ -395,7 +407,7 @@ def test_finished_trials_take_over_from_a_ghn_that_ranks_worse(data, tmp_path, c
 
 def training_sampler(data, folder, **arguments):
     ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1))
-    arguments = {"pool_size": 10, "refresh": 10, "seed": 0, **arguments}
+    arguments = {"pool_size": 10, "trials_per_round": 10, "seed": 0, **arguments}
     return GHNSampler(SPACE, ghn, data=data, budget=2, artifact_store=folder_store(folder), **arguments)
 
 
@@ -407,15 +419,15 @@ def test_another_process_takes_the_trained_ghn_and_its_pool(data, tmp_path):
     second = pickle.loads(pickle.dumps(training_sampler(data, tmp_path / "artifacts")))
     other = optuna.load_study(study_name="s", storage=storage, sampler=second)
     other.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=2)
-    assert second.ghn.step == first.ghn.step == first.ghn.total_steps
+    assert second.model.step == first.model.step == first.model.total_steps
     architecture = SPACE.decode(other.trials[2].params)
-    assert first.ghn.score([architecture]) == second.ghn.score([architecture])
+    assert first.model.score([architecture]) == second.model.score([architecture])
 
 
 def test_how_a_ghn_learned_is_told_whole_although_its_fit_was_interrupted(data, tmp_path):
     ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1, batch_size=16))
     sampler = GHNSampler(
-        SPACE, ghn, data=data, budget=3, pool_size=10, refresh=10, artifact_store=folder_store(tmp_path)
+        SPACE, ghn, data=data, budget=3, pool_size=10, trials_per_round=10, artifact_store=folder_store(tmp_path)
     )
     study = optuna.create_study(sampler=sampler)
     sampler.prepare(tmp_path, None, lambda: ghn.step == 5)
@@ -463,7 +475,7 @@ def test_a_pool_that_cannot_be_read_now_is_tried_again(tmp_path, caplog):
 def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
     study = optuna.create_study(direction="maximize", sampler=training_sampler(data, tmp_path))
     study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=1)
-    assert read_json(study.trials[0].system_attrs, SNAPSHOT)["files"].keys() == {POOL, MODEL}
+    assert read_json(study.trials[0].system_attrs, SNAPSHOT)["files"].keys() == {POOL, "ghn.safetensors"}
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------
@@ -473,8 +485,8 @@ def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
     ("arguments", "sentence"),
     [
         ({"pool_size": 0}, "`pool_size` must be at least 1"),
-        ({"refresh": 0}, "`refresh` must be at least 1"),
-        ({"pool_size": 5, "refresh": 6}, "`pool_size` must be at least `refresh`"),
+        ({"trials_per_round": 0}, "`trials_per_round` must be at least 1"),
+        ({"pool_size": 5, "trials_per_round": 6}, "`pool_size` must be at least `trials_per_round`"),
         ({"exploration": 1.5}, r"`exploration` must be in \[0, 1\]"),
         ({"costs": ["seconds"], "skeleton": FRAME}, "`costs` must be among"),
         ({"costs": ["params"]}, "`skeleton` must be given"),
@@ -483,15 +495,16 @@ def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
 )
 def test_arguments_out_of_range_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        GHNSampler(LARGE, score, **arguments)
+        GHNSampler(LARGE, score=score, **arguments)
 
 
 def test_a_ghn_of_another_space_and_a_score_of_another_shape_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`score` must be a GHN of the sampler's space"):
+    with pytest.raises(ValueError, match="`model` must be of the sampler's space"):
         GHNSampler(LARGE, GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1)))
-    sampler = GHNSampler(LARGE, lambda architectures: np.zeros(3), pool_size=10, refresh=5, seed=0)
-    sampler._given_store = folder_store(tmp_path)
-    sampler._init_state()
+    store = folder_store(tmp_path)
+    sampler = GHNSampler(
+        LARGE, score=lambda architectures: np.zeros(3), pool_size=10, trials_per_round=5, seed=0, artifact_store=store
+    )
     study = optuna.create_study(sampler=sampler)
     with pytest.raises(ValueError, match="`score` must return 10 numbers"):
         study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)

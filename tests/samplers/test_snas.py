@@ -34,7 +34,7 @@ from optuna_nas import (
     ghn_space,
     nasbench201_space,
 )
-from optuna_nas.samplers.snas import FILE, records_of
+from optuna_nas.samplers.snas import records_of
 from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import read_json, snapshot_key
 from optuna_nas.training import TrainingStopped
@@ -62,7 +62,7 @@ def snas_with_logits(seed=0):
 
 
 def training_sampler(data, folder, snas=None, **arguments):
-    arguments = {"budget": 4, "trials": 12, "trials_per_round": 4, "seed": 0, **arguments}
+    arguments = {"budget": 4, "n_trials": 12, "trials_per_round": 4, "seed": 0, **arguments}
     store = folder_store(folder)
     return SNASSampler(
         SPACE, snas or SNAS(NetworkSpace(SPACE, FRAME), RECIPE), data=data, artifact_store=store, **arguments
@@ -205,7 +205,7 @@ def test_a_sampler_pickled_in_the_middle_goes_on_alike(snas, tmp_path):
 def test_other_parameters_have_numbers_of_their_own_whoever_draws_them():
     found = []
     for n_threads in (1, 4):
-        study = optuna.create_study(sampler=SNASSampler(SPACE, inner=RandomSampler(), seed=5))
+        study = optuna.create_study(sampler=SNASSampler(SPACE, independent_sampler=RandomSampler(), seed=5))
         trials = [study.ask() for _ in range(12)]
 
         def suggest(trial):
@@ -321,7 +321,7 @@ def test_pruned_trials_count_as_worse_and_failed_ones_not_at_all():
     assert sampler.probabilities(study)["cell_0_1"]["avg_pool_3x3"] < 0.15
     states = [trial.state for trial in study.trials]
     assert TrialState.FAIL in states
-    assert sampler._folds[study._storage][study._study_id].policy.n_outcomes == 40 - states.count(TrialState.FAIL)
+    assert sampler.n_outcomes(study) == 40 - states.count(TrialState.FAIL)
 
 
 def test_it_works_inside_hyperband():
@@ -419,26 +419,23 @@ def test_trials_of_other_samplers_and_of_other_parameters_are_passed_over():
     [
         {"data": object()},
         {"budget": 3},
-        {"snas": "right", "data": object()},
-        {"snas": "right", "data": object(), "budget": 0},
-        {"trials": 0},
+        {"model": snas_with_logits(), "data": object()},
+        {"model": snas_with_logits(), "data": object(), "budget": 0},
+        {"n_trials": 0},
         {"trials_per_round": 0},
         {"learn_from_trials": False},
         {"learning_rate": 0.0},
         {"learning_rate": 1.0},
-        {"snas": "wrong"},
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments):
-    if "snas" in arguments:
-        right = arguments["snas"] == "right"
-        arguments = {**arguments, "snas": snas_with_logits() if right else None} if right else arguments
-    if arguments.get("snas") == "wrong":
-        with pytest.raises(ValueError, match="`snas` must be of the sampler's space"):
-            SNASSampler(nasbench201_space(), snas_with_logits())
-        return
     with pytest.raises(ValueError, match=r"must"):
         optuna.create_study(sampler=SNASSampler(SPACE, **arguments)).optimize(n_convolutions, n_trials=1)
+
+
+def test_a_model_of_another_space_is_refused():
+    with pytest.raises(ValueError, match="`model` must be of the sampler's space"):
+        SNASSampler(nasbench201_space(), snas_with_logits())
 
 
 # -- rounds of training -------------------------------------------------------------------------------------------
@@ -454,8 +451,8 @@ def test_every_round_is_trained_by_its_first_trial_up_to_its_share_of_the_budget
     steps = []
     for _ in range(14):
         study.optimize(n_convolutions, n_trials=1)
-        steps.append(sampler.snas.step)
-    total = sampler.snas.total_steps
+        steps.append(sampler.model.step)
+    total = sampler.model.total_steps
     assert openers(study) == [0, 4, 8]
     assert steps == [round(total / 3)] * 4 + [round(2 * total / 3)] * 4 + [total] * 6
     records = distribution_records(study)
@@ -468,7 +465,7 @@ def test_the_opener_proposes_what_is_most_likely(data, tmp_path):
     sampler = training_sampler(data, tmp_path, avoid_duplicates=False)
     study = optuna.create_study(sampler=sampler)
     study.optimize(n_convolutions, n_trials=1)
-    assert SPACE.decode(study.trials[0].params) == sampler.snas.most_likely()
+    assert SPACE.decode(study.trials[0].params) == sampler.model.most_likely()
 
 
 def test_another_process_goes_on_from_what_was_published(data, tmp_path):
@@ -477,15 +474,15 @@ def test_another_process_goes_on_from_what_was_published(data, tmp_path):
     study = optuna.create_study(study_name="s", storage=storage, sampler=first)
     study.optimize(n_convolutions, n_trials=5)
     second = pickle.loads(pickle.dumps(training_sampler(data, tmp_path / "artifacts")))
-    assert second.snas.step == 0
+    assert second.model.step == 0
     other = optuna.load_study(study_name="s", storage=storage, sampler=second)
     other.optimize(n_convolutions, n_trials=1)
-    assert second.snas.step == first.snas.step
-    assert np.array_equal(second.snas.logits, first.snas.logits)
+    assert second.model.step == first.model.step
+    assert np.array_equal(second.model.logits, first.model.logits)
     other.optimize(n_convolutions, n_trials=6)
     straight = training_sampler(data, tmp_path / "straight")
     optuna.create_study(sampler=straight).optimize(n_convolutions, n_trials=12)
-    assert np.array_equal(second.snas.logits, straight.snas.logits)
+    assert np.array_equal(second.model.logits, straight.model.logits)
 
 
 def test_others_use_the_newest_they_see_and_do_not_wait_for_a_round_that_is_being_trained(data, tmp_path):
@@ -494,10 +491,10 @@ def test_others_use_the_newest_they_see_and_do_not_wait_for_a_round_that_is_bein
     study.optimize(n_convolutions, n_trials=4)
     opener, other = study.ask(), study.ask()  # trials 4 and 5
     SPACE.suggest(other)  # the opener has not trained yet
-    assert sampler._rounds._state(study).newest.number == 0
+    assert sampler.in_study_fit.newest(study, 999).number == 0
     SPACE.suggest(opener)
     SPACE.suggest(study.ask())
-    assert sampler._rounds._state(study).newest.number == 4
+    assert sampler.in_study_fit.newest(study, 999).number == 4
 
 
 def test_a_thread_that_trains_keeps_no_other_waiting(data, tmp_path):
@@ -506,7 +503,7 @@ def test_a_thread_that_trains_keeps_no_other_waiting(data, tmp_path):
     study.optimize(n_convolutions, n_trials=12, n_jobs=4)
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     study.optimize(n_convolutions, n_trials=4)  # whoever asks next makes up for what was still open
-    assert sampler.snas.step == sampler.snas.total_steps
+    assert sampler.model.step == sampler.model.total_steps
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "attribute"])
@@ -519,18 +516,18 @@ def test_a_snapshot_that_does_not_verify_gives_way_to_the_one_before(data, tmp_p
         name = f"{SNAPSHOT}:0"
         storage._get_trial(newest._trial_id).system_attrs[name] = "{"
     else:
-        artifact = tmp_path / read_json(newest.system_attrs, SNAPSHOT)["files"][FILE]["artifact"]
+        artifact = tmp_path / read_json(newest.system_attrs, SNAPSHOT)["files"]["snas.safetensors"]["artifact"]
         artifact.write_bytes(artifact.read_bytes()[:-1] + b"x") if damage == "changed" else artifact.unlink()
     sampler = training_sampler(data, tmp_path)
     study.sampler = sampler
     with caplog.at_level(logging.WARNING):
         study.optimize(n_convolutions, n_trials=2)
     assert "The SNAS of trial 4 does not verify" in caplog.text
-    assert sampler._rounds._state(study).newest.number == 0
-    assert sampler.snas.step == round(sampler.snas.total_steps / 3)
+    assert sampler.in_study_fit.newest(study, 999).number == 0
+    assert sampler.model.step == round(sampler.model.total_steps / 3)
     study.optimize(n_convolutions, n_trials=5)
     assert openers(study)[-1] == 8
-    assert sampler.snas.step == sampler.snas.total_steps
+    assert sampler.model.step == sampler.model.total_steps
 
 
 def test_a_round_whose_opener_failed_is_opened_by_the_next_trial(data, tmp_path):
@@ -548,7 +545,7 @@ def test_a_round_whose_opener_died_is_made_up_for_by_the_next_opener(data, tmp_p
     study.ask()  # trial 4 runs for ever
     study.optimize(n_convolutions, n_trials=4)
     assert openers(study) == [0, 8]
-    assert sampler.snas.step == sampler.snas.total_steps
+    assert sampler.model.step == sampler.model.total_steps
 
 
 def test_a_round_that_begins_with_fixed_trials_is_opened_by_the_first_that_asks(data, tmp_path):
@@ -557,7 +554,7 @@ def test_a_round_that_begins_with_fixed_trials_is_opened_by_the_first_that_asks(
         study.enqueue_trial(dict.fromkeys(SPACE.paths, "skip_connect"))
     study.optimize(n_convolutions, n_trials=4)
     assert openers(study) == [2]
-    assert study.sampler._rounds._state(study).newest.number == 2
+    assert study.sampler.in_study_fit.newest(study, 999).number == 2
 
 
 def test_an_objective_may_ask_the_snas_for_a_fixed_trial_in_a_fresh_process(data, tmp_path):
@@ -567,8 +564,8 @@ def test_an_objective_may_ask_the_snas_for_a_fixed_trial_in_a_fresh_process(data
     second = training_sampler(data, tmp_path)
     study = optuna.load_study(study_name="s", storage=storage, sampler=second)
     study.enqueue_trial(dict.fromkeys(SPACE.paths, "skip_connect"))
-    study.optimize(lambda trial: second.snas.score([SPACE.suggest(trial)])[0], n_trials=1)
-    assert second.snas.step == first.snas.step
+    study.optimize(lambda trial: second.model.score([SPACE.suggest(trial)])[0], n_trials=1)
+    assert second.model.step == first.model.step
 
 
 def test_a_sampler_may_be_used_for_another_study(data, tmp_path):
@@ -585,18 +582,17 @@ def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
     optuna.create_study(sampler=straight).optimize(n_convolutions, n_trials=1)
     cut = training_sampler(data, tmp_path)
     study = optuna.create_study(sampler=cut)
-    cut.prepare(tmp_path, None, lambda: cut.snas.step >= 2)
+    cut.prepare(tmp_path, None, lambda: cut.model.step >= 2)
     with pytest.raises(TrainingStopped):
         study.optimize(n_convolutions, n_trials=1)
     resumed = training_sampler(data, tmp_path)
-    resumed.prepare(tmp_path, None, None)
     steps = []
-    resumed._on_progress = steps.append
+    resumed.prepare(tmp_path, steps.append, None)
     study.sampler = resumed
     study.optimize(n_convolutions, n_trials=1)
     assert openers(study) == [1]
-    assert len(steps) == straight.snas.step - 2 + 1
-    assert np.array_equal(resumed.snas.logits, straight.snas.logits)
+    assert len(steps) == straight.model.step - 2 + 1
+    assert np.array_equal(resumed.model.logits, straight.model.logits)
 
 
 def test_two_snapshots_are_kept(data, tmp_path):
@@ -610,7 +606,7 @@ def test_what_a_dead_opener_has_left_is_removed(data, tmp_path):
     study = optuna.create_study(sampler=training_sampler(data, tmp_path))
     study.optimize(n_convolutions, n_trials=4)
     dead = study.ask()  # trial 4 opens the second round, uploads a file, and dies
-    half = tmp_path / "half" / FILE
+    half = tmp_path / "half" / "snas.safetensors"
     half.parent.mkdir()
     half.write_bytes(b"half")
     store = FileSystemArtifactStore(str(tmp_path))

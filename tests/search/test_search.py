@@ -336,7 +336,7 @@ def test_a_search_runs_in_a_thread_without_touching_signals(search):
 def trained_search(search, **changes):
     skeleton = nasbench201_skeleton(1, 4, search.data.input_shape, search.data.classes, affine=False)
     snas = SNAS(NetworkSpace(SPACE, skeleton), SNASRecipe(batch_size=16, relaxation="one_path"))
-    arguments = {"budget": 4, "trials": 6, "trials_per_round": 2, "seed": 0}
+    arguments = {"budget": 4, "n_trials": 6, "trials_per_round": 2, "seed": 0}
     return replace(search, sampler=SNASSampler(SPACE, snas, data=search.data, **arguments), trials=6, **changes)
 
 
@@ -347,7 +347,7 @@ def test_a_sampler_that_trains_keeps_its_rounds_in_the_folder_and_says_how_far_i
     result = run(search, recorder)
     assert counted_trials(result.study) == 6
     assert len(list((search.folder / "artifacts").iterdir())) == 2
-    assert search.sampler.snas.step == search.sampler.snas.total_steps
+    assert search.sampler.model.step == search.sampler.model.total_steps
     assert {name for name, _ in heard} == {"SNASSampler"}
     fractions = [fraction for _, fraction in heard]
     assert fractions.count(1.0) == 3
@@ -361,7 +361,7 @@ def test_a_search_that_goes_on_takes_up_the_training_of_its_sampler(search):
     resumed = trained_search(search)
     result = run(resumed)
     assert counted_trials(result.study) == 6
-    assert np.array_equal(resumed.sampler.snas.logits, straight.sampler.snas.logits)
+    assert np.array_equal(resumed.sampler.model.logits, straight.sampler.model.logits)
 
 
 def test_a_stop_in_the_middle_of_a_round_is_heard_and_the_round_is_made_up_for(search, monkeypatch):
@@ -376,8 +376,8 @@ def test_a_stop_in_the_middle_of_a_round_is_heard_and_the_round_is_made_up_for(s
     monkeypatch.setattr(
         SNASSampler,
         "prepare",
-        lambda self, folder, on_progress, should_stop, store: (
-            setattr(self, "_on_progress", interrupt) or setattr(self, "_folder", folder)
+        lambda self, folder, on_progress, should_stop, store, n_trials: self.in_study_fit.prepare(
+            folder, interrupt, None, store, n_trials
         ),
     )
     assert run(first).interrupted
@@ -386,7 +386,7 @@ def test_a_stop_in_the_middle_of_a_round_is_heard_and_the_round_is_made_up_for(s
     result = run(resumed)
     assert not result.interrupted
     assert counted_trials(result.study) == 6
-    assert resumed.sampler.snas.step == resumed.sampler.snas.total_steps
+    assert resumed.sampler.model.step == resumed.sampler.model.total_steps
 
 
 def test_every_trial_that_trains_has_its_picture_for_optunas_dashboard(search, tmp_path):

@@ -374,7 +374,9 @@ def test_the_training_of_a_hypernetwork_is_shown_on_the_study_once(uri, tmp_path
     tracker = MLflowTracker(uri)
     study = new_study(folder=tmp_path)
     store = folder_store(tmp_path / "artifacts")
-    study.sampler = GHNSampler(SPACE, ghn, data=data, budget=2, pool_size=10, refresh=5, artifact_store=store, seed=0)
+    study.sampler = GHNSampler(
+        SPACE, ghn, data=data, budget=2, pool_size=10, trials_per_round=5, artifact_store=store, seed=0
+    )
     search(tracker, study, 2)
     tracker.start(study, space=SPACE)  # again, with nothing new
     tracker.finish(study)

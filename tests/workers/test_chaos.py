@@ -51,7 +51,7 @@ def objective(trial):
 
 
 def search(trials: int = 200) -> Search:
-    sampler = GHNSampler(SPACE, score, pool_size=1000, seed=0)
+    sampler = GHNSampler(SPACE, score=score, pool_size=1000, seed=0)
     return Search(
         name="chaos", space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=trials,
         heartbeat=Heartbeat(1, 3), pictures=False,
@@ -199,7 +199,7 @@ class LongSNAS(SNAS):
 def search() -> Search:
     skeleton = nasbench201_skeleton(1, 4, input_shape=DATA.input_shape, classes=DATA.classes)
     snas = LongSNAS(SPACE, skeleton, SNASRecipe(batch_size=16))
-    sampler = SNASSampler(SPACE, snas, data=DATA, budget=8, trials=16, trials_per_round=4, seed=0)
+    sampler = SNASSampler(SPACE, snas, data=DATA, budget=8, n_trials=16, trials_per_round=4, seed=0)
     return Search(
         name="learning", space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=16,
         heartbeat=Heartbeat(1, 3), pictures=False,
