@@ -78,8 +78,8 @@ class NetworkSpace(ModelSpace):
     def options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         return self.cells.options()
 
-    def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
-        self.cells.check_choice(path, kept)
+    def check_choice(self, path: str, chosen: tuple[str, ...]) -> None:
+        self.cells.check_choice(path, chosen)
 
     def full_architecture(self) -> Architecture:
         return self.adopt(self.cells.full_architecture())
