@@ -27,6 +27,7 @@ WITHOUT_EXAMPLE = {
     "Heartbeat",
     "Job",
     "MLflowTracker",
+    "OneShotModel",
     "SNAS",
     "SNASRecipe",
     "SNASSampler",
