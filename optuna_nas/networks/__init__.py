@@ -1,4 +1,4 @@
-"""A choice made into modules: op library, discrete network, supernet, files, export."""
+"""Modules of architectures: op library, discrete network, supernet, network files, export."""
 
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.export import export_network

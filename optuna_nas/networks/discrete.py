@@ -21,21 +21,35 @@ if TYPE_CHECKING:
 
 
 class DiscreteNetwork(GraphNetwork):
-    """The network of one architecture: its cells in a skeleton, as a module.
+    """Network of one architecture: its cells in a skeleton.
 
-    Ops that lead nowhere have weights (they count as kept) and are not computed.
+    Ops without a reader have weights, and count as parameters, but are not computed.
 
     Args:
-        architecture: What to build, of a `NetworkSpace`.
-        weights: State to start from, such as `Supernet.weights_of(architecture)`; must fit exactly.
-        seed: Makes the initial weights reproducible; None draws from torch's global generator.
-        mixing: For every path what the output of each of its ops is multiplied with (HM-NAS); None adds them as they
-            are.
-        masks: By the name of a parameter what it is multiplied with, ones and zeros; also while it is trained.
-        blank: Build it without weights, quickly, for `torch.func.functional_call(..., tie_weights=False)`.
+        architecture: Architecture of a `NetworkSpace`.
+        weights: State dictionary to start from, such as `Supernet.weights_of(architecture)`; None for random initial
+            weights.
+        seed: Seed of the initial weights; None draws from torch's global generator.
+        mixing: Factor of the output of every op, by path and op (HM-NAS); None for plain sums.
+        masks: Masks of zeros and ones by the name of a parameter, in the parameter's shape. They also apply while the
+            network is trained.
+        blank: Build the modules without weights, for `torch.func.functional_call(..., tie_weights=False)`; some twenty
+            times faster.
 
     Raises:
-        ValueError: A cell cannot reach its output, the weights do not fit, or an op has no mixing weight.
+        ValueError: An output depends on no input, the weights do not fit, or an op has no factor in `mixing`.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas import DiscreteNetwork, NetworkSpace, nasbench201_skeleton, nasbench201_space
+        >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(repeats=1, channels=4))
+        >>> architecture = space.architecture({"cell_0_3": ["nor_conv_3x3", "skip_connect"]})
+        >>> network = DiscreteNetwork(architecture, seed=0).eval()
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+        >>> network.remove([("cell_0_3", "nor_conv_3x3")])
+        >>> network.compact().architecture["cell_0_3"]
+        ('skip_connect',)
     """
 
     def __init__(
@@ -55,8 +69,8 @@ class DiscreteNetwork(GraphNetwork):
             )
         super().__init__(architecture.graph(), seed, blank)
         self.architecture, self.space = architecture, cast("NetworkSpace", architecture.space)
-        self.left = architecture
-        """What `remove` has left of the architecture."""
+        self.remaining = architecture
+        """Architecture without the ops that `remove` took out."""
         self._live = self.graph.live
         self._drop_path = 0.0
         self._generator: torch.Generator | None = None
@@ -70,13 +84,13 @@ class DiscreteNetwork(GraphNetwork):
 
     @property
     def skeleton(self) -> Skeleton:
-        """Frame around the cells."""
+        """Skeleton around the cells."""
         return self.space.skeleton
 
     def _mixing_weights(self, mixing: Mapping[str, Mapping[str, float]]) -> list[list[Weight]]:
-        """Return what the inputs of every node are multiplied with."""
-        for path, kept in self.architecture.choices:
-            for op in kept:
+        """Return the factors of the inputs of every node."""
+        for path, chosen in self.architecture.choices:
+            for op in chosen:
                 if op not in mixing[path]:
                     raise ValueError(f"`mixing` must weigh every op that is kept but lacks {op!r} at {path!r}.")
         return [
@@ -89,11 +103,11 @@ class DiscreteNetwork(GraphNetwork):
 
     @contextmanager
     def step_context(self, progress: float, generator: torch.Generator) -> Iterator[None]:
-        """Drop paths inside the block, as often as the skeleton says for this share of the training.
+        """Apply drop-path inside the block, with the skeleton's probability at this point of the training.
 
         Args:
-            progress: Share of the epochs done, in [0, 1); the probability is that share of `skeleton.drop_path`.
-            generator: Source of randomness, on the device of the images.
+            progress: Fraction of the epochs done, in [0, 1); the probability is `progress * skeleton.drop_path`.
+            generator: Random generator on the device of the images.
         """
         self._drop_path, self._generator = self.skeleton.drop_path * progress, generator
         try:
@@ -103,12 +117,12 @@ class DiscreteNetwork(GraphNetwork):
 
     @property
     def exit_costs(self) -> tuple[int, ...]:
-        """Multiply-adds of one image up to every classifier, the cheapest first."""
+        """Multiply-adds of one image up to every classifier, in ascending order."""
         return self.graph.exit_costs
 
     @property
     def budget(self) -> float:
-        """Most multiply-adds that a prediction may take; 0 for a network without early exits."""
+        """Maximum number of multiply-adds of a prediction; 0 for a network without early exits."""
         return self.skeleton.budget
 
     def forward(
@@ -116,14 +130,14 @@ class DiscreteNetwork(GraphNetwork):
     ) -> Tensor | tuple[Tensor, ...]:
         """Return class scores, shape (B, classes).
 
-        In training mode, a skeleton with an auxiliary head gives (scores, auxiliary scores), a network with early exits
-        (scores, scores of the first exit, of the second, ...).
+        In training mode, a network with an auxiliary head returns (scores, auxiliary scores), a network with early
+        exits returns (scores, scores of the first exit, scores of the second exit, ...).
 
         Args:
             images: Shape (B, C, H, W).
-            drop_path: Probability of dropping an op's output for an image, in [0, 1); only in training mode. None takes
+            drop_path: Probability of dropping an op's output for an image, in [0, 1), in training mode only; None for
                 that of `step_context`.
-            generator: Source of randomness of drop-path, on the device of the images.
+            generator: Random generator of drop-path, on the device of the images.
         """
         if self.training:
             self.cut()
@@ -138,92 +152,94 @@ class DiscreteNetwork(GraphNetwork):
         return (scores, *others) if others else scores
 
     def _input_weights(self) -> Callable[[int], list[Weight]] | None:
-        """Return what `_run` multiplies the inputs of a node with; None for ones everywhere."""
+        """Return a function from the position of a node to the factors of its inputs; None if all are 1."""
         return None if self._weights is None else self._weights.__getitem__
 
     def anytime(self, images: Tensor, budget: float = math.inf) -> list[Tensor]:
-        """Return the class scores of every classifier within a budget, the cheapest first, each of shape (B, classes).
+        """Return the class scores of every classifier within a budget, each of shape (B, classes).
 
-        Nothing more is computed than they need; the last of them is the answer. `graph.exit_costs` has their costs.
+        They are in the order of `exit_costs`; the last one is the prediction. Only nodes that they depend on are
+        computed.
 
         Args:
             images: Shape (B, C, H, W).
-            budget: Multiply-adds that an image may take.
+            budget: Maximum number of multiply-adds of an image.
 
         Raises:
-            ValueError: The budget is too small for the first of them.
+            ValueError: The budget is smaller than the cost of the first classifier.
         """
         ends = [end for end, cost in zip(self.graph.exits, self.graph.exit_costs, strict=True) if cost <= budget]
         if not ends:
             raise ValueError(
                 f"`budget` must be enough for the first classifier, {self.graph.exit_costs[0]} multiply-adds, but is "
-                f"{budget}; a network with earlier exits answers sooner."
+                f"{budget}; increase it, or choose a network with earlier exits."
             )
-        found = self._run(images, self.graph.needed(ends) & self._live, self._input_weights())
-        outputs = dict(zip(self.graph.outputs, found, strict=True))
+        values = self._run(images, self.graph.needed(ends) & self._live, self._input_weights())
+        outputs = dict(zip(self.graph.outputs, values, strict=True))
         return [scores for end in ends if (scores := outputs[end]) is not None]
 
-    # -- growing smaller ------------------------------------------------------------------------------------------
+    # -- removing ops and weights ---------------------------------------------------------------------------------
 
     def remove(self, ops: Collection[tuple[str, str]], masks: Mapping[str, Tensor] = MappingProxyType({})) -> None:
-        """Take ops out, and cut weights: from now on they take no time, get no gradient and do not count.
+        """Remove ops and mask weights: removed ops are not computed and get no gradient.
 
-        Parameters stay where they are, so that an optimizer goes on; `compact` leaves them behind.
+        The parameters stay in the module, so that an optimizer can continue; `compact` returns a network without them.
 
         Args:
-            ops: (path, op) of each.
-            masks: By the name of a parameter ones and zeros; what was cut before stays so.
+            ops: (path, op) of every op to remove.
+            masks: Masks of zeros and ones by the name of a parameter, multiplied with earlier masks.
 
         Raises:
-            ValueError: What is left would not reach the output.
+            ValueError: An output would depend on no input.
         """
-        gone = set(ops)
-        left = self.architecture.space.architecture(
-            {path: tuple(op for op in kept if (path, op) not in gone) for path, kept in self.left.choices}
+        removed = set(ops)
+        remaining = self.architecture.space.architecture(
+            {path: tuple(op for op in chosen if (path, op) not in removed) for path, chosen in self.remaining.choices}
         )
-        if not left.connected:
+        if not remaining.connected:
             raise ValueError(
                 "`ops` must leave a way from an input of every kind of cell to its output but would cut the last one; "
                 "keep an op of it."
             )
-        if left != self.left:
-            graph = left.graph()
+        if remaining != self.remaining:
+            graph = remaining.graph()
             names = {graph.nodes[position].name for position in graph.live}
-            self.left = left
+            self.remaining = remaining
             self._live = frozenset(position for position in self._live if self.graph.nodes[position].name in names)
         self._add_masks(masks)
 
     @property
     def removed(self) -> list[tuple[str, str]]:
-        """What `remove` took out: (path, op) of each."""
-        return [(path, op) for path, kept in self.architecture.choices for op in kept if op not in self.left[path]]
+        """(path, op) of every op that `remove` took out."""
+        pairs = [(path, op) for path, chosen in self.architecture.choices for op in chosen]
+        return [(path, op) for path, op in pairs if op not in self.remaining[path]]
 
     def shrunk(self) -> dict[str, Any]:
-        """Return what was taken out, as JSON values for a checkpoint; empty where nothing was."""
+        """Return removed ops and masked parameters as JSON values for a checkpoint; empty if there are none."""
         return {"removed": self.removed, "masked": list(self.masks_by_name())} if self.changed else {}
 
     def shrink_again(self, shrunk: Mapping[str, Any]) -> None:
-        """Take out what `shrunk` told; values of masks come with the weights."""
+        """Repeat the removals that `shrunk` returned; the values of masks are in the state dictionary to load next."""
         masks = {name: torch.ones_like(self.get_parameter(name)) for name in shrunk["masked"]}
         self.remove([(path, op) for path, op in shrunk["removed"]], masks)
 
     @property
     def changed(self) -> bool:
-        """Whether it holds more than its architecture tells: ops that are gone, masks."""
-        return bool(self._masked) or self.left != self.architecture
+        """Whether ops were removed or parameters are masked."""
+        return bool(self._masked) or self.remaining != self.architecture
 
     def compact(self) -> DiscreteNetwork:
-        """Return the network of what is left, with the same outputs; itself where nothing was removed."""
-        if self.left == self.architecture:
+        """Return a network without the removed ops, with the same outputs; itself if none were removed."""
+        if self.remaining == self.architecture:
             return self
-        names = {node.name for node in self.left.graph()}
+        names = {node.name for node in self.remaining.graph()}
         parts = {
             name: tensor
             for name, tensor in self.state_dict().items()
             if name.startswith("parts.") and name.split(".")[1] in names
         }
         masks = {name: mask for name, mask in self.masks_by_name().items() if name in parts}
-        smaller = DiscreteNetwork(self.left, parts, mixing=self.mixing, masks=masks)
+        smaller = DiscreteNetwork(self.remaining, parts, mixing=self.mixing, masks=masks)
         return smaller.to(next(self.parameters()).device).train(self.training)
 
     def _add_masks(self, masks: Mapping[str, Tensor]) -> None:
@@ -236,25 +252,25 @@ class DiscreteNetwork(GraphNetwork):
                 self.masks.register_buffer(self._masked[name], mask.to(parameter, copy=True))
 
     def masks_by_name(self) -> dict[str, Tensor]:
-        """Return by the name of a parameter what cuts it."""
+        """Return the masks by the name of their parameter."""
         return {name: self.masks.get_buffer(buffer) for name, buffer in self._masked.items()}
 
     @property
     def params_left(self) -> int:
-        """Parameters that neither `remove` nor masks took away."""
-        names = {node.name for node in self.left.graph()}
-        cut = sum(
+        """Number of parameters of the remaining ops that no mask sets to zero."""
+        names = {node.name for node in self.remaining.graph()}
+        n_masked = sum(
             mask.numel() - int(mask.sum()) for name, mask in self.masks_by_name().items() if name.split(".")[1] in names
         )
-        return self.left.cost().params - cut
+        return self.remaining.cost().params - n_masked
 
     def train(self, mode: bool = True) -> Self:
-        """Choose training or evaluation; what masks cut is zero in both."""
+        """Set training or evaluation mode; masked weights are zero in both."""
         self.cut()
         return super().train(mode)
 
     def cut(self) -> None:
-        """Set to zero what the masks cut, whatever a training made of it; done at every step of one, and after it."""
+        """Set masked weights to zero, since an optimizer's step may have changed them."""
         if self._masked:
             with torch.no_grad():
                 for name, mask in self.masks_by_name().items():

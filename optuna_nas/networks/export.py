@@ -1,4 +1,4 @@
-"""Trained networks for deployment: one file, checked against the network it came from."""
+"""Export of trained networks for deployment, with a check of the exported file."""
 
 from __future__ import annotations
 
@@ -22,35 +22,51 @@ if TYPE_CHECKING:
 PT2, ONNX, STATE_DICT = FORMATS = ("pt2", "onnx", "state-dict")
 SUFFIXES = {PT2: ".pt2", ONNX: ".onnx", STATE_DICT: ".safetensors"}
 MAX_DIFFERENCE = 1e-4
-"""Largest difference between a class score of the network and of its export."""
+"""Maximum difference between a class score of the network and of its export."""
 CHECKED_BATCHES = (1, 2, 5)
 INPUT, OUTPUT = "images", "scores"
 
 
 class Exported(NamedTuple):
-    """A file and how far its class scores are from the network's, at most, over batches of several sizes."""
+    """Result of an export.
+
+    Args:
+        path: The exported file.
+        max_difference: Maximum absolute difference between class scores of the file and of the network, over random
+            batches of 1, 2 and 5 images.
+    """
 
     path: Path
     max_difference: float
 
 
 def export_network(network: DiscreteNetwork, path: Path, format: str = PT2) -> Exported:  # noqa: A002
-    """Write a network in evaluation mode to a file that takes batches of any size, and compare the two.
+    """Export a network in evaluation mode for batches of any size, and compare the file with the network.
 
-    - `pt2`: a program of `torch.export`; read with `torch.export.load(path).module()`.
-    - `onnx`: for ONNX Runtime and others; input `images`, output `scores`. Needs `pip install 'optuna_nas[onnx]'`.
-    - `state-dict`: weights, architecture and skeleton as safetensors; read with `load_network(path)`.
+    - `pt2`: a `torch.export` program; load it with `torch.export.load(path).module()`.
+    - `onnx`: an ONNX file with input `images` and output `scores`. Needs `pip install 'optuna_nas[onnx]'`.
+    - `state-dict`: weights, architecture and skeleton as safetensors; load it with `load_network(path)`.
 
-    Class scores are not normalised; images must be prepared as the data of the training were.
+    Outputs are logits. Inputs must be normalised in the same way as in training.
 
     Args:
-        network: Any network of a study, trained.
-        path: Where to; the format's suffix is added where it lacks one.
-        format: One of `FORMATS`.
+        network: Trained network.
+        path: File to write; the suffix of the format is appended if missing.
+        format: `pt2`, `onnx` or `state-dict`.
 
     Raises:
-        ValueError: The format is unknown, or lacks its packages.
+        ValueError: The format is unknown, or its packages are not installed.
         ArithmeticError: A class score differs by more than 1e-4; the file is removed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas import NetworkSpace, nasbench201_skeleton, nasbench201_space
+        >>> from optuna_nas.networks import export_network
+        >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(repeats=1, channels=2))
+        >>> network = space.architecture({"cell_0_3": ["skip_connect"]}).build()
+        >>> exported = export_network(network, Path("network"), "state-dict")
+        >>> exported.path.name, exported.max_difference
+        ('network.safetensors', 0.0)
     """
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {FORMATS} but got {format!r}.")
@@ -78,7 +94,7 @@ def export_network(network: DiscreteNetwork, path: Path, format: str = PT2) -> E
 
 
 def for_programs(network: DiscreteNetwork) -> DiscreteNetwork:
-    """Return a copy in evaluation mode on the CPU, without what was removed, weights laid out as programs keep them."""
+    """Return a compact copy in evaluation mode on the CPU, with contiguous weights, as exporters need them."""
     network = copy.deepcopy(network).compact().cpu().eval()
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
@@ -99,7 +115,7 @@ def _write_onnx(network: DiscreteNetwork, example: Tensor, path: Path) -> Callab
     import onnxruntime
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about itself
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
         torch.onnx.export(
             network,
             (example,),

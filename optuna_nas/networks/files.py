@@ -1,4 +1,4 @@
-"""Trained networks in safetensors files, with their architecture inside."""
+"""Networks in safetensors files, with their architecture in the header."""
 
 from __future__ import annotations
 
@@ -11,11 +11,26 @@ from optuna_nas.space import Architecture, CellularSpace, Skeleton
 from optuna_nas.training.checkpoints import load_tensors, prefixed, save_tensors, without_prefix
 
 MASKS = "masks/"
-"""Begins the names of masks in the file of a network that has some."""
+"""Prefix of the names of masks in a network's file."""
 
 
 def save_network(path: Path, network: DiscreteNetwork) -> None:
-    """Write a network and its architecture, space and skeleton included, to one file."""
+    """Write a network to a file, with its architecture, space and skeleton.
+
+    Args:
+        path: Safetensors file to write.
+        network: Network with its weights and masks.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas import NetworkSpace, load_network, nasbench201_skeleton, nasbench201_space
+        >>> from optuna_nas.networks import save_network
+        >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(repeats=1, channels=2))
+        >>> architecture = space.architecture({"cell_0_3": ["skip_connect"]})
+        >>> save_network(Path("network.safetensors"), architecture.build())
+        >>> load_network("network.safetensors").architecture == architecture
+        True
+    """
     description: dict[str, Any] = {"architecture": network.architecture.to_dict()}
     tensors = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("masks.")}
     tensors |= prefixed(MASKS, network.masks_by_name())
@@ -25,26 +40,37 @@ def save_network(path: Path, network: DiscreteNetwork) -> None:
 
 
 def load_network(path: str | Path, device: str = "cpu") -> DiscreteNetwork:
-    """Return a network that `save_network` wrote; ops of your own must be registered before. Executes nothing.
+    """Return the network of a file, in evaluation mode. Register your own ops first.
+
+    Loading executes no code from the file.
 
     Args:
-        path: A safetensors file.
-        device: Where its weights go.
+        path: Safetensors file of a study's folder `networks`, of `save_network` or of `optuna-nas export`.
+        device: Device of the weights.
 
     Raises:
-        ValueError: The file is not such a network.
+        ValueError: The file is not a network of optuna_nas.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas import NetworkSpace, load_network, nasbench201_skeleton, nasbench201_space
+        >>> from optuna_nas.networks import save_network
+        >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(repeats=1, channels=2))
+        >>> save_network(Path("network.safetensors"), space.architecture({"cell_0_3": ["skip_connect"]}).build())
+        >>> load_network("network.safetensors").architecture.summary
+        'none | none none | skip none none'
     """
     tensors, description = load_tensors(Path(path), device)
     if "architecture" not in description:
         raise ValueError(f"`path` must be a network of optuna_nas but {path} holds something else.")
     architecture = Architecture.from_dict(description["architecture"])
-    if "skeleton" in description:  # a file of an earlier version, whose architecture is of cells alone
+    if "skeleton" in description:  # written by an earlier version, in which an architecture had no skeleton
         cells = cast("CellularSpace", architecture.space)
         architecture = NetworkSpace(cells, Skeleton.from_dict(description["skeleton"])).adopt(architecture)
     mixing = description.get("mixing")
     if mixing is not None:
-        names = {old: path for path, old in architecture.space.old_names().items()}
-        mixing = {names.get(path, path): weights for path, weights in mixing.items()}
+        path_of = {old: path for path, old in architecture.space.old_names().items()}
+        mixing = {path_of.get(path, path): weights for path, weights in mixing.items()}
     masks = without_prefix(MASKS, tensors)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASKS)}
     return DiscreteNetwork(architecture, weights, mixing=mixing, masks=masks).to(device).eval()

@@ -1,4 +1,4 @@
-"""Runs a computation graph: what the discrete network and the supernet share."""
+"""Base class of the discrete network and the supernet: a module that runs a computation graph."""
 
 from __future__ import annotations
 
@@ -19,16 +19,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
 Weight: TypeAlias = Tensor | float
-"""What a sum multiplies a term with: a scalar tensor, or a constant (0.0 leaves the term out, 1.0 costs no product)."""
+"""Factor of a term of a sum: a scalar tensor, or a constant (0.0 skips the term, 1.0 skips the product)."""
 
 _BUILDING = threading.Lock()
 
 
 @contextmanager
 def seeded_building(seed: int | None) -> Iterator[None]:
-    """Let modules that are built inside start from the same weights whatever else draws random numbers.
+    """Seed the initial weights of modules that are built inside the block.
 
-    They initialise themselves from torch's global generator: a lock keeps other threads out of it, and it is put back.
+    Modules draw from torch's global generator. Its state is restored afterwards, and a lock keeps other threads that
+    build modules waiting.
+
+    Args:
+        seed: Seed of the initial weights; None leaves the global generator as it is.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.networks import seeded_building
+        >>> weights = []
+        >>> for _ in range(2):
+        ...     with seeded_building(0):
+        ...         weights.append(torch.nn.Linear(3, 2).weight)
+        >>> torch.equal(*weights)
+        True
     """
     with _BUILDING, torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -37,18 +51,19 @@ def seeded_building(seed: int | None) -> Iterator[None]:
 
 
 class GraphNetwork(nn.Module):
-    """One module a node of the graph, under the node's name, so that networks of one space share parameter names.
+    """Module that runs a computation graph, with one submodule per node, under the node's name.
 
-    A ReLU, and any op without parameters, up to the norm that may end it, is computed once for all that read the same
-    tensor; the weight that a sum gives an op is the scale of the norm that ends the op, where it has none of its own;
-    tensors are dropped after their last use; images and kernels are laid out `channels_last`.
+    Four things make it fast: a ReLU, or an op without parameters (up to a norm that ends it), is computed once for all
+    readers of a tensor; the factor of an op in a sum becomes the scale of the norm that ends the op, if that norm has
+    none; tensors are freed after their last use; images and kernels are in `channels_last` format.
+
+    Args:
+        graph: Graph of the network, with shapes.
+        seed: Seed of the initial weights; None draws from torch's global generator.
+        blank: Build the modules without weights, for `torch.func.functional_call(..., tie_weights=False)`.
     """
 
     def __init__(self, graph: ComputationGraph, seed: int | None = None, blank: bool = False) -> None:
-        """Build the modules; with `seed`, initial weights are the same whatever else draws random numbers.
-
-        `blank`: without weights, for `torch.func.functional_call(..., tie_weights=False)`.
-        """
         super().__init__()
         self.graph = graph
         self.parts = nn.ModuleDict()
@@ -70,16 +85,16 @@ class GraphNetwork(nn.Module):
         }
 
     def _find_scaled(self) -> dict[int, tuple[int, int]]:
-        """Return the ops whose norm can take over their weight in the one sum that reads them; the sum and its slot."""
+        """Return the ops whose norm can apply their factor in the only sum that reads them, with (sum, slot)."""
         readers: dict[int, list[tuple[int, int]]] = {}
         for position, node in enumerate(self.graph):
             for slot, source in enumerate(node.inputs):
                 readers.setdefault(source, []).append((position, slot))
         return {
-            source: found[0]
-            for source, found in readers.items()
-            if len(found) == 1
-            and self.graph.nodes[found[0][0]].op == "sum"
+            source: places[0]
+            for source, places in readers.items()
+            if len(places) == 1
+            and self.graph.nodes[places[0][0]].op == "sum"
             and len(self.graph.nodes[source].inputs) == 1
             and source in self._normed
         }
@@ -88,7 +103,7 @@ class GraphNetwork(nn.Module):
         return self.parts._modules.get(self.graph.nodes[position].name)
 
     def _layers(self, position: int, module: nn.Module) -> tuple[list[nn.Module], nn.BatchNorm2d | None]:
-        """Return what an op does, and the plain norm that ends it."""
+        """Return the layers of an op, and the norm without parameters that ends it, if there is one."""
         if position not in self._normed:
             return [module], None
         *layers, norm = cast("nn.Sequential", module)
@@ -107,15 +122,15 @@ class GraphNetwork(nn.Module):
 
         Args:
             images: Shape (B, C, H, W).
-            live: Positions to compute; all others are nothing, and a sum passes over them.
-            input_weights: For the node at a position, what its inputs (of a sum) or its results on each of its
-                inputs (of an op) are multiplied with; None for ones everywhere.
-            drop_path: Probability of dropping an op's output for an image; kept ones are scaled up.
-            generator: Source of randomness of drop-path.
-            ones: Weights of what may be chosen, ops and inputs, are 1 where they are tensors, and only take gradients.
+            live: Positions of the nodes to compute; the others have no value, and sums skip them.
+            input_weights: Function from a position to the factors of the node's inputs (of a sum) or of its results on
+                each input (of an op); None if all are 1.
+            drop_path: Probability of dropping an op's output for an image; the others are scaled by its inverse.
+            generator: Random generator of drop-path.
+            ones: Whether the factors of choices that are tensors equal 1 and only need gradients.
         """
         values: list[Tensor | None] = [None] * len(self.graph)
-        shared: dict[int, dict[object, Tensor]] = {}  # for a source, what several ops make of it
+        shared: dict[int, dict[object, Tensor]] = {}  # for a source, results that several ops use
         last_use = {source: position for position in sorted(live) for source in self.graph.nodes[position].inputs}
         outputs = set(self.graph.outputs)
         for position in sorted(live):
@@ -141,7 +156,7 @@ class GraphNetwork(nn.Module):
                             keep = torch.empty((len(value), 1, 1, 1), device=value.device, dtype=value.dtype)
                             value = value * (keep.bernoulli_(1 - drop_path, generator=generator) / (1 - drop_path))
                     elif source in self._scaled_by and isinstance(weight, Tensor):
-                        weight = 1.0  # its norm has taken it over
+                        weight = 1.0  # applied by its norm
                     chosen = node.op != "sum" or bool(self.graph.nodes[source].path)
                     if ones and chosen and isinstance(weight, Tensor):
                         value, weight = _Credited.apply(value, weight), 1.0
@@ -154,7 +169,7 @@ class GraphNetwork(nn.Module):
         return [values[output] for output in self.graph.outputs]
 
     def _compute(self, position: int, value: Tensor, scale: Weight, shared: dict[object, Tensor]) -> Tensor:
-        """Apply the op at a position, times `scale` where a norm takes it over; `shared` is what the source keeps."""
+        """Apply the op at a position, with `scale` applied by its norm; `shared` has results for the same input."""
         module, node = self._part(position), self.graph.nodes[position]
         if module is None:
             return value
@@ -177,7 +192,7 @@ class GraphNetwork(nn.Module):
         return _scaled_norm(norm, value, scale) if isinstance(scale, Tensor) else cast("Tensor", norm(value))
 
     def _concatenate(self, parts: list[Tensor | None], sources: tuple[int, ...], images: Tensor) -> Tensor | None:
-        """Join the channels; a part that is nothing contributes zeros, so that the channels stay."""
+        """Concatenate channels; a part without a value contributes zeros, so that the number of channels is fixed."""
         like = next((part for part in parts if part is not None), None)
         if like is None or len(parts) == 1:
             return like
@@ -185,13 +200,13 @@ class GraphNetwork(nn.Module):
             like.new_zeros((len(images), *self.graph.nodes[source].site.out_shape)) if part is None else part
             for part, source in zip(parts, sources, strict=True)
         ]
-        if torch.compiler.is_compiling():  # a compiler lays out gradients as it likes
+        if torch.compiler.is_compiling():  # the compiler chooses the layout of gradients itself
             return torch.cat(filled, 1)
         return _Concatenation.apply(*filled)  # type: ignore[no-any-return]
 
     @property
     def auxiliary(self) -> int | None:
-        """Position of the auxiliary head, None without."""
+        """Position of the auxiliary head, None if there is none."""
         return self.graph.index(AUXILIARY) if AUXILIARY in self.parts else None
 
 
@@ -203,10 +218,10 @@ def _ends_in_plain_norm(module: nn.Module) -> bool:
 
 
 def _scaled_norm(norm: nn.BatchNorm2d, value: Tensor, scale: Tensor) -> Tensor:
-    """Return `norm(value) * scale` of a norm without parameters and a scalar, without the cost of a product."""
+    """Return `norm(value) * scale` for a norm without parameters, with `scale` applied inside its kernel."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
-    scales = scale.to(mean.dtype).repeat(norm.num_features)  # dense: the kernel does not look at strides
+    scales = scale.to(mean.dtype).repeat(norm.num_features)  # dense, since the kernel ignores strides
     if norm.training and not norm.track_running_stats:
         mean = variance = None
     elif norm.training and norm.num_batches_tracked is not None:
@@ -216,34 +231,34 @@ def _scaled_norm(norm: nn.BatchNorm2d, value: Tensor, scale: Tensor) -> Tensor:
 
 
 class _Concatenation(torch.autograd.Function):
-    """Channels of several maps, whose gradients are dense: norms are several times slower on a gradient with gaps."""
+    """Concatenation of channels with dense gradients: norms are several times slower on a gradient with gaps."""
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        """Return the maps one after the other."""
+        """Return the concatenated feature maps."""
         ctx.channels = [part.shape[1] for part in parts]
         return torch.cat(parts, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradient of each."""
+        """Return the gradient of every feature map."""
         return tuple(part.contiguous(memory_format=torch.channels_last) for part in grad.split(ctx.channels, 1))
 
 
 class _Mixture(torch.autograd.Function):
-    """Sum of K tensors of one shape, each times a scalar tensor, read and written as seldom as it can be.
+    """Weighted sum of K tensors of one shape with scalar tensors as weights, with few passes over memory.
 
-    A product and a sum are one pass forward; backward, the gradient of a weight is a dot product, not a product that is
-    then summed.
+    Forward fuses a product and a sum into one pass; backward computes the gradient of a weight by a dot product instead
+    of a product and a sum.
     """
 
     @staticmethod
     def forward(ctx: Any, *terms: Tensor) -> Tensor:
-        """Return the sum; `terms` are K tensors, then K weights."""
+        """Return the weighted sum; `terms` are K tensors followed by K weights."""
         ctx.save_for_backward(*terms)
         half = len(terms) // 2
         values, weights = terms[:half], terms[half:]
-        dtype = reduce(torch.promote_types, (value.dtype for value in values))  # autocast mixes them
+        dtype = reduce(torch.promote_types, (value.dtype for value in values))  # autocast mixes dtypes
         total = values[0].to(dtype) * weights[0].to(dtype)
         for value, weight in zip(values[1:], weights[1:], strict=True):
             total.addcmul_(value.to(dtype), weight.to(dtype))
@@ -251,7 +266,7 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the tensors, then those of the weights."""
+        """Return the gradients of the tensors, followed by those of the weights."""
         terms = ctx.saved_tensors
         half = len(terms) // 2
         values, weights = terms[:half], terms[half:]
@@ -263,7 +278,7 @@ class _Mixture(torch.autograd.Function):
 
 
 class _Credited(torch.autograd.Function):
-    """A tensor times a scalar tensor that is 1, without the product; backward, the scalar gets its gradient."""
+    """Product with a scalar tensor that equals 1: forward skips it, backward computes the scalar's gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
@@ -280,7 +295,7 @@ class _Credited(torch.autograd.Function):
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """Return the sum of products of two tensors of one shape."""
+    """Return the dot product of two tensors of one shape."""
     if one.stride() == other.stride() and one.dtype == other.dtype and _is_dense(one):
         size = (one.numel(),)
         return torch.dot(one.as_strided(size, (1,)), other.as_strided(size, (1,)))
@@ -293,13 +308,13 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _weighted_sum(terms: list[tuple[Tensor, Weight]]) -> Tensor | None:
-    """Add the weighted terms; None when there are none."""
+    """Return the weighted sum of the terms, None if there are none."""
     mixed = [(value, weight) for value, weight in terms if isinstance(weight, Tensor)]
     total: Tensor | None = None
-    fresh = False  # whether `total` is ours to add into
+    fresh = False  # whether `total` may be changed in place
     if mixed:
         values, weights = zip(*mixed, strict=True)
-        if torch.compiler.is_compiling():  # a compiler fuses products and sums itself
+        if torch.compiler.is_compiling():  # the compiler fuses products and sums itself
             total = reduce(torch.add, (value * weight for value, weight in mixed))
         else:
             total = _Mixture.apply(*values, *weights)

@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a built network on a device; an objective, a constraint, or a cost that a search is charged for.
+    """Number measured on a built network on a device, as an objective or a constraint.
 
     Args:
-        name: Name in trials and tables, a Python identifier; says what the number depends on.
-        function: Takes a network in evaluation mode and a batch of inputs, both on the device; returns the number.
-        batch_size: Inputs in the batch.
+        name: Name in trials and tables, a Python identifier; it should contain what the number depends on.
+        function: Function of a network in evaluation mode and a batch of inputs, both on the device.
+        batch_size: Number of inputs in the batch, at least 1.
         device: `auto` (a GPU if there is one), or a torch device.
         direction: `minimize` or `maximize`.
 
     Raises:
-        ValueError: The name is no identifier, or the direction is unknown.
+        ValueError: The name is not an identifier, the direction is unknown, or `batch_size` is below 1.
 
     Example:
         >>> import torch
+        >>> from optuna_nas.networks import Measure
         >>> size = Measure("largest_output", lambda network, inputs: float(network(inputs).abs().max()))
         >>> size(torch.nn.Identity(), torch.ones(1, 3))
         1.0
@@ -53,11 +54,14 @@ class Measure:
             raise ValueError(f"`batch_size` must be at least 1 but got {self.batch_size}.")
 
     def __call__(self, network: nn.Module, inputs: Tensor) -> float:
-        """Return the number of a copy of the network on the measure's device.
+        """Measure a copy of a network on the measure's device.
 
         Args:
-            network: Any module; unchanged.
-            inputs: Example inputs, shape (B, ...), of which `batch_size` are used, repeated if need be.
+            network: Any module; it is not changed.
+            inputs: Example inputs, shape (B, ...); `batch_size` of them are used, repeated if necessary.
+
+        Raises:
+            ValueError: The device does not exist.
         """
         device = choose_device(self.device)
         repeats = -(-self.batch_size // len(inputs))
@@ -67,17 +71,18 @@ class Measure:
 
 
 def latency(batch_size: int = 1, device: str = "auto", repeats: int = 20) -> Measure:
-    """Return the measure of latency: median seconds of a forward pass of a batch, after a warm-up.
+    """Return a measure of latency: median seconds of a forward pass of a batch, after two passes to warm up.
 
     Args:
-        batch_size: Inputs in the batch; the latency is that of the whole batch.
+        batch_size: Number of inputs in the batch, at least 1; the latency is that of the whole batch.
         device: `auto` (a GPU if there is one), or a torch device.
-        repeats: Timed passes, at least 1.
+        repeats: Number of timed passes, at least 1.
 
     Raises:
-        ValueError: There is no such device, or `repeats` is below 1.
+        ValueError: The device does not exist, or an argument is out of range.
 
     Example:
+        >>> from optuna_nas.networks import latency
         >>> latency(batch_size=8, device="cpu").name
         'latency_cpu_8'
     """
@@ -93,15 +98,19 @@ def latency(batch_size: int = 1, device: str = "auto", repeats: int = 20) -> Mea
 
 
 def measure_latency(network: nn.Module, inputs: Tensor, repeats: int = 20) -> float:
-    """Return the median seconds of a forward pass on the device of `inputs`, without gradients, after a warm-up.
+    """Return the median seconds of a forward pass without gradients, after two passes to warm up.
 
     Args:
-        network: Any module; put into evaluation mode for the measurement.
+        network: Any module on the device of `inputs`; it is measured in evaluation mode.
         inputs: Shape (B, ...); the latency is that of the whole batch.
-        repeats: Timed passes, at least 1.
+        repeats: Number of timed passes, at least 1.
+
+    Raises:
+        ValueError: `repeats` is below 1.
 
     Example:
         >>> import torch
+        >>> from optuna_nas import measure_latency
         >>> 0 < measure_latency(torch.nn.Linear(4, 4), torch.zeros(2, 4), repeats=3) < 1
         True
     """

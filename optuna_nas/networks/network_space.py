@@ -1,4 +1,4 @@
-"""Cells in a skeleton as one value: suggested, built, priced, drawn, made a supernet of."""
+"""Space of networks: cells in a skeleton, as one value."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkSpace(ModelSpace):
-    """Networks of cells in a skeleton: what may be chosen, and what the choices are built into.
+    """Space of networks of cells in a skeleton. Its choices are those of the cells.
 
     Args:
         cells: Space of the cells, such as `darts_space()`.
-        skeleton: Number, kinds and width of the cells, and what stands before and after them.
+        skeleton: Number, kinds and width of the cells, and the fixed parts around them.
 
     Raises:
-        ValueError: The skeleton names a cell that the space lacks, or reduces its image away.
+        ValueError: The skeleton names a cell that the space lacks, or its image is too small for its reductions.
 
     Example:
         >>> import optuna
@@ -57,14 +57,14 @@ class NetworkSpace(ModelSpace):
             raise ValueError(f"`cells` must be a space of cells but is a {type(self.cells).__name__}.")
         if not isinstance(self.skeleton, Skeleton):
             raise ValueError(f"`skeleton` must be a Skeleton but is a {type(self.skeleton).__name__}.")
-        # An image too small for the reductions shows here, before the first trial.
+        # Raises where the skeleton does not fit, instead of in the first trial.
         self.graph(self.full_architecture())
 
     def with_skeleton(self, skeleton: Skeleton | None = None, **changes: Any) -> NetworkSpace:
-        """Return the same choices in another skeleton, such as a bigger one for the final training.
+        """Return the space of the same cells in another skeleton, such as a bigger one for the final training.
 
         Args:
-            skeleton: By default that of this space.
+            skeleton: The other skeleton; by default that of this space.
             **changes: Fields of the skeleton to replace, such as `channels=36`.
         """
         return NetworkSpace(self.cells, replace(skeleton or self.skeleton, **changes))
@@ -78,8 +78,8 @@ class NetworkSpace(ModelSpace):
     def options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         return self.cells.options()
 
-    def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
-        self.cells.check_choice(path, kept)
+    def check_choice(self, path: str, chosen: tuple[str, ...]) -> None:
+        self.cells.check_choice(path, chosen)
 
     def full_architecture(self) -> Architecture:
         return self.adopt(self.cells.full_architecture())
@@ -119,7 +119,7 @@ class NetworkSpace(ModelSpace):
         return self.cells.network_graph(architecture, self.skeleton)
 
     def supernet_graph(self) -> ComputationGraph:
-        """Return the graph of the network that holds all architectures."""
+        """Return the graph of the supernet."""
         return self.cells.network_graph(self.cells.full_architecture(), self.skeleton, mixed=True)
 
     def example_inputs(self, batch_size: int = 1) -> Tensor:

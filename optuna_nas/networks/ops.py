@@ -1,6 +1,6 @@
-"""The modules behind the names of `optuna_nas.space.ops`: one library for every space.
+"""Modules of the ops in `optuna_nas.space.ops`.
 
-A module whose op starts with a ReLU leaves it out: the network applies it once for all ops that read the same tensor.
+Modules of ops with `relu_first` do not contain that ReLU: the network applies it once for all ops that read a tensor.
 Definitions: DARTS (Liu et al. 2019, section 3.1.1) and NAS-Bench-201 (Dong and Yang 2020, section 2.1).
 """
 
@@ -74,7 +74,12 @@ def _pool(pool: ModuleFactory) -> ModuleFactory:
 
 
 class FactorizedReduction(nn.Module):
-    """Half the size by two 1 x 1 convolutions of stride 2, the second shifted by one pixel (DARTS)."""
+    """Two 1 x 1 convolutions of stride 2, the second shifted by one pixel, concatenated and normalised (DARTS).
+
+    Args:
+        site: Shapes and settings.
+        relu: Whether to apply a ReLU first.
+    """
 
     def __init__(self, site: Site, relu: bool) -> None:
         super().__init__()
@@ -85,7 +90,7 @@ class FactorizedReduction(nn.Module):
         self.norm = _norm(site)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return a map of half the height and width, rounded up."""
+        """Return a feature map of half the height and width, rounded up."""
         if self.relu:
             images = F.relu(images)
         height, width = images.shape[-2:]
@@ -94,12 +99,12 @@ class FactorizedReduction(nn.Module):
 
 
 def _skip(site: Site) -> nn.Module:
-    # A strided skip brings its own ReLU: at stride 1 it has none to share.
+    # A strided skip applies its own ReLU: the op has no `relu_first`, since an identity has no ReLU.
     return nn.Identity() if site.stride == 1 else FactorizedReduction(site, relu=True)
 
 
 class ResidualReduction(nn.Module):
-    """NAS-Bench-201's block between stages: two 3 x 3 convolutions and a pooled 1 x 1 shortcut."""
+    """Residual block between the stages of NAS-Bench-201: two 3 x 3 convolutions, and a pooled 1 x 1 shortcut."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -118,12 +123,20 @@ class ResidualReduction(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return a map of half the height and width, rounded up."""
+        """Return a feature map of half the height and width, rounded up."""
         return self.shortcut(images) + self.convolutions(images)  # type: ignore[no-any-return]
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier on a middle map, 5 x 5 pooled; maps too small for the window are pooled to 2 x 2."""
+    """Auxiliary classifier on an intermediate feature map, after 5 x 5 average pooling.
+
+    Feature maps that are too small for the window are pooled to 2 x 2.
+
+    Args:
+        site: Shapes and settings.
+        pool_stride: Stride of the pooling; 3 for CIFAR, 2 for ImageNet.
+        last_norm: Whether a batch norm follows the last convolution.
+    """
 
     def __init__(self, site: Site, pool_stride: int, last_norm: bool) -> None:
         super().__init__()
@@ -167,7 +180,7 @@ def _stem(site: Site) -> nn.Module:
 
 
 class Classifier(nn.Module):
-    """Global average pool and a linear layer."""
+    """Global average pooling and a linear layer."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -179,14 +192,14 @@ class Classifier(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeats every pixel, up to a given height and width."""
+    """Nearest-neighbour upsampling to the height and width of the site."""
 
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.size = site.out_shape[1:]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return a larger map."""
+        """Return a larger feature map."""
         return F.interpolate(images, self.size, mode="nearest")
 
 
@@ -220,24 +233,51 @@ _FACTORIES: dict[str, ModuleFactory] = {
 
 
 def has_module(name: str, site: Site) -> bool:
-    """Tell whether a node of this op computes something: the structure of a graph and a plain skip do not."""
+    """Return whether a node of this op has a module. Structural nodes and skips of stride 1 have none.
+
+    Args:
+        name: Name of an op, or of a structural node.
+        site: Shapes and settings of the node.
+
+    Raises:
+        ValueError: No op has this name.
+
+    Example:
+        >>> from optuna_nas.networks import has_module
+        >>> from optuna_nas.space import Site
+        >>> site = Site((4, 8, 8), (4, 8, 8))
+        >>> has_module("sum", site), has_module("skip_connect", site), has_module("nor_conv_3x3", site)
+        (False, False, True)
+    """
     return name not in STRUCTURAL and not (get_op(name).identity and site.stride == 1)
 
 
 def build_op(name: str, site: Site) -> nn.Module:
-    """Return a fresh module of the op at this site; a leading ReLU (`Op.relu_first`) is left to the caller.
+    """Return a new module of an op. It does not contain the leading ReLU of ops with `relu_first`.
+
+    Args:
+        name: Name of an op.
+        site: Shapes and settings of the module.
 
     Raises:
         ValueError: No op has this name.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.networks import build_op
+        >>> from optuna_nas.space import Site
+        >>> module = build_op("sep_conv_3x3", Site(in_shape=(4, 8, 8), out_shape=(8, 4, 4), stride=2))
+        >>> module(torch.zeros(1, 4, 8, 8)).shape
+        torch.Size([1, 8, 4, 4])
     """
     get_op(name)
     return _FACTORIES[name](site)
 
 
 def blank_op(name: str, site: Site) -> nn.Module:
-    """Return a module of the op without weights: its tensors are on torch's meta device, shared by all of its kind.
+    """Return a module of an op without weights: its tensors are on the meta device and shared by equal modules.
 
-    Some twenty times faster than `build_op`; for weights that are passed in with each call.
+    It is some twenty times faster than `build_op`, for weights that are passed with each call.
     """
     get_op(name)
     return _copied(_blank(_FACTORIES[name], site))
@@ -250,9 +290,9 @@ def _blank(factory: ModuleFactory, site: Site) -> nn.Module:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """Return another module with the same tensors."""
+    """Return a copy of a module that shares its tensors."""
     copied = object.__new__(type(module))
-    # Tables of tensors and hooks are each module's own; what stands in them is shared.
+    # The dictionaries of tensors and hooks are copied, their values are not.
     copied.__dict__ = {
         name: value.copy() if isinstance(value, dict | set) else value for name, value in module.__dict__.items()
     }
@@ -269,25 +309,53 @@ def register_op(
     parameter_free: bool = False,
     relu_first: bool = False,
 ) -> None:
-    """Add an op of your own, for any space to name.
+    """Register your own op, so that spaces can use its name.
 
     Args:
         name: New name; letters, digits, underscores.
-        factory: Makes the module from a `Site`; it must map `site.in_shape` to `site.out_shape` (height and width
-            divided by `site.stride`, rounded up).
-        cost: Cost of one image from a `Site`; combine `convolution_cost`, `norm_cost` and `elementwise_cost`.
+        factory: Function from a `Site` to a module that maps an input of shape (B, *site.in_shape) to (B,
+            *site.out_shape); height and width are divided by `site.stride`, rounded up.
+        cost: Function from a `Site` to the cost of one image; combine `convolution_cost`, `norm_cost`,
+            `elementwise_cost`.
         label: Short name for drawings and for choices of several ops; by default the name.
-        parameter_free: The module has no parameters, so that two on one input are the same function.
-        relu_first: The op starts with a ReLU that `factory` leaves out, for the network to share.
+        parameter_free: Whether the module has no parameters, so that two of them on one input are equal.
+        relu_first: Whether the op starts with a ReLU, which the network applies instead of the module.
 
     Raises:
-        ValueError: The name is taken or has characters that a parameter path can't hold.
+        ValueError: The name is taken, or has characters that are not allowed in a path.
+
+    Example:
+        >>> from torch import nn
+        >>> from optuna_nas import CellSpace, register_op, unregister_op
+        >>> from optuna_nas.space import elementwise_cost
+        >>> register_op(
+        ...     "max_pool_5x5",
+        ...     factory=lambda site: nn.MaxPool2d(5, site.stride, padding=2),
+        ...     cost=lambda site: elementwise_cost(site.in_shape, site.out_shape),
+        ...     parameter_free=True,
+        ... )
+        >>> CellSpace(("max_pool_5x5", "nor_conv_3x3")).size == 2**28
+        True
+        >>> unregister_op("max_pool_5x5")
     """
     define_op(Op(name, cost, label, parameter_free, relu_first))
     _FACTORIES[name] = factory
 
 
 def unregister_op(name: str) -> None:
-    """Take an op of your own out again; for interactive work."""
+    """Remove an op that `register_op` added, for interactive work.
+
+    Args:
+        name: Name of your own op.
+
+    Raises:
+        ValueError: No op has this name, or it is part of the package.
+
+    Example:
+        >>> from torch import nn
+        >>> from optuna_nas import Cost, register_op, unregister_op
+        >>> register_op("blur", factory=lambda site: nn.AvgPool2d(3, site.stride, 1), cost=lambda site: Cost())
+        >>> unregister_op("blur")
+    """
     forget_op(name)
     del _FACTORIES[name]

@@ -1,4 +1,4 @@
-"""All architectures of a space in one network: every op on every edge, mixed by weights from outside."""
+"""Supernet: all architectures of a space in one network, mixed by given weights."""
 
 from __future__ import annotations
 
@@ -19,21 +19,32 @@ if TYPE_CHECKING:
     from optuna_nas.space.cellular import CellularSpace
 
 ChoiceWeights = Mapping[str, Tensor]
-"""For every path of the space a vector with a weight for each name it may keep (see `Supernet.names`)."""
+"""Weights of the names of every path, shape (n_names,) each, in the order of `Supernet.names`."""
 
 
 class Supernet(GraphNetwork):
-    """Mixes, on every edge, the outputs of all ops by given weights: soft, one-hot or masked.
+    """Network with all ops on every edge, mixed by given weights: soft, one-hot or masked.
 
-    Holds the network's weights only; logits, masks and distributions belong to the method that uses it. The names of
+    It has the weights of the network only; logits, masks and distributions belong to the one-shot method. The names of
     its parameters are those of the discrete networks of its space.
 
     Args:
-        space: Cells in a skeleton; for a search usually one with `affine=False`.
-        seed: Makes the initial weights reproducible; None draws from torch's global generator.
+        space: Space of cells in a skeleton, which usually has `affine=False`.
+        seed: Seed of the initial weights; None draws from torch's global generator.
 
     Raises:
-        ValueError: The space's nodes choose scales or exits, or the skeleton does not fit.
+        ValueError: Nodes of the space choose scales or exits, which cannot be mixed.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas import NetworkSpace, Supernet, nasbench201_skeleton, nasbench201_space
+        >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(repeats=1, channels=4))
+        >>> supernet = Supernet(space, seed=0)
+        >>> uniform = {path: torch.full((len(names),), 1 / len(names)) for path, names in supernet.names.items()}
+        >>> supernet(torch.zeros(2, 3, 32, 32), uniform).shape
+        torch.Size([2, 10])
+        >>> architecture = space.architecture({"cell_0_3": ["nor_conv_3x3"]})
+        >>> network = architecture.build(supernet.weights_of(architecture))
     """
 
     def __init__(self, space: NetworkSpace, seed: int | None = None) -> None:
@@ -53,40 +64,42 @@ class Supernet(GraphNetwork):
     ) -> Tensor:
         """Return class scores, shape (B, classes).
 
-        An op is left out where its weight is a constant zero (a vector that needs no gradient holds 0 there), and so
-        is whatever only feeds ops left out; `none` is never computed. A vector that needs a gradient is computed in
-        full unless `active` says otherwise.
+        Ops with a constant weight of zero (in a vector that needs no gradient) are skipped, and so are nodes that only
+        they read; `none` is never computed. Of a vector that needs a gradient all ops are computed, unless `active`
+        excludes them.
 
         Args:
             images: Shape (B, C, H, W).
-            weights: For every path, a vector in the order of `names[path]`.
-            active: For every path given, the only names to compute, whatever their weight.
-            ones: The weights of all that is computed are 1, as those of a sampled path: they take gradients, but no
-                product is computed.
+            weights: Vector of every path, in the order of `names[path]`.
+            active: Names to compute at a path; a path left out computes all.
+            ones: Whether all weights in use equal 1, as those of a sampled path: they get gradients, but products are
+                skipped.
 
         Raises:
-            ValueError: A path is missing or a vector has the wrong length.
+            ValueError: A path is missing, or a vector has the wrong length.
         """
         used = self._used_weights(weights, active)
         edges = [self._input_weights(position, used) for position in range(len(self.graph))]
         outputs = self._run(images, self._live(edges), edges.__getitem__, ones=ones)
         scores = outputs[0]
         if scores is None:
-            # Nothing reaches the classifier: the scores of an image of zeros, that is its bias.
+            # The classifier depends on no input: return its output for zeros, which is its bias.
             bias = self.get_parameter("parts.classifier.linear.bias")
             scores = bias.expand(len(images), -1)
         return scores
 
     def weights_of(self, architecture: Architecture) -> dict[str, Tensor]:
-        """Return the state that `space.build(architecture, weights)` inherits; shared, no copy."""
-        from_supernet = self.state_dict()
-        wanted = {node.name for node in self.space.graph(architecture)}
-        return {key: value for key, value in from_supernet.items() if key.split(".")[1] in wanted}
+        """Return the state dictionary of an architecture's network, for `space.build(architecture, weights)`.
+
+        The tensors are those of the supernet, not copies.
+        """
+        names = {node.name for node in self.space.graph(architecture)}
+        return {key: value for key, value in self.state_dict().items() if key.split(".")[1] in names}
 
     def _used_weights(
         self, weights: ChoiceWeights, active: Mapping[str, Collection[str]] | None
     ) -> dict[tuple[str, str], Weight]:
-        """(path, name) of everything to compute, with its weight."""
+        """Return the weight of every (path, name) to compute."""
         constant = []
         for path, names in self.names.items():
             if path not in weights:
@@ -98,21 +111,21 @@ class Supernet(GraphNetwork):
                 )
             if not weights[path].requires_grad:
                 constant.append(path)
-        # One transfer from the device for all constants together.
+        # One transfer from the device for all constants, since each transfer waits for a GPU.
         sizes = [len(self.names[path]) for path in constant]
         flat = torch.cat([weights[path].detach() for path in constant]).cpu().split(sizes) if constant else ()
         values = {path: vector.tolist() for path, vector in zip(constant, flat, strict=True)}
         used: dict[tuple[str, str], Weight] = {}
         for path, names in self.names.items():
             for i, name in enumerate(names):
-                known = values[path][i] if path in values else None
+                constant_weight = values[path][i] if path in values else None
                 skipped = active is not None and path in active and name not in active[path]
-                if name != NONE and known != 0 and not skipped:
-                    used[path, name] = weights[path][i] if known is None else known
+                if name != NONE and constant_weight != 0 and not skipped:
+                    used[path, name] = weights[path][i] if constant_weight is None else constant_weight
         return used
 
     def _input_weights(self, position: int, used: Mapping[tuple[str, str], Weight]) -> list[Weight]:
-        """Return what the inputs of a node are multiplied with; 0.0 where an input is not read."""
+        """Return the factors of a node's inputs; 0.0 for an input that is not read."""
         node = self.graph.nodes[position]
         sources = [self.graph.nodes[source] for source in node.inputs]
         if node.op == "sum":
@@ -124,7 +137,7 @@ class Supernet(GraphNetwork):
         return [1.0] * len(sources)
 
     def _ends(self, n_nodes: int, used: Mapping[tuple[str, str], Weight]) -> list[Weight]:
-        """Return how much each node of a block is an end of it: the product over later nodes of not reading it."""
+        """Return the weight of each node in a block's output: the product of (1 - weight) over all later readers."""
         cells = cast("NodeSpace", self.space.cells)
         kind = cells.kinds[0].name
         weights = []
@@ -136,7 +149,7 @@ class Supernet(GraphNetwork):
         return weights
 
     def _live(self, edges: list[list[Weight]]) -> set[int]:
-        """Positions that depend on the image and reach the classifier over edges that are not zero."""
+        """Return the nodes between image and classifier, over edges with weights that are not zero."""
         reads = [
             [
                 source
@@ -150,19 +163,28 @@ class Supernet(GraphNetwork):
 
 
 def one_hot(architecture: Architecture) -> dict[str, Tensor]:
-    """Return constant weights that choose exactly this architecture: 1 for what is kept, 0 for the rest.
+    """Return the weights with which a supernet computes one architecture: 1 for its choices, 0 for the rest.
 
-    `none` gets 1 where nothing is kept. With them, a supernet computes the discrete network.
+    `none` has the weight 1 where the choice is empty.
+
+    Args:
+        architecture: Any architecture with different ops at each path.
 
     Raises:
-        ValueError: An op is kept twice at one place; a supernet holds each once.
+        ValueError: A path has an op twice; a supernet has it once.
+
+    Example:
+        >>> from optuna_nas import nasbench201_space
+        >>> from optuna_nas.networks import one_hot
+        >>> one_hot(nasbench201_space().architecture({"cell_0_3": ["nor_conv_3x3"]}))["cell_0_3"]
+        tensor([0., 0., 0., 1., 0.])
     """
     weights = {}
     for path, names in cast("CellularSpace", architecture.space.core).mixed_names().items():
-        kept = architecture[path] or (NONE,)
-        if len(set(kept)) < len(kept):
+        chosen = architecture[path] or (NONE,)
+        if len(set(chosen)) < len(chosen):
             raise ValueError(
-                f"`architecture` must keep an op once at a place but keeps {kept} at {path!r}; build it by itself."
+                f"`architecture` must keep an op once at a place but keeps {chosen} at {path!r}; build it by itself."
             )
-        weights[path] = torch.tensor([1.0 if name in kept else 0.0 for name in names])
+        weights[path] = torch.tensor([1.0 if name in chosen else 0.0 for name in names])
     return weights

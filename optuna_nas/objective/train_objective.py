@@ -284,7 +284,11 @@ class TrainObjective:
             assert failure is not None
             raise failure
         self._keep(trial, network, result)
-        costs = network.left.cost() if isinstance(network, DiscreteNetwork) else self.space.cost(candidate.architecture)
+        costs = (
+            network.remaining.cost()
+            if isinstance(network, DiscreteNetwork)
+            else self.space.cost(candidate.architecture)
+        )
         return self._values(result.last.validation_metric, {**numbers, **asdict(costs)})
 
     def _check_directions(self, trial: Trial) -> None:
@@ -476,15 +480,17 @@ class TrainObjective:
         assert isinstance(network, DiscreteNetwork)
         parameters = dict(network.named_parameters())
         weight_masks = masks.weight_masks() if callable(self.initial_weights) else {}
-        before = network.left, network.params_left
-        network.remove(masks.fallen(network.left), {n: mask for n, mask in weight_masks.items() if n in parameters})
-        if (network.left, network.params_left) == before:
+        before = network.remaining, network.params_left
+        network.remove(
+            masks.fallen(network.remaining), {n: mask for n, mask in weight_masks.items() if n in parameters}
+        )
+        if (network.remaining, network.params_left) == before:
             return
         after = evaluate(network, self.device_data, REPORT, self.task, precision=recipe.precision).metric
         row = {
             "epoch": result.epoch,
             "params": network.params_left,
-            "multiply_adds": network.left.cost().multiply_adds,
+            "multiply_adds": network.remaining.cost().multiply_adds,
             f"{self.metric}_before": result.validation_metric,
             f"{self.metric}_after": after,
         }

@@ -1,4 +1,4 @@
-"""What may be chosen: spaces of architectures, their values, graphs and costs."""
+"""Search spaces, architectures, computation graphs and costs."""
 
 from optuna_nas.space.architecture import Architecture
 from optuna_nas.space.base import Space

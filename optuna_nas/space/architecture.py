@@ -1,4 +1,4 @@
-"""One choice out of a space, as a value."""
+"""One architecture of a space, as a value."""
 
 from __future__ import annotations
 
@@ -19,29 +19,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is kept at every place of a space: frozen, hashable, equal iff it is the same choice in the same space.
+    """One architecture of a space: the names chosen at every path. Frozen and hashable.
+
+    Make one with `space.architecture({...})`, `space.sample(...)`, `space.suggest(trial)` or `from_json`. Two
+    architectures are equal if their spaces and their choices are.
 
     Args:
-        space: The space it was chosen from; carried so that an architecture alone can be built, priced and drawn.
-        choices: (path, kept names) for every path of the space, in the space's order. A path is an Optuna parameter
-            (`normal_0_2`); the names are ops (or, for a block's `..._inputs`, predecessors). `()` keeps nothing.
+        space: Space of the choices, so that an architecture alone can be built, priced and drawn.
+        choices: (path, chosen names) for every path of the space, in the space's order. A path is the name of an Optuna
+            parameter (`normal_0_2`); the names are ops or, for a block's `..._inputs`, predecessors. `()` is an empty
+            choice.
 
-    Make one with `space.architecture({...})`, `space.sample(...)`, `space.suggest(trial)` or `from_json`.
+    Example:
+        >>> from optuna_nas import Architecture, nasbench201_space
+        >>> architecture = nasbench201_space().architecture({"cell_0_1": ["nor_conv_3x3"], "cell_1_3": "skip_connect"})
+        >>> architecture.summary
+        'conv3 | none none | none skip none'
+        >>> architecture["cell_0_1"], architecture.connected
+        (('nor_conv_3x3',), True)
+        >>> Architecture.from_json(architecture.to_json()) == architecture
+        True
     """
 
     space: Space
     choices: tuple[tuple[str, tuple[str, ...]], ...]
 
     def __getitem__(self, path: str) -> tuple[str, ...]:
-        """Return the names kept at `path`."""
+        """Return the names chosen at `path`."""
         return self._mapping[path]
 
     def __iter__(self) -> Iterator[str]:
-        """Go over the paths."""
+        """Iterate over the paths."""
         return iter(self._mapping)
 
     def __str__(self) -> str:
-        return "  ".join(f"{path}={'+'.join(kept) or 'none'}" for path, kept in self.choices)
+        return "  ".join(f"{path}={'+'.join(chosen) or 'none'}" for path, chosen in self.choices)
 
     @cached_property
     def _mapping(self) -> Mapping[str, tuple[str, ...]]:
@@ -49,63 +61,73 @@ class Architecture:
 
     @property
     def summary(self) -> str:
-        """One short line for tables, such as `conv3 | skip conv3 | none avg3 conv1` for a NAS-Bench-201 cell."""
+        """One-line summary for tables, such as `conv3 | skip conv3 | none avg3 conv1` for a NAS-Bench-201 cell."""
         return self.space.summary(self)
 
     @cached_property
     def cells(self) -> ComputationGraph:
-        """One copy of every kind of cell, without shapes; ValueError where the space has no cells."""
+        """Graph of one copy of every kind of cell, without shapes.
+
+        Raises:
+            ValueError: The space has no cells.
+        """
         return self.space.cell_graph(self)
 
     @property
     def connected(self) -> bool:
-        """Whether the output, of every kind of cell, depends on an input."""
+        """Whether the output of every kind of cell depends on an input."""
         return self.space.connected(self)
 
     def canonical(self) -> ComputationGraph:
-        """Return the graph of cells that every architecture computing the same function shares.
+        """Return the canonical graph of cells, the same for all architectures that compute the same function.
 
-        See `ComputationGraph.canonical` for what counts as the same; its `digest` is a short key for storage.
+        See `ComputationGraph.canonical` for the definition of equal functions. The `digest` of the graph is a short key
+        for storage.
         """
         return self.cells.canonical()
 
     def graph(self) -> ComputationGraph:
-        """Return the graph of the whole network, with shapes; the space must be a `ModelSpace`."""
+        """Return the graph of the whole network, with shapes.
+
+        Raises:
+            ValueError: The space is not a `ModelSpace`.
+        """
         return self.space.graph(self)
 
     def cost(self) -> Cost:
-        """Return parameters, multiply-adds and memory access of the network; builds no module.
+        """Return parameters, multiply-adds (MACs) and memory access of the network, without building a module.
 
-        The space must be a `ModelSpace`.
+        Raises:
+            ValueError: The space is not a `ModelSpace`.
         """
         return self.space.cost(self)
 
     def build(self, weights: Mapping[str, Tensor] | None = None, seed: int | None = None) -> nn.Module:
-        """Return the network of this architecture; the space must be a `ModelSpace`.
+        """Return the network of this architecture.
 
         Args:
-            weights: State to start from; freshly initialised without.
-            seed: Makes the initial weights reproducible; None draws from torch's global generator.
+            weights: State dictionary to start from; None for random initial weights.
+            seed: Seed of the initial weights; None draws from torch's global generator.
 
         Raises:
-            ValueError: The output depends on no input, the weights do not fit, or the space can't build.
+            ValueError: The space is not a `ModelSpace`, the output depends on no input, or the weights do not fit.
         """
         return self.space.build(self, weights, seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold: the space and the choices."""
-        return {"space": self.space.to_dict(), "choices": {path: list(kept) for path, kept in self.choices}}
+        """Return space and choices as JSON values."""
+        return {"space": self.space.to_dict(), "choices": {path: list(chosen) for path, chosen in self.choices}}
 
     def to_json(self) -> str:
-        """Return a JSON text from which `from_json` makes an equal architecture."""
+        """Return a JSON string, the inverse of `from_json`."""
         return json.dumps(self.to_dict())
 
     @staticmethod
     def from_dict(description: Mapping[str, Any]) -> Architecture:
-        """Make an architecture from `to_dict`; ops of your own must be registered before.
+        """Return the architecture of `to_dict`'s result. Register your own ops first.
 
         Raises:
-            ValueError: The description does not hold an architecture, or the space refuses it.
+            ValueError: The description is not that of an architecture, or a choice is not of the space.
         """
         from optuna_nas.space.base import Space
 
@@ -119,5 +141,5 @@ class Architecture:
 
     @staticmethod
     def from_json(text: str) -> Architecture:
-        """Make an architecture from `to_json`."""
+        """Return the architecture of `to_json`'s result. Register your own ops first."""
         return Architecture.from_dict(json.loads(text))

@@ -1,4 +1,4 @@
-"""What every space of architectures can do: Optuna parameters, architectures, sampling, JSON."""
+"""Base class of search spaces: Optuna parameters, architectures, sampling, JSON."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Space(ABC):
-    """What may be chosen: one Optuna categorical a choice. A frozen value: equal spaces have equal parameters.
+    """Base class of search spaces: every choice is one categorical Optuna parameter.
 
-    Names of choices ("paths") are Python identifiers, such as `normal_0_2` for the edge from node 0 to node 2, so that
-    Optuna, MLflow, Ray, Hydra and argparse take them as they are.
+    A space is a frozen value; equal spaces have equal parameters. Names of parameters ("paths") are Python identifiers,
+    such as `normal_0_2` for the edge from node 0 to node 2, which are valid in Optuna, MLflow, Ray, Hydra and argparse.
 
     Example:
         >>> import numpy as np
@@ -51,50 +51,54 @@ class Space(ABC):
         if "type_name" in vars(cls):
             Space._types[cls.type_name] = cls
 
-    # -- what a subclass says -------------------------------------------------------------------------------------
+    # -- to be implemented by a subclass --------------------------------------------------------------------------
 
     @abstractmethod
     def options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-        """Return, for every path, what may be chosen: the Optuna choice and the names that it keeps."""
+        """Return the options of every path: the Optuna choice and the names that it stands for."""
 
     @abstractmethod
-    def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
-        """Raise ValueError where `kept` can't stand at `path` (it may still be none of the options)."""
+    def check_choice(self, path: str, chosen: tuple[str, ...]) -> None:
+        """Check that the names can be chosen at `path`. They need not be one of the options.
+
+        Raises:
+            ValueError: A name is unknown, or the names exclude each other.
+        """
 
     @abstractmethod
     def full_architecture(self) -> Architecture:
-        """Return the architecture that keeps every op at every place: the supernet's."""
+        """Return the architecture that chooses every op at every path, which is that of the supernet."""
 
     @abstractmethod
     def summary(self, architecture: Architecture) -> str:
-        """Return an architecture in one short line, for tables: labels of the ops, node by node."""
+        """Return a one-line summary of an architecture for tables: labels of the ops, node by node."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold, with the key `type`."""
+        """Return the space as JSON values, with the key `type`."""
 
     @classmethod
     @abstractmethod
     def _from_dict(cls, description: Mapping[str, Any]) -> Self:
-        """Make a space of this class from `to_dict`."""
+        """Return the space of `to_dict`'s result."""
 
-    # -- what a subclass may say ----------------------------------------------------------------------------------
+    # -- to be overridden by a subclass if needed -----------------------------------------------------------------
 
     @property
     def core(self) -> Space:
-        """The choices alone, without what they are built into; architectures move between spaces of one core."""
+        """Space of the choices alone, without a skeleton; spaces with equal cores can `adopt` each other's choices."""
         return self
 
     def old_names(self) -> Mapping[str, str]:
-        """Return, for every path, what earlier versions called it; still read, never written."""
+        """Return the name of every path in earlier versions, which `decode` still accepts."""
         return {}
 
     def group(self, path: str) -> str:
-        """Return what a choice belongs to, such as its kind of cell; drawings and tables put a group together."""
+        """Return the group of a path in drawings and tables, such as its kind of cell."""
         return ""
 
     def label(self, path: str) -> str:
-        """Return the short name of a choice within its group, such as `0\N{RIGHTWARDS ARROW}2` for an edge."""
+        """Return the short name of a path within its group, such as `0\N{RIGHTWARDS ARROW}2` for an edge."""
         return path
 
     def connected(self, architecture: Architecture) -> bool:
@@ -102,7 +106,7 @@ class Space(ABC):
         return True
 
     def cell_graph(self, architecture: Architecture) -> ComputationGraph:
-        """Return one copy of every kind of cell, without shapes.
+        """Return the graph of one copy of every kind of cell, without shapes.
 
         Raises:
             ValueError: The space has no cells.
@@ -110,16 +114,19 @@ class Space(ABC):
         raise ValueError(f"`space` must have cells but is a {type(self).__name__}; draw its table of choices instead.")
 
     def best(self, scores: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
-        """Return the position of one option a path, of the largest sum of scores among connected architectures.
+        """Return the connected architecture with the largest sum of scores, as the position of an option per path.
 
         Args:
-            scores: For every path one score an option, larger is better.
+            scores: Scores of the options of every path, larger is better, shape (n_options,) each.
+
+        Returns:
+            Positions in `options()`, shape (n_paths,).
         """
         import numpy as np
 
         return np.array([int(np.argmax(row)) for row in scores])
 
-    # -- building: what a `ModelSpace` can do ----------------------------------------------------------------------
+    # -- implemented by a `ModelSpace` ----------------------------------------------------------------------------
 
     def build(
         self, architecture: Architecture, weights: Mapping[str, Tensor] | None = None, seed: int | None = None
@@ -137,7 +144,7 @@ class Space(ABC):
 
     def _no_model(self) -> ValueError:
         return ValueError(
-            f"`space` must say what its choices are built into but is a {type(self).__name__}; use "
+            f"`space` must be a `ModelSpace`, whose architectures can be built, but is a {type(self).__name__}; use "
             "`NetworkSpace(space, skeleton)`."
         )
 
@@ -145,10 +152,10 @@ class Space(ABC):
 
     @staticmethod
     def from_dict(description: Mapping[str, Any]) -> Space:
-        """Make a space from `to_dict`; ops of your own must be registered before.
+        """Return the space of `to_dict`'s result. Register your own ops first.
 
         Raises:
-            ValueError: The type is unknown, or the space refuses a value.
+            ValueError: The type is unknown, or a value is out of range.
         """
         type_name = description.get("type")
         if type_name not in Space._types:
@@ -159,16 +166,17 @@ class Space(ABC):
         return Space._types[type_name]._from_dict(description)
 
     def architecture(self, choices: Mapping[str, Iterable[str]]) -> Architecture:
-        """Return the architecture that keeps these names; a path left out keeps nothing.
+        """Return the architecture of these choices.
 
-        The order of names does not matter. A name may stand twice (two ops of one kind in parallel, as in NASNet's
-        cell) although no option of the space offers it.
+        Args:
+            choices: Names chosen at each path, in any order; a path left out chooses nothing. The names need not be
+                one of the options: an op may stand twice, as two parallel ops of one kind do in NASNet's cell.
 
         Raises:
             ValueError: A path or a name is unknown.
         """
-        old = {old: path for path, old in self.old_names().items()}
-        choices = {old.get(path, path): names for path, names in choices.items()}
+        path_of = {old: path for path, old in self.old_names().items()}
+        choices = {path_of.get(path, path): names for path, names in choices.items()}
         options = self.options()
         unknown = sorted(set(choices) - set(options))
         if unknown:
@@ -176,21 +184,21 @@ class Space(ABC):
                 f"`choices` must use the paths of the space but got {unknown[0]!r}; "
                 f"the first of {len(options)} is {next(iter(options))!r}."
             )
-        kept_at = []
+        chosen_at = []
         for path in options:
             names = choices.get(path, ())
             if isinstance(names, str):
                 names = (names,)
-            kept = tuple(sorted(name for name in names if name != NONE))
-            self.check_choice(path, kept)
-            kept_at.append((path, kept))
-        return Architecture(self, tuple(kept_at))
+            chosen = tuple(sorted(name for name in names if name != NONE))
+            self.check_choice(path, chosen)
+            chosen_at.append((path, chosen))
+        return Architecture(self, tuple(chosen_at))
 
     def adopt(self, architecture: Architecture) -> Architecture:
-        """Return the same choices as an architecture of this space, such as a cell in another skeleton.
+        """Return an architecture of this space with the same choices, such as the same cell in another skeleton.
 
         Raises:
-            ValueError: It was chosen from other options.
+            ValueError: The spaces have different cores.
         """
         if architecture.space == self:
             return architecture
@@ -206,7 +214,7 @@ class Space(ABC):
         return dict(_distributions(self.core))
 
     def to_json(self) -> str:
-        """Return Optuna's JSON of the distributions, as `optuna ask --search-space` takes it.
+        """Return Optuna's JSON of the distributions, the format of `optuna ask --search-space`.
 
         Example:
             >>> from optuna_nas import nasbench201_space
@@ -218,35 +226,35 @@ class Space(ABC):
         return json.dumps({path: json.loads(distribution_to_json(d)) for path, d in self.distributions().items()})
 
     def encode(self, architecture: Architecture) -> dict[str, str]:
-        """Return the Optuna parameters of an architecture.
+        """Return the Optuna parameters of an architecture, the inverse of `decode`.
 
         Raises:
-            ValueError: The architecture is not among the options of this space.
+            ValueError: A choice is not among the options of this space.
         """
-        table = _choice_of_kept(self.core)
+        table = _choice_of_names(self.core)
         params = {}
-        for path, kept in self.adopt(architecture).choices:
-            if (path, kept) not in table:
+        for path, chosen in self.adopt(architecture).choices:
+            if (path, chosen) not in table:
                 raise ValueError(
-                    f"`architecture` must use the options of the space but keeps {kept} at {path!r}; "
-                    "it can be built, not proposed."
+                    f"`architecture` must use the options of the space but chooses {chosen} at {path!r}; it can be "
+                    "built, but not be enqueued."
                 )
-            params[path] = table[path, kept]
+            params[path] = table[path, chosen]
         return params
 
     def decode(self, params: Mapping[str, Any]) -> Architecture:
-        """Return the architecture of Optuna parameters; foreign parameters are ignored.
+        """Return the architecture of Optuna parameters. Parameters of other names are ignored.
 
-        Names of earlier versions, nested dictionaries (as Ray Tune and Hydra make them), dashes for underscores and the
-        text of a choice (`vars(args)` of an `argparse` parser) are taken too.
+        Also accepts names of earlier versions, nested dictionaries (Ray Tune, Hydra), dashes instead of underscores,
+        and choices as text (`vars(args)` of an `argparse` parser).
 
         Raises:
-            ValueError: A parameter of the space is missing or is none of its choices.
+            ValueError: A parameter of the space is missing, or its value is not one of the choices.
         """
         options = self.options()
         if not options.keys() <= params.keys():
             params = self._renamed(params)
-        kept_at = []
+        chosen_at = []
         for path, choices in options.items():
             if path not in params:
                 raise ValueError(f"`params` must hold every path of the space but lacks {path!r}.")
@@ -257,23 +265,23 @@ class Space(ABC):
                 raise ValueError(
                     f"`params[{path!r}]` must be one of the space's {len(choices)} choices but is {params[path]!r}."
                 )
-            kept_at.append((path, choices[value]))
-        return Architecture(self, tuple(kept_at))
+            chosen_at.append((path, choices[value]))
+        return Architecture(self, tuple(chosen_at))
 
     def _renamed(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters of the space found in nested dictionaries or under other spellings."""
+        """Return the parameters of the space from nested dictionaries and other spellings."""
         values = dict(_flattened(params))
-        old = self.old_names()
+        old_names = self.old_names()
         renamed = {}
         for path in self.options():
-            for name in (path, path.replace("_", "-"), old.get(path, path)):
+            for name in (path, path.replace("_", "-"), old_names.get(path, path)):
                 if name in values:
                     renamed[path] = values[name]
                     break
         return renamed
 
     def suggest(self, trial: BaseTrial) -> Architecture:
-        """Ask an Optuna trial for every parameter of the space and return the architecture."""
+        """Suggest every parameter of the space in an Optuna trial, and return the architecture."""
         return self.decode(
             {
                 path: trial.suggest_categorical(path, distribution.choices)
@@ -282,41 +290,41 @@ class Space(ABC):
         )
 
     def sample(self, generator: np.random.Generator, connected: bool = True) -> Architecture:
-        """Return an architecture drawn uniformly from the options.
+        """Return a random architecture: every option of a path is equally likely.
 
         Args:
-            generator: Source of randomness.
-            connected: Draw again until every kind of cell reaches its output.
+            generator: Random generator.
+            connected: Reject architectures with an output that depends on no input.
         """
         while True:
-            kept_at = []
+            chosen_at = []
             for path, options in self.options().items():
-                kept = list(options.values())
-                kept_at.append((path, kept[int(generator.integers(len(kept)))]))
-            architecture = Architecture(self, tuple(kept_at))
+                choices = list(options.values())
+                chosen_at.append((path, choices[int(generator.integers(len(choices)))]))
+            architecture = Architecture(self, tuple(chosen_at))
             if not connected or architecture.connected:
                 return architecture
 
     @property
     def size(self) -> int:
-        """Number of architectures, those computing one function counted apart."""
+        """Number of architectures; those that compute the same function count separately."""
         return prod(len(options) for options in self.options().values())
 
 
 @lru_cache(maxsize=64)
 def _distributions(space: Space) -> dict[str, CategoricalDistribution]:
-    from optuna.distributions import CategoricalDistribution  # networks and their training do without Optuna
+    from optuna.distributions import CategoricalDistribution  # imported late: building and training need no Optuna
 
     return {path: CategoricalDistribution(tuple(options)) for path, options in space.options().items()}
 
 
 @lru_cache(maxsize=64)
-def _choice_of_kept(space: Space) -> dict[tuple[str, tuple[str, ...]], str]:
-    return {(path, kept): choice for path, options in space.options().items() for choice, kept in options.items()}
+def _choice_of_names(space: Space) -> dict[tuple[str, tuple[str, ...]], str]:
+    return {(path, chosen): choice for path, options in space.options().items() for choice, chosen in options.items()}
 
 
 def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value of nested dictionaries under its own key and under the keys that lead to it."""
+    """Yield every value of nested dictionaries twice: under its own key and under its path of keys, joined by `/`."""
     for key, value in params.items():
         if isinstance(value, Mapping):
             yield from _flattened(value, f"{prefix}{key}/")

@@ -1,4 +1,4 @@
-"""Spaces whose ops sit on the nodes of a block: the GHN paper's."""
+"""Spaces with ops on the nodes of a block (GHN, Zhang, Ren and Urtasun 2019, arXiv 1810.05749)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 class NodeSpace(CellularSpace):
-    """What spaces of blocks share: every node has an op, predecessors and, where there are any, further properties.
+    """Base class of spaces of blocks: every node chooses an op, its predecessors and, in subclasses, more.
 
     The op is applied to each predecessor's output with the same weights, and the results are summed (GHN, Zhang et al.
-    2019, section 3). Node 0 is the block's input; the block's output is the sum of the nodes that no other node reads.
+    2019, section 3). Node 0 is the block's input. The block's output is the sum of the nodes that no other node reads.
     """
 
     ops: tuple[str, ...]
     max_inputs: int
     scales: tuple[int, ...] = (1,)
-    """By what a node may divide the height and width of its block."""
+    """Divisors of the block's height and width that a node may choose."""
     has_exits: ClassVar[bool] = False
     """Whether a node may have a classifier of its own."""
 
     @property
     @abstractmethod
     def blocks(self) -> Mapping[str, int]:
-        """How many nodes every kind of block has."""
+        """Number of nodes of every kind of block."""
 
     @property
     def kinds(self) -> tuple[CellKind, ...]:
@@ -59,9 +59,9 @@ class NodeSpace(CellularSpace):
                 continue
             options[path] = ops
             options[f"{path}_inputs"] = {
-                "+".join(map(str, kept)): tuple(sorted(map(str, kept)))
-                for n_kept in range(1, min(self.max_inputs, node) + 1)
-                for kept in combinations(range(node), n_kept)
+                "+".join(map(str, chosen)): tuple(sorted(map(str, chosen)))
+                for n_chosen in range(1, min(self.max_inputs, node) + 1)
+                for chosen in combinations(range(node), n_chosen)
             }
             if len(scales) > 1:
                 options[f"{path}_scale"] = scales
@@ -70,12 +70,12 @@ class NodeSpace(CellularSpace):
         return options
 
     def path(self, kind: str, node: int) -> str:
-        """Return the name of a node's op, such as `block_05`; of one width in a kind, so that names sort."""
+        """Return the path of a node's op, such as `block_05`; numbers are padded with zeros, so that paths sort."""
         return f"{kind}_{node:0{len(str(self.blocks[kind]))}}"
 
     @cached_property
     def places(self) -> Mapping[str, tuple[str, int, str]]:
-        """Kind, node and role of every path: `inputs`, `scale`, `exit`, or empty for its op."""
+        """Kind, node and role of every path; the role is `inputs`, `scale`, `exit` or, for the op, empty."""
         roles = ["", "inputs", *(["scale"] if len(self.scales) > 1 else []), *(["exit"] if self.has_exits else [])]
         return {
             f"{self.path(kind, node)}_{role}".removesuffix("_"): (kind, node, role)
@@ -96,35 +96,35 @@ class NodeSpace(CellularSpace):
 
     def mixed_names(self) -> dict[str, tuple[str, ...]]:
         return {
-            path: tuple(sorted(kept, key=int)) if self.places[path][2] == "inputs" else kept
-            for path, kept in self.full_architecture().choices
+            path: tuple(sorted(names, key=int)) if self.places[path][2] == "inputs" else names
+            for path, names in self.full_architecture().choices
         }
 
-    def _known(self, path: str) -> tuple[str, ...]:
-        """Return all names that could stand at a path."""
+    def _names(self, path: str) -> tuple[str, ...]:
+        """Return all names that can be chosen at a path."""
         _, node, role = self.places[path]
         names = {"": self.ops, "inputs": range(node), "scale": self.scales, "exit": (EXIT,)}
         return tuple(map(str, names[role]))
 
-    def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
+    def check_choice(self, path: str, chosen: tuple[str, ...]) -> None:
         role = self.places[path][2]
-        if not kept and role != "exit":
+        if not chosen and role != "exit":
             raise ValueError(f"`choices[{path!r}]` must keep at least one name: every node has an op and an input.")
-        if role and len(set(kept)) < len(kept):
-            raise ValueError(f"`choices[{path!r}]` must name different ones but got {kept}.")
-        for name in kept:
-            if name not in self._known(path):
-                raise ValueError(f"`choices[{path!r}]` must be among {self._known(path)} but got {name!r}.")
+        if role and len(set(chosen)) < len(chosen):
+            raise ValueError(f"`choices[{path!r}]` must name different ones but got {chosen}.")
+        for name in chosen:
+            if name not in self._names(path):
+                raise ValueError(f"`choices[{path!r}]` must be among {self._names(path)} but got {name!r}.")
 
     def full_architecture(self) -> Architecture:
-        return self.architecture({path: self._known(path) for path in self._options})
+        return self.architecture({path: self._names(path) for path in self._options})
 
     def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
         nodes: list[CellNode] = []
         scales = {"in0": 1}
 
         def at(name: str, scale: int) -> str:
-            """Return a node with this value at another scale."""
+            """Return the name of a node that holds this value at another scale; add the node if needed."""
             if scales[name] == scale:
                 return name
             resized = f"{name}@{scale}"
@@ -142,7 +142,7 @@ class NodeSpace(CellularSpace):
             read.update(sources)
             own, *coarser = sorted(map(int, choices.get(f"{path}_scale", ("1",))))
             terms = []
-            for scale in (own, *coarser):  # several only where everything is kept
+            for scale in (own, *coarser):  # several in the full architecture only
                 inputs = tuple(at("in0" if source == "0" else source, scale) for source in sources)
                 for op in choices[path]:
                     name = f"{node}/{op}" + (f"@{scale}" if scale != own else "")
@@ -153,7 +153,7 @@ class NodeSpace(CellularSpace):
             scales[str(node)] = own
             if EXIT in choices.get(f"{path}_exit", ()):
                 nodes.append(CellNode(f"{node}/{EXIT}", EXIT, (str(node),), scale=own))
-        # In a supernet any node may turn out unread, so all are listed and weighed there.
+        # In a supernet any node may turn out unread: all are terms of the output, and their weights decide.
         names = map(str, range(1, self.blocks[kind.name] + 1))
         ends = [at(name, 1) for name in names if mixed or name not in read]
         return [*nodes, CellNode("output", "sum", tuple(ends))]
@@ -176,20 +176,29 @@ class NodeSpace(CellularSpace):
 
 @dataclass(frozen=True)
 class BlockSpace(NodeSpace):
-    """Every node of a block has one op and one or more predecessors.
+    """Space of blocks in which every node chooses one op and its predecessors.
 
     The op is applied to each predecessor's output with the same weights, and the results are summed (GHN, Zhang et al.
-    2019, section 3). Node 0 is the block's input; the block's output is the sum of the nodes that no other node reads.
-    Two Optuna parameters a node: `block_05` its op, `block_05_inputs` its predecessors (`0+3`).
+    2019, section 3). Node 0 is the block's input. The block's output is the sum of the nodes that no other node reads.
+    A node has two Optuna parameters: `block_05` is its op, `block_05_inputs` its predecessors (`0+3`).
 
     Args:
-        ops: Names of the ops; `none` is not among them, since every node does something.
-        nodes: Number of nodes with an op; 17 in the paper.
-        max_inputs: Most predecessors of a node.
+        ops: Names of the ops; `none` is not allowed, since every node has an op.
+        nodes: Number of nodes with an op, at least 1; 17 in the paper.
+        max_inputs: Maximum number of predecessors of a node, at least 1.
         kind: Name of the block in `Skeleton.cells`.
 
     Raises:
-        ValueError: A value is out of range or an op is unknown.
+        ValueError: A value is out of range, or an op is unknown.
+
+    Example:
+        >>> from optuna_nas import BlockSpace
+        >>> space = BlockSpace(("skip_connect", "nor_conv_3x3"), nodes=2)
+        >>> list(space.distributions())
+        ['block_1', 'block_1_inputs', 'block_2', 'block_2_inputs']
+        >>> params = {"block_1": "nor_conv_3x3", "block_1_inputs": "0", "block_2": "skip_connect"}
+        >>> space.decode({**params, "block_2_inputs": "0+1"}).summary
+        'conv3(0) skip(0+1)'
     """
 
     type_name: ClassVar[str] = "BlockSpace"
@@ -227,22 +236,30 @@ class BlockSpace(NodeSpace):
 
 @dataclass(frozen=True)
 class AnytimeSpace(NodeSpace):
-    """Blocks of networks that may be stopped at any time (GHN, Zhang et al. 2019, section 5.2).
+    """Space of blocks for anytime prediction: every node also chooses a scale and an early exit.
 
-    As `BlockSpace`, and every node chooses the spatial scale that it works at and whether it has a classifier of its
-    own, an early exit. What it reads at another scale is averaged down or repeated up; a block's output is at the
-    block's scale. Four Optuna parameters a node: `cell1_05`, `cell1_05_inputs`, `cell1_05_scale` (2 halves height
-    and width) and `cell1_05_exit`. Every block has choices of its own; `anytime_skeleton` lines them up.
+    Extends `BlockSpace` (GHN, Zhang et al. 2019, section 5.2). A node works at its own spatial scale and may have a
+    classifier of its own, an early exit. Inputs at another scale are pooled or upsampled; a block's output is at the
+    block's scale. A node has four Optuna parameters: `cell1_05`, `cell1_05_inputs`, `cell1_05_scale` (2 halves height
+    and width) and `cell1_05_exit`. Every block is chosen separately; place them with `anytime_skeleton`.
 
     Args:
-        ops: Names of the ops; `none` is not among them.
-        nodes: Nodes of `cell1`, `cell2`, ...; 24, 16 and 8 in the paper.
-        max_inputs: Most predecessors of a node.
-        scales: By what a node may divide height and width: 1 first, each a multiple of the one before. The paper leaves
-            them open.
+        ops: Names of the ops; `none` is not allowed.
+        nodes: Number of nodes of `cell1`, `cell2`, ..., each at least 1; 24, 16 and 8 in the paper.
+        max_inputs: Maximum number of predecessors of a node, at least 1.
+        scales: Divisors of height and width that a node may choose: 1 first, each a multiple of the one before. The
+            paper does not specify them.
 
     Raises:
-        ValueError: A value is out of range or an op is unknown.
+        ValueError: A value is out of range, or an op is unknown.
+
+    Example:
+        >>> from optuna_nas import AnytimeSpace
+        >>> space = AnytimeSpace(("skip_connect", "nor_conv_3x3"), nodes=(1,), scales=(1, 2))
+        >>> list(space.distributions())
+        ['cell1_1', 'cell1_1_inputs', 'cell1_1_scale', 'cell1_1_exit']
+        >>> space.size
+        8
     """
 
     type_name: ClassVar[str] = "AnytimeSpace"

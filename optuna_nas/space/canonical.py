@@ -1,9 +1,10 @@
-"""When do two graphs compute the same function? Expressions, compared up to a renaming of their weights.
+"""Canonical form of graphs: equal for graphs that compute the same function up to a renaming of weights.
 
-A *term* is one op applied to a value; a *value* is a multiset of terms (their sum). Skips vanish because a value can be
-handed on; ops without parameters are shared because their terms compare by content; ops with parameters stay
-separate, so the result is a DAG whose nodes must be brought into an order that depends on structure alone: colours are
-refined until nothing changes, then ties are broken one by one, keeping the smallest description found.
+A *term* is one op applied to a value; a *value* is a multiset of terms, which are summed. Skips disappear, since their
+value is that of their input. Ops without parameters are shared, since their terms are compared by content. Ops with
+parameters stay separate, so the terms form a directed acyclic graph whose nodes need an order that depends on the
+structure only. It is found by colour refinement; ties are broken by trying all members, and the smallest description
+is chosen (McKay 1981, Practical graph isomorphism).
 """
 
 from __future__ import annotations
@@ -18,23 +19,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Plain = tuple[str, tuple[int, ...], int]
-"""A node as (op, inputs, stride)."""
+"""A node as (op, positions of inputs, stride)."""
 
 _Value = tuple[int, ...]  # sorted term numbers, with repetition
 
 
 class _Term:
-    """`op` applied to each of `values` and summed; inputs of the cell and concatenations are terms too."""
+    """An op applied to each of `values`, with the results summed; inputs and concatenations are terms, too."""
 
     def __init__(self, op: str, values: Sequence[_Value], stride: int, label: str = "") -> None:
         self.op, self.values, self.stride, self.label = op, tuple(sorted(values)), stride, label
 
 
 def canonical_nodes(nodes: Sequence[Plain], outputs: Sequence[int]) -> tuple[list[Plain], tuple[int, ...]]:
-    """Return nodes and outputs of the canonical graph of (op, inputs, stride) triples in topological order."""
+    """Return nodes and outputs of the canonical graph.
+
+    Args:
+        nodes: (op, positions of inputs, stride) of every node, in topological order.
+        outputs: Positions of the outputs.
+    """
     terms, values = _expressions(nodes)
     roots = [values[output] for output in outputs]
-    # An input stays although nothing reads it: which of the inputs is read is part of the function.
+    # Unread inputs stay, since a function of the first input differs from the same function of the second.
     ends = [*(i for i, term in enumerate(terms) if term.op == "input"), *(term for root in roots for term in root)]
     live = reachable(ends, lambda term: (below for value in terms[term].values for below in value))
     order = _canonical_order(terms, roots, sorted(live))
@@ -42,29 +48,29 @@ def canonical_nodes(nodes: Sequence[Plain], outputs: Sequence[int]) -> tuple[lis
 
 
 def _expressions(nodes: Sequence[Plain]) -> tuple[list[_Term], list[_Value]]:
-    """Turn nodes into terms; returns the terms and the value of every node."""
+    """Return the terms of a graph, and the value of every node."""
     terms: list[_Term] = []
-    known: dict[tuple[object, ...], int] = {}
+    numbers: dict[tuple[object, ...], int] = {}
     values: list[_Value] = []
     n_inputs = 0
 
     def add(term: _Term, shared: bool) -> _Value:
         key = (term.op, term.values, term.stride, term.label)
-        if not shared or key not in known:
+        if not shared or key not in numbers:
             terms.append(term)
-            known[key] = len(terms) - 1
+            numbers[key] = len(terms) - 1
             return (len(terms) - 1,)
-        return (known[key],)
+        return (numbers[key],)
 
     for op, inputs, stride in nodes:
         sources = [values[i] for i in inputs]
         fed = [value for value in sources if value]
         if op == "input":
-            # Inputs are told apart by their order; other kinds of cells bring inputs of their own.
+            # The label is the number of the input, since inputs are not interchangeable.
             values.append(add(_Term("input", [], 1, f"{n_inputs:04d}"), shared=False))
             n_inputs += 1
         elif op == "concat" and len(sources) > 1:
-            # The number of slots stays, also of empty ones: it sets the channels of what follows.
+            # Empty slots count, too: the number of slots determines the channels of the output.
             values.append(add(_Term("concat", sources, 1), shared=True) if fed else ())
         elif op in ("sum", "concat") or (get_op(op).identity and stride == 1):
             values.append(tuple(sorted(term for value in fed for term in value)))
@@ -77,7 +83,7 @@ def _expressions(nodes: Sequence[Plain]) -> tuple[list[_Term], list[_Value]]:
 
 
 def _canonical_order(terms: Sequence[_Term], roots: Sequence[_Value], live: list[int]) -> list[int]:
-    """Order the live terms by structure alone: refine colours, branch on ties, keep the smallest certificate."""
+    """Return the live terms in an order that depends on structure only: the one with the smallest certificate."""
     uses: dict[int, list[tuple[int, int]]] = {term: [] for term in live}
     for user in live:
         for slot, value in enumerate(terms[user].values):
@@ -111,29 +117,28 @@ def _canonical_order(terms: Sequence[_Term], roots: Sequence[_Value], live: list
     best: tuple[str, list[int]] | None = None
 
     def twins(first: int, second: int) -> bool:
-        """Whether swapping two tied terms changes nothing: they read and feed the very same."""
+        """Return whether swapping two tied terms changes nothing, since they have the same inputs and readers."""
         return terms[first].values == terms[second].values and Counter(uses[first]) == Counter(uses[second])
 
-    leaves: dict[str, list[int]] = {}  # certificate of an order: the ties that were broken towards it
+    leaves: dict[str, list[int]] = {}  # by the certificate of an order, the terms that were chosen to break its ties
 
     def search(colour: dict[int, int], path: list[int]) -> int | None:
-        """Visit all ways to break ties; return how deep a branch equals one visited before, None where it is new.
+        """Visit the orders of a branch; return the depth at which it equals an earlier one, None if it is new.
 
-        Two paths to one certificate are images of each other under a symmetry that keeps what they share, so the rest
-        of the later branch has nothing new (McKay 1981).
+        Two paths with one certificate are images of each other under an automorphism that fixes their common prefix, so
+        the rest of the later branch can be skipped (McKay 1981).
         """
         nonlocal best
         colour = refine(colour)
         counts = Counter(colour.values())
         tied = min((c for c, n in counts.items() if n > 1), default=None)
         if tied is None:
-            # Inputs come first and in their own order, so that a second pass names them alike.
+            # Inputs come first and in their own order, so that the canonical form is idempotent.
             order = _topological(terms, sorted(live, key=lambda t: (terms[t].op != "input", terms[t].label, colour[t])))
             certificate = repr(_write(terms, roots, order))
             if certificate in leaves:
-                return next(
-                    i for i, (ours, theirs) in enumerate(zip(path, leaves[certificate], strict=False)) if ours != theirs
-                )
+                pairs = zip(path, leaves[certificate], strict=False)
+                return next(depth for depth, (term, earlier) in enumerate(pairs) if term != earlier)
             leaves[certificate] = path
             if best is None or certificate < best[0]:
                 best = (certificate, order)
@@ -154,7 +159,7 @@ def _canonical_order(terms: Sequence[_Term], roots: Sequence[_Value], live: list
 
 
 def _topological(terms: Sequence[_Term], ranked: list[int]) -> list[int]:
-    """Order terms so that each comes after what it reads, earliest rank first."""
+    """Return terms in topological order, lowest rank first."""
     order: list[int] = []
     done: set[int] = set()
     waiting = list(ranked)
@@ -169,7 +174,7 @@ def _topological(terms: Sequence[_Term], ranked: list[int]) -> list[int]:
 def _write(
     terms: Sequence[_Term], roots: Sequence[_Value], order: Sequence[int]
 ) -> tuple[list[Plain], tuple[int, ...]]:
-    """Write terms back as nodes; a value of several terms becomes a `sum`, one sum a distinct multiset."""
+    """Return terms as nodes; every distinct value of several terms becomes one `sum`."""
     nodes: list[Plain] = []
     place: dict[int, int] = {}
     sums: dict[tuple[int, ...], int] = {}
@@ -185,7 +190,7 @@ def _write(
 
     for term in order:
         described = terms[term]
-        # Values are ordered by their members' places, which structure alone decides.
+        # The order of values depends on structure only, since that of their members does.
         values = sorted(described.values, key=lambda value: tuple(sorted(place[t] for t in value)))
         inputs = tuple(value_node(value) for value in values)
         nodes.append((described.op, inputs, described.stride))

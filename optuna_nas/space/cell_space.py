@@ -1,4 +1,4 @@
-"""Spaces whose ops sit on the edges of a cell: DARTS, SNAS, HM-NAS, NAS-Bench-201."""
+"""Spaces with ops on the edges of a cell: DARTS, SNAS, HM-NAS, NAS-Bench-201."""
 
 from __future__ import annotations
 
@@ -23,23 +23,34 @@ NORMAL_AND_REDUCTION = (CellKind("normal"), CellKind("reduction", stride=2))
 
 @dataclass(frozen=True)
 class CellSpace(CellularSpace):
-    """Every edge between two nodes of a cell keeps one op, or several.
+    """Space of cells in which every edge between two nodes chooses one op, or a subset of ops.
 
-    A cell has `n_inputs` input nodes (outputs of the cells before), then `nodes` nodes, each the sum over all edges
-    from earlier nodes; its output is the concatenation of nodes. One Optuna parameter an edge, `normal_0_2` for the
-    edge from node 0 to node 2, with op names as choices. Where up to `max_ops` ops may be kept, the choices are the
-    subsets, written with short labels (`sep3+skip`, `none`): a multi-op DARTS space still has 28 parameters.
+    A cell has `inputs` input nodes (outputs of previous cells) and `nodes` further nodes, each the sum over all edges
+    from earlier nodes. Its output is the concatenation of nodes. An edge is one Optuna parameter, `normal_0_2` for the
+    edge from node 0 to node 2, and its choices are names of ops. With `max_ops > 1` its choices are the subsets of at
+    most `max_ops` ops, written with short labels (`sep3+skip`, `none`).
 
     Args:
-        ops: Names of the ops an edge may choose from; `none` makes the edge vanish. With `max_ops > 1` the empty
-            subset is always a choice and `none` is left out.
-        nodes: Number of nodes that are not inputs.
-        inputs: How many previous cells a cell reads, 1 or 2.
+        ops: Names of the ops of an edge; `none` removes the edge. With `max_ops > 1` the empty subset is always a
+            choice, and `none` is not allowed.
+        nodes: Number of nodes besides the inputs, at least 1.
+        inputs: Number of previous cells that a cell reads, 1 or 2.
         cell_kinds: Kinds of cells; by default `normal` and `reduction` (stride 2).
-        max_ops: Most ops kept on an edge.
+        max_ops: Maximum number of ops of an edge, from 1 to `len(ops)`.
 
     Raises:
-        ValueError: A value is out of range or an op is unknown.
+        ValueError: A value is out of range, or an op is unknown.
+
+    Example:
+        >>> from optuna_nas import CellKind, CellSpace
+        >>> ops = ("none", "skip_connect", "nor_conv_3x3")
+        >>> space = CellSpace(ops, nodes=2, inputs=1, cell_kinds=(CellKind("cell"),))
+        >>> list(space.distributions())
+        ['cell_0_1', 'cell_0_2', 'cell_1_2']
+        >>> space.size
+        27
+        >>> space.decode({"cell_0_1": "nor_conv_3x3", "cell_0_2": "skip_connect", "cell_1_2": "none"}).summary
+        'conv3 | skip none'
     """
 
     type_name: ClassVar[str] = "CellSpace"
@@ -79,22 +90,22 @@ class CellSpace(CellularSpace):
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """(target, source) of every edge of a cell, in the order of the parameters."""
+        """Every edge of a cell as (target, source), in the order of the parameters."""
         return tuple((j, i) for j in range(self.inputs, self.inputs + self.nodes) for i in range(j))
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
-        """Names of all edges of all kinds: the Optuna parameters."""
+        """Names of the Optuna parameters: all edges of all kinds of cells."""
         return tuple(self.path(kind, j, i) for kind in self.cell_kinds for j, i in self.edges)
 
     def path(self, kind: CellKind, target: int, source: int) -> str:
-        """Return the name of an edge, such as `normal_0_2` from node 0 to node 2; of one width, so that names sort."""
+        """Return the path of an edge, such as `normal_0_2` from node 0 to node 2; zero-padded, so that paths sort."""
         width = len(str(self.inputs + self.nodes - 1))
         return f"{kind.name}_{source:0{width}}_{target:0{width}}"
 
     @cached_property
     def places(self) -> Mapping[str, tuple[CellKind, int, int]]:
-        """Kind of cell, target and source of every path."""
+        """Kind of cell, target node and source node of every path."""
         return {self.path(kind, j, i): (kind, j, i) for kind in self.cell_kinds for j, i in self.edges}
 
     def old_names(self) -> Mapping[str, str]:
@@ -119,14 +130,14 @@ class CellSpace(CellularSpace):
             choices: dict[str, tuple[str, ...]] = {name: () if name == NONE else (name,) for name in self.ops}
         else:
             choices = {
-                _labels(kept): tuple(sorted(kept))
-                for n_kept in range(self.max_ops + 1)
-                for kept in combinations(self.ops, n_kept)
+                _labels(chosen): tuple(sorted(chosen))
+                for n_chosen in range(self.max_ops + 1)
+                for chosen in combinations(self.ops, n_chosen)
             }
         return dict.fromkeys(self.paths, choices)
 
-    def check_choice(self, path: str, kept: tuple[str, ...]) -> None:
-        for name in kept:
+    def check_choice(self, path: str, chosen: tuple[str, ...]) -> None:
+        for name in chosen:
             if name not in self.ops:
                 raise ValueError(f"`choices[{path!r}]` must name ops of the space {self.ops} but got {name!r}.")
 
@@ -142,9 +153,9 @@ class CellSpace(CellularSpace):
             terms = []
             for source in range(target):
                 path = self.path(kind, target, source)
-                kept = choices[path]
-                for number, op in enumerate(kept):
-                    copy = kept[:number].count(op)
+                chosen = choices[path]
+                for number, op in enumerate(chosen):
+                    copy = chosen[:number].count(op)
                     term = f"{target}<-{source}/{op}" + (f"#{copy + 1}" if copy else "")
                     nodes.append(CellNode(term, op, (name(source),), path, source < self.inputs))
                     terms.append(term)
@@ -165,7 +176,7 @@ class CellSpace(CellularSpace):
     def network_cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
         table = cost_table(self, skeleton)
         return sum(
-            (table.ops[path, op] for path, kept in architecture.choices for op in kept),
+            (table.ops[path, op] for path, chosen in architecture.choices for op in chosen),
             table.fixed,
         )
 
@@ -192,24 +203,49 @@ class CellSpace(CellularSpace):
 
 @dataclass(frozen=True)
 class CostTable:
-    """Costs that do not depend on the choice, and what every (path, op) adds when kept; exact, since costs add up."""
+    """Cost of every op at every path. Costs add up, so sums over the table are exact.
+
+    Args:
+        fixed: Cost of the parts that do not depend on the choices.
+        ops: Additional cost of (path, op) if the op is chosen.
+
+    Example:
+        >>> from optuna_nas import darts_search_skeleton, darts_space
+        >>> from optuna_nas.space import cost_table
+        >>> table = cost_table(darts_space(), darts_search_skeleton(n_cells=3, channels=4))
+        >>> table.ops["normal_0_2", "skip_connect"].params, table.ops["normal_0_2", "dil_conv_3x3"].params
+        (0, 52)
+    """
 
     fixed: Cost
     ops: Mapping[tuple[str, str], Cost]
 
 
 def cost_table(space: CellSpace, skeleton: Skeleton) -> CostTable:
-    """Return the table from which costs, expected costs and their gradients follow in closed form.
+    """Return the costs of all ops of a space in a skeleton; expected costs follow from it in closed form.
 
-    The shapes in a skeleton do not depend on the choices (SNAS, section 2.4), so one graph that keeps every op prices
-    them all.
+    Shapes do not depend on the choices (SNAS, Xie et al. 2019, section 2.4), so one graph with all ops is enough.
+
+    Args:
+        space: Space of the cells.
+        skeleton: Skeleton around the cells.
+
+    Raises:
+        ValueError: The skeleton names a cell that the space lacks, or its image is too small for its reductions.
+
+    Example:
+        >>> from optuna_nas import nasbench201_skeleton, nasbench201_space
+        >>> from optuna_nas.space import cost_table
+        >>> table = cost_table(nasbench201_space(), nasbench201_skeleton(repeats=1, channels=4))
+        >>> table.fixed.params > 0, table.ops["cell_0_1", "none"].params
+        (True, 0)
     """
     return _cost_table(space, skeleton, tuple(get_op(name) for name in space.ops if name != NONE))
 
 
 @lru_cache(maxsize=64)
 def _cost_table(space: CellSpace, skeleton: Skeleton, defined: tuple[Op, ...]) -> CostTable:
-    """Make the table; `defined` tells an op registered anew under an old name."""
+    """Return the table; `defined` is part of the cache's key, since an op may be registered anew under an old name."""
     graph: ComputationGraph = space.network_graph(space.full_architecture(), skeleton)
     ops: dict[tuple[str, str], Cost] = {(path, op): Cost() for path in space.paths for op in (NONE, *space.ops)}
     for node in graph:
@@ -218,5 +254,5 @@ def _cost_table(space: CellSpace, skeleton: Skeleton, defined: tuple[Op, ...]) -
     return CostTable(graph.cost - sum(ops.values(), Cost()), ops)
 
 
-def _labels(kept: Sequence[str]) -> str:
-    return "+".join(get_op(name).label for name in kept) or NONE
+def _labels(chosen: Sequence[str]) -> str:
+    return "+".join(get_op(name).label for name in chosen) or NONE

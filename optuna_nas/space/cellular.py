@@ -1,4 +1,4 @@
-"""Spaces of cells: what a network repeats, with or without the skeleton that it is placed into."""
+"""Base class of spaces of cells, their graphs and costs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 
 
 class CellNode(NamedTuple):
-    """A node of a cell before it is placed: topology only.
+    """A node of a cell without shapes, before the cell is placed in a skeleton.
 
-    Inputs name other nodes of the cell; `in0`, `in1`, ... are the cell's inputs, `output` is its last node. `strided`:
-    the op takes the stride of the cell's kind; else it has one of its own. `scale`: as that of `Node`.
+    Args:
+        name: Name within the cell; `in0`, `in1`, ... are the cell's inputs, `output` is its last node.
+        op: Name of an op, or `sum` or `concat`.
+        inputs: Names of the nodes that it reads.
+        path: Path of the choice that it belongs to; empty for fixed nodes.
+        strided: Whether the op has the stride of the cell's kind instead of `stride`.
+        stride: Stride of the op.
+        scale: Divisor of the cell's height and width, as in `Node`.
     """
 
     name: str
@@ -38,12 +44,18 @@ class CellNode(NamedTuple):
 
 @dataclass(frozen=True)
 class CellKind:
-    """A kind of cell: all cells of a kind share one architecture.
+    """A kind of cell. All cells of a kind have the same architecture.
 
     Args:
-        name: As used in `Skeleton.cells` and in parameter names.
-        stride: Stride of the ops that read an input of the cell; 2 halves the image and doubles the channels.
-        outputs: Nodes whose concatenation is the cell's output; empty means every node made by the cell.
+        name: Name in `Skeleton.cells` and in parameter names; a Python identifier.
+        stride: Stride of the ops that read an input of the cell; 2 halves height and width and doubles the channels.
+        outputs: Nodes whose concatenation is the cell's output; empty for all nodes besides the inputs.
+
+    Example:
+        >>> from optuna_nas import CellKind, CellSpace
+        >>> kinds = (CellKind("normal"), CellKind("reduction", stride=2))
+        >>> CellSpace(("skip_connect", "nor_conv_3x3"), nodes=1, cell_kinds=kinds).paths
+        ('normal_0_2', 'normal_1_2', 'reduction_0_2', 'reduction_1_2')
     """
 
     name: str
@@ -53,7 +65,14 @@ class CellKind:
 
 @dataclass(frozen=True)
 class CellularSpace(Space):
-    """A space of cells. Subclasses say how a choice makes a cell; graphs and costs follow from that here."""
+    """Base class of spaces of cells. A subclass defines the nodes of a cell; graphs and costs follow from them.
+
+    Example:
+        >>> from optuna_nas import darts_space
+        >>> from optuna_nas.space import CellularSpace
+        >>> isinstance(darts_space(), CellularSpace), [kind.name for kind in darts_space().kinds]
+        (True, ['normal', 'reduction'])
+    """
 
     @property
     @abstractmethod
@@ -63,7 +82,7 @@ class CellularSpace(Space):
     @property
     @abstractmethod
     def n_inputs(self) -> int:
-        """How many of the previous cells a cell reads."""
+        """Number of previous cells that a cell reads."""
 
     @abstractmethod
     def cell_nodes(self, kind: CellKind, choices: Mapping[str, tuple[str, ...]], mixed: bool = False) -> list[CellNode]:
@@ -71,13 +90,14 @@ class CellularSpace(Space):
 
         Args:
             kind: Kind of the cell.
-            choices: What is kept at every path.
-            mixed: The choices are everything, for a supernet to weigh; keep all connections that any choice may need.
+            choices: Names chosen at every path.
+            mixed: The cell is that of a supernet: the choices are those of the full architecture, and every connection
+                that an architecture may need is present.
         """
 
     @abstractmethod
     def mixed_names(self) -> dict[str, tuple[str, ...]]:
-        """Return, for every path, the names that a supernet weighs there: ops, or the nodes that may be read."""
+        """Return the names that a supernet mixes at every path: ops, or predecessors."""
 
     def connected(self, architecture: Architecture) -> bool:
         return architecture.cells.connected
@@ -111,22 +131,26 @@ class CellularSpace(Space):
         """Return the graph of the network of an architecture in a skeleton, with shapes.
 
         Args:
-            architecture: What the cells keep.
-            skeleton: Frame around the cells.
-            mixed: The architecture is the full one, for a supernet to weigh.
+            architecture: Choices of the cells.
+            skeleton: Skeleton around the cells.
+            mixed: The graph is that of a supernet, and the architecture is the full one.
 
         Raises:
-            ValueError: The skeleton names a cell that the space lacks, or reduces its image away.
+            ValueError: The skeleton names a cell that the space lacks, or its image is too small for its reductions.
         """
         return NetworkBuilder(self, dict(architecture.choices), skeleton, mixed).graph()
 
     def network_cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
-        """Return parameters, multiply-adds and memory access in a skeleton, exactly, with no module built."""
+        """Return parameters, multiply-adds and memory access in a skeleton, without building a module."""
         return self.network_graph(architecture, skeleton).cost
 
 
 def check_kinds(names: Sequence[str], argument: str = "cell_kinds") -> None:
-    """Raise ValueError unless the kinds of cells have different names that can stand in a path and in a skeleton."""
+    """Check that kinds of cells have different names that are valid in a path and in a skeleton.
+
+    Raises:
+        ValueError: They do not.
+    """
     if not names or len(set(names)) < len(names):
         raise ValueError(f"`{argument}` must be one or more kinds with different names but got {list(names)}.")
     for name in names:
@@ -138,7 +162,11 @@ def check_kinds(names: Sequence[str], argument: str = "cell_kinds") -> None:
 
 
 def check_ops(ops: Sequence[str], none_allowed: bool = True) -> None:
-    """Raise ValueError unless `ops` are different, registered and at least one of them does something."""
+    """Check that ops are different and registered, and that at least one of them computes something.
+
+    Raises:
+        ValueError: They are not.
+    """
     for name in ops:
         if name != NONE:
             get_op(name)
@@ -148,7 +176,7 @@ def check_ops(ops: Sequence[str], none_allowed: bool = True) -> None:
                     f"{', '.join(choosable_ops())}."
                 )
         elif not none_allowed:
-            raise ValueError("`ops` must not hold 'none' here: keeping no op says it already; leave it out.")
+            raise ValueError("`ops` must not hold 'none' here: choosing no op means the same; leave it out.")
     repeated = sorted({name for name in ops if list(ops).count(name) > 1})
     if repeated:
         raise ValueError(f"`ops` must differ but {repeated[0]!r} stands more than once; remove it.")

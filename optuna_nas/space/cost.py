@@ -1,7 +1,7 @@
-"""What an op or a network costs, from its shapes alone.
+"""Cost of ops and networks, computed from shapes.
 
-Formulas: SNAS (Xie et al. 2019, arXiv 1812.09926), appendix F. Multiply-adds count convolutions and linear layers, as
-NAS-Bench-201's own counter does; memory access counts the elements read and written by every op, plus its weights.
+Formulas: SNAS (Xie et al. 2019, arXiv 1812.09926), appendix F. Multiply-adds (MACs) are those of convolutions and
+linear layers, as in NAS-Bench-201. Memory access counts the elements that every op reads and writes, plus its weights.
 """
 
 from __future__ import annotations
@@ -13,14 +13,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Shape = tuple[int, int, int]
-"""Channels, height, width of a feature map."""
+"""Shape (channels, height, width) of a feature map."""
 
 
 class Site(NamedTuple):
-    """Where an op stands: all that its module and its cost depend on.
+    """Shapes and settings of an op at its place in a network; its module and its cost depend on nothing else.
 
-    `affine` tells whether batch norms of ops and preprocessing learn scale and shift; `pool_norm` whether a pool is
-    followed by a batch norm (as in DARTS' search network).
+    Args:
+        in_shape: Shape (channels, height, width) of one input.
+        out_shape: Shape (channels, height, width) of the output.
+        stride: Stride of the op; height and width are divided by it, rounded up.
+        affine: Whether batch norms of ops and preprocessing learn scale and shift.
+        pool_norm: Whether a pool is followed by a batch norm, as in DARTS' search network.
+
+    Example:
+        >>> from optuna_nas.networks import build_op
+        >>> from optuna_nas.space import Site
+        >>> site = Site(in_shape=(16, 32, 32), out_shape=(32, 16, 16), stride=2)
+        >>> sum(weight.numel() for weight in build_op("nor_conv_3x3", site).parameters())
+        4672
     """
 
     in_shape: Shape
@@ -31,18 +42,29 @@ class Site(NamedTuple):
 
     @property
     def in_channels(self) -> int:
-        """Channels that come in."""
+        """Number of input channels."""
         return self.in_shape[0]
 
     @property
     def out_channels(self) -> int:
-        """Channels that go out."""
+        """Number of output channels."""
         return self.out_shape[0]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, multiply-adds and memory access (elements) of one forward pass of one image."""
+    """Cost of a forward pass of one image.
+
+    Args:
+        params: Number of parameters.
+        multiply_adds: Multiply-adds (MACs) of convolutions and linear layers.
+        memory_access: Elements read and written, plus weights.
+
+    Example:
+        >>> from optuna_nas import Cost
+        >>> Cost(params=10, multiply_adds=100) + Cost(params=5).times(2)
+        Cost(params=20, multiply_adds=100, memory_access=0)
+    """
 
     params: int = 0
     multiply_adds: int = 0
@@ -59,21 +81,33 @@ class Cost:
         return self + other.times(-1)
 
     def times(self, factor: int) -> Cost:
-        """Return the cost of `factor` copies."""
+        """Return the cost multiplied by `factor`."""
         return Cost(factor * self.params, factor * self.multiply_adds, factor * self.memory_access)
 
 
 COSTS = tuple(field.name for field in fields(Cost))
-"""Names of the costs, in their order."""
+"""Names of the costs: `params`, `multiply_adds`, `memory_access`."""
 
 
 def convolution_cost(
     in_shape: Shape, out_shape: Shape, kernel: tuple[int, int], groups: int = 1, bias: bool = False
 ) -> Cost:
-    """Return the cost of one convolution between two feature maps (SNAS, appendix F).
+    """Return the cost of a convolution (SNAS, Xie et al. 2019, appendix F).
 
-    Multiply-adds are `H W k k I O / groups` on the *output's* height and width; memory access is what is read, what is
-    written and the weights.
+    With I input and O output channels, a k x k kernel and an output of H x W, it has `k k I O / groups` weights and
+    `H W k k I O / groups` multiply-adds. Memory access is input + output + weights.
+
+    Args:
+        in_shape: Shape (channels, height, width) of the input.
+        out_shape: Shape (channels, height, width) of the output.
+        kernel: Height and width of the kernel.
+        groups: Number of groups; `in_shape[0]` for a depthwise convolution.
+        bias: Whether every output channel has a bias.
+
+    Example:
+        >>> from optuna_nas.space import convolution_cost
+        >>> convolution_cost((3, 32, 32), (16, 32, 32), (3, 3))
+        Cost(params=432, multiply_adds=442368, memory_access=19888)
     """
     in_channels, in_height, in_width = in_shape
     out_channels, out_height, out_width = out_shape
@@ -86,32 +120,67 @@ def convolution_cost(
 
 
 def norm_cost(channels: int, affine: bool) -> Cost:
-    """Return the parameters of a batch norm; its arithmetic is folded into its convolution and not counted."""
+    """Return the cost of a batch norm: its parameters only, since its arithmetic can be folded into a convolution.
+
+    Args:
+        channels: Number of channels.
+        affine: Whether it learns scale and shift.
+
+    Example:
+        >>> from optuna_nas.space import norm_cost
+        >>> norm_cost(16, affine=True)
+        Cost(params=32, multiply_adds=0, memory_access=0)
+    """
     return Cost(params=2 * channels if affine else 0)
 
 
 def elementwise_cost(in_shape: Shape, out_shape: Shape) -> Cost:
-    """Return the memory access of an op without weights: a pool, a skip."""
+    """Return the cost of an op without weights, such as a pool or a skip: its memory access only.
+
+    Args:
+        in_shape: Shape (channels, height, width) of the input.
+        out_shape: Shape (channels, height, width) of the output.
+
+    Example:
+        >>> from optuna_nas.space import elementwise_cost
+        >>> elementwise_cost((16, 8, 8), (16, 4, 4)).memory_access
+        1280
+    """
     read = in_shape[0] * in_shape[1] * in_shape[2]
     return Cost(memory_access=read + out_shape[0] * out_shape[1] * out_shape[2])
 
 
 def linear_cost(in_features: int, out_features: int) -> Cost:
-    """Return the cost of a linear layer with bias."""
+    """Return the cost of a linear layer with bias.
+
+    Args:
+        in_features: Size of the input.
+        out_features: Size of the output.
+
+    Example:
+        >>> from optuna_nas.space import linear_cost
+        >>> linear_cost(64, 10)
+        Cost(params=650, multiply_adds=640, memory_access=714)
+    """
     weights = in_features * out_features
     return Cost(weights + out_features, weights, weights + in_features + out_features)
 
 
 def anytime_accuracy(costs: Sequence[float], accuracies: Sequence[float], budget: float) -> float:
-    """Return the mean accuracy over all budgets up to `budget`: the area under the curve (GHN, section 5.2).
+    """Return the accuracy of anytime prediction: the mean over all budgets from 0 to `budget` (GHN, section 5.2).
 
-    For each budget the latest exit within it answers; where there is none, nothing is right. A network with one exit
-    of cost c and accuracy a comes to `a * (1 - c / budget)`.
+    A prediction within a budget is that of the last exit that fits; without one, it counts as wrong. A network with one
+    exit of cost c and accuracy a has `a * (1 - c / budget)`.
 
     Args:
-        costs: Multiply-adds up to every exit, not falling.
-        accuracies: Of the exits, fractions.
-        budget: Largest number of multiply-adds, positive.
+        costs: Multiply-adds up to every exit, in ascending order.
+        accuracies: Accuracies of the exits, fractions in [0, 1].
+        budget: Maximum number of multiply-adds of a prediction, positive.
+
+    Example:
+        >>> from optuna_nas import anytime_accuracy
+        >>> anytime_accuracy([20, 60], [0.5, 0.9], budget=100)
+        0.56
     """
     ends = [min(cost, budget) for cost in [*costs[1:], budget]]
     starts = [min(cost, budget) for cost in costs]

@@ -1,4 +1,4 @@
-"""The one description of a network that the builder, the hypernetwork, the cost table and the drawing share."""
+"""Computation graphs, as the builder, the hypernetwork, the cost table and the drawings read them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ if TYPE_CHECKING:
 
 
 class Node(NamedTuple):
-    """One step of a computation.
+    """A node of a computation graph.
 
     Args:
-        name: Unique in its graph; also the name of the node's module, so that networks of one space share names.
-        op: A registered op or one of `input`, `sum`, `concat`.
-        inputs: Positions of the nodes it reads, always smaller than its own. An op applies itself to each and sums.
-        path: The choice it came from (`normal_0_2`), empty for fixed parts.
-        cell: Position of its cell in the network (in a graph of cells only: number of the kind), -1 outside cells.
-        site: Shapes and stride; shapes are (0, 0, 0) in a graph of cells only.
-        scale: By what the height and width of its cell are divided where it works.
+        name: Unique name in the graph, and the name of the node's module, so that networks of a space share parameter
+            names.
+        op: Name of a registered op, or `input`, `sum` or `concat`.
+        inputs: Positions of the nodes that it reads, smaller than its own. An op is applied to each, and the results
+            are summed.
+        path: Path of the choice that it belongs to (`normal_0_2`); empty for fixed parts.
+        cell: Position of its cell in the network, or number of the kind in a graph of cells; -1 outside cells.
+        site: Shapes and stride; shapes are (0, 0, 0) in a graph of cells.
+        scale: Divisor of the cell's height and width at this node.
+
+    Example:
+        >>> from optuna_nas import published_cell
+        >>> node = published_cell("DARTS_V2").cells["normal/2<-0/sep_conv_3x3"]
+        >>> node.op, node.path
+        ('sep_conv_3x3', 'normal_0_2')
     """
 
     name: str
@@ -41,11 +49,24 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class ComputationGraph:
-    """Nodes in topological order and which of them are the results.
+    """Nodes in topological order, and the positions of the outputs.
 
-    A graph of cells (`architecture.cells`) holds one copy of every kind of cell and has one output a kind; a
-    graph of a network (`architecture.graph()`) goes from the image to the class scores, with shapes.
-    Early exits are further outputs, the last ones.
+    A graph of cells (`architecture.cells`) contains one copy of every kind of cell and has one output per kind. A graph
+    of a network (`architecture.graph()`) leads from the image to the class scores and has shapes. Early exits are
+    further outputs, after the others.
+
+    Args:
+        nodes: Nodes in topological order.
+        outputs: Positions of the outputs.
+
+    Example:
+        >>> from optuna_nas import NetworkSpace, nasbench201_skeleton, nasbench201_space
+        >>> cell = nasbench201_space().architecture({"cell_0_3": ["nor_conv_1x1"]})
+        >>> [node.op for node in cell.cells.canonical()]
+        ['input', 'nor_conv_1x1']
+        >>> graph = NetworkSpace(cell.space, nasbench201_skeleton(repeats=1, channels=4)).adopt(cell).graph()
+        >>> graph.nodes[graph.outputs[0]].name, graph.cost.params
+        ('classifier', 5286)
     """
 
     nodes: tuple[Node, ...]
@@ -69,17 +90,17 @@ class ComputationGraph:
         return self._index[name]
 
     def cell(self, cell: int) -> list[Node]:
-        """Return the nodes of one cell."""
+        """Return the nodes of the cell at this position."""
         return [node for node in self.nodes if node.cell == cell]
 
     @property
     def n_cells(self) -> int:
-        """How many cells there are; in a graph of cells, how many kinds."""
+        """Number of cells; in a graph of cells, number of kinds."""
         return 1 + max(node.cell for node in self.nodes)
 
     @cached_property
     def live(self) -> frozenset[int]:
-        """Positions of the nodes that read something and reach an output."""
+        """Positions of the nodes that depend on an input and that an output depends on."""
         inputs = [position for position, node in enumerate(self.nodes) if node.op == "input"]
         return frozenset(live_positions([node.inputs for node in self.nodes], set(inputs), self.outputs))
 
@@ -89,9 +110,9 @@ class ComputationGraph:
         return all(output in self.live for output in self.outputs)
 
     def node_cost(self, node: Node) -> Cost:
-        """Return the cost of one node; a kept op counts even where it leads nowhere.
+        """Return the cost of one node, also if no output depends on it.
 
-        An op with several inputs runs once for each and holds its parameters once.
+        An op with several inputs is applied to each with the same parameters.
         """
         if node.op in STRUCTURAL:
             return Cost()
@@ -100,17 +121,20 @@ class ComputationGraph:
 
     @property
     def cost(self) -> Cost:
-        """Parameters, multiply-adds and memory access of one image; the auxiliary head is left out."""
+        """Parameters, multiply-adds (MACs) and memory access of one image, without the auxiliary head."""
         return sum((self.node_cost(node) for node in self.nodes if node.name != AUXILIARY), Cost())
 
     @cached_property
     def exits(self) -> tuple[int, ...]:
-        """Positions of all classifiers of a network in the order in which they are computed, the last one last."""
+        """Positions of all classifiers of a network in the order of computation; the final one is last."""
         return (*(output for output in self.outputs if self.nodes[output].op == EXIT), self.outputs[0])
 
     @cached_property
     def exit_costs(self) -> tuple[int, ...]:
-        """Multiply-adds of one image up to every classifier, those before it included; what it needs not is not run."""
+        """Multiply-adds of one image up to every classifier, with all classifiers before it.
+
+        Only the nodes that these classifiers depend on count.
+        """
         computed: set[int] = set()
         costs = [0]
         for end in self.exits:
@@ -120,7 +144,7 @@ class ComputationGraph:
         return tuple(costs[1:])
 
     def needed(self, ends: Iterable[int]) -> set[int]:
-        """Return the live nodes that nodes depend on, themselves included."""
+        """Return the positions of all live nodes that the nodes at `ends` depend on, including themselves."""
         live = self.live
         return reachable(
             (end for end in ends if end in live),
@@ -128,13 +152,12 @@ class ComputationGraph:
         )
 
     def canonical(self) -> ComputationGraph:
-        """Return the graph that all graphs computing the same function share.
+        """Return the canonical graph, the same for all graphs that compute the same function.
 
-        Two graphs are one when their expressions are: an op that nothing feeds or that feeds nothing is dropped, a
-        skip is inlined, a sum is a multiset, an op without parameters equals itself on equal inputs, an op with
-        parameters is a node of its own, and the order of such nodes (and of a concatenation) does not matter.
-        Idempotent. On the 15,625 cells of NAS-Bench-201 it finds 5,260 classes, as brute force over that definition
-        does.
+        Two graphs are equal if their expressions are: ops without an input or a reader are dropped, skips are inlined,
+        a sum is a multiset, ops without parameters on equal inputs are merged, ops with parameters stay separate, and
+        the order of such nodes (and of a concatenation) does not matter. The operation is idempotent. The 15,625 cells
+        of NAS-Bench-201 have 5,260 canonical graphs, which equals a brute-force count.
         """
         nodes, outputs = canonical_nodes(
             [(node.op, node.inputs, node.site.stride) for node in self.nodes],
@@ -150,13 +173,13 @@ class ComputationGraph:
 
     @property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that equal graphs share; stable across processes and versions of Python."""
+        """Hash of 16 hexadecimal digits, equal for equal graphs; stable across processes and versions of Python."""
         described = [[node.name, node.op, node.inputs, node.path, node.cell, node.site] for node in self.nodes]
         text = json.dumps([described, self.outputs])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 EXIT = "exit"
-"""Op of an early exit: a classifier inside a cell."""
+"""Name of the op of an early exit, which is a classifier inside a cell."""
 AUXILIARY = "auxiliary"
-"""Name of the node of the auxiliary head, used while training only."""
+"""Name of the node of the auxiliary head, which is used in training only."""

@@ -1,4 +1,4 @@
-"""A space whose architectures can be built: the one value that models, objectives, searches and exports take."""
+"""Spaces whose architectures can be built, as one-shot models, objectives, searches and exports need them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSpace(Space):
-    """A space whose architectures can be built, priced, drawn, and trained together as a supernet.
+    """Base class of spaces whose architectures can be built, priced, drawn and trained together as a supernet.
 
-    Two kinds: cells in a skeleton (`optuna_nas.NetworkSpace`), and choices inside a module of one's own.
+    `NetworkSpace` is the space of cells in a skeleton.
 
     Example:
         >>> import numpy as np
@@ -40,34 +40,43 @@ class ModelSpace(Space):
         """Return the network of an architecture.
 
         Args:
-            architecture: Of this space, or of one with the same choices.
-            weights: State to start from, such as that of a supernet or a hypernetwork; freshly initialised without.
-            seed: Makes the initial weights reproducible; None draws from torch's global generator.
+            architecture: Architecture of this space, or of another skeleton around the same cells.
+            weights: State dictionary to start from, such as that of a supernet or a hypernetwork; None for random
+                initial weights.
+            seed: Seed of the initial weights; None draws from torch's global generator.
 
         Raises:
-            ValueError: The architecture cannot reach its output, or the weights do not fit.
+            ValueError: The output depends on no input, or the weights do not fit.
         """
 
     @abstractmethod
     def supernet(self, seed: int | None = None) -> nn.Module:
-        """Return the module that holds all architectures, mixed by weights from outside."""
+        """Return the module that contains all architectures and mixes them by given weights.
+
+        Args:
+            seed: Seed of the initial weights; None draws from torch's global generator.
+        """
 
     @abstractmethod
     def cost(self, architecture: Architecture) -> Cost:
-        """Return parameters, multiply-adds and memory access, exactly, with nothing computed."""
+        """Return the exact parameters, multiply-adds (MACs) and memory access, without building a module."""
 
     @abstractmethod
     def graph(self, architecture: Architecture) -> ComputationGraph:
-        """Return the graph of the whole network, with shapes: what a hypernetwork reads and a drawing shows."""
+        """Return the graph of the whole network, with shapes."""
 
     @abstractmethod
     def example_inputs(self, batch_size: int = 1) -> Tensor:
-        """Return inputs that a network of this space takes, shape (B, ...), for exports and measures."""
+        """Return example inputs for exports and measures, zeros of shape (batch_size, ...)."""
 
     @abstractmethod
     def check_data(self, data: Any) -> None:
-        """Raise ValueError where a network of this space can't take batches of these data."""
+        """Check that networks of this space can be trained on these data.
+
+        Raises:
+            ValueError: Shapes of inputs or sizes of predictions differ.
+        """
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides its networks, as JSON values."""
+        """Return everything that determines the networks, as JSON values."""
         return self.to_dict()

@@ -1,4 +1,4 @@
-"""Cells placed one after another into a skeleton: the graph of a whole network."""
+"""Graph of a whole network: cells placed in a skeleton."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _half(shape: Shape) -> Shape:
 
 
 class NetworkBuilder:
-    """Places cells one after another into a skeleton; used once."""
+    """Builder of the graph of one network. `graph` may be called once."""
 
     def __init__(
         self, space: CellularSpace, choices: Mapping[str, tuple[str, ...]], skeleton: Skeleton, mixed: bool = False
@@ -47,7 +47,7 @@ class NetworkBuilder:
                 if min(height, width) < 2:
                     raise ValueError(
                         f"`skeleton` must not reduce an image below one pixel but cell {position} ({name}) gets "
-                        f"{height} x {width} from an input of {skeleton.input_shape}; use fewer reductions or "
+                        f"{height} x {width} pixels from an input of {skeleton.input_shape}; use fewer reductions or "
                         "larger images."
                     )
                 channels *= 2
@@ -64,12 +64,12 @@ class NetworkBuilder:
         exits = [position for position, node in enumerate(self._nodes) if node.op == EXIT]
         if exits and skeleton.auxiliary:
             raise ValueError(
-                "`skeleton.auxiliary` must be off where nodes have early exits, which do its work; unset it."
+                "`skeleton.auxiliary` must be False for a space with early exits, which replace it; unset it."
             )
         if exits and not skeleton.budget:
             raise ValueError(
-                "`skeleton.budget` must say for a space with early exits how many multiply-adds a prediction may take "
-                "but is 0; use `anytime_skeleton(budget=...)`."
+                "`skeleton.budget` must be the maximum number of multiply-adds of a prediction for a space with early "
+                "exits but is 0; use `anytime_skeleton(budget=...)`."
             )
         return ComputationGraph(tuple(self._nodes), (*outputs, *exits))
 
@@ -135,7 +135,7 @@ class NetworkBuilder:
         return len(self._nodes) - 1
 
     def _preprocess(self, position: int, number: int, source: int, inside: Shape) -> int:
-        """Bring a cell's input to the cell's shape: always a 1 x 1 convolution where cells read two others (DARTS)."""
+        """Bring a cell's input to the cell's shape; where cells read two others, always by a convolution (DARTS)."""
         shape, name = self._shape(source), f"cell{position}/preprocess{number}"
         if shape[1:] != inside[1:]:
             return self._add(name, "factorized_reduction", [source], inside, stride=2, cell=position)

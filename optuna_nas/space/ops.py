@@ -1,7 +1,6 @@
-"""The names that an architecture may use: what each op costs and how it behaves in a graph.
+"""Table of ops: their names, costs and properties in a graph.
 
-The modules behind the names are built one floor up, in `optuna_nas.networks.ops`; this table is all that a space, a
-cost or a drawing needs, and it imports no torch.
+The modules are in `optuna_nas.networks.ops`. This table imports no torch, since spaces, costs and drawings need none.
 """
 
 from __future__ import annotations
@@ -20,28 +19,34 @@ from optuna_nas.space.cost import (
 )
 
 STRUCTURAL = frozenset({"input", "sum", "concat"})
-"""Nodes of a graph that compute no op of their own."""
+"""Nodes of a graph that are not ops."""
 
 RESIZING = frozenset({"downsample", "upsample"})
-"""Ops that bring a value to the scale of a node that reads it."""
+"""Ops that bring a value to the scale of its reader."""
 
 CostRule = Callable[[Site], Cost]
 
 NONE = "none"
-"""The op that keeps nothing: no module, no cost, an edge that is not there."""
+"""Name of the empty choice: no module and no cost."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One named op: its cost and what a graph must know of it.
+    """A named op: its cost, and its properties in a graph.
 
     Args:
-        name: Unique name, used in architectures and as an Optuna choice.
-        cost: Cost at a site, for one image.
-        label: Short name for drawings and for choices that keep several ops.
-        parameter_free: It has no weights at stride 1, so that two of them on one input are the same function.
-        relu_first: It starts with a ReLU, which the network computes once for all ops that share an input.
-        identity: At stride 1 it returns its input (and is spared by drop-path).
+        name: Unique name in architectures and Optuna parameters.
+        cost: Function from a `Site` to the cost of one image.
+        label: Short name for drawings and for choices of several ops.
+        parameter_free: Whether it has no weights at stride 1, so that two of them on one input are equal.
+        relu_first: Whether it starts with a ReLU, which the network computes once for all ops on an input.
+        identity: Whether it returns its input at stride 1; such an op is exempt from drop-path.
+
+    Example:
+        >>> from optuna_nas.space import Op, Site, elementwise_cost
+        >>> op = Op("blur", lambda site: elementwise_cost(site.in_shape, site.out_shape), parameter_free=True)
+        >>> op.cost(Site((4, 8, 8), (4, 8, 8))).memory_access
+        512
     """
 
     name: str
@@ -52,7 +57,7 @@ class Op:
     identity: bool = False
 
     def free_at(self, stride: int) -> bool:
-        """Tell whether the op has no weights at this stride (a strided skip is a factorized reduction)."""
+        """Return whether the op has no weights at this stride; a strided skip is a factorized reduction."""
         return self.parameter_free and not (self.identity and stride > 1)
 
 
@@ -60,10 +65,10 @@ _OPS: dict[str, Op] = {}
 
 
 def define_op(op: Op) -> None:
-    """Add `op` to the table.
+    """Add an op to the table.
 
     Raises:
-        ValueError: The name or the label is taken, or cannot stand in a parameter path.
+        ValueError: The name or the label is taken, or has characters that are not allowed in a path.
     """
     label = op.label or op.name
     for field, text in (("name", op.name), ("label", label)):
@@ -73,7 +78,7 @@ def define_op(op: Op) -> None:
                 "use letters, digits and underscores."
             )
     names = {NONE, *STRUCTURAL, *_OPS}
-    labels = {NONE, *(known.label for known in _OPS.values())}
+    labels = {NONE, *(defined.label for defined in _OPS.values())}
     for field, text, taken in (("name", op.name, names), ("label", label, labels)):
         if text in taken:
             raise ValueError(f"`{field}` of an op must be new but {text!r} is taken; choose another.")
@@ -81,14 +86,14 @@ def define_op(op: Op) -> None:
 
 
 def forget_op(name: str) -> None:
-    """Take an op out of the table again.
+    """Remove an op from the table.
 
     Raises:
-        ValueError: No op has this name, or it came with the package.
+        ValueError: No op has this name, or it is part of the package.
     """
     get_op(name)
     if name in BUILT_IN:
-        raise ValueError(f"`name` must be an op of your own but {name!r} came with the package.")
+        raise ValueError(f"`name` must be an op of your own but {name!r} is part of the package.")
     del _OPS[name]
 
 
@@ -107,7 +112,7 @@ def get_op(name: str) -> Op:
 
 
 def choosable_ops() -> list[str]:
-    """Return the names of all ops that a space may offer (not the fixed parts of a skeleton)."""
+    """Return the names of all ops that a space may offer, without the fixed parts of a skeleton."""
     return [NONE, *(name for name in _OPS if name not in FIXED_PARTS)]
 
 
@@ -120,7 +125,7 @@ def _with_channels(shape: Shape, channels: int) -> Shape:
 
 
 def _separable(kernel: int, stacked: bool) -> CostRule:
-    """Depthwise + pointwise + norm; `stacked` applies it twice, as DARTS' sep_conv does."""
+    """Depthwise convolution, pointwise convolution, norm; twice if `stacked`, as in DARTS' sep_conv."""
 
     def rule(site: Site) -> Cost:
         channels = site.in_channels
@@ -144,7 +149,7 @@ def _separable(kernel: int, stacked: bool) -> CostRule:
 
 
 def _convolution(kernel: int) -> CostRule:
-    """NAS-Bench-201's convolution: the bias stands in for a shift that the norm does not learn."""
+    """NAS-Bench-201's convolution, which has a bias if the norm learns no shift."""
     return lambda site: (
         convolution_cost(site.in_shape, site.out_shape, (kernel, kernel), bias=not site.affine)
         + norm_cost(site.out_channels, site.affine)
@@ -156,7 +161,7 @@ def _preprocess(site: Site) -> Cost:
 
 
 def _factored_convolution(kernel: int) -> CostRule:
-    """1 x k then k x 1, strided along one axis each, one norm at the end."""
+    """1 x k convolution, k x 1 convolution, norm; each convolution is strided along one axis."""
 
     def rule(site: Site) -> Cost:
         middle = (site.out_channels, site.in_shape[1], site.out_shape[2])
@@ -213,7 +218,7 @@ def _residual_reduction(site: Site) -> Cost:
 
 
 def auxiliary_pooled_size(size: int, stride: int) -> int:
-    """Return the side of the auxiliary head's pooled map: a 5 x 5 window, padded up where the map is smaller."""
+    """Return height or width of the auxiliary head's pooled map: a 5 x 5 window, padded if the map is smaller."""
     return (max(size, 5 + stride) - 5) // stride + 1
 
 
@@ -250,7 +255,7 @@ for _op in (
 
 _CHOOSABLE = set(_OPS)
 
-# The fixed parts of a skeleton are nodes of the graph like any other, so they stand in the same table.
+# The fixed parts of a skeleton are nodes of the graph, too, and need the same properties.
 for _op in (
     Op("stem", _stem),
     Op("stem_stride4", _stem_stride4),
@@ -269,7 +274,7 @@ for _op in (
     define_op(_op)
 
 FIXED_PARTS = frozenset(set(_OPS) - _CHOOSABLE)
-"""Names of the parts around the cells and between their nodes; no space may offer them as ops."""
+"""Names of the fixed parts around cells and between their nodes, which no space may offer as ops."""
 
 BUILT_IN = frozenset(_OPS)
-"""Everything above."""
+"""Names of all ops of the package."""

@@ -1,4 +1,4 @@
-"""The published spaces by name."""
+"""Search spaces of published papers."""
 
 from __future__ import annotations
 
@@ -30,25 +30,71 @@ GHN_OPS = (
 
 
 def darts_space() -> CellSpace:
-    """Two kinds of cells of 4 nodes and 14 edges, 8 ops an edge with `none` (DARTS, Liu et al. 2019; SNAS)."""
+    """Return the space of DARTS and SNAS: two kinds of cells with 14 edges each, and 8 ops per edge.
+
+    A cell has 4 nodes besides its 2 inputs; one of the ops is `none` (Liu, Simonyan and Yang 2019, arXiv 1806.09055).
+
+    Example:
+        >>> from optuna_nas import darts_space
+        >>> space = darts_space()
+        >>> len(space.distributions()), space.size == 8**28
+        (28, True)
+    """
     return CellSpace((NONE, *DARTS_OPS))
 
 
 def hmnas_space(max_ops: int = len(DARTS_OPS)) -> CellSpace:
-    """DARTS' cells where an edge keeps any subset of 7 ops, the empty one included (HM-NAS, Yan et al. 2019)."""
+    """Return the space of HM-NAS: DARTS' cells, in which an edge chooses a subset of 7 ops, which may be empty.
+
+    HM-NAS: Yan et al. 2019, arXiv 1909.00122.
+
+    Args:
+        max_ops: Maximum number of ops of an edge, from 1 to 7.
+
+    Example:
+        >>> from optuna_nas import hmnas_space
+        >>> hmnas_space().size == 2 ** (7 * 28)
+        True
+    """
     return CellSpace(DARTS_OPS, max_ops=max_ops)
 
 
 def nasbench201_space() -> CellSpace:
-    """One kind of cell of 4 nodes and 6 edges, 5 ops an edge: 15,625 cells (Dong and Yang 2020)."""
+    """Return the space of NAS-Bench-201: one kind of cell with 6 edges and 5 ops per edge, 15,625 cells.
+
+    NAS-Bench-201: Dong and Yang 2020, arXiv 2001.00326.
+
+    Example:
+        >>> from optuna_nas import nasbench201_space
+        >>> nasbench201_space().size
+        15625
+    """
     return CellSpace(NASBENCH201_OPS, nodes=3, inputs=1, cell_kinds=(CellKind("cell", outputs=(3,)),))
 
 
 def ghn_space(nodes: int = 17) -> BlockSpace:
-    """One block of `nodes` nodes, 8 ops a node (GHN, Zhang, Ren and Urtasun 2019, section 5.1)."""
+    """Return the space of GHN: one kind of block, and 8 ops per node (Zhang, Ren and Urtasun 2019, section 5.1).
+
+    Args:
+        nodes: Number of nodes with an op, at least 1.
+
+    Example:
+        >>> from optuna_nas import ghn_space
+        >>> len(ghn_space(nodes=3).distributions())
+        6
+    """
     return BlockSpace(GHN_OPS, nodes=nodes)
 
 
 def anytime_space(nodes: tuple[int, ...] = (24, 16, 8)) -> AnytimeSpace:
-    """Networks that may be stopped at any time: cells of 24, 16 and 8 nodes (GHN, Zhang et al. 2019, section 5.2)."""
+    """Return the space of anytime prediction of GHN (Zhang, Ren and Urtasun 2019, section 5.2).
+
+    Args:
+        nodes: Number of nodes of every cell.
+
+    Example:
+        >>> from optuna_nas import anytime_space
+        >>> len(anytime_space().distributions()) == 4 * (24 + 16 + 8)
+        True
+    """
     return AnytimeSpace(GHN_OPS, nodes)

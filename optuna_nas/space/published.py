@@ -1,6 +1,6 @@
-"""Cells that papers published, by name: what each node reads, and which nodes make the output.
+"""Cells of published papers.
 
-Facts from the authors' repositories; quark0/darts for NASNet, AmoebaNet and DARTS.
+Sources: the authors' repositories; quark0/darts for NASNet, AmoebaNet and DARTS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DARTS_OUTPUTS = (2, 3, 4, 5)
 
 
 class _Published(NamedTuple):
-    """Two `op:source` a node, ops by their short labels; sources 0 and 1 are the two previous cells."""
+    """Two `op:source` per node, with ops as short labels; sources 0 and 1 are the two previous cells."""
 
     paper: str
     normal: str
@@ -103,38 +103,45 @@ _CELLS = {
     ),
 }
 PUBLISHED_CELLS = tuple(_CELLS)
+"""Names of the published cells."""
 
 
 def published_cell(name: str) -> Architecture:
-    """Return a published pair of cells, normal and reduction, for skeletons such as `darts_cifar_skeleton()`.
+    """Return a published pair of normal and reduction cell, for skeletons such as `darts_cifar_skeleton()`.
 
-    Cells of DARTS' ops and nodes are of `darts_space()`, others of a space of their own.
+    Cells with DARTS' ops and nodes are architectures of `darts_space()`, others of a space with their ops and nodes.
 
     Args:
-        name: One of `PUBLISHED_CELLS`; upper and lower case, `-` and `_` are alike.
+        name: One of `optuna_nas.space.PUBLISHED_CELLS`; case does not matter, nor does `-` for `_`.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: The name is unknown.
+
+    Example:
+        >>> from optuna_nas import darts_space, published_cell
+        >>> cell = published_cell("DARTS_V2")
+        >>> cell["normal_2_5"], cell.space == darts_space()
+        (('dil_conv_3x3',), True)
     """
 
     def plain(text: str) -> str:
         return text.lower().replace("-", "_")
 
-    found = {plain(known): cells for known, cells in _CELLS.items()}.get(plain(name))
-    if found is None:
+    cells = {plain(published): cells for published, cells in _CELLS.items()}.get(plain(name))
+    if cells is None:
         raise ValueError(f"`name` must be one of {', '.join(_CELLS)} but got {name!r}.")
     ops = {get_op(op).label: op for op in choosable_ops() if op != NONE}
-    kept: dict[tuple[str, int, int], list[str]] = {}
-    for kind, genes in (("normal", found.normal), ("reduction", found.reduction)):
+    ops_of_edge: dict[tuple[str, int, int], list[str]] = {}
+    for kind, genes in (("normal", cells.normal), ("reduction", cells.reduction)):
         for position, gene in enumerate(genes.split()):
             label, _, source = gene.partition(":")
-            edge = kept.setdefault((kind, 2 + position // 2, int(source)), [])
+            edge_ops = ops_of_edge.setdefault((kind, 2 + position // 2, int(source)), [])
             if label != NONE:
-                edge.append(ops[label])
+                edge_ops.append(ops[label])
     space = darts_space()
-    used = {op for edge in kept.values() for op in edge}
-    if not used <= set(space.ops) or found.normal_outputs != DARTS_OUTPUTS or found.reduction_outputs != DARTS_OUTPUTS:
-        kinds = (CellKind("normal", outputs=found.normal_outputs), CellKind("reduction", 2, found.reduction_outputs))
-        space = CellSpace((NONE, *sorted(used)), len(found.normal.split()) // 2, cell_kinds=kinds)
-    edges = {(kind.name, target, source): path for path, (kind, target, source) in space.places.items()}
-    return space.architecture({edges[edge]: names for edge, names in kept.items()})
+    used = {op for edge_ops in ops_of_edge.values() for op in edge_ops}
+    if not used <= set(space.ops) or {cells.normal_outputs, cells.reduction_outputs} != {DARTS_OUTPUTS}:
+        kinds = (CellKind("normal", outputs=cells.normal_outputs), CellKind("reduction", 2, cells.reduction_outputs))
+        space = CellSpace((NONE, *sorted(used)), len(cells.normal.split()) // 2, cell_kinds=kinds)
+    paths = {(kind.name, target, source): path for path, (kind, target, source) in space.places.items()}
+    return space.architecture({paths[edge]: edge_ops for edge, edge_ops in ops_of_edge.items()})

@@ -1,4 +1,4 @@
-"""How cells become a network: the fixed frame around what is searched."""
+"""Skeletons: number, kinds and width of a network's cells, and the fixed parts around them."""
 
 from __future__ import annotations
 
@@ -12,35 +12,43 @@ if TYPE_CHECKING:
     from optuna_nas.space.cost import Shape
 
 FIXED_CELLS = ("residual_reduction", "factorized_reduction")
-"""Fixed blocks that may stand between cells; each halves the image and doubles the channels."""
+"""Fixed blocks that may be placed between cells; each halves height and width and doubles the channels."""
 
 STEMS = ("conv", "imagenet")
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Number, kinds and width of the cells, and what stands before and after them.
+    """Skeleton of a network: number, kinds and width of the cells, and the fixed parts around them.
 
-    The same architecture goes into a small skeleton for the search and into a large one for the final training.
+    A search usually uses a small skeleton, the final training a large one around the same cells.
 
     Args:
-        cells: Kinds of cells from first to last, named as in the space (`normal`, `reduction`), or a fixed block,
+        cells: Kinds of cells from first to last, named as in the space (`normal`, `reduction`), or a fixed block:
             `residual_reduction` (NAS-Bench-201) or `factorized_reduction`. Strided kinds double the channels.
-        channels: Channels of a node in the first cell.
-        input_shape: Channels, height, width of an image.
-        classes: Number of classes, or of values that a regression predicts.
+        channels: Channels of a node in the first cell, at least 1.
+        input_shape: Shape (channels, height, width) of an image.
+        classes: Size of a prediction: number of classes, or of values that a regression predicts.
         stem: `conv` (3 x 3, stride 1) or `imagenet` (stride 4 for one cell input, 8 for the other; DARTS).
-        stem_multiplier: The `conv` stem gives `stem_multiplier * channels` channels.
-        norm_before_head: Batch norm and ReLU before the classifier (NAS-Bench-201).
-        auxiliary: An auxiliary classifier after the last reduction, used while training (Szegedy et al. 2015).
-        affine: Batch norms of ops and preprocessing learn scale and shift; off in one-shot search.
-        pool_norm: Pools are followed by a batch norm (DARTS' search network).
-        drop_path: Probability of dropping an op's output for an image, at the end of training; rises from 0.
-        budget: For spaces with early exits: the most multiply-adds that the prediction for an image may take. The
-            accuracy of such a network is the mean over budgets from 0 to this one, see `anytime_accuracy`.
+        stem_multiplier: The `conv` stem has `stem_multiplier * channels` output channels.
+        norm_before_head: Whether batch norm and ReLU precede the classifier (NAS-Bench-201).
+        auxiliary: Whether an auxiliary classifier follows the last reduction in training (Szegedy et al. 2015).
+        affine: Whether batch norms of ops and preprocessing learn scale and shift; False in one-shot search.
+        pool_norm: Whether pools are followed by a batch norm (DARTS' search network).
+        drop_path: Probability of dropping an op's output for an image at the end of training, in [0, 1). It rises
+            linearly from 0 over the epochs.
+        budget: Maximum number of multiply-adds of a prediction for an image, for spaces with early exits. The accuracy
+            of such a network is the mean over budgets from 0 to this one, see `anytime_accuracy`.
 
     Raises:
-        ValueError: A field is out of range, or the image is too small for so many reductions.
+        ValueError: A field is out of range.
+
+    Example:
+        >>> from optuna_nas import NetworkSpace, Skeleton, darts_space
+        >>> skeleton = Skeleton(("normal", "reduction", "normal"), channels=8, classes=100)
+        >>> network = NetworkSpace(darts_space(), skeleton)
+        >>> network.with_skeleton(channels=16).skeleton.channels
+        16
     """
 
     cells: tuple[str, ...]
@@ -82,25 +90,37 @@ class Skeleton:
             raise ValueError(f"`budget` must be a number of multiply-adds but got {self.budget}; 0 is for no exits.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @staticmethod
     def from_dict(description: Mapping[str, Any]) -> Skeleton:
-        """Make a skeleton from `to_dict`.
+        """Return the skeleton of `to_dict`'s result.
 
         Raises:
-            ValueError: An unknown field.
+            ValueError: A field is unknown or out of range.
         """
-        known = {field.name for field in fields(Skeleton)}
-        unknown = sorted(set(description) - known)
+        names = {field.name for field in fields(Skeleton)}
+        unknown = sorted(set(description) - names)
         if unknown:
-            raise ValueError(f"`description` of a skeleton must use {sorted(known)} but got {unknown}; remove them.")
+            raise ValueError(f"`description` of a skeleton must use {sorted(names)} but got {unknown}; remove them.")
         return Skeleton(**description)
 
 
 def cells_with_reductions(n_cells: int) -> tuple[str, ...]:
-    """Return DARTS' layout: `reduction` at one and two thirds of the depth, `normal` elsewhere."""
+    """Return DARTS' layout of cells: `reduction` at one and two thirds of the depth, `normal` elsewhere.
+
+    Args:
+        n_cells: Number of cells, at least 1.
+
+    Raises:
+        ValueError: `n_cells` is below 1.
+
+    Example:
+        >>> from optuna_nas.space import cells_with_reductions
+        >>> cells_with_reductions(5)
+        ('normal', 'reduction', 'normal', 'reduction', 'normal')
+    """
     if n_cells < 1:
         raise ValueError(f"`n_cells` must be at least 1 but got {n_cells}; DARTS searches with 8.")
     reductions = {n_cells // 3, 2 * n_cells // 3}
@@ -110,7 +130,24 @@ def cells_with_reductions(n_cells: int) -> tuple[str, ...]:
 def darts_search_skeleton(
     n_cells: int = 8, channels: int = 16, input_shape: Shape = (3, 32, 32), classes: int = 10
 ) -> Skeleton:
-    """DARTS' search network: 8 cells, 16 channels, batch norms without scale and shift (Liu et al. 2019, 3.1)."""
+    """Return the skeleton of DARTS' search network (Liu, Simonyan and Yang 2019, section 3.1).
+
+    Batch norms learn no scale and shift, and pools are followed by a batch norm.
+
+    Args:
+        n_cells: Number of cells, at least 1.
+        channels: Channels of a node in the first cell.
+        input_shape: Shape (channels, height, width) of an image.
+        classes: Size of a prediction.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> from optuna_nas import darts_search_skeleton
+        >>> darts_search_skeleton(n_cells=3).cells
+        ('normal', 'reduction', 'reduction')
+    """
     return Skeleton(
         cells_with_reductions(n_cells),
         channels,
@@ -125,7 +162,25 @@ def darts_search_skeleton(
 def darts_cifar_skeleton(
     n_cells: int = 20, channels: int = 36, input_shape: Shape = (3, 32, 32), classes: int = 10
 ) -> Skeleton:
-    """DARTS' CIFAR evaluation network: 20 cells, 36 channels, auxiliary head, drop-path 0.2 (Liu et al. 2019, 3.2)."""
+    """Return the skeleton of DARTS' CIFAR evaluation network (Liu, Simonyan and Yang 2019, section 3.2).
+
+    It has an auxiliary head and a drop-path of 0.2.
+
+    Args:
+        n_cells: Number of cells, at least 1.
+        channels: Channels of a node in the first cell.
+        input_shape: Shape (channels, height, width) of an image.
+        classes: Size of a prediction.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> from optuna_nas import NetworkSpace, darts_cifar_skeleton, published_cell
+        >>> cell = published_cell("DARTS_V2")
+        >>> round(NetworkSpace(cell.space, darts_cifar_skeleton()).adopt(cell).cost().params / 1e6, 2)
+        3.35
+    """
     return Skeleton(
         cells_with_reductions(n_cells),
         channels,
@@ -140,7 +195,25 @@ def darts_cifar_skeleton(
 def darts_imagenet_skeleton(
     n_cells: int = 14, channels: int = 48, input_shape: Shape = (3, 224, 224), classes: int = 1000
 ) -> Skeleton:
-    """DARTS' ImageNet-mobile network: 14 cells, 48 channels, stem of stride 4, auxiliary head (2019, 3.3)."""
+    """Return the skeleton of DARTS' ImageNet network for mobile devices (Liu, Simonyan and Yang 2019, section 3.3).
+
+    It has a stem of stride 4 and an auxiliary head.
+
+    Args:
+        n_cells: Number of cells, at least 1.
+        channels: Channels of a node in the first cell, at least 2.
+        input_shape: Shape (channels, height, width) of an image.
+        classes: Size of a prediction.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> from optuna_nas import NetworkSpace, darts_imagenet_skeleton, published_cell
+        >>> cell = published_cell("DARTS_V2")
+        >>> round(NetworkSpace(cell.space, darts_imagenet_skeleton()).adopt(cell).cost().params / 1e6, 1)
+        4.7
+    """
     return Skeleton(cells_with_reductions(n_cells), channels, input_shape, classes, stem="imagenet", auxiliary=True)
 
 
@@ -151,9 +224,22 @@ def nasbench201_skeleton(
     classes: int = 10,
     affine: bool = True,
 ) -> Skeleton:
-    """NAS-Bench-201's network: three stages of `repeats` cells with a residual block between (Dong and Yang 2020, 2.1).
+    """Return the skeleton of NAS-Bench-201: three stages of cells, with residual blocks between (Dong and Yang 2020).
 
-    `affine=False` is the benchmark's one-shot search network.
+    Args:
+        repeats: Number of cells of a stage.
+        channels: Channels of a node in the first stage.
+        input_shape: Shape (channels, height, width) of an image.
+        classes: Size of a prediction.
+        affine: Whether batch norms of ops learn scale and shift; False in the benchmark's one-shot search network.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> from optuna_nas import nasbench201_skeleton
+        >>> nasbench201_skeleton(repeats=1).cells
+        ('cell', 'residual_reduction', 'cell', 'residual_reduction', 'cell')
     """
     stage = ("cell",) * repeats
     return Skeleton(
@@ -167,9 +253,24 @@ def nasbench201_skeleton(
 
 
 def ghn_skeleton(blocks: int = 18, channels: int = 32, input_shape: Shape = (3, 32, 32), classes: int = 10) -> Skeleton:
-    """GHN's CIFAR network: 18 blocks, reductions after one and two thirds (Zhang et al. 2019, 5.1)."""
+    """Return the skeleton of GHN's CIFAR network, with reductions at one and two thirds (Zhang et al. 2019, 5.1).
+
+    Args:
+        blocks: Number of blocks, at least 3.
+        channels: Channels of a node in the first block.
+        input_shape: Shape (channels, height, width) of an image.
+        classes: Size of a prediction.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> from optuna_nas import ghn_skeleton
+        >>> ghn_skeleton(blocks=3).cells
+        ('block', 'factorized_reduction', 'block', 'factorized_reduction', 'block')
+    """
     if blocks < 3:
-        raise ValueError(f"`blocks` must be at least 3 (one a stage) but got {blocks}; the paper uses 18.")
+        raise ValueError(f"`blocks` must be at least 3 (one per stage) but got {blocks}; the paper uses 18.")
     first, second = blocks // 3, 2 * blocks // 3
     kinds = ("block",)
     return Skeleton(
@@ -194,14 +295,22 @@ def anytime_skeleton(
     *,
     budget: float,
 ) -> Skeleton:
-    """A network that may be stopped at any time: the cells of `anytime_space`, reductions between (GHN, section 5.2).
+    """Return the skeleton of anytime prediction: the cells of `anytime_space`, with reductions between (GHN, 5.2).
 
     Args:
-        cells: How many the space has.
-        channels: Of the first cell; doubled by every reduction.
-        input_shape: Channels, height, width of an image.
+        cells: Number of cells of the space, at least 1.
+        channels: Channels of a node in the first cell; doubled by every reduction.
+        input_shape: Shape (channels, height, width) of an image.
         classes: Number of classes.
-        budget: Most multiply-adds of a prediction; see `Skeleton.budget`.
+        budget: Maximum number of multiply-adds of a prediction; see `Skeleton`.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> from optuna_nas import anytime_skeleton
+        >>> anytime_skeleton(cells=2, budget=1e6).cells
+        ('cell1', 'factorized_reduction', 'cell2')
     """
     if cells < 1:
         raise ValueError(f"`cells` must be at least 1 but got {cells}; the paper uses 3.")

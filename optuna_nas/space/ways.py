@@ -1,4 +1,4 @@
-"""Ways through a graph: what leads from an input to an output, and the cheapest way through a cell.
+"""Reachability in a graph, and the cheapest path through a cell.
 
 E edges (paths of a space).
 """
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 
 def reachable(starts: Iterable[int], reads: Callable[[int], Iterable[int]]) -> set[int]:
-    """Return what can be reached from some positions, themselves included.
-
-    >>> sorted(reachable([3], {3: [1], 2: [0], 1: [0], 0: []}.__getitem__))
-    [0, 1, 3]
+    """Return all positions that can be reached from `starts`, including themselves.
 
     Args:
-        starts: Where to begin.
-        reads: Positions one step away from a position.
+        starts: Positions to start from.
+        reads: Function from a position to the positions one step away.
+
+    Example:
+        >>> from optuna_nas.space.ways import reachable
+        >>> sorted(reachable([3], {3: [1], 2: [0], 1: [0], 0: []}.__getitem__))
+        [0, 1, 3]
     """
     reached: set[int] = set()
     stack = list(starts)
@@ -38,15 +40,17 @@ def reachable(starts: Iterable[int], reads: Callable[[int], Iterable[int]]) -> s
 
 
 def live_positions(reads: Sequence[Collection[int]], inputs: Collection[int], outputs: Iterable[int]) -> set[int]:
-    """Return the positions of a graph that depend on an input and reach an output.
-
-    >>> live_positions([[], [0], [], [1, 2]], inputs=[0], outputs=[3])  # nothing feeds node 2
-    {0, 1, 3}
+    """Return the positions of a graph that depend on an input and that an output depends on.
 
     Args:
-        reads: For every node, in topological order, the nodes that it reads.
-        inputs: Nodes that depend on nothing and are fed all the same.
-        outputs: Nodes whose values are wanted.
+        reads: Positions that every node reads, in topological order.
+        inputs: Positions of the inputs.
+        outputs: Positions of the outputs.
+
+    Example:
+        >>> from optuna_nas.space.ways import live_positions
+        >>> live_positions([[], [0], [], [1, 2]], inputs=[0], outputs=[3])  # node 2 reads nothing
+        {0, 1, 3}
     """
     fed: set[int] = set()
     for position, sources in enumerate(reads):
@@ -57,20 +61,23 @@ def live_positions(reads: Sequence[Collection[int]], inputs: Collection[int], ou
 
 
 def cheapest_way(space: CellSpace, kind: CellKind, cost_E: NDArray[np.float64] | Sequence[float]) -> tuple[int, ...]:
-    """Return the edges of the way from an input to the output of a cell whose costs have the smallest sum.
-
-    >>> from optuna_nas.space import CellKind, CellSpace
-    >>> space = CellSpace(("skip_connect", "none"), nodes=2, inputs=1, cell_kinds=(CellKind("cell", outputs=(2,)),))
-    >>> [space.paths[edge] for edge in cheapest_way(space, space.kinds[0], [1.0, 5.0, 1.0])]
-    ['cell_0_1', 'cell_1_2']
+    """Return the edges with the smallest sum of costs from an input to the output of a cell.
 
     Args:
         space: Space of cells with ops on edges.
-        kind: Kind of cell, of this space.
-        cost_E: Cost of every edge of the space, in the order of `space.paths`; may be negative, or infinite.
+        kind: Kind of cell of this space.
+        cost_E: Cost of every edge in the order of `space.paths`; may be negative or infinite.
 
     Returns:
         Positions in `space.paths`, from the input to the output.
+
+    Example:
+        >>> from optuna_nas.space import CellKind, CellSpace
+        >>> from optuna_nas.space.ways import cheapest_way
+        >>> kind = CellKind("cell", outputs=(2,))
+        >>> space = CellSpace(("skip_connect", "none"), nodes=2, inputs=1, cell_kinds=(kind,))
+        >>> [space.paths[edge] for edge in cheapest_way(space, kind, [1.0, 5.0, 1.0])]
+        ['cell_0_1', 'cell_1_2']
     """
     position = {path: number for number, path in enumerate(space.paths)}
     ways: dict[int, tuple[float, tuple[int, ...]]] = dict.fromkeys(range(space.inputs), (0.0, ()))

@@ -477,7 +477,7 @@ def test_a_training_that_was_stopped_after_a_removal_ends_with_the_same_numbers(
         found = []
 
         def adapt(result):
-            network.remove(hmnas.fallen(network.left), hmnas.weight_masks())
+            network.remove(hmnas.fallen(network.remaining), hmnas.weight_masks())
 
         train(
             network,
@@ -496,7 +496,7 @@ def test_a_training_that_was_stopped_after_a_removal_ends_with_the_same_numbers(
         curve(tmp_path / "c", lambda: next(steps) == stop_after)
     found, resumed = curve(tmp_path / "c")
     assert found == expected
-    assert resumed.left == whole.left
+    assert resumed.remaining == whole.remaining
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )

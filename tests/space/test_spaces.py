@@ -342,7 +342,7 @@ BLOCK = {f"block_{n}": "skip_connect" for n in (1, 2, 3, 4)} | {f"block_{n}_inpu
         (lambda: CellSpace(OPS, cell_kinds=(CellKind("factorized_reduction"),)), r"`cell_kinds`"),
         (lambda: BlockSpace(OPS, kind="a/b"), r"`kind`"),
         (lambda: unregister_op("moon"), r"`op` must be a registered op but got 'moon'"),
-        (lambda: unregister_op("sep_conv_3x3"), r"`name` must be an op of your own but 'sep_conv_3x3' came with"),
+        (lambda: unregister_op("sep_conv_3x3"), r"`name` must be an op of your own but 'sep_conv_3x3' is part of"),
     ],
 )  # fmt: skip
 def test_refuses_with_one_sentence(make, message):
