@@ -72,6 +72,8 @@ class DatasetData:
             raise ValueError(
                 f"`plain` must hold the examples of `dataset`, {n_train}, but has {_length(plain, 'plain')}."
             )
+        if labels is not None and len(labels) not in (n_train, n_train + n_test):
+            raise ValueError(f"`labels` must have one for each of {n_train} examples but has {len(labels)}.")
         strata = np.zeros(n_train + n_test, dtype=np.int64)
         if labels is not None:
             strata[:n_train] = np.asarray(labels)[:n_train]
@@ -80,7 +82,7 @@ class DatasetData:
     @property
     def input_shape(self) -> tuple[int, ...] | None:
         """Shape of the first tensor of an example, None where an example holds no tensor."""
-        example = self._dataset[0]
+        example = _SeededExamples(self._plain, self._test, (0, 0))[0]
         first = example[0] if isinstance(example, list | tuple) else example
         return tuple(first.shape) if isinstance(first, Tensor | np.ndarray) else None
 

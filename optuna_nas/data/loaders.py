@@ -66,7 +66,7 @@ class LoaderData:
 
     def size(self, splits: Sequence[str]) -> int:
         """Return the number of examples in these splits."""
-        return sum(self._sizes[split] for split in splits)
+        return sum(self._length(split) for split in splits)
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -107,12 +107,13 @@ class LoaderData:
                     f"`batch_size` must be that of the loader of {split!r}, {loader.batch_size}, but is {batch_size}; "
                     f"use Recipe(batch_size={loader.batch_size})."
                 )
+            parts.append(loader)
+        n_steps = None if epoch is None else max(1, self.size(splits) // batch_size)  # as many as a training counts
+        for loader in parts:
             if loader.generator is not None:
                 key = (seed, -1 if epoch is None else epoch)
                 loader.generator.manual_seed(seeded_generator(torch.device("cpu"), *key).initial_seed())
-            n_steps = None if epoch is None else max(1, self._length(split) // batch_size)
-            parts.append(islice(loader, n_steps))
-        for batch in islice(chain(*parts), start, None):
+        for batch in islice(chain(*parts), start, n_steps):
             yield to_device(batch, self.device)
 
     def describe(self) -> dict[str, Any]:

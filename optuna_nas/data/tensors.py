@@ -82,17 +82,17 @@ class TensorData:
             raise ValueError("`x_test` and `y_test` must be given together but one is None.")
         inputs, targets = _as_tensor(x, "x"), _as_tensor(y, "y")
         n_train = len(inputs)
+        _check_lengths(inputs, targets, "y")
         if x_test is not None and y_test is not None:
-            test_inputs = _as_tensor(x_test, "x_test")
+            test_inputs, test_targets = _as_tensor(x_test, "x_test"), _as_tensor(y_test, "y_test")
+            _check_lengths(test_inputs, test_targets, "y_test")
             if test_inputs.shape[1:] != inputs.shape[1:]:
                 raise ValueError(
                     f"`x_test` must have examples like `x`, {tuple(inputs.shape[1:])}, but has "
                     f"{tuple(test_inputs.shape[1:])}."
                 )
             inputs = torch.cat([inputs, test_inputs.to(inputs.dtype)])
-            targets = torch.cat([targets, _as_tensor(y_test, "y_test").to(targets.dtype)])
-        if len(targets) != len(inputs):
-            raise ValueError(f"`y` must have one target for each of {len(inputs)} inputs but has {len(targets)}.")
+            targets = torch.cat([targets, test_targets.to(targets.dtype)])
         is_labels = not targets.is_floating_point() and targets.ndim == 1
         if is_labels and int(targets.min()) < 0:
             raise ValueError(f"`y` must hold labels from 0 but got {int(targets.min())}; renumber the labels.")
@@ -152,6 +152,11 @@ class TensorData:
             "sizes": {split: len(self.splits[split]) for split in SPLITS},
             "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
         }
+
+
+def _check_lengths(inputs: Tensor, targets: Tensor, name: str) -> None:
+    if len(targets) != len(inputs):
+        raise ValueError(f"`{name}` must have one target for each of {len(inputs)} inputs but has {len(targets)}.")
 
 
 def _as_tensor(values: ArrayLike, name: str) -> Tensor:

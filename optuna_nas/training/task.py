@@ -297,7 +297,8 @@ class Regression(SummedTask):
                 f"`targets` must have the shape of the predictions {tuple(predictions.shape)} but have "
                 f"{tuple(targets.shape)}; give the network as many outputs as there are targets."
             )
-        return predictions, targets.to(predictions.dtype)
+        dtype = torch.promote_types(predictions.dtype, torch.float32)  # bfloat16 would round the targets
+        return predictions.to(dtype), targets.to(dtype)
 
 
 def _count(n_examples: int, like: Tensor) -> Tensor:
