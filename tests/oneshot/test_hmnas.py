@@ -27,6 +27,7 @@ from optuna_nas import (
 )
 from optuna_nas.data import Batch
 from optuna_nas.networks import DiscreteNetwork, use_batch_statistics
+from optuna_nas.objective import TrialRun
 from optuna_nas.objective.train_objective import network_path
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.oneshot.hmnas import bilevel
@@ -326,7 +327,7 @@ def test_what_survives_is_fine_tuned_as_a_trial_and_its_file_computes_the_same(d
     derived = hmnas.derive()
     recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
     objective = TrainObjective(
-        NetworkSpace(NetworkSpace(SPACE, FRAME), data), recipe, start=hmnas.inherited, folder=tmp_path
+        NetworkSpace(SPACE, FRAME), data, recipe, initial_weights=hmnas.inherited, run=TrialRun(folder=tmp_path)
     )
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(SPACE.encode(derived.architecture))
@@ -402,7 +403,7 @@ def test_a_family_grows_smaller_until_no_way_is_left():
 
 def live(data, hmnas, folder=None, **changes):
     recipe = Recipe(epochs=3, batch_size=16, learning_rate=0.05)
-    return TrainObjective(NetworkSpace(NetworkSpace(SPACE, FRAME), data), recipe, masks=hmnas, folder=folder, **changes)
+    return TrainObjective(NetworkSpace(SPACE, FRAME), data, recipe, masks=hmnas, run=TrialRun(folder=folder), **changes)
 
 
 def optimize(objective, architecture, **changes):
@@ -457,7 +458,7 @@ def test_inherited_weights_are_cut_in_the_running_network_too(data, tmp_path):
     hmnas = model()
     drop(hmnas, weights=0.5)
     weights = hmnas.supernet.weights_of(SPACE.full_architecture())
-    trial = optimize(live(data, hmnas, tmp_path, start=lambda _: weights), SPACE.full_architecture())
+    trial = optimize(live(data, hmnas, tmp_path, initial_weights=lambda _: weights), SPACE.full_architecture())
     (row,) = trial.user_attrs[MASKED]
     network = load_network(network_path(tmp_path, 0))
     assert row["params"] == network.params_left < sum(p.numel() for p in network.parameters())
@@ -539,9 +540,7 @@ def test_masks_leave_the_heaviest_way_of_what_a_trial_has(caplog):
 
 def test_an_objective_takes_masks_of_its_own_space_only(data):
     with pytest.raises(ValueError, match="`masks` must be an HMNAS of the space of the objective"):
-        TrainObjective(
-            NetworkSpace(NetworkSpace(SPACE, FRAME), data), Recipe(), masks=model(space=replace(SPACE, max_ops=2))
-        )
+        TrainObjective(NetworkSpace(SPACE, FRAME), data, Recipe(), masks=model(space=replace(SPACE, max_ops=2)))
 
 
 # -- survival ---------------------------------------------------------------------------------------------------------

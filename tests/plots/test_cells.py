@@ -280,7 +280,7 @@ def test_the_same_picture_twice(name):
 def test_the_same_numbers_in_a_fresh_process_which_never_imports_pyplot():
     script = (
         "import sys, hashlib; from optuna_nas.space import hmnas_space; from optuna_nas.plots import *\n"
-        "plot_architecture(hmnas_space().everything()).savefig(sys.stderr.buffer, format='png')\n"
+        "plot_architecture(hmnas_space().full_architecture()).savefig(sys.stderr.buffer, format='png')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     picture = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True).stderr

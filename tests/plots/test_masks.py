@@ -70,7 +70,7 @@ def test_sizes_and_accuracies_of_a_family():
     assert members[0].params == sum(p.numel() for p in hmnas.supernet.parameters())
     assert members[1].params == hmnas.derive().params
     assert all(larger.params > smaller.params for larger, smaller in pairwise(members))
-    assert members[1].accuracy == hmnas.accuracy()
+    assert members[1].metric == hmnas.metric_of()
     assert all(0 <= member.accuracy <= 1 for member in members)
 
 

@@ -292,9 +292,10 @@ def test_a_retried_trial_is_judged_by_itself():
 
 def test_with_several_objectives_it_is_asked_through_the_objective(data):
     hmnas = masked(share=0.3)
-    frame = HMNAS(NetworkSpace(SPACE, FRAME), HMNASRecipe()).skeleton
+    frame = FRAME
     objective = TrainObjective(
-        NetworkSpace(NetworkSpace(SPACE, frame), data),
+        NetworkSpace(SPACE, frame),
+        data,
         Recipe(epochs=1, batch_size=32),
         objectives=("accuracy", "params"),
         reuse_duplicates=False,
@@ -373,7 +374,7 @@ def test_mlflow_shows_the_masks_and_how_they_fell(data, tmp_path):
     wanted = Search(
         name="masks",
         space=SPACE,
-        objective=TrainObjective(NetworkSpace(NetworkSpace(SPACE, FRAME), data), recipe),
+        objective=TrainObjective(NetworkSpace(SPACE, FRAME), data, recipe),
         data=data,
         sampler=optuna.samplers.RandomSampler(seed=0),
         pruner=learning(data, None),

@@ -54,7 +54,7 @@ def study_of(values, epochs=2, direction="maximize"):
 
 
 def runs(*studies, tested=None):
-    return [SearchResult(study, None, test_accuracy=tested) for study in studies]
+    return [SearchResult(study, None, test_metric=tested) for study in studies]
 
 
 def test_the_table_by_hand():

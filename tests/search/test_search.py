@@ -95,10 +95,10 @@ def test_a_search_runs_to_its_total_and_hands_over_a_network(search, data):
     assert [number for number, _ in recorder.finished] == [0, 1, 2, 3]
     assert result.picture.stat().st_size > 1000
     network = load_network(result.network)
-    assert network.architecture == SPACE.decode(result.best.params)
+    assert network.architecture == search.space.decode(result.best.params)
     images, labels = next(data.batches(["test"], 1000))
     accuracy = (network(images).argmax(1) == labels).float().mean().item()
-    assert result.test_accuracy == pytest.approx(accuracy)
+    assert result.test_metric == pytest.approx(accuracy)
 
 
 def test_running_again_does_what_is_missing_and_no_more(search):
@@ -132,13 +132,11 @@ def test_a_trial_that_breaks_a_constraint_is_not_the_best(search, data):
 
     costs = [trial.user_attrs[PARAMS] for trial in ranking(run(same_proposals()).study)]
     bound = sorted(costs)[1]
-    objective = TrainObjective(
-        NetworkSpace(NetworkSpace(SPACE, search.skeleton), data), search.recipe, constraints={"params": bound}
-    )
+    objective = TrainObjective(search.space, data, search.recipe, constraints={"params": bound})
     result = run(same_proposals(objective=objective, keep_networks=1, folder=search.folder / "limited"))
     assert result.best.user_attrs[PARAMS] <= bound
     assert result.network is not None
-    assert result.test_accuracy is not None
+    assert result.test_metric is not None
     assert [t.constraints["params"] <= 0 for t in ranking(result.study)] == sorted(
         (t.constraints["params"] <= 0 for t in ranking(result.study)), reverse=True
     )
@@ -203,8 +201,8 @@ def test_only_the_networks_of_the_best_trials_stay(search):
 
 def test_the_test_split_is_touched_once(search, monkeypatch):
     result = run(search)
-    monkeypatch.setattr("optuna_nas.search.results.evaluate", lambda *unused: pytest.fail("touched again"))
-    assert summarise(search, result.study, judge=True).test_accuracy == result.test_accuracy
+    monkeypatch.setattr("optuna_nas.objective.train_objective.evaluate", lambda *unused: pytest.fail("touched again"))
+    assert summarise(search, result.study, judge=True).test_metric == result.test_metric
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_the_test_split_is_touched_once(search, monkeypatch):
 def test_an_existing_study_with_another_setting_is_refused(search, change, message):
     open_study(search)
     if "space" in change:
-        change = {**change, "skeleton": replace(search.skeleton, cells=("normal",))}
+        change = {"space": NetworkSpace(change["space"], replace(search.space.skeleton, cells=("normal",)))}
     with pytest.raises(ValueError, match=message):
         open_study(replace(search, **change))
 
@@ -258,8 +256,11 @@ def test_a_study_that_is_not_there_is_not_made_by_a_report(search):
         ({"directions": ()}, "`directions` must name one direction or more"),
         ({"name": "a/b"}, "`name` must be non-empty and without slashes"),
         ({"directions": ("up",)}, "`directions` must be 'maximize' or 'minimize' but got 'up'"),
-        ({"directions": ("minimize",)}, "`directions` must be .'maximize',. for the objectives"),
-        ({"data": None}, "`objective` must be given where `skeleton` and `data` are not"),
+        (
+            {"directions": ("minimize",)},
+            "`directions` must be .'maximize',., as the objective asks, but are .'minimize',.; leave",
+        ),
+        ({"data": None}, "`objective` must be given where `data` are not"),
     ],
 )
 def test_a_search_checks_its_values_early(search, change, message):
@@ -308,13 +309,11 @@ def test_an_objective_of_ones_own_needs_no_training(tmp_path):
     )
     assert result.best.values[0] == min(t.values[0] for t in result.study.trials)
     assert result.network is None
-    assert result.test_accuracy is None
+    assert result.test_metric is None
 
 
 def test_several_objectives(search, data):
-    objective = TrainObjective(
-        NetworkSpace(NetworkSpace(SPACE, search.skeleton), data), Recipe(epochs=1), objectives=("accuracy", "params")
-    )
+    objective = TrainObjective(search.space, data, Recipe(epochs=1), objectives=("accuracy", "params"))
     result = run(replace(search, objective=objective, directions=("maximize", "minimize"), pruner=None))
     assert all(len(t.values) == 2 for t in result.study.best_trials)
     assert result.best.values[0] == max(t.values[0] for t in result.study.trials)
