@@ -158,11 +158,11 @@ def test_data_must_fit_the_skeleton_in_what_they_tell():
     fitting = SPACE.with_skeleton(input_shape=data.input_shape, classes=data.outputs)
     fitting.check_data(data)
     for space in (SPACE, fitting.with_skeleton(classes=9), fitting.with_skeleton(input_shape=(1, 8, 9))):
-        with pytest.raises(ValueError, match="`data` must fit the skeleton, input_shape=.* but has input_shape="):
+        with pytest.raises(ValueError, match=r"`data` must fit the skeleton, input_shape=.* but has input_shape="):
             space.check_data(data)
     regression = TensorData.from_arrays(np.random.default_rng(0).normal(size=(40, 1, 8, 8)), np.linspace(0, 1, 40))
     fitting.with_skeleton(classes=1).check_data(regression)
-    with pytest.raises(ValueError, match="classes=10, but has .* and classes=1; make"):
+    with pytest.raises(ValueError, match=r"classes=10, but has .* and classes=1; make"):
         fitting.check_data(regression)
     SPACE.check_data(object())  # what tells nothing may fit
 

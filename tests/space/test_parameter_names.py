@@ -33,9 +33,9 @@ def test_sorted_names_of_a_kind_read_in_order(name):
     space = MANY_NODES[name]
 
     def numbers(path):
-        """Return the numbers of a place, in the order in which its name has them."""
-        kind, *rest = space.places[path]
-        return (rest[1], rest[0]) if isinstance(space, CellSpace) else (rest[0], rest[1])
+        """Return source and target of an edge, node and property of a block, in the order in which a name has them."""
+        _, first, second = space.places[path]
+        return (second, first) if isinstance(space, CellSpace) else (first, second)
 
     for _, paths in groupby(space.options(), space.group):
         paths = list(paths)
