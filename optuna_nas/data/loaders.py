@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from optuna_nas.data.batches import batch_length, to_device
-from optuna_nas.data.splits import SPLITS, seeded_generator
+from optuna_nas.data.splits import SPLITS, TRAIN, seeded_generator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ class LoaderData:
         device: Device of the batches.
 
     Raises:
-        ValueError: A split is unknown, or `weights` or `report` is missing.
+        ValueError: A split is unknown, `weights` or `report` is missing, or a loader does not know its length.
 
     Example:
         >>> import torch
@@ -56,6 +56,12 @@ class LoaderData:
         missing = [split for split in ("weights", "report") if split not in loaders]
         if missing:
             raise ValueError(f"`loaders` must have one for {missing[0]!r} but has {sorted(loaders)}; add it.")
+        for split, loader in loaders.items():
+            if not hasattr(loader.dataset, "__len__"):
+                raise ValueError(
+                    f"`loaders[{split!r}]` must have a known length but is of a {type(loader.dataset).__name__} without "
+                    "`__len__`; give it one."
+                )
         self.loaders, self.name, self.outputs, self.device = dict(loaders), name, outputs, torch.device(device)
 
     def to(self, device: torch.device | str) -> LoaderData:
@@ -118,7 +124,7 @@ class LoaderData:
 
     def describe(self) -> dict[str, Any]:
         """Return name, sizes, and whether a resumed training sees the same batches."""
-        repeatable = all(loader.generator is not None for loader in self.loaders.values())
+        repeatable = all(self.loaders[split].generator is not None for split in TRAIN if split in self.loaders)
         return {
             "name": self.name,
             "outputs": self.outputs,
