@@ -59,8 +59,8 @@ class LoaderData:
         for split, loader in loaders.items():
             if not hasattr(loader.dataset, "__len__"):
                 raise ValueError(
-                    f"`loaders[{split!r}]` must have a known length but is of a {type(loader.dataset).__name__} without "
-                    "`__len__`; give it one."
+                    f"`loaders[{split!r}]` must have a known length but is of a {type(loader.dataset).__name__}; give "
+                    "that a method `__len__`."
                 )
         self.loaders, self.name, self.outputs, self.device = dict(loaders), name, outputs, torch.device(device)
 

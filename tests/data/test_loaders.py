@@ -188,7 +188,7 @@ def test_data_stay_where_they_are_or_move_as_a_whole():
         ),
         (
             lambda: LoaderData({WEIGHTS: DataLoader(Endless(), 8), REPORT: loader(9)}),
-            r"`loaders\['weights'\]` must have a known length but is of a Endless without `__len__`",
+            r"`loaders\['weights'\]` must have a known length but is of a Endless; give that",
         ),
         (lambda: list(data_of().batches(["moon"], 8)), "`split` must be one of .* but got 'moon'"),
     ],

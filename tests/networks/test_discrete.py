@@ -269,6 +269,28 @@ def test_drop_path_repeats_with_its_generator_and_sleeps_in_evaluation():
     assert torch.equal(network(x, drop_path=0.5), network(x))
 
 
+@pytest.mark.parametrize("progress", [0.0, 0.25, 0.75])
+def test_inside_of_a_step_drop_path_is_as_large_as_the_training_is_far(progress):
+    network, x = SPACE.with_skeleton(drop_path=0.6).build(CONVOLUTIONS, seed=0), images(8)
+    expected = network(x, drop_path=0.6 * progress, generator=torch.Generator().manual_seed(3))
+    with network.step_context(progress, torch.Generator().manual_seed(3)):
+        dropped = network(x)
+        given = network(x, drop_path=0.0)  # what a caller says goes before
+        assert not network.eval()(x).isnan().any()
+        assert torch.equal(network(x), network(x))  # asleep in evaluation
+    assert torch.equal(dropped, expected)
+    assert torch.equal(dropped, given) == (progress == 0)
+    network.train()
+    assert torch.equal(network(x), given)  # outside nothing is dropped
+
+
+def test_a_step_that_fails_drops_nothing_afterwards():
+    network, x = SPACE.with_skeleton(drop_path=0.6).build(CONVOLUTIONS, seed=0), images(8)
+    with pytest.raises(RuntimeError), network.step_context(0.9, torch.Generator()):
+        network(images(8, size=3)[:, :2])
+    assert torch.equal(network(x), network(x))
+
+
 # -- the world outside --------------------------------------------------------------------------------------------
 
 

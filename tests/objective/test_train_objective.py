@@ -15,7 +15,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from optuna_nas.data import REPORT, ImageData
-from optuna_nas.networks import DiscreteNetwork, NetworkSpace, load_network
+from optuna_nas.networks import DiscreteNetwork, Measure, NetworkSpace, latency, load_network
 from optuna_nas.objective import (
     GeneratedWeights,
     TrainObjective,
@@ -313,6 +313,69 @@ def test_constraints_are_optunas_own():
     small, large = (trial.constraints["params"] for trial in study.trials)
     assert small <= 0 < large
     assert study.best_trial.number == 0  # whatever the other's accuracy
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
+
+
+def test_latency_is_an_objective_of_its_own_direction():
+    objective = make(objectives=("accuracy", "params", latency(batch_size=4, device="cpu", repeats=2)))
+    assert objective.objective_names == ("accuracy", "params", "latency_cpu_4")
+    assert objective.directions == ("maximize", "minimize", "minimize")
+    study = run(objective, choose(), choose("nor_conv_1x1"), directions=objective.directions)
+    for trial in study.trials:
+        assert trial.values[1:] == [trial.user_attrs[PARAMS], trial.user_attrs[cost_key("latency_cpu_4")]]
+        assert 0 < trial.values[2] < 1
+
+
+def sum_of_outputs(direction="minimize"):
+    """A measure that is the same in every call: the sum of what a network of the seed 0 says to zeros."""
+    return Measure("sum_of_outputs", lambda network, inputs: float(network(inputs).sum()), direction=direction)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_measure_of_ones_own_is_returned_bounded_and_kept(direction):
+    measure = sum_of_outputs(direction)
+    objective = make(objectives=("accuracy", measure), constraints={measure: 0.25, "params": 1300})
+    assert objective.directions == ("maximize", direction)
+    study = run(objective, choose(), choose("nor_conv_1x1"), directions=objective.directions)
+    for trial in study.trials:
+        network = SPACE.build(SPACE.decode(trial.params), seed=0)
+        expected = measure(network, SPACE.example_inputs())
+        assert trial.values[1] == trial.user_attrs[cost_key("sum_of_outputs")] == expected
+        assert trial.constraints == {
+            "params": trial.user_attrs[PARAMS] - 1300,
+            "sum_of_outputs": pytest.approx(expected - 0.25),
+        }
+    assert study.trials[0].values[1] != study.trials[1].values[1]
+
+
+def test_a_measure_may_be_a_constraint_alone():
+    study = run(make(constraints={latency(device="cpu", repeats=1): 1e-9}), choose())
+    (trial,) = study.trials
+    assert trial.constraints == {"latency_cpu_1": trial.user_attrs[cost_key("latency_cpu_1")] - 1e-9}
+    assert trial.constraints["latency_cpu_1"] > 0
+    assert trial.value == trial.intermediate_values[3]
+
+
+def test_a_network_is_measured_before_it_is_trained_and_not_where_it_is_pruned(trained):
+    asked = []
+    measure = Measure("asked", lambda network, inputs: float(asked.append(len(trained)) or network.training))
+    run(make(constraints={measure: 1.0}), choose(), choose("nor_conv_1x1"))
+    assert asked == [0, 1]
+    run(make(constraints={measure: 1.0}), DISCONNECTED, choose(), pruner=Pruner(lambda number, step: step is None))
+    assert asked == [0, 1]
+
+
+def test_a_duplicate_is_measured_and_not_trained(trained):
+    objective = make(objectives=("accuracy", sum_of_outputs()))
+    study = run(objective, CUT_AT_END, CUT_AT_BEGINNING, directions=objective.directions)
+    assert len(trained) == 1
+    first, second = study.trials
+    assert second.values[0] == first.values[0]
+    assert second.values[1] == sum_of_outputs()(
+        SPACE.build(SPACE.decode(second.params), seed=0), SPACE.example_inputs()
+    )
 
 
 # --- suggestions ------------------------------------------------------------------------------------------------------
