@@ -36,7 +36,7 @@ class Recipe:
         optimizer: `sgd` or `adamw`.
         learning_rate: Peak; falls to `final_learning_rate` along a cosine, step by step.
         final_learning_rate: Where the cosine ends.
-        momentum: Of SGD.
+        momentum: SGD momentum.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         warmup_fraction: Share of all steps over which the rate rises linearly from 0.
         clip_norm: Largest norm of the gradient; 0 for no clipping.

@@ -55,10 +55,11 @@ class GHNRecipe:
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once: more of them tell
             good ones apart better, and cost in proportion.
-        learning_rate: Of Adam; falls to 0 along a cosine.
+        learning_rate: Learning rate of Adam; falls to 0 along a cosine.
         weight_decay: L2 penalty.
         clip_norm: Largest norm of the gradient; 0 for no clipping.
-        precision: Of the generated networks: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
+        precision: Precision of the generated networks: `auto` (bfloat16 where a GPU supports it), `float32` or
+            `bfloat16`.
         seed: Initial weights, order of images, augmentation, architectures.
 
     Raises:

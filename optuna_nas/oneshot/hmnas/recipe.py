@@ -58,14 +58,16 @@ class HMNASRecipe:
         second_order: Let ops and edges look one step of the weights ahead (DARTS, Liu et al. 2019, eq. 7 and 8).
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once.
-        learning_rate: Of the weights' SGD; falls to 0 along a cosine.
-        momentum: Of SGD.
+        learning_rate: Learning rate of the weights' SGD; falls to 0 along a cosine.
+        momentum: SGD momentum.
         weight_decay: L2 penalty on the weights.
         clip_norm: Largest norm of the weights' gradient; 0 for no clipping.
-        logit_learning_rate: Of Adam on ops and edges; None: 3e-4, or more for budgets of fewer steps than the paper's.
+        logit_learning_rate: Learning rate of Adam on ops and edges; None: 3e-4, or more for budgets of fewer steps than
+            the paper's.
         logit_weight_decay: L2 penalty on the logits.
-        mask_learning_rate: Of Adam on the masks of ops and edges, ten times that on weights, a tenth of either in the
-            second half; None: 1e-5, or more for budgets of fewer steps than the paper's, so that as much can fall.
+        mask_learning_rate: Learning rate of Adam on the masks of ops and edges, ten times that on weights, a tenth of
+            either in the second half; None: 1e-5, or more for budgets of fewer steps than the paper's, so that as much
+            can fall.
         mask_start: Value of every real mask at the beginning.
         threshold: A mask keeps what it stands for while it is above this.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.

@@ -80,19 +80,19 @@ class SNASRecipe:
     Args:
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once.
-        learning_rate: Of the weights' SGD; falls to `final_learning_rate` along a cosine.
+        learning_rate: Learning rate of the weights' SGD; falls to `final_learning_rate` along a cosine.
         final_learning_rate: Where the cosine ends.
-        momentum: Of SGD.
+        momentum: SGD momentum.
         weight_decay: L2 penalty on the weights.
         clip_norm: Largest norm of the weights' gradient; 0 for no clipping.
-        logit_learning_rate: Of the logits' Adam, betas (0.5, 0.999). None takes the paper's 3e-4, raised for budgets
-            shorter than the paper's 117,150 steps so that logits can travel as far, to 0.05 at most.
+        logit_learning_rate: Learning rate of the logits' Adam, betas (0.5, 0.999). None takes the paper's 3e-4, raised
+            for budgets shorter than the paper's 117,150 steps so that logits can travel as far, to 0.05 at most.
         logit_weight_decay: L2 penalty on the logits.
         relaxation: How a step mixes ops. `concrete`: a relaxed sample (eq. 4). `one_path`: only the sampled ops are
             computed, with the same credit (DSNAS, Hu et al. 2020); several times cheaper. `softmax`: the probabilities
             themselves, nothing sampled, as in DARTS; for comparison.
-        first_temperature: Of the relaxed samples when the logits begin to learn.
-        last_temperature: When the budget is spent.
+        first_temperature: Temperature of the relaxed samples when the logits begin to learn.
+        last_temperature: Temperature when the budget is spent.
         schedule: `linear` or `exponential` between the two, by fraction of the budget.
         warmup_fraction: Share of the budget that trains weights only, under the uniform distribution. Without, logits
             lean early to ops that need no weights.
