@@ -1,4 +1,4 @@
-"""A pruner that speaks before the first step, watches how often it is right, and keeps quiet when it guesses."""
+"""Prune by a predicted score before training; disabled while predictions do not rank finished trials significantly."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MAX_TRIALS = 200
 
 
 class RankCorrelation(NamedTuple):
-    """Kendall's tau between what was guessed and what came of it, with bounds, each held at the confidence asked for.
+    """Kendall's tau between scores and values of trials, with bounds, each held at the confidence asked for.
 
     The bounds are Fieller's (1957): atanh(tau) has about the variance 0.437 / (n - 4).
     """
@@ -87,10 +87,10 @@ def should_prune(trial: Trial) -> bool:
 
 
 class SurrogatePruner(PicklesSettings, BasePruner):
-    """Stops trials before their first step by what a model guesses of their architecture.
+    """Prune trials before their first step by a predicted score of their architecture.
 
     - It begins to stop when enough trials have finished, and only while the lower 99 % bound of Kendall's tau between
-      guess and value is above 0; when it is not, it says so once and lets all pass.
+      score and value is above 0; when it is not, it says so once and lets all pass.
     - A share of the flagged trials is exempt, chosen by seed and number, so that the correlation can be known.
     - What it lets pass goes on to the wrapped pruner, which reads the learning curve; trials of another space do so at
       once, and a warning says it.
@@ -128,7 +128,7 @@ class SurrogatePruner(PicklesSettings, BasePruner):
 
     @abstractmethod
     def _score(self, trial: FrozenTrial) -> float:
-        """Return what is guessed of a trial's architecture, larger is better; quick when asked again."""
+        """Return the score of a trial's architecture, larger is better; quick when asked again."""
 
     @abstractmethod
     def _flags(self, study: Study, trial: FrozenTrial, score: float) -> str | None:
@@ -141,7 +141,7 @@ class SurrogatePruner(PicklesSettings, BasePruner):
         self._watch = PerStudy(_Watch)
 
     def correlation(self, study: Study) -> RankCorrelation:
-        """Return how well the guesses rank the trials that have finished so far, the newest 200."""
+        """Return how well scores rank the trials that have finished so far, the newest 200."""
         with self._lock:
             watch = self._watch.of(study)
             for trial in watch.finished.take(study._get_trials(deepcopy=False, use_cache=True)):
@@ -198,7 +198,7 @@ class SurrogatePruner(PicklesSettings, BasePruner):
             if not watch.warned:
                 watch.warned = True
                 logger.warning(
-                    "%s lets all trials pass: over %d finished trials its guess has a rank correlation of %.2f with "
+                    "%s lets all trials pass: over %d finished trials its score has a rank correlation of %.2f with "
                     "their values, with a lower bound of %.2f.",
                     type(self).__name__,
                     correlation.n_trials,
@@ -253,7 +253,7 @@ class QuantilePruner(SurrogatePruner):
 
     @abstractmethod
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Return what is guessed of architectures, larger is better."""
+        """Return the scores of architectures, larger is better."""
 
     @abstractmethod
     def _step(self) -> int:
@@ -323,7 +323,7 @@ class QuantilePruner(SurrogatePruner):
 
 
 class _Watch:
-    """What was guessed of the completed trials of a study, and what they came to."""
+    """Scores and values of the completed trials of a study."""
 
     def __init__(self) -> None:
         self.scores: list[float] = []

@@ -24,7 +24,7 @@ class GHNPruner(QuantilePruner):
 
     In public data, dropping the worst quarter by the score of a graph hypernetwork loses a seventh of the true top
     tenth, dropping the worse half loses two fifths (500 networks of Knyazev et al. 2021); hence a quarter at most
-    unless told otherwise.
+    by default.
 
     Args:
         model: A fitted `OneShotModel`, such as a `GHN`.

@@ -33,7 +33,7 @@ SCORES = (ENDURANCE, "survival")
 class HMNASPruner(QuantilePruner):
     """Stops trials of which the masks of a fitted `HMNAS` keep less than of random ones, before their first step.
 
-    What is guessed of an architecture is how long it survives while the threshold of the masks rises
+    The score of an architecture is how long it survives while the threshold of the masks rises
     (`HMNAS.endurance`), or the share that survives at the recipe's threshold (`HMNAS.survival`), which says something
     only where masks cut a good deal. The paper (Yan et al. 2019) prunes a network, not trials; this rule is ours. The
     reason on the trial names what was cut, edges first, then ops; or else what is the next to fall.
@@ -49,7 +49,7 @@ class HMNASPruner(QuantilePruner):
         trials_per_round: Trials from one round to the next.
         artifact_store: Where snapshots go, reachable by all workers; by default the folder `runs/STUDY/artifacts`.
         by: `endurance` or `survival`.
-        quantile: Share of random architectures below whose guess a trial is stopped, in (0, 1).
+        quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
         n_random: Random architectures that are judged to know that quantile.
         exempt: Share of flagged trials that train anyway, so that it can be known who was right.
         n_startup_trials: Finished trials before the first is stopped.

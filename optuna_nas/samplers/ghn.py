@@ -229,18 +229,18 @@ class GHNSampler(ArchitectureSampler):
         self, architectures: Iterator[Architecture], number: int, taken: set[int]
     ) -> dict[int, NDArray[np.int64]]:
         """Return so many architectures of different functions by digest, or fewer where there are no more."""
-        found: dict[int, NDArray[np.int64]] = {}
+        drawn: dict[int, NDArray[np.int64]] = {}
         in_vain = 0
-        while len(found) < number and in_vain < DRAWS_A_CANDIDATE * max(10, len(found)):
+        while len(drawn) < number and in_vain < DRAWS_A_CANDIDATE * max(10, len(drawn)):
             architecture = next(architectures)
             digest = _digest(architecture) if architecture.connected else None
-            if digest is None or digest in taken or digest in found:
+            if digest is None or digest in taken or digest in drawn:
                 in_vain += 1
                 continue
             params = self.space.encode(architecture)
-            found[digest] = np.array([self._positions[path][params[path]] for path in self._distributions])
+            drawn[digest] = np.array([self._positions[path][params[path]] for path in self._distributions])
             in_vain = 0
-        return found
+        return drawn
 
     # -- pools ----------------------------------------------------------------------------------------------------
 
@@ -255,13 +255,13 @@ class GHNSampler(ArchitectureSampler):
         if number < 2 * ROUNDS_BEHIND:
             reserved = {_digest(self._architecture(chosen)) for chosen in self._reserved(study)}
         earlier = self._of_trials(study, trial)
-        found = self._drawn(self._draws(study, trial), self._pool_size, taken.keys() | reserved | earlier.keys())
-        chosen_MP = np.array(list(found.values()), dtype=np.int64).reshape(-1, len(self._distributions))
+        candidates = self._drawn(self._draws(study, trial), self._pool_size, taken.keys() | reserved | earlier.keys())
+        chosen_MP = np.array(list(candidates.values()), dtype=np.int64).reshape(-1, len(self._distributions))
         architectures = [self._architecture(chosen) for chosen in chosen_MP]
         scores_M, ranking_M = self._scored(study, architectures, list(earlier.values()))
         order = self._order(ranking_M, architectures, self._random(trial, "order"))
         meanwhile = self._of_trials(study, trial).keys()  # scoring takes its time
-        digests = list(found)
+        digests = list(candidates)
         order = order[[digests[i] not in meanwhile for i in order]]
         kept = np.array(sorted(taken.items()), dtype=np.int64).reshape(-1, 2)
         return Pool(chosen_MP[order], scores_M[order], kept)

@@ -39,7 +39,7 @@ class Snapshot(NamedTuple, Generic[Loaded]):
     """What the opener of a round has published.
 
     Args:
-        number: Of the opener.
+        number: Number of the opener's trial.
         done: Whether no round need be opened after it.
         files: Where its files are.
         previous: Artifacts of the snapshot before it.
@@ -69,7 +69,7 @@ class Rounds(Generic[Loaded]):
     """Who opens a round, what was published, and which snapshot is the newest that verifies.
 
     Args:
-        name: Of the model, for the attribute (`snas:snapshot`) and for messages.
+        name: Name of the model, for the attribute (`optuna_nas:snas:snapshot`) and for messages.
         trials_per_round: Trials between two openers.
         store: Returns where the files of a study go.
         is_fixed: Tells a trial that has all parameters, or was enqueued with them, and so opens no round any more.
@@ -135,11 +135,11 @@ class Rounds(Generic[Loaded]):
             first = earlier * self._trials_per_round
             if state.newest is not None and (state.newest.done or state.newest.number >= first):
                 break
-            found = self._published(study, first, number)
-            if found is None or not (preparing or self._preparing.acquire(blocking=False)):
+            published = self._published(study, first, number)
+            if published is None or not (preparing or self._preparing.acquire(blocking=False)):
                 continue
             try:
-                snapshot = self._loaded(study, *found)
+                snapshot = self._loaded(study, *published)
             finally:
                 if not preparing:
                     self._preparing.release()
@@ -198,13 +198,13 @@ class Rounds(Generic[Loaded]):
 
     def _left_behind(self, study: Study, trial: FrozenTrial, names: Collection[str]) -> set[str]:
         """Return the artifacts of openers that died before their snapshot was whole, in this round and the last."""
-        found: set[str] = set()
+        artifacts: set[str] = set()
         for number in range(max(0, trial.number - 2 * self._trials_per_round), trial.number):
             earlier = find_trial(study, number)
             if earlier is not None and earlier.state == TrialState.FAIL and not self._has_snapshot(earlier):
                 metas = get_all_artifact_meta(earlier, storage=study._storage)
-                found.update(meta.artifact_id for meta in metas if meta.filename in names)
-        return found
+                artifacts.update(meta.artifact_id for meta in metas if meta.filename in names)
+        return artifacts
 
     def _published(self, study: Study, first: int, last: int) -> tuple[int, dict[str, Any]] | None:
         """Return the snapshot of a round as it was written, with the number of its trial."""

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from optuna_nas.training.rules import Rule, between, check_fields, flag, one_of
 
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "float32", "bfloat16")
+RULES: dict[str, Rule] = {
+    "epochs": between(1, kind=int),
+    "batch_size": between(1, kind=int),
+    "optimizer": one_of(OPTIMIZERS),
+    "learning_rate": between(0, ends="()"),
+    "final_learning_rate": between(0),
+    "momentum": between(0, 1),
+    "weight_decay": between(0),
+    "warmup_fraction": between(0, 1, "[]"),
+    "clip_norm": between(0),
+    "precision": one_of(PRECISIONS),
+    "compile": flag(),
+    "seed": between(0, kind=int),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +36,7 @@ class Recipe:
         optimizer: `sgd` or `adamw`.
         learning_rate: Peak; falls to `final_learning_rate` along a cosine, step by step.
         final_learning_rate: Where the cosine ends.
-        momentum: Of SGD.
+        momentum: SGD momentum.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         warmup_fraction: Share of all steps over which the rate rises linearly from 0.
         clip_norm: Largest norm of the gradient; 0 for no clipping.
@@ -47,28 +62,4 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high, ends in (
-            ("epochs", 1, math.inf, "[)"),
-            ("batch_size", 1, math.inf, "[)"),
-            ("seed", 0, math.inf, "[)"),
-            ("learning_rate", 0, math.inf, "()"),
-            ("final_learning_rate", 0, math.inf, "[)"),
-            ("weight_decay", 0, math.inf, "[)"),
-            ("clip_norm", 0, math.inf, "[)"),
-            ("momentum", 0, 1, "[)"),
-            ("warmup_fraction", 0, 1, "[]"),
-        ):
-            value = getattr(self, name)
-            if value is None or isinstance(value, str):
-                raise ValueError(f"`{name}` must be a number but got {value!r}.")
-            if not isinstance(value, int | float):
-                continue  # a suggestion; checked once it is a number
-            if name in ("epochs", "batch_size", "seed") and not isinstance(value, int):
-                raise ValueError(f"`{name}` must be an integer but got {value}; use int({value}).")
-            at_an_open_end = (value == low and ends[0] == "(") or (value == high and ends[1] == ")")
-            if not low <= value <= high or at_an_open_end:
-                raise ValueError(f"`{name}` must be in {ends[0]}{low}, {high}{ends[1]} but got {value}.")
-        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
-            value = getattr(self, name)
-            if isinstance(value, str) and value not in known:
-                raise ValueError(f"`{name}` must be one of {known} but got {value!r}.")
+        check_fields(self, RULES, suggestions=True)

@@ -598,7 +598,7 @@ def test_what_cannot_work_is_refused(data):
         ("precision", "float16", "must be one of"),
         ("batch_size", 0, "must be at least 1"),
         ("scoring_images", 1, "must be at least 2"),
-        ("batch_size", 1.5, "must be of type int"),
+        ("batch_size", 1.5, "must be an integer"),
         ("second_order", 1, "must be of type bool"),
         ("learning_rate", "fast", "must be a number"),
         ("learning_rate", 0.0, "must be positive"),

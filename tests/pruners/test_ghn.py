@@ -188,7 +188,7 @@ def test_pairs_that_tell_nothing():
 
 def test_a_ghn_brings_its_space():
     ghn = GHN(NetworkSpace(TINY, Skeleton(("cell",), 4, (1, 8, 8), 10)), GHNRecipe(phases=1))
-    assert GHNPruner(ghn).space == TINY
+    assert GHNPruner(ghn).space.core == TINY
 
 
 @pytest.mark.parametrize(

@@ -292,9 +292,8 @@ def test_a_retried_trial_is_judged_by_itself():
 
 def test_with_several_objectives_it_is_asked_through_the_objective(data):
     hmnas = masked(share=0.3)
-    frame = FRAME
     objective = TrainObjective(
-        NetworkSpace(SPACE, frame),
+        NetworkSpace(SPACE, FRAME),
         data,
         Recipe(epochs=1, batch_size=32),
         objectives=("accuracy", "params"),

@@ -218,7 +218,7 @@ def test_a_small_space_runs_out_and_goes_on_at_random(tmp_path):
 def test_a_pool_may_be_drawn_by_another_sampler(tmp_path):
     class Convolutions(RandomSampler):
         def sample_independent(self, study, trial, name, distribution):
-            if name.startswith("cell/1"):
+            if name == "cell_0_1":
                 return "nor_conv_1x1"
             return super().sample_independent(study, trial, name, distribution)
 
@@ -359,7 +359,7 @@ def test_ranks_are_those_of_peeling_off_what_nobody_dominates(rows):
 
 def test_with_several_objectives_the_front_comes_first(tmp_path):
     frame = Skeleton(("cell",), 4, (1, 8, 8), 10)
-    sampler = sampler_of(tmp_path, costs=["params"], skeleton=frame, pool_size=100)
+    sampler = sampler_of(tmp_path, NetworkSpace(LARGE, frame), costs=["params"], pool_size=100)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
 
     def objective(trial):
@@ -488,8 +488,8 @@ def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
         ({"trials_per_round": 0}, "`trials_per_round` must be at least 1"),
         ({"pool_size": 5, "trials_per_round": 6}, "`pool_size` must be at least `trials_per_round`"),
         ({"exploration": 1.5}, r"`exploration` must be in \[0, 1\]"),
-        ({"costs": ["seconds"], "skeleton": FRAME}, "`costs` must be among"),
-        ({"costs": ["params"]}, "`skeleton` must be given"),
+        ({"costs": ["seconds"]}, "`costs` must be among"),
+        ({"costs": ["params"]}, "`space` must be a `ModelSpace`"),
         ({"budget": 3}, "`data` and `budget` must be given together"),
     ],
 )

@@ -308,7 +308,7 @@ class GHN(OneShotModel[FitRecord]):
         Ops that lead nowhere, which the GHN does not see, keep a fresh initialisation.
 
         Args:
-            architecture: Of this space.
+            architecture: An architecture of this space.
             noise: Standard deviation of noise on kernels, relative to theirs: a training that starts from filters too
                 much alike learns less (Knyazev et al. 2023); the same noise for the same architecture and seed.
         """
@@ -338,10 +338,10 @@ class GHN(OneShotModel[FitRecord]):
         for architecture in architectures:
             if not architecture.connected:
                 raise ValueError(f"`architectures` must reach their outputs but one does not: {architecture}.")
-        found = [np.zeros((0, self.recipe.hidden), dtype=np.float32)]
+        embeddings = [np.zeros((0, self.recipe.hidden), dtype=np.float32)]
         for start in range(0, len(architectures), GRAPHS_AT_ONCE):
             chunk = architectures[start : start + GRAPHS_AT_ONCE]
             with self.lock, torch.no_grad():
                 _, means = self.network(self.batch([architecture.graph() for architecture in chunk]))
-            found.append(means.cpu().numpy())
-        return np.concatenate(found)
+            embeddings.append(means.cpu().numpy())
+        return np.concatenate(embeddings)

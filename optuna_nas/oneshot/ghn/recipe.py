@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from optuna_nas.oneshot.ghn.propagation import PROPAGATIONS
 from optuna_nas.training.recipe import PRECISIONS
+from optuna_nas.training.rules import Rule, at_least, check_fields, flag, not_negative, one_of, positive
+
+RULES: dict[str, Rule] = {
+    "hidden": at_least(1),
+    "decoder_hidden": at_least(1),
+    "chunk": at_least(1),
+    "propagation": one_of(PROPAGATIONS),
+    "phases": at_least(1),
+    "pass_embedding": flag(),
+    "share_parameters": flag(),
+    "virtual_edges": flag(),
+    "shape_embedding": flag(),
+    "layer_norm": flag(),
+    "fan_in_normalization": flag(),
+    "meta_batch": at_least(1),
+    "batch_size": at_least(1),
+    "scoring_images": at_least(2),
+    "learning_rate": positive(),
+    "weight_decay": not_negative(),
+    "clip_norm": not_negative(),
+    "precision": one_of(PRECISIONS),
+    "seed": at_least(0),
+}
 
 
 @dataclass(frozen=True)
@@ -33,10 +55,11 @@ class GHNRecipe:
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once: more of them tell
             good ones apart better, and cost in proportion.
-        learning_rate: Of Adam; falls to 0 along a cosine.
+        learning_rate: Learning rate of Adam; falls to 0 along a cosine.
         weight_decay: L2 penalty.
         clip_norm: Largest norm of the gradient; 0 for no clipping.
-        precision: Of the generated networks: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
+        precision: Precision of the generated networks: `auto` (bfloat16 where a GPU supports it), `float32` or
+            `bfloat16`.
         seed: Initial weights, order of images, augmentation, architectures.
 
     Raises:
@@ -64,24 +87,4 @@ class GHNRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
-            if kind is float and not isinstance(value, bool) and isinstance(value, int | float):
-                continue
-            if type(value) is not kind:
-                raise ValueError(f"`{field.name}` must be of type {kind.__name__} but got {value!r}.")
-        for name in ("hidden", "decoder_hidden", "chunk", "phases", "meta_batch", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1 but got {getattr(self, name)}.")
-        if self.scoring_images < 2:
-            raise ValueError(
-                f"`scoring_images` must be at least 2, for statistics of a batch, but got {self.scoring_images}."
-            )
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` must be positive and finite but got {self.learning_rate}.")
-        for name in ("weight_decay", "clip_norm", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}.")
-        for name, known in (("propagation", PROPAGATIONS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
+        check_fields(self, RULES)

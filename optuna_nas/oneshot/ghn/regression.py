@@ -1,4 +1,4 @@
-"""A second score: a regression from graph embeddings to what finished trials came to (GHN-2, Knyazev et al. 2021)."""
+"""A second score: a regression from graph embeddings to the values of finished trials (GHN-2, Knyazev et al. 2021)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FEWEST_TRIALS = 20
+MIN_TRIALS = 20
 FOLDS = 5
 
 
@@ -35,16 +35,16 @@ def regress_if_better(
     best (Kendall's tau) in five-fold cross-validation is used; at least 20 trials are needed.
 
     Args:
-        embeddings_NH: Of the architectures of finished trials.
-        scores_N: What they were scored.
-        values_N: What they came to, larger is better.
+        embeddings_NH: Embeddings of the architectures of finished trials.
+        scores_N: Their scores.
+        values_N: Their values, larger is better.
         candidates_MH: Embeddings of those to be scored.
         candidate_scores_M: Their scores.
 
     Returns:
         Scores of shape (M,), and `score`, `ridge` or `gaussian_process`.
     """
-    if len(values_N) < FEWEST_TRIALS or np.ptp(values_N) == 0:
+    if len(values_N) < MIN_TRIALS or np.ptp(values_N) == 0:
         return candidate_scores_M, "score"
     features, wanted = np.column_stack([embeddings_NH, scores_N]), np.column_stack([candidates_MH, candidate_scores_M])
     folds = KFold(FOLDS, shuffle=True, random_state=0)

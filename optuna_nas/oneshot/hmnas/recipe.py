@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from optuna_nas.training.optimizers import cosine
 from optuna_nas.training.recipe import PRECISIONS
+from optuna_nas.training.rules import (
+    Rule,
+    at_least,
+    check_fields,
+    flag,
+    fraction,
+    not_negative,
+    one_of,
+    optional,
+    positive,
+)
 
 PAPER_LOGIT_RATE, PAPER_LOGIT_STEPS, MAX_LOGIT_RATE = 3e-4, 28_000, 0.05
 PAPER_MASK_RATE, WEIGHT_MASKS_FASTER, PAPER_DISTANCE, PAPER_MASK_STEPS = 1e-5, 10.0, 5e-3, 20 * 391
 MASK_DECAY, MASK_DECAY_AT = 0.1, 0.5
 EDGE_SOFTMAXES = ("node", "cell")
+RULES: dict[str, Rule] = {
+    "edge_softmax": one_of(EDGE_SOFTMAXES),
+    "mask_fraction": fraction(),
+    "warmup_fraction": fraction(),
+    "second_order": flag(),
+    "batch_size": at_least(1),
+    "scoring_images": at_least(2),
+    "learning_rate": positive(),
+    "momentum": fraction(),
+    "weight_decay": not_negative(),
+    "clip_norm": not_negative(),
+    "logit_learning_rate": optional(positive()),
+    "logit_weight_decay": not_negative(),
+    "mask_learning_rate": optional(positive()),
+    "mask_start": not_negative(),
+    "threshold": not_negative(),
+    "precision": one_of(PRECISIONS),
+    "seed": at_least(0),
+}
 
 
 @dataclass(frozen=True)
@@ -28,14 +58,16 @@ class HMNASRecipe:
         second_order: Let ops and edges look one step of the weights ahead (DARTS, Liu et al. 2019, eq. 7 and 8).
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once.
-        learning_rate: Of the weights' SGD; falls to 0 along a cosine.
-        momentum: Of SGD.
+        learning_rate: Learning rate of the weights' SGD; falls to 0 along a cosine.
+        momentum: SGD momentum.
         weight_decay: L2 penalty on the weights.
         clip_norm: Largest norm of the weights' gradient; 0 for no clipping.
-        logit_learning_rate: Of Adam on ops and edges; None: 3e-4, or more for budgets of fewer steps than the paper's.
+        logit_learning_rate: Learning rate of Adam on ops and edges; None: 3e-4, or more for budgets of fewer steps than
+            the paper's.
         logit_weight_decay: L2 penalty on the logits.
-        mask_learning_rate: Of Adam on the masks of ops and edges, ten times that on weights, a tenth of either in the
-            second half; None: 1e-5, or more for budgets of fewer steps than the paper's, so that as much can fall.
+        mask_learning_rate: Learning rate of Adam on the masks of ops and edges, ten times that on weights, a tenth of
+            either in the second half; None: 1e-5, or more for budgets of fewer steps than the paper's, so that as much
+            can fall.
         mask_start: Value of every real mask at the beginning.
         threshold: A mask keeps what it stands for while it is above this.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
@@ -64,29 +96,8 @@ class HMNASRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"`{field.name}` must be a number but got {value!r}.")
-            if isinstance(field.default, int) and type(value) is not type(field.default):
-                raise ValueError(f"`{field.name}` must be of type {type(field.default).__name__} but got {value!r}.")
-        for name, known in (("edge_softmax", EDGE_SOFTMAXES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
-        for name, least in (("batch_size", 1), ("scoring_images", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least} but got {getattr(self, name)}.")
-        for name in ("learning_rate", "logit_learning_rate", "mask_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be positive and finite but got {value}.")
-        for name in ("weight_decay", "clip_norm", "logit_weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}.")
-        for name in ("momentum", "warmup_fraction", "mask_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1) but got {getattr(self, name)}.")
-        if not 0 <= self.threshold < self.mask_start < math.inf:
+        check_fields(self, RULES)
+        if not self.threshold < self.mask_start:
             raise ValueError(
                 f"`threshold` must be from 0 and below `mask_start` but they are {self.threshold} and "
                 f"{self.mask_start}; the paper's are 0.005 and 0.01."

@@ -142,7 +142,7 @@ def most_likely(
     chosen_E = choose(np.zeros(len(COSTS)))
     if keeps(chosen_E):
         return architecture_of(space, chosen_E)
-    rows, found = np.arange(len(chosen_E)), []
+    rows, candidates = np.arange(len(chosen_E)), []
     for shares in _shares(len(bounds)):
         direction = np.zeros(len(COSTS))
         for name, share in zip(bounds, shares, strict=True):
@@ -157,13 +157,13 @@ def most_likely(
             middle = (low + high) / 2
             low, high = (low, middle) if keeps(choose(middle * direction)) else (middle, high)
         chosen_E = choose(high * direction)
-        found.append((float(log_p_EO[rows, chosen_E].sum()), tuple(chosen_E.tolist())))
-    if not found:
+        candidates.append((float(log_p_EO[rows, chosen_E].sum()), tuple(chosen_E.tolist())))
+    if not candidates:
         listed = ", ".join(f"{name} {bound:.6g}" for name, bound in bounds.items())
         raise ValueError(
             f"`resource` must be within reach but no architecture was found that keeps {listed} at once; raise a bound."
         )
-    return architecture_of(space, np.array(max(found)[1]))
+    return architecture_of(space, np.array(max(candidates)[1]))
 
 
 def _shares(n_bounds: int) -> list[tuple[float, ...]]:

@@ -5,10 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_type_hints
+from typing import Any
 
 from optuna_nas.space.cost import COSTS
 from optuna_nas.training.recipe import PRECISIONS
+from optuna_nas.training.rules import (
+    Rule,
+    at_least,
+    check_fields,
+    flag,
+    fraction,
+    not_negative,
+    one_of,
+    optional,
+    plain,
+    positive,
+)
 
 PAPER_LOGIT_RATE, PAPER_STEPS = 3e-4, 117_150  # 150 epochs of 781 batches
 MAX_LOGIT_RATE = 0.05
@@ -18,6 +30,49 @@ RESOURCE_WEIGHTS = {"mild": 0.1, "moderate": 0.3, "aggressive": 1.0}
 """Nats of loss that the cost of the uniform distribution is worth; see `SNASRecipe.resource`."""
 
 
+def _resource(name: str, value: Any) -> float | str | dict[str, float]:
+    """Return what costs are worth: a level, upper bounds, or a number from 0."""
+    value = plain(value)
+    if isinstance(value, str):
+        if value not in RESOURCE_WEIGHTS:
+            raise ValueError(
+                f"`{name}` must be one of {tuple(RESOURCE_WEIGHTS)}, a number or upper bounds but got {value!r}."
+            )
+        return value
+    if isinstance(value, Mapping):
+        bounds = {cost: plain(bound) for cost, bound in value.items()}
+        for cost, bound in bounds.items():
+            if cost not in COSTS or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+                raise ValueError(f"`{name}` must give positive upper bounds of {COSTS} but got {cost!r}: {bound}.")
+        return bounds
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be a level, upper bounds or a number from 0 but got {value!r}.")
+    return value
+
+
+RULES: dict[str, Rule] = {
+    "batch_size": at_least(1),
+    "scoring_images": at_least(2),
+    "learning_rate": positive(),
+    "final_learning_rate": not_negative(),
+    "momentum": fraction(),
+    "weight_decay": not_negative(),
+    "clip_norm": not_negative(),
+    "logit_learning_rate": optional(positive(hint="None scales the paper's")),
+    "logit_weight_decay": not_negative(),
+    "relaxation": one_of(RELAXATIONS),
+    "first_temperature": positive(),
+    "last_temperature": positive(),
+    "schedule": one_of(SCHEDULES),
+    "warmup_fraction": fraction(),
+    "warmup_relaxation": optional(one_of(RELAXATIONS)),
+    "resource": _resource,
+    "precision": one_of(PRECISIONS),
+    "compile": flag(),
+    "seed": at_least(0),
+}
+
+
 @dataclass(frozen=True)
 class SNASRecipe:
     """How an SNAS learns. The defaults are the paper's (section 3.1, appendix G) where it gives them.
@@ -25,19 +80,19 @@ class SNASRecipe:
     Args:
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once.
-        learning_rate: Of the weights' SGD; falls to `final_learning_rate` along a cosine.
+        learning_rate: Learning rate of the weights' SGD; falls to `final_learning_rate` along a cosine.
         final_learning_rate: Where the cosine ends.
-        momentum: Of SGD.
+        momentum: SGD momentum.
         weight_decay: L2 penalty on the weights.
         clip_norm: Largest norm of the weights' gradient; 0 for no clipping.
-        logit_learning_rate: Of the logits' Adam, betas (0.5, 0.999). None takes the paper's 3e-4, raised for budgets
-            shorter than the paper's 117,150 steps so that logits can travel as far, to 0.05 at most.
+        logit_learning_rate: Learning rate of the logits' Adam, betas (0.5, 0.999). None takes the paper's 3e-4, raised
+            for budgets shorter than the paper's 117,150 steps so that logits can travel as far, to 0.05 at most.
         logit_weight_decay: L2 penalty on the logits.
         relaxation: How a step mixes ops. `concrete`: a relaxed sample (eq. 4). `one_path`: only the sampled ops are
             computed, with the same credit (DSNAS, Hu et al. 2020); several times cheaper. `softmax`: the probabilities
             themselves, nothing sampled, as in DARTS; for comparison.
-        first_temperature: Of the relaxed samples when the logits begin to learn.
-        last_temperature: When the budget is spent.
+        first_temperature: Temperature of the relaxed samples when the logits begin to learn.
+        last_temperature: Temperature when the budget is spent.
         schedule: `linear` or `exponential` between the two, by fraction of the budget.
         warmup_fraction: Share of the budget that trains weights only, under the uniform distribution. Without, logits
             lean early to ops that need no weights.
@@ -80,51 +135,7 @@ class SNASRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "scoring_images", "seed"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"`{name}` must be an integer but got {getattr(self, name)!r}.")
-        for name, kind in get_type_hints(SNASRecipe).items():
-            value = getattr(self, name)
-            if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"`{name}` must be a number but got {value!r}.")
-        for name, least in (("batch_size", 1), ("scoring_images", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least} but got {getattr(self, name)}.")
-        for name in ("first_temperature", "last_temperature", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be positive and finite but got {getattr(self, name)}.")
-        if self.logit_learning_rate is not None and not 0 < self.logit_learning_rate < math.inf:
-            raise ValueError(
-                f"`logit_learning_rate` must be positive but got {self.logit_learning_rate}; None scales the paper's."
-            )
-        for name in ("final_learning_rate", "weight_decay", "clip_norm", "logit_weight_decay", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}.")
-        for name in ("momentum", "warmup_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1) but got {getattr(self, name)}.")
-        for name, known in (("relaxation", RELAXATIONS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {known} but got {getattr(self, name)!r}.")
-        if self.warmup_relaxation not in (None, *RELAXATIONS):
-            raise ValueError(
-                f"`warmup_relaxation` must be None or one of {RELAXATIONS} but got {self.warmup_relaxation!r}."
-            )
-        if isinstance(self.resource, str):
-            if self.resource not in RESOURCE_WEIGHTS:
-                raise ValueError(
-                    f"`resource` must be one of {tuple(RESOURCE_WEIGHTS)}, a number or upper bounds but got "
-                    f"{self.resource!r}."
-                )
-        elif isinstance(self.resource, Mapping):
-            object.__setattr__(self, "resource", dict(self.resource))
-            for name, bound in self.resource.items():
-                if name not in COSTS or not isinstance(bound, int | float) or not 0 < bound < math.inf:
-                    raise ValueError(
-                        f"`resource` must give positive upper bounds of {COSTS} but got {name!r}: {bound}."
-                    )
-        elif not isinstance(self.resource, int | float) or not 0 <= self.resource < math.inf:
-            raise ValueError(f"`resource` must be a level, upper bounds or a number from 0 but got {self.resource!r}.")
+        check_fields(self, RULES)
 
     def temperature(self, fraction: float) -> float:
         """Return the temperature of the relaxed samples when a share of the budget is done.

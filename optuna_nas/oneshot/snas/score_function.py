@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 FLOOR = 0.08  # probability that the options of a path share however sure it is
 WINDOW = 50  # outcomes that a new one is compared with: what the distribution brought lately, so a baseline
-HIGHEST_ADVANTAGE = 1.5
+MAX_ADVANTAGE = 1.5
 
 
 class Outcome(NamedTuple):
-    """What a trial came to.
+    """The result of a trial.
 
     Args:
         violation: By how much it breaks constraints in all; 0 where it keeps them.
@@ -48,7 +48,7 @@ class ScoreFunction:
     """
 
     def __init__(self, sizes: Sequence[int], learning_rate: float = 0.2, first_judged: int = 5) -> None:
-        if not 0 < learning_rate < 1 / HIGHEST_ADVANTAGE:
+        if not 0 < learning_rate < 1 / MAX_ADVANTAGE:
             raise ValueError(f"`learning_rate` must be in (0, 0.66) but got {learning_rate}; 0.2 suits most spaces.")
         mask_PO = np.arange(max(sizes)) < np.array(sizes)[:, None]
         self._floor_PO = mask_PO * FLOOR / mask_PO.sum(axis=1, keepdims=True)
@@ -69,7 +69,7 @@ class ScoreFunction:
 
         Args:
             chosen_P: Option taken at every path.
-            outcome: What came of it.
+            outcome: Result of the trial.
         """
         advantage = self._advantage(outcome)
         if self.n_outcomes > self._first_judged and advantage:
@@ -95,7 +95,7 @@ class ScoreFunction:
         self.n_outcomes += 1
         n_all = n_known + 1
         low, high = float(beats.sum()) / n_all, 1 - float(beaten.sum()) / n_all
-        return min(HIGHEST_ADVANTAGE, (_utility(high) - _utility(low)) / (high - low) / 2)
+        return min(MAX_ADVANTAGE, (_utility(high) - _utility(low)) / (high - low) / 2)
 
 
 def _utility(rank: float) -> float:
