@@ -255,7 +255,7 @@ def test_being_stopped_on_purpose_does_not_count(study):
     [
         ({}, {}, 1),
         ({ATTEMPT: 2, RETRY_OF: 4}, {}, 2),
-        ({}, {"retry_history": [1, 2]}, 3),  # of version 0.1.0, or of Optuna's callback on a storage of the user's
+        ({}, {"retry_history": [1, 2]}, 3),  # in an older study, or by Optuna's callback on a storage of the user's
         ({ATTEMPT: 2, RETRY_OF: 4}, {"retry_history": [5]}, 3),
         ({ATTEMPT: 2, RETRY_OF: 4}, {"retry_history": [3, 4, 5]}, 3),
         ({ATTEMPT: 2, RETRY_OF: 4}, {"retry_history": [3, 4]}, 2),
