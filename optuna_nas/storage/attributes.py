@@ -1,7 +1,7 @@
 """Attributes of studies and trials: the table of their keys, and JSON values of any length.
 
-Every key that the package writes bears the prefix `optuna_nas:`, so that it never meets one of the user's. Studies of
-earlier versions bear some of them without it; `attribute` reads both.
+Every key that the package writes bears the prefix `optuna_nas:`, so that it never meets one of the user's. Older
+studies bear some of them without it; `attribute` reads both.
 """
 
 from __future__ import annotations
@@ -160,14 +160,14 @@ _ONCE_PLAIN = (
     RESUMES,
 )
 OLD_NAMES = {key: key.removeprefix(PREFIX) for key in _ONCE_PLAIN} | {NETWORK: "network", FLAGGED: "condemned"}
-"""What version 0.1.0 called the attributes that it wrote without the prefix."""
+"""Names of attributes in older studies, from before they had the prefix."""
 SHOWN_NAMES = OLD_NAMES | {FLAGGED: "flagged"}
 """What people see, in MLflow and in tables; the other keys are bookkeeping and keep their prefix."""
 _SHOWN_OLD_NAMES = {old: SHOWN_NAMES[key] for key, old in OLD_NAMES.items()}
 
 
 def attribute(attributes: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """Return an attribute under its key, or else under the name that version 0.1.0 gave it.
+    """Return an attribute under its key, or else under the name that it had in older studies.
 
     >>> attribute({"optuna_nas:reason": "too large"}, REASON), attribute({"reason": "too large"}, REASON)
     ('too large', 'too large')

@@ -60,10 +60,10 @@ INTERRUPTED = "interrupted"
 def attempt_of(trial: FrozenTrial) -> int:
     """Return the number of a trial's attempt at its parameters, counted from 1 since they last got further.
 
-    >>> attempt_of(optuna.create_trial(value=1.0)), attempt_of(optuna.create_trial(value=1.0, user_attrs={ATTEMPT: 2}))
-    (1, 2)
+    >>> [attempt_of(optuna.create_trial(value=1.0, user_attrs=known)) for known in ({}, {ATTEMPT: 2})]
+    [1, 2]
 
-    Retries by Optuna's own callback (a storage of the user's) and by version 0.1.0 count too: they lengthen Optuna's
+    Retries by Optuna's own callback (a storage of the user's) and those in older studies count too: they lengthen Optuna's
     history beyond the trial that this package has last tried again.
     """
     last = int(attribute(trial.user_attrs, RETRY_OF, -1))

@@ -1,10 +1,12 @@
 """Promises of the objective: what a trial returns, reports, records, keeps, and why it ends early."""
 
 import gc
+import pickle
 import threading
 import weakref
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import optuna
@@ -32,6 +34,7 @@ from optuna_nas.space import NONE, CellKind, CellSpace, Skeleton, darts_search_s
 from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import (
     BATCH_HALVED,
+    CHECKPOINTED,
     DIGEST,
     DUPLICATE_OF,
     GPU_SECONDS,
@@ -44,6 +47,7 @@ from optuna_nas.storage.attributes import (
     START,
     SURROGATE_SCORE,
     TRAIN_SECONDS,
+    attribute,
     cost_key,
 )
 from optuna_nas.training import ImageClassification, Recipe, TrainingDiverged, TrainingStopped, evaluate, save_tensors
@@ -538,6 +542,27 @@ def test_a_duplicate_of_another_cost_returns_its_own_cost():
         assert trial.values[1] == trial.user_attrs[PARAMS]
 
 
+def test_each_finished_trial_is_looked_at_once_for_duplicates(trained, monkeypatch):
+    looked, key_of = [], objective_module._key_of_result
+    monkeypatch.setattr(
+        objective_module,
+        "_key_of_result",
+        lambda trial, own_names: looked.append(trial.number) or key_of(trial, own_names),
+    )
+    study = run(make(), *[choose(), CUT_AT_END, CUT_AT_BEGINNING] * 5)
+    assert len(trained) == 2
+    assert [trial.user_attrs.get(DUPLICATE_OF) for trial in study.trials] == [None, None, 1] + [0, 1, 1] * 4
+    assert looked == list(range(14))
+
+
+def test_an_objective_that_knows_results_travels_to_another_process(trained):
+    objective = make()
+    study = run(objective, CUT_AT_END)
+    study.enqueue_trial(CUT_AT_BEGINNING)
+    study.optimize(pickle.loads(pickle.dumps(objective)), n_trials=1)
+    assert len(trained) == 1
+
+
 # --- failures with a reason -------------------------------------------------------------------------------------------
 
 
@@ -700,6 +725,25 @@ def test_a_stopped_trial_keeps_its_checkpoint_and_the_next_goes_on_from_it(after
     assert network_path(tmp_path, 1).exists()
     reference, found = trained[0][0].state_dict(), load_network(network_path(tmp_path, 1)).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in reference.items())
+
+
+@pytest.mark.parametrize("objectives", [("accuracy",), ("accuracy", "params")])
+def test_a_trial_notes_how_much_of_its_training_the_newest_checkpoint_holds(objectives, monkeypatch, tmp_path):
+    monkeypatch.setattr(objective_module, "train", partial(objective_module.train, checkpoint_seconds=0))
+    noted = []
+
+    class Listener:
+        def __getattr__(self, name):
+            return lambda *_: None
+
+        def progress(self, number, fraction):
+            noted.append(attribute(study.trials[number].user_attrs, CHECKPOINTED))
+
+    objective = make(objectives=objectives, run=TrialRun(tmp_path, listener=Listener()))
+    study = optuna.create_study(directions=objective.directions)
+    study.enqueue_trial(choose())
+    study.optimize(objective, n_trials=1)
+    assert noted == [None, *(pytest.approx(step / 12, abs=1e-5) for step in range(1, 12))]
 
 
 def test_control_c_keeps_the_checkpoint(monkeypatch, tmp_path):

@@ -2,10 +2,36 @@
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 
+from optuna_nas.plots.anytime import anytime_curves
+from optuna_nas.plots.progress import pareto, progress
+from optuna_nas.plots.surrogate import guesses
+from optuna_nas.storage import attributes
 from optuna_nas.storage.artifacts import fetch_file, folder_store, publish_file
-from optuna_nas.storage.attributes import PIECE, PREFIX, Unverified, find_trial, read_json, write_json
+from optuna_nas.storage.attributes import (
+    ANYTIME_CURVE,
+    FLAGGED,
+    NETWORK,
+    OLD_NAMES,
+    PARAMS,
+    PIECE,
+    PREFIX,
+    REASON,
+    SURROGATE_SCORE,
+    TRAIN_SECONDS,
+    WORKER,
+    Unverified,
+    attribute,
+    find_trial,
+    has_attribute,
+    is_own,
+    read_json,
+    shown_attributes,
+    write_json,
+)
 
+OPTUNAS = ("FIXED_PARAMS", "RETRY_HISTORY", "FAILED_TRIAL")
 KEY = PREFIX + "key"
 
 
@@ -23,19 +49,19 @@ def frozen(study, number=0):
 def test_json_comes_back_in_pieces_that_every_storage_takes(study, value):
     study.ask()
     write_json(study, frozen(study), KEY, value)
-    attributes = frozen(study).system_attrs
-    assert read_json(attributes, KEY) == value
-    assert all(len(piece) <= PIECE for piece in attributes.values() if isinstance(piece, str))
-    assert all(name.startswith(KEY) for name in attributes)
+    written = frozen(study).system_attrs
+    assert read_json(written, KEY) == value
+    assert all(len(piece) <= PIECE for piece in written.values() if isinstance(piece, str))
+    assert all(name.startswith(KEY) for name in written)
 
 
 def test_what_is_not_there_is_none_and_what_lacks_its_header_is_not_there(study):
     study.ask()
     write_json(study, frozen(study), KEY, "x" * 5000)
-    attributes = dict(frozen(study).system_attrs)
-    assert read_json(attributes, "other") is None
-    del attributes[KEY]
-    assert read_json(attributes, KEY) is None
+    written = dict(frozen(study).system_attrs)
+    assert read_json(written, "other") is None
+    del written[KEY]
+    assert read_json(written, KEY) is None
 
 
 @pytest.mark.parametrize("damage", [{KEY + ":1": "y"}, {KEY + ":1": None}, {KEY: 3}])
@@ -63,3 +89,76 @@ def test_trials_are_found_by_number(study):
     study.ask()
     assert find_trial(study, 0).number == 0
     assert find_trial(study, 1) is None
+
+
+# -- the table of keys -------------------------------------------------------------------------------------------------
+
+
+def keys():
+    return {name: value for name, value in vars(attributes).items() if name.isupper() and isinstance(value, str)}
+
+
+def test_every_key_is_prefixed_and_no_two_are_equal():
+    ours = {name: key for name, key in keys().items() if name not in ("PREFIX", *OPTUNAS)}
+    assert len(ours) > 30
+    assert all(key.startswith(PREFIX) and key != PREFIX for key in ours.values())
+    assert len(set(ours.values())) == len(ours)
+
+
+@pytest.mark.parametrize(("key", "old_name"), OLD_NAMES.items())
+def test_an_attribute_is_read_under_its_key_and_under_its_old_name(key, old_name):
+    assert attribute({key: 1, old_name: 2}, key) == 1
+    assert attribute({old_name: 2}, key) == 2
+    assert attribute({}, key, 3) == 3
+    assert [has_attribute({name: None}, key) for name in (key, old_name, "other")] == [True, True, False]
+    assert is_own(key)
+    assert is_own(old_name)
+
+
+def test_what_never_had_another_name_is_not_taken_from_the_users_attributes():
+    assert attribute({"worker": "mine", "attempt": 3, "setting": {}}, WORKER) is None
+    assert not has_attribute({"worker": "mine"}, WORKER)
+    assert not is_own("worker")
+
+
+def test_attributes_are_shown_without_the_prefix_and_the_newer_of_two_counts():
+    known = {"reason": "old", REASON: "new", "condemned": "low", WORKER: "host:1:a", "note": 1, NETWORK: "file"}
+    shown = {"reason": "new", "flagged": "low", WORKER: "host:1:a", "note": 1, "network": "file"}
+    assert shown_attributes(known) == shown
+
+
+def renamed(trial, names):
+    known = {names.get(key, key): value for key, value in trial.user_attrs.items()}
+    return optuna.create_trial(
+        state=trial.state, values=trial.values, user_attrs=known, intermediate_values=trial.intermediate_values
+    )
+
+
+def test_an_older_study_looks_the_same():
+    trials = [
+        optuna.create_trial(
+            value=0.1 * number,
+            intermediate_values={1: 0.1 * number},
+            user_attrs={
+                TRAIN_SECONDS: 3.0 + number,
+                PARAMS: 100 * number,
+                SURROGATE_SCORE: 0.2 * number,
+                **({FLAGGED: "its score is low"} if number == 1 else {}),
+                ANYTIME_CURVE: {"multiply_adds": [1, 2], "accuracy": [0.1, 0.2], "budget": 3},
+            },
+        )
+        for number in range(8)
+    ]
+    older = [renamed(trial, OLD_NAMES) for trial in trials]
+    assert not any(name.startswith(PREFIX) for trial in older for name in trial.user_attrs)
+    for number, (trial, other) in enumerate(zip(trials, older, strict=True)):
+        trial.number = other.number = number
+    up = StudyDirection.MAXIMIZE
+    assert guesses(older, up) == guesses(trials, up)
+    assert guesses(older, up).flagged.count(True) == 1
+    assert progress(older, up) == progress(trials, up)
+    assert progress(older, up).seconds[-1] == 52
+    assert pareto(older, "params", up) == pareto(trials, "params", up)
+    assert len(pareto(older, "params", up)) == 8
+    assert anytime_curves(older, up) == anytime_curves(trials, up)
+    assert len(anytime_curves(older, up)) == 8
