@@ -34,8 +34,14 @@ def test_an_objective_of_ones_own_gets_its_network_in_one_line():
         losses.append(sum(p.numel() for p in model.parameters()))
         return learning_rate
 
-    run(block("space.suggest(trial).build(skeleton)").replace("n_trials=20", "n_trials=1"), your_training=your_training)
+    run(block("space.suggest(trial).build()").replace("n_trials=20", "n_trials=1"), your_training=your_training)
     assert losses[0] > 1000
+
+
+def test_data_and_a_task_other_than_images():
+    names = run(block("TensorData.from_arrays("))
+    assert names["table"].input_shape == (10,)
+    assert names["task"].direction == "minimize"
 
 
 def test_snas_as_a_sampler_and_alone():
@@ -56,7 +62,7 @@ def test_a_ghn_as_a_sampler_and_alone():
 def test_networks_that_may_be_stopped():
     names = run(block("GHNSampler("))
     shown = run(block("anytime_skeleton("), **names)
-    costs = shown["network"].graph.exit_costs
+    costs = shown["network"].exit_costs
     assert len(shown["answers"]) == sum(cost <= 1e5 for cost in costs)
     assert shown["answers"][-1].shape == (10, 10)
 

@@ -63,8 +63,8 @@ def attempt_of(trial: FrozenTrial) -> int:
     >>> [attempt_of(optuna.create_trial(value=1.0, user_attrs=known)) for known in ({}, {ATTEMPT: 2})]
     [1, 2]
 
-    Retries by Optuna's own callback (a storage of the user's) and those in older studies count too: they lengthen Optuna's
-    history beyond the trial that this package has last tried again.
+    Retries by Optuna's own callback (a storage of the user's) and those in older studies count too: they lengthen
+    Optuna's history beyond the trial that this package has last tried again.
     """
     last = int(attribute(trial.user_attrs, RETRY_OF, -1))
     others = [number for number in trial.system_attrs.get(RETRY_HISTORY, ()) if number > last]
