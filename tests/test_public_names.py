@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import optuna_nas
 
 
@@ -17,11 +19,13 @@ def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(optuna_nas, "NASLib")
 
 
+@pytest.mark.process
 def test_importing_the_package_loads_nothing_heavy_and_changes_nothing():
     code = "import sys, optuna_nas.cli; print({'torch', 'optuna', 'mlflow', 'matplotlib'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
+@pytest.mark.process
 def test_a_space_needs_no_torch():
     code = "import sys; from optuna_nas import darts_space; darts_space().size; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

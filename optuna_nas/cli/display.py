@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 SLOW_EPOCH_SECONDS = 5.0
+MAX_ROWS = 10
+"""Of the leaderboard."""
 
 
 # -- what is shown ------------------------------------------------------------------------------------------------
@@ -114,8 +116,8 @@ class Display:
 
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Move the bar of all trials, or print a line."""
-        from optuna_nas.search.results import best_trial
         from optuna_nas.storage.attributes import REASON, attribute
+        from optuna_nas.storage.leaderboard import best_trial
         from optuna_nas.storage.quota import counted_trials
 
         done, best = counted_trials(study), best_trial(study)
@@ -168,27 +170,27 @@ class Displays:
 def print_result(search: Search, result: SearchResult) -> None:
     """Print the leaderboard of a search, its files, and the command that shows it in MLflow."""
     from optuna_nas.objective.protocol import metric_of
-    from optuna_nas.search.results import architecture_of, feasible, ranking
-    from optuna_nas.storage.attributes import shown_attributes
+    from optuna_nas.search.results import architecture_of
+    from optuna_nas.storage.leaderboard import leaderboard
     from optuna_nas.storage.quota import counted_trials
 
-    ranked = ranking(result.study)
-    if not ranked:
+    rows = leaderboard(result.study)
+    if not rows:
         console.print("No trial has finished yet; nothing to rank.")
         return
     table = Table(title=f"{search.name}: the best of {counted_trials(result.study)} trials")
     for name in ("rank", "trial", metric_of(search.resolved_objective), "params", "multiply-adds", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("architecture", overflow="fold")
-    for rank, trial in enumerate(ranked[:10], 1):
-        attrs, architecture = shown_attributes(trial.user_attrs), architecture_of(search, trial)
+    for row in rows[:MAX_ROWS]:
+        numbers, architecture = row.numbers, architecture_of(search, row.trial)
         table.add_row(
-            str(rank) if feasible(trial) else "breaks a constraint",
-            str(trial.number),
-            f"{trial.values[0]:.4f}",
-            f"{attrs['params']:,}" if "params" in attrs else "",
-            f"{attrs['multiply_adds']:,}" if "multiply_adds" in attrs else "",
-            f"{attrs['train_seconds']:.1f}" if "train_seconds" in attrs else "",
+            str(row.rank) if row.can_win else "breaks a constraint",
+            str(row.trial.number),
+            f"{row.value:.4f}",
+            f"{numbers['params']:,}" if "params" in numbers else "",
+            f"{numbers['multiply_adds']:,}" if "multiply_adds" in numbers else "",
+            f"{numbers['train_seconds']:.1f}" if "train_seconds" in numbers else "",
             escaped(shortened(architecture.summary) if architecture else ""),
         )
     console.print(table)

@@ -14,8 +14,9 @@ from optuna.trial import TrialState
 from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
 from optuna_nas.plots.surrogate import BLUE, ORANGE
 from optuna_nas.space.cost import COSTS
-from optuna_nas.storage.attributes import TRAIN_SECONDS, attribute, cost_key, has_attribute
+from optuna_nas.storage.attributes import attribute, cost_key, has_attribute
 from optuna_nas.storage.directions import better, oriented
+from optuna_nas.storage.leaderboard import can_win, spent_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,14 +55,6 @@ class Point(NamedTuple):
     on_front: bool
 
 
-def spent_seconds(trial: FrozenTrial) -> float:
-    """Return the seconds that a trial took: of training where it says, else from its start to its end."""
-    known = attribute(trial.user_attrs, TRAIN_SECONDS)
-    if isinstance(known, int | float):
-        return float(known)
-    return max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # a clock may have been set back
-
-
 def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progress:
     """Return the best value so far of trials, given by number; those that still run are left out."""
     rows: list[tuple[int, float, float | None, float | None]] = []
@@ -70,8 +63,7 @@ def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progre
     for trial in trials:
         if not trial.state.is_finished():
             continue
-        counts = trial.state == TrialState.COMPLETE and all(excess <= 0 for excess in trial.constraints.values())
-        value = float(trial.values[0]) if counts and isfinite(trial.values[0]) else None
+        value = float(trial.values[0]) if can_win(trial) and isfinite(trial.values[0]) else None
         spent += spent_seconds(trial)
         if value is not None:
             best = value if best is None else better((best, value), direction)

@@ -705,6 +705,7 @@ def processes():
     return context
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("optimizer", list(INTERRUPTED))
 def test_a_training_killed_again_and_again_ends_with_the_numbers_of_an_uninterrupted_one(
     optimizer, processes, tmp_path

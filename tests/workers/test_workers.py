@@ -37,7 +37,7 @@ from optuna_nas.workers.worker import GPUs, Job
 SPACE = nasbench201_space()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.process)])
 def storage(request, tmp_path):
     address = f"sqlite:///{tmp_path / 'study.db'}"
     if request.param == "postgresql":
