@@ -99,7 +99,7 @@ def run(
         started = time.monotonic()
         with Display(search.trials) as display:
             if workers is None:
-                from optuna_nas.search.run import run as run_search
+                from optuna_nas.search.runner import run as run_search
 
                 result = run_search(search, display)
             elif ray is not None:

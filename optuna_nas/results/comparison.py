@@ -14,7 +14,7 @@ from scipy.stats import rankdata, t, ttest_rel
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
-from optuna_nas.search.run import run
+from optuna_nas.search.runner import run
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.leaderboard import spent_seconds
 from optuna_nas.storage.quota import counted_trials

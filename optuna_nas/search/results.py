@@ -10,7 +10,6 @@ from optuna.trial import FrozenTrial
 
 from optuna_nas.objective.protocol import Describes, Judges, Objective
 from optuna_nas.objective.train_objective import network_path
-from optuna_nas.plots import plot_architecture
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
 from optuna_nas.storage.leaderboard import best_trial
@@ -65,6 +64,8 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
     picture: Path | None = None
     architecture = architecture_of(search, best)
     if architecture is not None:
+        from optuna_nas.plots import plot_architecture  # workers draw nothing, and need not load matplotlib
+
         picture = folder / "best_architecture.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_architecture(architecture).savefig(picture, dpi=150)

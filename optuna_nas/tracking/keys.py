@@ -74,7 +74,7 @@ def cut(text: str, max_characters: int) -> str:
     """Return the beginning of a text that is too long for MLflow, with a note that says so.
 
     >>> cut("x" * 9000, 50)
-    'xxxxxxxxxxxx ... (cut; 9000 characters in Optuna)'
+    'xxxxxxxxxxxxx ... (cut; 9000 characters in Optuna)'
     """
     note = f" ... (cut; {len(text)} characters in Optuna)"
     return text if len(text) <= max_characters else text[: max_characters - len(note)] + note

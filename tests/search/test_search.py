@@ -36,7 +36,7 @@ from optuna_nas.results.report import write_report
 from optuna_nas.search import run
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import summarise
-from optuna_nas.search.run import work
+from optuna_nas.search.runner import work
 from optuna_nas.space import CellSpace
 from optuna_nas.storage.attributes import DUPLICATE_OF, PARAMS, REASON, REQUEUED, RESUMES, WORKER
 from optuna_nas.storage.leaderboard import ranking

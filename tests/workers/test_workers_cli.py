@@ -105,7 +105,7 @@ def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder,
 
 
 def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgresql, monkeypatch):
-    monkeypatch.setattr(local, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(local, "MAX_PAUSE", 0.1)
     arguments = ("--workers", "2", "--no-mlflow", "--storage", postgresql, "--set", "name=failing")
     done = here("run", "fast.py", *arguments, "--trials", "100", "--set", "fails=no luck today")
     assert done.exit_code == 1
