@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 TRIALS, SECONDS, EPOCHS = BUDGETS = ("trials", "seconds", "epochs")
 RANDOM, TPE = BASELINES = ("random", "tpe")
-MOST_TRIALS = 100_000
+MAX_TRIALS = 100_000
 """Of a study whose budget is another."""
 CONFIDENCE = 0.95
 POINTS = 200
@@ -193,7 +193,7 @@ def compare(
                 name=f"{name}-{seed}",
                 folder=place,
                 storage=f"sqlite:///{place / 'study.db'}",
-                trials=round(budget.amount) if budget.kind == TRIALS else MOST_TRIALS,
+                trials=round(budget.amount) if budget.kind == TRIALS else MAX_TRIALS,
                 tracking=tracker(shown),
             )
             result = run(wanted, listener(name, seed, wanted), lambda study: budget.spent(study) >= budget.amount)
