@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from optuna_nas.oneshot.snas.distribution import DistributionRecord
     from optuna_nas.oneshot.state import FitRecipe, FitRecord
 else:
-    from optuna_nas import lazy_names
+    from optuna_nas.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from optuna_nas.plots.progress import plot_importances, plot_pareto, plot_progress
     from optuna_nas.plots.surrogate import plot_surrogate
 else:
-    from optuna_nas import lazy_names
+    from optuna_nas.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,

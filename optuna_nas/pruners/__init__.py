@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from optuna_nas.pruners.ghn import GHNPruner
     from optuna_nas.pruners.hmnas import HMNASPruner
 else:
-    from optuna_nas import lazy_names
+    from optuna_nas.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,

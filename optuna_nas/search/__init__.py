@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from optuna_nas.search.results import SearchResult
     from optuna_nas.search.runner import run
 else:
-    from optuna_nas import lazy_names
+    from optuna_nas.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from optuna_nas.storage.database import Heartbeat
     from optuna_nas.storage.in_study_fit import InStudyFit
 else:
-    from optuna_nas import lazy_names
+    from optuna_nas.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,

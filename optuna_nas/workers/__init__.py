@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from optuna_nas.workers.on_ray import run_on_ray
     from optuna_nas.workers.worker import GPUs, Job, be_worker, run_job
 else:
-    from optuna_nas import lazy_names
+    from optuna_nas.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from optuna_nas.oneshot.hmnas.model import HMNAS
     from optuna_nas.oneshot.hmnas.recipe import HMNASRecipe
 else:
-    from optuna_nas import lazy_names
+    from optuna_nas.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from optuna_nas.oneshot.snas.model import SNAS
     from optuna_nas.oneshot.snas.recipe import SNASRecipe
 else:
-    from optuna_nas import lazy_names
+    from optuna_nas.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,
