@@ -227,12 +227,11 @@ def test_after_kill_9_the_study_goes_on(folder):
 SNAS_STUDY = """
 from tiny import search as tiny
 from dataclasses import replace
-from optuna_nas import SNAS, SNASRecipe, SNASSampler, nasbench201_skeleton
+from optuna_nas import SNAS, SNASRecipe, SNASSampler
 
 def search():
     base = tiny(name="snas", trials=4)
-    skeleton = nasbench201_skeleton(1, 4, base.data.input_shape, 3, affine=False)
-    snas = SNAS(base.space, skeleton, SNASRecipe(batch_size=4))
+    snas = SNAS(base.space.with_skeleton(affine=False), SNASRecipe(batch_size=4))
     sampler = SNASSampler(base.space, snas, data=base.data, budget=40, n_trials=4, trials_per_round=2, seed=0)
     return replace(base, sampler=sampler)
 """

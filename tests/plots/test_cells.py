@@ -207,7 +207,7 @@ def test_labels_of_nodes():
     assert labels(ARCHITECTURES["dense"]) == ["c\u2096\u208b\u2082", "c\u2096\u208b\u2081", *"2345", "output"]
     assert labels(ARCHITECTURES["dead"]) == ["input", *"123", "output"]
     block = GHN.sample(np.random.default_rng(0))
-    assert labels(block) == ["input", *(f"{i}: {block[f'block/{i}'][0]}" for i in range(1, 18)), "output"]
+    assert labels(block) == ["input", *(f"{i}: {block[f'block_{i:02d}'][0]}" for i in range(1, 18)), "output"]
 
 
 def test_inputs_stand_from_top_to_bottom(drawings):

@@ -55,7 +55,7 @@ def test_the_training_of_a_hypernetwork_is_shown_on_the_study_once(uri, tmp_path
     study = new_study(folder=tmp_path)
     store = folder_store(tmp_path / "artifacts")
     study.sampler = GHNSampler(
-        space, ghn, data=data, budget=2, pool_size=10, trials_per_round=5, artifact_store=store, seed=0
+        SPACE, ghn, data=data, budget=2, pool_size=10, trials_per_round=5, artifact_store=store, seed=0
     )
     search(tracker, study, 2)
     tracker.start(study, space=SPACE)  # again, with nothing new

@@ -19,6 +19,7 @@ import torch
 import torch.multiprocessing
 from optuna.trial import TrialState
 from terminal import wait_for
+from trainings import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
 from optuna_nas.data import REPORT
 from optuna_nas.objective import train_objective as objective
@@ -29,7 +30,6 @@ from optuna_nas.search.study_file import load
 from optuna_nas.search.torchrun import _shared_objective
 from optuna_nas.training import TrainingStopped, evaluate, train
 from optuna_nas.training.process_group import RankFailed, RankLost, Ranks, current_ranks, joined
-from training.test_loop import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
 # --- two ranks train one network --------------------------------------------------------------------------------------
 

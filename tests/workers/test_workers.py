@@ -11,8 +11,8 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy
-from objective.test_train_objective import RECIPE, make
-from objective.test_train_objective import SPACE as SPACE_OF_IMAGES
+from objectives import RECIPE, make
+from objectives import SPACE as SPACE_OF_IMAGES
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
