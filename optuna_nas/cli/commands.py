@@ -17,8 +17,9 @@ from rich.table import Table
 
 from optuna_nas import __version__
 from optuna_nas.cli.console import console, escaped, print_line, shown_errors
-from optuna_nas.cli.display import Display, Displays, print_result
+from optuna_nas.cli.display import Display, Displays
 from optuna_nas.cli.mlflow_server import program, start_mlflow
+from optuna_nas.cli.result import print_result
 from optuna_nas.search.signals import handled
 from optuna_nas.search.study_file import UsageError, load
 
@@ -99,7 +100,7 @@ def run(
         started = time.monotonic()
         with Display(search.trials) as display:
             if workers is None:
-                from optuna_nas.search.run import run as run_search
+                from optuna_nas.search.runner import run as run_search
 
                 result = run_search(search, display)
             elif ray is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Where output goes to a file, rich would fold everything to 80 columns.
 _WIDTH = None if sys.stdout.isatty() else 120
-LONGEST_SUMMARY = 300
+MAX_SUMMARY = 300
 """Characters of an architecture in the leaderboard; DARTS' cells and blocks fit."""
 console = Console(width=_WIDTH)
 errors = Console(stderr=True, width=None if sys.stderr.isatty() else 1000)
@@ -73,7 +73,7 @@ def escaped(text: str) -> str:
 
 def shortened(summary: str) -> str:
     """Cut the line of a large architecture; its picture and its file have all of it."""
-    return summary if len(summary) <= LONGEST_SUMMARY else summary[: LONGEST_SUMMARY - 4] + " ..."
+    return summary if len(summary) <= MAX_SUMMARY else summary[: MAX_SUMMARY - 4] + " ..."
 
 
 def print_line(name: str, text: str) -> None:

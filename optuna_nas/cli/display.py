@@ -1,4 +1,4 @@
-"""Progress bars and the table of results in a terminal."""
+"""Progress in a terminal: bars, or lines where output goes to a file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from optuna_nas.cli.console import console, escaped, print_line, shortened
+from optuna_nas.cli.console import console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,14 +17,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.search.config import Search
-    from optuna_nas.search.results import SearchResult
     from optuna_nas.training.loop import EpochResult
 
 
 SLOW_EPOCH_SECONDS = 5.0
-
-
-# -- what is shown ------------------------------------------------------------------------------------------------
 
 
 class Display:
@@ -114,8 +109,8 @@ class Display:
 
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Move the bar of all trials, or print a line."""
-        from optuna_nas.search.results import best_trial
         from optuna_nas.storage.attributes import REASON, attribute
+        from optuna_nas.storage.leaderboard import best_trial
         from optuna_nas.storage.quota import counted_trials
 
         done, best = counted_trials(study), best_trial(study)
@@ -159,47 +154,7 @@ class Displays:
         """Close the display of the last run and show that of the next."""
         self.__exit__()
         console.print(f"{strategy}, seed {seed}", highlight=False)
-        from optuna_nas.results.comparison import MOST_TRIALS
+        from optuna_nas.results.comparison import MAX_TRIALS
 
-        self._shown = Display(None if search.trials == MOST_TRIALS else search.trials).__enter__()
+        self._shown = Display(None if search.trials == MAX_TRIALS else search.trials).__enter__()
         return self._shown
-
-
-def print_result(search: Search, result: SearchResult) -> None:
-    """Print the leaderboard of a search, its files, and the command that shows it in MLflow."""
-    from optuna_nas.objective.protocol import metric_of
-    from optuna_nas.search.results import architecture_of, feasible, ranking
-    from optuna_nas.storage.attributes import shown_attributes
-    from optuna_nas.storage.quota import counted_trials
-
-    ranked = ranking(result.study)
-    if not ranked:
-        console.print("No trial has finished yet; nothing to rank.")
-        return
-    table = Table(title=f"{search.name}: the best of {counted_trials(result.study)} trials")
-    for name in ("rank", "trial", metric_of(search.resolved_objective), "params", "multiply-adds", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("architecture", overflow="fold")
-    for rank, trial in enumerate(ranked[:10], 1):
-        attrs, architecture = shown_attributes(trial.user_attrs), architecture_of(search, trial)
-        table.add_row(
-            str(rank) if feasible(trial) else "breaks a constraint",
-            str(trial.number),
-            f"{trial.values[0]:.4f}",
-            f"{attrs['params']:,}" if "params" in attrs else "",
-            f"{attrs['multiply_adds']:,}" if "multiply_adds" in attrs else "",
-            f"{attrs['train_seconds']:.1f}" if "train_seconds" in attrs else "",
-            escaped(shortened(architecture.summary) if architecture else ""),
-        )
-    console.print(table)
-
-    if result.best is None:
-        print_line("Best architecture", "none: every trial breaks a constraint")
-        return
-    seen = f", picture in {result.picture}" if result.picture else ""
-    print_line("Best architecture", f"trial {result.best.number}{seen}")
-    if result.network is not None:
-        print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
-    if result.test_metric is not None:
-        metric = metric_of(search.resolved_objective)
-        print_line(f"Test {metric}", f"{result.test_metric:.4f} on data that the search never saw")

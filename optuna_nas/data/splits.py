@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optuna_nas.data.stratified import stratified_split
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -127,13 +129,11 @@ def _part(
     n_part = round(share * len(positions))
     if n_part == 0:
         return positions, positions[:0]
-    from sklearn.model_selection import train_test_split  # a second of import, spared where no split is drawn
-
     try:
-        rest, part = train_test_split(positions, test_size=n_part, random_state=seed, stratify=labels[positions])
+        rest, part = stratified_split(labels[positions], n_part, seed)
     except ValueError as error:
         raise ValueError(
             f"`y` must have enough images of every class to draw the split {name!r} but it fails: {error} "
             "Merge rare classes, or set the share of a split to 0."
         ) from error
-    return rest, part
+    return positions[rest], positions[part]

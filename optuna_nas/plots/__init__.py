@@ -1,12 +1,30 @@
 """Figures: cells, how a distribution over them learned, how well a guess ranked them, what early exits answer."""
 
-from optuna_nas.plots.anytime import plot_anytime
-from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
-from optuna_nas.plots.cells import plot_architecture
-from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
-from optuna_nas.plots.masks import plot_edge_weights, plot_family, plot_masks
-from optuna_nas.plots.progress import plot_importances, plot_pareto, plot_progress
-from optuna_nas.plots.surrogate import plot_surrogate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna_nas.plots.anytime import plot_anytime
+    from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
+    from optuna_nas.plots.cells import plot_architecture
+    from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
+    from optuna_nas.plots.masks import plot_edge_weights, plot_family, plot_masks
+    from optuna_nas.plots.progress import plot_importances, plot_pareto, plot_progress
+    from optuna_nas.plots.surrogate import plot_surrogate
+else:
+    from optuna_nas.lazy import lazy_names
+
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "anytime": "plot_anytime",
+            "cell_layout": "CellDrawing cell_drawing",
+            "cells": "plot_architecture",
+            "distribution": "plot_distribution plot_most_likely",
+            "masks": "plot_edge_weights plot_family plot_masks",
+            "progress": "plot_importances plot_pareto plot_progress",
+            "surrogate": "plot_surrogate",
+        },
+    )
 
 __all__ = [
     "CellDrawing",

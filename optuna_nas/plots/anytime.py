@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from optuna.trial import TrialState
 
-from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
-from optuna_nas.plots.surrogate import BLUE
+from optuna_nas.plots.style import BLUE, GREY, LEGEND_FONT, label_axes, new_plot
 from optuna_nas.storage.attributes import ANYTIME_CURVE, attribute
 from optuna_nas.storage.directions import oriented
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.figure import Figure
     from optuna import Study
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
@@ -78,10 +75,7 @@ def draw_anytime(curves: Sequence[AnytimeCurve]) -> Figure:
     """Draw curves, best first; see `plot_anytime`."""
     if not curves:
         raise ValueError("`study` must have finished trials with early exits but has none; search `anytime_space()`.")
-    figure = Figure(figsize=(5.8, 4.2), dpi=120, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_facecolor(PAPER)
+    figure, axes = new_plot(5.8, 4.2)
     best, *others = curves
     for place, curve in enumerate(reversed(others)):
         axes.plot(*curve.steps(), color=GREY, linewidth=0.9, alpha=0.55, label="other trials" if place == 0 else None)
@@ -90,17 +84,7 @@ def draw_anytime(curves: Sequence[AnytimeCurve]) -> Figure:
     lowest = min(min(curve.accuracies) for curve in curves)
     highest = max(max(curve.accuracies) for curve in curves)
     axes.set_ylim(max(0.0, lowest - 0.1 * (highest - lowest) - 0.01), highest + 0.1 * (highest - lowest) + 0.01)
-    axes.set_title(
-        f"{best.value:.4f} on average over all budgets up to {best.budget:,.0f}",
-        color=INK,
-        family=FONT,
-        size=TITLE_SIZE,
-        loc="left",
-    )
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("multiply-adds of a prediction", color=INK, family=FONT)
-    axes.set_ylabel("accuracy", color=INK, family=FONT)
-    axes.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": TITLE_SIZE - 2})
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    title = f"{best.value:.4f} on average over all budgets up to {best.budget:,.0f}"
+    label_axes(axes, title, "multiply-adds of a prediction", "accuracy", engineering=True)
+    axes.legend(frameon=False, loc="lower right", prop=LEGEND_FONT)
     return figure

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
 from optuna_nas.plots.cell_render import draw_cell
-from optuna_nas.plots.style import PANEL_GAP, PAPER
+from optuna_nas.plots.style import PANEL_GAP, new_figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
 
     from optuna_nas.space import Architecture
 
@@ -44,8 +43,7 @@ def draw_drawings(drawings: Sequence[CellDrawing]) -> Figure:
     """Draw cells one below the other, see `plot_architecture`."""
     width = max(drawing.width for drawing in drawings)
     height = sum(drawing.height for drawing in drawings) + PANEL_GAP * (len(drawings) - 1)
-    figure = Figure(figsize=(width, height), dpi=150, facecolor=PAPER)
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height, dpi=150)
     top = height
     for drawing in drawings:
         top -= drawing.height

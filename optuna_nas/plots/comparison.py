@@ -6,15 +6,13 @@ import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
-from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE
+from optuna_nas.plots.style import LEGEND_FONT, label_axes, new_plot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
@@ -50,10 +48,7 @@ def draw_bands(bands: Sequence[AnytimeBand], spent_name: str, value_name: str) -
         spent_name: What was spent: `trials`, `seconds` or `epochs`.
         value_name: Of the vertical axis.
     """
-    figure = Figure(figsize=(6.4, 4.0), dpi=120, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_facecolor(PAPER)
+    figure, axes = new_plot(6.4, 4.0)
     lowest = []
     for number, band in enumerate(bands):
         colour, (mean, error) = COLOURS[number % len(COLOURS)], band.mean_and_error()
@@ -63,11 +58,7 @@ def draw_bands(bands: Sequence[AnytimeBand], spent_name: str, value_name: str) -
     if lowest:
         low, high = np.quantile(lowest, 0.05), max(lowest)
         axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.1 * (high - low + 1e-9))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    font = {"family": FONT, "size": TITLE_SIZE - 2}
-    figure.legend(frameon=False, loc="outside lower center", ncols=min(4, max(1, len(bands))), prop=font)
-    axes.set_xlabel(f"{spent_name} spent", color=INK, family=FONT)
-    axes.set_ylabel(value_name, color=INK, family=FONT)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    columns = min(4, max(1, len(bands)))
+    figure.legend(frameon=False, loc="outside lower center", ncols=columns, prop=LEGEND_FONT)
+    label_axes(axes, None, f"{spent_name} spent", value_name, engineering=True)
     return figure

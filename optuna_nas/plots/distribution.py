@@ -10,30 +10,29 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 
 from optuna_nas.oneshot.snas.distribution import architecture_of
 from optuna_nas.plots.cell_layout import cell_drawing
 from optuna_nas.plots.cell_render import draw_cell
-from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE
+from optuna_nas.plots.progress import COST_NAMES
+from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE, new_figure
 from optuna_nas.space.cost import COSTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from optuna_nas.oneshot.snas.distribution import DistributionRecord
     from optuna_nas.space import Architecture, Space
 
-MOST_ROWS = 8  # options of an edge that are shown, the most probable at the end
+MAX_ROWS = 8  # options of an edge that are shown, the most probable at the end
 ROW, MARGIN = 0.115, 0.35  # inches
 PANEL_WIDTH, CURVE_HEIGHT, CURVE_GAP = 5.2, 1.15, 0.45
 COLOUR_MAP = "Blues"
-COST_LABELS = {"params": "parameters", "multiply_adds": "multiply-adds", "memory_access": "memory access"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def heat_maps(space: Space, records: Sequence[DistributionRecord]) -> list[HeatM
     for kind, group in groupby(edges, key=lambda edge: space.group(edge[1][0])):
         rows, values = [], []
         for number, (path, options) in group:
-            likeliest = np.argsort(-table[number, : len(options), -1], kind="stable")[:MOST_ROWS]
+            likeliest = np.argsort(-table[number, : len(options), -1], kind="stable")[:MAX_ROWS]
             for option in sorted(likeliest.tolist()):
                 rows.append((path, options[option]))
                 values.append(table[number, option])
@@ -104,8 +103,7 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
     width = len(maps) * (PANEL_WIDTH + label_width) + MARGIN
     map_height = max(len(heat.rows) for heat in maps) * ROW
     height = map_height + n_curves * (CURVE_HEIGHT + CURVE_GAP) + 1.1
-    figure = Figure(figsize=(width, height), dpi=120, facecolor=PAPER)
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
 
     def panel(left: float, top: float, panel_width: float, panel_height: float) -> Axes:
         return figure.add_axes(
@@ -123,7 +121,7 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
         for name, colour, line in zip(COSTS, ("#b84a00", "#007a5a", "#5c5c5c"), ("-", "--", ":"), strict=True):
             if name in costs:
                 values = np.array([record.metrics[name] for record in records])
-                label = f"{COST_LABELS[name]}, {_short(values[-1])} at the end"
+                label = f"{COST_NAMES[name]}, {_short(values[-1])} at the end"
                 axes.plot(steps, values / values[0], color=colour, linestyle=line, linewidth=1.5, label=label)
         axes.legend(fontsize=7, frameon=False, loc="best")
         _label_curve(axes, "expected cost / first", limits)
@@ -163,8 +161,7 @@ def plot_most_likely(space: Space, records: Sequence[DistributionRecord], moment
     title = 0.3
     width = max(sum(drawing.width for drawing in drawings) for _, drawings in rows)
     height = sum(title + max(drawing.height for drawing in drawings) for _, drawings in rows)
-    figure = Figure(figsize=(width, height), dpi=120, facecolor=PAPER)
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     top = height
     for step, drawings in rows:
         figure.text(

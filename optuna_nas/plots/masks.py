@@ -8,24 +8,21 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
 from optuna_nas.plots.cells import draw_drawings
-from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
-from optuna_nas.plots.surrogate import BLUE
+from optuna_nas.plots.style import BLUE, GREY, INK, LEGEND_FONT, label_axes, new_figure, new_plot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from optuna_nas.oneshot.hmnas.model import HMNAS
     from optuna_nas.space import Space
 
-THINNEST, THICKEST = 0.6, 4.5  # points
+MIN_WIDTH, MAX_WIDTH = 0.6, 4.5  # points
 
 
 class Member(NamedTuple):
@@ -63,7 +60,7 @@ def masked_drawing(
             word._replace(struck=node.op not in kept[path]) for node, word in zip(nodes, edge.words, strict=True)
         )
         dead = not kept[path] or not {edge.source, edge.target} <= reaches
-        width = THINNEST + (THICKEST - THINNEST) * edge_weights[path] / heaviest
+        width = MIN_WIDTH + (MAX_WIDTH - MIN_WIDTH) * edge_weights[path] / heaviest
         edges.append(replace(edge, words=words, dead=dead, width=width))
     nodes_drawn = tuple(replace(node, dead=node.name not in reaches) for node in drawing.nodes)
     return replace(drawing, nodes=nodes_drawn, edges=tuple(edges))
@@ -106,13 +103,8 @@ def plot_edge_weights(models: Sequence[HMNAS]) -> Figure:
 def draw_edge_weights(space: Space, weights: Sequence[Mapping[str, float]]) -> Figure:
     """Draw weights by path, one mapping a model; see `plot_edge_weights`."""
     kinds = [list(paths) for _, paths in groupby(weights[0], key=space.group)]
-    figure = Figure(
-        figsize=(max(4.5, 0.42 * max(map(len, kinds)) + 1.2), 2.6 * len(kinds)),
-        dpi=120,
-        facecolor=PAPER,
-        layout="constrained",
-    )
-    FigureCanvasAgg(figure)
+    width = max(4.5, 0.42 * max(map(len, kinds)) + 1.2)
+    figure = new_figure(width, 2.6 * len(kinds), layout="constrained")
     top = max(max(found.values()) for found in weights) * 1.08
     for number, paths in enumerate(kinds):
         axes = figure.add_subplot(len(kinds), 1, number + 1)
@@ -123,7 +115,8 @@ def draw_edge_weights(space: Space, weights: Sequence[Mapping[str, float]]) -> F
             axes.plot(places, row, "o", color=BLUE, markersize=3.2, markeredgewidth=0)
         axes.set_ylim(0, top)
         axes.set_xticks(places, [space.label(path) for path in paths])
-        _label(axes, space.group(paths[0]), "edge: node read \u2192 node", "weight")
+        label_axes(axes, space.group(paths[0]), "edge: node read \u2192 node", "weight")
+        _add_grid(axes)
     return figure
 
 
@@ -144,26 +137,18 @@ def plot_family(hmnas: HMNAS, members: int = 8) -> Figure:
 
 def draw_family(members: Sequence[Member]) -> Figure:
     """Draw members, the unmasked supernet first, then that of the recipe's threshold; see `plot_family`."""
-    figure = Figure(figsize=(5.4, 3.6), dpi=120, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = new_plot(5.4, 3.6)
     rest = members[1:]
     axes.plot([m.params for m in rest], [m.metric for m in rest], "-o", color=BLUE, markersize=4, linewidth=1.2)
     named = ((members[0], "supernet", INK, "s"), (members[1], "the recipe's threshold", BLUE, "D"))
     for member, label, colour, marker in named:
         axes.plot(member.params, member.metric, marker, color=colour, markersize=7, label=label)
     axes.set_xlim(0, 1.05 * members[0].params)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.legend(frameon=False, loc="lower right", prop={"family": FONT, "size": TITLE_SIZE - 2})
-    _label(axes, "before fine-tuning", "parameters that survive", "accuracy")
+    axes.legend(frameon=False, loc="lower right", prop=LEGEND_FONT)
+    label_axes(axes, "before fine-tuning", "parameters that survive", "accuracy", engineering=True)
+    _add_grid(axes)
     return figure
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_facecolor(PAPER)
-    axes.set_title(title, color=INK, family=FONT, size=TITLE_SIZE, loc="left")
-    axes.set_xlabel(x, color=INK, family=FONT)
-    axes.set_ylabel(y, color=INK, family=FONT)
+def _add_grid(axes: Axes) -> None:
     axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

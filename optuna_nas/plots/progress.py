@@ -6,26 +6,23 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from optuna.trial import TrialState
 
-from optuna_nas.plots.style import FONT, GREY, INK, PAPER, TITLE_SIZE
-from optuna_nas.plots.surrogate import BLUE, ORANGE
+from optuna_nas.plots.style import BLUE, GREY, ORANGE, label_axes, new_figure, new_plot
 from optuna_nas.space.cost import COSTS
-from optuna_nas.storage.attributes import TRAIN_SECONDS, attribute, cost_key, has_attribute
+from optuna_nas.storage.attributes import attribute, cost_key, has_attribute
 from optuna_nas.storage.directions import better, oriented
+from optuna_nas.storage.leaderboard import can_win, spent_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from optuna import Study
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
-MOST_BARS = 20
+MAX_BARS = 20
 COST_NAMES = {"params": "parameters", "multiply_adds": "multiply-adds", "memory_access": "memory access"}
 
 
@@ -54,14 +51,6 @@ class Point(NamedTuple):
     on_front: bool
 
 
-def spent_seconds(trial: FrozenTrial) -> float:
-    """Return the seconds that a trial took: of training where it says, else from its start to its end."""
-    known = attribute(trial.user_attrs, TRAIN_SECONDS)
-    if isinstance(known, int | float):
-        return float(known)
-    return max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # a clock may have been set back
-
-
 def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progress:
     """Return the best value so far of trials, given by number; those that still run are left out."""
     rows: list[tuple[int, float, float | None, float | None]] = []
@@ -70,8 +59,7 @@ def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progre
     for trial in trials:
         if not trial.state.is_finished():
             continue
-        counts = trial.state == TrialState.COMPLETE and all(excess <= 0 for excess in trial.constraints.values())
-        value = float(trial.values[0]) if counts and isfinite(trial.values[0]) else None
+        value = float(trial.values[0]) if can_win(trial) and isfinite(trial.values[0]) else None
         spent += spent_seconds(trial)
         if value is not None:
             best = value if best is None else better((best, value), direction)
@@ -128,16 +116,15 @@ def draw_progress(found: Progress, value_name: str = "value") -> Figure:
     """Draw progress; see `plot_progress`."""
     if not any(best is not None for best in found.best):
         raise ValueError("`study` must have completed trials but has none; run it first.")
-    figure = _figure(7.6, 3.2)
+    figure = new_figure(7.6, 3.2, layout="constrained")
     for place, (x, label) in enumerate(((found.numbers, "trial"), (found.seconds, "seconds of training"))):
         axes = figure.add_subplot(1, 2, place + 1)
         known = [(a, b) for a, b in zip(x, found.values, strict=True) if b is not None]
         axes.scatter([a for a, _ in known], [b for _, b in known], s=14, color=GREY, alpha=0.7, linewidths=0)
         best = [(a, b) for a, b in zip(x, found.best, strict=True) if b is not None]
         axes.step([a for a, _ in best], [b for _, b in best], where="post", color=BLUE, linewidth=2)
-        _label(axes, "best so far" if place == 0 else "", label, value_name if place == 0 else "")
-        if place == 1:
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        title, y = ("best so far", value_name) if place == 0 else ("", "")
+        label_axes(axes, title, label, y, engineering=place == 1)
     return figure
 
 
@@ -154,11 +141,10 @@ def draw_importances(found: dict[str, float]) -> Figure:
     """Draw importances; see `plot_importances`."""
     if not found:
         raise ValueError("`study` must have four completed trials of different values to weigh parameters; run more.")
-    shown = list(found.items())[:MOST_BARS]
-    figure = _figure(5.4, 0.9 + 0.24 * len(shown))
-    axes = figure.add_subplot()
+    shown = list(found.items())[:MAX_BARS]
+    figure, axes = new_plot(5.4, 0.9 + 0.24 * len(shown))
     axes.barh([name for name, _ in shown][::-1], [share for _, share in shown][::-1], color=BLUE, height=0.62)
-    _label(axes, "what mattered", "share of the values' variance", "")
+    label_axes(axes, "what mattered", "share of the values' variance", "")
     return figure
 
 
@@ -181,28 +167,11 @@ def draw_pareto(points: Sequence[Point], cost_name: str, value_name: str = "valu
     """Draw points; see `plot_pareto`."""
     if not points:
         raise ValueError("`study` must have completed trials that know their cost but has none; use `TrainObjective`.")
-    figure = _figure(5.4, 3.6)
-    axes = figure.add_subplot()
+    figure, axes = new_plot(5.4, 3.6)
     axes.scatter([p.cost for p in points], [p.value for p in points], s=16, color=GREY, alpha=0.7, linewidths=0)
     front = [point for point in points if point.on_front]
     axes.step(
         [p.cost for p in front], [p.value for p in front], "-o", where="post", color=ORANGE, markersize=4, linewidth=1.6
     )
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _label(axes, "nothing cheaper is as good as the line", cost_name, value_name)
+    label_axes(axes, "nothing cheaper is as good as the line", cost_name, value_name, engineering=True)
     return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=120, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_facecolor(PAPER)
-    axes.set_title(title, color=INK, family=FONT, size=TITLE_SIZE, loc="left")
-    axes.set_xlabel(x, color=INK, family=FONT)
-    axes.set_ylabel(y, color=INK, family=FONT)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

@@ -1,20 +1,21 @@
-"""Fonts, sizes and colours of drawings."""
+"""Fonts, sizes and colours of drawings, and an empty figure that has them; loads matplotlib when it first draws."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
-
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 FONT = "DejaVu Sans"  # comes with matplotlib, so that a drawing has the same size on every machine
 FONT_SIZE = 8.5  # points
 TITLE_SIZE = 11.0
+LEGEND_FONT = {"family": FONT, "size": TITLE_SIZE - 2}
 
 ROW = 0.165  # height of a row of text
 SPACE = 0.045  # between two words
@@ -26,6 +27,8 @@ MARGIN, TITLE_ROOM, PANEL_GAP = 0.12, 0.32, 0.12
 HEAD = 0.09, 0.035  # length and half the width of an arrowhead
 
 INK, SLATE, GREY, PAPER = "#333333", "#5c5c5c", "#a0a0a0", "#ffffff"
+BLUE, ORANGE = "#3b6ea8", "#d9822b"
+"""Data of a plot."""
 FAMILY_COLOURS = {"weights": "#0064a4", "free": "#b84a00", "identity": "#007a5a"}
 """Blue, vermilion and green of Okabe and Ito's colour-blind-safe palette, darkened until text is read well on white."""
 
@@ -36,6 +39,9 @@ FAMILY_COLOURS = {"weights": "#0064a4", "free": "#b84a00", "identity": "#007a5a"
 @lru_cache(maxsize=1024)
 def text_width(text: str) -> float:
     """Return the width of a text in inches."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
     font = FontProperties(family=FONT, size=FONT_SIZE)
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
     return float(width) / 72
@@ -44,3 +50,61 @@ def text_width(text: str) -> float:
 def row_width(row: Sequence[tuple[str, str]]) -> float:
     """Return the width of a row of words in inches, spaces between them included."""
     return sum(text_width(text) + SPACE for text, _ in row) - SPACE
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def new_figure(width: float, height: float, dpi: float = 120, layout: Literal["constrained"] | None = None) -> Figure:
+    """Return an empty figure with an Agg canvas of its own, so that threads may draw at once and save it.
+
+    >>> new_figure(4.0, 3.0).get_size_inches().tolist()
+    [4.0, 3.0]
+
+    Args:
+        width: Inches.
+        height: Inches.
+        dpi: Pixels an inch on a screen.
+        layout: `constrained` leaves room for labels; None leaves axes where they are put.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor=PAPER, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def new_plot(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of one pair of axes that leaves room for its labels.
+
+    >>> figure, axes = new_plot(4.0, 3.0)
+    >>> label_axes(axes, "accuracy", "epoch", "fraction")
+    >>> axes.get_xlabel()
+    'epoch'
+    """
+    figure = new_figure(width, height, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def label_axes(axes: Axes, title: str | None, x: str, y: str, *, engineering: bool = False) -> None:
+    """Write a title and what the axes measure, and leave out the frame above and to the right.
+
+    Args:
+        axes: What to label.
+        title: Above the axes, None for none.
+        x: Below.
+        y: To the left.
+        engineering: Write large numbers below as 10k, 2M.
+    """
+    axes.set_facecolor(PAPER)
+    if title is not None:
+        axes.set_title(title, color=INK, family=FONT, size=TITLE_SIZE, loc="left")
+    if engineering:
+        from matplotlib.ticker import EngFormatter
+
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel(x, color=INK, family=FONT)
+    axes.set_ylabel(y, color=INK, family=FONT)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

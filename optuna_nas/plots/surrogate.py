@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
-from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE
+from optuna_nas.plots.style import BLUE, LEGEND_FONT, ORANGE, label_axes, new_plot
 from optuna_nas.pruners.base import RankCorrelation, rank_correlation
 from optuna_nas.storage.attributes import FLAGGED, SURROGATE_SCORE, attribute, has_attribute
 from optuna_nas.storage.directions import oriented
@@ -17,11 +15,10 @@ from optuna_nas.storage.directions import oriented
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.figure import Figure
     from optuna import Study
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
-
-BLUE, ORANGE = "#3b6ea8", "#d9822b"
 
 
 class Guesses(NamedTuple):
@@ -81,28 +78,18 @@ def draw_guesses(found: Guesses, value_name: str = "value") -> Figure:
             "`study` must have finished trials with a surrogate score but has none; use a GHNSampler, a GHNPruner or "
             "`TrainObjective(score=...)`."
         )
-    figure = Figure(figsize=(5.2, 4.4), dpi=120, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_facecolor(PAPER)
+    figure, axes = new_plot(5.2, 4.4)
     scores, values, flagged = (np.array(column) for column in (found.scores, found.values, found.flagged))
     for chosen, colour, label in ((~flagged, BLUE, "passed"), (flagged, ORANGE, "flagged, but exempt")):
         if chosen.any():
             axes.scatter(scores[chosen], values[chosen], s=22, color=colour, alpha=0.75, linewidths=0, label=label)
     if flagged.any():
-        axes.legend(frameon=False, prop={"family": FONT, "size": TITLE_SIZE - 2})
+        axes.legend(frameon=False, prop=LEGEND_FONT)
     tau = found.correlation
-    axes.set_title(
+    title = (
         f"Kendall's tau {tau.tau:.2f}, 95 % interval {tau.lower:.2f} to {tau.upper:.2f} ({tau.n_trials} trials)"
         if tau.lower > -1
-        else f"too few trials for a correlation ({tau.n_trials})",
-        color=INK,
-        family=FONT,
-        size=TITLE_SIZE,
-        loc="left",
+        else f"too few trials for a correlation ({tau.n_trials})"
     )
-    axes.set_xlabel("surrogate score", color=INK, family=FONT)
-    axes.set_ylabel(value_name, color=INK, family=FONT)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    label_axes(axes, title, "surrogate score", value_name)
     return figure

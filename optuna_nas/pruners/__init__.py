@@ -1,7 +1,21 @@
 """Who stops: Optuna pruners that look at an architecture before its first step."""
 
-from optuna_nas.pruners.base import should_prune
-from optuna_nas.pruners.ghn import GHNPruner
-from optuna_nas.pruners.hmnas import HMNASPruner
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna_nas.pruners.base import should_prune
+    from optuna_nas.pruners.ghn import GHNPruner
+    from optuna_nas.pruners.hmnas import HMNASPruner
+else:
+    from optuna_nas.lazy import lazy_names
+
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "base": "should_prune",
+            "ghn": "GHNPruner",
+            "hmnas": "HMNASPruner",
+        },
+    )
 
 __all__ = ["GHNPruner", "HMNASPruner", "should_prune"]

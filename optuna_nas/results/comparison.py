@@ -13,9 +13,10 @@ from scipy.stats import rankdata, t, ttest_rel
 
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
-from optuna_nas.plots.progress import progress, spent_seconds
-from optuna_nas.search.run import run
+from optuna_nas.plots.progress import progress
+from optuna_nas.search.runner import run
 from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.leaderboard import spent_seconds
 from optuna_nas.storage.quota import counted_trials
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 TRIALS, SECONDS, EPOCHS = BUDGETS = ("trials", "seconds", "epochs")
 RANDOM, TPE = BASELINES = ("random", "tpe")
-MOST_TRIALS = 100_000
+MAX_TRIALS = 100_000
 """Of a study whose budget is another."""
 CONFIDENCE = 0.95
 POINTS = 200
@@ -192,7 +193,7 @@ def compare(
                 name=f"{name}-{seed}",
                 folder=place,
                 storage=f"sqlite:///{place / 'study.db'}",
-                trials=round(budget.amount) if budget.kind == TRIALS else MOST_TRIALS,
+                trials=round(budget.amount) if budget.kind == TRIALS else MAX_TRIALS,
                 tracking=tracker(shown),
             )
             result = run(wanted, listener(name, seed, wanted), lambda study: budget.spent(study) >= budget.amount)

@@ -14,7 +14,7 @@ from optuna_nas.networks import DiscreteNetwork, NetworkSpace
 from optuna_nas.networks.files import load_network, save_network
 from optuna_nas.objective.suggestions import resolve, without_suggestions
 from optuna_nas.search.opening import open_study
-from optuna_nas.search.results import architecture_of, best_trial, summarise
+from optuna_nas.search.results import architecture_of, summarise
 from optuna_nas.space import (
     PUBLISHED_CELLS,
     Architecture,
@@ -28,6 +28,7 @@ from optuna_nas.space import (
     nasbench201_skeleton,
     published_cell,
 )
+from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.training.device import choose_device
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import train

@@ -22,13 +22,13 @@ from optuna_nas.plots.progress import (
     importances,
     pareto,
     progress,
-    spent_seconds,
 )
 from optuna_nas.plots.surrogate import draw_guesses, guesses
 from optuna_nas.samplers import distribution_records
 from optuna_nas.search.opening import open_study
-from optuna_nas.search.results import architecture_of, best_trial, feasible, ranking, summarise
-from optuna_nas.storage.attributes import REASON, attribute, cost_key, has_attribute, masks_of, shown_attributes
+from optuna_nas.search.results import architecture_of, summarise
+from optuna_nas.storage.attributes import REASON, attribute, cost_key, has_attribute, masks_of
+from optuna_nas.storage.leaderboard import best_trial, leaderboard, spent_seconds
 from optuna_nas.storage.versions import git_commit, versions
 
 if TYPE_CHECKING:
@@ -42,9 +42,11 @@ if TYPE_CHECKING:
     from optuna_nas.search.config import Search
 
 
-ROWS = 20
-FEWEST_GUESSES = 5
-SHOWN_REASONS = 8
+MAX_ROWS = 20
+"""Of the leaderboard."""
+MIN_SCORES = 5
+"""Scored trials from which scores are compared with values."""
+MAX_REASONS = 8
 
 
 class Text(NamedTuple):
@@ -163,20 +165,18 @@ def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
 
 
 def _leaderboard(search: Search, study: Study, metric: str) -> list[Text | Table | Picture]:
-    ranked = ranking(study)
+    ranked = leaderboard(study)
     if not ranked:
         return []
     rows = []
-    for rank, trial in enumerate(ranked[:ROWS], 1):
-        architecture, attributes = architecture_of(search, trial), shown_attributes(trial.user_attrs)
-        summary = architecture.summary if architecture else ", ".join(f"{k}={v}" for k, v in trial.params.items())
-        costs = [f"{attributes[name]:,}" if name in attributes else "" for name in ("params", "multiply_adds")]
-        place = str(rank) if feasible(trial) else "breaks a constraint"
-        rows.append(
-            (place, str(trial.number), f"{trial.values[0]:.4f}", *costs, f"{spent_seconds(trial):.1f}", summary)
-        )
+    for row in ranked[:MAX_ROWS]:
+        architecture = architecture_of(search, row.trial)
+        summary = architecture.summary if architecture else ", ".join(f"{k}={v}" for k, v in row.trial.params.items())
+        costs = [f"{row.numbers[name]:,}" if name in row.numbers else "" for name in ("params", "multiply_adds")]
+        place = str(row.rank) if row.can_win else "breaks a constraint"
+        rows.append((place, str(row.trial.number), f"{row.value:.4f}", *costs, f"{row.seconds:.1f}", summary))
     headings = ("rank", "trial", metric, "parameters", "multiply-adds", "seconds", "architecture")
-    note = [Text(f"The best {ROWS} of {len(ranked)} completed trials.")] if len(ranked) > ROWS else []
+    note = [Text(f"The best {MAX_ROWS} of {len(ranked)} completed trials.")] if len(ranked) > MAX_ROWS else []
     return [*note, Table(headings, rows, frozenset(headings[:-1]))]
 
 
@@ -232,7 +232,7 @@ def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table
 
 def _guesses(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
     found = guesses(finished, study.directions[0])
-    if len(found.numbers) < FEWEST_GUESSES:
+    if len(found.numbers) < MIN_SCORES:
         return []
     tau = found.correlation
     told = Text(
@@ -281,7 +281,7 @@ def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Tab
     for trial in (*pruned, *failed):
         reason = str(attribute(trial.user_attrs, REASON, "no reason was given"))
         reasons.setdefault(reason, []).append(trial.number)
-    common = sorted(reasons.items(), key=lambda item: -len(item[1]))[:SHOWN_REASONS]
+    common = sorted(reasons.items(), key=lambda item: -len(item[1]))[:MAX_REASONS]
     rows = [(str(len(numbers)), reason, ", ".join(map(str, numbers[:10]))) for reason, numbers in common]
     return [*blocks, Table(("trials", "why", "first of them"), rows, frozenset({"trials"}))]
 

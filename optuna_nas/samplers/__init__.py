@@ -1,6 +1,19 @@
 """Who proposes: Optuna samplers that search architectures."""
 
-from optuna_nas.samplers.ghn import GHNSampler
-from optuna_nas.samplers.snas import SNASSampler, distribution_records
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna_nas.samplers.ghn import GHNSampler
+    from optuna_nas.samplers.snas import SNASSampler, distribution_records
+else:
+    from optuna_nas.lazy import lazy_names
+
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "ghn": "GHNSampler",
+            "snas": "SNASSampler distribution_records",
+        },
+    )
 
 __all__ = ["GHNSampler", "SNASSampler", "distribution_records"]

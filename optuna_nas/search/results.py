@@ -6,14 +6,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from optuna_nas.objective.protocol import Describes, Judges, Objective
 from optuna_nas.objective.train_objective import network_path
-from optuna_nas.plots import plot_architecture
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
-from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.storage.versions import git_commit, versions
 from optuna_nas.tracking import DatasetInfo
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
     from optuna_nas.search.config import Search
     from optuna_nas.space import Architecture, Space
@@ -64,6 +64,8 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
     picture: Path | None = None
     architecture = architecture_of(search, best)
     if architecture is not None:
+        from optuna_nas.plots import plot_architecture  # workers draw nothing, and need not load matplotlib
+
         picture = folder / "best_architecture.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_architecture(architecture).savefig(picture, dpi=150)
@@ -100,25 +102,6 @@ def _test_metric(search: Search, study: Study, best: FrozenTrial, network: Path 
     if metric is not None:
         study.set_user_attr(TEST_RESULT, {"trial": best.number, "metric": metric})
     return metric
-
-
-def ranking(study: Study) -> list[FrozenTrial]:
-    """Return the completed trials, best first by the first objective; those that break a constraint come last."""
-    direction = study.directions[0]
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(
-        complete, key=lambda trial: (not feasible(trial), -oriented(trial.values[0], direction), trial.number)
-    )
-
-
-def feasible(trial: FrozenTrial) -> bool:
-    """Tell whether a trial keeps all its constraints."""
-    return all(excess <= 0 for excess in trial.constraints.values())
-
-
-def best_trial(study: Study) -> FrozenTrial | None:
-    """Return the best trial that keeps the constraints; of several objectives, the best by the first one."""
-    return next((trial for trial in ranking(study) if feasible(trial)), None)
 
 
 def architecture_of(search: Search, trial: FrozenTrial) -> Architecture | None:

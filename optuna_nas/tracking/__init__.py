@@ -1,7 +1,8 @@
 """A study mirrored in MLflow: a run for the study, a child run for each trial, and a comparison view to open."""
 
+from optuna_nas.tracking.keys import mlflow_keys
 from optuna_nas.tracking.records import DatasetInfo
 from optuna_nas.tracking.tracker import MLflowTracker
-from optuna_nas.tracking.view import comparison_view, mlflow_keys
+from optuna_nas.tracking.view import comparison_view
 
 __all__ = ["DatasetInfo", "MLflowTracker", "comparison_view", "mlflow_keys"]

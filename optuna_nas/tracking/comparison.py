@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, UID_ATTRIBUTE, has_attribute
-from optuna_nas.tracking.mirror import connected
+from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, page_url, parallel_axes, view_key
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from mlflow.types import Schema, TensorSpec
 from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, for_programs
 from optuna_nas.storage.attributes import UID_ATTRIBUTE
 from optuna_nas.storage.database import one_line
-from optuna_nas.tracking.mirror import connected
+from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import unreachable
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
@@ -37,7 +37,7 @@ class DatasetInfo:
     digest: str
 
 
-class Begun(NamedTuple):
+class StartedTrial(NamedTuple):
     """A trial as its run is opened; `start` in milliseconds."""
 
     number: int
@@ -52,6 +52,22 @@ class Epoch(NamedTuple):
     step: int
     metrics: dict[str, float]
     time: int
+
+
+@dataclass
+class LocalTrials:
+    """Trials of this process; filled by their threads.
+
+    Args:
+        running: Those that run, by number.
+        finished: Numbers of those that have finished.
+    """
+
+    running: dict[int, StartedTrial] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self.running or number in self.finished
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:

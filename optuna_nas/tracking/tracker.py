@@ -30,8 +30,8 @@ from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.records import (
     SQLITE,
     THREAD_NAME,
-    Begun,
     Epoch,
+    StartedTrial,
     finished_trials,
     is_server,
     milliseconds,
@@ -175,11 +175,10 @@ class MLflowTracker:
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
-        begun = Begun(trial.number, dict(trial.params), milliseconds(trial.datetime_start))
-        mirror.running[trial.number] = begun
-        self._put(
-            _Task(partial(mirror.trial_started, begun, Epoch(trial.number, 0, dict(metrics), milliseconds_now())))
-        )
+        started = StartedTrial(trial.number, dict(trial.params), milliseconds(trial.datetime_start))
+        mirror.local.running[trial.number] = started
+        first = Epoch(trial.number, 0, dict(metrics), milliseconds_now())
+        self._put(_Task(partial(mirror.trial_started, started, first)))
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
         """Add a point to the learning curves of a trial; `step` is the epoch, as reported to Optuna."""
@@ -192,8 +191,8 @@ class MLflowTracker:
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
-        mirror.own.add(trial.number)
-        mirror.running.pop(trial.number, None)
+        mirror.local.finished.add(trial.number)
+        mirror.local.running.pop(trial.number, None)
         self._put(_Task(partial(mirror.trial_finished, study, trial)))
 
     def finish(self, study: optuna.Study, status: str | None = "FINISHED") -> None:
@@ -208,10 +207,11 @@ class MLflowTracker:
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
-        closed = self._put_awaited(partial(mirror.close, study, status), pauses=RETRY_PAUSES)
+        close = partial(mirror.close_worker, study) if status is None else partial(mirror.close, study, status)
+        closed = self._put_awaited(close, pauses=RETRY_PAUSES)
         n_written = -1
-        while not closed.done() and n_written != mirror.n_written:
-            n_written = mirror.n_written
+        while not closed.done() and n_written != mirror.client.n_written:
+            n_written = mirror.client.n_written
             wait([closed], STALL_SECONDS)
         self._stop(STALL_SECONDS if closed.done() else 0.0)
         stalled = TimeoutError(f"no progress for {STALL_SECONDS:.0f} seconds")
@@ -254,8 +254,8 @@ class MLflowTracker:
 
         def write() -> None:
             try:
-                with mirror.connections:
-                    mirror.check()
+                with mirror.client.connections:
+                    mirror.client.check()
                     mirror.open(study, description, dataset, params, tags)
                     mirror.replay(study, finished, on_progress or (lambda n_done: None))
                     mirror.close(study, "RUNNING" if running else "FINISHED")
@@ -267,6 +267,11 @@ class MLflowTracker:
         threading.Thread(target=write, name=THREAD_NAME, daemon=True).start()
         done.result()
         return mirror.view_url
+
+    @property
+    def n_waiting(self) -> int:
+        """Number of records that wait for MLflow."""
+        return len(self._records)
 
     @property
     def served(self) -> bool:
@@ -334,7 +339,7 @@ class MLflowTracker:
 
     def _live(self, mirror: Mirror) -> None:
         """Be the thread; at its end, also of one that was stopped while MLflow stalled, connections are closed."""
-        with mirror.connections:
+        with mirror.client.connections:
             self._work(mirror)
 
     def _work(self, mirror: Mirror) -> None:
@@ -357,7 +362,7 @@ class MLflowTracker:
             return
         for pause in (*task.pauses, None):
             try:
-                mirror.check()
+                mirror.client.check()
                 task.action()
             except Exception as error:  # a mirror must not break what it shows
                 mirror.forget()

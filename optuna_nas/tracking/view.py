@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import numpy as np
 
 from optuna_nas.storage.database import without_password
+from optuna_nas.tracking.keys import mlflow_keys
 from optuna_nas.tracking.records import is_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from optuna.trial import FrozenTrial
 
@@ -25,27 +24,6 @@ LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 SEEN_WITH = (3, 17)
 VERSION_SECONDS = 5
 MAX_PARALLEL_AXES = 8  # more can't be read side by side
-
-
-def mlflow_keys(names: Iterable[str]) -> dict[str, str]:
-    """Return for each name a key that MLflow accepts; different names get different keys.
-
-    A name that MLflow accepts stays as it is. What is forbidden, taken or too long is spelt with underscores and a
-    digest of the name.
-    """
-    ordered = sorted(set(names))
-    keys = {name: name for name in ordered if _is_key(name)}
-    for name in ordered:
-        if name not in keys:
-            spelt = re.sub(r"[^a-zA-Z0-9-]", "_", name)[:200]
-            keys[name] = f"{spelt}.{blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return keys
-
-
-def _is_key(name: str) -> bool:
-    """Whether MLflow takes it: allowed characters, at most 250, and a path that is already as short as it can be."""
-    parts = name.split("/")
-    return len(name) <= 250 and re.fullmatch(r"[\w\-. :/]+", name) is not None and not {"", ".", ".."} & set(parts)
 
 
 def comparison_view(

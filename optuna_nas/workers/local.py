@@ -31,14 +31,19 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.3
 """Between two looks at workers and study."""
-MOST_CRASHES = 5
+MAX_CRASHES = 5
 """Of a worker in a row, no trial succeeding meanwhile, before all is given up."""
-LONGEST_PAUSE = 30.0
+MAX_PAUSE = 30.0
 """Seconds before a worker is started again that crashed repeatedly."""
 KILLED_AFTER = 60.0
 """Seconds that workers have to end once they are told to end at once."""
 WRONG_INPUT = 2
-PRELOADED = ["optuna_nas.workers.worker", "optuna_nas.tracking.mirror", "optuna_nas.plots"]
+PRELOADED = [
+    "optuna_nas.workers.worker",
+    "optuna_nas.tracking.mirror",
+    "optuna_nas.plots.cells",
+    "torch._dynamo",  # PyTorch's optimizers import it; 1.5 seconds that each worker would spend
+]
 
 
 class WorkersFailed(RuntimeError):
@@ -145,9 +150,9 @@ class _Supervisor:
         worker.crashes = 1 if self._shared.n_succeeded > worker.n_succeeded else worker.crashes + 1
         worker.n_succeeded = self._shared.n_succeeded
         reason = worker.last_words or _how_it_ended(code)
-        if worker.crashes >= MOST_CRASHES:
+        if worker.crashes >= MAX_CRASHES:
             raise WorkersFailed(f"worker {worker.index} crashed {worker.crashes} times in a row: {reason}")
-        pause = min(LONGEST_PAUSE, 0.25 * 4 ** (worker.crashes - 1)) if worker.crashes > 1 else 0.0
+        pause = min(MAX_PAUSE, 0.25 * 4 ** (worker.crashes - 1)) if worker.crashes > 1 else 0.0
         worker.next_start = time.monotonic() + pause
         logger.warning("Worker %d ended (%s); it is started again.", worker.index, reason)
 

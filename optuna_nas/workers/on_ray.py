@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
-MOST_DEATHS = 100
+MAX_DEATHS = 100
 """How often Ray starts a worker again whose process has died."""
 LOCAL = "local"
 
@@ -99,7 +99,7 @@ def _run(ray: Any, shared: SharedStudy, workers: int, gpus: float) -> bool:
     job = shared.job
     if job.cpu_threads is None:
         job = replace(job, cpu_threads=divided_threads(workers))
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MOST_DEATHS)(_be_task)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_DEATHS)(_be_task)
     # Absolute, since tasks have working folders of their own; the file goes along for machines that lack it.
     file = Path(job.study).resolve()
     job = replace(job, study=str(file), folder=str(shared.search.resolved_folder().resolve()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna_nas.search.run import work
+from optuna_nas.search.runner import work
 from optuna_nas.search.study_file import load
 from optuna_nas.training.device import GPU_SHARE
 

@@ -1,11 +1,8 @@
 """The command line as a person meets it: real processes, real signals, bad input."""
 
-import logging
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -14,28 +11,15 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from typer.testing import CliRunner
+from servers import free_port
+from study_files import TINY
+from terminal import here, nas, start, wait_for
 
-from optuna_nas.cli import app, mlflow_server
+from optuna_nas.cli import mlflow_server
 from optuna_nas.search import study_file
 from optuna_nas.search.study_file import UsageError
 
 STUDIES = Path(__file__).parents[2] / "studies"
-
-TINY = """
-import numpy as np
-from optuna.samplers import RandomSampler
-from optuna_nas import ImageData, Recipe, Search, nasbench201_skeleton, nasbench201_space
-
-def search(epochs: int = 2, trials: int = 3, name: str = "tiny") -> Search:
-    labels = np.arange(120) % 3
-    images = np.random.default_rng(0).normal(size=(120, 6, 6)).astype(np.float32) + labels[:, None, None]
-    data = ImageData.from_arrays(images, labels)
-    return Search(
-        name, nasbench201_space(), nasbench201_skeleton(1, 4, data.input_shape, 3), data,
-        Recipe(epochs=epochs, batch_size=16), sampler=RandomSampler(seed=0), trials=trials, cpu_threads=1,
-    )
-"""
 
 
 @pytest.fixture
@@ -46,34 +30,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "optuna_nas.cli", *map(str, arguments)]
-
-
-def nas(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
-
-
-def start(*arguments):
-    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def trials_of(folder, name="tiny"):
     return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/runs/{name}/study.db").trials
 
 
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if condition():
-                return
-        except Exception:  # the study is not there yet
-            pass
-        time.sleep(0.05)
-    pytest.fail("waited in vain")
-
-
+@pytest.mark.process
 def test_run_ends_with_all_that_a_person_wants_to_know(folder):
     done = nas("run", "tiny.py")
     assert done.returncode == 0, done.stderr
@@ -84,16 +45,16 @@ def test_run_ends_with_all_that_a_person_wants_to_know(folder):
     assert "optuna-nas view tiny.py" in done.stdout
     assert (folder / "mlflow.db").exists()
     assert done.stderr == ""
-    reported = nas("report", "tiny.py")
-    assert reported.returncode == 0
+    reported = here("report", "tiny.py")
+    assert reported.exit_code == 0
     assert re.search(r"Test accuracy.*", reported.stdout)[0] in done.stdout
-    more = nas("run", "tiny.py", "--trials", "4", "--no-mlflow")
-    assert more.returncode == 0
+    more = here("run", "tiny.py", "--trials", "4", "--no-mlflow")
+    assert more.exit_code == 0
     assert len(trials_of(folder)) == 4
 
 
 def test_arguments_of_the_study_can_be_set(folder):
-    assert nas("run", "tiny.py", "--set", "trials=2", "--set", "name=other", "--no-mlflow").returncode == 0
+    assert here("run", "tiny.py", "--set", "trials=2", "--set", "name=other", "--no-mlflow").exit_code == 0
     assert len(trials_of(folder, "other")) == 2
 
 
@@ -150,8 +111,12 @@ BAD = {
 IN_A_PROCESS = ("missing file", "mlflow")  # the others spare the seconds that a new process takes to load torch
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_sentence_and_exit_code_2(folder, case, monkeypatch):
+def bad_cases():
+    return [pytest.param(case, marks=pytest.mark.process if case in IN_A_PROCESS else ()) for case in BAD]
+
+
+@pytest.mark.parametrize("case", bad_cases())
+def test_bad_input_gets_one_sentence_and_exit_code_2(folder, case):
     content, arguments, message = BAD[case]
     if content is not None:
         (folder / "study.py").write_text(content)
@@ -159,8 +124,7 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(folder, case, monkeypatch):
         done = nas("run", "study.py", *arguments)
         code = done.returncode
     else:
-        monkeypatch.setattr(logging, "basicConfig", lambda **unused: None)
-        done = CliRunner().invoke(app, ["run", "study.py", *arguments])
+        done = here("run", "study.py", *arguments)
         code = done.exit_code
     assert code == 2, done.stderr
     assert re.search(message, done.stderr), done.stderr
@@ -168,6 +132,7 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(folder, case, monkeypatch):
     assert done.stderr.startswith("Error: ")
 
 
+@pytest.mark.process
 def test_an_error_in_the_objective_names_its_place_and_keeps_what_is_done(folder):
     (folder / "study.py").write_text(
         "from optuna_nas import Search, nasbench201_space\n"
@@ -189,6 +154,7 @@ def running_in_training(folder):
     return any(t.state == TrialState.RUNNING and t.intermediate_values for t in trials)
 
 
+@pytest.mark.process
 def test_ctrl_c_once_ends_after_the_running_trial_and_says_how_to_go_on(folder):
     arguments = ("run", "tiny.py", "--no-mlflow", "--trials", "50", "--set", "epochs=6")
     process = start(*arguments)
@@ -202,11 +168,12 @@ def test_ctrl_c_once_ends_after_the_running_trial_and_says_how_to_go_on(folder):
     assert 0 < len(trials) < 50
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     total = str(len(trials) + 1)
-    again = nas("run", "tiny.py", "--no-mlflow", "--trials", total, "--set", "epochs=6")
-    assert again.returncode == 0
+    again = here("run", "tiny.py", "--no-mlflow", "--trials", total, "--set", "epochs=6")
+    assert again.exit_code == 0
     assert len(trials_of(folder)) == int(total)
 
 
+@pytest.mark.process
 def test_sigterm_ends_at_the_next_step_and_the_training_goes_on(folder):
     settings = ("--no-mlflow", "--trials", "1", "--set", "epochs=150")
     process = start("run", "tiny.py", *settings)
@@ -218,7 +185,7 @@ def test_sigterm_ends_at_the_next_step_and_the_training_goes_on(folder):
     assert stopped.state == TrialState.FAIL
     assert waiting.state == TrialState.WAITING
     assert list((folder / "runs/tiny/checkpoints").glob("*.safetensors"))
-    assert nas("run", "tiny.py", *settings).returncode == 0
+    assert here("run", "tiny.py", *settings).exit_code == 0
     _, resumed = trials_of(folder)
     assert resumed.state in (TrialState.COMPLETE, TrialState.PRUNED)
     # The epochs of the first run are the very numbers of the second.
@@ -228,6 +195,7 @@ def test_sigterm_ends_at_the_next_step_and_the_training_goes_on(folder):
     assert not list((folder / "runs/tiny/checkpoints").glob("*"))
 
 
+@pytest.mark.process
 def test_stopping_on_purpose_never_gives_a_trial_up(folder):
     settings = ("--no-mlflow", "--trials", "1", "--set", "epochs=4000")
     for _ in range(4):
@@ -241,13 +209,14 @@ def test_stopping_on_purpose_never_gives_a_trial_up(folder):
     assert len(list((folder / "runs/tiny/checkpoints").glob("*"))) == 1
 
 
+@pytest.mark.process
 def test_after_kill_9_the_study_goes_on(folder):
     settings = ("--no-mlflow", "--trials", "2", "--set", "epochs=40")
     process = start("run", "tiny.py", *settings)
     wait_for(lambda: running_in_training(folder))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert nas("run", "tiny.py", *settings).returncode == 0
+    assert here("run", "tiny.py", *settings).exit_code == 0
     trials = trials_of(folder)
     assert trials[0].state in (TrialState.FAIL, TrialState.COMPLETE)
     finished = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
@@ -258,17 +227,17 @@ def test_after_kill_9_the_study_goes_on(folder):
 SNAS_STUDY = """
 from tiny import search as tiny
 from dataclasses import replace
-from optuna_nas import SNAS, SNASRecipe, SNASSampler, nasbench201_skeleton
+from optuna_nas import SNAS, SNASRecipe, SNASSampler
 
 def search():
     base = tiny(name="snas", trials=4)
-    skeleton = nasbench201_skeleton(1, 4, base.data.input_shape, 3, affine=False)
-    snas = SNAS(base.space, skeleton, SNASRecipe(batch_size=4))
+    snas = SNAS(base.space.with_skeleton(affine=False), SNASRecipe(batch_size=4))
     sampler = SNASSampler(base.space, snas, data=base.data, budget=40, n_trials=4, trials_per_round=2, seed=0)
     return replace(base, sampler=sampler)
 """
 
 
+@pytest.mark.process
 def test_a_training_of_the_sampler_that_is_stopped_and_killed_goes_on(folder):
     (folder / "snas.py").write_text(SNAS_STUDY)
 
@@ -287,8 +256,8 @@ def test_a_training_of_the_sampler_that_is_stopped_and_killed_goes_on(folder):
     wait_for(training)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    finished = nas("run", "snas.py", "--no-mlflow")
-    assert finished.returncode == 0, finished.stderr
+    finished = here("run", "snas.py", "--no-mlflow")
+    assert finished.exit_code == 0, finished.stderr
     trials = trials_of(folder, "snas")
     assert sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials) == 4
     assert any("optuna_nas:snas:snapshot" in t.system_attrs for t in trials)
@@ -296,22 +265,22 @@ def test_a_training_of_the_sampler_that_is_stopped_and_killed_goes_on(folder):
 
 def test_the_table_of_nasbench201_is_a_study(folder, data_folder):
     table = data_folder / "nasbench201" / "nb201_accuracy.csv.gz"
-    done = nas("run", STUDIES / "nasbench201.py", "--set", f"table={table}", "--trials", "30", "--no-mlflow")
-    assert done.returncode == 0, done.stderr
+    done = here("run", STUDIES / "nasbench201.py", "--set", f"table={table}", "--trials", "30", "--no-mlflow")
+    assert done.exit_code == 0, done.stderr
     assert "the best of 30 trials" in done.stdout
-    wrong = nas("run", STUDIES / "nasbench201.py", "--set", f"table={table}", "--set", "column=accuracy")
-    assert wrong.returncode == 2
+    wrong = here("run", STUDIES / "nasbench201.py", "--set", f"table={table}", "--set", "column=accuracy")
+    assert wrong.exit_code == 2
     assert "`column` must be one of ['cifar10_valid_12ep'" in wrong.stderr
 
 
 def test_a_study_lives_in_postgresql(folder, postgresql):
     arguments = ("run", "tiny.py", "--no-mlflow", "--storage", postgresql)
-    first = nas(*arguments, "--trials", "2")
-    assert first.returncode == 0, first.stderr
-    again = nas(*arguments)
+    first = here(*arguments, "--trials", "2")
+    assert first.exit_code == 0, first.stderr
+    again = here(*arguments)
     assert "[3/3] trial 2" in again.stdout
     assert "[2/3]" not in again.stdout
-    reported = nas("report", "tiny.py", "--storage", postgresql)
+    reported = here("report", "tiny.py", "--storage", postgresql)
     assert "tiny: the best of 3 trials" in reported.stdout
     assert re.search(r"Test accuracy.*", reported.stdout)[0] in again.stdout
 
@@ -324,18 +293,18 @@ def test_a_program_off_the_search_path_is_named_by_its_path(monkeypatch):
     assert mlflow_server.program() == "optuna-nas"
 
 
+@pytest.mark.process
 def test_help_and_version():
     assert "run" in nas("--help").stdout
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", nas("--version").stdout)
 
 
+@pytest.mark.process
 def test_view_opens_mlflow_and_ends_with_ctrl_c(folder, monkeypatch):
     monkeypatch.setenv("BROWSER", "true")  # the program, which opens nothing
     assert nas("view", "tiny.py").returncode == 2  # no study yet
     assert nas("run", "tiny.py", "--trials", "1").returncode == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = start("view", "tiny.py", "--port", str(port))
     address = process.stdout.readline()
     assert address.startswith(f"Opening http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=optuna_nas_")

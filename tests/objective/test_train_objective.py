@@ -12,15 +12,15 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from objectives import CELLS, DATA, RECIPE, SPACE, make
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from optuna_nas.data import REPORT, ImageData
+from optuna_nas.data import REPORT
 from optuna_nas.networks import DiscreteNetwork, Measure, NetworkSpace, latency, load_network
 from optuna_nas.objective import (
     GeneratedWeights,
-    TrainObjective,
     TrialRun,
     suggest_categorical,
     suggest_float,
@@ -30,7 +30,7 @@ from optuna_nas.objective import train_objective as objective_module
 from optuna_nas.objective.suggestions import resolve
 from optuna_nas.objective.train_objective import OutOfMemory, checkpoint_path, network_path
 from optuna_nas.oneshot import GHN, HMNAS, GHNRecipe
-from optuna_nas.space import NONE, CellKind, CellSpace, Skeleton, darts_search_skeleton, hmnas_space
+from optuna_nas.space import NONE, darts_search_skeleton, hmnas_space
 from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import (
     BATCH_HALVED,
@@ -50,29 +50,10 @@ from optuna_nas.storage.attributes import (
     attribute,
     cost_key,
 )
-from optuna_nas.training import ImageClassification, Recipe, TrainingDiverged, TrainingStopped, evaluate, save_tensors
+from optuna_nas.training import ImageClassification, TrainingDiverged, TrainingStopped, evaluate, save_tensors
 from optuna_nas.training.device import gpu_share
 
-OPS = (NONE, "skip_connect", "nor_conv_1x1", "avg_pool_3x3")
-CELLS = CellSpace(OPS, nodes=2, inputs=1, cell_kinds=(CellKind("cell", outputs=(2,)),))
 FIRST, SECOND, ACROSS = CELLS.paths  # the edges 0 -> 1, 0 -> 2 and 1 -> 2
-SPACE = NetworkSpace(CELLS, Skeleton(("cell", "residual_reduction", "cell"), 4, (1, 8, 8), 3))
-RECIPE = Recipe(epochs=3, batch_size=18, learning_rate=0.1)
-
-
-def images(n=120, seed=0):
-    """Noise with a bright column per class; 72 images to train, 24 to report."""
-    draw = np.random.default_rng(seed)
-    y = np.arange(n) % 3
-    x = draw.normal(size=(n, 8, 8)) + 1.2 * (np.arange(8) == 2 * y[:, None])[:, None, :]
-    return ImageData.from_arrays(x.astype(np.float32), y)
-
-
-DATA = images()
-
-
-def make(**changes):
-    return TrainObjective(**{"space": SPACE, "data": DATA, "recipe": RECIPE, **changes})
 
 
 def choose(first="skip_connect", second="nor_conv_1x1", across="nor_conv_1x1"):

@@ -277,6 +277,7 @@ def test_the_same_picture_twice(name):
     assert png(ARCHITECTURES[name]) == png(ARCHITECTURES[name])
 
 
+@pytest.mark.process
 def test_the_same_numbers_in_a_fresh_process_which_never_imports_pyplot():
     script = (
         "import sys, hashlib; from optuna_nas.space import hmnas_space; from optuna_nas.plots import *\n"

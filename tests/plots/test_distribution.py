@@ -5,7 +5,7 @@ import pytest
 
 from optuna_nas import darts_space, ghn_space, hmnas_space, nasbench201_space, plot_distribution, plot_most_likely
 from optuna_nas.oneshot import DistributionRecord
-from optuna_nas.plots.distribution import MOST_ROWS, heat_maps, likeliest_over_time
+from optuna_nas.plots.distribution import MAX_ROWS, heat_maps, likeliest_over_time
 
 SPACES = {
     "nasbench201": nasbench201_space(),
@@ -43,7 +43,7 @@ def test_rows_are_the_options_of_the_edges_with_their_probabilities(name):
             assert heat.probabilities[row].tolist() == [record.probabilities[place] for record in made]
         for path in {path for path, _ in heat.rows}:
             shown = [option for other, option in heat.rows if other == path]
-            assert len(shown) == min(MOST_ROWS, len(options[path]))
+            assert len(shown) == min(MAX_ROWS, len(options[path]))
             hidden = [
                 made[-1].probabilities[paths.index(path), i] for i, o in enumerate(options[path]) if o not in shown
             ]

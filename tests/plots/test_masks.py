@@ -10,7 +10,7 @@ from strategies import few_digits
 
 from optuna_nas import CellKind, CellSpace, NetworkSpace, Skeleton, plot_edge_weights, plot_family, plot_masks
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
-from optuna_nas.plots.masks import THICKEST, THINNEST, family_members, masked_drawing
+from optuna_nas.plots.masks import MAX_WIDTH, MIN_WIDTH, family_members, masked_drawing
 
 SPACE = CellSpace(
     ("skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)), max_ops=3
@@ -35,7 +35,6 @@ def test_what_is_cut_is_struck_out_and_arrows_are_as_thick_as_edges_weigh():
         hmnas.masks.op_masks_EO[hmnas.paths.index("cell_0_1"), hmnas.ops.index("skip_connect")] = 0
         hmnas.masks.op_masks_EO[hmnas.paths.index("reduction_1_2")] = 0
     weights, kept = hmnas.edge_weights, hmnas.kept()
-    seen = set()
     for kind in range(2):
         drawing = masked_drawing(SPACE, kept, weights, kind)
         for edge in drawing.edges:
@@ -44,8 +43,8 @@ def test_what_is_cut_is_struck_out_and_arrows_are_as_thick_as_edges_weigh():
                 struck = [word.text.removesuffix(" +") for word in edge.words if word.struck]
                 assert len(struck) == 3 - len(kept[path])
                 assert edge.dead == (not kept[path])
-                assert THINNEST < edge.width <= THICKEST
-                share = (edge.width - THINNEST) / (THICKEST - THINNEST)
+                assert MIN_WIDTH < edge.width <= MAX_WIDTH
+                share = (edge.width - MIN_WIDTH) / (MAX_WIDTH - MIN_WIDTH)
                 assert share == pytest.approx(weights[path] / max(weights.values()))
                 seen.add(path)
                 if path == "cell_0_1":
@@ -62,7 +61,7 @@ def test_nodes_that_nothing_reaches_are_pale():
     assert dead == {"cell/2"}
 
 
-def test_sizes_and_accuracies_of_a_family():
+def test_sizes_and_metrics_of_a_family():
     hmnas = model(spread=0.01)
     data = few_digits(96)
     hmnas.attach(data)

@@ -1,23 +1,19 @@
 """From a study to a network somebody can deploy: `optuna-nas train`, `optuna-nas export`."""
 
 import json
-import logging
 import signal
 import subprocess
 import time
-from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from cli.test_commands import TINY as STUDY
-from cli.test_commands import command
 from strategies import TINY, TINY_MULTI, placed, small_skeleton
-from typer.testing import CliRunner
+from study_files import TINY as STUDY
+from terminal import command, here
 
 from optuna_nas import DiscreteNetwork, Recipe, load_network, published_cell
-from optuna_nas.cli import app
 from optuna_nas.networks import export_network, save_network
 from optuna_nas.networks.export import FORMATS
 from optuna_nas.results.final_training import read_architecture, read_recipe, read_skeleton
@@ -26,27 +22,13 @@ from optuna_nas.space import anytime_skeleton, anytime_space, darts_cifar_skelet
 EXPORTER = "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 
 
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def nas(*arguments):
-    """Run a command in this process, which is quicker; signals and a clean start have tests of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging, "basicConfig", lambda **unused: None)
-        done = CliRunner().invoke(app, list(map(str, arguments)))
-    return Done(done.exit_code, done.stdout, done.stderr)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A study of three trials that has run."""
     path = tmp_path_factory.mktemp("study")
     (path / "tiny.py").write_text(STUDY.replace("cpu_threads=1", f'cpu_threads=1, folder="{path}/runs"'))
-    done = nas("run", path / "tiny.py", "--no-mlflow")
-    assert done.returncode == 0, done.stderr
+    done = here("run", path / "tiny.py", "--no-mlflow")
+    assert done.exit_code == 0, done.stderr
     return path
 
 
@@ -134,8 +116,8 @@ def test_an_export_leaves_the_network_alone(tmp_path):
 @pytest.mark.filterwarnings(*EXPORTER)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_best_network_of_a_study_is_exported(folder, kind):
-    done = nas("export", folder / "tiny.py", "--format", kind)
-    assert done.returncode == 0, done.stderr
+    done = here("export", folder / "tiny.py", "--format", kind)
+    assert done.exit_code == 0, done.stderr
     assert "Largest difference" in done.stdout
     assert list((folder / "runs" / "exported").glob("trial-*"))
 
@@ -144,32 +126,33 @@ def test_the_best_network_of_a_study_is_exported(folder, kind):
 
 
 def test_the_best_architecture_is_trained_in_full_once(folder, tmp_path):
-    first = nas("train", folder / "tiny.py", "--recipe", "epochs=3")
-    assert first.returncode == 0, first.stderr
+    first = here("train", folder / "tiny.py", "--recipe", "epochs=3")
+    assert first.exit_code == 0, first.stderr
     assert "[3/3] accuracy" in first.stdout
-    again = nas("train", folder / "tiny.py", "--recipe", "epochs=3")
+    again = here("train", folder / "tiny.py", "--recipe", "epochs=3")
     assert "[1/3]" not in again.stdout
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
-    wider = nas("train", folder / "tiny.py", "--recipe", "epochs=1", "--skeleton", "nasbench201:repeats=1,channels=8")
-    assert wider.returncode == 0, wider.stderr
+    wider = here("train", folder / "tiny.py", "--recipe", "epochs=1", "--skeleton", "nasbench201:repeats=1,channels=8")
+    assert wider.exit_code == 0, wider.stderr
     finals = sorted((folder / "runs" / "final").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     assert [load_network(file).skeleton.channels for file in finals] == [4, 8]
     # The newest final network is what is exported.
-    done = nas("export", folder / "tiny.py", "--format", "state-dict", "--output", tmp_path / "out")
+    done = here("export", folder / "tiny.py", "--format", "state-dict", "--output", tmp_path / "out")
     assert load_network(tmp_path / "out.safetensors").skeleton.channels == 8, done.stderr
 
 
 def test_a_published_cell_is_trained_in_the_data_of_a_study(folder, tmp_path):
     arguments = ("--skeleton", "darts_search:n_cells=2,channels=4", "--recipe", "epochs=1")
-    done = nas("train", folder / "tiny.py", "--architecture", "snas-mild", *arguments)
-    assert done.returncode == 0, done.stderr
+    done = here("train", folder / "tiny.py", "--architecture", "snas-mild", *arguments)
+    assert done.exit_code == 0, done.stderr
     file = tmp_path / "cell.json"
     file.write_text(published_cell("SNAS_mild").to_json())
-    same = nas("train", folder / "tiny.py", "--architecture", file, *arguments)
+    same = here("train", folder / "tiny.py", "--architecture", file, *arguments)
     assert "[1/1]" not in same.stdout  # the same training, done already
     assert same.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
 
 
+@pytest.mark.process
 def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(folder):
     arguments = command("train", folder / "tiny.py", "--recipe", "epochs=2000")
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -207,15 +190,15 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(folder):
     ],
 )
 def test_bad_input_is_one_sentence(folder, arguments, sentence):
-    done = nas(arguments[0], folder / "tiny.py", *arguments[1:])
-    assert done.returncode == 2
+    done = here(arguments[0], folder / "tiny.py", *arguments[1:])
+    assert done.exit_code == 2
     assert sentence in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
 def test_a_study_without_trials_has_nothing_to_train(folder):
-    done = nas("train", folder / "tiny.py", "--set", "name=other")
-    assert done.returncode == 2
+    done = here("train", folder / "tiny.py", "--set", "name=other")
+    assert done.exit_code == 2
     assert "`study` must exist" in done.stderr
 
 

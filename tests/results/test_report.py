@@ -152,6 +152,7 @@ def test_text_cannot_break_out_of_the_page():
 
 
 @pytest.mark.browser
+@pytest.mark.process
 def test_a_browser_shows_it_without_errors_and_without_the_network(search, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:

@@ -128,6 +128,7 @@ def worker(storage, folder, n_trials):
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=n_trials)
 
 
+@pytest.mark.process
 def test_two_processes_never_repeat_a_candidate(tmp_path):
     storage = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(study_name="s", storage=storage, direction="maximize")

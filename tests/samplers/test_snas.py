@@ -170,6 +170,7 @@ def test_trials_differ_and_so_do_seeds():
     assert run(None) != run(None)
 
 
+@pytest.mark.process
 def test_processes_with_other_hash_seeds_propose_the_same():
     code = (
         "import json, optuna, sys; sys.path.insert(0, 'tests'); optuna.logging.set_verbosity(40)\n"

@@ -35,10 +35,11 @@ from optuna_nas.results.final_training import best_of, network_to_export
 from optuna_nas.results.report import write_report
 from optuna_nas.search import run
 from optuna_nas.search.opening import open_study
-from optuna_nas.search.results import ranking, summarise
-from optuna_nas.search.run import work
+from optuna_nas.search.results import summarise
+from optuna_nas.search.runner import work
 from optuna_nas.space import CellSpace
 from optuna_nas.storage.attributes import DUPLICATE_OF, PARAMS, REASON, REQUEUED, RESUMES, WORKER
+from optuna_nas.storage.leaderboard import ranking
 from optuna_nas.storage.quota import counted_trials
 from optuna_nas.storage.retries import reap_dead_trials
 
@@ -268,6 +269,7 @@ def test_a_search_checks_its_values_early(search, change, message):
         replace(search, **change)
 
 
+@pytest.mark.process
 def test_the_trial_of_a_dead_process_fails_and_its_parameters_go_on(search):
     study = open_study(search)
     child = subprocess.Popen([sys.executable, "-c", "pass"])

@@ -69,6 +69,7 @@ for architecture in architectures:
 """
 
 
+@pytest.mark.process
 def test_pickle_json_and_digests_are_the_same_in_a_fresh_process():
     chosen = [
         TINY.architecture({"normal_1_3": "nor_conv_3x3", "normal_0_2": "skip_connect"}),

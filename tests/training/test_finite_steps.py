@@ -7,6 +7,7 @@ import pytest
 import torch
 from strategies import few_digits
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainings import DATA, RECIPE, Wrapped, not_finite, plain_training, small_network, state
 
 from optuna_nas import (
     GHN,
@@ -27,7 +28,6 @@ from optuna_nas.oneshot import base as one_shot_model
 from optuna_nas.training import TrainingDiverged
 from optuna_nas.training import finite_steps as stepping
 from optuna_nas.training.finite_steps import Verdicts, fused, step_where
-from training.test_loop import DATA, RECIPE, Wrapped, not_finite, plain_training, small_network, state
 
 CELLS = CellSpace(("none", "skip_connect", "nor_conv_1x1"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)))
 SPACE = NetworkSpace(CELLS, Skeleton(("cell", "reduction"), 4, (1, 8, 8), 10, affine=False))

@@ -17,8 +17,9 @@ import psutil
 import pytest
 import torch
 import torch.multiprocessing
-from cli.test_commands import wait_for
 from optuna.trial import TrialState
+from terminal import wait_for
+from trainings import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
 from optuna_nas.data import REPORT
 from optuna_nas.objective import train_objective as objective
@@ -29,7 +30,6 @@ from optuna_nas.search.study_file import load
 from optuna_nas.search.torchrun import _shared_objective
 from optuna_nas.training import TrainingStopped, evaluate, train
 from optuna_nas.training.process_group import RankFailed, RankLost, Ranks, current_ranks, joined
-from training.test_loop import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
 # --- two ranks train one network --------------------------------------------------------------------------------------
 
@@ -142,6 +142,7 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["plain", "adamw", "norm", "darts", "few images", "resumed"])
+@pytest.mark.process
 def test_all_ranks_have_the_same_weights_and_curves_to_the_bit(found, name):
     (weights, history), (others, other_history) = (ours[name] for ours in found)
     assert same(weights, others)
@@ -156,6 +157,7 @@ def test_all_ranks_have_the_same_weights_and_curves_to_the_bit(found, name):
         ("few images", tiny_batches(), {"batch_size": 3}),
     ],
 )
+@pytest.mark.process
 def test_two_ranks_train_as_one_process_does(found, name, data, changes):
     weights, history = found[0][name]
     expected, expected_history = trained(small_network(), data, replace(RECIPE, **changes))
@@ -167,12 +169,14 @@ def test_two_ranks_train_as_one_process_does(found, name, data, changes):
         assert ours.validation_loss == pytest.approx(other.validation_loss, abs=1e-5)
 
 
+@pytest.mark.process
 def test_what_ranks_report_is_what_the_network_is_worth(found):
     for ours in found:
         assert ours["norm"][1][-1].validation_metric == ours["alone"][1]
         assert ours["norm"][1][-1].validation_loss == pytest.approx(ours["alone"][0])
 
 
+@pytest.mark.process
 def test_a_stop_of_rank_0_stops_all_and_its_checkpoint_goes_on_to_the_same_numbers(found):
     assert [ours["stopped"] for ours in found] == [TrainingStopped.__name__] * 2
     close(found[0]["resumed"][0], found[0]["norm"][0])
@@ -180,15 +184,18 @@ def test_a_stop_of_rank_0_stops_all_and_its_checkpoint_goes_on_to_the_same_numbe
         assert ours.validation_loss == pytest.approx(other.validation_loss, abs=1e-6)
 
 
+@pytest.mark.process
 def test_an_error_on_one_rank_ends_the_training_of_all(found):
     assert [ours["ended by rank 0"] for ours in found] == [Stop.__name__, RankFailed.__name__]
     assert [ours["broken"] for ours in found] == [RankFailed.__name__, ValueError.__name__]
 
 
+@pytest.mark.process
 def test_all_ranks_halve_batches_that_do_not_fit_one(found):
     assert [ours["accumulation"] for ours in found] == [2, 2]
 
 
+@pytest.mark.process
 def test_ranks_hear_rank_0_and_each_other(found):
     for ours in found:
         assert ours["said"] == {"rank": 0, "text": "é", "none": None}
@@ -311,6 +318,7 @@ def lines(folder):
     return [(folder / f"rank{rank}.txt").read_text().splitlines() for rank in range(2)]
 
 
+@pytest.mark.process
 def test_two_ranks_run_a_study_and_a_pruned_trial_ends_on_both(folder, torchrun, postgresql):
     process, trials = torchrun(postgresql)
     output, error = process.communicate(timeout=120)
@@ -324,6 +332,7 @@ def test_two_ranks_run_a_study_and_a_pruned_trial_ends_on_both(folder, torchrun,
     assert second == [first[0], RankFailed.__name__, first[2]]
 
 
+@pytest.mark.process
 def test_an_objective_of_ones_own_sees_the_same_trial_on_all_ranks(folder, torchrun):
     pytest.importorskip("optuna_integration")
     process, trials = torchrun(f"sqlite:///{folder}/study.db", "own=true")
@@ -346,6 +355,7 @@ def follower_of(process):
 
 
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.chaos)])
+@pytest.mark.process
 def test_sigterm_with_a_checkpoint_or_a_killed_rank_ends_all_and_the_trial_is_tried_again(killed, folder, torchrun):
     process, trials = torchrun(f"sqlite:///{folder}/study.db", "epochs=100000")
     wait_for(lambda: trials()[0].intermediate_values)

@@ -3,24 +3,23 @@
 import os
 import random
 import signal
-import subprocess
 import threading
 from collections import Counter
 
 import optuna
 import psutil
 import pytest
-from cli.test_commands import command, wait_for
-from conftest import postgresql_server
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from tracking.test_mirror import ENVIRONMENT, Server
+from servers import MLflowServer, address_of, postgresql_server
+from terminal import start, wait_for, workers_of
 
 from optuna_nas.storage.database import connect
 from optuna_nas.storage.quota import Quota
 from optuna_nas.storage.retries import replaced_by
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.chaos,
     # MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
@@ -66,17 +65,6 @@ def database():
         yield server
 
 
-def address_of(server):
-    return server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-
-
-def workers_of(process):
-    """Return the worker processes of `optuna-nas run --workers`."""
-    found = psutil.Process(process.pid).children(recursive=True)
-    server = [child for child in found if "forkserver" in " ".join(child.cmdline())]
-    return [child for child in server if child.ppid() in {other.pid for other in server}]
-
-
 class Chaos(threading.Thread):
     """Kills a worker a second, once pauses one beyond its grace, and once restarts the database."""
 
@@ -111,10 +99,8 @@ class Chaos(threading.Thread):
 
 
 @pytest.fixture
-def mlflow(tmp_path, monkeypatch):
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    server = Server(tmp_path)
+def mlflow(tmp_path):
+    server = MLflowServer(tmp_path)
     server.wait()
     yield server
     server.kill()
@@ -124,7 +110,7 @@ def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chaos.py").write_text(STUDY)
     arguments = ("run", "chaos.py", "--workers", "4", "--storage", address_of(database), "--mlflow", mlflow.uri)
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(*arguments)
     chaos = Chaos(process, database)
     chaos.start()
     try:
@@ -213,7 +199,7 @@ def test_when_the_opener_of_a_round_is_killed_nobody_waits_and_a_later_one_goes_
     (tmp_path / "learning.py").write_text(LEARNING)
     address = address_of(database)
     arguments = ("run", "learning.py", "--workers", "2", "--storage", address, "--no-mlflow")
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(*arguments)
     storage = connect(address)
 
     def opener_and_others():

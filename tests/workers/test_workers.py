@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import optuna
 import pytest
-from objective.test_train_objective import RECIPE, make
-from objective.test_train_objective import SPACE as SPACE_OF_IMAGES
+from objectives import RECIPE, make
+from objectives import SPACE as SPACE_OF_IMAGES
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 

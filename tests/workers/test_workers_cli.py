@@ -1,6 +1,5 @@
 """`optuna-nas run --workers`, `create` and `worker`, as a person meets them, with a PostgreSQL of the study's own."""
 
-import logging
 import os
 import re
 import signal
@@ -10,21 +9,22 @@ import sys
 import optuna
 import psutil
 import pytest
-from cli.test_commands import TINY, start, wait_for
 from optuna.trial import TrialState
-from typer.testing import CliRunner
+from study_files import TINY
+from terminal import here, start, wait_for, workers_of
 
-from optuna_nas.cli import app
 from optuna_nas.storage.attributes import SETTING, VERSION, WORKER
 from optuna_nas.storage.database import connect
 from optuna_nas.storage.own_postgres import own_database
 from optuna_nas.storage.quota import Quota
 from optuna_nas.storage.versions import versions
 from optuna_nas.workers import local
-from workers.test_chaos import workers_of
 
 # MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
 
 STUDY = """
 import os, time
@@ -67,13 +67,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def here(*arguments):
-    """Run the command line in this process, which need not load PyTorch again; nor need its workers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging, "basicConfig", lambda **unused: None)
-        return CliRunner().invoke(app, list(map(str, arguments)))
-
-
 _storages = {}
 
 
@@ -112,7 +105,7 @@ def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder,
 
 
 def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgresql, monkeypatch):
-    monkeypatch.setattr(local, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(local, "MAX_PAUSE", 0.1)
     arguments = ("--workers", "2", "--no-mlflow", "--storage", postgresql, "--set", "name=failing")
     done = here("run", "fast.py", *arguments, "--trials", "100", "--set", "fails=no luck today")
     assert done.exit_code == 1

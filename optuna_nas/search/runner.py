@@ -25,12 +25,13 @@ from optuna_nas.objective.train_objective import OutOfMemory
 from optuna_nas.plots import plot_architecture
 from optuna_nas.search.config import TrainsModel
 from optuna_nas.search.opening import WAIT_SECONDS, open_study
-from optuna_nas.search.results import SearchResult, ranking, shown_in_mlflow, summarise
+from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.signals import handled
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
 from optuna_nas.storage.database import SQLITE, closing, storage_reason
+from optuna_nas.storage.leaderboard import ranking
 from optuna_nas.storage.optuna_rdb import StorageError, backend_of
 from optuna_nas.storage.presence import presence, this_worker
 from optuna_nas.storage.quota import Quota, StorageAway, Surplus

@@ -1,0 +1,55 @@
+"""The leaderboard of a search and its files, in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from optuna_nas.cli.console import console, escaped, print_line, shortened
+
+if TYPE_CHECKING:
+    from optuna_nas.search.config import Search
+    from optuna_nas.search.results import SearchResult
+
+MAX_ROWS = 10
+
+
+def print_result(search: Search, result: SearchResult) -> None:
+    """Print the leaderboard of a search, its files, and the command that shows it in MLflow."""
+    from optuna_nas.objective.protocol import metric_of
+    from optuna_nas.search.results import architecture_of
+    from optuna_nas.storage.leaderboard import leaderboard
+    from optuna_nas.storage.quota import counted_trials
+
+    rows = leaderboard(result.study)
+    if not rows:
+        console.print("No trial has finished yet; nothing to rank.")
+        return
+    table = Table(title=f"{search.name}: the best of {counted_trials(result.study)} trials")
+    for name in ("rank", "trial", metric_of(search.resolved_objective), "params", "multiply-adds", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("architecture", overflow="fold")
+    for row in rows[:MAX_ROWS]:
+        numbers, architecture = row.numbers, architecture_of(search, row.trial)
+        table.add_row(
+            str(row.rank) if row.can_win else "breaks a constraint",
+            str(row.trial.number),
+            f"{row.value:.4f}",
+            f"{numbers['params']:,}" if "params" in numbers else "",
+            f"{numbers['multiply_adds']:,}" if "multiply_adds" in numbers else "",
+            f"{numbers['train_seconds']:.1f}" if "train_seconds" in numbers else "",
+            escaped(shortened(architecture.summary) if architecture else ""),
+        )
+    console.print(table)
+
+    if result.best is None:
+        print_line("Best architecture", "none: every trial breaks a constraint")
+        return
+    seen = f", picture in {result.picture}" if result.picture else ""
+    print_line("Best architecture", f"trial {result.best.number}{seen}")
+    if result.network is not None:
+        print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
+    if result.test_metric is not None:
+        metric = metric_of(search.resolved_objective)
+        print_line(f"Test {metric}", f"{result.test_metric:.4f} on data that the search never saw")

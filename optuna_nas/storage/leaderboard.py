@@ -1,0 +1,114 @@
+"""Trials ranked: which won, what each came to and what it cost; one set of rows for terminal, report and MLflow."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from optuna.trial import TrialState
+
+from optuna_nas.storage.attributes import PREFIX, TRAIN_SECONDS, attribute, shown_attributes
+from optuna_nas.storage.directions import oriented
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from optuna import Study
+    from optuna.study import StudyDirection
+    from optuna.trial import FrozenTrial
+
+
+class LeaderboardRow(NamedTuple):
+    """A trial and its place.
+
+    Args:
+        rank: From 1.
+        trial: The trial, for its parameters.
+        can_win: Whether it completed and keeps its constraints.
+        value: First value; None for a trial without one.
+        seconds: Spent on it; see `spent_seconds`.
+        numbers: User attributes that are numbers, such as `params` and `multiply_adds`, by the names that people see.
+    """
+
+    rank: int
+    trial: FrozenTrial
+    can_win: bool
+    value: float | None
+    seconds: float
+    numbers: Mapping[str, float]
+
+
+def leaderboard(study: Study, states: Sequence[TrialState] = (TrialState.COMPLETE,)) -> list[LeaderboardRow]:
+    """Return the trials of a study best first, by the first objective.
+
+    Trials that break a constraint or have not completed come after those that can win, trials without a value last.
+
+    >>> import optuna
+    >>> study = optuna.create_study(direction="maximize")
+    >>> study.add_trials([optuna.trial.create_trial(value=value) for value in (0.8, 0.9)])
+    >>> [(row.rank, row.trial.number, row.value) for row in leaderboard(study)]
+    [(1, 1, 0.9), (2, 0, 0.8)]
+
+    Args:
+        study: Of one objective or several.
+        states: Which trials to rank.
+    """
+    ranked = rank_trials(study.get_trials(deepcopy=False, states=tuple(states)), study.directions[0])
+    return [
+        LeaderboardRow(
+            rank,
+            trial,
+            can_win(trial),
+            trial.values[0] if trial.values else None,
+            spent_seconds(trial),
+            numbers_of(trial),
+        )
+        for rank, trial in enumerate(ranked, 1)
+    ]
+
+
+def rank_trials(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    """Return trials best first by their first value; those that can't win come after those that can."""
+
+    def key(trial: FrozenTrial) -> tuple[bool, float, int]:
+        return not can_win(trial), -oriented(trial.values[0], direction) if trial.values else inf, trial.number
+
+    return sorted(trials, key=key)
+
+
+def ranking(study: Study) -> list[FrozenTrial]:
+    """Return the completed trials, best first by the first objective; those that break a constraint come last."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return rank_trials(complete, study.directions[0])
+
+
+def best_trial(study: Study) -> FrozenTrial | None:
+    """Return the best trial that keeps the constraints; of several objectives, the best by the first one."""
+    return next((trial for trial in ranking(study) if feasible(trial)), None)
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Tell whether a trial keeps all its constraints."""
+    return all(excess <= 0 for excess in trial.constraints.values())
+
+
+def can_win(trial: FrozenTrial) -> bool:
+    """Tell whether a trial can be the best: it completed and keeps its constraints."""
+    return trial.state == TrialState.COMPLETE and feasible(trial)
+
+
+def spent_seconds(trial: FrozenTrial) -> float:
+    """Return the seconds that a trial took: of training where it says, else from its start to its end."""
+    known = attribute(trial.user_attrs, TRAIN_SECONDS)
+    if isinstance(known, int | float):
+        return float(known)
+    return max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # a clock may have been set back
+
+
+def numbers_of(trial: FrozenTrial) -> dict[str, float]:
+    """Return the user attributes that are numbers, by the names that people see, without bookkeeping."""
+    return {
+        name: value
+        for name, value in shown_attributes(trial.user_attrs).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith(PREFIX)
+    }

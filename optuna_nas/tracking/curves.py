@@ -1,0 +1,115 @@
+"""The curves of a study over trial numbers: counts, best value, what pruning saved, how well scores rank."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from math import inf
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from optuna_nas.plots.surrogate import guesses
+from optuna_nas.storage.attributes import GPU_SECONDS, SURROGATE_SCORE, attribute, has_attribute
+from optuna_nas.storage.directions import better
+from optuna_nas.storage.leaderboard import can_win, spent_seconds
+from optuna_nas.tracking.records import Epoch, milliseconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from optuna.study import StudyDirection
+    from optuna.trial import FrozenTrial
+
+TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
+TAU_GROWTH = 1.01
+"""A rank correlation is computed again when there are so many times more trials than the last time."""
+
+
+class CurvePoints:
+    """Points of a study's curves, each handed out once; a trial waits for those begun before it.
+
+    So a curve of the best value never falls, though trials finish in any order.
+
+    Args:
+        direction: Of the first objective.
+    """
+
+    def __init__(self, direction: StudyDirection) -> None:
+        self.written: set[int] = set()  # numbers of trials whose points are in MLflow
+        self._direction = direction
+        self._curves = StudyCurves(direction)
+        self._unwritten: dict[int, Epoch] = {}  # of trials that others may write
+        self._n_tau = 0  # finished trials at the last rank correlation
+
+    def update(self, finished: Sequence[FrozenTrial], running: Iterable[int]) -> list[FrozenTrial]:
+        """Compute the points of trials that finished; return those that have one, which are before all that run."""
+        horizon = min(running, default=inf)
+        settled = list(finished[: bisect_right(finished, horizon, key=attrgetter("number"))])
+        if not self._curves.begins(settled):  # one that took its time has ended: its place is before others
+            self._curves, self._unwritten = StudyCurves(self._direction), {}
+        for n_seen in range(len(self._curves.numbers), len(settled)):
+            trial = settled[n_seen]
+            point = self._curves.add(trial)
+            if trial.number in self.written:
+                continue
+            if has_attribute(trial.user_attrs, SURROGATE_SCORE) and n_seen + 1 >= TAU_GROWTH * self._n_tau:
+                self._n_tau = n_seen + 1
+                tau = guesses(settled[: n_seen + 1], self._direction).correlation
+                point |= {f"surrogate/kendall_tau{name}": getattr(tau, field) for name, field in TAU_CURVES}
+            moment = milliseconds(trial.datetime_complete)
+            self._unwritten[trial.number] = Epoch(trial.number, trial.number, point, moment)
+        return settled
+
+    def take(self, numbers: set[int]) -> list[Epoch]:
+        """Return the points of these trials that were not taken before, by number."""
+        return [self._unwritten.pop(number) for number in sorted(numbers & self._unwritten.keys())]
+
+
+class StudyCurves:
+    """The values of a study's curves, trial after trial, at a cost that does not grow with the study.
+
+    Pruning saves for a pruned trial what it lacks to the mean seconds of those that completed.
+
+    >>> import optuna
+    >>> curves = StudyCurves(optuna.study.StudyDirection.MAXIMIZE)
+    >>> curves.add(optuna.trial.create_trial(value=0.5))["best_value"]
+    0.5
+
+    Args:
+        direction: Of the first objective.
+    """
+
+    def __init__(self, direction: StudyDirection) -> None:
+        self.numbers: list[int] = []
+        self._direction = direction
+        self._best: float | None = None
+        self._counts: Counter[TrialState] = Counter()
+        names = ("seconds_saved", "gpu_seconds_saved")
+        self._spent: dict[str, defaultdict[TrialState, float]] = {name: defaultdict(float) for name in names}
+
+    def begins(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Tell whether the trials that were added are the first of these."""
+        n_added = len(self.numbers)
+        return n_added <= len(trials) and (not n_added or trials[n_added - 1].number == self.numbers[-1])
+
+    def add(self, trial: FrozenTrial) -> dict[str, float]:
+        """Add a finished trial, and return the curves' values at it."""
+        self.numbers.append(trial.number)
+        self._counts[trial.state] += 1
+        self._spent["seconds_saved"][trial.state] += spent_seconds(trial)
+        self._spent["gpu_seconds_saved"][trial.state] += attribute(trial.user_attrs, GPU_SECONDS, 0)
+        complete, pruned = (self._counts[state] for state in (TrialState.COMPLETE, TrialState.PRUNED))
+        point = {"n_complete": complete, "n_pruned": pruned, "n_failed": self._counts[TrialState.FAIL]}
+        values = {name: float(count) for name, count in point.items()} | {"pruned_share": pruned / len(self.numbers)}
+        for name, spent in self._spent.items():
+            mean = spent[TrialState.COMPLETE] / max(1, complete)
+            if name == "seconds_saved" or mean:
+                values[name] = max(0.0, mean * pruned - spent[TrialState.PRUNED])
+        if can_win(trial):
+            values["trial_value"] = trial.values[0]
+            self._best = (
+                trial.values[0] if self._best is None else better((self._best, trial.values[0]), self._direction)
+            )
+        return values if self._best is None else values | {"best_value": self._best}

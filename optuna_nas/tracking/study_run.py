@@ -1,0 +1,163 @@
+"""What the run of a study shows: description, params, curves, leaderboard, and the saved view of its trials."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag
+from optuna.study import StudyDirection
+
+from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, has_attribute, shown_attributes
+from optuna_nas.tracking.client import metrics_of
+from optuna_nas.tracking.curves import CurvePoints
+from optuna_nas.tracking.keys import mlflow_keys, text_of
+from optuna_nas.tracking.records import finished_trials, milliseconds_now
+from optuna_nas.tracking.view import comparison_view, parallel_axes, study_filter, view_key, winner_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import optuna
+    from mlflow.entities import Run
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.space import Space
+    from optuna_nas.storage.leaderboard import LeaderboardRow
+    from optuna_nas.tracking.pictures import StudyPictures
+    from optuna_nas.tracking.records import DatasetInfo
+    from optuna_nas.tracking.runs import StudyRuns
+
+SCATTER_METRICS = (SHOWN_NAMES[SURROGATE_SCORE], SHOWN_NAMES[PARAMS])
+"""Metrics to draw against the value, best first: what a one-shot model guessed, what the network costs."""
+MAX_LEADERS = 5
+"""Trials in the description of the study's run."""
+
+
+class StudyRun:
+    """Writes the run of a study.
+
+    Args:
+        runs: Of the study.
+        metric: Name of the first value.
+        direction: Of the first objective.
+        space: Whose choices the view shows; None shows those of the trials.
+        pictures: Drawn beside the curves.
+    """
+
+    def __init__(
+        self,
+        runs: StudyRuns,
+        metric: str,
+        direction: StudyDirection,
+        space: Space | None,
+        pictures: StudyPictures,
+    ) -> None:
+        self._runs, self._client, self._pictures = runs, runs.client, pictures
+        self._metric, self._direction, self._space = metric, direction, space
+        self._points = CurvePoints(direction)
+        self._description = ""
+        self._scatter = SCATTER_METRICS[-1]
+
+    def describe(
+        self,
+        run: Run,
+        description: str,
+        dataset: DatasetInfo | None,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Write what is known before the first trial; a param that changed since the study began becomes a tag."""
+        keys = mlflow_keys(params)
+        known = run.data.params
+        texts = {keys[name]: text_of(value) for name, value in params.items()}
+        changed = {f"changed.{key}": text for key, text in texts.items() if known.get(key, text) != text}
+        self._description = description
+        note = {"mlflow.note.content": description} if description else {}
+        new = {key: text for key, text in texts.items() if key not in known}
+        self._client.log(self._runs.study_id, (), new, {**note, **changed, **tags})
+        self._runs.source_tags = dict(tags)
+        if dataset is not None:
+            entity = Dataset(dataset.name, dataset.digest[:36], "external", json.dumps({"uri": dataset.source}))
+            self._runs.dataset = DatasetInput(entity, [InputTag("mlflow.data.context", "search")])
+            self._client.mlflow.log_inputs(self._runs.study_id, datasets=[self._runs.dataset])
+
+    def find_curves(self) -> None:
+        """Find the points of the curves that are in MLflow already."""
+        self._points.written = self._client.steps(self._runs.study_id, "n_complete")
+
+    def write_curves(self, study: optuna.Study, numbers: set[int]) -> None:
+        """Continue the study's curves by the points of these trials, trial numbers as steps."""
+        running = list(self._runs.local.running)  # before the finished: a trial that ends meanwhile counts as running
+        settled = self._points.update(finished_trials(study), running)
+        points = self._points.take(numbers)
+        self._client.log(self._runs.study_id, metrics_of(points))
+        self._points.written |= {point.step for point in points}
+        if points:
+            self._pictures.draw(settled)
+
+    def save_view(self, study: optuna.Study, winner: int | None) -> None:
+        """Save the comparison view, with the picture of the trial that won."""
+        finished = finished_trials(study)
+        attributes = {name for trial in finished for name in shown_attributes(trial.user_attrs)}
+        self._scatter = next((name for name in SCATTER_METRICS if name in attributes), self._scatter)
+        view = comparison_view(
+            self._metric,
+            maximize=self._direction == StudyDirection.MAXIMIZE,
+            params=parallel_axes(finished, self._space),
+            scatter=self._scatter,
+            winner="" if winner is None else winner_key(winner),
+            search_filter=study_filter(self._runs.uid),
+        )
+        tag = f"mlflow.sharedViewState.{view_key(self._runs.uid)}"
+        self._client.mlflow.set_experiment_tag(self._runs.experiment_id, tag, json.dumps(view))
+
+    def shows_less_than(self, trial: FrozenTrial) -> bool:
+        """Tell whether the saved view could show a better metric, which this trial is the first to have."""
+        return self._scatter != SCATTER_METRICS[0] and has_attribute(trial.user_attrs, SURROGATE_SCORE)
+
+    def note_winner(self, rows: Sequence[LeaderboardRow]) -> None:
+        """Let the description say what won, with its picture and the leaders."""
+        best, states = rows[0].trial, Counter(row.trial.state for row in rows)
+        lines = [self._description.strip(), f"**Best {self._metric}: {best.values[0]:.4g}**, of trial {best.number}."]
+        lines.append(", ".join(f"{count} {state.name.lower()}" for state, count in states.items()) + ".")
+        if self._space is not None:
+            picture = f"get-artifact?path=architecture.png&run_uuid={self._runs.trials[best.number].run_id}"
+            lines.append(f"![the best architecture]({picture})")
+        leaders = [
+            f"| {row.rank} | {row.trial.number} | {row.value:.4g} |" for row in rows[:MAX_LEADERS] if row.can_win
+        ]
+        lines.append("\n".join([f"| rank | trial | {self._metric} |", "| --- | --- | --- |", *leaders]))
+        self._client.log(self._runs.study_id, tags={"mlflow.note.content": "\n\n".join(filter(None, lines))})
+
+    def save_leaderboard(self, rows: Sequence[LeaderboardRow]) -> None:
+        """Save the leaderboard as a table of MLflow."""
+        table = json.dumps(leaderboard_table(rows, self._metric))
+        save = partial(self._client.mlflow.log_text, self._runs.study_id, table, "leaderboard.json")
+        self._client.store(save)
+        shown = '[{"path": "leaderboard.json", "type": "table"}]'
+        self._client.log(self._runs.study_id, tags={"mlflow.loggedArtifacts": shown})
+
+    def end(self, status: str) -> None:
+        """Close the run."""
+        self._client.end(self._runs.study_id, status, milliseconds_now())
+
+
+def leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, Any]:
+    """Return MLflow's form of a table (`log_table` would append to that of an earlier run)."""
+    numbers = sorted({name for row in rows for name in row.numbers})
+    params = list(dict.fromkeys(name for row in rows for name in row.trial.params))
+    data = [
+        [
+            row.trial.number,
+            row.value,
+            row.trial.state.name,
+            round(row.seconds, 1),
+            *(shown_attributes(row.trial.user_attrs).get(name) for name in numbers),
+            *(row.trial.params.get(name) for name in params),
+        ]
+        for row in rows
+    ]
+    return {"columns": ["trial", metric, "state", "seconds", *numbers, *params], "data": data}

@@ -1,0 +1,145 @@
+"""What the runs of trials show: parameters, learning curve, costs, picture, status; and which of them won."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mlflow.entities import Metric
+
+from optuna_nas.storage.attributes import shown_attributes
+from optuna_nas.storage.leaderboard import numbers_of
+from optuna_nas.tracking.client import metrics_of
+from optuna_nas.tracking.keys import keyed, param_texts, text_of
+from optuna_nas.tracking.pictures import save_architecture
+from optuna_nas.tracking.records import STATUSES, milliseconds, milliseconds_now
+from optuna_nas.tracking.runs import COLOURS
+from optuna_nas.tracking.view import winner_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from mlflow.entities import Run
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.space import Space
+    from optuna_nas.tracking.records import Epoch, StartedTrial
+    from optuna_nas.tracking.runs import StudyRuns, TrialRun
+
+FRESH_SECONDS = 10.0
+"""How long a trial of another process is left to that process."""
+BEST = " (best)"
+"""Ends the name of the best trial's run."""
+
+
+class TrialRuns:
+    """Writes the runs of trials.
+
+    Args:
+        runs: Of the study.
+        metric: Name of the first value; metrics of that name are the learning curve.
+        others: Names of the other values.
+        space: Decodes parameters to the architectures to draw; None draws none.
+    """
+
+    def __init__(self, runs: StudyRuns, metric: str, others: Sequence[str], space: Space | None) -> None:
+        self._runs, self._client = runs, runs.client
+        self._metric, self._others, self._space = metric, others, space
+
+    def start(self, started: StartedTrial, first: Epoch) -> None:
+        """Make the run of a trial, with what is known before training."""
+        run_id = self._runs.trial(started.number, started.start)
+        self._client.log(run_id, metrics_of([first]), param_texts(started.params))
+
+    def add_epochs(self, epochs: Iterable[Epoch]) -> None:
+        """Add points to learning curves, one request a trial."""
+        points: dict[int, list[Epoch]] = defaultdict(list)
+        for epoch in epochs:
+            points[epoch.number].append(epoch)
+        for number, curve in points.items():
+            if number in self._runs.trials:
+                self._client.log(self._runs.trials[number].run_id, metrics_of(curve))
+            elif (started := self._runs.local.running.get(number)) is not None:
+                run_id = self._runs.trial(number, started.start)
+                self._client.log(run_id, metrics_of(curve), param_texts(started.params))
+
+    def write(self, trial: FrozenTrial) -> None:
+        """Complete and close the run of a trial; the status comes last, so that a run that has it lacks nothing."""
+        run_id = self._runs.trial(trial.number, milliseconds(trial.datetime_start))
+        run, end = self._client.mlflow.get_run(run_id), milliseconds(trial.datetime_complete)
+        metrics = [*self._missing_curve(trial, run_id, end), *self._missing_numbers(trial, run, end)]
+        numbers = numbers_of(trial)
+        texts = {
+            name: text_of(value) for name, value in shown_attributes(trial.user_attrs).items() if name not in numbers
+        }
+        tags = keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state.name]}
+        self._client.log(run_id, metrics, param_texts(trial.params), tags)
+        if "mlflow.loggedImages" not in run.data.tags:
+            self._client.store(partial(save_architecture, self._client, run_id, self._space, trial))
+        self._client.end(run_id, STATUSES[trial.state], end)
+        self._runs.trials[trial.number] = self._runs.trials[trial.number]._replace(status=STATUSES[trial.state])
+
+    def _missing_curve(self, trial: FrozenTrial, run_id: str, end: int) -> list[Metric]:
+        """Return the points of the learning curve that MLflow lacks, the last of which is the trial's value."""
+        curve = {point.step: point for point in self._client.history(run_id, self._metric)}
+        missing = {step: value for step, value in trial.intermediate_values.items() if step not in curve}
+        metrics = [Metric(self._metric, value, end, step) for step, value in sorted(missing.items())]
+        curve |= {point.step: point for point in metrics}
+        if trial.values and (not curve or curve[max(curve)].value != trial.values[0]):
+            step, after = max(curve, default=0), max((point.timestamp for point in curve.values()), default=0) + 1
+            metrics.append(Metric(self._metric, trial.values[0], max(end, after), step))  # of a step, the latest counts
+        return metrics
+
+    def _missing_numbers(self, trial: FrozenTrial, run: Run, end: int) -> list[Metric]:
+        """Return the other values and the numbers among the user attributes that MLflow lacks."""
+        shown = numbers_of(trial) | dict(zip(self._others, (trial.values or [])[1:], strict=False))
+        missing = {key: value for key, value in keyed(shown).items() if key not in run.data.metrics}
+        return [Metric(key, float(value), end, 0) for key, value in missing.items() if key != self._metric]
+
+    def replay(self, finished: Sequence[FrozenTrial], on_progress: Callable[[int], None]) -> None:
+        """Write what MLflow misses of these trials, whoever ran them."""
+        # Those of this process first: meanwhile other processes write theirs, so that few are made twice.
+        local = self._runs.local.finished
+        for n_done, trial in enumerate(sorted(finished, key=lambda trial: trial.number not in local)):
+            on_progress(n_done)
+            run = self._runs.trials.get(trial.number)
+            if run is None or not (run.status == STATUSES[trial.state] or self._is_being_closed(trial, run)):
+                self.write(trial)
+        on_progress(len(finished))
+
+    def write_local(self, finished: Sequence[FrozenTrial]) -> None:
+        """Write those of these trials that this process has run and that MLflow misses."""
+        for trial in finished:
+            run = self._runs.trials.get(trial.number)
+            if trial.number in self._runs.local.finished and (run is None or run.status != STATUSES[trial.state]):
+                self.write(trial)
+
+    def _is_being_closed(self, trial: FrozenTrial, run: TrialRun) -> bool:
+        """Tell whether another process has only just finished the trial and still writes its curves."""
+        fresh = milliseconds_now() - milliseconds(trial.datetime_complete) < FRESH_SECONDS * 1000
+        return fresh and run.status == "RUNNING" and trial.number not in self._runs.local.finished
+
+    def kill_running(self) -> None:
+        """Close the runs of this process' trials that were cut off in the middle."""
+        running = self._runs.local.running
+        for number in running.keys() & self._runs.trials.keys():
+            self._client.end(self._runs.trials[number].run_id, "KILLED", milliseconds_now())
+        running.clear()
+
+    def crown(self, best: FrozenTrial) -> None:
+        """Give the best trial its name, its colour and a picture that the view shows by itself."""
+        for number, run in self._runs.trials.items():
+            wins = number == best.number
+            if (name := f"trial {number}" + BEST * wins) != run.name:
+                if wins:
+                    key = winner_key(number)
+                    self._client.store(partial(save_architecture, self._client, run.run_id, self._space, best, key))
+                colour = COLOURS["best" if wins else "COMPLETE"]
+                self._client.log(run.run_id, tags={"mlflow.runColor": colour})
+                self._client.mlflow.update_run(run.run_id, name=name)
+                self._runs.trials[number] = run._replace(name=name)
+
+    def winner(self) -> int | None:
+        """Return the number of the trial that was crowned."""
+        return next((number for number, run in self._runs.trials.items() if run.name.endswith(BEST)), None)

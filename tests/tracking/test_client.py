@@ -1,0 +1,67 @@
+"""Addresses: those that can't be used are one sentence, new databases are made without a word."""
+
+import socket
+import time
+
+import optuna
+import pytest
+from servers import answering, free_port
+from tracked import new_study
+
+from optuna_nas.tracking import MLflowTracker, client
+
+# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+def test_a_new_database_is_made_without_a_word(database):
+    assert database.said == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("http://127.0.0.1:{port}", "does not answer"),
+        ("http://127.0.0.1:nonsense", "does not answer"),
+        ("http://", "does not answer"),
+        ("postgresql://127.0.0.1:{port}/mlflow", "refused"),
+        ("sqlite:////no/such/folder/mlflow.db", "unable to open"),
+        ("sqlite:///{text}", "not a database"),
+        ("localhost:5000", "neither a server nor a database"),
+        ("file:///tmp/mlruns", "neither a server nor a database"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_clear_sentence(address, reason, tmp_path):
+    (tmp_path / "text").write_text("This is not a database at all. " * 50)
+    address = address.format(port=free_port(), text=tmp_path / "text")
+    tracker, study = MLflowTracker(address), new_study()
+    begun = time.monotonic()
+    with pytest.raises(ConnectionError, match=reason) as raised:
+        tracker.start(study)
+    assert time.monotonic() - begun < 10
+    message = str(raised.value)
+    assert address in message
+    assert "mlflow server" in message
+    assert "\n" not in message
+    tracker.epoch(0, 0, {"accuracy": 0.0})  # without MLflow a search goes on
+    tracker.finish(study)
+
+
+def test_a_server_that_listens_but_says_nothing_is_given_up_within_ten_seconds(monkeypatch):
+    assert client.PROBE_SECONDS <= 5
+    monkeypatch.setattr(client, "PROBE_SECONDS", 1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        begun = time.monotonic()
+        with pytest.raises(ConnectionError, match="does not answer"):
+            MLflowTracker(f"http://127.0.0.1:{listener.getsockname()[1]}").start(new_study())
+        assert time.monotonic() - begun < 6
+
+
+def test_a_server_that_lets_nobody_in_is_one_sentence_at_the_start():
+    def answer(path):
+        return (200, "OK") if path == "/health" else (403, "forbidden")
+
+    with answering(answer) as address, pytest.raises(ConnectionError, match="403"):
+        MLflowTracker(address).start(optuna.create_study())

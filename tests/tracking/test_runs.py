@@ -1,0 +1,69 @@
+"""The runs of a study: one of each, whoever makes them and however often."""
+
+import pytest
+from mlflow import MlflowClient
+from tracked import new_study, read, search
+
+from optuna_nas.tracking import MLflowTracker, runs
+
+# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+def test_studies_of_one_name_in_two_storages_stay_apart(uri):
+    for _ in range(2):
+        search(MLflowTracker(uri), new_study(), 1)
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("optuna_nas").experiment_id])
+    assert sum("mlflow.parentRunId" not in run.data.tags for run in runs) == 2
+    assert len(runs) == 4
+
+
+def test_a_retried_trial_gets_a_run_of_its_own(uri, tmp_path):
+    study = new_study(folder=tmp_path)
+    search(MLflowTracker(uri), study, 1, failed={0})
+    first = study.trials[0]
+    study.enqueue_trial(first.params, user_attrs=first.user_attrs)  # a retry inherits the attributes
+    search(MLflowTracker(uri), study, 1)
+    assert [run.info.status for run in read(uri).children.values()] == ["FAILED", "FINISHED"]
+
+
+def test_a_run_whose_making_was_not_answered_is_not_made_twice(uri, monkeypatch):
+    make, lost = MlflowClient.create_run, []
+
+    def create_run(self, experiment_id, start_time, tags, run_name):
+        run = make(self, experiment_id, start_time, tags, run_name)
+        if run_name == "trial 0" and not lost:
+            lost.append(run)
+            raise ConnectionResetError("the answer is lost")
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    search(MLflowTracker(uri), new_study(), 1)
+    assert read(uri).children[0].info.run_id == lost[0].info.run_id
+
+
+def test_runs_that_two_processes_made_of_one_trial_become_one(uri, tmp_path):
+    study = new_study(folder=tmp_path)
+    search(MLflowTracker(uri), study, 2)
+    mirror = read(uri)
+    first = mirror.children[1]
+    tags = {name: value for name, value in first.data.tags.items() if name.startswith(("optuna", "mlflow.parent"))}
+    mirror.client.create_run(mirror.experiment.experiment_id, first.info.start_time + 1, tags)
+    MLflowTracker(uri).rebuild(study)
+    assert read(uri).children[1].info.run_id == first.info.run_id
+
+
+@pytest.mark.parametrize("rival_is_first", [False, True])
+def test_two_processes_that_begin_at_once_make_one_run_of_the_study(rival_is_first, uri, monkeypatch):
+    make, made = MlflowClient.create_run, []
+
+    def create_run(self, experiment_id, start_time, tags, run_name):
+        if not made:
+            made.append(make(self, experiment_id, start_time + (-1 if rival_is_first else 1), tags, "rival"))
+        return make(self, experiment_id, start_time, tags, run_name)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    monkeypatch.setattr(runs, "RIVAL_SECONDS", 0)
+    MLflowTracker(uri).rebuild(new_study())
+    assert read(uri).parent.info.run_id == made[0].info.run_id, "the rival has not seen this one and keeps its own"

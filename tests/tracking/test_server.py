@@ -1,0 +1,164 @@
+"""A real MLflow server, which dies and comes back; its pages in a browser."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from urllib.parse import quote
+
+import pytest
+from servers import QUIET_MLFLOW
+from terminal import wait_for
+from tracked import SPACE, new_study, read, search, value_of
+
+from optuna_nas.tracking import MLflowTracker, records, trial_runs
+
+# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _started(server):
+    """Start the server, which takes its time, before the first test."""
+
+
+def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp_path, monkeypatch, caplog, capfd):
+    server.wait()
+    monkeypatch.setattr(trial_runs, "FRESH_SECONDS", 0)
+    study, tracker = new_study(folder=tmp_path), MLflowTracker(server.uri)
+
+    def die(trial):
+        if trial.number == 1:
+            time.sleep(1)  # so that the first trials are there
+            server.kill()
+
+    search(tracker, study, 5, pruned={2}, failed={3}, during=die)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "optuna_nas.tracking"]
+    assert len(messages) == 2
+    assert "the search goes on" in messages[0]
+    assert "the next start writes it" in messages[1]
+
+    server.start()
+    server.wait()
+    tracker = MLflowTracker(server.uri)
+    tracker.start(study, space=SPACE)
+    tracker.finish(study)
+    mirror = read(server.uri)
+    assert mirror.parent.info.status == "FINISHED"
+    statuses = [run.info.status for run in mirror.children.values()]
+    assert statuses == ["FINISHED", "FINISHED", "KILLED", "FAILED", "FINISHED"]
+    for number, epochs in enumerate([3, 3, 2, 1, 3]):
+        curve = [(epoch, value_of(number, epoch)) for epoch in range(1, epochs + 1)]
+        assert mirror.curve(mirror.children[number], "accuracy") == curve
+        tiles = mirror.client.list_artifacts(mirror.children[number].info.run_id, "images")
+        assert len([tile for tile in tiles if "/architecture+" in tile.path]) == 2
+    assert [step for step, _ in mirror.curve(mirror.parent, "best_value")] == [0, 1, 2, 3, 4]
+    assert tracker.command == tracker.view_url
+    assert tracker.view_url.startswith(f"{server.uri}/#/experiments/")
+    assert capfd.readouterr() == ("", "")
+
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from optuna_nas.tracking import MLflowTracker
+from tracked import new_study, search
+folder = Path(sys.argv[2])
+back = folder / "back"
+
+def during(trial):
+    (folder / f"started {os.getpid()}").touch()
+    while len(list(folder.glob("started *"))) < 2:  # a process that starts late must find the server, too
+        time.sleep(0.1)
+    time.sleep(0.5)
+    while trial.number >= 24 and not back.exists():  # the study must not end before the server is there again
+        time.sleep(0.1)
+
+states = {"pruned": {3, 17}, "failed": {5, 21}, "during": during}
+search(MLflowTracker(sys.argv[3], "both"), new_study(folder=Path(sys.argv[2])), 16, n_jobs=4, **states)
+"""
+
+
+def test_two_processes_of_four_trials_at_once_lose_nothing_when_the_server_dies_and_comes_back(server, tmp_path):
+    server.wait()
+    study = new_study(folder=tmp_path)
+    arguments = [sys.executable, "-c", WORKER, os.path.dirname(os.path.dirname(__file__)), str(tmp_path), server.uri]
+    workers = [subprocess.Popen(arguments, env=os.environ | QUIET_MLFLOW, cwd=tmp_path) for _ in range(2)]
+
+    def finished(n_trials):
+        return lambda: len(records.finished_trials(study)) >= n_trials
+
+    wait_for(finished(4))
+    server.kill()
+    wait_for(finished(16))
+    server.start()
+    server.wait()
+    (tmp_path / "back").touch()
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    mirror = read(server.uri, "both")
+    assert sorted(mirror.children) == list(range(32))
+    for trial in study.trials:
+        run = mirror.children[trial.number]
+        assert run.info.status == records.STATUSES[trial.state]
+        assert sorted(mirror.curve(run, "accuracy")) == sorted(trial.intermediate_values.items())
+    assert [step for step, _ in sorted(mirror.curve(mirror.parent, "best_value"))] == list(range(32))
+
+
+def seen_in(browser, address, place):
+    """Return what a browser makes of a page, and leave a picture of it."""
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1600,2300",
+        "--virtual-time-budget=90000",
+        f"--user-data-dir={place}.profile",
+        f"--screenshot={place}.png",
+        "--dump-dom",
+    ]
+    done = subprocess.run([browser, *flags, address], capture_output=True, text=True, timeout=100, check=True)
+    return done.stdout
+
+
+@pytest.mark.browser
+def test_the_view_opens_in_a_browser_with_its_charts(server, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("neither chromium nor google-chrome is installed; `apt-get install chromium` brings one")
+    server.wait()
+    tracker, study = MLflowTracker(server.uri, experiment="browser"), new_study(folder=tmp_path)
+    search(tracker, study, 4)
+    shown = seen_in(browser, tracker.view_url, tmp_path / "view")
+    best = study.best_trial.number
+    titles = ["1. Which trial won", "2. What it chose", "3. What it looks like", "4. How it learned"]
+    charts = ["best_value", "params vs. accuracy", "Parallel Coordinates", f"best - trial {best}"]
+    for text in [*titles, *charts, f"trial {best} (best)", "cell_0_1"]:
+        assert text in shown, text
+    # The pages behind it: the study's run, a trial's run, and all trials side by side.
+    mirror = read(server.uri, "browser")
+    pages = f"{server.uri}/#/experiments/{mirror.experiment.experiment_id}/runs"
+    shown = seen_in(browser, f"{pages}/{mirror.parent.info.run_id}", tmp_path / "study")
+    for text in ("best_value", "trial_value", "seconds_saved", "Best accuracy", "get-artifact?path=architecture.png"):
+        assert text in shown, text
+    child = mirror.children[best]
+    shown = seen_in(browser, f"{pages}/{child.info.run_id}", tmp_path / "trial")
+    for text in (f"trial {best} (best)", "accuracy", "cell_0_1", "Finished"):
+        assert text in shown, text
+    runs = json.dumps([run.info.run_id for run in mirror.children.values()])
+    query = f"runs={quote(runs)}&experiments={quote(json.dumps([mirror.experiment.experiment_id]))}"
+    shown = seen_in(browser, f"{server.uri}/#/compare-runs?{query}", tmp_path / "compare")
+    assert "Comparing 4 Runs" in shown
+    assert "Parallel Coordinates" in shown
+    assert all(f"trial {number}" in shown for number in range(4))

@@ -1,0 +1,64 @@
+"""What MLflow shows of a study: description, params, data set, leaderboard, saved view."""
+
+import json
+
+import pytest
+from tracked import new_study, read, search, value_of
+
+from optuna_nas.tracking import MLflowTracker
+
+# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+def test_the_study_shows_its_description_params_and_dataset(finished):
+    mirror, _, _ = finished
+    note = mirror.parent.data.tags["mlflow.note.content"]
+    best = max((0, 3, 4, 5), key=value_of)
+    assert note.startswith("Which cell is *best*?\n\n**Best accuracy: ")
+    assert f"of trial {best}." in note
+    assert "4 complete, 1 pruned, 1 fail." in note
+    picture = f"get-artifact?path=architecture.png&run_uuid={mirror.children[best].info.run_id}"
+    assert f"![the best architecture]({picture})" in note
+    assert f"| 1 | {best} | {value_of(best):.4g} |" in note
+    assert mirror.parent.data.params == {"sampler": "RandomSampler", "trials": "6"}
+    (used,) = mirror.parent.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("digits", "d" * 36)
+    assert json.loads(used.dataset.source) == {"uri": "sklearn.datasets.load_digits"}
+
+
+def test_the_leaderboard_has_the_best_trial_first_and_the_failed_one_last(finished, monkeypatch):
+    mirror, study, _ = finished
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", mirror.client.tracking_uri
+    )  # `load_table` asks there, whatever the client
+    table = mirror.client.load_table(mirror.experiment.experiment_id, "leaderboard.json", [mirror.parent.info.run_id])
+    assert table["trial"][0] == study.best_trial.number
+    assert table["accuracy"][0] == study.best_value
+    assert list(table["state"])[-2:] == ["PRUNED", "FAIL"]
+    assert {"params", "cell_0_1", "seconds"} <= set(table.columns)
+
+
+def test_the_saved_view_compares_the_trials_of_the_study(finished):
+    mirror, _, _ = finished
+    view = mirror.view
+    assert view["orderByKey"] == "metrics.`accuracy`"
+    assert not view["orderByAsc"]
+    assert len(mirror.client.search_runs([mirror.experiment.experiment_id], view["searchFilter"])) == 7
+    charts = {}
+    for chart in view["compareRunCharts"]:
+        charts.setdefault(chart["type"], []).append(chart)
+    assert {kind: len(found) for kind, found in charts.items()} == {"LINE": 2, "SCATTER": 1, "PARALLEL": 1, "IMAGE": 2}
+    assert set(charts["PARALLEL"][0]["selectedParams"]) <= set(mirror.children[0].data.params)
+    assert charts["PARALLEL"][0]["selectedMetrics"] == ["accuracy"]
+    assert charts["SCATTER"][0]["xaxis"] == {"key": "params", "type": "METRIC"}
+    assert charts["SCATTER"][0]["yaxis"] == {"key": "accuracy", "type": "METRIC"}
+    sections = {section["uuid"] for section in view["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == sections
+
+
+def test_the_view_draws_the_surrogate_score_where_trials_have_one(uri):
+    tracker, study = MLflowTracker(uri), new_study()
+    search(tracker, study, 1, during=lambda trial: trial.set_user_attr("surrogate_score", 0.5))
+    (scatter,) = [chart for chart in read(uri).view["compareRunCharts"] if chart["type"] == "SCATTER"]
+    assert scatter["xaxis"] == {"key": "surrogate_score", "type": "METRIC"}
