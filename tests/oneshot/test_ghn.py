@@ -494,7 +494,7 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
         GHN(NetworkSpace(darts_space(), darts_search_skeleton()), GHNRecipe(hidden=8))
     one = replace(data, splits={**data.splits, "report": data.splits["report"][:1]})
     ghn.attach(one)
-    with pytest.raises(ValueError, match="at least 2 images"):
+    with pytest.raises(ValueError, match="at least 2 examples"):
         ghn.score(some(SPACE, 1))
     ghn.save(tmp_path / "ghn.safetensors")
     with pytest.raises(ValueError, match="space"):

@@ -333,10 +333,10 @@ def test_what_survives_is_fine_tuned_as_a_trial_and_its_file_computes_the_same(d
     study.enqueue_trial(SPACE.encode(derived.architecture))
     study.optimize(objective, n_trials=2)
     network = load_network(network_path(tmp_path, 0))
-    assert isinstance(network, DiscreteNetwork)
+    assert network.mixing is not None
     assert evaluate(network, data, "report").metric == study.trials[0].value
     assert all((network.get_parameter(name)[mask == 0] == 0).all() for name, mask in derived.masks.items())
-    assert not isinstance(load_network(network_path(tmp_path, 1)), DiscreteNetwork)
+    assert load_network(network_path(tmp_path, 1)).mixing is None
     copied = pickle.loads(pickle.dumps(network))
     x = images()
     assert torch.equal(copied.eval()(x), network(x))
@@ -401,9 +401,11 @@ def test_a_family_grows_smaller_until_no_way_is_left():
 # -- a running network grows smaller ----------------------------------------------------------------------------------
 
 
-def live(data, hmnas, folder=None, **changes):
+def live(data, hmnas, folder=None, listener=None, **changes):
     recipe = Recipe(epochs=3, batch_size=16, learning_rate=0.05)
-    return TrainObjective(NetworkSpace(SPACE, FRAME), data, recipe, masks=hmnas, run=TrialRun(folder=folder), **changes)
+    return TrainObjective(
+        NetworkSpace(SPACE, FRAME), data, recipe, masks=hmnas, run=TrialRun(folder, listener), **changes
+    )
 
 
 def optimize(objective, architecture, **changes):
@@ -445,12 +447,12 @@ def test_masks_that_fall_while_a_trial_trains_are_seen_after_the_epoch(data):
     hmnas = model()
 
     class Falling(TrainObjective):
-        def _apply_masks(self, masks, trial, network, recipe, result):
+        def _apply_masks(self, trial, network, recipe, result):
             drop(hmnas, edges=[("cell_0_1", "cell_1_2")[result.epoch - 1]] if result.epoch == 2 else [])
-            super()._apply_masks(masks, trial, network, recipe, result)
+            super()._apply_masks(trial, network, recipe, result)
 
     recipe = Recipe(epochs=4, batch_size=16)
-    trial = optimize(Falling(SPACE, FRAME, data, recipe, masks=hmnas), SPACE.full_architecture())
+    trial = optimize(Falling(NetworkSpace(SPACE, FRAME), data, recipe, masks=hmnas), SPACE.full_architecture())
     assert [row["epoch"] for row in trial.user_attrs[MASKED]] == [2]
 
 
@@ -489,7 +491,7 @@ def test_a_training_that_was_stopped_after_a_removal_ends_with_the_same_numbers(
             checkpoint=checkpoint,
             should_stop=should_stop,
         )
-        return [result.report_loss for result in found], network
+        return [result.validation_loss for result in found], network
 
     expected, whole = curve()
     steps = iter(range(1000))

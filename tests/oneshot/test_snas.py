@@ -371,7 +371,7 @@ def test_records_show_the_whole_way(data):
 def test_a_few_steps_without_a_finite_loss_are_skipped_and_counted(data, monkeypatch):
     calls = []
 
-    def broken(scores, labels):
+    def broken(scores, labels, **_):
         calls.append(1)
         return F.nll_loss(scores.log_softmax(1), labels) * (float("nan") if len(calls) in (3, 40) else 1.0)
 
@@ -384,13 +384,13 @@ def test_a_few_steps_without_a_finite_loss_are_skipped_and_counted(data, monkeyp
 
 
 def test_a_short_fit_without_any_finite_loss_is_an_error_too(data, monkeypatch):
-    monkeypatch.setattr(task.F, "cross_entropy", lambda scores, labels: scores.sum() * float("nan"))
+    monkeypatch.setattr(task.F, "cross_entropy", lambda scores, labels, **_: scores.sum() * float("nan"))
     with pytest.raises(TrainingDiverged, match="16 of 16 steps"):
         SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16)).fit(data, 1)
 
 
 def test_many_steps_without_a_finite_loss_are_an_error(data, monkeypatch):
-    monkeypatch.setattr(task.F, "cross_entropy", lambda scores, labels: scores.sum() * float("inf"))
+    monkeypatch.setattr(task.F, "cross_entropy", lambda scores, labels, **_: scores.sum() * float("inf"))
     with pytest.raises(TrainingDiverged, match="must keep the loss finite"):
         SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(batch_size=16)).fit(data, 4)
 
@@ -499,7 +499,7 @@ def test_scores_need_data_and_data_that_fit(data):
     snas.attach(data)
     with pytest.raises(ValueError, match="must be of the space"):
         snas.weights(nasbench201_space().full_architecture())
-    with pytest.raises(ValueError, match="`split` must hold images"):
+    with pytest.raises(ValueError, match="`split` must hold examples"):
         snas.evaluate(empty(data, "choices"), "choices")
     with pytest.raises(ValueError, match="must be of the space"):
         snas.score([nasbench201_space().full_architecture()])

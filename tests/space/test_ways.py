@@ -18,7 +18,7 @@ def all_ways(space, kind):
     def to(node):
         if node < space.inputs:
             return [()]
-        return [(*way, place[f"{kind.name}/{node}<-{source}"]) for source in range(node) for way in to(source)]
+        return [(*way, place[f"{kind.name}_{source}_{node}"]) for source in range(node) for way in to(source)]
 
     ends = kind.outputs or range(space.inputs, space.inputs + space.nodes)
     return [way for end in ends for way in to(end)]
