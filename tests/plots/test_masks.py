@@ -35,6 +35,7 @@ def test_what_is_cut_is_struck_out_and_arrows_are_as_thick_as_edges_weigh():
         hmnas.masks.op_masks_EO[hmnas.paths.index("cell_0_1"), hmnas.ops.index("skip_connect")] = 0
         hmnas.masks.op_masks_EO[hmnas.paths.index("reduction_1_2")] = 0
     weights, kept = hmnas.edge_weights, hmnas.kept()
+    seen = set()
     for kind in range(2):
         drawing = masked_drawing(SPACE, kept, weights, kind)
         for edge in drawing.edges:
