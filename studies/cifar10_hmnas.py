@@ -31,7 +31,7 @@ from optuna_nas import (
     plot_masks,
     run,
 )
-from optuna_nas.objective.train_objective import network_path
+from optuna_nas.objective.trial_training import network_path
 from optuna_nas.search.opening import open_study
 from optuna_nas.training import evaluate
 

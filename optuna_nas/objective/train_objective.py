@@ -4,62 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
-from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from optuna import Trial, TrialPruned
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from optuna_nas.data.splits import REPORT, TEST
+from optuna_nas.data.splits import TEST
 from optuna_nas.networks.discrete import DiscreteNetwork
-from optuna_nas.networks.files import load_network, save_network
+from optuna_nas.networks.files import load_network
 from optuna_nas.networks.measures import Measure
+from optuna_nas.objective.duplicates import Duplicates
 from optuna_nas.objective.initial_weights import OWN, SCRATCH, FreshWeights, GivenWeights, InitialWeights
 from optuna_nas.objective.protocol import TrialRun
-from optuna_nas.objective.shared_checkpoint import SharedCheckpoint
 from optuna_nas.objective.suggestions import resolve
+from optuna_nas.objective.trial_training import Candidate, OutOfMemory, TrialTraining, prune, pruner_name
 from optuna_nas.pruners import should_prune
 from optuna_nas.space import Architecture, ModelSpace
 from optuna_nas.space.cost import COSTS
-from optuna_nas.storage.artifacts import store_file
 from optuna_nas.storage.attributes import (
-    ANYTIME_CURVE,
-    BATCH_HALVED,
     DIGEST,
     DUPLICATE_OF,
-    GPU_SECONDS,
-    MASKED,
-    NETWORK,
-    PEAK_MEMORY_BYTES,
-    REASON,
-    RESUMES,
-    SHARED_NETWORK,
     SHOWN_NAMES,
-    SKIPPED_STEPS,
     START,
     SURROGATE_SCORE,
-    TRAIN_SECONDS,
     TRAINING_DIGEST,
-    attribute,
     cost_key,
-    has_attribute,
 )
-from optuna_nas.storage.finished import FinishedIndex, PerStudy
-from optuna_nas.storage.optuna_rdb import StorageError
-from optuna_nas.storage.retries import CheckpointNotes
-from optuna_nas.training.device import choose_device, gpu_share, is_out_of_memory, release_memory
+from optuna_nas.training.device import choose_device, release_memory
 from optuna_nas.training.evaluation import evaluate
-from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
-from optuna_nas.training.process_group import RankLost, current_ranks
+from optuna_nas.training.loop import TrainingDiverged, train
+from optuna_nas.training.process_group import current_ranks
 from optuna_nas.training.recipe import Recipe
-from optuna_nas.training.task import EarlyExits, ImageClassification, Task
+from optuna_nas.training.task import ImageClassification, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -69,28 +51,6 @@ if TYPE_CHECKING:
     from optuna_nas.oneshot.hmnas.model import HMNAS
 
 logger = logging.getLogger(__name__)
-
-
-class OutOfMemory(MemoryError):
-    """A network did not fit the memory, with whole batches or with halves."""
-
-
-class Candidate(NamedTuple):
-    """What a trial trains.
-
-    Args:
-        architecture: What was suggested.
-        recipe: How to train it, suggestions replaced by the trial's values.
-        task: Loss and metric, suggestions replaced likewise.
-        digest: Of the canonical architecture.
-        numbers: Costs and measures by name.
-    """
-
-    architecture: Architecture
-    recipe: Recipe
-    task: Task
-    digest: str
-    numbers: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -163,12 +123,13 @@ class TrainObjective:
             if unknown:
                 raise ValueError(f"`{name}` must name costs {COSTS} or be measures but got {unknown[0]!r}.")
         self.space.check_data(self.data)
-        self._initial_weights.check(self.space)
+        self.weights_source.check(self.space)
         if self.masks is not None and self.masks.space.core != self.space.core:
             raise ValueError("`masks` must be an HMNAS of the space of the objective but is of another.")
 
     @cached_property
-    def _initial_weights(self) -> InitialWeights:
+    def weights_source(self) -> InitialWeights:
+        """Source of initial weights: that of `initial_weights`."""
         if self.initial_weights is None:
             return FreshWeights()
         if callable(self.initial_weights):
@@ -234,8 +195,8 @@ class TrainObjective:
             "recipe": {name: as_json(value) for name, value in vars(self.recipe).items()},
             "task": {name: as_json(value) for name, value in self.task.describe().items()},
         }
-        if self._initial_weights.source != SCRATCH or self.initial_weights is not None:
-            described["initial_weights"] = self._initial_weights.describe()
+        if self.weights_source.source != SCRATCH or self.initial_weights is not None:
+            described["initial_weights"] = self.weights_source.describe()
         if self.masks is not None:
             described["masks"] = self.masks.describe()
         return described
@@ -266,30 +227,35 @@ class TrainObjective:
         candidate = self._candidate(trial)
         training_digest = self._announce(trial, candidate)
         if should_prune(trial):
-            _prune(trial, f"{_pruner_name(trial)} stopped it before the first step")
+            prune(trial, f"{pruner_name(trial)} stopped it before the first step")
         numbers = {**candidate.numbers, **self._measure(trial, candidate.architecture)}
-        earlier = self._duplicate(trial, candidate.digest, training_digest) if self.reuse_duplicates else None
+        earlier = self._duplicates.of(trial, candidate.digest, training_digest) if self.reuse_duplicates else None
         if earlier is not None:
             trial.set_user_attr(DUPLICATE_OF, earlier.number)
             if earlier.state == TrialState.PRUNED:
-                _prune(trial, f"it computes the same function as trial {earlier.number}, which was pruned")
+                prune(trial, f"it computes the same function as trial {earlier.number}, which was pruned")
             return self._values(earlier.values[0], numbers)
+        training = TrialTraining(self, trial, candidate)
         network, result, failure = None, None, None
         try:
-            network, result = self._train(trial, candidate)
+            network, result = training.run()
         except (TrialPruned, TrainingDiverged, OutOfMemory) as error:
             failure = type(error)(str(error))
         if network is None or result is None:
             # A new exception: the traceback of the first one, which Optuna keeps, would keep the network too.
             assert failure is not None
             raise failure
-        self._keep(trial, network, result)
+        training.keep(network, result)
         costs = (
             network.remaining.cost()
             if isinstance(network, DiscreteNetwork)
             else self.space.cost(candidate.architecture)
         )
         return self._values(result.last.validation_metric, {**numbers, **asdict(costs)})
+
+    @cached_property
+    def _duplicates(self) -> Duplicates:
+        return Duplicates(self.space.distributions())
 
     def _check_directions(self, trial: Trial) -> None:
         directions = tuple(direction.name.lower() for direction in trial.study.directions)
@@ -304,14 +270,14 @@ class TrainObjective:
         architecture = self.space.suggest(trial)
         recipe, task = resolve(self.recipe, trial), resolve(self.task, trial)
         if not architecture.connected:
-            _prune(trial, "the architecture does not reach its output: 'none' cuts every path of a cell")
+            prune(trial, "the architecture does not reach its output: 'none' cuts every path of a cell")
         cost = asdict(architecture.cost())
         return Candidate(architecture, recipe, task, architecture.canonical().digest, cost)
 
     def _announce(self, trial: Trial, candidate: Candidate) -> str:
         """Note costs, constraints, score and what decides the result; return the digest of the last."""
         trial.set_user_attr(DIGEST, candidate.digest)
-        if (source := self._initial_weights.source) != OWN and self.initial_weights is not None:
+        if (source := self.weights_source.source) != OWN and self.initial_weights is not None:
             trial.set_user_attr(START, source)
             if source == SCRATCH:
                 logger.warning("Trial %d starts from scratch: the GHN has not learned yet.", trial.number)
@@ -332,7 +298,7 @@ class TrainObjective:
 
     def _training_digest(self, source: str) -> str:
         """Return what else than the architecture and suggested parameters decides a result."""
-        weights = [SCRATCH] if source == SCRATCH else self._initial_weights.describe()
+        weights = [SCRATCH] if source == SCRATCH else self.weights_source.describe()
         masks = () if self.masks is None else (self.masks.describe(),)
         parts = (self.space.describe(), self.recipe, self.task.describe(), self.data.describe(), weights, *masks)
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
@@ -356,187 +322,6 @@ class TrainObjective:
             return metric
         return (metric, *(float(numbers[name]) for name in self.objective_names[1:]))
 
-    def _keep(self, trial: Trial, network: nn.Module, result: TrainingResult) -> None:
-        """Note what a training took, and write its network."""
-        trial.set_user_attr(TRAIN_SECONDS, round(result.seconds, 3))
-        for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
-            if number:
-                trial.set_user_attr(key, number)
-        if result.accumulation > 1:
-            trial.set_user_attr(BATCH_HALVED, True)
-        if isinstance(network, EarlyExits) and network.budget:
-            metrics = [round(value, 6) for value in result.last.exit_metrics]
-            columns = {"multiply_adds": list(network.exit_costs), self.metric: metrics}
-            trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": network.budget})
-        if self.run.folder is None or not isinstance(network, DiscreteNetwork):
-            return
-        file = network_path(self.run.folder, trial.number)
-        save_network(file, network.compact())
-        trial.set_user_attr(NETWORK, str(file))
-        if self.run.store is not None:
-            try:
-                trial.set_user_attr(SHARED_NETWORK, store_file(self.run.store, file))
-            except Exception as error:  # each store has errors of its own
-                logger.warning("The network of trial %d could not be shared (%s).", trial.number, error)
-
-    # -- its training ---------------------------------------------------------------------------------------------
-
-    def _train(self, trial: Trial, candidate: Candidate) -> tuple[nn.Module, TrainingResult]:
-        architecture, recipe = candidate.architecture, candidate.recipe
-        network = self._initial_network(trial, architecture, recipe)
-        run, masks = self.run, self.masks
-        checkpoint, shared = None, None
-        if run.folder is not None:
-            checkpoint = checkpoint_path(run.folder, attribute(trial.user_attrs, RESUMES, trial.number))
-            if run.store is not None:
-                shared = SharedCheckpoint(run.store, checkpoint, trial)
-                shared.fetch()
-        notes = None if checkpoint is None else CheckpointNotes(trial, checkpoint)
-
-        def on_step(fraction: float) -> None:
-            if notes is not None:
-                notes.after_step(fraction)
-            if run.listener:
-                run.listener.progress(trial.number, fraction)
-
-        keep_checkpoint = False
-        started = time.monotonic()
-        if run.lead is not None:
-            run.lead(_plan(network, candidate))
-        ranks = current_ranks()
-        try:
-            with ranks.together():
-                result = train(
-                    network,
-                    self.device_data,
-                    recipe,
-                    candidate.task,
-                    on_epoch=lambda result: self._after_epoch(trial, recipe, shared, result),
-                    on_step=on_step,
-                    adapt=None if masks is None else (lambda result: self._apply_masks(trial, network, recipe, result)),
-                    checkpoint=checkpoint,
-                    configuration={"architecture": architecture.to_dict()},
-                    should_stop=run.should_stop,
-                )
-        except (TrainingStopped, KeyboardInterrupt, RankLost):
-            keep_checkpoint = True
-            if shared is not None:
-                shared.publish()
-            raise
-        except (*StorageError, UpdateFinishedTrialError):
-            keep_checkpoint = True  # somebody goes on with it, or does already
-            raise
-        except TrainingDiverged as error:
-            trial.set_user_attr(REASON, str(error))
-            raise
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = (
-                f"`batch_size` must fit the memory but {recipe.batch_size} did not, nor did {recipe.batch_size // 2} "
-                "examples at a time; use fewer, or a narrower network"
-            )
-            raise _out_of_memory(trial, reason) from None  # the traceback would hold the tensors that do not fit
-        finally:
-            if checkpoint is not None and not keep_checkpoint:
-                checkpoint.unlink(missing_ok=True)
-                if shared is not None:
-                    shared.remove()
-            if share := ranks.size * gpu_share(self.device_data.device):
-                trial.set_user_attr(GPU_SECONDS, round(share * (time.monotonic() - started), 3))
-            release_memory(self.device_data.device)
-        return network, result
-
-    def _initial_network(self, trial: Trial, architecture: Architecture, recipe: Recipe) -> nn.Module:
-        """Return the network that the training starts from."""
-        try:
-            start = self._initial_weights.of(architecture, self.device_data)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            release_memory(self.device_data.device)
-            reason = "`scoring_images` of the GHN must fit the memory, for statistics of its weights; use fewer"
-            raise _out_of_memory(trial, reason) from None
-        if start is None or isinstance(start, Mapping):
-            return self.space.build(architecture, start, recipe.seed)
-        return start
-
-    def _after_epoch(self, trial: Trial, recipe: Recipe, shared: SharedCheckpoint | None, result: EpochResult) -> None:
-        """Tell the listener and the pruner how an epoch went; stop where the pruner says so."""
-        if self.run.listener:
-            self.run.listener.epoch(trial.number, result.epoch, _curves(result, self.metric))
-        if shared is not None:
-            shared.publish()
-        if len(trial.study.directions) > 1:
-            return  # Optuna takes no reports of several objectives
-        trial.report(result.validation_metric, result.epoch)
-        if result.epoch < recipe.epochs and trial.should_prune():
-            _prune(trial, f"{_pruner_name(trial)} stopped it after epoch {result.epoch} of {recipe.epochs}")
-
-    def _apply_masks(self, trial: Trial, network: nn.Module, recipe: Recipe, result: EpochResult) -> None:
-        """Remove from the running network what masks have cut meanwhile; note what that did."""
-        masks = self.masks
-        assert masks is not None
-        assert isinstance(network, DiscreteNetwork)
-        parameters = dict(network.named_parameters())
-        weight_masks = masks.weight_masks() if callable(self.initial_weights) else {}
-        before = network.remaining, network.params_left
-        network.remove(
-            masks.fallen(network.remaining), {n: mask for n, mask in weight_masks.items() if n in parameters}
-        )
-        if (network.remaining, network.params_left) == before:
-            return
-        after = evaluate(network, self.device_data, REPORT, self.task, precision=recipe.precision).metric
-        row = {
-            "epoch": result.epoch,
-            "params": network.params_left,
-            "multiply_adds": network.remaining.cost().multiply_adds,
-            f"{self.metric}_before": result.validation_metric,
-            f"{self.metric}_after": after,
-        }
-        trial.set_user_attr(MASKED, [*attribute(trial.user_attrs, MASKED, ()), row])
-        if self.run.listener:
-            curves = {f"masked_{self.metric}": after, "params": row["params"], "multiply_adds": row["multiply_adds"]}
-            self.run.listener.epoch(trial.number, result.epoch, curves)
-
-    def _duplicate(self, trial: Trial, digest: str, training_digest: str) -> FrozenTrial | None:
-        """Return a finished trial that trained the same function under the same other parameters."""
-        index = self._results.of(trial.study)
-        index.update(trial.study.get_trials(deepcopy=False))
-        same = index.of(_result_key(digest, training_digest, trial.params, self._own_names))
-        return next((earlier for earlier in same if earlier.number < trial.number), None)
-
-    @cached_property
-    def _own_names(self) -> frozenset[str]:
-        """Parameters that the digest of the architecture stands for."""
-        return frozenset(self.space.distributions())
-
-    @cached_property
-    def _results(self) -> PerStudy[FinishedIndex[Hashable]]:
-        """The results of a study that may be taken over."""
-        return PerStudy(partial(FinishedIndex, partial(_key_of_result, own_names=self._own_names)))
-
-
-def _key_of_result(trial: FrozenTrial, own_names: frozenset[str]) -> Hashable | None:
-    """Return what decides a finished trial's result, None where the result may not be taken over."""
-    digest, training_digest = (attribute(trial.user_attrs, key) for key in (DIGEST, TRAINING_DIGEST))
-    is_whole = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and trial.intermediate_values)
-    if not is_whole or digest is None or has_attribute(trial.user_attrs, DUPLICATE_OF):
-        return None
-    return _result_key(digest, training_digest, trial.params, own_names)
-
-
-def _result_key(
-    digest: str, training_digest: str | None, params: Mapping[str, Any], own_names: frozenset[str]
-) -> Hashable:
-    # A number is equal however it was enqueued (1 or 1.0), and a choice may be a list, which can't be a key.
-    others = sorted(
-        (name, float(value) if isinstance(value, int | float) else repr(value))
-        for name, value in params.items()
-        if name not in own_names
-    )
-    return digest, training_digest, tuple(others)
-
 
 def _name(objective: str | Measure) -> str:
     return objective.name if isinstance(objective, Measure) else objective
@@ -545,49 +330,3 @@ def _name(objective: str | Measure) -> str:
 def as_json(value: object) -> object:
     """Return a value that JSON can hold."""
     return value if isinstance(value, str | int | float | bool) else repr(value)
-
-
-def _plan(network: nn.Module, candidate: Candidate) -> dict[str, Any]:
-    """Return, as JSON values, what other ranks need to train along."""
-    return {
-        "architecture": candidate.architecture.to_dict(),
-        "mixing": getattr(network, "mixing", None),
-        "recipe": asdict(candidate.recipe),
-        "task": asdict(candidate.task) if is_dataclass(candidate.task) else {},
-    }
-
-
-def _curves(result: EpochResult, metric: str) -> dict[str, float]:
-    train_metric = {} if result.train_metric is None else {f"train_{metric}": result.train_metric}
-    return {
-        metric: result.validation_metric,
-        "validation_loss": result.validation_loss,
-        **train_metric,
-        "train_loss": result.train_loss,
-        "learning_rate": result.learning_rate,
-        "epoch_seconds": result.seconds,
-    }
-
-
-def _out_of_memory(trial: Trial, reason: str) -> OutOfMemory:
-    trial.set_user_attr(REASON, reason)
-    return OutOfMemory(reason)
-
-
-def _prune(trial: Trial, reason: str) -> None:
-    trial.set_user_attr(REASON, reason)
-    raise TrialPruned(reason)
-
-
-def _pruner_name(trial: Trial) -> str:
-    return type(trial.study.pruner).__name__
-
-
-def network_path(folder: Path, number: int) -> Path:
-    """Return where the network of a trial is kept."""
-    return folder / "networks" / f"trial-{number:05d}.safetensors"
-
-
-def checkpoint_path(folder: Path, number: int) -> Path:
-    """Return where the unfinished training of a trial is kept."""
-    return folder / "checkpoints" / f"trial-{number:05d}.safetensors"

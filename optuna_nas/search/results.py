@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 from optuna.trial import FrozenTrial
 
 from optuna_nas.objective.protocol import Describes, Judges, Objective
-from optuna_nas.objective.train_objective import network_path
+from optuna_nas.objective.trial_training import network_path
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
 from optuna_nas.storage.leaderboard import best_trial

@@ -21,7 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nas.objective.protocol import Binds, TrialRun
-from optuna_nas.objective.train_objective import OutOfMemory
+from optuna_nas.objective.trial_training import OutOfMemory
 from optuna_nas.plots import plot_architecture
 from optuna_nas.search.config import TrainsModel
 from optuna_nas.search.opening import WAIT_SECONDS, open_study

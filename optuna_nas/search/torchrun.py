@@ -15,7 +15,7 @@ from optuna import Trial, TrialPruned
 from optuna.exceptions import ExperimentalWarning
 
 from optuna_nas.objective.protocol import Binds, Follows, TrialRun
-from optuna_nas.objective.train_objective import OutOfMemory
+from optuna_nas.objective.trial_training import OutOfMemory
 from optuna_nas.search.signals import handled
 from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
 from optuna_nas.training.process_group import RankFailed, RankLost, Ranks, is_agreed

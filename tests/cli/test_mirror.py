@@ -13,7 +13,7 @@ from terminal import here
 from tracked import read
 
 from optuna_nas import load_network
-from optuna_nas.objective.train_objective import network_path
+from optuna_nas.objective.trial_training import network_path
 
 # MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")

@@ -169,8 +169,8 @@ def test_exits_and_scales_tell_functions_apart():
         (lambda: choices(cell1_1_scale="3"), r"`params\['cell1_1_scale'\]` must be one of the space's 2 choices"),
         (lambda: anytime_skeleton(0, budget=1.0), "`cells` must be at least 1"),
         (lambda: anytime_skeleton(budget=-1.0), "`budget` must be a number of multiply-adds but got -1"),
-        (lambda: SPACE.with_skeleton(budget=0), "`skeleton.budget` must say"),
-        (lambda: SPACE.with_skeleton(auxiliary=True), "`skeleton.auxiliary` must be off"),
+        (lambda: SPACE.with_skeleton(budget=0), "`skeleton.budget` must be the maximum"),
+        (lambda: SPACE.with_skeleton(auxiliary=True), "`skeleton.auxiliary` must be False"),
     ],
 )
 def test_refuses_with_one_sentence(make, message):

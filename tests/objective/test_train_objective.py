@@ -26,9 +26,9 @@ from optuna_nas.objective import (
     suggest_float,
     suggest_int,
 )
-from optuna_nas.objective import train_objective as objective_module
+from optuna_nas.objective import trial_training as objective_module
 from optuna_nas.objective.suggestions import resolve
-from optuna_nas.objective.train_objective import OutOfMemory, checkpoint_path, network_path
+from optuna_nas.objective.trial_training import OutOfMemory, checkpoint_path, network_path
 from optuna_nas.oneshot import GHN, HMNAS, GHNRecipe
 from optuna_nas.space import NONE, darts_search_skeleton, hmnas_space
 from optuna_nas.space.cost import COSTS

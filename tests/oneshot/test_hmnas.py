@@ -28,7 +28,7 @@ from optuna_nas import (
 from optuna_nas.data import Batch
 from optuna_nas.networks import DiscreteNetwork, use_batch_statistics
 from optuna_nas.objective import TrialRun
-from optuna_nas.objective.train_objective import network_path
+from optuna_nas.objective.trial_training import network_path
 from optuna_nas.oneshot import HMNAS, HMNASRecipe
 from optuna_nas.oneshot.hmnas import bilevel
 from optuna_nas.space import NONE

@@ -30,7 +30,7 @@ from optuna_nas import (
     nasbench201_skeleton,
     nasbench201_space,
 )
-from optuna_nas.objective.train_objective import network_path
+from optuna_nas.objective.trial_training import network_path
 from optuna_nas.results.final_training import best_of, network_to_export
 from optuna_nas.results.report import write_report
 from optuna_nas.search import run

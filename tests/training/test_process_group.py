@@ -22,8 +22,8 @@ from terminal import wait_for
 from trainings import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
 from optuna_nas.data import REPORT
-from optuna_nas.objective import train_objective as objective
-from optuna_nas.objective.train_objective import checkpoint_path
+from optuna_nas.objective import trial_training as objective
+from optuna_nas.objective.trial_training import checkpoint_path
 from optuna_nas.oneshot import HMNAS
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.study_file import load
@@ -226,7 +226,7 @@ from optuna import TrialPruned
 from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna_nas import ImageData, NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbench201_space
-from optuna_nas.objective import train_objective as objective
+from optuna_nas.objective import trial_training as objective
 
 SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, (1, 6, 6), 3))
 RANK = os.environ.get("RANK", "alone")

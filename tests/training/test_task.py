@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from optuna_nas.data import REPORT, TEST, TRAIN, Batch, DatasetData, TensorData
 from optuna_nas.networks import NetworkSpace
 from optuna_nas.objective import TrainObjective, TrialRun
-from optuna_nas.objective.train_objective import network_path
+from optuna_nas.objective.trial_training import network_path
 from optuna_nas.space import CellKind, CellSpace, Skeleton
 from optuna_nas.training import (
     Evaluation,

@@ -240,17 +240,12 @@ def batch_graphs(
         starts = [0, *accumulate(len(module.ops) for _, module in held)]
         properties: list[tuple[int, int]] = []
         features: list[tuple[int, int, int, int]] = []
-        owners: list[int] = []
-        readers: list[int] = []
-        read: list[int] = []
+        owners, readers, read = list[int](), list[int](), list[int]()
         for (g, module), start in zip(held, starts, strict=False):
             n_inputs = len(module.sources)
-            for op, scale in zip(module.ops, module.scales, strict=True):
-                if op not in op_numbers:
-                    raise ValueError(f"`architectures` must use the ops of the GHN, {sorted(op_numbers)}, not {op!r}.")
-                if scale != 1 and scale_property(scale) not in op_numbers:
-                    raise ValueError(f"`architectures` must use the scales of the GHN but one works at 1/{scale}.")
-                properties.append((op_numbers[op], -1 if scale == 1 else op_numbers[scale_property(scale)]))
+            properties += [
+                _properties(op, scale, op_numbers) for op, scale in zip(module.ops, module.scales, strict=True)
+            ]
             nodes = [graphs[g].nodes[position] for position in module.nodes]
             features += [(0, 0, 0, 0)] * n_inputs + [shape_features(node.site) for node in nodes]
             owners += [g] * len(module.ops)
@@ -276,15 +271,10 @@ def batch_graphs(
     sizes_at = packer.add(sizes)
     tensors = packer.tensors()
 
-    def level(at: tuple[int, int, int, int]) -> Level:
-        nodes, sources, targets, lengths = (tensors[i] for i in at)
-        if reach <= 1:  # nothing but edges: no need to tell them apart
-            nothing = nodes[:0]
-            return Level(nodes, sources, targets, nothing, nothing, nothing.float())
-        near = lengths == 1
-        return Level(nodes, sources[near], targets[near], sources, targets, 1.0 / lengths)
-
-    levels = {key: tuple(tuple(map(level, one)) for one in both) for key, both in packed.items()}
+    levels = {
+        key: tuple(tuple(_level([tensors[i] for i in at], reach) for at in one) for one in both)
+        for key, both in packed.items()
+    }
     modules = tuple(
         ModuleBatch(
             number,
@@ -299,6 +289,25 @@ def batch_graphs(
         for number, values, links, topologies in plans
     )
     return GraphBatch(len(graphs), modules, tuple(rows), tensors[sizes_at])
+
+
+def _level(parts: Sequence[Tensor], reach: int) -> Level:
+    """Return a level of its nodes, sources, targets and lengths of paths."""
+    nodes, sources, targets, lengths = parts
+    if reach <= 1:  # nothing but edges: no need to tell them apart
+        nothing = nodes[:0]
+        return Level(nodes, sources, targets, nothing, nothing, nothing.float())
+    near = lengths == 1
+    return Level(nodes, sources[near], targets[near], sources, targets, 1.0 / lengths)
+
+
+def _properties(op: str, scale: int, op_numbers: Mapping[str, int]) -> tuple[int, int]:
+    """Return the numbers of a node's op and of its scale, -1 for scale 1."""
+    if op not in op_numbers:
+        raise ValueError(f"`architectures` must use the ops of the GHN, {sorted(op_numbers)}, not {op!r}.")
+    if scale != 1 and scale_property(scale) not in op_numbers:
+        raise ValueError(f"`architectures` must use the scales of the GHN but one works at 1/{scale}.")
+    return op_numbers[op], -1 if scale == 1 else op_numbers[scale_property(scale)]
 
 
 def _merged(schedules: Sequence[Levels], starts: Sequence[int]) -> Iterator[tuple[list[int], list[Edge]]]:

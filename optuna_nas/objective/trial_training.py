@@ -1,0 +1,291 @@
+"""The training of one trial: initial weights, reports, masks, checkpoints, files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from optuna import Trial, TrialPruned
+from optuna.exceptions import UpdateFinishedTrialError
+
+from optuna_nas.data.splits import REPORT
+from optuna_nas.networks.discrete import DiscreteNetwork
+from optuna_nas.networks.files import save_network
+from optuna_nas.objective.shared_checkpoint import SharedCheckpoint
+from optuna_nas.storage.artifacts import store_file
+from optuna_nas.storage.attributes import (
+    ANYTIME_CURVE,
+    BATCH_HALVED,
+    GPU_SECONDS,
+    MASKED,
+    NETWORK,
+    PEAK_MEMORY_BYTES,
+    REASON,
+    RESUMES,
+    SHARED_NETWORK,
+    SKIPPED_STEPS,
+    TRAIN_SECONDS,
+    attribute,
+)
+from optuna_nas.storage.optuna_rdb import StorageError
+from optuna_nas.storage.retries import CheckpointNotes
+from optuna_nas.training.device import gpu_share, is_out_of_memory, release_memory
+from optuna_nas.training.evaluation import evaluate
+from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
+from optuna_nas.training.process_group import RankLost, current_ranks
+from optuna_nas.training.task import EarlyExits, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from optuna_nas.objective.train_objective import TrainObjective
+    from optuna_nas.space import Architecture
+    from optuna_nas.training.recipe import Recipe
+
+
+logger = logging.getLogger(__name__)
+
+
+class OutOfMemory(MemoryError):
+    """A network did not fit the memory, with whole batches or with halves."""
+
+
+class Candidate(NamedTuple):
+    """What a trial trains.
+
+    Args:
+        architecture: What was suggested.
+        recipe: How to train it, suggestions replaced by the trial's values.
+        task: Loss and metric, suggestions replaced likewise.
+        digest: Of the canonical architecture.
+        numbers: Costs and measures by name.
+    """
+
+    architecture: Architecture
+    recipe: Recipe
+    task: Task
+    digest: str
+    numbers: dict[str, float]
+
+
+class TrialTraining:
+    """The training of the network of one trial.
+
+    Args:
+        objective: Objective that the trial runs.
+        trial: The running trial.
+        candidate: What it trains.
+    """
+
+    def __init__(self, objective: TrainObjective, trial: Trial, candidate: Candidate) -> None:
+        self._objective, self._trial, self._candidate = objective, trial, candidate
+        self._run = objective.run
+
+    def run(self) -> tuple[nn.Module, TrainingResult]:
+        """Train the network of the trial; return it and what the training took.
+
+        Raises:
+            TrialPruned: The pruner stopped it after an epoch.
+            TrainingStopped: The search asked it to stop; the checkpoint is kept.
+            TrainingDiverged: Too many steps in a row had no finite loss.
+            OutOfMemory: The network did not fit the memory, with whole batches or with halves.
+        """
+        trial, candidate, run = self._trial, self._candidate, self._run
+        architecture, recipe, data = candidate.architecture, candidate.recipe, self._objective.device_data
+        network = self._initial_network()
+        checkpoint, shared = None, None
+        if run.folder is not None:
+            checkpoint = checkpoint_path(run.folder, attribute(trial.user_attrs, RESUMES, trial.number))
+            if run.store is not None:
+                shared = SharedCheckpoint(run.store, checkpoint, trial)
+                shared.fetch()
+        notes = None if checkpoint is None else CheckpointNotes(trial, checkpoint)
+
+        def on_step(fraction: float) -> None:
+            if notes is not None:
+                notes.after_step(fraction)
+            if run.listener:
+                run.listener.progress(trial.number, fraction)
+
+        keep_checkpoint = False
+        started = time.monotonic()
+        if run.lead is not None:
+            run.lead(_plan(network, candidate))
+        ranks = current_ranks()
+        try:
+            with ranks.together():
+                result = train(
+                    network,
+                    data,
+                    recipe,
+                    candidate.task,
+                    on_epoch=lambda result: self._after_epoch(shared, result),
+                    on_step=on_step,
+                    adapt=None
+                    if self._objective.masks is None
+                    else (lambda result: self._apply_masks(network, result)),
+                    checkpoint=checkpoint,
+                    configuration={"architecture": architecture.to_dict()},
+                    should_stop=run.should_stop,
+                )
+        except (TrainingStopped, KeyboardInterrupt, RankLost):
+            keep_checkpoint = True
+            if shared is not None:
+                shared.publish()
+            raise
+        except (*StorageError, UpdateFinishedTrialError):
+            keep_checkpoint = True  # somebody goes on with it, or does already
+            raise
+        except TrainingDiverged as error:
+            trial.set_user_attr(REASON, str(error))
+            raise
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (
+                f"`batch_size` must fit the memory but {recipe.batch_size} did not, nor did {recipe.batch_size // 2} "
+                "examples at a time; use fewer, or a narrower network"
+            )
+            raise _out_of_memory(trial, reason) from None  # the traceback would hold the tensors that do not fit
+        finally:
+            if checkpoint is not None and not keep_checkpoint:
+                checkpoint.unlink(missing_ok=True)
+                if shared is not None:
+                    shared.remove()
+            if share := ranks.size * gpu_share(data.device):
+                trial.set_user_attr(GPU_SECONDS, round(share * (time.monotonic() - started), 3))
+            release_memory(data.device)
+        return network, result
+
+    def _initial_network(self) -> nn.Module:
+        """Return the network that the training starts from."""
+        objective, candidate = self._objective, self._candidate
+        try:
+            start = objective.weights_source.of(candidate.architecture, objective.device_data)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            release_memory(objective.device_data.device)
+            reason = "`scoring_images` of the GHN must fit the memory, for statistics of its weights; use fewer"
+            raise _out_of_memory(self._trial, reason) from None
+        if start is None or isinstance(start, Mapping):
+            return objective.space.build(candidate.architecture, start, candidate.recipe.seed)
+        return start
+
+    def _after_epoch(self, shared: SharedCheckpoint | None, result: EpochResult) -> None:
+        """Report an epoch to the listener and the pruner; stop where the pruner says so."""
+        trial, epochs = self._trial, self._candidate.recipe.epochs
+        if self._run.listener:
+            self._run.listener.epoch(trial.number, result.epoch, _curves(result, self._objective.metric))
+        if shared is not None:
+            shared.publish()
+        if len(trial.study.directions) > 1:
+            return  # Optuna takes no reports of several objectives
+        trial.report(result.validation_metric, result.epoch)
+        if result.epoch < epochs and trial.should_prune():
+            prune(trial, f"{pruner_name(trial)} stopped it after epoch {result.epoch} of {epochs}")
+
+    def _apply_masks(self, network: nn.Module, result: EpochResult) -> None:
+        """Remove from the running network what masks have cut meanwhile; note the effect."""
+        trial, candidate, objective = self._trial, self._candidate, self._objective
+        masks, metric = objective.masks, objective.metric
+        assert masks is not None
+        assert isinstance(network, DiscreteNetwork)
+        parameters = dict(network.named_parameters())
+        weight_masks = masks.weight_masks() if callable(objective.initial_weights) else {}
+        before = network.remaining, network.params_left
+        network.remove(
+            masks.fallen(network.remaining), {n: mask for n, mask in weight_masks.items() if n in parameters}
+        )
+        if (network.remaining, network.params_left) == before:
+            return
+        data, precision = objective.device_data, candidate.recipe.precision
+        after = evaluate(network, data, REPORT, candidate.task, precision=precision).metric
+        row = {
+            "epoch": result.epoch,
+            "params": network.params_left,
+            "multiply_adds": network.remaining.cost().multiply_adds,
+            f"{metric}_before": result.validation_metric,
+            f"{metric}_after": after,
+        }
+        trial.set_user_attr(MASKED, [*attribute(trial.user_attrs, MASKED, ()), row])
+        if self._run.listener:
+            curves = {f"masked_{metric}": after, "params": row["params"], "multiply_adds": row["multiply_adds"]}
+            self._run.listener.epoch(trial.number, result.epoch, curves)
+
+    def keep(self, network: nn.Module, result: TrainingResult) -> None:
+        """Note time, memory and skipped steps of the training on the trial, and write its network."""
+        trial, run = self._trial, self._run
+        trial.set_user_attr(TRAIN_SECONDS, round(result.seconds, 3))
+        for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
+            if number:
+                trial.set_user_attr(key, number)
+        if result.accumulation > 1:
+            trial.set_user_attr(BATCH_HALVED, True)
+        if isinstance(network, EarlyExits) and network.budget:
+            metrics = [round(value, 6) for value in result.last.exit_metrics]
+            columns = {"multiply_adds": list(network.exit_costs), self._objective.metric: metrics}
+            trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": network.budget})
+        if run.folder is None or not isinstance(network, DiscreteNetwork):
+            return
+        file = network_path(run.folder, trial.number)
+        save_network(file, network.compact())
+        trial.set_user_attr(NETWORK, str(file))
+        if run.store is not None:
+            try:
+                trial.set_user_attr(SHARED_NETWORK, store_file(run.store, file))
+            except Exception as error:  # each store has errors of its own
+                logger.warning("The network of trial %d could not be shared (%s).", trial.number, error)
+
+
+def _plan(network: nn.Module, candidate: Candidate) -> dict[str, Any]:
+    """Return, as JSON values, what other ranks need to train along."""
+    return {
+        "architecture": candidate.architecture.to_dict(),
+        "mixing": getattr(network, "mixing", None),
+        "recipe": asdict(candidate.recipe),
+        "task": asdict(candidate.task) if is_dataclass(candidate.task) else {},
+    }
+
+
+def _curves(result: EpochResult, metric: str) -> dict[str, float]:
+    train_metric = {} if result.train_metric is None else {f"train_{metric}": result.train_metric}
+    return {
+        metric: result.validation_metric,
+        "validation_loss": result.validation_loss,
+        **train_metric,
+        "train_loss": result.train_loss,
+        "learning_rate": result.learning_rate,
+        "epoch_seconds": result.seconds,
+    }
+
+
+def _out_of_memory(trial: Trial, reason: str) -> OutOfMemory:
+    trial.set_user_attr(REASON, reason)
+    return OutOfMemory(reason)
+
+
+def prune(trial: Trial, reason: str) -> None:
+    """Note why a trial is pruned, and raise `TrialPruned`."""
+    trial.set_user_attr(REASON, reason)
+    raise TrialPruned(reason)
+
+
+def pruner_name(trial: Trial) -> str:
+    """Return the name of the pruner's class."""
+    return type(trial.study.pruner).__name__
+
+
+def network_path(folder: Path, number: int) -> Path:
+    """Return where the network of a trial is kept."""
+    return folder / "networks" / f"trial-{number:05d}.safetensors"
+
+
+def checkpoint_path(folder: Path, number: int) -> Path:
+    """Return where the unfinished training of a trial is kept."""
+    return folder / "checkpoints" / f"trial-{number:05d}.safetensors"
