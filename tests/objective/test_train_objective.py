@@ -22,6 +22,7 @@ from optuna_nas.networks import DiscreteNetwork, Measure, NetworkSpace, latency,
 from optuna_nas.objective import (
     GeneratedWeights,
     TrialRun,
+    duplicates,
     suggest_categorical,
     suggest_float,
     suggest_int,
@@ -524,7 +525,7 @@ def test_a_duplicate_of_another_cost_returns_its_own_cost():
 
 
 def test_each_finished_trial_is_looked_at_once_for_duplicates(trained, monkeypatch):
-    looked, key_of = [], objective_module._key_of_result
+    looked, key_of = [], duplicates._key_of_result
     monkeypatch.setattr(
         objective_module,
         "_key_of_result",
