@@ -527,7 +527,7 @@ def test_a_duplicate_of_another_cost_returns_its_own_cost():
 def test_each_finished_trial_is_looked_at_once_for_duplicates(trained, monkeypatch):
     looked, key_of = [], duplicates._key_of_result
     monkeypatch.setattr(
-        objective_module,
+        duplicates,
         "_key_of_result",
         lambda trial, own_names: looked.append(trial.number) or key_of(trial, own_names),
     )
