@@ -92,7 +92,7 @@ BAD = {
     "too deep": (
         TINY.replace("nasbench201_skeleton(1, 4, data.input_shape, 3)", "nasbench201_skeleton(1, 4, (1, 2, 2), 3)"),
         [],
-        "`skeleton` must fit the data",
+        "`skeleton` must not reduce an image below one pixel",
     ),
     "labels": (
         TINY.replace("from_arrays(images, labels)", "from_arrays(images, labels, classes=2)"),

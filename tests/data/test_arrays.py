@@ -593,6 +593,7 @@ def test_images_of_a_folder_arrive_normalised_with_their_labels(image_folder):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # fork, Python 3.12
 @pytest.mark.parametrize("epoch", [None, 1])
+@pytest.mark.process
 def test_workers_and_restarts_give_the_same_batches(image_folder, epoch):
     alone, helped = folder_data(image_folder), folder_data(image_folder, workers=2)
     batches = list(alone.batches(TRAIN, 4, seed=3, epoch=epoch))

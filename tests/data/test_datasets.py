@@ -38,6 +38,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("epoch", [None, 0, 1])
+@pytest.mark.process
 def test_workers_and_restarts_give_the_same_batches(epoch):
     expected = list(data_of().batches(TRAIN, 4, seed=3, epoch=epoch))
     for n_workers in (0, 2):
@@ -83,6 +84,7 @@ def test_evaluation_reads_plain_examples_once_and_in_order():
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.process
 def test_the_global_streams_stay_where_they_are(n_workers):
     def streams():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
@@ -138,6 +140,7 @@ def test_a_given_test_set_is_the_test_split():
 # -- what makes a result repeatable -------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_description_changes_with_whatever_changes_a_result():
     described = [
         data_of(),

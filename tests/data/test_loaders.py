@@ -59,6 +59,7 @@ def test_a_generator_makes_batches_a_function_of_seed_and_epoch():
     assert batches(2, 2) != expected
 
 
+@pytest.mark.process
 def test_workers_load_the_same_batches():
     def batches(n_workers):
         shuffled = loader(40, generator=torch.Generator(), num_workers=n_workers)

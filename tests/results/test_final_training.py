@@ -128,7 +128,7 @@ def test_the_best_network_of_a_study_is_exported(folder, kind):
 def test_the_best_architecture_is_trained_in_full_once(folder, tmp_path):
     first = here("train", folder / "tiny.py", "--recipe", "epochs=3")
     assert first.exit_code == 0, first.stderr
-    assert "[3/3] accuracy" in first.stdout
+    assert "[3/3] validation" in first.stdout
     again = here("train", folder / "tiny.py", "--recipe", "epochs=3")
     assert "[1/3]" not in again.stdout
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
@@ -204,7 +204,7 @@ def test_a_study_without_trials_has_nothing_to_train(folder):
 
 def test_what_the_options_mean(tmp_path):
     class Images:
-        input_shape, classes = (1, 8, 8), 7
+        input_shape, outputs = (1, 8, 8), 7
 
     found = read_skeleton("darts_cifar:n_cells=5,channels=6", Images())
     assert (len(found.cells), found.channels, found.input_shape, found.classes) == (5, 6, (1, 8, 8), 7)
