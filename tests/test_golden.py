@@ -159,7 +159,7 @@ def training() -> list[Any]:
 def search_by_snas(folder: Path) -> list[Any]:
     """Return the trials of a search while an SNAS learns in two rounds."""
     model = make_snas()
-    sampler = SNASSampler(model.space, model, data=DATA, budget=1, trials=6, trials_per_round=3, seed=0)
+    sampler = SNASSampler(model.space, model, data=DATA, budget=1, trials_per_round=3, seed=0)
     return trials_of(ONE_OP, folder, objective_of(ONE_OP), sampler=sampler, trials=6)
 
 
@@ -174,14 +174,14 @@ def search_by_trials(folder: Path) -> list[Any]:
 
 def search_by_ghn(folder: Path) -> list[Any]:
     """Return the trials of a search among the best of two pools, scored by a GHN."""
-    sampler = GHNSampler(ONE_OP, make_ghn(), data=DATA, budget=1, pool_size=12, refresh=3, seed=0)
+    sampler = GHNSampler(ONE_OP, make_ghn(), data=DATA, budget=1, pool_size=12, trials_per_round=3, seed=0)
     return trials_of(ONE_OP, folder, objective_of(ONE_OP), sampler=sampler, trials=6)
 
 
 def search_with_masks(folder: Path) -> list[Any]:
     """Return the trials of a search in which masks stop some; what they say is what comes of a trial."""
     model = make_hmnas()
-    pruner = HMNASPruner(model, data=DATA, budget=3, trials=12, trials_per_round=12, quantile=0.4, n_startup_trials=5)
+    pruner = HMNASPruner(model, data=DATA, budget=3, trials_per_round=12, quantile=0.4, n_startup_trials=5)
 
     def objective(trial: optuna.Trial) -> float:
         architecture = SETS.suggest(trial)
