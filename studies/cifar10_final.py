@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from strategies import placed
 
-from optuna_nas import Architecture, Augmentation, DiscreteNetwork, ImageData, Recipe, Skeleton, cifar10, digits, train
+from optuna_nas import Augmentation, DiscreteNetwork, ImageData, Recipe, cifar10, digits, train
 from optuna_nas.training import EpochResult, evaluate
 
 
@@ -26,27 +25,24 @@ def with_cutout(data: ImageData) -> ImageData:
 
 
 def train_in_full(
-    cell: Architecture, skeleton: Skeleton, recipe: Recipe, data: ImageData, device: torch.device, folder: Path
+    network: DiscreteNetwork, recipe: Recipe, data: ImageData, device: torch.device, folder: Path
 ) -> None:
-    """Train from scratch, go on where an earlier call ended, and judge the network on the test images."""
+    """Train a fresh network, go on where an earlier call ended, and judge the network on the test images."""
     data = data.to(device)
-    network = DiscreteNetwork(placed(cell, skeleton), seed=recipe.seed)
-    print(
-        f"final training: {placed(cell, skeleton).cost().params / 1e6:.3f} M parameters, {recipe.epochs} epochs",
-        flush=True,
-    )
+    cell = network.architecture
+    print(f"final training: {cell.cost().params / 1e6:.3f} M parameters, {recipe.epochs} epochs", flush=True)
 
     def show(result: EpochResult) -> None:
-        print(f"epoch {result.epoch}: report accuracy {result.report_accuracy:.4f}, {result.seconds:.0f} s", flush=True)
+        accuracy = result.validation_metric
+        print(f"epoch {result.epoch}: report accuracy {accuracy:.4f}, {result.seconds:.0f} s", flush=True)
 
     train(
         network,
         data,
         recipe,
-        drop_path=skeleton.drop_path,
         on_epoch=show,
         checkpoint=folder / "final.safetensors",
-        configuration={"architecture": cell.to_dict(), "skeleton": skeleton.to_dict()},
+        configuration={"architecture": cell.to_dict()},
     )
-    _, accuracy = evaluate(network, data, "test")
+    accuracy = evaluate(network, data, "test").metric
     print(f"test error {100 * (1 - accuracy):.2f} %")

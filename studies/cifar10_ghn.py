@@ -39,12 +39,12 @@ def search(smoke: bool = False, device: str = "auto", seed: int = 0) -> Search:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     data = search_data(smoke, seed, REPORTING).to(device)
     frame = skeleton(smoke, data.input_shape, data.classes)
-    space, small = (ghn_space(4), ghn_space(2)) if smoke else (ghn_space(17), ghn_space(7))
-    ghn = GHN(NetworkSpace(space, frame), GHNRecipe(phases=1 if smoke else 5, seed=seed), training_space=small)
+    space, small = (NetworkSpace(ghn_space(nodes), frame) for nodes in ((4, 2) if smoke else (17, 7)))
+    ghn = GHN(space, GHNRecipe(phases=1 if smoke else 5, seed=seed), training_space=small)
     trials = 5 if smoke else 10
     return Search(
         name="cifar10-ghn-smoke" if smoke else "cifar10-ghn",
-        space=NetworkSpace(space, frame),
+        space=space,
         data=data,
         recipe=Recipe(epochs=1 if smoke else 50, seed=seed),
         sampler=GHNSampler(
@@ -89,7 +89,7 @@ def main() -> None:
     recipe = Recipe(epochs=3 if options.smoke else 600, seed=options.seed)
     if not options.smoke:
         data = with_cutout(data)
-    train_in_full(block, study.skeleton, recipe, data, data.device, folder)
+    train_in_full(block.build(seed=recipe.seed), recipe, data, data.device, folder)
 
 
 if __name__ == "__main__":

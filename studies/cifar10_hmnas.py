@@ -36,7 +36,6 @@ from optuna_nas.search.opening import open_study
 from optuna_nas.training import evaluate
 
 REPORTING = 1000  # images; of all others a fifth is for ops and edges, as in the paper
-SPACE = hmnas_space()
 
 
 def make_hmnas(smoke: bool, second_order: bool, data: ImageData, seed: int) -> HMNAS:
@@ -44,7 +43,7 @@ def make_hmnas(smoke: bool, second_order: bool, data: ImageData, seed: int) -> H
     cells = ("normal", "reduction") if smoke else ("normal", "reduction", "reduction")
     frame = Skeleton(cells, 4 if smoke else 36, data.input_shape, data.classes, affine=False)
     recipe = HMNASRecipe(second_order=second_order, batch_size=32 if smoke else 128, seed=seed)
-    return HMNAS(NetworkSpace(SPACE, frame), recipe)
+    return HMNAS(NetworkSpace(hmnas_space(), frame), recipe)
 
 
 def fine_tuning(smoke: bool, data: ImageData, hmnas: HMNAS, random: int, seed: int) -> Search:
@@ -53,13 +52,8 @@ def fine_tuning(smoke: bool, data: ImageData, hmnas: HMNAS, random: int, seed: i
     final = data if smoke else with_cutout(data)
     return Search(
         name="cifar10-hmnas-smoke" if smoke else "cifar10-hmnas",
-        space=SPACE,
-        objective=TrainObjective(
-            NetworkSpace(NetworkSpace(SPACE, hmnas.skeleton), final),
-            recipe,
-            start=hmnas.inherited,
-            reuse_duplicates=False,
-        ),
+        space=hmnas.space,
+        objective=TrainObjective(hmnas.space, final, recipe, initial_weights=hmnas.inherited, reuse_duplicates=False),
         data=final,
         sampler=optuna.samplers.RandomSampler(seed),
         trials=1 + random,
@@ -93,13 +87,13 @@ def main() -> None:
     print(f"survives, {derived.params / 1e6:.3f} M parameters: {derived.architecture.summary}\npictures in {folder}")
     opened = open_study(study)
     if not opened.trials:
-        opened.enqueue_trial(SPACE.encode(derived.architecture))
+        opened.enqueue_trial(hmnas.space.encode(derived.architecture))
     result = run(study)
     if result.interrupted:
         print(f"interrupted with {result.missing} of {study.trials} trials to go; the same command goes on")
         return
     network = load_network(network_path(folder, 0), options.device)
-    _, accuracy = evaluate(network, data, "test")
+    accuracy = evaluate(network, data, "test").metric
     print(f"test error {100 * (1 - accuracy):.2f} %")
 
 

@@ -14,11 +14,12 @@ from cifar10_final import search_data, train_in_full, with_cutout
 
 from optuna_nas import (
     SNAS,
+    Architecture,
+    DiscreteNetwork,
     ImageData,
     NetworkSpace,
     Recipe,
     Search,
-    Skeleton,
     SNASRecipe,
     SNASSampler,
     darts_cifar_skeleton,
@@ -53,11 +54,12 @@ def search(smoke: bool = False, resource: str = "mild", device: str = "auto", se
     )
 
 
-def final_training(smoke: bool, data: ImageData, seed: int) -> tuple[Skeleton, Recipe]:
-    """Return the network of 20 cells and 36 channels, and 600 epochs with batches of 96 (appendix G)."""
+def final_training(cell: Architecture, smoke: bool, data: ImageData, seed: int) -> tuple[DiscreteNetwork, Recipe]:
+    """Return a network of 20 cells and 36 channels, and 600 epochs with batches of 96 (appendix G)."""
     size = {"n_cells": 3, "channels": 4} if smoke else {"n_cells": 20, "channels": 36}
     skeleton = darts_cifar_skeleton(**size, input_shape=data.input_shape, classes=data.classes)
-    return skeleton, Recipe(epochs=3 if smoke else 600, batch_size=96, seed=seed)
+    network = NetworkSpace(darts_space(), skeleton).build(cell, seed=seed)
+    return network, Recipe(epochs=3 if smoke else 600, batch_size=96, seed=seed)
 
 
 def main() -> None:
@@ -82,8 +84,8 @@ def main() -> None:
     print(f"most likely cell: {cell.summary}\npictures in {folder}", flush=True)
 
     data = search_data(options.smoke, options.seed, REPORTING)
-    skeleton, recipe = final_training(options.smoke, data, options.seed)
-    train_in_full(cell, skeleton, recipe, data if options.smoke else with_cutout(data), snas.device, folder)
+    network, recipe = final_training(cell, options.smoke, data, options.seed)
+    train_in_full(network, recipe, data if options.smoke else with_cutout(data), snas.device, folder)
 
 
 if __name__ == "__main__":

@@ -22,18 +22,17 @@ from optuna_nas import (
 
 def search(trials: int = 30, epochs: int = 8, snas_epochs: float = 40, seed: int = 0) -> Search:
     """Let SNAS learn which ops help while the study runs; every trial trains a small network from scratch."""
-    data, space = digits(seed=seed), nasbench201_space()
-    frame = {"repeats": 1, "channels": 8, "input_shape": data.input_shape, "classes": data.classes}
-    snas = SNAS(
-        NetworkSpace(space, nasbench201_skeleton(**frame, affine=False)),
-        SNASRecipe(learning_rate=0.1, warmup_fraction=0.3, seed=seed),
-    )
+    data = digits(seed=seed)
+    skeleton = nasbench201_skeleton(repeats=1, channels=8, input_shape=data.input_shape, classes=data.classes)
+    space = NetworkSpace(nasbench201_space(), skeleton)
+    searched = space.with_skeleton(affine=False)
+    snas = SNAS(searched, SNASRecipe(learning_rate=0.1, warmup_fraction=0.3, seed=seed))
     return Search(
         name="digits",
-        space=NetworkSpace(space, nasbench201_skeleton(**frame)),
+        space=space,
         data=data,
         recipe=Recipe(epochs=epochs, batch_size=32, learning_rate=0.025, warmup_fraction=0.1, seed=seed),
-        sampler=SNASSampler(space, snas, data=data, budget=snas_epochs, trials_per_round=5, seed=seed),
+        sampler=SNASSampler(searched, snas, data=data, budget=snas_epochs, trials_per_round=5, seed=seed),
         pruner=PercentilePruner(75.0, n_startup_trials=8, n_warmup_steps=5),
         trials=trials,
         cpu_threads=1,

@@ -23,12 +23,13 @@ from optuna_nas import (
 
 def search(trials: int = 10, epochs: int = 8, ghn_epochs: float = 30, pool: int = 300, seed: int = 0) -> Search:
     """Train a GHN in the first trial; every trial starts a network from scratch, the best of the pool first."""
-    data, space = digits(seed=seed), nasbench201_space()
+    data = digits(seed=seed)
     skeleton = nasbench201_skeleton(repeats=1, channels=8, input_shape=data.input_shape, classes=data.classes)
-    ghn = GHN(NetworkSpace(space, skeleton), GHNRecipe(phases=2, seed=seed))
+    space = NetworkSpace(nasbench201_space(), skeleton)
+    ghn = GHN(space, GHNRecipe(phases=2, seed=seed))
     return Search(
         name="digits-ghn",
-        space=NetworkSpace(space, skeleton),
+        space=space,
         data=data,
         recipe=Recipe(epochs=epochs, batch_size=32, learning_rate=0.025, warmup_fraction=0.1, seed=seed),
         sampler=GHNSampler(space, ghn, data=data, budget=ghn_epochs, pool_size=pool, trials_per_round=50, seed=seed),

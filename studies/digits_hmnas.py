@@ -41,12 +41,13 @@ def search(trials: int = 20, epochs: int = 8, hmnas_epochs: float = HMNAS_EPOCHS
     """Train random cells; the masks learn in the first trial and are refined in three rounds."""
     data = digits(seed=seed)
     frame = Skeleton(("cell", "residual_reduction", "cell"), 8, data.input_shape, data.classes, affine=False)
-    hmnas = HMNAS(NetworkSpace(SPACE, frame), HMNASRecipe(batch_size=32, mask_fraction=0.4, seed=seed))
+    space = NetworkSpace(SPACE, frame)
+    hmnas = HMNAS(space, HMNASRecipe(batch_size=32, mask_fraction=0.4, seed=seed))
     recipe = Recipe(epochs=epochs, batch_size=32, learning_rate=0.025, warmup_fraction=0.1, seed=seed)
     return Search(
         name="digits-hmnas",
-        space=SPACE,
-        objective=TrainObjective(NetworkSpace(NetworkSpace(SPACE, frame), data), recipe),
+        space=space,
+        objective=TrainObjective(space, data, recipe),
         data=data,
         sampler=optuna.samplers.RandomSampler(seed),
         pruner=HMNASPruner(hmnas, data=data, budget=hmnas_epochs, trials_per_round=5, seed=seed),
@@ -78,7 +79,7 @@ def main() -> None:
         wanted,
         name=f"{wanted.name}-pipeline",
         folder=folder,
-        objective=replace(objective, start=hmnas.inherited, reuse_duplicates=False),
+        objective=replace(objective, initial_weights=hmnas.inherited, reuse_duplicates=False),
         pruner=HMNASPruner(hmnas, seed=options.seed),
     )
     study = open_study(pipeline)

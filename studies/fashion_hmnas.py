@@ -21,7 +21,6 @@ import torch
 from bilevel import bilevel
 from scipy.stats import spearmanr
 from small_fashion_mnist import small_fashion_mnist
-from strategies import placed
 
 from optuna_nas import (
     HMNAS,
@@ -53,21 +52,17 @@ def skeleton(data: ImageData) -> Skeleton:
 def curve(network: DiscreteNetwork, data: ImageData, recipe: Recipe) -> list[float]:
     """Return the accuracy after every epoch of a training."""
     found: list[float] = []
-    train(network, data, recipe, on_epoch=lambda result: found.append(result.report_accuracy))
+    train(network, data, recipe, on_epoch=lambda result: found.append(result.validation_metric))
     return found
 
 
 def pipeline(hmnas: HMNAS, data: ImageData, derived: Derived, epochs: int) -> dict[str, float]:
     """Fine-tune what survives, and train its architecture from scratch."""
-    frame, whole = hmnas.skeleton, hmnas.derive(-math.inf)
+    whole = hmnas.derive(-math.inf)
     recipe = Recipe(epochs=epochs, learning_rate=FINE_TUNING, seed=hmnas.recipe.seed)
     tuned = curve(hmnas.compact(derived), data, recipe)
     others = [
-        curve(
-            DiscreteNetwork(placed(derived.architecture, frame), seed=recipe.seed),
-            data,
-            replace(recipe, learning_rate=rate),
-        )
+        curve(DiscreteNetwork(derived.architecture, seed=recipe.seed), data, replace(recipe, learning_rate=rate))
         for rate in SCRATCH
     ]
     scratch = max(others, key=lambda values: values[-1])
@@ -75,8 +70,8 @@ def pipeline(hmnas: HMNAS, data: ImageData, derived: Derived, epochs: int) -> di
     return {
         "threshold": derived.threshold,
         "parameters kept": derived.params / whole.params,
-        "supernet": evaluate(hmnas.compact(whole), data, "report")[1],
-        "masked": evaluate(hmnas.compact(derived), data, "report")[1],
+        "supernet": evaluate(hmnas.compact(whole), data, "report").metric,
+        "masked": evaluate(hmnas.compact(derived), data, "report").metric,
         "fine-tuned": tuned[-1],
         "from scratch": scratch[-1],
         "epochs to scratch": float(reached[0]) if reached else math.inf,

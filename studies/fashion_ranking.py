@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from small_fashion_mnist import small_fashion_mnist
-from strategies import placed
 
 from optuna_nas import (
     GHN,
@@ -36,7 +35,6 @@ from optuna_nas import (
 )
 from optuna_nas.networks import recompute_statistics
 
-SPACE = nasbench201_space()
 TRUTH = Recipe(epochs=6, learning_rate=0.05, warmup_fraction=0.1)
 SIGNALS = ("ghn", "supernet", "sgd")
 ABLATIONS = {
@@ -75,11 +73,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = small_fashion_mnist(options.images, options.seed)
     random = np.random.default_rng(options.seed)
-    cells = list(dict.fromkeys(SPACE.sample(random) for _ in range(2 * options.cells)))[: options.cells]
-    frame = nasbench201_skeleton(1, 8, data.input_shape, data.classes)
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 8, data.input_shape, data.classes))
+    cells = list(dict.fromkeys(space.sample(random) for _ in range(2 * options.cells)))[: options.cells]
 
     def trained(cell: Architecture, recipe: Recipe) -> float:
-        return train(DiscreteNetwork(placed(cell, frame), seed=recipe.seed), data, recipe).last.report_accuracy
+        return train(space.build(cell, seed=recipe.seed), data, recipe).last.validation_metric
 
     came = np.array([trained(cell, TRUTH) for cell in cells])
     print(f"trained {len(cells)} cells: accuracy {came.mean():.4f} +- {came.std():.4f}", flush=True)
@@ -100,26 +98,23 @@ def main() -> None:
         options.out.write_text(json.dumps(rows, indent=1))
 
     print(" " * 34 + "   pearson    better   kendall    better  CPU s/cell   score")
-    judge("parameters", np.array([float(placed(cell, frame).cost().params) for cell in cells]), 0.0)
+    judge("parameters", np.array([float(cell.cost().params) for cell in cells]), 0.0)
     for seed in range(options.seeds if "ghn" in options.signals else 0):
         for name, changes in ABLATIONS.items():
-            ghn = GHN(NetworkSpace(SPACE, frame), GHNRecipe(meta_batch=2, seed=seed, **changes))  # type: ignore[arg-type]
+            ghn = GHN(space, GHNRecipe(meta_batch=2, seed=seed, **changes))  # type: ignore[arg-type]
             ghn.fit(data, options.epochs)
             started = time.process_time()
             judge(name, ghn.score(cells), time.process_time() - started)
-    supernet_frame = nasbench201_skeleton(1, 8, data.input_shape, data.classes, affine=False)
     for seed in range(options.seeds if "supernet" in options.signals else 0):
         # Logits that do not move: a supernet trained on uniform single paths.
         recipe = SNASRecipe(relaxation="one_path", warmup_fraction=0.999, learning_rate=0.05, seed=seed)
-        snas = SNAS(NetworkSpace(SPACE, supernet_frame), recipe)
+        snas = SNAS(space.with_skeleton(affine=False), recipe)
         snas.fit(data, 2 * options.epochs)
         started = time.process_time()
         judge("supernet, uniform single paths", snas.score(cells), time.process_time() - started)
     for n_steps in (1, 10, 50, 75) if "sgd" in options.signals else ():
         started = time.process_time()
-        scores = np.array(
-            [after_few_steps(DiscreteNetwork(placed(cell, frame), seed=1), data, n_steps) for cell in cells]
-        )
+        scores = np.array([after_few_steps(space.build(cell, seed=1), data, n_steps) for cell in cells])
         judge(f"SGD, {n_steps} steps", scores, time.process_time() - started)
     print("\nmeans over seeds")
     for name, found in rows.items():

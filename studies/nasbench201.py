@@ -18,12 +18,10 @@ import numpy as np
 import optuna
 from optuna import Trial
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from strategies import placed
 
-from optuna_nas import Architecture, Search, SNASSampler, nasbench201_skeleton, nasbench201_space
+from optuna_nas import Architecture, NetworkSpace, Search, SNASSampler, nasbench201_skeleton, nasbench201_space
 
-SPACE = nasbench201_space()
-SKELETON = nasbench201_skeleton()
+SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton())
 EDGES = [(target, source) for target in (1, 2, 3) for source in range(target)]
 
 Lookup = Callable[[Architecture], float]
@@ -44,7 +42,7 @@ def search(
 
     def objective(trial: Trial) -> float:
         architecture = SPACE.suggest(trial)
-        cost = placed(architecture, SKELETON).cost()
+        cost = architecture.cost()
         trial.set_user_attr("params", cost.params)
         trial.set_user_attr("multiply_adds", cost.multiply_adds)
         return accuracy(architecture)
@@ -92,7 +90,7 @@ def from_package() -> Lookup:
 
 
 def _ops(architecture: Architecture) -> tuple[str, ...]:
-    return tuple((architecture[f"cell/{j}<-{i}"] or ("none",))[0] for j, i in EDGES)
+    return tuple((architecture[f"cell_{i}_{j}"] or ("none",))[0] for j, i in EDGES)
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ from optuna import Trial
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 from scipy.stats import kendalltau, spearmanr
-from strategies import placed
 
 from optuna_nas import (
     GHN,
@@ -48,11 +47,11 @@ def search(images: str = "", epochs: float = EPOCHS, trials: int = 10, train_epo
     ghn = make_ghn(data, seed)
     return Search(
         name=f"nasbench201-ghn-{seed}",
-        space=NetworkSpace(SPACE, skeleton(data)),
+        space=ghn.space,
         data=data,
         recipe=Recipe(epochs=train_epochs, learning_rate=0.1, seed=seed),
         sampler=GHNSampler(
-            SPACE, ghn, data=data, budget=epochs, trials_per_round=max(trials, 1), exploration=0.0, seed=seed
+            ghn.space, ghn, data=data, budget=epochs, trials_per_round=max(trials, 1), exploration=0.0, seed=seed
         ),
         trials=trials,
         description=__doc__ or "",
@@ -91,7 +90,8 @@ def main() -> None:
     seconds = time.monotonic() - started
     truth = read_truth(options.table, options.column)
     came = np.array([truth[ops(cell)] for cell in cells])
-    params = np.array([placed(cell, nasbench201_skeleton()).cost().params for cell in cells])
+    whole = NetworkSpace(SPACE, nasbench201_skeleton())
+    params = np.array([whole.cost(cell).params for cell in cells])
     top = np.argsort(-scores)[:10]
     better = came >= np.median(came)
     found = {

@@ -17,12 +17,10 @@ import numpy as np
 import torch
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
 from optuna import Trial
-from strategies import placed
 
 from optuna_nas import (
     SNAS,
     Architecture,
-    DiscreteNetwork,
     ImageData,
     NetworkSpace,
     Recipe,
@@ -42,16 +40,17 @@ RECIPE = SNASRecipe(warmup_fraction=0.35, last_temperature=0.3)
 def search(images: str = "", epochs: float = EPOCHS, trials: int = 20, seed: int = 0) -> Search:
     """Let SNAS learn in ten rounds; a trial's value is the accuracy of its cell with inherited weights."""
     snas = make_snas(data := small_cifar10(images, seed), seed)
+    space, whole = snas.space, snas.space.with_skeleton(nasbench201_skeleton())
 
     def objective(trial: Trial) -> float:
-        architecture = SPACE.suggest(trial)
-        trial.set_user_attr("params", placed(architecture, nasbench201_skeleton()).cost().params)
+        architecture = space.suggest(trial)
+        trial.set_user_attr("params", whole.cost(architecture).params)
         return float(snas.score([architecture])[0])
 
-    sampler = SNASSampler(SPACE, snas, data=data, budget=epochs, trials_per_round=2, seed=seed)
+    sampler = SNASSampler(space, snas, data=data, budget=epochs, trials_per_round=2, seed=seed)
     return Search(
         name=f"nasbench201-snas-{seed}",
-        space=SPACE,
+        space=space,
         objective=objective,
         sampler=sampler,
         trials=trials,
@@ -61,9 +60,8 @@ def search(images: str = "", epochs: float = EPOCHS, trials: int = 20, seed: int
 
 def make_snas(data: ImageData, seed: int, **changes: object) -> SNAS:
     """Return an SNAS of three cells and 16 channels."""
-    return SNAS(
-        NetworkSpace(SPACE, skeleton(data, affine=False)), SNASRecipe(**{**vars(RECIPE), "seed": seed, **changes})
-    )  # type: ignore[arg-type]
+    recipe = SNASRecipe(**{**vars(RECIPE), "seed": seed, **changes})  # type: ignore[arg-type]
+    return SNAS(NetworkSpace(SPACE, skeleton(data, affine=False)), recipe)
 
 
 # -- judged by the table ----------------------------------------------------------------------------------------------
@@ -129,12 +127,13 @@ def by_darts(data: ImageData, seed: int, epochs: float, seconds: float) -> tuple
 
 def by_random(data: ImageData, seed: int, epochs: float, seconds: float) -> tuple[Architecture, dict]:  # type: ignore[type-arg]
     """Return the best of random cells trained from scratch, ten epochs each, until the CPU seconds are spent."""
-    random, best, tried = np.random.default_rng(seed), (-1.0, SPACE.full_architecture()), 0
+    space = NetworkSpace(SPACE, skeleton(data))
+    random, best, tried = np.random.default_rng(seed), (-1.0, space.full_architecture()), 0
     started = time.process_time()
     while tried == 0 or (time.process_time() - started) * (tried + 1) / tried < seconds:
-        cell = SPACE.sample(random)
-        network = DiscreteNetwork(placed(cell, skeleton(data)), seed=seed)
-        accuracy = train(network, data, Recipe(epochs=10, learning_rate=0.1, seed=seed)).last.report_accuracy
+        cell = space.sample(random)
+        network = space.build(cell, seed=seed)
+        accuracy = train(network, data, Recipe(epochs=10, learning_rate=0.1, seed=seed)).last.validation_metric
         best, tried = max(best, (accuracy, cell), key=lambda pair: pair[0]), tried + 1
     return best[1], {"tried": tried, "report_accuracy": round(best[0], 4)}
 

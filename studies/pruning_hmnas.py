@@ -58,7 +58,7 @@ def darts_curves(folder: str, every: int = 10) -> dict[Architecture, Curve]:
     found = {}
     for cell in known:
         choices = {
-            f"{kind}/{node}<-{source}": (op,)
+            f"{kind}_{source}_{node}": (op,)
             for kind, name in (("normal", "normal"), ("reduction", "reduce"))
             for node, pair in enumerate(cell[name], start=2)
             for op, source in pair
@@ -145,7 +145,7 @@ def with_shuffled_masks(hmnas: HMNAS, seed: int) -> HMNAS:
     """Return a model whose masks of edges and ops have changed places."""
     shuffled = deepcopy(hmnas)
     random = torch.Generator().manual_seed(seed)
-    for mask in (shuffled._op_masks_EO, shuffled._edge_masks_E):
+    for mask in (shuffled.masks.op_masks_EO, shuffled.masks.edge_masks_E):
         mask.data = mask.data.flatten()[torch.randperm(mask.numel(), generator=random)].reshape(mask.shape)
     return shuffled
 

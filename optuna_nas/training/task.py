@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import nan
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +197,8 @@ class ImageClassification(SummedTask):
         loss, *other_losses = (
             F.cross_entropy(output, targets, label_smoothing=self.label_smoothing) for output in (scores, *others)
         )
-        if others and isinstance(model, EarlyExits) and len(model.exit_costs) > 1:
+        exits = _as_exits(model)
+        if others and exits is not None and len(exits.exit_costs) > 1:
             loss = total = torch.stack([loss, *other_losses]).mean()
         else:
             total = sum((self.auxiliary_weight * other for other in other_losses), loss)
@@ -307,7 +308,17 @@ def _count(n_examples: int, like: Tensor) -> Tensor:
 
 def _exits(model: nn.Module) -> EarlyExits | None:
     """Return the network if its predictions have a budget, also where it drew no early exit."""
-    return model if isinstance(model, EarlyExits) and model.budget > 0 else None
+    exits = _as_exits(model)
+    return exits if exits is not None and exits.budget > 0 else None
+
+
+def _as_exits(model: nn.Module) -> EarlyExits | None:
+    """Return the network if it may be stopped before its end.
+
+    What `torch.compile` returns passes on attributes, but is no instance of a protocol since Python 3.12.
+    """
+    has_all = all(hasattr(model, name) for name in ("exit_costs", "budget", "anytime"))
+    return cast("EarlyExits", model) if has_all else None
 
 
 class Calling(nn.Module):

@@ -18,7 +18,6 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from strategies import placed
 from supernet import Plain
 from timing import race
 from torch import Tensor
@@ -142,7 +141,7 @@ def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
     """Return a step of the GHN and one of plain SGD, on the same network and 64 images of 32 x 32."""
     ghn = ghn_of(darts_space(), n_cells, phases)
     cell = ghn.space.architecture(DARTS_V2)
-    network = DiscreteNetwork(placed(cell, ghn.skeleton))
+    network = DiscreteNetwork(cell)
     images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
     sgd = torch.optim.SGD(network.parameters(), 0.01, 0.9)
     adam = torch.optim.Adam(ghn.network.parameters(), 1e-3)
@@ -164,8 +163,8 @@ def training_step(n_cells: int, phases: int) -> dict[str, Callable[[], object]]:
 
 def pool(n_cells: int = 16, device: str = "cpu", side: int = 16) -> dict[str, Callable[[], object]]:
     """Return ways to score cells of NAS-Bench-201 by 512 images; both give the same accuracies."""
-    space, random = nasbench201_space(), np.random.default_rng(0)
-    ghn = GHN(NetworkSpace(space, nasbench201_skeleton(1, 16, (3, side, side))), GHNRecipe())
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 16, (3, side, side)))
+    ghn, random = GHN(space, GHNRecipe()), np.random.default_rng(0)
     cells = [cell for cell in (space.sample(random) for _ in range(2 * n_cells)) if cell.connected][:n_cells]
     data = random_images(64, side, device, report=512)
     ((images, labels),) = data.batches(["report"], 512)
@@ -175,7 +174,7 @@ def pool(n_cells: int = 16, device: str = "cpu", side: int = 16) -> dict[str, Ca
     def plain() -> list[float]:
         found = []
         for cell in cells:
-            network = Plain(placed(cell, ghn.skeleton).graph()).to(device)
+            network = Plain(cell.graph()).to(device)
             network.take(ghn.generate([cell])[0])
             found.append(float((network(images).argmax(1) == labels).double().mean()))
         return found
@@ -186,10 +185,9 @@ def pool(n_cells: int = 16, device: str = "cpu", side: int = 16) -> dict[str, Ca
 
 def propagation() -> dict[str, Callable[[], object]]:
     """Return the propagation of one block of 17 nodes and of 64 of them."""
-    space = ghn_space(17)
     random = np.random.default_rng(0)
-    ghn = ghn_of(space, 3, 1)
-    blocks = [placed(space.sample(random), ghn.skeleton).graph() for _ in range(64)]
+    ghn = ghn_of(ghn_space(17), 3, 1)
+    blocks = [ghn.space.sample(random).graph() for _ in range(64)]
     deepest = max(blocks, key=lambda graph: len(ghn.batch([graph]).modules[1].forward))
     batches = {"1 graph, the deepest": ghn.batch([deepest]), "64 graphs": ghn.batch(blocks)}
 

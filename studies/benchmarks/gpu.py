@@ -28,13 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 from ghn_speed import pool
-from strategies import placed
 from supernet import subjects
 from timing import race
 from training import SETTINGS, images_per_second, random_images
 
-from optuna_nas import NetworkSpace
-from optuna_nas.networks import DiscreteNetwork
+from optuna_nas.networks import NetworkSpace
 from optuna_nas.oneshot import GHN, SNAS, GHNRecipe, SNASRecipe
 from optuna_nas.oneshot import base as one_shot_model
 from optuna_nas.space import Skeleton, nasbench201_skeleton, nasbench201_space
@@ -85,7 +83,7 @@ def trainings(device: str, tiny: bool) -> Rows:
     for name in list(SETTINGS)[: 1 if tiny else None]:
         yield (
             name,
-            images_per_second(*SETTINGS[name], 4 if tiny else 100, 1 if tiny else 3, torch.device(device)),
+            images_per_second(SETTINGS[name], 4 if tiny else 100, 1 if tiny else 3, torch.device(device)),
         )
 
 
@@ -98,25 +96,21 @@ def pools(device: str, tiny: bool) -> Rows:
 
 def waits(device: str, tiny: bool) -> Rows:
     """Count how often the host waits in the second half of a fit without records, by PyTorch's own warnings."""
-    frame = nasbench201_skeleton(1, 4, (3, 16, 16), affine=False)
+    space = NetworkSpace(SPACE, nasbench201_skeleton(1, 4, (3, 16, 16), affine=False))
     data = random_images(640, 16, device)
-    one_shot_model.RECORDS = 1
+    one_shot_model.MAX_RECORDS = 1
     learners: dict[str, Callable[[Callable[[float], None]], object]] = {
         "training": lambda on_step: train(
-            DiscreteNetwork(placed(SPACE.architecture(dict.fromkeys(SPACE.paths, "nor_conv_3x3")), frame)),
+            space.build(space.architecture(dict.fromkeys(SPACE.paths, "nor_conv_3x3"))),
             data,
             Recipe(epochs=1, batch_size=32),
             on_step=on_step,
         ),
-        "SNAS": lambda on_step: SNAS(NetworkSpace(SPACE, frame), SNASRecipe(batch_size=32)).fit(
+        "SNAS": lambda on_step: SNAS(space, SNASRecipe(batch_size=32)).fit(data, 1.0, on_step=on_step),
+        "SNAS, one path": lambda on_step: SNAS(space, SNASRecipe(batch_size=32, relaxation="one_path")).fit(
             data, 1.0, on_step=on_step
         ),
-        "SNAS, one path": lambda on_step: SNAS(
-            NetworkSpace(SPACE, frame), SNASRecipe(batch_size=32, relaxation="one_path")
-        ).fit(data, 1.0, on_step=on_step),
-        "GHN": lambda on_step: GHN(NetworkSpace(SPACE, frame), GHNRecipe(batch_size=32, meta_batch=1)).fit(
-            data, 1.0, on_step=on_step
-        ),
+        "GHN": lambda on_step: GHN(space, GHNRecipe(batch_size=32, meta_batch=1)).fit(data, 1.0, on_step=on_step),
     }
     for name, learn in learners.items():
         steps = 0
@@ -139,8 +133,8 @@ def waits(device: str, tiny: bool) -> Rows:
 def small_training(device: str, steps: int, begin: Any, done: Any) -> None:
     """Train a small network when told to begin; for a process of its own."""
     data = random_images(64 * steps, 32, device)
-    cell = SPACE.architecture(dict.fromkeys(SPACE.paths, "nor_conv_3x3"))
-    network = DiscreteNetwork(placed(cell, nasbench201_skeleton(1, 16)), seed=0)
+    space = NetworkSpace(SPACE, nasbench201_skeleton(1, 16))
+    network = space.build(space.architecture(dict.fromkeys(SPACE.paths, "nor_conv_3x3")), seed=0)
     train(network, data, Recipe(epochs=1))  # warms up
     done.put(0.0)
     begin.wait()

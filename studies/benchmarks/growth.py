@@ -25,7 +25,6 @@ from overhead import milliseconds, samplers, study_of
 from timing import race
 
 from optuna_nas import GHN, CellSpace, NetworkSpace, darts_search_skeleton, darts_space
-from optuna_nas.networks import Supernet
 
 OPS = ("none", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "max_pool_3x3", "sep_conv_5x5", "dil_conv_5x5")
 Step = Callable[[], object]
@@ -33,8 +32,8 @@ Step = Callable[[], object]
 
 def supernet_step(cells: int = 3, channels: int = 8, nodes: int = 3, ops: int = 4) -> Step:
     """Return a training step of a soft mixture of so many cells, channels, nodes a cell and ops beside `none`."""
-    space = CellSpace(OPS[: ops + 1], nodes=nodes)
-    network = Supernet(NetworkSpace(space, darts_search_skeleton(cells, channels, (3, 16, 16))), seed=0)
+    cell_space = CellSpace(OPS[: ops + 1], nodes=nodes)
+    network = NetworkSpace(cell_space, darts_search_skeleton(cells, channels, (3, 16, 16))).supernet(seed=0)
     images, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
     logits = {path: torch.zeros(len(names), requires_grad=True) for path, names in network.names.items()}
 
@@ -47,9 +46,8 @@ def supernet_step(cells: int = 3, channels: int = 8, nodes: int = 3, ops: int = 
 
 def generation(cells: int = 3, channels: int = 8, nodes: int = 3) -> Step:
     """Return the generation of the weights of four random architectures by a GHN."""
-    space = CellSpace(OPS, nodes=nodes)
-    ghn = GHN(NetworkSpace(space, darts_search_skeleton(cells, channels, (3, 16, 16))))
-    random = np.random.default_rng(0)
+    space = NetworkSpace(CellSpace(OPS, nodes=nodes), darts_search_skeleton(cells, channels, (3, 16, 16)))
+    ghn, random = GHN(space), np.random.default_rng(0)
     architectures = [space.sample(random) for _ in range(4)]
 
     def generate() -> None:

@@ -46,8 +46,8 @@ SIZES = (100, 1000, 5000)
 ASKS = 100
 WARM_UP = 3
 SPACES = {
-    6: (nasbench201_space(), nasbench201_skeleton(1, 4)),
-    28: (darts_space(), darts_search_skeleton(3, 4)),
+    6: NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4)),
+    28: NetworkSpace(darts_space(), darts_search_skeleton(3, 4)),
 }
 
 
@@ -71,12 +71,12 @@ def samplers(space: Space, folder: str) -> dict[str, BaseSampler]:
 
 def pruners(edges: int) -> dict[str, BasePruner]:
     """Return a fresh one of each; masks as they are before they learn."""
-    space, skeleton = SPACES[edges]
+    space = SPACES[edges]
     return {
         "none": NopPruner(),
         "median": MedianPruner(),
         "GHNPruner": GHNPruner(score=convolutions, space=space),
-        "HMNASPruner": HMNASPruner(HMNAS(NetworkSpace(space, skeleton))),
+        "HMNASPruner": HMNASPruner(HMNAS(space)),
     }
 
 
@@ -134,7 +134,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     figures: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = {}
     for edges in options.edges:
-        space, _ = SPACES[edges]
+        space = SPACES[edges]
         figures[str(edges)] = found = {part: {} for part in ("ask", "tell", "guess", "prune")}
         for size in options.sizes:
             with TemporaryDirectory() as folder:

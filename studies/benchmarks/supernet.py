@@ -27,16 +27,14 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from strategies import placed
 from timing import race
 from torch import Tensor, nn
 
 from optuna_nas import NetworkSpace, darts_search_skeleton, darts_space, nasbench201_skeleton, nasbench201_space
-from optuna_nas.networks import DiscreteNetwork, Supernet
+from optuna_nas.networks import Supernet
 from optuna_nas.networks.ops import build_op, has_module
-from optuna_nas.networks.supernet import choice_names, one_hot
+from optuna_nas.networks.supernet import one_hot
 from optuna_nas.oneshot.snas.distribution import one_path_sample
-from optuna_nas.space import Skeleton, Space
 from optuna_nas.space.graph import ComputationGraph
 from optuna_nas.space.ops import NONE, STRUCTURAL, get_op
 from optuna_nas.training.device import autocast
@@ -47,13 +45,13 @@ SUBJECTS = ("plain", "ours", "floor", "path", "plain path")
 Step = Callable[[], None]
 
 
-def setting(name: str, small: bool) -> tuple[Space, Skeleton, tuple[int, int, int]]:
-    """Return a space and a skeleton at the size at which public implementations were timed."""
+def setting(name: str, small: bool) -> NetworkSpace:
+    """Return a space at the size at which public implementations were timed."""
     side = 16 if small else 32
     if name == "nasbench201":
         skeleton = nasbench201_skeleton(1 if small else 5, 16, (3, side, side), affine=False)
-        return nasbench201_space(), skeleton, (3, side, side)
-    return darts_space(), darts_search_skeleton(3 if small else 8, 16, (3, side, side)), (3, side, side)
+        return NetworkSpace(nasbench201_space(), skeleton)
+    return NetworkSpace(darts_space(), darts_search_skeleton(3 if small else 8, 16, (3, side, side)))
 
 
 class Zero(nn.Module):
@@ -141,10 +139,10 @@ def subjects(
     precision: str = "float32",
 ) -> dict[str, Step]:
     """Return one training step of each wanted subject."""
-    space, skeleton, shape = setting(name, small)
+    space = setting(name, small)
     torch.manual_seed(0)
+    shape, options = space.skeleton.input_shape, space.cells.mixed_names()
     images, labels = torch.randn(BATCH, *shape, device=device), torch.randint(0, 10, (BATCH,), device=device)
-    options = choice_names(space)
     logits = {path: torch.zeros(len(names), device=device, requires_grad=True) for path, names in options.items()}
 
     def trained(network: nn.Module, forward: Callable[[], Tensor]) -> Step:
@@ -160,8 +158,8 @@ def subjects(
 
         return step
 
-    plain = Plain(space.network_graph(space.full_architecture(), skeleton, mixed=True), choice_names(space)).to(device)
-    ours = Supernet(NetworkSpace(space, skeleton), seed=0).to(device)
+    plain = Plain(space.supernet_graph(), options).to(device)
+    ours = space.supernet(seed=0).to(device)
     draw = np.random.default_rng(0)
     path = space.sample(draw)
     while not path.connected:
@@ -169,7 +167,7 @@ def subjects(
     fixed = one_hot(path)
     active = {place: {names[int(fixed[place].argmax())]} for place, names in options.items()}
     peaked = (100 * torch.stack([fixed[place] for place in logits])).to(device).requires_grad_()
-    network = DiscreteNetwork(placed(path, skeleton), seed=0).apply(plainly).to(device)
+    network = space.build(path, seed=0).apply(plainly).to(device)
 
     def mixed(network: nn.Module, forward: Callable[..., Tensor]) -> Step:
         return trained(network, lambda: forward(images, {path: F.softmax(logit, 0) for path, logit in logits.items()}))
@@ -182,9 +180,7 @@ def subjects(
         "plain": lambda: mixed(plain, plain),
         "ours": lambda: mixed(ours, ours),
         "compiled": lambda: mixed(ours, torch.compile(ours)),
-        "floor": lambda: convolutions(
-            Supernet(NetworkSpace(space, skeleton), seed=0).apply(plainly).to(device), images
-        ),
+        "floor": lambda: convolutions(space.supernet(seed=0).apply(plainly).to(device), images),
         "path": lambda: trained(ours, one_path),
         "plain path": lambda: trained(network, lambda: network(images)),
     }
@@ -225,8 +221,7 @@ def floors(name: str, small: bool) -> dict[str, float]:
 
     The backward pass counts twice the forward pass; a byte that an op reads or writes is counted once a pass.
     """
-    space, skeleton, _ = setting(name, small)
-    graph = space.network_graph(space.full_architecture(), skeleton, mixed=True)
+    graph = setting(name, small).supernet_graph()
     costs = [graph.node_cost(node) for node in graph]
     operations = 3 * 2 * BATCH * sum(cost.multiply_adds for cost in costs)
     moved = 3 * 4 * sum(BATCH * (cost.memory_access - cost.params) + cost.params for cost in costs)

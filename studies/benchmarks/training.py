@@ -19,15 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from strategies import placed
 
 from optuna_nas import (
     Augmentation,
-    DiscreteNetwork,
     ImageData,
+    NetworkSpace,
     Recipe,
-    Skeleton,
-    Space,
     darts_search_skeleton,
     darts_space,
     nasbench201_skeleton,
@@ -41,10 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BATCH = 64
-SETTINGS: dict[str, tuple[Space, Skeleton]] = {
-    "NAS-Bench-201, 3 cells, C = 16": (nasbench201_space(), nasbench201_skeleton(1)),
-    "NAS-Bench-201, 15 cells, C = 16": (nasbench201_space(), nasbench201_skeleton(5)),
-    "DARTS, 3 cells, C = 16": (darts_space(), darts_search_skeleton(3)),
+SETTINGS: dict[str, NetworkSpace] = {
+    "NAS-Bench-201, 3 cells, C = 16": NetworkSpace(nasbench201_space(), nasbench201_skeleton(1)),
+    "NAS-Bench-201, 15 cells, C = 16": NetworkSpace(nasbench201_space(), nasbench201_skeleton(5)),
+    "DARTS, 3 cells, C = 16": NetworkSpace(darts_space(), darts_search_skeleton(3)),
 }
 
 
@@ -67,16 +64,14 @@ def random_images(n_images: int, side: int, device: torch.device | str, report: 
     return ImageData("noise", images, torch.arange(n_all) % 10, 10, splits, half, half, augmentation).to(device)
 
 
-def images_per_second(
-    space: Space, skeleton: Skeleton, steps: int, repeats: int, device: torch.device
-) -> dict[str, float]:
+def images_per_second(space: NetworkSpace, steps: int, repeats: int, device: torch.device) -> dict[str, float]:
     """Let both train the same cell, in turns; also draw the same batches without training."""
     random = np.random.default_rng(0)
     data = random_images(BATCH * steps, 32, device)
     cell = space.sample(random)
     while not cell.connected:
         cell = space.sample(random)
-    network = DiscreteNetwork(placed(cell, skeleton), seed=0).to(device)
+    network = space.build(cell, seed=0).to(device)
     recipe = Recipe(epochs=1, batch_size=BATCH)
     batches = [
         (images.contiguous(memory_format=torch.channels_last), labels)
@@ -144,7 +139,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures = {}
     for name in options.settings:
-        figures[name] = images_per_second(*SETTINGS[name], options.steps, options.repeats, device)
+        figures[name] = images_per_second(SETTINGS[name], options.steps, options.repeats, device)
         print(name)
         for what, value in figures[name].items():
             print(f"  {what:28}{value:10.3f}", flush=True)

@@ -28,9 +28,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from scipy.stats import kendalltau, spearmanr, t
-from strategies import placed
-
-from optuna_nas import NetworkSpace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bilevel import bilevel
@@ -38,7 +35,7 @@ from nasbench201_ghn import make_ghn
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
 from nasbench201_snas import make_snas
 
-from optuna_nas import HMNAS, Architecture, DiscreteNetwork, HMNASRecipe, ImageData, Recipe, nasbench201_skeleton, train
+from optuna_nas import HMNAS, Architecture, HMNASRecipe, ImageData, NetworkSpace, Recipe, nasbench201_skeleton, train
 
 Score = Callable[[list[Architecture]], NDArray[np.float64]]
 CORES = 2
@@ -162,8 +159,8 @@ def by_study(sampler: Callable[[int], BaseSampler]) -> Callable[[ImageData, int,
 
 def accuracy_of(cell: Architecture, data: ImageData, epochs: int, seed: int) -> float:
     """Train a cell and return its accuracy on images that it did not see."""
-    network = DiscreteNetwork(placed(cell, skeleton(data)), seed=seed)
-    return train(network, data, Recipe(epochs=epochs, learning_rate=0.1, seed=seed)).last.report_accuracy
+    network = NetworkSpace(SPACE, skeleton(data)).build(cell, seed=seed)
+    return train(network, data, Recipe(epochs=epochs, learning_rate=0.1, seed=seed)).last.validation_metric
 
 
 ONE_SHOT = {"snas": by_snas, "snas-trials": by_snas_trials, "ghn": by_ghn, "hmnas": by_hmnas}
@@ -186,7 +183,8 @@ def judged(choices: Sequence[Choice], truth: dict[tuple[str, ...], float]) -> di
         cells = [SPACE.sample(random) for _ in range(CELLS)]
         scores, came = score(cells), np.array([truth[ops(cell)] for cell in cells])
         top = came >= np.quantile(came, 0.8)
-        params = np.array([placed(cell, nasbench201_skeleton()).cost().params for cell in cells])
+        whole = NetworkSpace(SPACE, nasbench201_skeleton())
+        params = np.array([whole.cost(cell).params for cell in cells])
         found |= {
             "spearman": float(spearmanr(scores, came).statistic),
             "spearman of parameters": float(spearmanr(params, came).statistic),

@@ -179,17 +179,46 @@ def test_accuracy_and_loss_of_several_batches_are_those_of_scikit_learn(size):
     assert (ImageClassification.metric, ImageClassification.direction) == ("accuracy", "maximize")
 
 
-def test_any_module_with_exits_and_a_budget_is_judged_by_the_area_under_its_curve():
-    class Exits(nn.Module):
-        exit_costs, budget = (20, 60), 100.0
+class Exits(nn.Module):
+    """The first two inputs are the scores of an early exit, the others those of the end."""
 
-        def anytime(self, images):
-            return [images[:, :2], images[:, 2:]]
+    exit_costs, budget = (20, 60), 100.0
 
+    def forward(self, images):
+        return images[:, 2:], images[:, :2]
+
+    def anytime(self, images):
+        return [images[:, :2], images[:, 2:]]
+
+
+class PassesOn(nn.Module):
+    """Has the attributes of another module, as what `torch.compile` returns."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.inner = module
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name in ("inner", "_modules") else getattr(self.inner, name)
+
+    def forward(self, images):
+        return self.inner(images)
+
+
+@pytest.mark.parametrize("network", [Exits(), PassesOn(Exits())], ids=["itself", "attributes passed on"])
+def test_any_module_with_exits_and_a_budget_is_judged_by_the_area_under_its_curve(network):
     batch = Batch(torch.tensor([[1.0, 0, 0, 1], [1, 0, 0, 1], [1, 0, 0, 1], [0, 1, 0, 1]]), torch.ones(4).long())
-    found = ImageClassification().evaluation(Exits(), [batch])
+    found = ImageClassification().evaluation(network, [batch])
     assert found.exit_metrics == (0.25, 1.0)
     assert found.metric == pytest.approx((0.25 * 40 + 1.0 * 40) / 100)
+
+
+@pytest.mark.parametrize("network", [Exits(), PassesOn(Exits())], ids=["itself", "attributes passed on"])
+def test_exits_weigh_alike_in_the_loss_unlike_an_auxiliary_head(network):
+    images, labels = torch.from_numpy(DRAW.normal(size=(6, 4)).astype(np.float32)), torch.arange(6) % 2
+    losses = [F.cross_entropy(scores, labels) for scores in (images[:, :2], images[:, 2:])]
+    found = ImageClassification(auxiliary_weight=0.1).loss(network, Batch(images, labels))
+    torch.testing.assert_close(found, sum(losses) / 2)
 
 
 # -- a task of one's own ------------------------------------------------------------------------------------------
