@@ -29,7 +29,7 @@ class LoaderData:
         device: Device of the batches.
 
     Raises:
-        ValueError: A split is unknown, `weights` or `report` is missing, or a loader does not know its length.
+        ValueError: A split is unknown, `weights` or `report` is missing, or a loader has no length.
 
     Example:
         >>> import torch

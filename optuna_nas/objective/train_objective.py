@@ -1,4 +1,4 @@
-"""What a trial does: suggest an architecture, ask the pruner, build, train, report, return the task's metric."""
+"""Default objective: suggest an architecture, ask the pruner, build, train, report, return the task's metric."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ logger = logging.getLogger(__name__)
 
 
 class OutOfMemory(MemoryError):
-    """A network did not fit the memory, with whole batches or with halves."""
+    """Raised if a network fits the memory neither with whole nor with half batches."""
 
 
 class Candidate(NamedTuple):
-    """What a trial trains.
+    """Architecture and settings of a trial.
 
     Args:
-        architecture: What was suggested.
-        recipe: How to train it, suggestions replaced by the trial's values.
-        task: Loss and metric, suggestions replaced likewise.
-        digest: Of the canonical architecture.
-        numbers: Costs and measures by name.
+        architecture: Suggested architecture.
+        recipe: Recipe with the trial's values.
+        task: Task with the trial's values.
+        digest: Hash of the canonical graph of the architecture.
+        numbers: Costs by name.
     """
 
     architecture: Architecture
@@ -95,45 +95,51 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainObjective:
-    """Suggest an architecture, ask the pruner, build, train, report every epoch, return the task's metric.
+    """Objective that suggests an architecture, asks the pruner, builds, trains and evaluates it.
 
-    The metric is that on the split `report`. An architecture that cannot reach its output is pruned before it is built.
-    One that computes the same function as a finished trial's, under the same other parameters, takes over that trial's
-    result. A network that does not fit the memory is tried once with half batches, then the trial fails with the reason
-    on it.
+    The value of a trial is the task's metric on the validation split (`report`), which is reported after every epoch.
+    An architecture whose output depends on no input is pruned before it is built. An architecture that computes the
+    same function as that of a finished trial, with the same other parameters, gets the result of that trial. If a
+    network does not fit the memory, its batches are halved once; then the trial fails, and an attribute has the reason.
 
     Args:
-        space: What may be chosen, and what it is built into.
-        data: Batches and splits.
-        recipe: How to train; fields may be suggestions (`suggest_float`, ...).
-        task: Loss and metric; image classification by default. Its fields may be suggestions, too.
-        objectives: What to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access` (to
-            be minimised) and any `Measure`, such as `latency()`, in a study with as many directions. With several, only
-            pruners that look at the architecture work (`GHNPruner`, `HMNASPruner`), since Optuna takes no reports.
+        space: Space of networks, such as a `NetworkSpace`.
+        data: Data set.
+        recipe: Hyperparameters of the training; fields may be suggestions (`suggest_float`, ...).
+        task: Loss and metric; by default image classification. Fields may be suggestions, too.
+        objectives: Values to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access`
+            (minimized) and any `Measure`, such as `latency()`. The study needs as many directions. With several
+            objectives only `GHNPruner` and `HMNASPruner` can prune, since Optuna accepts no reports.
         constraints: Upper bounds of costs or measures, such as `{"params": 2e6, latency(): 0.01}`, as Optuna
             constraints.
-        initial_weights: What a training starts from: None for fresh weights, `GeneratedWeights(ghn)`, or a function of
-            the architecture that returns a state (`snas.weights`), a network (`hmnas.inherited`), or None.
-        masks: An HM-NAS of this space whose masks are applied to the running network between epochs: what has fallen of
-            its edges and ops is removed (and of its weights, where `initial_weights` is a function), so that a trial
-            grows cheaper. Attribute `masked` and the curve `masked_METRIC` tell what that did.
-        score: A predicted score before the training, recorded as `surrogate_score`.
-        reuse_duplicates: Take over the result of a trial that trained the same function.
+        initial_weights: Initial weights of a training: None for random weights, `GeneratedWeights(ghn)`, or a function
+            of the architecture that returns a state dictionary (`snas.weights`), a network (`hmnas.inherited`), or
+            None.
+        masks: HMNAS of this space whose masks are applied to the network between epochs: ops whose masks are zero are
+            removed, so that training gets faster; weights, too, if `initial_weights` is a function. The attribute
+            `masked` and the curve `masked_METRIC` show the effect.
+        score: Function that predicts scores before the training, recorded as `surrogate_score`.
+        reuse_duplicates: Whether to reuse the result of a trial that trained the same function.
         device: `auto` (a GPU if there is one), or a torch device.
-        run: Folder for networks and checkpoints, listener and so on; given by a search.
+        run: Folder of networks and checkpoints, listener and so on; set by a search.
 
     Raises:
-        ValueError: An objective or a constraint is unknown, or the data do not fit the space.
+        ValueError: An objective or a constraint is unknown, the data do not fit the space, or weights or masks are of
+            another space.
 
     Example:
+        >>> import numpy as np
         >>> import optuna
-        >>> from optuna_nas import NetworkSpace, Recipe, TrainObjective, digits, nasbench201_skeleton, nasbench201_space
-        >>> data = digits()
+        >>> from optuna_nas import ImageData, NetworkSpace, Recipe, TrainObjective
+        >>> from optuna_nas import nasbench201_skeleton, nasbench201_space
+        >>> data = ImageData.from_arrays(np.random.rand(60, 4, 4), np.arange(60) % 2)
         >>> skeleton = nasbench201_skeleton(1, 2, data.input_shape, data.classes)
         >>> space = NetworkSpace(nasbench201_space(), skeleton)
         >>> objective = TrainObjective(space, data, Recipe(epochs=1))
         >>> study = optuna.create_study(directions=objective.directions)
         >>> study.optimize(objective, n_trials=1)
+        >>> objective.metric, len(study.trials)
+        ('accuracy', 1)
     """
 
     space: ModelSpace
@@ -152,8 +158,8 @@ class TrainObjective:
     def __post_init__(self) -> None:
         if not isinstance(self.space, ModelSpace):
             raise ValueError(
-                f"`space` must be one whose architectures can be built but is a {type(self.space).__name__}; use "
-                "`NetworkSpace(space, skeleton)`."
+                f"`space` must be a `ModelSpace`, whose architectures can be built, but is a "
+                f"{type(self.space).__name__}; use `NetworkSpace(space, skeleton)`."
             )
         object.__setattr__(self, "objectives", tuple(self.objectives) or (self.task.metric,))
         if self.objectives[0] != self.task.metric:
@@ -182,7 +188,7 @@ class TrainObjective:
 
     @cached_property
     def device_data(self) -> Data:
-        """The data on the device that trains."""
+        """The data on the training device."""
         return self.data.to(choose_device(self.device))
 
     @property
@@ -197,22 +203,22 @@ class TrainObjective:
 
     @property
     def objective_names(self) -> tuple[str, ...]:
-        """Names of the values that a trial returns."""
+        """Names of the values of a trial."""
         return tuple(map(_name, self.objectives))
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """Directions for a study: the task's, then those of costs (minimised) and measures."""
+        """Directions for a study: that of the task, followed by those of costs (`minimize`) and measures."""
         others = (m.direction if isinstance(m, Measure) else "minimize" for m in self.objectives[1:])
         return (self.task.direction, *others)
 
-    # -- what a search uses ---------------------------------------------------------------------------------------
+    # -- protocols of a search ------------------------------------------------------------------------------------
 
     def bind(self, run: TrialRun) -> TrainObjective:
-        """Return the objective with a search's folder and ranks (unless it has its own), listener and so on.
+        """Return the objective with the folder and the `lead` of a search, unless it has its own, and its listener.
 
         Raises:
-            ValueError: The ranks of a process group can't train it together.
+            ValueError: Several ranks are to train it, and it has masks or a fixed GPU.
         """
         lead = self.run.lead or run.lead
         if lead is not None and self.masks is not None:
@@ -227,7 +233,7 @@ class TrainObjective:
         return replace(self, run=replace(run, folder=self.run.folder or run.folder, lead=lead))
 
     def describe(self) -> dict[str, Any]:
-        """Return everything that decides a result, as JSON values."""
+        """Return everything that determines a result, as JSON values."""
         described: dict[str, Any] = {
             "space": self.space.describe(),
             "data": self.data.describe(),
@@ -241,7 +247,7 @@ class TrainObjective:
         return described
 
     def judge(self, network: Path) -> float | None:
-        """Return the metric of a network file on the test split, None where that is empty."""
+        """Return the metric of a network file on the test split, None if that is empty."""
         if not self.data.size([TEST]):
             return None
         data = self.device_data
@@ -249,7 +255,7 @@ class TrainObjective:
         return evaluate(loaded, data, TEST, self.task, precision=self.recipe.precision).metric
 
     def follow(self, plan: Mapping[str, Any]) -> None:
-        """Train along with rank 0, whose `lead` was called with this plan; it alone keeps the result."""
+        """Train together with rank 0, which has called `lead` with this plan. Only rank 0 keeps the result."""
         try:
             with current_ranks().together():
                 architecture = Architecture.from_dict(plan["architecture"])
@@ -280,7 +286,7 @@ class TrainObjective:
         except (TrialPruned, TrainingDiverged, OutOfMemory) as error:
             failure = type(error)(str(error))
         if network is None or result is None:
-            # A new exception: the traceback of the first one, which Optuna keeps, would keep the network too.
+            # A new exception: Optuna keeps it, and the traceback of the first one would keep the network in memory.
             assert failure is not None
             raise failure
         self._keep(trial, network, result)
@@ -300,7 +306,7 @@ class TrainObjective:
             )
 
     def _candidate(self, trial: Trial) -> Candidate:
-        """Suggest everything that a trial needs; prune an architecture that does not reach its output."""
+        """Suggest architecture and settings; prune architectures whose output depends on no input."""
         architecture = self.space.suggest(trial)
         recipe, task = resolve(self.recipe, trial), resolve(self.task, trial)
         if not architecture.connected:
@@ -309,12 +315,12 @@ class TrainObjective:
         return Candidate(architecture, recipe, task, architecture.canonical().digest, cost)
 
     def _announce(self, trial: Trial, candidate: Candidate) -> str:
-        """Note costs, constraints, score and what decides the result; return the digest of the last."""
+        """Set the attributes of costs, constraints, score and hashes; return the hash of the training's settings."""
         trial.set_user_attr(DIGEST, candidate.digest)
         if (source := self._initial_weights.source) != OWN and self.initial_weights is not None:
             trial.set_user_attr(START, source)
             if source == SCRATCH:
-                logger.warning("Trial %d starts from scratch: the GHN has not learned yet.", trial.number)
+                logger.warning("Trial %d starts from scratch: the GHN is not fitted yet.", trial.number)
         training_digest = self._training_digest(source)
         trial.set_user_attr(TRAINING_DIGEST, training_digest)
         metrics: dict[str, float] = dict(candidate.numbers)
@@ -331,14 +337,14 @@ class TrainObjective:
         return training_digest
 
     def _training_digest(self, source: str) -> str:
-        """Return what else than the architecture and suggested parameters decides a result."""
+        """Return a hash of everything that determines a result besides architecture and suggested parameters."""
         weights = [SCRATCH] if source == SCRATCH else self._initial_weights.describe()
         masks = () if self.masks is None else (self.masks.describe(),)
         parts = (self.space.describe(), self.recipe, self.task.describe(), self.data.describe(), weights, *masks)
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _measure(self, trial: Trial, architecture: Architecture) -> dict[str, float]:
-        """Measure a network of random weights; note the numbers and their constraints."""
+        """Measure a network with random weights; set the attributes of measures and constraints."""
         if not self.measures:
             return {}
         network, inputs = self.space.build(architecture, seed=0), self.space.example_inputs()
@@ -351,13 +357,13 @@ class TrainObjective:
         return numbers
 
     def _values(self, metric: float, numbers: Mapping[str, float]) -> float | tuple[float, ...]:
-        """Return the values that the objectives ask for."""
+        """Return the values of the objectives."""
         if len(self.objectives) == 1:
             return metric
         return (metric, *(float(numbers[name]) for name in self.objective_names[1:]))
 
     def _keep(self, trial: Trial, network: nn.Module, result: TrainingResult) -> None:
-        """Note what a training took, and write its network."""
+        """Set the attributes of a finished training, and write its network."""
         trial.set_user_attr(TRAIN_SECONDS, round(result.seconds, 3))
         for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
             if number:
@@ -376,7 +382,7 @@ class TrainObjective:
         if self.run.store is not None:
             try:
                 trial.set_user_attr(SHARED_NETWORK, store_file(self.run.store, file))
-            except Exception as error:  # each store has errors of its own
+            except Exception as error:  # artifact stores raise errors of their own types
                 logger.warning("The network of trial %d could not be shared (%s).", trial.number, error)
 
     # -- its training ---------------------------------------------------------------------------------------------
@@ -424,7 +430,7 @@ class TrainObjective:
                 shared.publish()
             raise
         except (*StorageError, UpdateFinishedTrialError):
-            keep_checkpoint = True  # somebody goes on with it, or does already
+            keep_checkpoint = True  # another worker resumes the trial, or has resumed it
             raise
         except TrainingDiverged as error:
             trial.set_user_attr(REASON, str(error))
@@ -436,7 +442,7 @@ class TrainObjective:
                 f"`batch_size` must fit the memory but {recipe.batch_size} did not, nor did {recipe.batch_size // 2} "
                 "examples at a time; use fewer, or a narrower network"
             )
-            raise _out_of_memory(trial, reason) from None  # the traceback would hold the tensors that do not fit
+            raise _out_of_memory(trial, reason) from None  # the traceback would keep the tensors in memory
         finally:
             if checkpoint is not None and not keep_checkpoint:
                 checkpoint.unlink(missing_ok=True)
@@ -448,7 +454,7 @@ class TrainObjective:
         return network, result
 
     def _initial_network(self, trial: Trial, architecture: Architecture, recipe: Recipe) -> nn.Module:
-        """Return the network that the training starts from."""
+        """Return the network with its initial weights."""
         try:
             start = self._initial_weights.of(architecture, self.device_data)
         except RuntimeError as error:
@@ -462,19 +468,19 @@ class TrainObjective:
         return start
 
     def _after_epoch(self, trial: Trial, recipe: Recipe, shared: SharedCheckpoint | None, result: EpochResult) -> None:
-        """Tell the listener and the pruner how an epoch went; stop where the pruner says so."""
+        """Report an epoch to listener and pruner; stop if the pruner decides so."""
         if self.run.listener:
             self.run.listener.epoch(trial.number, result.epoch, _curves(result, self.metric))
         if shared is not None:
             shared.publish()
         if len(trial.study.directions) > 1:
-            return  # Optuna takes no reports of several objectives
+            return  # Optuna accepts no reports with several objectives
         trial.report(result.validation_metric, result.epoch)
         if result.epoch < recipe.epochs and trial.should_prune():
             _prune(trial, f"{_pruner_name(trial)} stopped it after epoch {result.epoch} of {recipe.epochs}")
 
     def _apply_masks(self, trial: Trial, network: nn.Module, recipe: Recipe, result: EpochResult) -> None:
-        """Remove from the running network what masks have cut meanwhile; note what that did."""
+        """Remove ops and weights whose masks are zero by now; append the effect to the attribute `masked`."""
         masks = self.masks
         assert masks is not None
         assert isinstance(network, DiscreteNetwork)
@@ -508,17 +514,17 @@ class TrainObjective:
 
     @cached_property
     def _own_names(self) -> frozenset[str]:
-        """Parameters that the digest of the architecture stands for."""
+        """Parameters of the space, which the hash of the architecture covers."""
         return frozenset(self.space.distributions())
 
     @cached_property
     def _results(self) -> PerStudy[FinishedIndex[Hashable]]:
-        """The results of a study that may be taken over."""
+        """Index of the reusable results of a study."""
         return PerStudy(partial(FinishedIndex, partial(_key_of_result, own_names=self._own_names)))
 
 
 def _key_of_result(trial: FrozenTrial, own_names: frozenset[str]) -> Hashable | None:
-    """Return what decides a finished trial's result, None where the result may not be taken over."""
+    """Return the key of a finished trial's result in the index, None if the result must not be reused."""
     digest, training_digest = (attribute(trial.user_attrs, key) for key in (DIGEST, TRAINING_DIGEST))
     is_whole = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and trial.intermediate_values)
     if not is_whole or digest is None or has_attribute(trial.user_attrs, DUPLICATE_OF):
@@ -529,7 +535,7 @@ def _key_of_result(trial: FrozenTrial, own_names: frozenset[str]) -> Hashable | 
 def _result_key(
     digest: str, training_digest: str | None, params: Mapping[str, Any], own_names: frozenset[str]
 ) -> Hashable:
-    # A number is equal however it was enqueued (1 or 1.0), and a choice may be a list, which can't be a key.
+    # Numbers are compared as floats, since 1 may be enqueued as 1.0; choices as text, since lists are not hashable.
     others = sorted(
         (name, float(value) if isinstance(value, int | float) else repr(value))
         for name, value in params.items()
@@ -543,12 +549,12 @@ def _name(objective: str | Measure) -> str:
 
 
 def as_json(value: object) -> object:
-    """Return a value that JSON can hold."""
+    """Return a value that JSON can hold: the value itself, or its `repr`."""
     return value if isinstance(value, str | int | float | bool) else repr(value)
 
 
 def _plan(network: nn.Module, candidate: Candidate) -> dict[str, Any]:
-    """Return, as JSON values, what other ranks need to train along."""
+    """Return the plan for `TrainObjective.follow` on other ranks, as JSON values."""
     return {
         "architecture": candidate.architecture.to_dict(),
         "mixing": getattr(network, "mixing", None),
@@ -584,10 +590,10 @@ def _pruner_name(trial: Trial) -> str:
 
 
 def network_path(folder: Path, number: int) -> Path:
-    """Return where the network of a trial is kept."""
+    """Return the file of a trial's network."""
     return folder / "networks" / f"trial-{number:05d}.safetensors"
 
 
 def checkpoint_path(folder: Path, number: int) -> Path:
-    """Return where the unfinished training of a trial is kept."""
+    """Return the file of a trial's checkpoint."""
     return folder / "checkpoints" / f"trial-{number:05d}.safetensors"
