@@ -1,4 +1,4 @@
-"""A study put together and run."""
+"""Searches: configuration, studies, running, results, torchrun, study files."""
 
 from optuna_nas.search.config import Search
 from optuna_nas.search.results import SearchResult
