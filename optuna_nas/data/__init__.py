@@ -1,4 +1,4 @@
-"""Batches out of arrays, folders and data sets; splits; augmentation."""
+"""Data sets: batches from arrays, folders and PyTorch datasets; splits; augmentation."""
 
 from typing import TYPE_CHECKING
 
@@ -40,4 +40,4 @@ if TYPE_CHECKING:
     def _provide(
         images: ImageData, folder: ImageFolderData, tensors: TensorData, dataset: DatasetData, loaders: LoaderData
     ) -> tuple[Data, ...]:
-        return images, folder, tensors, dataset, loaders  # a type checker says so where one of them does not
+        return images, folder, tensors, dataset, loaders  # checked by mypy: all of them implement the protocol

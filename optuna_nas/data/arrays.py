@@ -1,6 +1,6 @@
-"""Image data sets small enough to live on the training device.
+"""Image data sets that fit the memory of the training device.
 
-N images, B of them in a batch, C channels, H height, W width.
+N images, B images of a batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -34,20 +34,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A set of images small enough to live on the training device.
+    """Labelled images that fit the memory of the training device.
 
     Make one with `digits()`, `cifar10()`, ..., or `ImageData.from_arrays(x, y)`.
 
     Args:
-        name: For records and tables.
+        name: Name in records and tables.
         images: Shape (N, C, H, W), uint8 or float32.
         labels: Shape (N,), int64, from 0 to `classes - 1`.
         classes: Number of classes.
-        splits: For each of `SPLITS` the positions of its images, disjoint.
-        mean: Shape (C,), subtracted before training.
-        std: Shape (C,), divided by.
-        augmentation: Random changes while training.
-        seed: Which seed drew the splits.
+        splits: Positions of the images of every split (`weights`, `choices`, `report`, `test`), disjoint.
+        mean: Mean of the pixels for normalisation, shape (C,).
+        std: Standard deviation of the pixels for normalisation, shape (C,).
+        augmentation: Random changes of training images.
+        seed: Seed of the splits.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas import ImageData
+        >>> generator = np.random.default_rng(0)
+        >>> data = ImageData.from_arrays(generator.random((100, 8, 8)), np.arange(100) % 10)
+        >>> data.input_shape, data.classes, data.size(["test"])
+        ((1, 8, 8), 10, 20)
+        >>> images, labels = next(data.batches(["weights"], 16, epoch=0))
+        >>> images.shape, labels.shape
+        (torch.Size([16, 1, 8, 8]), torch.Size([16]))
     """
 
     name: str
@@ -74,24 +85,24 @@ class ImageData:
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> ImageData:
-        """Make a data set of your own arrays; splits are drawn per class, so every split has every class.
+        """Return a data set of your own arrays. Splits are stratified by class.
 
         Args:
             x: Images, shape (N, H, W), (N, H, W, C) or (N, C, H, W), any integer or floating type.
             y: Labels, shape (N,), integers from 0.
-            x_test: Images of a given test split; without, one is drawn from `x`.
-            y_test: Their labels.
-            name: For records and tables.
+            x_test: Images of the test split; None draws a test split from `x`.
+            y_test: Labels of the test split.
+            name: Name in records and tables.
             classes: Number of classes; by default the largest label plus one.
-            channels: `first` or `last` where the shape of `x` leaves it open.
-            fractions: Shares of `choices`, `report` and (without `x_test`) `test`; default a quarter, a quarter and a
-                fifth of what the test split leaves, or of all. The rest is `weights`.
-            augmentation: Random changes while training; none by default.
-            seed: Draws the splits.
+            channels: `first` or `last`, where the shape of `x` is ambiguous.
+            fractions: Fractions of the splits, in [0, 1): `test` of all images (0.2 by default, without `x_test`), then
+                `choices` and `report` (validation) of the others (0.25 each by default). The rest is `weights`.
+            augmentation: Random changes of training images; by default none.
+            seed: Seed of the splits.
 
         Raises:
-            ValueError: Shapes disagree, an image is not finite, a label is out of range, or a class has too few images
-                for so many splits.
+            ValueError: Shapes differ, an image is not finite, a label is out of range, or a class has too few images
+                for all splits.
         """
         images = _as_images(x, "x", channels)
         labels = _as_labels(y, "y", len(images))
@@ -138,22 +149,22 @@ class ImageData:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
+        """Shape (channels, height, width) of an image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
     @property
     def device(self) -> torch.device:
-        """Where the images live."""
+        """Device of the images."""
         return self.images.device
 
     @property
     def outputs(self) -> int:
-        """Number of classes, which is the size of a prediction."""
+        """Size of a prediction: number of classes."""
         return self.classes
 
     def to(self, device: torch.device | str) -> ImageData:
-        """Return the same data on another device (itself where it is there already)."""
+        """Return the same data on a device; itself if it is there already."""
         if torch.device(device) == self.device:
             return self
         return replace(
@@ -172,24 +183,24 @@ class ImageData:
     def batches(
         self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
     ) -> Iterator[Batch]:
-        """Yield normalised batches of the images in `splits`.
+        """Yield normalised batches of the images in some splits.
 
         Args:
-            splits: Names out of `SPLITS`.
-            batch_size: Images in a batch.
-            seed: With `epoch`, decides order and augmentation.
-            epoch: Number of the epoch, shuffled and augmented, the last incomplete batch left out (unless it is the
-                only one); None: every image once, in order, as it is.
-            start: First step to yield; the others are skipped at no cost.
+            splits: Names of splits.
+            batch_size: Number of images of a batch, at least 1.
+            seed: Seed of order and augmentation, together with `epoch`.
+            epoch: Number of the epoch, from 0: images are shuffled and augmented, and an incomplete last batch is
+                dropped unless it is the only one. None yields every image once, in order, without augmentation.
+            start: First step to yield, from 0; earlier ones are skipped without computing them.
 
         Raises:
-            ValueError: A split is unknown or `batch_size` is not positive.
+            ValueError: A split is unknown, or `batch_size` is below 1.
         """
         positions = positions_of(self.splits, splits)
         for step, chosen in enumerate(index_chunks(positions, batch_size, seed, epoch)):
             if step < start:
                 continue
-            images = self.images[chosen].float()  # a copy of ours to change
+            images = self.images[chosen].float()  # a copy, so it may be changed in place
             if self.images.dtype == torch.uint8:
                 images.div_(255)
             images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
@@ -198,7 +209,7 @@ class ImageData:
             yield Batch(images, self.labels[chosen])
 
     def describe(self) -> dict[str, Any]:
-        """Return name, shape, seed, and size and digest of the data and of every split."""
+        """Return name, shape and seed, and sizes and hashes of data and splits, as JSON values."""
         return {**self._description, "name": self.name}
 
     @cached_property
@@ -241,7 +252,7 @@ def _as_images(x: ArrayLike, name: str, channels: str | None) -> Tensor:
                 f"`{name}` must be finite but image {bad[0]} (and {len(bad) - 1} more) holds NaN or infinity; "
                 "remove or repair them."
             )
-    return torch.from_numpy(np.array(array, order="C"))  # a copy, for the caller may write into the array
+    return torch.from_numpy(np.array(array, order="C"))  # a copy, since the caller may change the array
 
 
 def _as_labels(y: ArrayLike, name: str, n_images: int) -> NDArray[np.int64]:

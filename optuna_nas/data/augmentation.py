@@ -1,6 +1,6 @@
-"""Random changes of training images, on the device that trains.
+"""Augmentation of training images on their device.
 
-B images in a batch, C channels, H height, W width.
+B images of a batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -13,12 +13,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of every training image.
+    """Random crop, horizontal flip and cutout of training images.
 
     Args:
-        crop_padding: Pixels of zero padding of which a random crop of the old size is taken.
-        flip: Mirror left and right with probability one half.
-        cutout: Side in pixels of a square set to zero at a random place (DeVries and Taylor 2017); 0 for none.
+        crop_padding: Pixels of zero padding on every side before a random crop of the original size, at least 0.
+        flip: Whether to flip images horizontally with probability 0.5.
+        cutout: Side, in pixels, of a square at a random place that is set to zero (DeVries and Taylor 2017); 0 for
+            none.
+
+    Raises:
+        ValueError: A size is negative.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas import Augmentation
+        >>> augmentation = Augmentation(crop_padding=4, flip=True, cutout=16)
+        >>> augmentation(torch.rand(8, 3, 32, 32), torch.Generator().manual_seed(0)).shape
+        torch.Size([8, 3, 32, 32])
     """
 
     crop_padding: int = 0
@@ -31,7 +42,15 @@ class Augmentation:
                 raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}; 0 switches it off.")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return augmented images of the same shape (B, C, H, W); every image draws for itself."""
+        """Return augmented images; every image is changed independently.
+
+        Args:
+            images: Shape (B, C, H, W).
+            generator: Random generator on the device of the images.
+
+        Returns:
+            Images of the same shape.
+        """
         n_images, _, height, width = images.shape
         device = images.device
 

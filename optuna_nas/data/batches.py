@@ -1,4 +1,4 @@
-"""Batches of any tensors: their size, and parts of them."""
+"""Batches: tensors, or nested tuples, lists and dictionaries of tensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ class Batch(NamedTuple):
     """Inputs and targets of B examples.
 
     Args:
-        inputs: Shape (B, ...); of images (B, C, H, W), normalised, float32.
-        targets: Shape (B,) or (B, ...); of a classification labels, int64.
+        inputs: Shape (B, ...); images have shape (B, C, H, W) and are normalised float32.
+        targets: Shape (B,) or (B, ...); labels of a classification are int64.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.data import Batch
+        >>> inputs, targets = Batch(torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 2, 1]))
+        >>> targets.shape
+        torch.Size([4])
     """
 
     inputs: Tensor
@@ -21,10 +28,14 @@ class Batch(NamedTuple):
 
 
 def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """Yield all tensors of a batch: a tensor, or nested tuples, lists and dictionaries of tensors.
+    """Yield all tensors of a batch.
+
+    Args:
+        batch: A tensor, or nested tuples, lists and dictionaries of tensors.
 
     Example:
         >>> import torch
+        >>> from optuna_nas.data.batches import tensors_of
         >>> [tuple(tensor.shape) for tensor in tensors_of({"tokens": torch.zeros(4, 7), "labels": torch.zeros(4)})]
         [(4, 7), (4,)]
     """
@@ -39,10 +50,19 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
 
 
 def batch_length(batch: Any) -> int:
-    """Return the number of examples in a batch: the length of its first tensor.
+    """Return the number of examples of a batch, which is the length of its first tensor.
+
+    Args:
+        batch: A tensor, or nested tuples, lists and dictionaries of tensors.
 
     Raises:
-        ValueError: There is no tensor in it.
+        ValueError: The batch has no tensor.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.data.batches import batch_length
+        >>> batch_length({"tokens": torch.zeros(4, 7), "labels": torch.zeros(4)})
+        4
     """
     for tensor in tensors_of(batch):
         return len(tensor)
@@ -50,7 +70,14 @@ def batch_length(batch: Any) -> int:
 
 
 def map_tensors(batch: Any, change: Any) -> Any:
-    """Return a batch of the same structure with `change(tensor)` in place of every tensor."""
+    """Return a batch of the same structure with `change(tensor)` for every tensor.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.data.batches import map_tensors
+        >>> map_tensors((torch.ones(2), {"weight": torch.ones(1)}), lambda tensor: 2 * tensor)
+        (tensor([2., 2.]), {'weight': tensor([2.])})
+    """
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
@@ -63,16 +90,37 @@ def map_tensors(batch: Any, change: Any) -> Any:
 
 
 def split_batch(batch: Any, size: int) -> list[Any]:
-    """Return the parts of a batch of at most `size` examples each, views of it."""
+    """Return views of a batch with at most `size` examples each.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.data.batches import split_batch
+        >>> split_batch([torch.arange(3)], size=2)
+        [[tensor([0, 1])], [tensor([2])]]
+    """
     starts = range(0, batch_length(batch), size)
     return [map_tensors(batch, lambda tensor, s=start: tensor[s : s + size]) for start in starts]
 
 
 def every_nth(batch: Any, start: int, step: int) -> Any:
-    """Return every `step`-th example from position `start` on: one rank's share of a batch."""
+    """Return every `step`-th example from position `start` on, which is one rank's part of a batch.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.data.batches import every_nth
+        >>> every_nth([torch.arange(5)], start=1, step=2)
+        [tensor([1, 3])]
+    """
     return map_tensors(batch, lambda tensor: tensor[start::step])
 
 
 def to_device(batch: Any, device: Any) -> Any:
-    """Return a batch whose tensors are on a device."""
+    """Return a batch with its tensors on a device.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.data.batches import to_device
+        >>> to_device([torch.zeros(2)], "meta")[0].device
+        device(type='meta')
+    """
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))

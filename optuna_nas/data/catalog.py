@@ -1,4 +1,4 @@
-"""Well-known image data sets."""
+"""Public image data sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,22 @@ if TYPE_CHECKING:
 
 
 def digits(seed: int = 0) -> ImageData:
-    """Scikit-learn's 1,797 digits, 8 x 8, grey, 10 classes; nothing to download."""
+    """Return scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels in 10 classes.
+
+    They are part of scikit-learn; nothing is downloaded. Training images are cropped at random after padding by one
+    pixel.
+
+    Args:
+        seed: Seed of the splits, at least 0.
+
+    Example:
+        >>> from optuna_nas import digits
+        >>> data = digits()
+        >>> data.input_shape, data.classes
+        ((1, 8, 8), 10)
+        >>> [data.size([split]) for split in ("weights", "choices", "report", "test")]
+        [719, 359, 360, 359]
+    """
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
@@ -44,20 +59,84 @@ def _from_torchvision(name: str, root: str | Path, download: bool, seed: int, au
 
 
 def cifar10(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:
-    """CIFAR-10 by torchvision: 60,000 colour images of 32 x 32; crop, flip and cutout 16 as in DARTS."""
+    """Return torchvision's CIFAR-10: 60,000 colour images of 32 x 32 pixels in 10 classes.
+
+    Training images are cropped, flipped and cut out as in DARTS (Liu, Simonyan and Yang 2019, section 3.2).
+
+    Args:
+        root: Folder of the files.
+        download: Whether to download missing files (170 MB).
+        seed: Seed of the splits, at least 0.
+
+    Raises:
+        ValueError: `root` does not have the files, and `download` is False.
+
+    Example:
+        >>> from optuna_nas import cifar10
+        >>> cifar10("data", download=True).input_shape  # doctest: +SKIP
+        (3, 32, 32)
+    """
     return _from_torchvision("CIFAR10", root, download, seed, Augmentation(4, True, 16))
 
 
 def cifar100(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:
-    """CIFAR-100 by torchvision: 60,000 colour images of 32 x 32 in 100 classes; crop, flip and cutout 16."""
+    """Return torchvision's CIFAR-100: 60,000 colour images of 32 x 32 pixels in 100 classes.
+
+    Training images are cropped, flipped and cut out as those of `cifar10`.
+
+    Args:
+        root: Folder of the files.
+        download: Whether to download missing files (169 MB).
+        seed: Seed of the splits, at least 0.
+
+    Raises:
+        ValueError: `root` does not have the files, and `download` is False.
+
+    Example:
+        >>> from optuna_nas import cifar100
+        >>> cifar100("data", download=True).classes  # doctest: +SKIP
+        100
+    """
     return _from_torchvision("CIFAR100", root, download, seed, Augmentation(4, True, 16))
 
 
 def fashion_mnist(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:
-    """Fashion-MNIST by torchvision: 70,000 grey images of 28 x 28; crop and flip."""
+    """Return torchvision's Fashion-MNIST: 70,000 grey images of 28 x 28 pixels in 10 classes.
+
+    Training images are cropped after padding by two pixels, and flipped.
+
+    Args:
+        root: Folder of the files.
+        download: Whether to download missing files (31 MB).
+        seed: Seed of the splits, at least 0.
+
+    Raises:
+        ValueError: `root` does not have the files, and `download` is False.
+
+    Example:
+        >>> from optuna_nas import fashion_mnist
+        >>> fashion_mnist("data", download=True).input_shape  # doctest: +SKIP
+        (1, 28, 28)
+    """
     return _from_torchvision("FashionMNIST", root, download, seed, Augmentation(2, True))
 
 
 def mnist(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:
-    """MNIST by torchvision: 70,000 grey images of 28 x 28; crop only, since digits have a left and a right."""
+    """Return torchvision's MNIST: 70,000 grey images of 28 x 28 pixels in 10 classes.
+
+    Training images are cropped after padding by two pixels; they are not flipped, since mirrored digits are not digits.
+
+    Args:
+        root: Folder of the files.
+        download: Whether to download missing files (12 MB).
+        seed: Seed of the splits, at least 0.
+
+    Raises:
+        ValueError: `root` does not have the files, and `download` is False.
+
+    Example:
+        >>> from optuna_nas import mnist
+        >>> mnist("data", download=True).input_shape  # doctest: +SKIP
+        (1, 28, 28)
+    """
     return _from_torchvision("MNIST", root, download, seed, Augmentation(2))

@@ -1,4 +1,4 @@
-"""Any map-style PyTorch `Dataset` as data: batches are a function of split, seed, epoch and step."""
+"""PyTorch `Dataset`s as data."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ if TYPE_CHECKING:
 
 
 class DatasetData:
-    """A map-style PyTorch `Dataset`, or two: one for training and one for the test split.
+    """Data of a map-style PyTorch `Dataset`, and optionally a second one for the test split.
 
-    Order and random transforms depend on seed, epoch and example alone, so that a training that was interrupted goes on
-    with the very batches it would have seen, with any number of workers.
+    Order and random transforms depend only on seed, epoch and example. A resumed training therefore sees the same
+    batches, with any number of workers.
 
     Args:
-        dataset: Examples of the splits `weights`, `choices`, `report` (and `test`, without `test`).
-        test: Examples of the test split.
-        name: For records and tables.
-        plain: The same examples as `dataset` without random transforms, for evaluation; by default `dataset` itself.
-        labels: Class of every example, to draw splits per class; without, they are drawn at random.
-        fractions: Shares of `choices`, `report` and (without `test`) `test`, as for `ImageData.from_arrays`.
-        outputs: Size of a prediction: number of classes, or of values that a regression predicts; None leaves it open.
-        collate: Makes a batch of a list of examples; PyTorch's by default.
-        n_workers: Processes that load examples; 0 loads in this one.
+        dataset: Examples of all splits, or of all but the test split if `test` is given.
+        test: Examples of the test split; None draws a test split from `dataset`.
+        name: Name in records and tables.
+        plain: The examples of `dataset` without random transforms, for evaluation; by default `dataset`.
+        labels: Class of every example of `dataset`, for stratified splits; None for random splits.
+        fractions: Fractions of the splits, as in `ImageData.from_arrays`.
+        outputs: Size of a prediction: number of classes, or of values that a regression predicts; None if unknown.
+        collate: Function from a list of examples to a batch; by default PyTorch's.
+        n_workers: Number of processes that load examples; 0 loads in the training process.
         device: Device of the batches.
-        seed: Draws the splits.
+        seed: Seed of the splits, at least 0.
 
     Raises:
-        ValueError: A data set has no length, or is empty.
+        ValueError: A dataset has no length or is empty, or the lengths of `dataset` and `plain` differ.
 
     Example:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
+        >>> from optuna_nas import DatasetData
         >>> data = DatasetData(TensorDataset(torch.rand(100, 3), torch.rand(100)), outputs=1)
         >>> [tuple(tensor.shape) for tensor in next(data.batches(["report"], 4))]
         [(4, 3), (4,)]
@@ -81,13 +82,13 @@ class DatasetData:
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """Shape of the first tensor of an example, None where an example holds no tensor."""
+        """Shape of the first item of an example, None if that is not a tensor or array."""
         example = _SeededExamples(self._plain, self._test, (0, 0))[0]
         first = example[0] if isinstance(example, list | tuple) else example
         return tuple(first.shape) if isinstance(first, Tensor | np.ndarray) else None
 
     def to(self, device: torch.device | str) -> DatasetData:
-        """Return the same data with batches on another device."""
+        """Return the same data with batches on a device."""
         if torch.device(device) == self.device:
             return self
         return DatasetData(
@@ -111,7 +112,7 @@ class DatasetData:
     def batches(
         self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
     ) -> Iterator[Any]:
-        """Yield what the data set's examples collate to; see `ImageData.batches`."""
+        """Yield batches of the examples in some splits; see `ImageData.batches`."""
         chunks = index_chunks(positions_of(self.splits, splits), batch_size, seed, epoch)[start:]
         examples = _SeededExamples(self._plain if epoch is None else self._dataset, self._test, (seed, epoch or 0))
         loader: DataLoader[Any] = DataLoader(
@@ -120,13 +121,13 @@ class DatasetData:
             num_workers=self._n_workers,
             collate_fn=self._collate,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its workers' seeds are not used; without it the global state would move
+            generator=torch.Generator(),  # without one, the loader would draw from the global generator
         )
         for batch in loader:
             yield to_device(batch, self.device)
 
     def describe(self) -> dict[str, Any]:
-        """Return name, type, sizes and digests of the splits, and a digest of the first example."""
+        """Return name, type and seed, sizes and hashes of the splits, and a hash of one example, as JSON values."""
         first = next(iter(self.batches([next(split for split in SPLITS if len(self.splits[split]))], 1)))
         return {
             "name": self.name,
@@ -140,7 +141,7 @@ class DatasetData:
 
 
 class _SeededExamples(Dataset[Any]):
-    """Examples whose random transforms draw from a stream of their own; the caller's global streams do not move."""
+    """Dataset whose random transforms are seeded per example; the caller's global generators are restored."""
 
     def __init__(self, dataset: Dataset[Any], test: Dataset[Any] | None, key: tuple[int, ...]) -> None:
         self._dataset, self._test, self._key = dataset, test, key

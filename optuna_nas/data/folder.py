@@ -1,4 +1,4 @@
-"""Images read from a folder, decoded while training."""
+"""Images in folders, decoded during training."""
 
 from __future__ import annotations
 
@@ -29,21 +29,36 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ImageFolderData:
-    """Images of ImageNet's size, read from folders by worker processes while training.
+    """Labelled images in folders, such as ImageNet, decoded by worker processes during training.
 
-    `root/train/CLASS/*.jpg` gives `weights`, `choices` and `report`, `root/val/CLASS/*.jpg` gives `test`. Training
-    images are cropped at random (area 0.08 to 1) and flipped, others resized and cropped at the centre.
+    The splits `weights`, `choices` and `report` are drawn from `root/train/CLASS/*.jpg`; `root/val/CLASS/*.jpg` is the
+    test split. Training images are cropped at random (8 to 100 % of the area; Szegedy et al. 2015) and flipped; others
+    are resized and cropped at the centre.
 
     Args:
-        root: Folder that holds `train` and `val`.
-        size: Side of the images that come out, pixels.
-        workers: Processes that decode; 0 decodes in this one.
-        device: Where batches come out.
-        fractions: Shares of `choices` and `report`; default 0 and 0.1.
-        seed: Draws the splits.
+        root: Folder with `train` and `val`.
+        size: Height and width of the images in a batch, in pixels.
+        workers: Number of processes that decode images; 0 decodes in the training process.
+        device: Device of the batches.
+        fractions: Fractions of `choices` and `report` (validation); by default 0 and 0.1.
+        seed: Seed of the splits, at least 0.
 
     Raises:
         ValueError: A folder is missing or empty, or a class has too few images.
+
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from optuna_nas import ImageFolderData
+        >>> for part, n_images in (("train", 10), ("val", 1)):
+        ...     for name in ("cat", "dog"):
+        ...         Path("pets", part, name).mkdir(parents=True)
+        ...         for number in range(n_images):
+        ...             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(f"pets/{part}/{name}/{number}.png")
+        >>> data = ImageFolderData("pets", size=4, workers=0)
+        >>> data.classes, data.size(["weights"]), next(data.batches(["report"], 2)).inputs.shape
+        (2, 18, torch.Size([2, 3, 4, 4]))
     """
 
     def __init__(
@@ -80,16 +95,16 @@ class ImageFolderData:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
+        """Shape (channels, height, width) of an image."""
         return 3, self._size, self._size
 
     @property
     def outputs(self) -> int:
-        """Number of classes, which is the size of a prediction."""
+        """Size of a prediction: number of classes."""
         return self.classes
 
     def to(self, device: torch.device | str) -> ImageFolderData:
-        """Return the same data with batches coming out on another device."""
+        """Return the same data with batches on a device."""
         if torch.device(device) == self.device:
             return self
         return ImageFolderData(self._root, self._size, self._workers, device, self._fractions, self._seed)
@@ -111,14 +126,14 @@ class ImageFolderData:
             batch_sampler=chunks,
             num_workers=self._workers,
             pin_memory=on_gpu,
-            generator=torch.Generator(),  # its workers' seeds are not used; without it the global state would move
+            generator=torch.Generator(),  # without one, the loader would draw from the global generator
         )
         for images, labels in loader:
             pixels = images.to(self.device, non_blocking=on_gpu).float() / 255
             yield Batch((pixels - mean) / std, labels.to(self.device, non_blocking=on_gpu))
 
     def describe(self) -> dict[str, Any]:
-        """Return name, shape, seed, and size and digest of the list of files and of every split."""
+        """Return name, shape and seed, and sizes and hashes of the list of files and of the splits, as JSON values."""
         listing = "\n".join(f"{Path(path).relative_to(self._root)} {label}" for path, label in self._samples)
         return {
             "name": self.name,
@@ -132,7 +147,7 @@ class ImageFolderData:
 
 
 class _DecodedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Decodes and crops one image; its random numbers depend on (seed, epoch, position), never on the worker."""
+    """Decoded and cropped images; random numbers depend on (seed, epoch, position), not on the worker process."""
 
     def __init__(self, samples: Sequence[tuple[str, int]], size: int, seed: int, epoch: int | None) -> None:
         self._samples, self._size, self._seed, self._epoch = samples, size, seed, epoch
@@ -155,7 +170,10 @@ class _DecodedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def _random_crop(random: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """Draw (top, left, height, width): area 8 to 100 %, aspect 3/4 to 4/3 (Szegedy et al. 2015); the whole at worst."""
+    """Draw (top, left, height, width) with 8 to 100 % of the area and an aspect from 3/4 to 4/3 (Szegedy et al. 2015).
+
+    After ten draws that do not fit the image, the crop is the whole image.
+    """
     for _ in range(10):
         area = height * width * random.uniform(0.08, 1.0)
         aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))

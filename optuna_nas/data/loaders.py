@@ -1,4 +1,4 @@
-"""Any PyTorch `DataLoader` as data."""
+"""PyTorch `DataLoader`s as data."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 
 class LoaderData:
-    """PyTorch `DataLoader`s, one a split, as they are: their own sampler, collation, workers and batch size.
+    """Data of PyTorch `DataLoader`s, one per split, with their own samplers, collation, workers and batch size.
 
-    A loader with a `generator` is seeded by seed and epoch, so that a training that was interrupted goes on with the
-    batches it would have seen. Without one its order is its own: a resumed training may see other batches, and
-    `describe` says so. Prefer `DatasetData` where that matters.
+    A loader with a `generator` is seeded by seed and epoch, so that a resumed training sees the same batches. Without a
+    generator it may see other batches, which `describe` reports. `DatasetData` always repeats its batches.
 
     Args:
-        loaders: For `weights` and `report` at least, perhaps `choices` and `test`, a loader.
-        name: For records and tables.
-        outputs: Size of a prediction: number of classes, or of values that a regression predicts; None leaves it open.
+        loaders: Loader of each split: `weights` and `report` (validation) are required, `choices` and `test` are not.
+        name: Name in records and tables.
+        outputs: Size of a prediction: number of classes, or of values that a regression predicts; None if unknown.
         device: Device of the batches.
 
     Raises:
-        ValueError: A split is unknown, `weights` or `report` is missing, or a loader does not know its length.
+        ValueError: A split is unknown, `weights` or `report` is missing, or a loader has no length.
 
     Example:
         >>> import torch
         >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from optuna_nas import LoaderData
         >>> def loader(n_examples):
         ...     return DataLoader(TensorDataset(torch.rand(n_examples, 3), torch.rand(n_examples)), batch_size=8)
         >>> data = LoaderData({"weights": loader(64), "report": loader(16)})
@@ -65,7 +65,7 @@ class LoaderData:
         self.loaders, self.name, self.outputs, self.device = dict(loaders), name, outputs, torch.device(device)
 
     def to(self, device: torch.device | str) -> LoaderData:
-        """Return the same data with batches on another device."""
+        """Return the same data with batches on a device."""
         if torch.device(device) == self.device:
             return self
         return LoaderData(self.loaders, name=self.name, outputs=self.outputs, device=device)
@@ -82,24 +82,24 @@ class LoaderData:
         if split not in self.loaders:
             return 0
         loader = self.loaders[split]
-        if loader.batch_size is None:  # batches come ready-made
+        if loader.batch_size is None:  # the dataset yields whole batches
             return len(loader) * batch_length(next(iter(loader)))
         return len(loader) * loader.batch_size if loader.drop_last else len(loader.dataset)  # type: ignore[arg-type]
 
     def batches(
         self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
     ) -> Iterator[Any]:
-        """Yield the loaders' batches on the device, of their own batch size.
+        """Yield the batches of the loaders, on the device.
 
         Args:
-            splits: Names out of `SPLITS`.
-            batch_size: While training that of the loaders; without an epoch it is not looked at.
-            seed: Seeds the loaders' generators, with the epoch.
-            epoch: Number of the epoch; None for an evaluation.
-            start: First step to yield; those before are loaded and thrown away.
+            splits: Names of splits.
+            batch_size: Batch size of the loaders; ignored if `epoch` is None.
+            seed: Seed of the loaders' generators, together with `epoch`.
+            epoch: Number of the epoch, from 0; None for an evaluation.
+            start: First step to yield, from 0; earlier batches are loaded and discarded.
 
         Raises:
-            ValueError: While training, `batch_size` is not that of a loader.
+            ValueError: A split is unknown, or `batch_size` differs from that of a loader in training.
         """
         parts = []
         for split in splits:
@@ -123,7 +123,7 @@ class LoaderData:
             yield to_device(batch, self.device)
 
     def describe(self) -> dict[str, Any]:
-        """Return name, sizes, and whether a resumed training sees the same batches."""
+        """Return name and sizes, and whether a resumed training sees the same batches, as JSON values."""
         repeatable = all(self.loaders[split].generator is not None for split in TRAIN if split in self.loaders)
         return {
             "name": self.name,

@@ -1,7 +1,6 @@
-"""Splits of a data set, batches out of them, and what a training needs of any data.
+"""Splits of data sets, and the protocol of data.
 
-Every batch is a function of (seed, epoch, step): a training that was interrupted goes on with the very batches it would
-have seen.
+Every batch is a function of (split, seed, epoch, step), so that a resumed training sees the same batches.
 """
 
 from __future__ import annotations
@@ -23,29 +22,37 @@ if TYPE_CHECKING:
 
 WEIGHTS, CHOICES, REPORT, TEST = "weights", "choices", "report", "test"
 SPLITS = (WEIGHTS, CHOICES, REPORT, TEST)
-"""`weights` trains networks, `choices` trains what chooses (bilevel methods only), `report` is what a trial returns and
-is never trained on, `test` is touched once, at the end."""
+"""Names of the splits: `weights` trains networks, `choices` trains the choices of bilevel methods, `report` is the
+validation split of a trial's value, `test` is evaluated once, at the end."""
 
 TRAIN = (WEIGHTS, CHOICES)
-"""What an ordinary training learns from."""
+"""Splits of an ordinary training."""
 
 
 class Data(Protocol):
-    """What a training needs of its data: splits, and batches of them on a device.
+    """Protocol of data: splits, and batches of them on a device.
 
-    `ImageData`, `ImageFolderData`, `TensorData`, `DatasetData` and `LoaderData` provide it.
+    `ImageData`, `ImageFolderData`, `TensorData`, `DatasetData` and `LoaderData` implement it.
+
+    Example:
+        >>> from optuna_nas import digits
+        >>> from optuna_nas.data import Data
+        >>> def n_batches(data: Data, split: str) -> int:
+        ...     return len(list(data.batches([split], batch_size=64)))
+        >>> n_batches(digits(), "report")
+        6
     """
 
     @property
     def name(self) -> str:
-        """Name in reports."""
+        """Name in records and tables."""
 
     @property
     def device(self) -> torch.device:
         """Device of the batches."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same data with batches on another device (itself where they are there already)."""
+        """Return the same data with batches on a device; itself if they are there already."""
 
     def size(self, splits: Sequence[str]) -> int:
         """Return the number of examples in these splits."""
@@ -53,30 +60,42 @@ class Data(Protocol):
     def batches(
         self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
     ) -> Iterator[Any]:
-        """Yield batches from step `start` on: shuffled and augmented for an `epoch`, plain and in order for None."""
+        """Yield batches from step `start` on; see `ImageData.batches`."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what makes a result repeatable: name, sizes and digests of the splits, seed."""
+        """Return everything that determines the batches, as JSON values: name, sizes and hashes of the splits, seed."""
 
 
 def digest_of(*tensors: Tensor) -> str:
-    """Return a short digest of the numbers of tensors."""
+    """Return a hash of the values of tensors, 16 hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
         hashed.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     return hashed.hexdigest()
 
 
-def positions_of(known: Mapping[str, Tensor], splits: Sequence[str]) -> Tensor:
-    """Return the positions of all images in `splits`."""
+def positions_of(positions: Mapping[str, Tensor], splits: Sequence[str]) -> Tensor:
+    """Return the positions of all examples in some splits.
+
+    Args:
+        positions: Positions of the examples of every split.
+        splits: Names of splits.
+
+    Raises:
+        ValueError: A split is unknown.
+    """
     for split in splits:
-        if split not in known:
+        if split not in positions:
             raise ValueError(f"`split` must be one of {SPLITS} but got {split!r}.")
-    return torch.cat([known[split] for split in splits])
+    return torch.cat([positions[split] for split in splits])
 
 
 def index_chunks(positions: Tensor, batch_size: int, seed: int, epoch: int | None) -> Sequence[Tensor]:
-    """Return the positions of every batch: shuffled for an epoch, in order for None."""
+    """Return the positions of the examples of every batch: shuffled for an epoch, in order for None.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
+    """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1 but got {batch_size}.")
     if epoch is None:
@@ -87,13 +106,38 @@ def index_chunks(positions: Tensor, batch_size: int, seed: int, epoch: int | Non
 
 
 def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
-    """Return a generator whose numbers depend on the key alone."""
+    """Return a random generator whose numbers depend only on the key.
+
+    Args:
+        device: Device of the generator.
+        *key: Integers, such as (seed, epoch, step).
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.data import seeded_generator
+        >>> first, second = (torch.rand(1, generator=seeded_generator(torch.device("cpu"), 0, 7)) for _ in range(2))
+        >>> torch.equal(first, second)
+        True
+    """
     state = int(np.random.SeedSequence([len(key), *(abs(part) for part in key)]).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(state >> 1)
 
 
 def draw_splits(labels: NDArray[np.int64], n_train: int, fractions: dict[str, float], seed: int) -> dict[str, Tensor]:
-    """Draw disjoint splits class by class; images from `n_train` on are a given test split."""
+    """Draw disjoint splits, stratified by label.
+
+    Args:
+        labels: Label of every example, shape (N,).
+        n_train: Number of examples to draw splits from; later ones are a given test split.
+        fractions: Fractions of `choices`, `report` and `test` that differ from the defaults 0.25, 0.25 and 0.2.
+        seed: Seed of the splits, at least 0.
+
+    Returns:
+        Positions of the examples of every split, sorted.
+
+    Raises:
+        ValueError: A fraction is out of range, or a class has too few examples.
+    """
     shares = {CHOICES: 0.25, REPORT: 0.25, TEST: 0.2, **fractions}
     given_test = n_train < len(labels)
     unknown = sorted(set(fractions) - {CHOICES, REPORT, TEST})

@@ -1,4 +1,4 @@
-"""Tensors of any shape with targets of any shape, on the training device."""
+"""Data sets of tensors of any shape that fit the memory of the training device."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TensorData:
-    """Inputs and targets of any shapes, small enough to live on the training device: tables, sequences, signals.
+    """Inputs and targets of any shape that fit the memory of the training device: tables, sequences, signals.
 
     Make one with `TensorData.from_arrays(x, y)`.
 
     Args:
-        name: For records and tables.
+        name: Name in records and tables.
         inputs: Shape (N, ...).
-        targets: Shape (N, ...); int64 labels of a classification, else float32.
-        splits: For each of `optuna_nas.data.SPLITS` the positions of its examples, disjoint.
+        targets: Shape (N, ...); int64 labels of a classification, otherwise float32.
+        splits: Positions of the examples of every split (`weights`, `choices`, `report`, `test`), disjoint.
         outputs: Size of a prediction: number of classes, or of values that a regression predicts.
-        seed: Which seed drew the splits.
+        seed: Seed of the splits.
 
     Example:
         >>> import numpy as np
+        >>> from optuna_nas import TensorData
         >>> data = TensorData.from_arrays(np.random.rand(100, 10), np.random.rand(100))
         >>> data.input_shape, data.outputs
         ((10,), 1)
@@ -62,21 +63,23 @@ class TensorData:
         fractions: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> TensorData:
-        """Make a data set of arrays. Splits are drawn per class where targets are integers, else at random.
+        """Return a data set of your own arrays. Splits are stratified by label if targets are integers.
 
         Args:
-            x: Inputs, shape (N, ...), any numbers; integers (tokens) stay integers.
-            y: Targets, shape (N,) or (N, ...): integers from 0 are labels, other numbers are what to predict.
-            x_test: Inputs of a given test split; without, one is drawn from `x`.
-            y_test: Their targets.
-            name: For records and tables.
-            normalize: Bring every column of real inputs to mean 0 and deviation 1 on the training splits.
-            fractions: Shares of `choices`, `report` and (without `x_test`) `test`; default a quarter, a quarter and a
-                fifth of what the test split leaves, or of all. The rest is `weights`.
-            seed: Draws the splits.
+            x: Inputs, shape (N, ...); integers, such as tokens, stay integers.
+            y: Targets, shape (N,) or (N, ...): integers from 0 are labels, other numbers are values to predict.
+            x_test: Inputs of the test split; None draws a test split from `x`.
+            y_test: Targets of the test split.
+            name: Name in records and tables.
+            normalize: Whether to scale every column of floating-point inputs to mean 0 and standard deviation 1 on the
+                training splits.
+            fractions: Fractions of the splits, in [0, 1): `test` of all examples (0.2 by default, without `x_test`),
+                then `choices` and `report` (validation) of the others (0.25 each by default). The rest is `weights`.
+            seed: Seed of the splits, at least 0.
 
         Raises:
-            ValueError: Lengths disagree, a number is not finite, or a class has too few examples for so many splits.
+            ValueError: Lengths or shapes differ, a number is not finite, or a class has too few examples for all
+                splits.
         """
         if (x_test is None) != (y_test is None):
             raise ValueError("`x_test` and `y_test` must be given together but one is None.")
@@ -113,11 +116,11 @@ class TensorData:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors live."""
+        """Device of the tensors."""
         return self.inputs.device
 
     def to(self, device: torch.device | str) -> TensorData:
-        """Return the same data on another device (itself where it is there already)."""
+        """Return the same data on a device; itself if it is there already."""
         if torch.device(device) == self.device:
             return self
         return replace(
@@ -134,12 +137,12 @@ class TensorData:
     def batches(
         self, splits: Sequence[str], batch_size: int, *, seed: int = 0, epoch: int | None = None, start: int = 0
     ) -> Iterator[Batch]:
-        """Yield batches of the examples in `splits`; see `ImageData.batches`."""
+        """Yield batches of the examples in some splits; see `ImageData.batches`."""
         for chosen in index_chunks(positions_of(self.splits, splits), batch_size, seed, epoch)[start:]:
             yield Batch(self.inputs[chosen], self.targets[chosen])
 
     def describe(self) -> dict[str, Any]:
-        """Return name, shapes, seed, and size and digest of the data and of every split."""
+        """Return name, shapes and seed, and sizes and hashes of data and splits, as JSON values."""
         return {**self._description, "name": self.name}
 
     @cached_property
@@ -175,4 +178,4 @@ def _as_tensor(values: ArrayLike, name: str) -> Tensor:
             )
     else:
         array = array.astype(np.int64)
-    return torch.from_numpy(np.array(array, order="C"))  # a copy, for the caller may write into the array
+    return torch.from_numpy(np.array(array, order="C"))  # a copy, since the caller may change the array

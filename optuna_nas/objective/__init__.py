@@ -1,4 +1,4 @@
-"""What a trial does."""
+"""Objectives of trials: suggest an architecture, train it, return its metric."""
 
 from optuna_nas.objective.initial_weights import GeneratedWeights, GivenWeights
 from optuna_nas.objective.protocol import TrialListener, TrialRun

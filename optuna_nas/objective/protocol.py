@@ -1,8 +1,8 @@
-"""What a search may use of an objective, each part optional: any callable of a trial is an objective.
+"""Protocols of objectives. Any callable of a trial is an objective; the other methods are optional.
 
-`TrainObjective` has all parts. An objective of one's own gains what it implements: with `describe` a changed setting is
-refused on resume, with `bind` it can be stopped at a step and shown live, with `judge` its best network is evaluated on
-the test split.
+`TrainObjective` implements all of them. Of your own objective, implement `describe` so that a resumed study with other
+settings is refused, `bind` so that a trial can be stopped at a step and shown live, and `judge` so that the best
+network is evaluated on the test split.
 """
 
 from __future__ import annotations
@@ -21,35 +21,73 @@ if TYPE_CHECKING:
 
 
 class Objective(Protocol):
-    """What Optuna optimises: any callable of a trial."""
+    """Protocol of objectives: any callable of a trial."""
 
     def __call__(self, trial: Trial, /) -> float | Sequence[float]:
-        """Return the value of a trial, or several."""
+        """Return the value or the values of a trial."""
 
 
 class TrialListener(Protocol):
-    """Listener of running trials; must not raise and must not take long."""
+    """Protocol of listeners to running trials. Methods must return quickly and must not raise.
+
+    Example:
+        >>> from optuna_nas.objective import TrialListener
+        >>> class Printer:
+        ...     def trial_started(self, trial, metrics):
+        ...         print("trial", trial.number, metrics)
+        ...
+        ...     def epoch(self, trial_number, step, metrics):
+        ...         print("trial", trial_number, "epoch", step, metrics)
+        ...
+        ...     def progress(self, trial_number, fraction):
+        ...         pass
+        >>> listener: TrialListener = Printer()
+        >>> listener.epoch(7, 1, {"accuracy": 0.5})
+        trial 7 epoch 1 {'accuracy': 0.5}
+    """
 
     def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
-        """Receive the parameters (`trial.params`) and the cost of a trial that starts to train."""
+        """Handle the start of a trial's training.
+
+        Args:
+            trial: The trial, with its parameters.
+            metrics: Costs and, if there is one, predicted score of its architecture.
+        """
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Receive the learning curves after epoch `step`, counted from 1."""
+        """Handle the end of an epoch.
+
+        Args:
+            trial_number: Number of the trial.
+            step: Number of the epoch, counted from 1.
+            metrics: Learning curves at this epoch.
+        """
 
     def progress(self, trial_number: int, fraction: float) -> None:
-        """Receive the fraction of its training that a trial has done; called after every step."""
+        """Handle the end of a training step.
+
+        Args:
+            trial_number: Number of the trial.
+            fraction: Fraction of the training that is done, in (0, 1].
+        """
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """Where and how a process runs trials: what a search gives to its objective.
+    """Folder, listener and so on that a search passes to its objective.
 
     Args:
-        folder: Where networks (`networks/trial-00007.safetensors`) and checkpoints go; None keeps neither.
-        listener: Listener of the running trial.
-        should_stop: Asked after every training step; True stops the training with a checkpoint.
-        store: Where checkpoints and networks go besides, for other machines.
-        lead: Called before every training with what the other ranks must `follow`; of a search over several ranks.
+        folder: Folder of networks (`networks/trial-00007.safetensors`) and checkpoints; None keeps neither.
+        listener: Listener to the running trial.
+        should_stop: Callback after every training step; True stops the training with a checkpoint.
+        store: Artifact store for copies of checkpoints and networks, for other machines.
+        lead: Callback before every training, with the plan for the other ranks to `follow`; None for a single rank.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas.objective import TrialRun
+        >>> TrialRun(folder=Path("runs/digits")).should_stop is None
+        True
     """
 
     folder: Path | None = None
@@ -61,42 +99,42 @@ class TrialRun:
 
 @runtime_checkable
 class Describes(Protocol):
-    """An objective whose settings must not change while a study goes on."""
+    """Protocol of objectives whose settings must not change when a study is resumed."""
 
     def describe(self) -> dict[str, Any]:
-        """Return everything that decides a result, as JSON values."""
+        """Return everything that determines a result, as JSON values."""
 
 
 @runtime_checkable
 class Binds(Protocol):
-    """An objective that tells how its trials go, keeps files and can be stopped; it calls `listener.trial_started`."""
+    """Protocol of objectives that report to a listener, write files and can be stopped."""
 
     def bind(self, run: TrialRun) -> Objective:
-        """Return the objective with this folder, listener and so on."""
+        """Return the objective with the folder, listener and so on of a search. It must call the listener's methods."""
 
 
 @runtime_checkable
 class Judges(Protocol):
-    """An objective that can evaluate a network file on data that the search never saw."""
+    """Protocol of objectives that can evaluate a network file on the test split."""
 
     def judge(self, network: Path) -> float | None:
-        """Return the metric on the test split, None where there is none."""
+        """Return the metric on the test split, None if that is empty."""
 
 
 @runtime_checkable
 class Follows(Protocol):
-    """An objective that other ranks of a process group can train along with."""
+    """Protocol of objectives that several ranks of a process group can train together."""
 
     def follow(self, plan: Mapping[str, Any]) -> None:
-        """Train along with rank 0, whose `lead` was called with this plan."""
+        """Train together with rank 0, which has called `lead` with this plan."""
 
 
 def directions_of(objective: Objective) -> tuple[str, ...] | None:
-    """Return the directions that an objective asks for, None where it does not say."""
+    """Return the attribute `directions` of an objective, None if it has none."""
     directions = getattr(objective, "directions", None)
     return None if directions is None else tuple(directions)
 
 
 def metric_of(objective: Objective) -> str:
-    """Return the name of the first objective value, `value` where the objective does not say."""
+    """Return the attribute `metric` of an objective, `value` if it has none."""
     return str(getattr(objective, "metric", "value"))

@@ -1,4 +1,4 @@
-"""The checkpoint of a trial in a store that other machines see."""
+"""Checkpoints of trials in an artifact store, for other machines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class SharedCheckpoint:
-    """The checkpoint of a trial in a store that other machines see."""
+    """Checkpoint of a trial in an artifact store, for other machines.
+
+    Args:
+        store: Artifact store.
+        file: Local file of the checkpoint.
+        trial: Trial whose attributes have the reference to the stored checkpoint.
+    """
 
     def __init__(self, store: ArtifactStore, file: Path, trial: Trial) -> None:
         self._store, self._file, self._trial = store, file, trial
@@ -30,7 +36,7 @@ class SharedCheckpoint:
         self._written = 0
 
     def fetch(self) -> None:
-        """Take over what an earlier attempt has left, unless it is here."""
+        """Download the checkpoint of an earlier attempt, unless the local file exists."""
         if self._reference is None or self._file.exists():
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,29 +44,29 @@ class SharedCheckpoint:
             fetch_file(self._store, self._reference, self._file)
         except Unverified as error:
             self._file.unlink(missing_ok=True)
-            logger.warning("Trial %d starts anew: its checkpoint is of no use (%s).", self._trial.number, error)
+            logger.warning("Trial %d starts anew, since its checkpoint is damaged (%s).", self._trial.number, error)
 
     def publish(self) -> None:
-        """Share the file if it is new."""
+        """Upload the local file if it has changed."""
         written = self._file.stat().st_mtime_ns if self._file.exists() else 0
         if written == self._written or not written:
             return
-        before, self._written = self._reference, written
+        previous, self._written = self._reference, written
         try:
             self._reference = store_file(self._store, self._file)
-        except Exception as error:  # each store has errors of its own
+        except Exception as error:  # artifact stores raise errors of their own types
             logger.warning("The checkpoint of trial %d could not be shared (%s).", self._trial.number, error)
             return
         self._trial.set_user_attr(CHECKPOINT, self._reference)
         if (backend := backend_of(self._trial.study)) is not None:
-            backend.flush(self._trial._trial_id)  # before what the study still names is removed
-        self._remove(before)
+            backend.flush(self._trial._trial_id)  # so that no other worker reads the reference to the removed artifact
+        self._remove(previous)
 
     def remove(self) -> None:
-        """Remove what was shared: the trial has ended."""
+        """Remove the stored checkpoint of a trial that has ended."""
         self._remove(self._reference)
 
     def _remove(self, reference: Mapping[str, str] | None) -> None:
         if reference is not None:
-            with suppress(Exception):  # each store has errors of its own
+            with suppress(Exception):  # artifact stores raise errors of their own types
                 self._store.remove(reference["artifact"])

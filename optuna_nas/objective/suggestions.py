@@ -1,4 +1,4 @@
-"""Fields of a recipe that every trial suggests."""
+"""Suggestions: fields of a recipe or task that every trial suggests."""
 
 from __future__ import annotations
 
@@ -16,26 +16,70 @@ Settings = TypeVar("Settings")
 
 
 def suggest_float(low: float, high: float, *, log: bool = False, step: float | None = None) -> float:
-    """Let every trial suggest a number for a field of a `Recipe`; typed as the number it will be."""
+    """Return a suggestion of a number for a field of a `Recipe` or `Task`: every trial suggests its own value.
+
+    It is annotated as the number that it becomes in a trial.
+
+    Args:
+        low: Smallest number.
+        high: Largest number.
+        log: Whether to sample the logarithm uniformly.
+        step: Step of a grid; None for any number.
+
+    Example:
+        >>> from optuna_nas import Recipe, suggest_float
+        >>> Recipe(learning_rate=suggest_float(0.01, 0.3, log=True)).learning_rate
+        FloatDistribution(high=0.3, log=True, low=0.01, step=None)
+    """
     return cast("float", FloatDistribution(low, high, log=log, step=step))
 
 
 def suggest_int(low: int, high: int, *, log: bool = False, step: int = 1) -> int:
-    """Let every trial suggest an integer for a field of a `Recipe`; typed as the integer it will be."""
+    """Return a suggestion of an integer for a field of a `Recipe` or `Task`: every trial suggests its own value.
+
+    It is annotated as the integer that it becomes in a trial.
+
+    Args:
+        low: Smallest integer.
+        high: Largest integer.
+        log: Whether to sample the logarithm uniformly.
+        step: Step of a grid.
+
+    Example:
+        >>> from optuna_nas import Recipe, suggest_int
+        >>> Recipe(batch_size=suggest_int(32, 128, step=32)).batch_size
+        IntDistribution(high=128, log=False, low=32, step=32)
+    """
     return cast("int", IntDistribution(low, high, log=log, step=step))
 
 
 def suggest_categorical(choices: Sequence[Any]) -> Any:
-    """Let every trial suggest one of `choices` for a field of a `Recipe`."""
+    """Return a suggestion of one of several values for a field of a `Recipe` or `Task`.
+
+    Args:
+        choices: Values that JSON can hold.
+
+    Example:
+        >>> from optuna_nas import Recipe, suggest_categorical
+        >>> Recipe(optimizer=suggest_categorical(["sgd", "adamw"])).optimizer
+        CategoricalDistribution(choices=('sgd', 'adamw'))
+    """
     return CategoricalDistribution(choices)
 
 
 def resolve(settings: Settings, trial: BaseTrial) -> Settings:
-    """Return a recipe or task with every suggestion replaced by the trial's value.
+    """Return a recipe or task in which every suggestion is replaced by the trial's value.
 
     Args:
-        settings: A dataclass; parameters of the trial are named like its fields.
-        trial: Asked for a value of every field that is a suggestion.
+        settings: Recipe or task; the trial's parameters have the names of the fields.
+        trial: Trial that suggests the values.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import Recipe, suggest_int
+        >>> from optuna_nas.objective.suggestions import resolve
+        >>> resolve(Recipe(epochs=suggest_int(1, 9)), optuna.trial.FixedTrial({"epochs": 4})).epochs
+        4
     """
     if not is_dataclass(settings):
         return settings
@@ -56,7 +100,14 @@ def resolve(settings: Settings, trial: BaseTrial) -> Settings:
 
 
 def without_suggestions(settings: Settings) -> Settings:
-    """Return a recipe or task whose suggestions are replaced by the defaults of their fields."""
+    """Return a recipe or task in which suggestions are replaced by the defaults of their fields.
+
+    Example:
+        >>> from optuna_nas import Recipe, suggest_int
+        >>> from optuna_nas.objective.suggestions import without_suggestions
+        >>> without_suggestions(Recipe(epochs=suggest_int(1, 9))).epochs
+        10
+    """
     if not is_dataclass(settings):
         return settings
     suggested = {s.name: s.default for s in fields(settings) if isinstance(getattr(settings, s.name), BaseDistribution)}

@@ -1,4 +1,4 @@
-"""What a trial does: suggest an architecture, ask the pruner, build, train, report, return the task's metric."""
+"""Default objective: suggest an architecture, ask the pruner, build, train, report, return the task's metric."""
 
 from __future__ import annotations
 
@@ -55,45 +55,51 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainObjective:
-    """Suggest an architecture, ask the pruner, build, train, report every epoch, return the task's metric.
+    """Objective that suggests an architecture, asks the pruner, builds, trains and evaluates it.
 
-    The metric is that on the split `report`. An architecture that cannot reach its output is pruned before it is built.
-    One that computes the same function as a finished trial's, under the same other parameters, takes over that trial's
-    result. A network that does not fit the memory is tried once with half batches, then the trial fails with the reason
-    on it.
+    The value of a trial is the task's metric on the validation split (`report`), which is reported after every epoch.
+    An architecture whose output depends on no input is pruned before it is built. An architecture that computes the
+    same function as that of a finished trial, with the same other parameters, gets the result of that trial. If a
+    network does not fit the memory, its batches are halved once; then the trial fails, and an attribute has the reason.
 
     Args:
-        space: What may be chosen, and what it is built into.
-        data: Batches and splits.
-        recipe: How to train; fields may be suggestions (`suggest_float`, ...).
-        task: Loss and metric; image classification by default. Its fields may be suggestions, too.
-        objectives: What to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access` (to
-            be minimised) and any `Measure`, such as `latency()`, in a study with as many directions. With several, only
-            pruners that look at the architecture work (`GHNPruner`, `HMNASPruner`), since Optuna takes no reports.
+        space: Space of networks, such as a `NetworkSpace`.
+        data: Data set.
+        recipe: Hyperparameters of the training; fields may be suggestions (`suggest_float`, ...).
+        task: Loss and metric; by default image classification. Fields may be suggestions, too.
+        objectives: Values to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access`
+            (minimized) and any `Measure`, such as `latency()`. The study needs as many directions. With several
+            objectives only `GHNPruner` and `HMNASPruner` can prune, since Optuna accepts no reports.
         constraints: Upper bounds of costs or measures, such as `{"params": 2e6, latency(): 0.01}`, as Optuna
             constraints.
-        initial_weights: What a training starts from: None for fresh weights, `GeneratedWeights(ghn)`, or a function of
-            the architecture that returns a state (`snas.weights`), a network (`hmnas.inherited`), or None.
-        masks: An HM-NAS of this space whose masks are applied to the running network between epochs: what has fallen of
-            its edges and ops is removed (and of its weights, where `initial_weights` is a function), so that a trial
-            grows cheaper. Attribute `masked` and the curve `masked_METRIC` tell what that did.
-        score: A predicted score before the training, recorded as `surrogate_score`.
-        reuse_duplicates: Take over the result of a trial that trained the same function.
+        initial_weights: Initial weights of a training: None for random weights, `GeneratedWeights(ghn)`, or a function
+            of the architecture that returns a state dictionary (`snas.weights`), a network (`hmnas.inherited`), or
+            None.
+        masks: HMNAS of this space whose masks are applied to the network between epochs: ops whose masks are zero are
+            removed, so that training gets faster; weights, too, if `initial_weights` is a function. The attribute
+            `masked` and the curve `masked_METRIC` show the effect.
+        score: Function that predicts scores before the training, recorded as `surrogate_score`.
+        reuse_duplicates: Whether to reuse the result of a trial that trained the same function.
         device: `auto` (a GPU if there is one), or a torch device.
-        run: Folder for networks and checkpoints, listener and so on; given by a search.
+        run: Folder of networks and checkpoints, listener and so on; set by a search.
 
     Raises:
-        ValueError: An objective or a constraint is unknown, or the data do not fit the space.
+        ValueError: An objective or a constraint is unknown, the data do not fit the space, or weights or masks are of
+            another space.
 
     Example:
+        >>> import numpy as np
         >>> import optuna
-        >>> from optuna_nas import NetworkSpace, Recipe, TrainObjective, digits, nasbench201_skeleton, nasbench201_space
-        >>> data = digits()
+        >>> from optuna_nas import ImageData, NetworkSpace, Recipe, TrainObjective
+        >>> from optuna_nas import nasbench201_skeleton, nasbench201_space
+        >>> data = ImageData.from_arrays(np.random.rand(60, 4, 4), np.arange(60) % 2)
         >>> skeleton = nasbench201_skeleton(1, 2, data.input_shape, data.classes)
         >>> space = NetworkSpace(nasbench201_space(), skeleton)
         >>> objective = TrainObjective(space, data, Recipe(epochs=1))
         >>> study = optuna.create_study(directions=objective.directions)
         >>> study.optimize(objective, n_trials=1)
+        >>> objective.metric, len(study.trials)
+        ('accuracy', 1)
     """
 
     space: ModelSpace
@@ -112,8 +118,8 @@ class TrainObjective:
     def __post_init__(self) -> None:
         if not isinstance(self.space, ModelSpace):
             raise ValueError(
-                f"`space` must be one whose architectures can be built but is a {type(self.space).__name__}; use "
-                "`NetworkSpace(space, skeleton)`."
+                f"`space` must be a `ModelSpace`, whose architectures can be built, but is a "
+                f"{type(self.space).__name__}; use `NetworkSpace(space, skeleton)`."
             )
         object.__setattr__(self, "objectives", tuple(self.objectives) or (self.task.metric,))
         if self.objectives[0] != self.task.metric:
@@ -143,7 +149,7 @@ class TrainObjective:
 
     @cached_property
     def device_data(self) -> Data:
-        """The data on the device that trains."""
+        """The data on the training device."""
         return self.data.to(choose_device(self.device))
 
     @property
@@ -158,22 +164,22 @@ class TrainObjective:
 
     @property
     def objective_names(self) -> tuple[str, ...]:
-        """Names of the values that a trial returns."""
+        """Names of the values of a trial."""
         return tuple(map(_name, self.objectives))
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """Directions for a study: the task's, then those of costs (minimised) and measures."""
+        """Directions for a study: that of the task, followed by those of costs (`minimize`) and measures."""
         others = (m.direction if isinstance(m, Measure) else "minimize" for m in self.objectives[1:])
         return (self.task.direction, *others)
 
-    # -- what a search uses ---------------------------------------------------------------------------------------
+    # -- protocols of a search ------------------------------------------------------------------------------------
 
     def bind(self, run: TrialRun) -> TrainObjective:
-        """Return the objective with a search's folder and ranks (unless it has its own), listener and so on.
+        """Return the objective with the folder and the `lead` of a search, unless it has its own, and its listener.
 
         Raises:
-            ValueError: The ranks of a process group can't train it together.
+            ValueError: Several ranks are to train it, and it has masks or a fixed GPU.
         """
         lead = self.run.lead or run.lead
         if lead is not None and self.masks is not None:
@@ -188,7 +194,7 @@ class TrainObjective:
         return replace(self, run=replace(run, folder=self.run.folder or run.folder, lead=lead))
 
     def describe(self) -> dict[str, Any]:
-        """Return everything that decides a result, as JSON values."""
+        """Return everything that determines a result, as JSON values."""
         described: dict[str, Any] = {
             "space": self.space.describe(),
             "data": self.data.describe(),
@@ -202,7 +208,7 @@ class TrainObjective:
         return described
 
     def judge(self, network: Path) -> float | None:
-        """Return the metric of a network file on the test split, None where that is empty."""
+        """Return the metric of a network file on the test split, None if that is empty."""
         if not self.data.size([TEST]):
             return None
         data = self.device_data
@@ -210,7 +216,7 @@ class TrainObjective:
         return evaluate(loaded, data, TEST, self.task, precision=self.recipe.precision).metric
 
     def follow(self, plan: Mapping[str, Any]) -> None:
-        """Train along with rank 0, whose `lead` was called with this plan; it alone keeps the result."""
+        """Train together with rank 0, which has called `lead` with this plan. Only rank 0 keeps the result."""
         try:
             with current_ranks().together():
                 architecture = Architecture.from_dict(plan["architecture"])
@@ -242,7 +248,7 @@ class TrainObjective:
         except (TrialPruned, TrainingDiverged, OutOfMemory) as error:
             failure = type(error)(str(error))
         if network is None or result is None:
-            # A new exception: the traceback of the first one, which Optuna keeps, would keep the network too.
+            # A new exception: Optuna keeps it, and the traceback of the first one would keep the network in memory.
             assert failure is not None
             raise failure
         training.keep(network, result)
@@ -266,7 +272,7 @@ class TrainObjective:
             )
 
     def _candidate(self, trial: Trial) -> Candidate:
-        """Suggest everything that a trial needs; prune an architecture that does not reach its output."""
+        """Suggest architecture and settings; prune architectures whose output depends on no input."""
         architecture = self.space.suggest(trial)
         recipe, task = resolve(self.recipe, trial), resolve(self.task, trial)
         if not architecture.connected:
@@ -275,12 +281,12 @@ class TrainObjective:
         return Candidate(architecture, recipe, task, architecture.canonical().digest, cost)
 
     def _announce(self, trial: Trial, candidate: Candidate) -> str:
-        """Note costs, constraints, score and what decides the result; return the digest of the last."""
+        """Set the attributes of costs, constraints, score and hashes; return the hash of the training's settings."""
         trial.set_user_attr(DIGEST, candidate.digest)
         if (source := self.weights_source.source) != OWN and self.initial_weights is not None:
             trial.set_user_attr(START, source)
             if source == SCRATCH:
-                logger.warning("Trial %d starts from scratch: the GHN has not learned yet.", trial.number)
+                logger.warning("Trial %d starts from scratch: the GHN is not fitted yet.", trial.number)
         training_digest = self._training_digest(source)
         trial.set_user_attr(TRAINING_DIGEST, training_digest)
         metrics: dict[str, float] = dict(candidate.numbers)
@@ -304,7 +310,7 @@ class TrainObjective:
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _measure(self, trial: Trial, architecture: Architecture) -> dict[str, float]:
-        """Measure a network of random weights; note the numbers and their constraints."""
+        """Measure a network with random weights; set the attributes of measures and constraints."""
         if not self.measures:
             return {}
         network, inputs = self.space.build(architecture, seed=0), self.space.example_inputs()
@@ -317,7 +323,7 @@ class TrainObjective:
         return numbers
 
     def _values(self, metric: float, numbers: Mapping[str, float]) -> float | tuple[float, ...]:
-        """Return the values that the objectives ask for."""
+        """Return the values of the objectives."""
         if len(self.objectives) == 1:
             return metric
         return (metric, *(float(numbers[name]) for name in self.objective_names[1:]))
@@ -328,5 +334,5 @@ def _name(objective: str | Measure) -> str:
 
 
 def as_json(value: object) -> object:
-    """Return a value that JSON can hold."""
+    """Return a value that JSON can hold: the value itself, or its `repr`."""
     return value if isinstance(value, str | int | float | bool) else repr(value)

@@ -52,18 +52,18 @@ logger = logging.getLogger(__name__)
 
 
 class OutOfMemory(MemoryError):
-    """A network did not fit the memory, with whole batches or with halves."""
+    """Raised if a network fits the memory neither with whole nor with half batches."""
 
 
 class Candidate(NamedTuple):
-    """What a trial trains.
+    """Architecture and settings of a trial.
 
     Args:
-        architecture: What was suggested.
-        recipe: How to train it, suggestions replaced by the trial's values.
-        task: Loss and metric, suggestions replaced likewise.
-        digest: Of the canonical architecture.
-        numbers: Costs and measures by name.
+        architecture: Suggested architecture.
+        recipe: Recipe with the trial's values.
+        task: Task with the trial's values.
+        digest: Hash of the canonical graph of the architecture.
+        numbers: Costs by name.
     """
 
     architecture: Architecture
@@ -139,7 +139,7 @@ class TrialTraining:
                 shared.publish()
             raise
         except (*StorageError, UpdateFinishedTrialError):
-            keep_checkpoint = True  # somebody goes on with it, or does already
+            keep_checkpoint = True  # another worker resumes the trial, or has resumed it
             raise
         except TrainingDiverged as error:
             trial.set_user_attr(REASON, str(error))
@@ -151,7 +151,7 @@ class TrialTraining:
                 f"`batch_size` must fit the memory but {recipe.batch_size} did not, nor did {recipe.batch_size // 2} "
                 "examples at a time; use fewer, or a narrower network"
             )
-            raise _out_of_memory(trial, reason) from None  # the traceback would hold the tensors that do not fit
+            raise _out_of_memory(trial, reason) from None  # the traceback would keep the tensors in memory
         finally:
             if checkpoint is not None and not keep_checkpoint:
                 checkpoint.unlink(missing_ok=True)
@@ -163,7 +163,7 @@ class TrialTraining:
         return network, result
 
     def _initial_network(self) -> nn.Module:
-        """Return the network that the training starts from."""
+        """Return the network with its initial weights."""
         objective, candidate = self._objective, self._candidate
         try:
             start = objective.weights_source.of(candidate.architecture, objective.device_data)
@@ -178,20 +178,20 @@ class TrialTraining:
         return start
 
     def _after_epoch(self, shared: SharedCheckpoint | None, result: EpochResult) -> None:
-        """Report an epoch to the listener and the pruner; stop where the pruner says so."""
+        """Report an epoch to listener and pruner; stop if the pruner decides so."""
         trial, epochs = self._trial, self._candidate.recipe.epochs
         if self._run.listener:
             self._run.listener.epoch(trial.number, result.epoch, _curves(result, self._objective.metric))
         if shared is not None:
             shared.publish()
         if len(trial.study.directions) > 1:
-            return  # Optuna takes no reports of several objectives
+            return  # Optuna accepts no reports with several objectives
         trial.report(result.validation_metric, result.epoch)
         if result.epoch < epochs and trial.should_prune():
             prune(trial, f"{pruner_name(trial)} stopped it after epoch {result.epoch} of {epochs}")
 
     def _apply_masks(self, network: nn.Module, result: EpochResult) -> None:
-        """Remove from the running network what masks have cut meanwhile; note the effect."""
+        """Remove ops and weights whose masks are zero by now; append the effect to the attribute `masked`."""
         trial, candidate, objective = self._trial, self._candidate, self._objective
         masks, metric = objective.masks, objective.metric
         assert masks is not None
@@ -219,7 +219,7 @@ class TrialTraining:
             self._run.listener.epoch(trial.number, result.epoch, curves)
 
     def keep(self, network: nn.Module, result: TrainingResult) -> None:
-        """Note time, memory and skipped steps of the training on the trial, and write its network."""
+        """Set the attributes of a finished training, and write its network."""
         trial, run = self._trial, self._run
         trial.set_user_attr(TRAIN_SECONDS, round(result.seconds, 3))
         for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
@@ -239,7 +239,7 @@ class TrialTraining:
         if run.store is not None:
             try:
                 trial.set_user_attr(SHARED_NETWORK, store_file(run.store, file))
-            except Exception as error:  # each store has errors of its own
+            except Exception as error:  # artifact stores raise errors of their own types
                 logger.warning("The network of trial %d could not be shared (%s).", trial.number, error)
 
 

@@ -1,4 +1,4 @@
-"""A study put together and run."""
+"""Searches: configuration, studies, running, results, torchrun, study files."""
 
 from typing import TYPE_CHECKING
 

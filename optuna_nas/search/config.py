@@ -1,4 +1,4 @@
-"""A study put together: the `Search` and its parts."""
+"""Configuration of a search."""
 
 from __future__ import annotations
 
@@ -30,21 +30,26 @@ if TYPE_CHECKING:
 
 
 class SearchListener(TrialListener, Protocol):
-    """Hears of a search while it runs: a progress display."""
+    """Protocol of listeners to a search, such as a progress display. Methods must return quickly and must not raise."""
 
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
-        """Hear a finished trial, whatever its state."""
+        """Handle the end of a trial in any state."""
 
     def model_progress(self, name: str, fraction: float) -> None:
-        """Hear which fraction of a round of its training a one-shot model has done; called after every step."""
+        """Handle a training step of a one-shot model.
+
+        Args:
+            name: Name of the sampler or pruner that trains the model.
+            fraction: Fraction of the training round that is done, in [0, 1].
+        """
 
     def closing(self) -> None:
-        """Hear that all trials are done and what is left goes to MLflow."""
+        """Handle the end of all trials, before the remaining events are sent to MLflow."""
 
 
 @runtime_checkable
 class TrainsModel(Protocol):
-    """A sampler or pruner that trains a one-shot model while the study runs."""
+    """Protocol of samplers and pruners that train a one-shot model during a study."""
 
     def prepare(
         self,
@@ -54,50 +59,58 @@ class TrainsModel(Protocol):
         store: ArtifactStore | None,
         n_trials: int,
     ) -> None:
-        """Take what the search knows.
+        """Receive the settings of a search.
 
         Args:
-            folder: Where files go.
-            on_progress: Called with the fraction of a round that is done.
-            should_stop: Asked after every training step; True interrupts.
-            store: Where workers share files; None for a folder of the study's.
-            n_trials: Total of the study's trials.
+            folder: Folder of files.
+            on_progress: Callback with the fraction of a training round that is done, in [0, 1].
+            should_stop: Callback after every training step; True interrupts the training.
+            store: Artifact store that workers share; None for a subfolder of `folder`.
+            n_trials: Total number of the study's trials.
         """
 
 
 @dataclass(frozen=True)
 class Search:
-    """All that makes a study: what a study file returns.
+    """Configuration of a search, which a study file returns.
 
     Args:
-        name: Name of the study; running the same name again goes on with it.
-        space: What may be chosen, and for the default objective what it is built into.
-        data: Batches and splits, for the default objective.
-        recipe: How to train, for the default objective.
-        task: Loss and metric, for the default objective; image classification by default.
-        objective: What a trial does; by default a `TrainObjective` of the above. Any Optuna objective will do.
-        sampler: Who proposes; by default Optuna's.
-        pruner: Who stops; by default Optuna's median pruner.
-        directions: `maximize` or `minimize`, one for each value of the objective; by default those that it asks for,
-            or one to maximize.
-        trials: Total of trials; a resumed study runs what is missing.
-        storage: Optuna storage address; by default an sqlite file in `folder`, or the PostgreSQL in
-            `folder/postgresql` where several workers have run.
-        artifacts: Where workers on several machines share trained models and checkpoints: a folder that all see, or
-            `s3://BUCKET`; by default `folder/artifacts`, and checkpoints stay where they are written.
-        heartbeat: How workers on a database server tell that they are alive.
+        name: Name of the study, without slashes; a study of this name is resumed.
+        space: Search space; for the default objective a `ModelSpace`.
+        data: Data set of the default objective.
+        recipe: Recipe of the default objective.
+        task: Task of the default objective; by default image classification.
+        objective: Any Optuna objective; by default a `TrainObjective` of space, data, recipe and task.
+        sampler: Any Optuna sampler; by default Optuna's.
+        pruner: Any Optuna pruner; by default Optuna's median pruner.
+        directions: `maximize` or `minimize` for each value of the objective; by default those of the objective, or
+            `maximize`.
+        trials: Total number of trials, at least 1; a resumed study runs the missing ones.
+        storage: URL of an Optuna storage; by default an sqlite file in `folder`, or the PostgreSQL in
+            `folder/postgresql` if several workers have run.
+        artifacts: Folder or `s3://BUCKET` in which workers on several machines share trained models and checkpoints; by
+            default models are in `folder/artifacts`, and checkpoints are not shared.
+        heartbeat: Signs of life of workers on a database server.
         tracking: MLflow mirror; None for none.
-        folder: Where pictures, networks and checkpoints go; by default `runs/NAME`.
-        n_jobs: Trials at a time, in threads.
-        cpu_threads: Threads that torch uses on the CPU; None leaves torch's choice. Small networks train fastest
-            with 1, and a number given here makes results independent of how many cores a machine has.
-        keep_networks: How many of the best trials' networks stay on disk.
-        pictures: Draw the architecture of every trial, for MLflow and as an Optuna artifact in the folder `artifacts`
-            (`optuna-dashboard STORAGE --artifact-dir runs/NAME/artifacts` shows it). Takes a fifth of a second a trial.
-        description: Markdown shown in MLflow.
+        folder: Folder of pictures, networks and checkpoints; by default `runs/NAME`.
+        n_jobs: Number of simultaneous trials, in threads, at least 1.
+        cpu_threads: Number of PyTorch's threads on a CPU; None for PyTorch's default. Small networks train fastest with
+            1. A fixed number makes results independent of the number of cores.
+        keep_networks: Number of the best trials whose networks are kept on disk, at least 1.
+        pictures: Whether to draw the architecture of every trial for MLflow, and as an Optuna artifact in the folder
+            `artifacts` (for `optuna-dashboard STORAGE --artifact-dir runs/NAME/artifacts`). It takes 0.2 s per trial.
+        description: Markdown text for MLflow.
 
     Raises:
-        ValueError: A value is out of range, or there is neither an objective nor what the default one needs.
+        ValueError: A value is out of range, or neither `objective` nor `data` is given.
+
+    Example:
+        >>> from optuna_nas import NetworkSpace, Recipe, Search, darts_search_skeleton, darts_space, digits
+        >>> data = digits()
+        >>> skeleton = darts_search_skeleton(3, 4, data.input_shape, data.classes)
+        >>> search = Search("digits", NetworkSpace(darts_space(), skeleton), data, Recipe(epochs=5), trials=20)
+        >>> search.directions, str(search.resolved_folder())
+        (('maximize',), 'runs/digits')
     """
 
     name: str
@@ -131,31 +144,32 @@ class Search:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1 but got {value}.")
         for name in ("sampler", "pruner"):
-            their_space = getattr(getattr(self, name), "space", None)
-            if their_space is not None and their_space.core != self.space.core:
+            space = getattr(getattr(self, name), "space", None)
+            if space is not None and space.core != self.space.core:
                 raise ValueError(f"`{name}` must be of the space of the search but has another; make it with `space`.")
-        wanted = directions_of(self.resolved_objective)
+        objective_directions = directions_of(self.resolved_objective)
         if self.directions is None:
-            object.__setattr__(self, "directions", wanted or (MAXIMIZE,))
+            object.__setattr__(self, "directions", objective_directions or (MAXIMIZE,))
         object.__setattr__(self, "directions", tuple(self.resolved_directions))
         if not self.directions:
             raise ValueError("`directions` must name one direction or more but is empty; use ('maximize',).")
         for direction in self.resolved_directions:
             if direction not in DIRECTIONS:
                 raise ValueError(f"`directions` must be 'maximize' or 'minimize' but got {direction!r}.")
-        if wanted is not None and self.directions != wanted:
+        if objective_directions is not None and self.directions != objective_directions:
             raise ValueError(
-                f"`directions` must be {wanted}, as the objective asks, but are {self.directions}; leave them out."
+                f"`directions` must be {objective_directions}, as the objective asks, but are {self.directions}; leave "
+                "them out."
             )
 
     @property
     def resolved_directions(self) -> tuple[str, ...]:
-        """Directions of the study's values."""
+        """Directions of the study."""
         return self.directions or ()
 
     @cached_property
     def resolved_objective(self) -> Objective:
-        """The objective, or the default one made of space, data, recipe and task."""
+        """The objective; by default a `TrainObjective` of space, data, recipe and task."""
         if self.objective is not None:
             return self.objective
         if self.data is None:
@@ -163,20 +177,20 @@ class Search:
         return TrainObjective(cast("ModelSpace", self.space), self.data, self.recipe, self.task)
 
     def resolved_folder(self) -> Path:
-        """Return where the search's files go."""
+        """Return the folder of the search's files."""
         return self.folder or Path("runs") / self.name
 
     def resolved_storage(self) -> str:
-        """Return the address of the Optuna storage; the study's own PostgreSQL is started if need be."""
+        """Return the URL of the Optuna storage; the PostgreSQL in `folder` is started if necessary."""
         if self.storage is not None:
             return self.storage
         folder = self.resolved_folder()
-        own, before = folder / POSTGRESQL, folder / "study.db"
-        moved = own.exists() and (not before.exists() or (folder / MOVED).exists())
-        return own_database(own) if moved else f"{SQLITE}{before}"
+        postgresql, sqlite_file = folder / POSTGRESQL, folder / "study.db"
+        moved = postgresql.exists() and (not sqlite_file.exists() or (folder / MOVED).exists())
+        return own_database(postgresql) if moved else f"{SQLITE}{sqlite_file}"
 
     def setting(self) -> dict[str, Any]:
-        """Return what must not change while a study goes on, as JSON values."""
+        """Return the settings that must not change when a study is resumed, as JSON values."""
         objective = self.resolved_objective
         setting: dict[str, Any] = {"space": self.space.core.to_dict()}
         if isinstance(objective, Describes):

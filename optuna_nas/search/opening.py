@@ -1,4 +1,4 @@
-"""Studies opened or resumed: the same setting, a compatible version."""
+"""Creation and resumption of studies, with checks of settings and version."""
 
 from __future__ import annotations
 
@@ -24,17 +24,21 @@ logger = logging.getLogger(__name__)
 
 
 WAIT_SECONDS = 0.5
-"""Between two looks at what other workers do."""
-WHOLE_LOOKS = 20
-"""How often a worker looks whether a study is complete that is being created."""
+"""Seconds between two checks of what other workers do."""
+MAX_CREATION_CHECKS = 20
+"""Maximum number of checks whether another process has finished the creation of a study."""
 
 
 def open_study(search: Search, create: bool = True) -> Study:
-    """Create the study of a search, or load the one of that name.
+    """Create the study of a search, or load an existing one of that name.
+
+    Args:
+        search: Configuration.
+        create: Whether to create the study if it does not exist.
 
     Raises:
-        ValueError: The study exists with another space, skeleton, data, recipe or direction; or, with `create=False`,
-            does not exist.
+        ValueError: The study exists with another space, data, recipe or direction, or it does not exist and `create` is
+            False.
         ConnectionError: The storage does not answer.
     """
     address = search.resolved_storage()
@@ -43,12 +47,12 @@ def open_study(search: Search, create: bool = True) -> Study:
         "start it with `optuna-nas run`."
     )
     if not create and address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).exists():
-        raise absent  # before Optuna makes the file
+        raise absent  # before Optuna creates the file
     if create:
         _make_folder(search.resolved_folder())
 
     def on_dead(study: Study, trial: FrozenTrial) -> None:
-        logger.warning("Trial %d was left by a worker that is gone.", trial.number)
+        logger.warning("Trial %d was left by a worker that has died.", trial.number)
         if search.tracking is not None:
             search.tracking.trial_finished(study, trial)
 
@@ -70,7 +74,7 @@ def open_study(search: Search, create: bool = True) -> Study:
                 load_if_exists=True,
             )
         if not create:
-            _wait_until_whole(study)
+            _wait_until_created(study)
         _check_version(study, create)
         _check_setting(study, search)
     return study
@@ -86,13 +90,13 @@ def _make_folder(folder: Path) -> None:
         ) from None
 
 
-def _wait_until_whole(study: Study) -> None:
-    """Wait for the process that creates the study in this moment.
+def _wait_until_created(study: Study) -> None:
+    """Wait until another process has finished the creation of the study.
 
     Raises:
-        ValueError: Nobody seems to.
+        ValueError: The study has no settings after `MAX_CREATION_CHECKS`.
     """
-    for _ in range(WHOLE_LOOKS):
+    for _ in range(MAX_CREATION_CHECKS):
         if SETTING in study.user_attrs:
             return
         time.sleep(WAIT_SECONDS)
@@ -103,14 +107,14 @@ def _wait_until_whole(study: Study) -> None:
 
 
 def _check_version(study: Study, create: bool) -> None:
-    """Let all workers of a study be of one version: that of who ran or created it last."""
-    here, there = versions().get("optuna_nas"), study.user_attrs.get(VERSION)
-    if create and here != there:
-        study.set_user_attr(VERSION, here)
-    elif not create and there is not None and here != there:
+    """Check that all workers of a study have the same version: that of the process that created or resumed it last."""
+    version, study_version = versions().get("optuna_nas"), study.user_attrs.get(VERSION)
+    if create and version != study_version:
+        study.set_user_attr(VERSION, version)
+    elif not create and study_version is not None and version != study_version:
         raise ValueError(
-            f"`optuna_nas` must be of the version that runs the study, {there}, but is {here}; install that one, or "
-            "end all workers and go on with `optuna-nas run` of this one."
+            f"`optuna_nas` must be of the version that runs the study, {study_version}, but is {version}; install that "
+            "one, or end all workers and go on with `optuna-nas run` of this one."
         )
 
 
@@ -121,16 +125,16 @@ def _check_setting(study: Study, search: Search) -> None:
             f"`directions` must be those of the existing study {search.name!r}, "
             f"{tuple(d.name.lower() for d in study.directions)}, but are {search.directions}; use another name."
         )
-    setting, known = search.setting(), study.user_attrs.get(SETTING)
-    if known is not None and "skeleton" in known:
+    setting, study_setting = search.setting(), study.user_attrs.get(SETTING)
+    if study_setting is not None and "skeleton" in study_setting:
         raise ValueError(
             f"`study` must be of this version of optuna_nas but {search.name!r} was created by an earlier one, whose "
             "parameters have other names; it can be read, but give the search another `name` to go on."
         )
-    if known is None:
+    if study_setting is None:
         study.set_user_attr(SETTING, setting)
-    elif known != setting:
-        parts = sorted(part for part in setting if known.get(part) != setting[part])
+    elif study_setting != setting:
+        parts = sorted(part for part in setting if study_setting.get(part) != setting[part])
         raise ValueError(
             f"`{(*parts, 'objective')[0]}` must be that of the existing study {search.name!r} but is another; "
             "give the search another `name`, or restore what it was."

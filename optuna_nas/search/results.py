@@ -1,4 +1,4 @@
-"""What a search came to: ranking, best trial, test accuracy."""
+"""Results of a search: ranking, best trial, test metric."""
 
 from __future__ import annotations
 
@@ -31,16 +31,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to.
+    """Result of a search.
 
     Args:
         study: The Optuna study.
-        best: The best trial, None where none has finished (or, for several objectives, the first of the best).
-        picture: File of the best architecture's picture.
-        network: File of the best trial's network, for `load_network`.
-        test_metric: Its metric on the test split, measured once.
-        interrupted: Whether it was stopped before its total.
-        missing: Trials still to run.
+        best: Best trial by the first objective that violates no constraint; None if there is none.
+        picture: File with a drawing of the best architecture; None if the trial has no architecture of the space.
+        network: File with the network of the best trial, for `load_network`; None if there is none.
+        test_metric: Metric of this network on the test split, which is evaluated once; None before the end.
+        interrupted: Whether the search was stopped before its total number of trials.
+        missing: Number of trials that are still to run.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import SearchResult
+        >>> study = optuna.create_study(direction="maximize")
+        >>> study.optimize(lambda trial: 0.9, n_trials=1)
+        >>> SearchResult(study, study.best_trial).best.value
+        0.9
     """
 
     study: Study
@@ -52,11 +60,17 @@ class SearchResult:
     missing: int = 0
 
 
-# -- what it came to ------------------------------------------------------------------------------------------------
+# -- summary --------------------------------------------------------------------------------------------------------
 
 
 def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult:
-    """Return the best trial with its picture and network; with `judge`, measure its test metric, once."""
+    """Return the result of a study: the best trial with its picture and network.
+
+    Args:
+        search: Configuration.
+        study: Study of the search.
+        judge: Whether to evaluate the network on the test split, unless that was done before.
+    """
     best = best_trial(study)
     if best is None:
         return SearchResult(study, None)
@@ -77,7 +91,7 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
 
 
 def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:
-    """Fetch a network that was trained on another machine; tell whether there is one."""
+    """Download a network that was trained on another machine; return whether there is one."""
     trained = study.trials[attribute(best.user_attrs, DUPLICATE_OF, best.number)]
     if search.artifacts is None or SHARED_NETWORK not in trained.user_attrs:
         return False
@@ -86,7 +100,7 @@ def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) 
         fetch_file(artifact_store(search.artifacts), trained.user_attrs[SHARED_NETWORK], path)
     except Unverified as error:
         path.unlink(missing_ok=True)
-        logger.warning("The network of trial %d can't be had: %s.", trained.number, error)
+        logger.warning("The network of trial %d is not available: %s.", trained.number, error)
         return False
     return True
 
@@ -105,18 +119,18 @@ def _test_metric(search: Search, study: Study, best: FrozenTrial, network: Path 
 
 
 def architecture_of(search: Search, trial: FrozenTrial) -> Architecture | None:
-    """Return a trial's architecture, None where an objective of one's own did not ask for all of it."""
+    """Return a trial's architecture, None if the trial lacks parameters of the space."""
     try:
         return search.space.decode(trial.params)
     except ValueError:
         return None
 
 
-# -- what MLflow shows -----------------------------------------------------------------------------------------------
+# -- MLflow ----------------------------------------------------------------------------------------------------------
 
 
 class _Shown(TypedDict):
-    """What `MLflowTracker.start` shows on a study's run."""
+    """Arguments of `MLflowTracker.start`."""
 
     space: Space | None
     description: str
@@ -126,13 +140,13 @@ class _Shown(TypedDict):
 
 
 def shown_in_mlflow(search: Search) -> _Shown:
-    """Return what MLflow shows of a search besides its trials."""
+    """Return what MLflow shows on the run of a study, besides its trials."""
     return {
         "space": search.space if search.pictures else None,
         "description": search.description,
         "dataset": _dataset_info(search.resolved_objective),
         "params": _summary(search),
-        "tags": {f"version.{name}": found for name, found in versions().items()}
+        "tags": {f"version.{name}": version for name, version in versions().items()}
         | ({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
     }
 
@@ -146,7 +160,7 @@ def _dataset_info(objective: Objective) -> DatasetInfo | None:
 
 
 def _summary(search: Search) -> dict[str, object]:
-    """Return what the parent run shows as parameters."""
+    """Return the parameters of a study's run in MLflow."""
     summary: dict[str, object] = {
         "space": type(search.space.core).__name__,
         "space_size": search.space.size,

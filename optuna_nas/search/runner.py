@@ -1,4 +1,4 @@
-"""Trials of a study run in this process: to the total, interrupted without loss, mirrored, alone or as one of many."""
+"""Run the trials of a study in this process, alone or as one of several workers."""
 
 from __future__ import annotations
 
@@ -52,31 +52,49 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-MOST_AWAY_SECONDS = 120.0
-"""That a worker waits for a database that does not answer."""
-MOST_PICTURE_SECONDS = 10.0
-"""That a trial which has ended waits for the picture of its architecture."""
+MAX_STORAGE_WAIT_SECONDS = 120.0
+"""Seconds to wait for a database that does not answer."""
+MAX_PICTURE_WAIT_SECONDS = 10.0
+"""Seconds that a finished trial waits for the drawing of its architecture."""
 
 
 def run(
     search: Search, listener: SearchListener | None = None, enough: Callable[[Study], bool] = lambda study: False
 ) -> SearchResult:
-    """Run a search to its total of trials, and sum it up.
+    """Run a search until its total number of trials is reached, and return its result.
 
-    `enough` is asked after every trial, and before the first; True ends the search as if its total were reached.
+    Ctrl-C (SIGINT) ends the search after the running trials, a second Ctrl-C at once. SIGTERM ends it at the next
+    training step, with a checkpoint. Interrupted and killed trials are resumed when the search is run again.
 
-    Ctrl-C (SIGINT) once ends after the running trials, twice at once; SIGTERM ends at the next training step with a
-    checkpoint. Whatever was interrupted, by a kill too, goes on when the search is run again.
+    Args:
+        search: Configuration.
+        listener: Listener, such as a progress display.
+        enough: Callback before the first trial and after every trial; True ends the search as if its total number of
+            trials was reached.
 
     Raises:
-        ValueError, ConnectionError: As `open_study`; also where the MLflow address does not answer at the start.
+        ValueError: The study exists with another space, data, recipe or direction.
+        ConnectionError: The storage or MLflow does not answer at the start.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import optuna
+        >>> from optuna_nas import Search, nasbench201_space, run
+        >>> space = nasbench201_space()
+        >>> def objective(trial):
+        ...     return float(space.suggest(trial).connected)
+        >>> sampler = optuna.samplers.RandomSampler(seed=0)
+        >>> search = Search("random", space, objective=objective, sampler=sampler, trials=3)
+        >>> result = run(replace(search, tracking=None, pictures=False))
+        >>> len(result.study.trials), result.best.value
+        (3, 1.0)
     """
     study = open_study(search)
     with closing(study), _present(search) as alone:
-        # An sqlite file is written from one machine: who is alone there knows that all other runs are gone.
+        # An sqlite file belongs to one machine: if no other process runs the study there, its running trials are dead.
         reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
         if search.sampler is not None and study.get_trials(deepcopy=False):
-            search.sampler.reseed_rng()  # its seed has been used up; it would propose the same architectures again
+            search.sampler.reseed_rng()  # with its seed it would propose the same architectures as before the resume
         tracker = search.tracking
         if tracker is not None:
             tracker.start(study, **shown_in_mlflow(search))
@@ -95,35 +113,37 @@ def run(
 
 @contextmanager
 def _present(search: Search) -> Iterator[bool]:
-    """Let other processes know that this one runs trials of a study; the value tells whether it is alone."""
+    """Register this process as one that runs trials of a study; yield whether it is the only one."""
     address = search.resolved_storage()
     file = search.resolved_folder() / ".running"
     if address.startswith(SQLITE):
         database = Path(address.removeprefix(SQLITE))
-        file = database.with_name(f".{database.name}.running")  # other folders may lead to the same database
+        file = database.with_name(f".{database.name}.running")  # searches with other folders may share the database
     with presence(file) as alone:
         yield alone
 
 
 def work(search: Search, listener: SearchListener | None = None, closes: bool = True) -> int:
-    """Be one of several workers of a study that exists, until its total is reached; return how many trials are missing.
+    """Run trials of an existing study as one of several workers, until its total number of trials is reached.
 
-    Waits while others run the last trials, in case one of them dies. Signals are answered as by `run`, and what was
-    interrupted goes back to the queue at once, for whoever is there.
+    While other workers run the last trials, this one waits, in case one of them dies. Signals are handled as in `run`;
+    interrupted trials are enqueued again at once, for any worker.
 
-    Processes that `torchrun` starts are one worker: rank 0 asks for trials, and the others train along. An objective of
-    one's own is called on every rank, with Optuna's `TorchDistributedTrial` (from the package `optuna-integration`); it
-    must do alike on all of them.
+    Processes that `torchrun` starts are one worker: rank 0 asks for trials, and all ranks train them together. A user's
+    own objective is called on every rank with Optuna's `TorchDistributedTrial` (from the package `optuna-integration`),
+    and must do the same on all of them.
 
     Args:
-        search: As the one that created the study.
-        listener: Hears of this worker's trials.
-        closes: Whether the worker that finds the total reached writes to MLflow what others have missed; False where
-            somebody else does.
+        search: Configuration with which the study was created.
+        listener: Listener to the trials of this worker.
+        closes: Whether the worker that reaches the total completes the mirror in MLflow; False if another process does.
+
+    Returns:
+        Number of missing trials.
 
     Raises:
-        ValueError: The study does not exist, or with another setting; or it can't be run by several ranks.
-        ConnectionError: The storage does not answer at the start, or later not for two minutes.
+        ValueError: The study does not exist or has other settings, or several ranks can't run it.
+        ConnectionError: The storage does not answer at the start, or for two minutes later.
     """
     with joined() as ranks:
         if ranks.size == 1:
@@ -136,12 +156,12 @@ def work(search: Search, listener: SearchListener | None = None, closes: bool = 
 def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
     study = open_study(search, create=False)
     if search.sampler is not None:
-        search.sampler.reseed_rng()  # the others have the same seed
+        search.sampler.reseed_rng()  # the samplers of other workers have the same seed
     tracker = search.tracking
     if tracker is not None:
         try:
             tracker.start(study, **shown_in_mlflow(search), replay=False)
-        except ConnectionError as error:  # the storage knows all, and who closes the study shows it
+        except ConnectionError as error:  # the mirror is completed from the storage at the end of the study
             logger.warning("This worker's trials are shown in MLflow later: %s", error)
             tracker = None
     missing = search.trials
@@ -159,7 +179,7 @@ def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
 
 
 class _Run:
-    """The trials that this process runs of an opened study."""
+    """Trials of an open study that this process runs."""
 
     def __init__(
         self,
@@ -174,7 +194,7 @@ class _Run:
         self._shared = not search.resolved_storage().startswith("sqlite")
         self._quota, self._silent = Quota(study, search.trials), Silent(study, search.heartbeat.grace)
         self._interrupts = _Interrupts()
-        self._errors: list[BaseException] = []  # of the trials that were begun last
+        self._errors: list[BaseException] = []  # errors of the trials in the current call of `Study.optimize`
         self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
         self._events = _Events(tracker, listener, self._pictures)
         self._store = None if search.artifacts is None else artifact_store(search.artifacts)
@@ -189,14 +209,14 @@ class _Run:
             part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.trials)
 
     def to_the_total(self) -> int:
-        """Run trials until the total is reached or a signal comes; return how many are missing."""
+        """Run trials until the total is reached or a signal is received; return the number of missing trials."""
         if self._search.cpu_threads is not None:
             torch.set_num_threads(self._search.cpu_threads)
         if self._missing() > 0:
             try:
                 with self._interrupts.installed():
                     self._run_trials()
-                    requeue_interrupted(self._study, this_worker())  # here, where a second signal can't prevent it
+                    requeue_interrupted(self._study, this_worker())  # with handlers, so that no signal prevents it
             finally:
                 for part in self._trains:
                     part.prepare(self._folder, None, None, self._store, self._search.trials)
@@ -234,10 +254,10 @@ class _Run:
             except (ValueError, UpdateFinishedTrialError) as error:
                 if not _is_taken_over(error):
                     raise
-                logger.warning("A trial was given to another worker, since this one gave no sign of life for long.")
+                logger.warning("A trial was given to another worker: this one gave no sign of life for too long.")
 
     def _optimize(self, n_trials: int) -> None:
-        """Run trials by Optuna; raise what it loses."""
+        """Run trials with `Study.optimize`, and raise errors that it hides."""
         try:
             self._study.optimize(
                 self._run_trial,
@@ -247,13 +267,13 @@ class _Run:
                 callbacks=[self._after_trial],
             )
         except (AssertionError, UnboundLocalError) as error:
-            # Where a trial can't be told how it ended, Optuna fails once more before it raises why.
+            # If the state of a trial can't be stored, Optuna raises another error that hides the first one.
             while (cause := error.__context__) is not None:
                 if isinstance(cause, (*StorageError, UpdateFinishedTrialError)) or _is_taken_over(cause):
                     raise cause from None
                 error = cause  # type: ignore[assignment]
             raise
-        if self._errors:  # of threads, whose last errors Optuna does not look at
+        if self._errors:  # errors in threads, of which Optuna ignores the last ones
             raise self._errors[0]
 
     def _run_trial(self, trial: Trial) -> float | Sequence[float]:
@@ -272,7 +292,7 @@ class _Run:
     def _try_trial(self, trial: Trial) -> float | Sequence[float]:
         trial.set_user_attr(WORKER, this_worker())
         if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is None:
-            backend.flush(trial._trial_id)  # nothing else tells when this process has died
+            backend.flush(trial._trial_id)  # without heartbeats, a dead process is recognised by this attribute
         try:
             self._quota.claim(trial)
             if not self._announces:
@@ -288,42 +308,42 @@ class _Run:
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._events.trial_finished(study, trial)
-        _forget_networks(study, self._folder, self._search.keep_networks)
+        _remove_networks(study, self._folder, self._search.keep_networks)
         if self._store is not None:
-            _forget_shared(study, trial, self._store, self._search.keep_networks)
+            _remove_shared(study, trial, self._store, self._search.keep_networks)
         if self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0):
             study.stop()
 
     def _wait_for_others(self) -> None:
-        """Wait while other workers run what is missing, and see whether they live."""
+        """Wait while other workers run the missing trials, and fail the trials of workers that have died."""
         self._interrupts.after_trial.wait(WAIT_SECONDS)
         fail_stale(self._study)
         self._silent.reap()
         if not self._shared:
             reap_dead_trials(self._study)
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if trial.user_attrs.get(WORKER) == this_worker():  # no thread of this process runs one now
+                if trial.user_attrs.get(WORKER) == this_worker():  # this process runs no trial at the moment
                     fail_dead(self._study, trial)
 
     def _wait_for_storage(self, error: BaseException, away_since: float | None) -> float:
-        """Wait for a database that is away; return since when it is."""
+        """Wait for a database that does not answer; return the time of the first failure."""
         now = time.monotonic()
         if not self._shared:
             raise error
         if away_since is None:
             logger.warning("The storage does not answer (%s); waiting for it.", storage_reason(error))
             away_since = now
-        elif now - away_since > MOST_AWAY_SECONDS:
+        elif now - away_since > MAX_STORAGE_WAIT_SECONDS:
             raise ConnectionError(
-                f"`storage` must answer within {MOST_AWAY_SECONDS:.0f} s but did not; start the database, then run "
-                "this again."
+                f"`storage` must answer within {MAX_STORAGE_WAIT_SECONDS:.0f} s but did not; start the database, then "
+                "run this again."
             ) from error
         self._interrupts.after_trial.wait(WAIT_SECONDS)
         return away_since
 
 
 def _is_taken_over(error: BaseException) -> bool:
-    """Tell whether an error says that a trial was ended by another process."""
+    """Return whether an error means that another process has ended the trial."""
     return isinstance(error, UpdateFinishedTrialError) or str(error).startswith("Cannot tell a ")
 
 
@@ -331,13 +351,13 @@ def _is_taken_over(error: BaseException) -> bool:
 
 
 class _Interrupts:
-    """Turns signals into two flags: stop after the running trials, stop at the next training step."""
+    """Signal handlers that set two flags: stop after the running trials, and stop at the next training step."""
 
     def __init__(self) -> None:
         self.after_trial, self.at_once = threading.Event(), threading.Event()
 
     def installed(self) -> AbstractContextManager[None]:
-        """Handle SIGINT and SIGTERM inside the block; in a thread other than the main one, change nothing."""
+        """Handle SIGINT and SIGTERM inside the block; does nothing in threads other than the main thread."""
         return handled({signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._on_terminate})
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -345,7 +365,7 @@ class _Interrupts:
             self.at_once.set()
             if current_ranks().size == 1:
                 raise KeyboardInterrupt
-            return  # all ranks end at the next training step: none may leave the others in the middle of one
+            return  # all ranks end at the next training step, since a rank in the middle of a step waits for others
         self.after_trial.set()
         logger.warning("Interrupted: ending after the running trial. Press Ctrl-C again to end at once.")
 
@@ -355,11 +375,11 @@ class _Interrupts:
         logger.warning("Terminated: ending at the next training step, with a checkpoint.")
 
 
-# -- small parts --------------------------------------------------------------------------------------------------
+# -- events, pictures, files --------------------------------------------------------------------------------------
 
 
 class _Events:
-    """Hands every event to the tracker and to the display."""
+    """Listener that passes every event to the tracker and to the display."""
 
     def __init__(
         self, tracker: MLflowTracker | None, listener: SearchListener | None, pictures: _Pictures | None = None
@@ -396,7 +416,7 @@ class _Events:
 
 
 class _Pictures:
-    """Draws the architectures of running trials in a thread, and attaches them to the trials as Optuna artifacts."""
+    """Drawings of running trials' architectures, made in a thread and attached to the trials as Optuna artifacts."""
 
     def __init__(self, space: Space, folder: Path) -> None:
         self._space, self._folder = space, folder
@@ -404,7 +424,7 @@ class _Pictures:
         self._drawn: dict[int, Future[None]] = {}
 
     def draw(self, trial: Trial) -> None:
-        """Begin with the picture of a trial, if its architecture is known."""
+        """Start to draw the architecture of a trial, if it has all parameters of the space."""
         try:
             architecture = self._space.decode(trial.params)
         except ValueError:
@@ -417,22 +437,22 @@ class _Pictures:
                 file = Path(folder) / "architecture.png"
                 plot_architecture(architecture).savefig(file)
                 upload_artifact(artifact_store=folder_store(self._folder), file_path=str(file), study_or_trial=trial)
-        except Exception:  # a picture is no reason to lose a trial
+        except Exception:  # a failed drawing must not fail the trial
             logger.debug("The picture of trial %d could not be attached.", trial.number, exc_info=True)
 
     def wait(self, number: int) -> None:
-        """Let a trial wait for its picture, since none can be attached once it has finished."""
+        """Wait for the drawing of a trial, since no artifact can be attached to a finished trial."""
         if (drawn := self._drawn.pop(number, None)) is not None:
             with suppress(TimeoutError):
-                drawn.result(MOST_PICTURE_SECONDS)
+                drawn.result(MAX_PICTURE_WAIT_SECONDS)
 
     def close(self) -> None:
-        """End the thread; pictures of trials that have ended meanwhile are left out."""
+        """End the thread; drawings that are not started yet are cancelled."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _forget_networks(study: Study, folder: Path, keep: int) -> None:
-    """Remove the networks of trials that are neither among the best nor still of use."""
+def _remove_networks(study: Study, folder: Path, keep: int) -> None:
+    """Remove the network files of finished trials that are not among the best."""
     files = list((folder / "networks").glob("trial-*.safetensors"))
     if len(files) <= keep:
         return
@@ -445,13 +465,13 @@ def _forget_networks(study: Study, folder: Path, keep: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def _forget_shared(study: Study, trial: FrozenTrial, store: ArtifactStore, keep: int) -> None:
-    """Remove from the shared store the network of a trial, or of the one whose place among the best it has taken."""
+def _remove_shared(study: Study, trial: FrozenTrial, store: ArtifactStore, keep: int) -> None:
+    """Remove from the artifact store the network of a trial, or of the trial that it has displaced from the best."""
     if len(study.directions) > 1:
-        return  # a front may be as large as it likes
+        return  # the networks of a Pareto front are all kept
     ranked = ranking(study)
     kept = {attribute(best.user_attrs, DUPLICATE_OF, best.number) for best in ranked[:keep]}
     for other in (trial, *ranked[keep : keep + 1]):
         if SHARED_NETWORK in other.user_attrs and other.number not in kept:
-            with suppress(Exception):  # each store has errors of its own
+            with suppress(Exception):  # artifact stores raise errors of their own types
                 store.remove(other.user_attrs[SHARED_NETWORK]["artifact"])

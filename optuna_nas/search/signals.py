@@ -1,4 +1,4 @@
-"""Signals answered for a while, by whoever runs something that may be interrupted."""
+"""Temporary signal handlers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | signal.Handlers"
 
 @contextmanager
 def handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
-    """Answer signals by these handlers inside the block; in a thread other than the main one, change nothing."""
+    """Install signal handlers inside the block; does nothing in threads other than the main thread.
+
+    Example:
+        >>> import os, signal
+        >>> from optuna_nas.search.signals import handled
+        >>> with handled({signal.SIGUSR1: lambda number, frame: print("received")}):
+        ...     os.kill(os.getpid(), signal.SIGUSR1)
+        received
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""A study's Python file: read, its `search` function called with what the command line gives it."""
+"""Study files: Python files with a function `search()` that returns a `Search`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(ValueError):
-    """What the user can mend; shown as one sentence, exit code 2."""
+    """Raised for errors that the user can correct; the command line shows one sentence and exits with code 2."""
 
 
 def load(
@@ -28,7 +28,32 @@ def load(
     trials: int | None = None,
     artifacts: str | None = None,
 ) -> Search:
-    """Return the search of a study file, with what is given in place of its own."""
+    """Return the search of a study file, with some fields replaced.
+
+    Args:
+        path: Study file.
+        settings: Arguments of the function `search()`, as `NAME=VALUE`.
+        storage: Replaces `Search.storage` unless None.
+        mlflow: URI of an MLflow tracking server, replaces `Search.tracking` unless None.
+        trials: Replaces `Search.trials` unless None.
+        artifacts: Replaces `Search.artifacts` unless None.
+
+    Raises:
+        UsageError: The file or a setting is wrong.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas.search.study_file import load
+        >>> text = '''
+        ... from optuna_nas import Search, darts_space
+        ...
+        ... def search(trials: int = 10):
+        ...     return Search("tiny", darts_space(), objective=lambda trial: 0.0, trials=trials)
+        ... '''
+        >>> _ = Path("study.py").write_text(text)
+        >>> load(Path("study.py"), ["trials=3"]).trials
+        3
+    """
     from optuna_nas.search.config import Search
     from optuna_nas.tracking import MLflowTracker
 
@@ -69,22 +94,22 @@ def load(
 
 
 def _blame(path: Path, error: BaseException) -> str:
-    """Say which line of the study file fails, and why."""
+    """Return a sentence with the line of the study file that fails, and the reason."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     place = f"line {lines[-1]} of {path}" if lines else str(path)
-    return f"`study` must run but {place} fails: {type(error).__name__}: {error}; mend it, or see --debug."
+    return f"`study` must run but {place} fails: {type(error).__name__}: {error}; correct it, or see --debug."
 
 
 def _arguments(function: Callable[..., Any], settings: list[str], path: Path) -> dict[str, Any]:
-    """Turn `name=value` into arguments of the type that the function's defaults have."""
+    """Convert `NAME=VALUE` texts to arguments of the annotated types, or of the types of the defaults."""
     parameters = inspect.signature(function).parameters
     arguments: dict[str, Any] = {}
     for setting in settings:
         name, separator, text = setting.partition("=")
         if not separator or name not in parameters:
-            known = ", ".join(parameters) or "no arguments"
+            names = ", ".join(parameters) or "no arguments"
             raise UsageError(
-                f"`--set` must be NAME=VALUE for an argument of `search` in {path} ({known}), not {setting!r}."
+                f"`--set` must be NAME=VALUE for an argument of `search` in {path} ({names}), not {setting!r}."
             )
         parameter = parameters[name]
         try:
@@ -106,7 +131,7 @@ def _arguments(function: Callable[..., Any], settings: list[str], path: Path) ->
 
 
 def _convert(text: str, default: object, annotation: str) -> object:
-    """Turn text into the type of the annotation or, where there is none, of the default."""
+    """Convert text to the type of the annotation or, without one, of the default."""
     if default is None and text.lower() == "none":
         return None
     annotated = annotation.replace("|", " ").replace("'", " ").split()

@@ -1,4 +1,4 @@
-"""Several processes that `torchrun` started, as one worker: rank 0 asks for trials, the others train along."""
+"""Workers of several ranks, started by `torchrun`: rank 0 asks for trials, and all ranks train them together."""
 
 from __future__ import annotations
 
@@ -30,29 +30,32 @@ logger = logging.getLogger(__name__)
 
 
 class _Shared(Follows, Protocol):
-    """An objective that rank 0 calls and the others follow."""
+    """Protocol of objectives that rank 0 calls and the other ranks follow."""
 
     def __call__(self, trial: Trial) -> float | Sequence[float]: ...
 
 
 def lead(search: Search, ranks: Ranks, work: Callable[[Search], int]) -> int:
-    """Be the rank that asks for trials, as `work` does, and tell the others what to do."""
+    """Run `work` on rank 0 with an objective that all ranks train together; return its number of missing trials."""
     objective = _shared_objective(search, ranks)
     missing = search.trials
     try:
         missing = work(replace(search, objective=objective))
     finally:
-        # Ranks that an objective of one's own has left in different places understand nothing any more; they end when
-        # this process does.
-        if not isinstance(objective, _OnAllRanks) or not objective.left:
-            with suppress(RuntimeError):  # a rank is gone already; what is found stays found
+        # After an error in the user's objective, ranks may be in different places and can't exchange messages; the
+        # other ranks end with this process.
+        if not isinstance(objective, _OnAllRanks) or not objective.out_of_step:
+            with suppress(RuntimeError):  # a rank has ended already; finished trials are stored anyway
                 ranks.broadcast({"end": missing})
-                ranks.vote()  # nobody closes a connection from which another still reads
+                ranks.vote()  # so that no rank closes a connection from which another still reads
     return missing
 
 
 def follow(search: Search, ranks: Ranks) -> int:
-    """Do as rank 0 says until it ends; return what it returns. Signals go to all ranks, and it answers them."""
+    """Follow rank 0 until it ends; return its number of missing trials.
+
+    Signals are sent to all ranks, but only rank 0 handles them.
+    """
     objective = _shared_objective(search, ranks)
     if search.cpu_threads is not None:
         torch.set_num_threads(search.cpu_threads)
@@ -68,15 +71,15 @@ def follow(search: Search, ranks: Ranks) -> int:
             except Exception as error:
                 if not is_agreed(error) and not isinstance(error, _ENDINGS):
                     raise
-                if not isinstance(error, (*_ENDINGS, RankFailed)):  # rank 0 knows that something failed, not what
+                if not isinstance(error, (*_ENDINGS, RankFailed)):  # rank 0 does not know the reason
                     logger.warning("Rank %d failed: %s: %s", ranks.rank, type(error).__name__, error)
 
 
 def _shared_objective(search: Search, ranks: Ranks) -> _Shared | _OnAllRanks:
-    """Return the objective as several ranks call it.
+    """Return an objective that several ranks can train together.
 
     Raises:
-        ValueError: They can't.
+        ValueError: `n_jobs` is not 1, or a package is missing.
     """
     if search.n_jobs > 1:
         raise ValueError(
@@ -89,16 +92,24 @@ def _shared_objective(search: Search, ranks: Ranks) -> _Shared | _OnAllRanks:
 
 
 _ENDINGS = (TrialPruned, TrainingStopped, TrainingDiverged, OutOfMemory)
-"""How an objective may end on all ranks alike, after which the worker goes on."""
+"""Exceptions that end a trial on all ranks, after which the worker continues."""
 
 
 class _OnAllRanks:
-    """An objective of one's own that all ranks call at a time, each with a trial that tells it what rank 0 is told."""
+    """A user's objective that all ranks call, each with a trial that returns the suggestions of rank 0.
+
+    Args:
+        objective: The user's objective.
+        ranks: Process group.
+
+    Raises:
+        ValueError: The package `optuna-integration` is not installed.
+    """
 
     def __init__(self, objective: Objective, ranks: Ranks) -> None:
         self._objective, self._ranks = objective, ranks
-        self.left = False
-        """Whether it was left by an error, which other ranks may know nothing of."""
+        self.out_of_step = False
+        """Whether an error ended the objective on this rank, while other ranks may still run it."""
         try:
             self._trial = import_module("optuna_integration.pytorch_distributed").TorchDistributedTrial
         except ImportError as error:
@@ -112,15 +123,15 @@ class _OnAllRanks:
         try:
             return self._objective(self._distributed(trial))
         except Exception as error:
-            self.left = not is_agreed(error) and not isinstance(error, _ENDINGS)
+            self.out_of_step = not is_agreed(error) and not isinstance(error, _ENDINGS)
             raise
 
     def follow(self, plan: Mapping[str, Any]) -> None:
-        """Do what rank 0 does."""
+        """Call the objective together with rank 0."""
         self._objective(self._distributed(None))
 
     def _distributed(self, trial: Trial | None) -> Trial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            # Without a group it would keep one for itself to the end of the process, which then may abort.
+            # Without `group` it would create a group that is never destroyed, and the process may abort at its end.
             return self._trial(trial, torch.distributed.group.WORLD)  # type: ignore[no-any-return]  # as a trial

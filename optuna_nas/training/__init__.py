@@ -1,4 +1,4 @@
-"""One training loop: recipe, evaluation, checkpoints, devices, process groups."""
+"""Training loop, tasks, recipes, evaluation, checkpoints, devices and process groups."""
 
 from optuna_nas.training.checkpoints import load_tensors, save_tensors
 from optuna_nas.training.evaluation import evaluate

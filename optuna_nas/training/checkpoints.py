@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and JSON in one safetensors file, written atomically, read without executing anything."""
+"""Checkpoints: tensors and JSON values in one safetensors file, written atomically and read without executing code."""
 
 from __future__ import annotations
 
@@ -17,22 +17,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ABANDONED_SECONDS = 3600
+"""Age after which a temporary file counts as left by a process that was killed."""
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under longer names, to keep several sets in one file."""
+    """Return the tensors with a prefix before their names, so that one file can hold several sets.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.training.checkpoints import prefixed, without_prefix
+        >>> tensors = prefixed("network/", {"weight": torch.ones(1)})
+        >>> list(tensors), list(without_prefix("network/", tensors))
+        (['network/weight'], ['weight'])
+    """
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the set of tensors that `prefixed` has put into a file under this prefix."""
+    """Return the tensors whose names start with a prefix, without it; the inverse of `prefixed`."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def check_configuration(path: Path, theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> None:
-    """Raise ValueError where a checkpoint is of another configuration; compared as JSON."""
-    theirs, ours = theirs or {}, json.loads(json.dumps(ours))
-    differing = sorted(key for key in {*ours, *theirs} if theirs.get(key) != ours.get(key))
+def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has the current configuration; both are compared as JSON.
+
+    Args:
+        path: File of the checkpoint.
+        saved: Configuration in the checkpoint.
+        current: Configuration of this training.
+
+    Raises:
+        ValueError: They differ.
+    """
+    saved, current = saved or {}, json.loads(json.dumps(current))
+    differing = sorted(key for key in {*current, *saved} if saved.get(key) != current.get(key))
     if differing:
         raise ValueError(
             f"`checkpoint` must be of the same configuration but {path} differs in {', '.join(differing)}; "
@@ -41,11 +59,22 @@ def check_configuration(path: Path, theirs: Mapping[str, Any] | None, ours: Mapp
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON description as one safetensors file; nobody ever sees half of it.
+    """Write tensors and a description atomically to one safetensors file.
 
-    The description travels in the file's header, so the two can't come apart.
+    Args:
+        path: File to write; its folder is created if necessary.
+        tensors: Tensors by name.
+        description: JSON values for the header of the file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from optuna_nas.training import load_tensors, save_tensors
+        >>> save_tensors(Path("state.safetensors"), {"weight": torch.ones(2)}, {"epoch": 3})
+        >>> load_tensors(Path("state.safetensors"))
+        ({'weight': tensor([1., 1.])}, {'epoch': 3})
     """
-    from safetensors.torch import save_file  # training without a checkpoint does without it
+    from safetensors.torch import save_file  # imported late: a training without checkpoints needs none
 
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,14 +92,26 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
         for unfinished in path.parent.glob(f".{path.name}.*"):
             with suppress(FileNotFoundError):
                 if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:
-                    unfinished.unlink()  # of a process that was killed while writing
+                    unfinished.unlink()  # left by a process that was killed while writing
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote; executes nothing.
+    """Return tensors and description of a file of `save_tensors`. Loading executes no code from the file.
+
+    Args:
+        path: File to read.
+        device: Device of the tensors.
 
     Raises:
-        ValueError: The file is not one of ours, or is damaged.
+        ValueError: The file is not a checkpoint of optuna_nas, or is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas.training import load_tensors, save_tensors
+        >>> save_tensors(Path("empty.safetensors"), {}, {"epoch": 3})
+        >>> tensors, description = load_tensors(Path("empty.safetensors"))
+        >>> description["epoch"]
+        3
     """
     from safetensors import safe_open
 

@@ -1,4 +1,4 @@
-"""Devices: which one trains, its precision, its memory."""
+"""Devices: choice, precision and memory."""
 
 from __future__ import annotations
 
@@ -16,34 +16,61 @@ DataLike = TypeVar("DataLike")
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Run in bfloat16 where asked to, or where `auto` finds a GPU that supports it."""
-    wanted = precision == "bfloat16" or (
+    """Enable automatic mixed precision inside the block.
+
+    Args:
+        device: Device of the computation.
+        precision: `bfloat16`, `float32`, or `auto` for bfloat16 on GPUs that support it.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.training.device import autocast
+        >>> with autocast(torch.device("cpu"), "bfloat16"):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.bfloat16
+    """
+    use_bfloat16 = precision == "bfloat16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    with torch.autocast(device.type, torch.bfloat16, enabled=wanted):
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
         yield
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that a GPU or the host ran out of memory."""
+    """Return whether an error means that a GPU or the host ran out of memory.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.training.device import is_out_of_memory
+        >>> is_out_of_memory(torch.OutOfMemoryError()), is_out_of_memory(ValueError())
+        (True, False)
+    """
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def release_memory(device: torch.device) -> None:
-    """Give cached blocks back to the GPU."""
+    """Release PyTorch's cached memory of a GPU; does nothing on other devices."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 GPU_SHARE = "OPTUNA_NAS_GPU_SHARE"
-"""Environment variable: share of its GPU that a worker has, in (0, 1]."""
+"""Environment variable with the fraction of a GPU that a worker may use, in (0, 1]."""
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the torch device of this name; `auto` is a GPU if there is one.
+    """Return a torch device by name.
+
+    Args:
+        device: `auto` (a GPU if there is one), or the name of a torch device.
 
     Raises:
-        ValueError: There is no such device here.
+        ValueError: This machine has no such device.
+
+    Example:
+        >>> from optuna_nas.training.device import choose_device
+        >>> choose_device("cpu")
+        device(type='cpu')
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,5 +89,5 @@ def on_device(data: DataLike, device: torch.device) -> DataLike:
 
 
 def gpu_share(device: torch.device) -> float:
-    """Return which share of a GPU trainings on a device have: 0 on a CPU, 1 unless a worker was told less."""
+    """Return the fraction of a GPU that trainings use: 0 on a CPU; on a GPU `OPTUNA_NAS_GPU_SHARE`, by default 1."""
     return float(os.environ.get(GPU_SHARE, "1")) if device.type == "cuda" else 0.0

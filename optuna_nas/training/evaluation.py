@@ -1,4 +1,4 @@
-"""Loss and metric of a network on a split."""
+"""Evaluation of networks."""
 
 from __future__ import annotations
 
@@ -28,23 +28,25 @@ def evaluate(
     batch_size: int = EVALUATION_BATCH,
     ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Return loss and metric of a network on a split, with its running statistics.
+    """Return loss and metric of a network on a split, in evaluation mode.
 
     Args:
-        network: On the device of the data; left in the mode that it is in.
-        data: Splits and batches.
-        split: Which split.
-        task: What to measure; image classification by default.
-        precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
-        batch_size: Examples at a time; halved until they fit the memory. No result depends on it.
-        ranks: Processes that compute a part each; all of them must call this, and all return the same.
+        network: Network on the device of the data; its mode is restored afterwards.
+        data: Data set.
+        split: Name of the split.
+        task: Loss and metric; by default image classification.
+        precision: `auto` (bfloat16 on GPUs that support it), `float32` or `bfloat16`.
+        batch_size: Number of examples per batch, at least 1; halved until a batch fits the memory.
+        ranks: Process group that divides the examples; all ranks must call this function, and all get the same result.
 
     Raises:
         ValueError: The split is empty.
+        torch.OutOfMemoryError: A single example does not fit the memory.
 
     Example:
         >>> from torch import nn
         >>> from optuna_nas import digits
+        >>> from optuna_nas.training import evaluate
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         >>> 0 <= evaluate(network, digits(), "report").metric <= 1
         True
@@ -74,7 +76,7 @@ def _evaluation(
 ) -> Evaluation:
     batches = data.batches([split], batch_size)
     with autocast(data.device, precision):
-        if not isinstance(task, SummedTask):  # every process computes all of it
+        if not isinstance(task, SummedTask):  # its metric can't be added up: every rank evaluates all examples
             return task.evaluation(network, batches)
         total: Tensor | None = None
         for batch in batches:
@@ -86,7 +88,7 @@ def _evaluation(
 
 
 def _sums(network: nn.Module, task: SummedTask, batch: object, ranks: Ranks) -> Tensor:
-    """Return this rank's part of the sums of a batch."""
+    """Return the sums over this rank's part of a batch."""
     if ranks.size == 1:
         return task.sums(network, batch)
     part = every_nth(batch, ranks.rank, ranks.size)

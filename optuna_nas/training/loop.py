@@ -1,4 +1,4 @@
-"""One training loop: epochs, mixed precision, checkpoints that go on to the same numbers, out-of-memory, stop."""
+"""Training loop: epochs, mixed precision, resumable checkpoints, recovery from out-of-memory errors, early stop."""
 
 from __future__ import annotations
 
@@ -27,22 +27,28 @@ if TYPE_CHECKING:
     from optuna_nas.training.recipe import Recipe
 
 MAX_SKIPPED_IN_A_ROW = 10
+"""Number of consecutive steps with a non-finite loss after which a training counts as diverged."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Loss and metric after one epoch.
+    """Loss and metric after an epoch.
 
     Args:
-        epoch: Counted from 1.
-        train_loss: Mean over the augmented batches of the epoch.
-        train_metric: The task's metric over them; None where the task does not tell.
-        validation_loss: Mean over the split `report`.
-        validation_metric: The task's metric on the split `report`.
-        learning_rate: Of the last step.
+        epoch: Number of the epoch, counted from 1.
+        train_loss: Mean loss of the augmented training batches of the epoch.
+        train_metric: The task's metric on these batches; None if the task does not compute it.
+        validation_loss: Mean loss on the validation split (`report`).
+        validation_metric: The task's metric on the validation split.
+        learning_rate: Learning rate of the last step.
         seconds: Wall-clock time of the epoch.
-        exit_metrics: Metric on the split `report` of every classifier of a network with early exits, the cheapest
+        exit_metrics: Metric on the validation split of every classifier of a network with early exits, the cheapest
             first.
+
+    Example:
+        >>> from optuna_nas.training import EpochResult
+        >>> EpochResult(1, 0.9, 0.6, 0.8, 0.7, learning_rate=0.025, seconds=12.0).validation_metric
+        0.7
     """
 
     epoch: int
@@ -57,10 +63,21 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The last epoch, and what the training took.
+    """Result of a training.
 
-    `seconds` sums over interruptions; `peak_memory_bytes` is the GPU's (0 on a CPU); `skipped_steps` counts steps whose
-    loss or gradient was not finite; `accumulation` is 2 where memory ran out once and batches were halved.
+    Args:
+        last: Result of the last epoch.
+        seconds: Wall-clock time of the training, without interruptions.
+        peak_memory_bytes: Peak memory of the GPU; 0 on a CPU.
+        skipped_steps: Number of steps that were skipped since loss or gradient was not finite.
+        accumulation: Number of parts of a batch whose gradients are accumulated: 2 if a whole batch did not fit the
+            memory, otherwise 1.
+
+    Example:
+        >>> from optuna_nas.training import EpochResult, TrainingResult
+        >>> last = EpochResult(1, 0.9, 0.6, 0.8, 0.7, learning_rate=0.025, seconds=12.0)
+        >>> TrainingResult(last, 12.0, peak_memory_bytes=0, skipped_steps=0, accumulation=1).last.epoch
+        1
     """
 
     last: EpochResult
@@ -72,21 +89,41 @@ class TrainingResult:
 
 @runtime_checkable
 class Shrinking(Protocol):
-    """A network that may be made smaller while it trains, as `DiscreteNetwork.remove` does."""
+    """Protocol of networks from which parts can be removed during training, such as `DiscreteNetwork`."""
 
     def shrunk(self) -> dict[str, Any]:
-        """Return what was taken out, as JSON values; empty where nothing was."""
+        """Return the removed parts as JSON values; empty if there are none."""
 
     def shrink_again(self, shrunk: Mapping[str, Any]) -> None:
-        """Take out what `shrunk` told, before the weights of a checkpoint are loaded."""
+        """Repeat the removals that `shrunk` returned, before the state dictionary of a checkpoint is loaded."""
 
 
 class TrainingStopped(Exception):
-    """The training was asked to stop; its checkpoint, if it has one, is written."""
+    """Raised by `train` if `should_stop` ended the training; its checkpoint, if there is one, has been written.
+
+    Example:
+        >>> from torch import nn
+        >>> from optuna_nas import Recipe, digits, train
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> train(network, digits(), Recipe(), should_stop=lambda: True)
+        Traceback (most recent call last):
+            ...
+        optuna_nas.training.loop.TrainingStopped
+    """
 
 
 class TrainingDiverged(ArithmeticError):
-    """Loss or gradient was not finite for too many steps in a row."""
+    """Raised by `train` if loss or gradient was not finite for ten steps in a row.
+
+    Example:
+        >>> from torch import nn
+        >>> from optuna_nas import Recipe, digits, train
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> train(network, digits(), Recipe(learning_rate=1e38))
+        Traceback (most recent call last):
+            ...
+        optuna_nas.training.loop.TrainingDiverged: `learning_rate` must keep the loss finite but 10 steps in a row ...
+    """
 
 
 def train(
@@ -104,39 +141,47 @@ def train(
     configuration: Mapping[str, Any] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainingResult:
-    """Train a network on the device of the data and report on a split it never trains on.
+    """Train a network on the device of the data, and evaluate it on the validation split after every epoch.
 
-    With `checkpoint` and an existing file of that name, training goes on where the file was written; on a CPU the
-    numbers equal those of a run that was never interrupted, to the bit.
+    If the file `checkpoint` exists, training is resumed from it. On a CPU the results are bitwise equal to those of an
+    uninterrupted training.
 
-    In a process group of several ranks (`optuna_nas.ranks`), all ranks must call this alike and train one network: each
-    takes its part of every batch, gradients are summed, and batch norms see their rank's part. All start from the
-    weights of rank 0, which alone reads and writes the checkpoint. Every rank calls its own `on_epoch`, `on_step` and
-    `should_stop`; where one of them ends the training, all ranks end it.
+    In a process group of several ranks, all ranks must call this function with the same arguments. They train one
+    network with data parallelism: each rank takes its part of every batch, gradients are summed, and batch norms see
+    the part of their rank. All ranks start from the weights of rank 0, which alone reads and writes the checkpoint.
+    Every rank calls its own `on_epoch`, `on_step` and `should_stop`; if one of them ends the training, all ranks end.
 
     Args:
-        network: Any module that the task can compute a loss of. One with a method `step_context(progress, generator)`
-            hears at every step how far its training is (stochastic depth).
-        data: Batches and splits.
-        recipe: How to train.
-        task: Loss and metric; image classification by default.
-        splits: What to train on.
-        on_epoch: Called after every epoch, also with those a resumed run had finished; may raise to end training.
-        on_step: Called after every step with the fraction done.
-        adapt: Called between epochs, once for each that is trained here, after `on_epoch`; may make the network smaller
-            (`DiscreteNetwork.remove`), which a checkpoint then keeps.
-        checkpoint: File to go on from and to write.
-        checkpoint_seconds: Write when so long has passed since the last time; 0 writes after every step.
-        configuration: JSON values kept in the checkpoint; a checkpoint of another configuration is refused.
-        should_stop: Asked after every step; True writes a checkpoint and raises `TrainingStopped`.
+        network: Module for which the task can compute a loss. A method `step_context(progress, generator)`, if it has
+            one, is the context of every step, for example for stochastic depth.
+        data: Data set.
+        recipe: Hyperparameters of the training.
+        task: Loss and metric; by default image classification.
+        splits: Names of the training splits.
+        on_epoch: Callback after every epoch; a resumed training calls it for earlier epochs, too. It may raise to end
+            the training.
+        on_step: Callback after every step, with the fraction of the training that is done, in (0, 1].
+        adapt: Callback between epochs, after `on_epoch`, for epochs that are trained here. It may remove parts of the
+            network (`DiscreteNetwork.remove`); checkpoints store the removals.
+        checkpoint: File to resume from, and to write.
+        checkpoint_seconds: Minimum seconds between two checkpoints; 0 writes one after every step.
+        configuration: JSON values for the checkpoint, which can only be resumed with equal ones.
+        should_stop: Callback after every step; True writes a checkpoint and raises `TrainingStopped`.
 
     Raises:
-        TrainingStopped: `should_stop` said so.
-        TrainingDiverged: Too many steps in a row had no finite loss.
-        torch.OutOfMemoryError: A batch did not fit, nor did its halves.
-        RankFailed: Another rank failed, or its `on_epoch` or `on_step` ended the training.
-        ValueError: The checkpoint is of another configuration, the data do not fit the recipe, or several ranks are to
-            `adapt`.
+        TrainingStopped: `should_stop` returned True.
+        TrainingDiverged: The loss was not finite for ten steps in a row.
+        torch.OutOfMemoryError: Neither a batch nor half of it fits the memory.
+        RankFailed: Another rank failed, or its callback ended the training.
+        ValueError: The checkpoint has another configuration, a split is empty, or `adapt` is given with several ranks.
+
+    Example:
+        >>> from torch import nn
+        >>> from optuna_nas import Recipe, digits, train
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> result = train(network, digits(), Recipe(epochs=1, batch_size=128))
+        >>> result.last.epoch, 0 <= result.last.validation_metric <= 1
+        (1, True)
     """
     ranks = current_ranks()
     if adapt is not None and ranks.size > 1:
@@ -153,7 +198,7 @@ def train(
 
 
 class _Training:
-    """State of one training; all that a checkpoint holds."""
+    """A training and its state, which is the content of a checkpoint."""
 
     def __init__(
         self,
@@ -174,7 +219,8 @@ class _Training:
             raise ValueError(f"`splits` must hold examples but {tuple(splits)} of {data.name!r} are empty.")
         if data.size([REPORT]) == 0:
             raise ValueError(
-                f"`data` must have examples in the split 'report' but {data.name!r} has none; set its share."
+                f"`data` must have examples in the validation split 'report' but {data.name!r} has none; set its "
+                "fraction."
             )
         self._steps_per_epoch = max(1, n_examples // recipe.batch_size)
         self._optimizer = make_optimizer(network, recipe)
@@ -185,9 +231,9 @@ class _Training:
             "splits": list(splits),
             "data": data.describe(),
         }
-        self._epoch = 0  # finished epochs
-        self._step = 0  # finished steps of the running epoch
-        self._sums: Tensor | None = None  # of the running epoch, see `Task.training_step`
+        self._epoch = 0  # number of finished epochs
+        self._step = 0  # number of finished steps of the current epoch
+        self._sums: Tensor | None = None  # sums of the current epoch, see `Task.training_step`
         self._history: list[EpochResult] = []
         self._seconds = 0.0
         self._epoch_started = 0.0
@@ -208,7 +254,7 @@ class _Training:
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
         if self._ranks.size > 1:
-            self._meet()
+            self._share_state()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         started = saved = time.monotonic()
@@ -237,7 +283,7 @@ class _Training:
                     raise TrainingStopped
             self._count_skipped(wait=True)
             self._average_statistics()
-            report = evaluate(
+            validation = evaluate(
                 self._network, self._data, REPORT, self._task, precision=self._recipe.precision, ranks=self._ranks
             )
             curves = {} if self._sums is None else self._task.training_curves(self._sums.cpu())
@@ -246,11 +292,11 @@ class _Training:
                 self._epoch + 1,
                 float(curves.get("loss", 0.0)),
                 float(curves[self._task.metric]) if self._task.metric in curves else None,
-                report.loss,
-                report.metric,
+                validation.loss,
+                validation.metric,
                 self._learning_rate(self._epoch * self._steps_per_epoch + self._step - 1),
                 self._seconds - self._epoch_started,
-                report.exit_metrics,
+                validation.exit_metrics,
             )
             self._history.append(result)
             self._epoch, self._step, self._epoch_started = self._epoch + 1, 0, self._seconds
@@ -262,7 +308,7 @@ class _Training:
         return TrainingResult(self._history[-1], self._seconds, peak, self._skipped, self._accumulation)
 
     def _train_step(self, batch: Any) -> None:
-        """Do one step; halve the batch once if it does not fit the memory."""
+        """Do one step; if the batch does not fit the memory, halve this and all later batches."""
         step = self._epoch * self._steps_per_epoch + self._step
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
@@ -273,9 +319,9 @@ class _Training:
             if self._accumulation > 1 or batch_length(batch) < 4 * self._ranks.size or not is_out_of_memory(error):
                 raise
             if self._ranks.size > 1 and not is_agreed(error):
-                raise  # the others have made the step
+                raise  # the other ranks have applied the step
             out_of_memory = True
-        # Outside of `except`: there the error's traceback would still hold the tensors that must be freed.
+        # Outside of `except`, where the error's traceback would keep the tensors in memory.
         if out_of_memory:
             self._accumulation = 2
             release_memory(self._device)
@@ -292,16 +338,16 @@ class _Training:
         self._update(sums)
 
     def _gradients(self, batch: Any, step: int) -> Tensor:
-        """Compute this rank's part of the gradient of a batch; return that of its sums, see `Task.training_step`."""
+        """Compute this rank's part of the gradient of a batch, and return its part of the sums."""
         recipe, ranks = self._recipe, self._ranks
         self._optimizer.zero_grad(set_to_none=True)
         key = (recipe.seed, step) if ranks.size == 1 else (recipe.seed, step, ranks.rank)
         generator = seeded_generator(self._device, *key)
-        n_examples = batch_length(batch)  # of all ranks
+        n_examples = batch_length(batch)  # over all ranks
         repeats = 1
         if ranks.size > 1 and n_examples >= 2 * ranks.size:
             batch = every_nth(batch, ranks.rank, ranks.size)
-        elif ranks.size > 1:  # a batch norm may need two examples: every rank takes all
+        elif ranks.size > 1:  # every rank takes the whole batch, since a batch norm needs two examples
             repeats = ranks.size
         total: Tensor | None = None
         with step_of(self._network, self._epoch / recipe.epochs, generator):
@@ -314,18 +360,18 @@ class _Training:
         return total / repeats if repeats > 1 else total
 
     def _update(self, sums: Tensor) -> None:
-        """Make a step along the gradient of a batch, if it is finite."""
+        """Apply a step if the gradient of the batch is finite."""
         parameters = [parameter for parameter in self._network.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self._recipe.clip_norm or math.inf)
         finite = torch.isfinite(sums[0]) & torch.isfinite(norm)
         step_where(finite, self._optimizer)
-        kept = torch.where(finite, sums, 0.0)
-        self._sums = kept if self._sums is None else self._sums + kept
+        applied_sums = torch.where(finite, sums, 0.0)
+        self._sums = applied_sums if self._sums is None else self._sums + applied_sums
         self._verdicts.put(finite)
-        self._count_skipped(wait=self._ranks.size > 1)  # ranks go on alike
+        self._count_skipped(wait=self._ranks.size > 1)  # all ranks must know the same decisions
 
     def _count_skipped(self, wait: bool) -> None:
-        """Count the steps that were left out, as far as that is known."""
+        """Count the skipped steps whose decision is available; with `wait`, all of them."""
         for finite in self._verdicts.take(wait):
             if finite:
                 self._skipped_in_a_row = 0
@@ -333,7 +379,7 @@ class _Training:
             self._skipped += 1
             self._skipped_in_a_row += 1
             for module in self._network.modules():
-                # The forward pass has moved running statistics already; those that broke begin anew.
+                # The forward pass has updated running statistics: reset those that are not finite.
                 if isinstance(module, nn.modules.batchnorm._NormBase):
                     statistics = (module.running_mean, module.running_var)
                     if not all(bool(torch.isfinite(part).all()) for part in statistics if part is not None):
@@ -345,17 +391,17 @@ class _Training:
                 )
 
     def _average_statistics(self) -> None:
-        """Let all ranks have the mean of their batch norms' running statistics.
+        """Average the running statistics of batch norms over ranks.
 
-        These change linearly, so it does not matter how often this is done: only before they are used or kept.
+        Their updates are linear, so it is enough to average before an evaluation or a checkpoint.
         """
         if self._ranks.size > 1:
             norms = [m for m in self._network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-            known = (part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None)
-            self._ranks.mean_(list(known))
+            statistics = (part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None)
+            self._ranks.mean_(list(statistics))
 
-    def _meet(self) -> None:
-        """Let all ranks begin where rank 0 is."""
+    def _share_state(self) -> None:
+        """Copy the state of rank 0 to all ranks."""
         with self._ranks.together():
             state = self._state()
         tensors, progress = self._ranks.share(*state, self._device)
@@ -363,7 +409,7 @@ class _Training:
             self._restore(tensors, progress)
 
     def _learning_rate(self, step: int) -> float:
-        """Return the rate of a step: linear warm-up, then a cosine (Loshchilov and Hutter 2017, without restarts)."""
+        """Return the learning rate of a step: linear warm-up, then cosine decay (Loshchilov and Hutter 2017)."""
         recipe = self._recipe
         steps = self._steps_per_epoch * recipe.epochs
         warmup = round(recipe.warmup_fraction * steps)
@@ -373,7 +419,7 @@ class _Training:
         return cosine(recipe.learning_rate, recipe.final_learning_rate, progress)
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that a checkpoint holds: tensors and JSON values."""
+        """Return the content of a checkpoint: tensors and JSON values."""
         tensors = {
             **prefixed("network/", self._network.state_dict()),
             **prefixed("optimizer/", optimizer_tensors(self._optimizer)),
@@ -404,7 +450,7 @@ class _Training:
         self._restore(tensors, description["progress"])
 
     def _restore(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Go on where `_state` was asked for."""
+        """Restore the result of `_state`."""
         if isinstance(self._network, Shrinking) and progress.get("shrunk"):
             self._network.shrink_again(progress["shrunk"])
         self._network.load_state_dict(without_prefix("network/", tensors))

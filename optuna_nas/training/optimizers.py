@@ -1,4 +1,4 @@
-"""Optimizers, their state as tensors, and the cosine schedule."""
+"""Optimizers of recipes, their state as tensors, and the cosine schedule."""
 
 from __future__ import annotations
 
@@ -26,12 +26,29 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def cosine(first: float, last: float, progress: float) -> float:
-    """Return a value on half a cosine from `first` to `last`, at a progress from 0 to 1."""
+    """Return the value of a cosine decay from `first` to `last`, at a progress in [0, 1].
+
+    Example:
+        >>> from optuna_nas.training.optimizers import cosine
+        >>> cosine(0.1, 0.0, 0.5)
+        0.05
+    """
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return an optimizer's state as tensors, named `number of the parameter/name`."""
+    """Return the state of an optimizer as tensors named `PARAMETER_NUMBER/NAME`.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.training.optimizers import optimizer_tensors
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+        >>> weight.grad = torch.ones(1)
+        >>> optimizer.step()
+        >>> optimizer_tensors(optimizer)
+        {'0/momentum_buffer': tensor([1.])}
+    """
     return {
         f"{number}/{name}": torch.as_tensor(value)
         for number, state in optimizer.state_dict()["state"].items()
@@ -41,7 +58,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned, laid out in memory as the optimizer had it."""
+    """Load the result of `optimizer_tensors`, in the memory format of the parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -1,11 +1,11 @@
-"""Processes that train one network together, as `torchrun` starts them; one process alone is a world of one rank.
+"""Process groups: ranks that train one network together, as `torchrun` starts them. A single process has one rank.
 
-Rank 0 is the one that speaks to everybody else: it asks for trials, writes files, reports. What it says to the other
-ranks travels as JSON and plain tensors, so nobody unpickles anything.
+Rank 0 asks for trials, writes files and reports. It sends JSON and plain tensors to the other ranks, so nothing is
+unpickled.
 
-Ranks that wait for each other hang for ever where one of them has left its way. Hence the one rule of this file: before
-ranks exchange tensors they vote, and between the vote and the exchange nothing can fail; a rank that fails elsewhere
-tells so by its next vote, see `Ranks.together`.
+Ranks that wait for each other would hang for ever if one of them failed. Therefore ranks vote before they exchange
+tensors, nothing between the vote and the exchange can fail, and a rank that fails elsewhere reports it in its next
+vote, see `Ranks.together`.
 """
 
 from __future__ import annotations
@@ -28,26 +28,31 @@ if TYPE_CHECKING:
 
 
 PATIENCE = timedelta(days=30)
-"""That a rank waits for another: rank 0 may wait for a sampler or a database for long, and `torchrun` ends all ranks
-when one has died."""
+"""Timeout for another rank. It is long, since rank 0 may wait for a sampler or a database, and since `torchrun` ends
+all ranks if one dies."""
 AGREED = "agreed_among_ranks"
-"""Attribute of an exception that all ranks know of."""
+"""Attribute of exceptions that all ranks have raised."""
 
 Packed = list[tuple[Tensor, list[Tensor]]]
-"""Copies of tensors one after the other, and the tensors."""
+"""Concatenated copies of tensors, and the tensors."""
 
 
 class RankFailed(RuntimeError):
-    """Another rank failed in what all do together."""
+    """Raised if another rank failed in a common operation."""
 
 
 class RankLost(RuntimeError):
-    """Another rank is gone, and this one can do nothing any more."""
+    """Raised if the process of another rank has ended, after which no exchange is possible."""
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What at least one rank wants."""
+    """Result of a vote: what at least one rank asked for.
+
+    Args:
+        stop: Whether to stop the training.
+        save: Whether to write a checkpoint.
+    """
 
     stop: bool = False
     save: bool = False
@@ -55,38 +60,43 @@ class Votes:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of several processes this is. Every method must be called by all ranks; alone, none costs anything.
+    """Rank of this process in a process group. All ranks must call every method; a single process returns at once.
 
     Args:
         rank: Number of this process, from 0.
-        size: How many there are.
+        size: Number of processes.
+
+    Example:
+        >>> from optuna_nas.training.process_group import Ranks
+        >>> Ranks().any(True), Ranks().broadcast({"epoch": 3})
+        (True, {'epoch': 3})
     """
 
     rank: int = 0
     size: int = 1
 
     def vote(self, *, stop: bool = False, save: bool = False) -> Votes:
-        """Return what at least one rank wants.
+        """Return what at least one rank asks for.
 
         Raises:
-            RankFailed: Another rank failed meanwhile.
-            torch.OutOfMemoryError: Another rank's memory did not suffice.
-            RankLost: Another rank is gone; so may do all methods.
+            RankFailed: Another rank failed.
+            torch.OutOfMemoryError: Another rank ran out of memory.
+            RankLost: The process of another rank has ended; all methods may raise this.
         """
         if self.size == 1:
             return Votes(stop, save)
         return self._vote(None, stop, save)
 
     def any(self, flag: bool) -> bool:
-        """Tell whether a flag is set on at least one rank."""
+        """Return whether a flag is set on at least one rank."""
         return self.vote(stop=flag).stop
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Do what may fail on one rank: where one does, all leave the block by an exception.
+        """Raise on all ranks at the end of the block if one rank fails inside it.
 
-        Blocks may be nested, and the inner ones and votes need not be the same on a rank that fails: it casts its vote
-        for the others' next one. An exception that all know of passes through outer blocks.
+        Blocks may be nested. A rank that fails skips its inner blocks and votes; its vote is counted in the next vote
+        of the other ranks. An exception that all ranks have raised passes through outer blocks without another vote.
         """
         if self.size == 1:
             yield
@@ -100,38 +110,41 @@ class Ranks:
         self._vote(None)
 
     def _vote(self, error: Exception | None, stop: bool = False, save: bool = False) -> Votes:
-        ours = 0 if error is None else 1 if isinstance(error, torch.OutOfMemoryError) else 2
-        votes = torch.tensor([ours, stop, save], dtype=torch.int64)
-        with _heard():
+        severity = 0 if error is None else 1 if isinstance(error, torch.OutOfMemoryError) else 2
+        votes = torch.tensor([severity, stop, save], dtype=torch.int64)
+        with _raising_rank_lost():
             dist.all_reduce(votes, dist.ReduceOp.MAX)
         worst, wants_stop, wants_save = votes.tolist()
         if worst == 0:
             return Votes(bool(wants_stop), bool(wants_save))
-        if error is None or ours < worst:
-            # All must raise the same kind, since what follows depends on it.
+        if error is None or severity < worst:
+            # All ranks must raise the same type, since the caller decides by it how to go on.
             if worst == 1:
-                error = torch.OutOfMemoryError("The memory of another rank did not suffice.")
+                error = torch.OutOfMemoryError("Another rank ran out of memory.")
             else:
-                error = RankFailed("Another rank failed; its own output says why.")
+                error = RankFailed("Another rank failed; its output has the reason.")
         error.__dict__[AGREED] = True
         raise error
 
     def broadcast(self, value: Any = None) -> Any:
-        """Return what rank 0 says, a value that JSON knows; the others' values do not matter."""
+        """Return the JSON value of rank 0 on all ranks; values of other ranks are ignored."""
         if self.size == 1:
             return value
         text = bytearray(json.dumps(value).encode()) if self.rank == 0 else bytearray()
         length = torch.tensor([len(text)])
-        with _heard():
+        with _raising_rank_lost():
             dist.broadcast(length, 0)
             data = torch.frombuffer(text, dtype=torch.uint8) if text else torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(data, 0)
         return json.loads(bytes(data.tolist()))
 
     def share(self, tensors: Mapping[str, Tensor], description: Any, device: torch.device) -> tuple[Any, Any]:
-        """Return rank 0's tensors, a dictionary, and its description, a value that JSON knows.
+        """Return the tensors and the description of rank 0 on all ranks.
 
-        Tensors that rank 0 has on a GPU come to `device`, others to the CPU.
+        Args:
+            tensors: Tensors by name; those of other ranks are ignored.
+            description: JSON value; that of other ranks is ignored.
+            device: Device for tensors that are on a GPU of rank 0; others are on the CPU.
         """
         if self.size == 1:
             return dict(tensors), description
@@ -142,9 +155,9 @@ class Ranks:
         rows, description = self.broadcast([rows, description])
         with self.together():
             if self.rank == 0:
-                found = {name: tensor.detach() for name, tensor in tensors.items()}
+                shared = {name: tensor.detach() for name, tensor in tensors.items()}
             else:
-                found = {
+                shared = {
                     name: torch.empty(
                         shape,
                         dtype=getattr(torch, dtype.removeprefix("torch.")),
@@ -152,16 +165,16 @@ class Ranks:
                     )
                     for name, dtype, shape, on_device in rows
                 }
-            packed = pack(list(found.values()))
+            packed = pack(list(shared.values()))
         for flat, alike in packed:
-            with _heard():
+            with _raising_rank_lost():
                 dist.broadcast(flat, 0)
             if self.rank != 0:
                 _unpack(flat, alike)
-        return found, description
+        return shared, description
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over all ranks, the same to the bit on each."""
+        """Replace every tensor by its sum over all ranks, bitwise equal on each."""
         if self.size == 1:
             return
         with self.together():
@@ -169,9 +182,9 @@ class Ranks:
         self.sum_packed(packed)
 
     def sum_packed(self, packed: Packed) -> None:
-        """Do as `sum_` for what was packed before the last vote; saves a vote."""
+        """Replace packed tensors by their sums over all ranks; without the vote of `sum_`."""
         for flat, alike in packed:
-            with _heard():
+            with _raising_rank_lost():
                 dist.all_reduce(flat)
             _unpack(flat, alike)
 
@@ -185,7 +198,7 @@ class Ranks:
 
 
 def pack(tensors: Sequence[Tensor]) -> Packed:
-    """Return copies of tensors in as few pieces as possible, since every piece costs a round."""
+    """Return concatenated copies of tensors, one per dtype and device, since every piece costs a round trip."""
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
@@ -198,20 +211,27 @@ def _unpack(flat: Tensor, tensors: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def _heard() -> Iterator[None]:
+def _raising_rank_lost() -> Iterator[None]:
+    """Turn the errors of a broken connection into `RankLost`."""
     try:
         yield
     except RuntimeError as error:
-        raise RankLost("Another rank is gone; its own output, or that of torchrun, says why.") from error
+        raise RankLost("Another rank has ended; its output, or that of torchrun, has the reason.") from error
 
 
 def is_agreed(error: BaseException) -> bool:
-    """Tell whether all ranks know of an exception."""
+    """Return whether all ranks have raised an exception."""
     return bool(error.__dict__.get(AGREED))
 
 
 def current_ranks() -> Ranks:
-    """Return which rank this process is; the only one, where no process group was made."""
+    """Return the rank of this process; rank 0 of 1 without a process group.
+
+    Example:
+        >>> from optuna_nas.training.process_group import current_ranks
+        >>> current_ranks()
+        Ranks(rank=0, size=1)
+    """
     if not dist.is_available() or not dist.is_initialized():
         return Ranks()
     return Ranks(dist.get_rank(), dist.get_world_size())
@@ -219,29 +239,35 @@ def current_ranks() -> Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Meet the other ranks inside the block, where `torchrun` says that there are some; each on a GPU of its own.
+    """Create a process group inside the block if `torchrun` started this process; each rank uses a GPU of its own.
 
-    Where a process group exists already, it is used, and left as it is.
+    An existing process group is used, and not destroyed.
+
+    Example:
+        >>> from optuna_nas.training.process_group import joined
+        >>> with joined() as ranks:
+        ...     ranks.size
+        1
     """
-    there = current_ranks()
-    told = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    if there.size > 1 or not told or int(os.environ["WORLD_SIZE"]) < 2:
-        yield there
+    existing = current_ranks()
+    by_torchrun = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    if existing.size > 1 or not by_torchrun or int(os.environ["WORLD_SIZE"]) < 2:
+        yield existing
         return
-    place = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     gpus = torch.cuda.device_count()
     backend = "gloo"
     if gpus > 0:
-        torch.cuda.set_device(place % gpus)
-        if int(os.environ.get("LOCAL_WORLD_SIZE", str(place + 1))) <= gpus:
-            backend = "cpu:gloo,cuda:nccl"  # votes stay on the CPU; NCCL wants a GPU for each rank
-    # Its functions take the group that exists when they are loaded as their default, and so keep it for ever.
+        torch.cuda.set_device(local_rank % gpus)
+        if int(os.environ.get("LOCAL_WORLD_SIZE", str(local_rank + 1))) <= gpus:
+            backend = "cpu:gloo,cuda:nccl"  # votes stay on the CPU; NCCL needs a GPU for each rank
+    # Imported before the group exists: its functions have the current group as a default, and would never release it.
     import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield current_ranks()
     finally:
         dist.destroy_process_group()
-        # Its threads end when nothing holds it any more, not even a cycle (an exception's, say). One that still has a
-        # tensor to give back while the interpreter ends aborts the process.
+        # The threads of a group end when nothing refers to it, so reference cycles (of exceptions, for example) are
+        # collected. A thread that still releases a tensor while the interpreter shuts down aborts the process.
         gc.collect()

@@ -1,4 +1,4 @@
-"""How a network is trained: the recipe."""
+"""Recipes: hyperparameters of a training."""
 
 from __future__ import annotations
 
@@ -26,26 +26,35 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. The defaults are DARTS' (Liu et al. 2019, section 3.2), for fewer epochs.
+    """Hyperparameters of a training. The defaults are those of DARTS (Liu et al. 2019, section 3.2), with fewer epochs.
 
-    In a `TrainObjective` any field may instead be a suggestion, such as `suggest_float(0.01, 0.3, log=True)`.
+    In a `TrainObjective` any field may be a suggestion, such as `suggest_float(0.01, 0.3, log=True)`.
 
     Args:
-        epochs: Passes over the training splits.
-        batch_size: Images a step.
+        epochs: Number of passes over the training splits, at least 1.
+        batch_size: Number of examples per step, at least 1.
         optimizer: `sgd` or `adamw`.
-        learning_rate: Peak; falls to `final_learning_rate` along a cosine, step by step.
-        final_learning_rate: Where the cosine ends.
-        momentum: SGD momentum.
-        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
-        warmup_fraction: Share of all steps over which the rate rises linearly from 0.
-        clip_norm: Largest norm of the gradient; 0 for no clipping.
-        precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
-        compile: Compile the network with `torch.compile`.
-        seed: Initial weights, order of images, augmentation, drop-path.
+        learning_rate: Maximum learning rate, positive; it decays to `final_learning_rate` along a cosine, step by step.
+        final_learning_rate: Learning rate at the end, at least 0.
+        momentum: SGD momentum, in [0, 1).
+        weight_decay: L2 penalty (SGD) or decoupled weight decay (AdamW), at least 0.
+        warmup_fraction: Fraction of all steps with a linear warm-up from 0, in [0, 1].
+        clip_norm: Maximum norm of the gradient; 0 for no clipping.
+        precision: `auto` (bfloat16 on GPUs that support it), `float32` or `bfloat16`.
+        compile: Whether to compile the network with `torch.compile`.
+        seed: Seed of initial weights, order of examples, augmentation and drop-path, at least 0.
 
     Raises:
         ValueError: A field is out of range.
+
+    Example:
+        >>> from optuna_nas import Recipe
+        >>> Recipe(epochs=600, batch_size=96, warmup_fraction=0.01).momentum
+        0.9
+        >>> Recipe(momentum=1.5)
+        Traceback (most recent call last):
+            ...
+        ValueError: `momentum` must be in [0, 1) but got 1.5.
     """
 
     epochs: int = 10

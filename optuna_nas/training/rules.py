@@ -1,6 +1,7 @@
-"""Rules for the fields of recipes: a table from field to rule, checked when a recipe is made.
+"""Rules for the fields of recipes: tables from field to rule, which are checked when a recipe is created.
 
 >>> from dataclasses import dataclass
+>>> from optuna_nas.training.rules import at_least, check_fields, fraction
 >>> import numpy as np
 >>> @dataclass(frozen=True)
 ... class Momentum:
@@ -26,24 +27,24 @@ from typing import Any
 import numpy as np
 
 Rule = Callable[[str, Any], Any]
-"""Called with the name of a field and its value; returns the value, with NumPy's numbers as Python's.
+"""Function of the name and the value of a field. It returns the value, with NumPy scalars converted to Python numbers.
 
 Raises:
-    ValueError: The value breaks the rule.
+    ValueError: The value violates the rule.
 """
 
 
 def check_fields(recipe: object, rules: Mapping[str, Rule], suggestions: bool = False) -> None:
-    """Check the fields of a frozen dataclass, and replace NumPy's numbers by Python's.
+    """Check the fields of a frozen dataclass, and convert NumPy scalars to Python numbers.
 
     Args:
         recipe: The dataclass, in its `__post_init__`.
-        rules: A rule for every field that has one.
-        suggestions: Leave out values that are no plain values, such as `suggest_float(0.01, 0.3)`: they are checked
-            once they are a number.
+        rules: Rules by the name of a field; other fields are not checked.
+        suggestions: Whether to skip suggestions, such as `suggest_float(0.01, 0.3)`, whose values are checked in each
+            trial.
 
     Raises:
-        ValueError: A field breaks its rule.
+        ValueError: A field violates its rule.
     """
     for name, rule in rules.items():
         value = getattr(recipe, name)
@@ -53,15 +54,20 @@ def check_fields(recipe: object, rules: Mapping[str, Rule], suggestions: bool = 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number between two ends.
+    """Rule of a number in an interval.
 
     Args:
-        low: Smallest number.
-        high: Largest number.
-        ends: `[` or `(`, then `]` or `)`: whether the ends belong to it.
-        kind: `int` or `float`; an integer is taken for a float, but no bool is taken for a number.
-        says: Rule in words, after `must`; by default `be in [low, high)`.
-        hint: Further sentence, after a semicolon.
+        low: Lower end.
+        high: Upper end.
+        ends: `[` or `(`, followed by `]` or `)`: closed or open ends.
+        kind: `int` or `float`. An integer is also a float; a bool is not a number.
+        says: Text of the rule after `must`; by default `be in [low, high)`.
+        hint: Second sentence of the message, after a semicolon.
+
+    Example:
+        >>> from optuna_nas.training.rules import Interval
+        >>> Interval(0, 1)("momentum", 0.9)
+        0.9
     """
 
     low: float
@@ -85,12 +91,12 @@ class Interval:
 
 
 def between(low: float, high: float = math.inf, ends: str = "[)", kind: type[int] | type[float] = float) -> Interval:
-    """Return the rule of a number in an interval; see `Interval`."""
+    """Return the rule of a number in an interval, see `Interval`."""
     return Interval(low, high, ends, kind)
 
 
 def at_least(least: int) -> Interval:
-    """Return the rule of an integer from a least one on."""
+    """Return the rule of an integer of at least `least`."""
     return Interval(least, kind=int, says=f"be at least {least}" if least else "not be negative")
 
 
@@ -100,7 +106,7 @@ def positive(hint: str = "") -> Interval:
 
 
 def not_negative() -> Interval:
-    """Return the rule of a finite number from 0 on."""
+    """Return the rule of a finite number of at least 0."""
     return Interval(0, says="not be negative")
 
 
@@ -110,7 +116,7 @@ def fraction() -> Interval:
 
 
 def one_of(choices: tuple[str, ...]) -> Rule:
-    """Return the rule of a word out of some."""
+    """Return the rule of one of several strings."""
 
     def rule(name: str, value: Any) -> Any:
         if value not in choices:
@@ -133,10 +139,10 @@ def flag() -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """Return a rule that also takes None."""
+    """Return a rule that also accepts None."""
     return lambda name, value: None if value is None else rule(name, value)
 
 
 def plain(value: Any) -> Any:
-    """Return a NumPy scalar as Python's, anything else as it is."""
+    """Return a NumPy scalar as a Python number, and other values unchanged."""
     return value.item() if isinstance(value, np.generic) else value

@@ -1,6 +1,6 @@
-"""What a network is trained for: its loss, its metric, and which direction of the metric is better.
+"""Tasks: loss, metric and direction.
 
-The training loop, the one-shot models and the objective know no loss and no metric of their own; all of that is here.
+The training loop, the one-shot models and the objective use no other loss or metric.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ MAXIMIZE, MINIMIZE = DIRECTIONS = ("maximize", "minimize")
 
 
 class Evaluation(NamedTuple):
-    """How good a network is on a split.
+    """Loss and metric of a network on a split.
 
     Args:
-        loss: Mean loss; NaN where a task of one's own does not tell.
+        loss: Mean loss; NaN if the task does not compute it.
         metric: The task's metric.
-        exit_metrics: The metric of every classifier of a network with early exits, the cheapest first; of one output.
+        exit_metrics: Metric of every classifier of a network with early exits, the cheapest first.
+
+    Example:
+        >>> from optuna_nas.training import Evaluation
+        >>> Evaluation(loss=0.8, metric=0.7).metric
+        0.7
     """
 
     loss: float
@@ -40,29 +45,30 @@ class Evaluation(NamedTuple):
 
 @runtime_checkable
 class EarlyExits(Protocol):
-    """A network that may be stopped before its end: `DiscreteNetwork`s with exits are."""
+    """Protocol of networks with early exits, such as a `DiscreteNetwork` of an `AnytimeSpace`."""
 
     @property
     def exit_costs(self) -> Sequence[int]:
-        """Multiply-adds up to every classifier, the cheapest first."""
+        """Multiply-adds up to every classifier, in ascending order."""
 
     @property
     def budget(self) -> float:
-        """Most multiply-adds that a prediction may take; 0 for a network without exits."""
+        """Maximum number of multiply-adds of a prediction; 0 for a network without exits."""
 
     def anytime(self, images: Tensor) -> list[Tensor]:
         """Return the outputs of every classifier, the cheapest first."""
 
 
 class Task(ABC):
-    """What a network is trained for. A task of one's own says these four things.
+    """Base class of tasks. A subclass defines `metric`, `direction`, `loss` and `evaluate`.
 
-    Everything that trains or ranks networks works with any task: a model is an `nn.Module` (the network, or a supernet
-    or hypernetwork that stands for one), a batch is whatever the data yield.
+    Training, one-shot models and objectives work with any task. A model is an `nn.Module`: a network, or a supernet or
+    hypernetwork in its place. A batch is a value that the data yield.
 
     Example:
         >>> import torch
         >>> from torch import nn
+        >>> from optuna_nas import Task
         >>> class NextToken(Task):
         ...     metric, direction = "perplexity", "minimize"
         ...
@@ -82,36 +88,36 @@ class Task(ABC):
     @property
     @abstractmethod
     def metric(self) -> str:
-        """Name of what `evaluate` returns, such as `accuracy`; a Python identifier."""
+        """Name of the metric that `evaluate` returns, such as `accuracy`; a Python identifier."""
 
     @property
     @abstractmethod
     def direction(self) -> str:
-        """`maximize` or `minimize`: which metric is better."""
+        """`maximize` if a larger metric is better, `minimize` otherwise."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss of a batch, a scalar to minimise."""
+        """Return the mean loss of a batch, a scalar to minimize."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> float:
         """Return the metric over batches; called in evaluation mode, without gradients."""
 
-    # -- what a task may say besides ------------------------------------------------------------------------------
+    # -- to be overridden by a subclass if needed -----------------------------------------------------------------
 
     def training_step(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return the loss to minimise and the sums of a batch for training curves, see `training_curves`.
+        """Return the loss of a batch, and its sums for training curves.
 
         Returns:
-            A scalar, and a vector of float64 on its device: the loss times the number of examples, then whatever
-            `training_curves` needs, last the number of examples. Sums of several batches are added.
+            The loss, a scalar to minimize, and a float64 vector on its device: the loss times the number of examples,
+            values for `training_curves`, and last the number of examples. Sums of several batches are added.
         """
         loss = self.loss(model, batch)
         n_examples = batch_length(batch)
         return loss, torch.stack([loss.detach().double() * n_examples, _count(n_examples, loss)])
 
     def training_curves(self, sums: Tensor) -> dict[str, Tensor]:
-        """Return `loss`, and the task's metric where it is known, of added sums; scalars on their device."""
+        """Return the training curves of added sums, scalars on their device: `loss` and, if computed, the metric."""
         return {"loss": sums[0] / sums[-1].clamp_min(1)}
 
     def evaluation(self, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
@@ -119,17 +125,37 @@ class Task(ABC):
         return Evaluation(nan, self.evaluate(model, batches))
 
     def oriented(self, metric: float) -> float:
-        """Return a metric such that larger is better, as scores are."""
+        """Return the metric with the sign for which larger is better."""
         return metric if self.direction == MAXIMIZE else -metric
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides a result, as JSON values; a study goes on under the same description only."""
+        """Return everything that determines a result, as JSON values; a study is only resumed with equal ones."""
         fields = asdict(self) if hasattr(self, "__dataclass_fields__") else {}  # type: ignore[call-overload]
         return {"task": type(self).__name__, "metric": self.metric, "direction": self.direction, **fields}
 
 
 class SummedTask(Task):
-    """A task whose loss and metric follow from sums over examples, so that batches and processes can be added up."""
+    """Base class of tasks whose loss and metric follow from sums over examples, which add up over batches and ranks.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from optuna_nas.training import Evaluation, SummedTask
+        >>> class TopFive(SummedTask):
+        ...     metric, direction = "top5", "maximize"
+        ...
+        ...     def loss(self, model, batch):
+        ...         return nn.functional.cross_entropy(model(batch[0]), batch[1])
+        ...
+        ...     def sums(self, model, batch):
+        ...         n_correct = (model(batch[0]).topk(5).indices == batch[1][:, None]).sum()
+        ...         return torch.stack([n_correct, torch.tensor(len(batch[1]))]).double()[None]
+        ...
+        ...     def summarise(self, model, sums):
+        ...         return Evaluation(float("nan"), float(sums[0, 0] / sums[0, 1]))
+        >>> TopFive().evaluate(nn.Identity(), [(torch.eye(10), torch.arange(10))])
+        1.0
+    """
 
     @abstractmethod
     def sums(self, model: nn.Module, batch: Any) -> Tensor:
@@ -152,14 +178,14 @@ class SummedTask(Task):
 
 @dataclass(frozen=True)
 class ImageClassification(SummedTask):
-    """Classes of images (or of any inputs): cross-entropy and accuracy, a fraction in [0, 1].
+    """Classification of images, or of any inputs, by cross-entropy. The metric is the accuracy, in [0, 1].
 
-    A network may return further class scores while it trains: those of an auxiliary head, which count by their weight,
-    or of early exits, which count alike. The accuracy of a network with exits is that of an anytime prediction, the
-    mean over all budgets of multiply-adds (`optuna_nas.anytime_accuracy`).
+    In training mode a network may return more than one tensor of class scores: those of an auxiliary head have the
+    weight `auxiliary_weight` in the loss, those of early exits have equal weights. The accuracy of a network with early
+    exits is that of anytime prediction, the mean over all budgets (`anytime_accuracy`).
 
     Args:
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        label_smoothing: Probability mass that is spread over all classes, in [0, 1).
         auxiliary_weight: Weight of the auxiliary head's loss, at least 0; 0.4 in DARTS.
 
     Raises:
@@ -168,6 +194,7 @@ class ImageClassification(SummedTask):
     Example:
         >>> import torch
         >>> from torch import nn
+        >>> from optuna_nas import ImageClassification
         >>> from optuna_nas.data import Batch
         >>> model = nn.Flatten()  # scores are the pixels
         >>> batch = Batch(torch.eye(4)[:, :, None, None], torch.tensor([0, 1, 2, 2]))
@@ -234,13 +261,14 @@ class ImageClassification(SummedTask):
 
 @dataclass(frozen=True)
 class Regression(SummedTask):
-    """Real numbers: mean squared error, and one of three metrics of it.
+    """Regression by mean squared error, with a choice of three metrics.
 
     Predictions and targets have the shape (B,), (B, 1) or (B, outputs).
 
     Args:
-        metric: `r2`, the coefficient of determination, pooled over outputs (1 is perfect, 0 the mean of the targets);
-            `rmse`, the root of the mean squared error, or `mae`, the mean absolute error, in units of the targets.
+        metric: `r2`, the coefficient of determination over all outputs (1 is perfect, 0 equals predicting the mean of
+            the targets); `rmse`, the root of the mean squared error; or `mae`, the mean absolute error. Errors are in
+            units of the targets.
 
     Raises:
         ValueError: The metric is unknown.
@@ -248,6 +276,7 @@ class Regression(SummedTask):
     Example:
         >>> import torch
         >>> from torch import nn
+        >>> from optuna_nas import Regression
         >>> from optuna_nas.data import Batch
         >>> batch = Batch(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1.0, 2.0, 5.0]))
         >>> round(Regression().evaluate(nn.Identity(), [batch]), 4)
@@ -322,13 +351,14 @@ def _as_exits(model: nn.Module) -> EarlyExits | None:
 
 
 class Calling(nn.Module):
-    """A module that returns what a function returns: a supernet or hypernetwork stands for a network by it.
+    """Module that calls a function, so that a task can train a supernet or a hypernetwork in place of a network.
 
     Args:
-        function: Takes the inputs of `forward`.
+        function: Function of the inputs of `forward`.
 
     Example:
         >>> import torch
+        >>> from optuna_nas.training.task import Calling
         >>> Calling(lambda inputs: 2 * inputs)(torch.ones(2))
         tensor([2., 2.])
     """
@@ -344,10 +374,14 @@ class Calling(nn.Module):
 
 @contextmanager
 def step_of(model: nn.Module, progress: float, generator: torch.Generator) -> Iterator[None]:
-    """Tell a network inside the block how far its training is, if it has a method `step_context`.
+    """Enter the context `model.step_context(progress, generator)` of a training step, if the model has one.
 
-    A network with stochastic depth, or with a rate that changes while it trains, is a context manager of one step:
-    `step_context(progress, generator)`, progress in [0, 1), the generator seeded by the step.
+    Networks with stochastic depth, or with other settings that change during training, implement it.
+
+    Args:
+        model: Any module.
+        progress: Fraction of the epochs done, in [0, 1).
+        generator: Random generator, seeded by the step.
     """
     hook = getattr(model, "step_context", None)
     if hook is None:

@@ -47,7 +47,7 @@ MODELS = {
 def deciding(monkeypatch):
     """Let the CPU decide about steps, and tell the host only when it waits or is too far ahead."""
     monkeypatch.setattr(stepping, "DECIDING", frozenset({"cpu"}))
-    monkeypatch.setattr(Verdicts, "_is_known", staticmethod(lambda event: False))
+    monkeypatch.setattr(Verdicts, "_is_ready", staticmethod(lambda event: False))
 
 
 class Asked(TorchDispatchMode):
@@ -82,7 +82,7 @@ def test_the_host_may_be_some_steps_ahead_of_a_divergence(deciding):
     with pytest.raises(TrainingDiverged, match="10 steps in a row"):
         train(network, DATA, replace(RECIPE, epochs=20))
     # Between epochs it waits; the first step's state is made before anything is left out.
-    assert 10 <= network.calls <= 10 + stepping.MOST_PENDING
+    assert 10 <= network.calls <= 10 + stepping.MAX_PENDING
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -132,7 +132,7 @@ def test_no_step_of_a_training_waits_for_its_device(deciding):
 
 def test_verdicts_come_in_order_and_all_when_waited_for(deciding):
     verdicts = Verdicts()
-    given = [number % 3 > 0 for number in range(stepping.MOST_PENDING + 5)]
+    given = [number % 3 > 0 for number in range(stepping.MAX_PENDING + 5)]
     known = []
     for finite in given:
         verdicts.put(torch.tensor(finite))
