@@ -21,7 +21,7 @@ def mlflow_keys(names: Iterable[str]) -> dict[str, str]:
     the name.
 
     >>> mlflow_keys(["normal_0_2", "rate[0]"])
-    {'normal_0_2': 'normal_0_2', 'rate[0]': 'rate_0_.15a41a4d'}
+    {'normal_0_2': 'normal_0_2', 'rate[0]': 'rate_0_.45a43b9c'}
     """
     ordered = sorted(set(names))
     keys = {name: name for name in ordered if is_mlflow_key(name)}
