@@ -1,12 +1,12 @@
-"""Many processes on one study: a database that comes and goes, checkpoints that travel, who gets which GPU."""
+"""Many processes on one study: a database that comes and goes, networks that travel, who gets which GPU."""
 
 import time
 from dataclasses import replace
 
 import optuna
 import pytest
-from objectives import RECIPE, make
 from objectives import SPACE as SPACE_OF_IMAGES
+from objectives import make
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
@@ -16,12 +16,9 @@ from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import summarise
 from optuna_nas.space import nasbench201_space
 from optuna_nas.storage import Heartbeat
-from optuna_nas.storage.artifacts import artifact_store
-from optuna_nas.storage.attributes import CHECKPOINT, RESUMES
 from optuna_nas.storage.database import connect
 from optuna_nas.storage.optuna_rdb import BatchingStorage
 from optuna_nas.storage.quota import Quota
-from optuna_nas.training import TrainingStopped
 from optuna_nas.workers import worker
 from optuna_nas.workers.worker import GPUs, Job
 
@@ -125,51 +122,7 @@ def test_threads_on_sqlite_do_not_wait_for_a_trial_whose_end_was_not_written(tmp
     assert sorted(trial.state.name for trial in result.study.trials) == ["COMPLETE"] * 4 + ["FAIL"]
 
 
-# -- checkpoints that travel -------------------------------------------------------------------------------------------
-
-
-def stopped_after(folder, store, n_steps):
-    steps = []
-    objective = make(
-        folder=folder, store=store, should_stop=lambda: steps.append(1) or len(steps) >= n_steps, reuse_duplicates=False
-    )
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
-    with pytest.raises(TrainingStopped):
-        study.optimize(objective, n_trials=1)
-    return study
-
-
-def test_a_trial_goes_on_from_a_checkpoint_that_was_shared(tmp_path):
-    store = artifact_store(str(tmp_path / "shared"))
-    study = stopped_after(tmp_path / "one machine", store, n_steps=6)
-    dead = study.trials[0]
-    assert CHECKPOINT in dead.user_attrs
-    attributes = {name: dead.user_attrs[name] for name in (CHECKPOINT,)} | {RESUMES: 0}
-    study.enqueue_trial(dead.params, user_attrs=attributes)
-    n_steps = []
-    objective = make(folder=tmp_path / "another", store=store, should_stop=lambda: n_steps.append(1) and False)
-    study.optimize(objective, n_trials=1)
-    assert len(n_steps) == RECIPE.epochs * 4 - 6  # 72 images in batches of 18
-    whole = optuna.create_study(direction="maximize")
-    whole.enqueue_trial(dead.params)
-    whole.optimize(make(), n_trials=1)
-    assert study.trials[1].intermediate_values == whole.trials[0].intermediate_values
-    assert [file.name[:8] for file in (tmp_path / "shared").iterdir()] == ["networks"], "no checkpoint is left"
-
-
-def test_a_checkpoint_that_was_changed_is_refused_and_the_trial_starts_anew(tmp_path, caplog):
-    store = artifact_store(str(tmp_path / "shared"))
-    study = stopped_after(tmp_path / "one machine", store, n_steps=6)
-    (file,) = (tmp_path / "shared").iterdir()
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    dead = study.trials[0]
-    study.enqueue_trial(dead.params, user_attrs={CHECKPOINT: dead.user_attrs[CHECKPOINT], RESUMES: 0})
-    study.optimize(make(folder=tmp_path / "another", store=store), n_trials=1)
-    assert study.trials[1].state == TrialState.COMPLETE
-    assert "starts anew" in caplog.text
-    assert "sha256" in caplog.text
+# -- networks that travel ----------------------------------------------------------------------------------------------
 
 
 def test_the_best_network_comes_from_where_it_was_trained(tmp_path):
