@@ -247,10 +247,10 @@ def _named_study(name: str, storage: str) -> Study:
     """Return an existing study of a storage."""
     import optuna
 
-    from optuna_nas.storage.database import clear_errors, connect, without_password
+    from optuna_nas.storage.database import clear_errors, connect, sqlite_file, without_password
 
     try:
-        if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+        if (file := sqlite_file(storage)) is not None and not file.exists():
             raise KeyError(name)  # before Optuna makes the file
         with clear_errors(storage):
             return optuna.load_study(study_name=name, storage=connect(storage))

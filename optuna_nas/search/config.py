@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from optuna.storages import BaseStorage
+
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.storage.database import SQLITE, Heartbeat
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
+    from optuna_nas.search.results import SearchResult
     from optuna_nas.space import ModelSpace, Space
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
@@ -81,8 +84,9 @@ class Search:
         directions: `maximize` or `minimize`, one for each value of the objective; by default those that it asks for,
             or one to maximize.
         trials: Total of trials; a resumed study runs what is missing.
-        storage: Optuna storage address; by default an sqlite file in `folder`, or the PostgreSQL in
-            `folder/postgresql` where several workers have run.
+        storage: Address of an Optuna storage, the path of an sqlite file, or a storage object of Optuna with the
+            heartbeats and retries that it was made with (`JournalStorage`, `RDBStorage`, `InMemoryStorage`); by default
+            an sqlite file in `folder`, or the PostgreSQL in `folder/postgresql` where several workers have run.
         artifacts: Where workers on several machines share trained models and checkpoints: a folder that all see, or
             `s3://BUCKET`; by default `folder/artifacts`, and checkpoints stay where they are written.
         heartbeat: How workers on a database server tell that they are alive.
@@ -110,7 +114,7 @@ class Search:
     pruner: BasePruner | None = None
     directions: tuple[str, ...] | None = None
     trials: int = 50
-    storage: str | None = None
+    storage: str | Path | BaseStorage | None = None
     artifacts: str | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     tracking: MLflowTracker | None = field(default_factory=MLflowTracker)
@@ -126,6 +130,13 @@ class Search:
             raise ValueError(f"`name` must be non-empty and without slashes but got {self.name!r}.")
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
+        if isinstance(self.storage, Path):
+            object.__setattr__(self, "storage", f"{SQLITE}{self.storage}")
+        if not isinstance(self.storage, str | BaseStorage | None):
+            raise ValueError(
+                "`storage` must be an address such as 'sqlite:///study.db', a path or an Optuna storage but is a "
+                f"{type(self.storage).__name__}; leave it out for a file in `folder`."
+            )
         for name in ("trials", "n_jobs", "keep_networks"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -166,14 +177,30 @@ class Search:
         """Return where the search's files go."""
         return self.folder or Path("runs") / self.name
 
-    def resolved_storage(self) -> str:
-        """Return the address of the Optuna storage; the study's own PostgreSQL is started if need be."""
+    def resolved_storage(self) -> str | BaseStorage:
+        """Return the address of the Optuna storage, or the object; the study's own PostgreSQL is started if need be."""
         if self.storage is not None:
-            return self.storage
+            return cast("str | BaseStorage", self.storage)
         folder = self.resolved_folder()
         own, before = folder / POSTGRESQL, folder / "study.db"
         moved = own.exists() and (not before.exists() or (folder / MOVED).exists())
         return own_database(own) if moved else f"{SQLITE}{before}"
+
+    def run(self, listener: SearchListener | None = None) -> SearchResult:
+        """Run the search to its total of trials and sum it up: `optuna_nas.run(search)`.
+
+        Ctrl-C, or the notebook's stop button, ends after the running trial. Whatever was interrupted goes on when the
+        search is run again.
+
+        Args:
+            listener: Listener of the trials, such as a progress display.
+
+        Raises:
+            ValueError, ConnectionError: As `optuna_nas.run`.
+        """
+        from optuna_nas.search.runner import run  # which runs what is put together here
+
+        return run(self, listener)
 
     def setting(self) -> dict[str, Any]:
         """Return what must not change while a study goes on, as JSON values."""

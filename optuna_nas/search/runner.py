@@ -30,9 +30,9 @@ from optuna_nas.search.signals import handled
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
-from optuna_nas.storage.database import SQLITE, closing, storage_reason
+from optuna_nas.storage.database import closing, is_server, sqlite_file, storage_reason
 from optuna_nas.storage.leaderboard import ranking
-from optuna_nas.storage.optuna_rdb import StorageError, backend_of
+from optuna_nas.storage.optuna_rdb import StorageError, backend_of, has_heartbeats
 from optuna_nas.storage.presence import presence, this_worker
 from optuna_nas.storage.quota import Quota, StorageAway, Surplus
 from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, requeue_interrupted
@@ -74,7 +74,7 @@ def run(
     study = open_study(search)
     with closing(study), _present(search) as alone:
         # An sqlite file is written from one machine: who is alone there knows that all other runs are gone.
-        reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
+        reap_dead_trials(study, alone and sqlite_file(search.resolved_storage()) is not None)
         if search.sampler is not None and study.get_trials(deepcopy=False):
             search.sampler.reseed_rng()  # its seed has been used up; it would propose the same architectures again
         tracker = search.tracking
@@ -96,10 +96,8 @@ def run(
 @contextmanager
 def _present(search: Search) -> Iterator[bool]:
     """Let other processes know that this one runs trials of a study; the value tells whether it is alone."""
-    address = search.resolved_storage()
     file = search.resolved_folder() / ".running"
-    if address.startswith(SQLITE):
-        database = Path(address.removeprefix(SQLITE))
+    if (database := sqlite_file(search.resolved_storage())) is not None:
         file = database.with_name(f".{database.name}.running")  # other folders may lead to the same database
     with presence(file) as alone:
         yield alone
@@ -171,7 +169,7 @@ class _Run:
     ) -> None:
         self._search, self._study, self._enough = search, study, enough
         self._folder = search.resolved_folder()
-        self._shared = not search.resolved_storage().startswith("sqlite")
+        self._shared = is_server(search.resolved_storage())
         self._quota, self._silent = Quota(study, search.trials), Silent(study, search.heartbeat.grace)
         self._interrupts = _Interrupts()
         self._errors: list[BaseException] = []  # of the trials that were begun last
@@ -299,7 +297,7 @@ class _Run:
         self._interrupts.after_trial.wait(WAIT_SECONDS)
         fail_stale(self._study)
         self._silent.reap()
-        if not self._shared:
+        if not has_heartbeats(self._study):
             reap_dead_trials(self._study)
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if trial.user_attrs.get(WORKER) == this_worker():  # no thread of this process runs one now

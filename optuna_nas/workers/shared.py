@@ -52,6 +52,11 @@ class SharedStudy:
         if search.storage is None:
             job = replace(job, storage=_own_storage(search))
             search = replace(search, storage=job.storage)
+        elif not isinstance(search.storage, str):
+            raise ValueError(
+                "`storage` must be an address for several workers, which each connect to it, but is a "
+                f"{type(search.storage).__name__}; pass --storage postgresql://..., or leave it out of the study."
+            )
         elif search.storage.startswith("sqlite"):
             logger.warning(
                 "Several workers write to an sqlite file, which is slow and may fail; use a database server."
