@@ -1,4 +1,4 @@
-"""What a search came to: ranking, best trial, test accuracy."""
+"""What a search came to: best trial, test metric."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from optuna.trial import FrozenTrial
 
-from optuna_nas.objective.protocol import Describes, Judges, Objective
+from optuna_nas.objective.protocol import Describes, Judges, Objective, metric_of
 from optuna_nas.objective.trial_training import network_path
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
@@ -119,6 +119,7 @@ class _Shown(TypedDict):
     """What `MLflowTracker.start` shows on a study's run."""
 
     space: Space | None
+    metric: str
     description: str
     dataset: DatasetInfo | None
     params: Mapping[str, object]
@@ -129,6 +130,7 @@ def shown_in_mlflow(search: Search) -> _Shown:
     """Return what MLflow shows of a search besides its trials."""
     return {
         "space": search.space if search.pictures else None,
+        "metric": metric_of(search.resolved_objective),
         "description": search.description,
         "dataset": _dataset_info(search.resolved_objective),
         "params": _summary(search),

@@ -99,17 +99,17 @@ def test_the_method_is_the_function(tmp_path, expected):
 
 
 def test_a_listener_hears_of_the_method_too(tmp_path):
-    class Listener:
-        numbers = []
+    numbers = []
 
+    class Listener:
         def trial_started(self, trial, metrics):
             pass
 
         def trial_finished(self, study, trial):
-            self.numbers.append(trial.number)
+            numbers.append(trial.number)
 
     make(tmp_path, InMemoryStorage()).run(Listener())
-    assert Listener.numbers == list(range(6))
+    assert numbers == list(range(6))
 
 
 def test_a_study_that_is_absent_is_told_by_the_kind_of_its_storage(tmp_path):
@@ -118,7 +118,7 @@ def test_a_study_that_is_absent_is_told_by_the_kind_of_its_storage(tmp_path):
 
 
 def test_a_storage_must_be_one():
-    with pytest.raises(ValueError, match="`storage` must be an address .* but is a int"):
+    with pytest.raises(ValueError, match=r"`storage` must be an address .* but is a int"):
         make(Path(), 3)
 
 
