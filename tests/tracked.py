@@ -55,7 +55,7 @@ def objective(tracker, *, pruned=(), failed=(), during=None):
 
 
 def search(tracker, study, n_trials, *, n_jobs=1, start=None, **kwargs):
-    tracker.start(study, space=SPACE, **(start or {}))
+    tracker.start(study, space=SPACE, metric="accuracy", **(start or {}))
     study.optimize(
         objective(tracker, **kwargs),
         n_trials=n_trials,

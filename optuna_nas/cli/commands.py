@@ -233,7 +233,7 @@ def mirror(
         elif storage is None:
             raise UsageError(f"`--storage` must be given where `study` is a name but {study!r} is no file; add it.")
         else:
-            opened, tracker, shown = _named_study(study, storage), MLflowTracker(mlflow, metric="value"), {}
+            opened, tracker, shown = _named_study(study, storage), MLflowTracker(mlflow), {}
         total = sum(trial.state.is_finished() for trial in opened.get_trials(deepcopy=False))
         with Display(total) as display:
             address = tracker.rebuild(opened, on_progress=display.mirrored, **shown)
@@ -247,10 +247,10 @@ def _named_study(name: str, storage: str) -> Study:
     """Return an existing study of a storage."""
     import optuna
 
-    from optuna_nas.storage.database import clear_errors, connect, without_password
+    from optuna_nas.storage.database import clear_errors, connect, sqlite_file, without_password
 
     try:
-        if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).exists():
+        if (file := sqlite_file(storage)) is not None and not file.exists():
             raise KeyError(name)  # before Optuna makes the file
         with clear_errors(storage):
             return optuna.load_study(study_name=name, storage=connect(storage))
@@ -272,9 +272,12 @@ def view(
         search = load(study, settings, storage, mlflow)
         if search.tracking is None:
             raise UsageError(f"`tracking` of {study} must not be None to be seen in MLflow; remove it from the study.")
+        from optuna_nas.objective.protocol import metric_of
         from optuna_nas.search.opening import open_study
 
-        address = search.tracking.find_view(open_study(search, create=False), f"http://127.0.0.1:{port}")
+        address = search.tracking.find_view(
+            open_study(search, create=False), f"http://127.0.0.1:{port}", metric_of(search.resolved_objective)
+        )
         server = start_mlflow(search.tracking.store_uri, port) if not search.tracking.served else None
         with _ctrl_c() as pressed:  # an exception may be lost on its way out of a browser that is being opened
             console.print(f"Opening {address}", soft_wrap=True)
@@ -323,7 +326,7 @@ def compare(
             raise typer.Exit(130)
         table = Table(title=f"{title}: {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget} each")
         rows = [comparison.cells(row) for row in found.rows]
-        for heading in comparison.HEADINGS:
+        for heading in found.headings:
             table.add_column(heading, justify="left" if heading == "strategy" else "right")
         for row in rows:
             table.add_row(*map(escaped, row))
@@ -337,7 +340,9 @@ def compare(
             from optuna_nas.tracking.comparison import save_comparison
 
             note = f"{seeds} seeds of every strategy, {budget} each; best first."
-            address = save_comparison(used, found.studies, first[0].space, comparison.HEADINGS, rows, figure, note)
+            address = save_comparison(
+                used, found.studies, first[0].space, found.metric, found.headings, rows, figure, note
+            )
             serve = "" if used.served else f"mlflow ui --backend-store-uri {used.tracking_uri}; then "
             print_line("See it in MLflow", serve + address)
 
@@ -427,7 +432,7 @@ def export(
             target = output or file.parent.parent / "exported" / file.stem
             found = export_network(loaded, target, format)
         print_line("Exported", f"{file} to {found.path}, {found.path.stat().st_size / 1e6:.1f} MB")
-        print_line("Largest difference", f"{found.max_difference:.2g} of a class score, over several batches")
+        print_line("Largest difference", f"{found.max_difference:.2g} of an output, over several batches")
 
 
 def _log_model(search: Search, network: DiscreteNetwork, register: str | None) -> None:
@@ -443,7 +448,7 @@ def _log_model(search: Search, network: DiscreteNetwork, register: str | None) -
         found = log_model(tracker, open_study(search, create=False), best.number, network, register)
     named = f", version {found.version} of {register}" if found.version else ""
     print_line("In MLflow", f"{found.uri}, of the run of trial {best.number}{named}")
-    print_line("Largest difference", f"{found.max_difference:.2g} of a class score, over several batches")
+    print_line("Largest difference", f"{found.max_difference:.2g} of an output, over several batches")
 
 
 @contextmanager

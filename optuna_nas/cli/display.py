@@ -76,7 +76,7 @@ class Display:
             self._running[trial.number] = self._bars.add_task(f"trial {trial.number}", total=100, note="")
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the newest accuracy; where there are no bars, a line for an epoch that takes its time."""
+        """Show the newest metric; where there are no bars, a line for an epoch that takes its time."""
         metric, value = next(iter(metrics.items()))
         note = f"epoch {step}, {metric} {value:.4f}"
         task = self._running.get(trial_number)

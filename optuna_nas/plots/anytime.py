@@ -1,4 +1,4 @@
-"""Accuracy against multiply-adds of networks that may be stopped at any time."""
+"""The task's metric against multiply-adds of networks that may be stopped at any time."""
 
 from __future__ import annotations
 
@@ -24,46 +24,43 @@ class AnytimeCurve(NamedTuple):
 
     Args:
         number: Of the trial.
-        value: The trial's first value: the area under the curve, where accuracy is the objective.
+        value: First value of the trial: for classification the area under the curve.
         multiply_adds: Up to every exit, not falling.
-        accuracies: Of the exits, fractions.
-        budget: Where the area ends.
+        metrics: Metric of every exit, such as the accuracy, a fraction.
+        budget: Multiply-adds at which the area ends.
+        metric: Name of the metric.
     """
 
     number: int
     value: float
     multiply_adds: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    metrics: tuple[float, ...]
     budget: float
+    metric: str = "value"
 
     def steps(self) -> tuple[list[float], list[float]]:
         """Return the corners of the curve: nothing before the first exit, each answer until the next, up to the end."""
         x, y = [self.multiply_adds[0]], [0.0]
         ends = [*self.multiply_adds[1:], max(self.budget, self.multiply_adds[-1])]
-        for start, accuracy, end in zip(self.multiply_adds, self.accuracies, ends, strict=True):
+        for start, value, end in zip(self.multiply_adds, self.metrics, ends, strict=True):
             x += [start, end]
-            y += [accuracy, accuracy]
+            y += [value, value]
         return x, y
 
 
 def anytime_curves(trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[AnytimeCurve]:
     """Return the curves of completed trials, best first; of those whose networks have early exits."""
-    curves = [
-        AnytimeCurve(
-            trial.number,
-            trial.values[0],
-            tuple(known["multiply_adds"]),
-            tuple(known["accuracy"]),
-            known["budget"],
-        )
-        for trial in trials
-        if trial.state == TrialState.COMPLETE and (known := attribute(trial.user_attrs, ANYTIME_CURVE))
-    ]
+    curves = []
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE and (known := attribute(trial.user_attrs, ANYTIME_CURVE)):
+            (metric,) = known.keys() - {"multiply_adds", "budget"}
+            columns = tuple(known["multiply_adds"]), tuple(known[metric])
+            curves.append(AnytimeCurve(trial.number, trial.values[0], *columns, known["budget"], metric))
     return sorted(curves, key=lambda curve: -oriented(curve.value, direction))
 
 
 def plot_anytime(study: Study) -> Figure:
-    """Draw accuracy against multiply-adds of every trial's network, the best one in front.
+    """Draw the metric against multiply-adds of every trial's network, the best one in front.
 
     Raises:
         ValueError: No network of a finished trial has early exits.
@@ -81,10 +78,10 @@ def draw_anytime(curves: Sequence[AnytimeCurve]) -> Figure:
         axes.plot(*curve.steps(), color=GREY, linewidth=0.9, alpha=0.55, label="other trials" if place == 0 else None)
     axes.plot(*best.steps(), color=BLUE, linewidth=2.2, label=f"trial {best.number}, the best")
     axes.set_xlim(0, max(curve.budget for curve in curves))
-    lowest = min(min(curve.accuracies) for curve in curves)
-    highest = max(max(curve.accuracies) for curve in curves)
+    lowest = min(min(curve.metrics) for curve in curves)
+    highest = max(max(curve.metrics) for curve in curves)
     axes.set_ylim(max(0.0, lowest - 0.1 * (highest - lowest) - 0.01), highest + 0.1 * (highest - lowest) + 0.01)
     title = f"{best.value:.4f} on average over all budgets up to {best.budget:,.0f}"
-    label_axes(axes, title, "multiply-adds of a prediction", "accuracy", engineering=True)
+    label_axes(axes, title, "multiply-adds of a prediction", best.metric, engineering=True)
     axes.legend(frameon=False, loc="lower right", prop=LEGEND_FONT)
     return figure

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from optuna.study import StudyDirection
 
 from optuna_nas.plots.style import LEGEND_FONT, label_axes, new_plot
 
@@ -40,24 +41,29 @@ class AnytimeBand(NamedTuple):
         return mean, spread / np.sqrt(np.maximum(1, np.isfinite(self.best).sum(0)))
 
 
-def draw_bands(bands: Sequence[AnytimeBand], spent_name: str, value_name: str) -> Figure:
+def draw_bands(
+    bands: Sequence[AnytimeBand], spent_name: str, value_name: str, direction: StudyDirection = StudyDirection.MAXIMIZE
+) -> Figure:
     """Draw the mean of every strategy and a band of one standard error.
 
     Args:
         bands: Best strategy first.
         spent_name: What was spent: `trials`, `seconds` or `epochs`.
-        value_name: Of the vertical axis.
+        value_name: Label of the vertical axis.
+        direction: Which values are better; the first, worst ones are cut off.
     """
     figure, axes = new_plot(6.4, 4.0)
-    lowest = []
+    shown: list[float] = []
     for number, band in enumerate(bands):
         colour, (mean, error) = COLOURS[number % len(COLOURS)], band.mean_and_error()
         axes.plot(band.spent, mean, color=colour, linewidth=2, label=band.strategy, drawstyle="steps-post")
         axes.fill_between(band.spent, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0, step="post")
-        lowest += mean[np.isfinite(mean)].tolist()
-    if lowest:
-        low, high = np.quantile(lowest, 0.05), max(lowest)
-        axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.1 * (high - low + 1e-9))
+        shown += mean[np.isfinite(mean)].tolist()
+    if shown:
+        is_maximized = direction == StudyDirection.MAXIMIZE
+        low, high = np.quantile(shown, (0.05, 1) if is_maximized else (0, 0.95))
+        below, above = (0.05, 0.1) if is_maximized else (0.1, 0.05)
+        axes.set_ylim(low - below * (high - low + 1e-9), high + above * (high - low + 1e-9))
     columns = min(4, max(1, len(bands)))
     figure.legend(frameon=False, loc="outside lower center", ncols=columns, prop=LEGEND_FONT)
     label_axes(axes, None, f"{spent_name} spent", value_name, engineering=True)

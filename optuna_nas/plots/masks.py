@@ -1,4 +1,4 @@
-"""What HM-NAS learned: the cells that its masks leave, what edges weigh from seed to seed, size against accuracy."""
+"""What HM-NAS learned: the cells that its masks leave, what edges weigh from seed to seed, size against metric."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def draw_edge_weights(space: Space, weights: Sequence[Mapping[str, float]]) -> F
 
 
 def family_members(hmnas: HMNAS, members: int = 8) -> list[Member]:
-    """Return sizes and accuracies of `hmnas.family`, the unmasked supernet first.
+    """Return sizes and metrics of `hmnas.family`, the unmasked supernet first.
 
     Raises:
         ValueError: Neither `fit` nor `attach` has seen data with a report split.
@@ -131,12 +131,17 @@ def family_members(hmnas: HMNAS, members: int = 8) -> list[Member]:
 
 
 def plot_family(hmnas: HMNAS, members: int = 8) -> Figure:
-    """Draw accuracy against size of what survives at rising thresholds, before fine-tuning, on the scoring batch."""
-    return draw_family(family_members(hmnas, members))
+    """Draw metric against size of what survives at rising thresholds, before fine-tuning, on the scoring batch."""
+    return draw_family(family_members(hmnas, members), hmnas.task.metric)
 
 
-def draw_family(members: Sequence[Member]) -> Figure:
-    """Draw members, the unmasked supernet first, then that of the recipe's threshold; see `plot_family`."""
+def draw_family(members: Sequence[Member], metric: str) -> Figure:
+    """Draw members, the unmasked supernet first, then that of the recipe's threshold; see `plot_family`.
+
+    Args:
+        members: Networks of a family.
+        metric: Name of their metric.
+    """
     figure, axes = new_plot(5.4, 3.6)
     rest = members[1:]
     axes.plot([m.params for m in rest], [m.metric for m in rest], "-o", color=BLUE, markersize=4, linewidth=1.2)
@@ -145,7 +150,7 @@ def draw_family(members: Sequence[Member]) -> Figure:
         axes.plot(member.params, member.metric, marker, color=colour, markersize=7, label=label)
     axes.set_xlim(0, 1.05 * members[0].params)
     axes.legend(frameon=False, loc="lower right", prop=LEGEND_FONT)
-    label_axes(axes, "before fine-tuning", "parameters that survive", "accuracy", engineering=True)
+    label_axes(axes, "before fine-tuning", "parameters that survive", metric, engineering=True)
     _add_grid(axes)
     return figure
 

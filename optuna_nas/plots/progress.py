@@ -1,4 +1,4 @@
-"""What a study came to and when: the best value so far, which parameters mattered, accuracy against cost."""
+"""What a study came to and when: the best value so far, which parameters mattered, value against cost."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from scipy.stats import rankdata, t, ttest_rel
 
+from optuna_nas.objective.protocol import metric_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
@@ -109,15 +110,28 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Rows and anytime curves of every strategy, best first, and all studies."""
+    """Strategies compared.
+
+    Args:
+        rows: How every strategy did, best first.
+        bands: Their anytime curves, in the same order.
+        studies: All studies.
+        metric: Name of the values.
+    """
 
     rows: list[Row]
     bands: list[AnytimeBand]
     studies: list[Study]
+    metric: str = "value"
 
-    def figure(self, budget: Budget, value_name: str = "best value") -> Figure:
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Headings of the table of `cells`."""
+        return ("strategy", f"best {self.metric}", "95 % interval", "rank", "seconds", "test", "p against TPE")
+
+    def figure(self, budget: Budget) -> Figure:
         """Draw the best value against what was spent, the mean over seeds and the range of a standard error."""
-        return draw_bands(self.bands, budget.kind, value_name)
+        return draw_bands(self.bands, budget.kind, f"best {self.metric}", self.studies[0].directions[0])
 
 
 def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
@@ -183,9 +197,11 @@ def compare(
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1 but got {seeds}.")
     results: dict[str, list[SearchResult]] = {}
+    metric = "value"
     for seed in range(seeds):
         for number, (name, search) in enumerate(strategies(make(seed), seed).items()):
             place = folder / f"{name}-{seed}"
+            metric = metric_of(search.resolved_objective)
             shown = {"strategy": name, "seed": str(seed), "budget": f"{budget.kind}={budget.amount:g}"}
             shown["mlflow.runColor"] = COLOURS[number % len(COLOURS)]
             wanted = replace(
@@ -200,10 +216,10 @@ def compare(
             if result.interrupted:
                 return None
             results.setdefault(name, []).append(result)
-    return judge(results, budget)
+    return judge(results, budget, metric)
 
 
-def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget) -> Comparison:
+def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric: str = "value") -> Comparison:
     """Return the table and the curves of runs, by strategy and seed."""
     studies = {name: [result.study for result in runs] for name, runs in results.items()}
     direction = next(iter(studies.values()))[0].directions[0]
@@ -235,7 +251,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget) -> Comp
     bands = [
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
     ]
-    return Comparison(rows, bands, [study for runs in studies.values() for study in runs])
+    return Comparison(rows, bands, [study for runs in studies.values() for study in runs], metric)
 
 
 def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -261,11 +277,8 @@ def _seconds(study: Study) -> float:
     return sum(spent_seconds(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
 
 
-HEADINGS = ("strategy", "best value", "95 % interval", "rank", "seconds", "test", "p against TPE")
-
-
 def cells(row: Row) -> list[str]:
-    """Return a row as text, under `HEADINGS`."""
+    """Return a row as text, under `Comparison.headings`."""
 
     def shown(number: float | None, digits: int) -> str:
         return "" if number is None or number != number else f"{number:.{digits}f}"

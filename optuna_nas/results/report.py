@@ -129,7 +129,7 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
         Section("What the sampler learned", _distribution(search, study)),
         Section("What the masks keep", _masks(search, finished)),
         Section("Scores against values", _guesses(study, finished, metric)),
-        Section("Accuracy and cost", _costs(study, finished, metric)),
+        Section(f"Cost and {metric}", _costs(study, finished, metric)),
         Section("What was stopped", _stopped(search, finished)),
         Section("How to reproduce", _reproduction(search, study, command)),
     ]
@@ -140,10 +140,9 @@ def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
     best = best_trial(study)
     if best is None:
         return [Text("No trial has completed within its constraints yet.")]
-    summed = summarise(search, study)
-    rows = [("best value", f"{best.values[0]:.4f} (trial {best.number})")]
+    summed, metric = summarise(search, study), metric_of(search.resolved_objective)
+    rows = [(f"best {metric}", f"{best.values[0]:.4f} (trial {best.number})")]
     if summed.test_metric is not None:
-        metric = metric_of(search.resolved_objective)
         rows.append((f"test {metric}", f"{summed.test_metric:.4f}, on data that the search never saw"))
     for name, text in COST_NAMES.items():
         if has_attribute(best.user_attrs, cost_key(name)):
@@ -255,7 +254,9 @@ def _costs(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[T
                 blocks.append(Table(headings, front, frozenset(headings)))
     curves = anytime_curves(finished, study.directions[0])
     if curves:
-        blocks.append(_picture("anytime", "Accuracy against the budget of a prediction", lambda: draw_anytime(curves)))
+        blocks.append(
+            _picture("anytime", f"{curves[0].metric} against the budget of a prediction", lambda: draw_anytime(curves))
+        )
     return blocks
 
 

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from optuna.storages import BaseStorage
+
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.storage.database import SQLITE, Heartbeat
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
+    from optuna_nas.search.results import SearchResult
     from optuna_nas.space import ModelSpace, Space
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
@@ -86,8 +89,9 @@ class Search:
         directions: `maximize` or `minimize` for each value of the objective; by default those of the objective, or
             `maximize`.
         trials: Total number of trials, at least 1; a resumed study runs the missing ones.
-        storage: URL of an Optuna storage; by default an sqlite file in `folder`, or the PostgreSQL in
-            `folder/postgresql` if several workers have run.
+        storage: URL of an Optuna storage, path of an sqlite file, or a storage object of Optuna with its own heartbeats
+            and retries (`JournalStorage`, `RDBStorage`, `InMemoryStorage`); by default an sqlite file in `folder`, or
+            the PostgreSQL in `folder/postgresql` if several workers have run.
         artifacts: Folder or `s3://BUCKET` in which workers on several machines share trained models and checkpoints; by
             default models are in `folder/artifacts`, and checkpoints are not shared.
         heartbeat: Signs of life of workers on a database server.
@@ -123,7 +127,7 @@ class Search:
     pruner: BasePruner | None = None
     directions: tuple[str, ...] | None = None
     trials: int = 50
-    storage: str | None = None
+    storage: str | Path | BaseStorage | None = None
     artifacts: str | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     tracking: MLflowTracker | None = field(default_factory=MLflowTracker)
@@ -139,6 +143,13 @@ class Search:
             raise ValueError(f"`name` must be non-empty and without slashes but got {self.name!r}.")
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
+        if isinstance(self.storage, Path):
+            object.__setattr__(self, "storage", f"{SQLITE}{self.storage}")
+        if not isinstance(self.storage, str | BaseStorage | None):
+            raise ValueError(
+                "`storage` must be an address such as 'sqlite:///study.db', a path or an Optuna storage but is a "
+                f"{type(self.storage).__name__}; leave it out for a file in `folder`."
+            )
         for name in ("trials", "n_jobs", "keep_networks"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -180,14 +191,30 @@ class Search:
         """Return the folder of the search's files."""
         return self.folder or Path("runs") / self.name
 
-    def resolved_storage(self) -> str:
-        """Return the URL of the Optuna storage; the PostgreSQL in `folder` is started if necessary."""
+    def resolved_storage(self) -> str | BaseStorage:
+        """Return the URL of the Optuna storage, or the object; the PostgreSQL in `folder` is started if necessary."""
         if self.storage is not None:
-            return self.storage
+            return cast("str | BaseStorage", self.storage)
         folder = self.resolved_folder()
         postgresql, sqlite_file = folder / POSTGRESQL, folder / "study.db"
         moved = postgresql.exists() and (not sqlite_file.exists() or (folder / MOVED).exists())
         return own_database(postgresql) if moved else f"{SQLITE}{sqlite_file}"
+
+    def run(self, listener: SearchListener | None = None) -> SearchResult:
+        """Run the search to its total of trials and sum it up: `optuna_nas.run(search)`.
+
+        Ctrl-C, or the notebook's stop button, ends after the running trial. Whatever was interrupted goes on when the
+        search is run again.
+
+        Args:
+            listener: Listener of the trials, such as a progress display.
+
+        Raises:
+            ValueError, ConnectionError: As `optuna_nas.run`.
+        """
+        from optuna_nas.search.runner import run  # which runs what is put together here
+
+        return run(self, listener)
 
     def setting(self) -> dict[str, Any]:
         """Return the settings that must not change when a study is resumed, as JSON values."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
@@ -12,10 +11,12 @@ from optuna import Study
 from optuna.study import StudyDirection
 
 from optuna_nas.storage.attributes import SETTING, VERSION
-from optuna_nas.storage.database import SQLITE, clear_errors, connect, without_password
+from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
 from optuna_nas.storage.versions import versions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from optuna.trial import FrozenTrial
 
     from optuna_nas.search.config import Search
@@ -41,12 +42,11 @@ def open_study(search: Search, create: bool = True) -> Study:
             False.
         ConnectionError: The storage does not answer.
     """
-    address = search.resolved_storage()
+    place = search.resolved_storage()
     absent = ValueError(
-        f"`study` must exist but {without_password(address)} has none named {search.name!r}; "
-        "start it with `optuna-nas run`."
+        f"`study` must exist but {shown_storage(place)} has none named {search.name!r}; start it with `optuna-nas run`."
     )
-    if not create and address.startswith(SQLITE) and not Path(address.removeprefix(SQLITE)).exists():
+    if not create and (file := sqlite_file(place)) is not None and not file.exists():
         raise absent  # before Optuna creates the file
     if create:
         _make_folder(search.resolved_folder())
@@ -56,8 +56,8 @@ def open_study(search: Search, create: bool = True) -> Study:
         if search.tracking is not None:
             search.tracking.trial_finished(study, trial)
 
-    storage = connect(address, search.heartbeat, on_dead)
-    with clear_errors(address):
+    storage = connect(place, search.heartbeat, on_dead)
+    with clear_errors(place):
         try:
             study = optuna.load_study(
                 study_name=search.name, storage=storage, sampler=search.sampler, pruner=search.pruner

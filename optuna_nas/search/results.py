@@ -1,4 +1,4 @@
-"""Results of a search: ranking, best trial, test metric."""
+"""Results of a search: best trial, test metric."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from optuna.trial import FrozenTrial
 
-from optuna_nas.objective.protocol import Describes, Judges, Objective
+from optuna_nas.objective.protocol import Describes, Judges, Objective, metric_of
 from optuna_nas.objective.trial_training import network_path
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
@@ -133,6 +133,7 @@ class _Shown(TypedDict):
     """Arguments of `MLflowTracker.start`."""
 
     space: Space | None
+    metric: str
     description: str
     dataset: DatasetInfo | None
     params: Mapping[str, object]
@@ -143,6 +144,7 @@ def shown_in_mlflow(search: Search) -> _Shown:
     """Return what MLflow shows on the run of a study, besides its trials."""
     return {
         "space": search.space if search.pictures else None,
+        "metric": metric_of(search.resolved_objective),
         "description": search.description,
         "dataset": _dataset_info(search.resolved_objective),
         "params": _summary(search),

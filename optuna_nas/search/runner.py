@@ -30,9 +30,9 @@ from optuna_nas.search.signals import handled
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
-from optuna_nas.storage.database import SQLITE, closing, storage_reason
+from optuna_nas.storage.database import closing, is_server, sqlite_file, storage_reason
 from optuna_nas.storage.leaderboard import ranking
-from optuna_nas.storage.optuna_rdb import StorageError, backend_of
+from optuna_nas.storage.optuna_rdb import StorageError, backend_of, has_heartbeats
 from optuna_nas.storage.presence import presence, this_worker
 from optuna_nas.storage.quota import Quota, StorageAway, Surplus
 from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, requeue_interrupted
@@ -92,7 +92,7 @@ def run(
     study = open_study(search)
     with closing(study), _present(search) as alone:
         # An sqlite file belongs to one machine: if no other process runs the study there, its running trials are dead.
-        reap_dead_trials(study, alone and search.resolved_storage().startswith("sqlite"))
+        reap_dead_trials(study, alone and sqlite_file(search.resolved_storage()) is not None)
         if search.sampler is not None and study.get_trials(deepcopy=False):
             search.sampler.reseed_rng()  # with its seed it would propose the same architectures as before the resume
         tracker = search.tracking
@@ -114,10 +114,8 @@ def run(
 @contextmanager
 def _present(search: Search) -> Iterator[bool]:
     """Register this process as one that runs trials of a study; yield whether it is the only one."""
-    address = search.resolved_storage()
     file = search.resolved_folder() / ".running"
-    if address.startswith(SQLITE):
-        database = Path(address.removeprefix(SQLITE))
+    if (database := sqlite_file(search.resolved_storage())) is not None:
         file = database.with_name(f".{database.name}.running")  # searches with other folders may share the database
     with presence(file) as alone:
         yield alone
@@ -191,7 +189,7 @@ class _Run:
     ) -> None:
         self._search, self._study, self._enough = search, study, enough
         self._folder = search.resolved_folder()
-        self._shared = not search.resolved_storage().startswith("sqlite")
+        self._shared = is_server(search.resolved_storage())
         self._quota, self._silent = Quota(study, search.trials), Silent(study, search.heartbeat.grace)
         self._interrupts = _Interrupts()
         self._errors: list[BaseException] = []  # errors of the trials in the current call of `Study.optimize`
@@ -319,7 +317,7 @@ class _Run:
         self._interrupts.after_trial.wait(WAIT_SECONDS)
         fail_stale(self._study)
         self._silent.reap()
-        if not self._shared:
+        if not has_heartbeats(self._study):
             reap_dead_trials(self._study)
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if trial.user_attrs.get(WORKER) == this_worker():  # this process runs no trial at the moment

@@ -56,10 +56,10 @@ START = PREFIX + "start"
 NETWORK = PREFIX + "network_file"
 """Local file of the trained network."""
 ANYTIME_CURVE = PREFIX + "anytime_curve"
-"""Early exits: `multiply_adds` and `accuracy` of each, and the `budget`."""
+"""Early exits: `multiply_adds` and the task's metric of each, under its name, and the `budget`."""
 MASKED = PREFIX + "masked"
-"""Every time masks shrank the running network: the epoch, parameters and multiply-adds left, accuracy before and
-after."""
+"""Every time masks shrank the running network: the epoch, parameters and multiply-adds left, the metric before
+and after."""
 
 # -- user attributes of trials: bookkeeping ---------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ SETTING = PREFIX + "setting"
 VERSION = PREFIX + "version"
 """Version of optuna_nas that created the study or ran it last."""
 TEST_RESULT = PREFIX + "test"
-"""Number of the trial whose network was evaluated on the test split, and its accuracy."""
+"""Number of the trial whose network was evaluated on the test split, and its metric."""
 UID_ATTRIBUTE = PREFIX + "study_uid"
 """Identity of the study in MLflow, where names may repeat."""
 

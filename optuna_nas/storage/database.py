@@ -11,12 +11,13 @@ import re
 import time
 import warnings
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from sqlalchemy.exc import DatabaseError
 
-from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of
+from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of, database_address
 from optuna_nas.storage.retries import TryAgain
 
 if TYPE_CHECKING:
@@ -45,19 +46,24 @@ class Heartbeat(NamedTuple):
 
 
 def connect(
-    address: str, heartbeat: Heartbeat | None = None, on_dead: Callable[[Study, FrozenTrial], None] | None = None
+    address: str | BaseStorage,
+    heartbeat: Heartbeat | None = None,
+    on_dead: Callable[[Study, FrozenTrial], None] | None = None,
 ) -> BaseStorage:
     """Return the storage at a database's address.
 
     Args:
-        address: As SQLAlchemy's; `postgresql://` without a driver is psycopg's.
-        heartbeat: Of the trials that run here, and after which others count as dead; None where no other process
+        address: Address as in SQLAlchemy; `postgresql://` without a driver uses psycopg. A storage object of Optuna is
+            returned as it is, with the heartbeats and retries that it was made with.
+        heartbeat: Heartbeat of the trials that run here, after which others count as dead; None where no other process
             writes (sqlite).
         on_dead: Called with a trial that another worker left behind, once it failed and its retry waits.
 
     Raises:
         ConnectionError: The database does not answer.
     """
+    if not isinstance(address, str):
+        return address
     if address.startswith("postgresql://"):
         address = address.replace("postgresql", "postgresql+psycopg", 1)
     options: dict[str, Any] = {}
@@ -77,6 +83,27 @@ def connect(
         return FlatStorage(BatchingStorage(address, **options))
 
 
+def sqlite_file(storage: str | BaseStorage) -> Path | None:
+    """Return the file of an sqlite database, None for other storages and for databases in memory.
+
+    >>> sqlite_file("sqlite:///runs/study.db").name, sqlite_file("sqlite:///:memory:")
+    ('study.db', None)
+    """
+    address = database_address(storage) or ""
+    file = address.removeprefix(SQLITE).partition("?")[0]
+    return Path(file) if address.startswith(SQLITE) and file not in ("", ":memory:") else None
+
+
+def is_server(storage: str | BaseStorage) -> bool:
+    """Return whether a storage is a database server, to which many processes write.
+
+    >>> is_server("postgresql://host/studies"), is_server("sqlite:///study.db")
+    (True, False)
+    """
+    address = database_address(storage)
+    return address is not None and not address.startswith("sqlite")
+
+
 @contextmanager
 def closing(study: Study) -> Iterator[None]:
     """Close a study's connections at the end of the block; who asks the study something later opens one again."""
@@ -88,7 +115,7 @@ def closing(study: Study) -> Iterator[None]:
 
 
 @contextmanager
-def clear_errors(address: str) -> Iterator[None]:
+def clear_errors(storage: str | BaseStorage) -> Iterator[None]:
     """Turn what a database that does not answer raises into a ConnectionError of one sentence."""
     try:
         yield
@@ -97,7 +124,7 @@ def clear_errors(address: str) -> Iterator[None]:
             raise
         reason = storage_reason(error)
         raise ConnectionError(
-            f"`storage` must be the address of a database that answers but {without_password(address)!r} does not: "
+            f"`storage` must be the address of a database that answers but {shown_storage(storage)!r} does not: "
             f"{reason}; start the database, or correct the address."
         ) from error
 
@@ -106,6 +133,15 @@ def storage_reason(error: BaseException) -> str:
     """Return in a line what a database said."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
     return one_line(getattr(cause, "orig", None) or cause)
+
+
+def shown_storage(storage: str | BaseStorage) -> str:
+    """Return how a storage is named in messages: its address without password, or its class.
+
+    >>> shown_storage("postgresql://me:secret@host/studies")
+    'postgresql://host/studies'
+    """
+    return without_password(database_address(storage) or type(storage).__name__)
 
 
 def without_password(uri: str) -> str:

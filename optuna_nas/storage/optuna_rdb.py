@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from optuna import Study
     from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
@@ -348,6 +349,24 @@ class FlatStorage(_CachedStorage):
 
 def _number(trial: FrozenTrial) -> int:
     return trial.number
+
+
+def database_address(storage: BaseStorage | str) -> str | None:
+    """Return the address of the database behind a storage, None where there is none (in memory, a journal).
+
+    >>> database_address(optuna.storages.InMemoryStorage()), database_address("sqlite:///study.db")
+    (None, 'sqlite:///study.db')
+    """
+    if isinstance(storage, str):
+        return storage
+    backend = getattr(storage, "_backend", storage)  # of a cache
+    return str(backend.url) if isinstance(backend, RDBStorage) else None
+
+
+def has_heartbeats(study: Study) -> bool:
+    """Return whether the workers of a study give signs of life, by which Optuna finds the dead."""
+    backend = getattr(study._storage, "_backend", study._storage)
+    return getattr(backend, "heartbeat_interval", None) is not None
 
 
 def backend_of(study: Study) -> BatchingStorage | None:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.storage.attributes import REQUEUED, WORKER
 from optuna_nas.storage.finished import FinishedTrials
-from optuna_nas.storage.optuna_rdb import backend_of
+from optuna_nas.storage.optuna_rdb import has_heartbeats
 from optuna_nas.storage.retries import replaced_by
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ class Quota:
 
     def __init__(self, study: Study, total: int) -> None:
         self._study, self.total = study, total
-        backend = backend_of(study)
-        self._has_heartbeat = backend is not None and backend.heartbeat_interval is not None
+        self._has_heartbeat = has_heartbeats(study)
         self._known = FinishedTrials()
         self._finished: set[int] = set()
         self._replaced: set[int] = set()

@@ -25,6 +25,7 @@ def save_comparison(
     tracker: MLflowTracker,
     studies: Sequence[optuna.Study],
     space: Space,
+    metric: str,
     headings: Sequence[str],
     rows: Sequence[Sequence[object]],
     figure: Figure,
@@ -38,6 +39,7 @@ def save_comparison(
         tracker: Of the experiment.
         studies: All of the comparison.
         space: Of the studies.
+        metric: Name of the first values.
         headings: Of the table.
         rows: Of the table.
         figure: Best value against what was spent.
@@ -67,7 +69,7 @@ def save_comparison(
         key = str(studies[0].user_attrs.get(UID_ATTRIBUTE, KIND))
         scored = any(has_attribute(trial.user_attrs, SURROGATE_SCORE) for trial in finished)
         view = comparison_view(
-            tracker.metric,
+            tracker.metric or metric,
             maximize=maximize,
             params=parallel_axes(finished, space),
             scatter=SHOWN_NAMES[SURROGATE_SCORE if scored else PARAMS],
@@ -76,5 +78,5 @@ def save_comparison(
         )
         state = f"mlflow.sharedViewState.{view_key(f'{KIND}_{key}')}"
         client.set_experiment_tag(experiment.experiment_id, state, json.dumps(view))
-    where = (tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, f"{KIND}_{key}", tracker.metric)
+    where = (tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, f"{KIND}_{key}", tracker.metric or metric)
     return page_url(*where, maximize=maximize)

@@ -76,7 +76,8 @@ class MLflowTracker:
         tracking_uri: `http(s)://...` of an MLflow server, or a database such as `sqlite:///mlflow.db`. By default
             `MLFLOW_TRACKING_URI` of the environment, or else `sqlite:///mlflow.db` in the working folder.
         experiment: Name of the MLflow experiment; `optuna_nas` by default.
-        metric: Name of the objective's value. `epoch` metrics of that name are its learning curve.
+        metric: Name of the first value; `epoch` metrics of that name are its learning curve. By default the name that
+            the search gives to `start`: that of the task's metric.
         tags: Of all runs that it makes.
     """
 
@@ -84,7 +85,7 @@ class MLflowTracker:
         self,
         tracking_uri: str | None = None,
         experiment: str | None = None,
-        metric: str = "accuracy",
+        metric: str | None = None,
         tags: Mapping[str, str] = _EMPTY,
     ) -> None:
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
@@ -120,6 +121,7 @@ class MLflowTracker:
         study: optuna.Study,
         *,
         space: Space | None = None,
+        metric: str | None = None,
         description: str = "",
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
@@ -132,6 +134,7 @@ class MLflowTracker:
             study: Gets the user attribute `optuna_nas:study_uid`, by which its run is found again. Of several
                 objectives the first decides which trial is the best; the others are shown as metrics.
             space: Decodes the trials' parameters to the architectures to draw.
+            metric: Name of the first value where the tracker has none of its own; `value` by default.
             description: Markdown, shown on the study's run.
             dataset: Shown on the study's run.
             params: Of the search, shown on the study's run. One that changed since the study began becomes a tag.
@@ -145,7 +148,7 @@ class MLflowTracker:
         from optuna_nas.tracking.mirror import Mirror  # MLflow takes more than a second to load
 
         self._stop()
-        mirror = Mirror(self.store_uri, self.experiment, self.metric, space)
+        mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
         self._reset(mirror)
         if self.served and RETRIES not in os.environ:
             os.environ[RETRIES], self._limited = "1", True
@@ -171,7 +174,7 @@ class MLflowTracker:
 
         Args:
             trial: A running trial.
-            metrics: What is known before training: costs, a guessed accuracy.
+            metrics: What is known before training: costs, a predicted score.
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
@@ -223,6 +226,7 @@ class MLflowTracker:
         study: optuna.Study,
         *,
         space: Space | None = None,
+        metric: str | None = None,
         description: str = "",
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
@@ -236,6 +240,7 @@ class MLflowTracker:
         Args:
             study: Perhaps run elsewhere, or by other means.
             space: As `start`.
+            metric: As `start`.
             description: As `start`.
             dataset: As `start`.
             params: As `start`.
@@ -247,7 +252,7 @@ class MLflowTracker:
         """
         from optuna_nas.tracking.mirror import Mirror
 
-        mirror = Mirror(self.store_uri, self.experiment, self.metric, space)
+        mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
         finished = finished_trials(study)
         running = any(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
         done: Future[None] = Future()
@@ -292,12 +297,13 @@ class MLflowTracker:
             return self.view_url
         return f"mlflow ui --backend-store-uri {shlex.quote(self.tracking_uri)}\n{self.view_url}"
 
-    def find_view(self, study: optuna.Study, local_server: str = LOCAL_SERVER) -> str:
+    def find_view(self, study: optuna.Study, local_server: str = LOCAL_SERVER, metric: str | None = None) -> str:
         """Return the address of the comparison view of a study that was tracked before, without starting.
 
         Args:
             study: Of `start`, perhaps long ago.
             local_server: Where a database is or will be served.
+            metric: As `start`.
 
         Raises:
             ConnectionError: MLflow can't be used at the address.
@@ -305,7 +311,11 @@ class MLflowTracker:
         """
         from optuna_nas.tracking.mirror import Mirror
 
-        return Mirror(self.store_uri, self.experiment, self.metric, None).find_view(study, local_server)
+        return Mirror(self.store_uri, self.experiment, self._name(metric), None).find_view(study, local_server)
+
+    def _name(self, metric: str | None) -> str:
+        """Return the name of the first value."""
+        return self.metric or metric or "value"
 
     # -- the queue and its thread ---------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import nan
+from math import inf, nan
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -128,6 +128,11 @@ class Task(ABC):
         """Return the metric with the sign for which larger is better."""
         return metric if self.direction == MAXIMIZE else -metric
 
+    @property
+    def worst_score(self) -> float:
+        """Score (see `oriented`) of an architecture whose output depends on no input."""
+        return -inf
+
     def describe(self) -> dict[str, Any]:
         """Return everything that determines a result, as JSON values; a study is only resumed with equal ones."""
         fields = asdict(self) if hasattr(self, "__dataclass_fields__") else {}  # type: ignore[call-overload]
@@ -213,6 +218,10 @@ class ImageClassification(SummedTask):
             value = getattr(self, name)
             if isinstance(value, int | float) and not 0 <= value < high:
                 raise ValueError(f"`{name}` must be in [0, {high}) but got {value}.")
+
+    @property
+    def worst_score(self) -> float:
+        return 0.0
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return self.training_step(model, batch)[0]
@@ -320,6 +329,11 @@ class Regression(SummedTask):
     def _aligned(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
         predictions = model(inputs)
+        if isinstance(predictions, tuple):
+            raise ValueError(
+                f"`skeleton` must have one output for a regression but has {len(predictions)}; leave out its auxiliary "
+                "head and its budget."
+            )
         if predictions.ndim == targets.ndim + 1 and predictions.shape[-1] == 1:
             predictions = predictions[..., 0]
         if predictions.shape != targets.shape:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import TrialState
 
+from optuna_nas.objective.protocol import metric_of
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.storage.artifacts import artifact_store
@@ -52,6 +53,11 @@ class SharedStudy:
         if search.storage is None:
             job = replace(job, storage=_own_storage(search))
             search = replace(search, storage=job.storage)
+        elif not isinstance(search.storage, str):
+            raise ValueError(
+                "`storage` must be an address for several workers, which each connect to it, but is a "
+                f"{type(search.storage).__name__}; pass --storage postgresql://..., or leave it out of the study."
+            )
         elif search.storage.startswith("sqlite"):
             logger.warning(
                 "Several workers write to an sqlite file, which is slow and may fail; use a database server."
@@ -64,6 +70,7 @@ class SharedStudy:
         self._quota = Quota(self.study, search.trials)
         self._known = FinishedTrials()
         self._known.take(self.study.get_trials(deepcopy=False))
+        self._metric = metric_of(search.resolved_objective)
         self._epochs: dict[int, int] = {}  # that the listener has heard of, of running trials
         self.n_succeeded = 0
         """Trials that have ended otherwise than by an error, since this object was made."""
@@ -100,7 +107,7 @@ class SharedStudy:
             step = trial.last_step
             if step is not None and step > self._epochs[trial.number]:
                 self._epochs[trial.number] = step
-                listener.epoch(trial.number, step, {"accuracy": trial.intermediate_values[step]})
+                listener.epoch(trial.number, step, {self._metric: trial.intermediate_values[step]})
         for trial in finished:
             self._epochs.pop(trial.number, None)
             listener.trial_finished(self.study, trial)

@@ -12,10 +12,10 @@ from optuna.trial import TrialState, create_trial
 from scipy.stats import t, ttest_rel
 from typer.testing import CliRunner
 
-from optuna_nas import Recipe, Search, nasbench201_skeleton, nasbench201_space
+from optuna_nas import NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbench201_space
 from optuna_nas.cli import app
 from optuna_nas.data import ImageData
-from optuna_nas.results.comparison import HEADINGS, Budget, cells, judge, strategies
+from optuna_nas.results.comparison import Budget, cells, judge, strategies
 from optuna_nas.search import SearchResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 STUDY = """
 import numpy as np
 from optuna.samplers import RandomSampler
-from optuna_nas import ImageData, Recipe, Search, nasbench201_skeleton, nasbench201_space
+from optuna_nas import ImageData, NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbench201_space
 
 def search(seed: int = 0, epochs: int = 2, name: str = "NAME") -> Search:
     labels = np.arange(120) % 3
     images = np.random.default_rng(0).normal(size=(120, 6, 6)).astype(np.float32) + labels[:, None, None]
     data = ImageData.from_arrays(images, labels, seed=seed)
     return Search(
-        name, nasbench201_space(), nasbench201_skeleton(1, 4, data.input_shape, 3), data,
+        name, NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, data.input_shape, 3)), data,
         Recipe(epochs=epochs, batch_size=16, seed=seed), sampler=RandomSampler(seed=seed + 7), cpu_threads=1,
     )
 """
@@ -61,7 +61,7 @@ def test_the_table_by_hand():
     values = {"a": [[0.5, 0.7], [0.6, 0.8], [0.9, 0.1]], "tpe": [[0.5, 0.6], [0.6, 0.5], [0.7, 0.6]]}
     results = {name: runs(*map(study_of, of_seeds), tested=0.5) for name, of_seeds in values.items()}
     results["random"] = runs(*(study_of([0.6, 0.4]) for _ in range(3)))
-    found = judge(results, Budget("trials", 2))
+    found = judge(results, Budget("trials", 2), "accuracy")
     assert [row.strategy for row in found.rows] == ["a", "tpe", "random"]
     best = np.array([0.7, 0.8, 0.9])
     row = found.rows[0]
@@ -75,7 +75,18 @@ def test_the_table_by_hand():
     assert (row.tested, found.rows[2].tested) == (0.5, None)
     assert np.isnan(found.rows[1].p_value)
     assert cells(row)[:3] == ["a", "0.8000", "+- 0.2484"]
-    assert len(cells(row)) == len(HEADINGS)
+    assert len(cells(row)) == len(found.headings)
+    assert found.headings[1] == "best accuracy"
+
+
+def test_errors_are_compared_by_who_has_the_smallest():
+    values = {"a": [0.5, 0.7], "b": [0.6, 0.4]}
+    results = {name: runs(study_of(found, direction="minimize")) for name, found in values.items()}
+    found = judge(results, Budget("trials", 2), "rmse")
+    assert [(row.strategy, row.mean, row.rank) for row in found.rows] == [("b", 0.4, 1.0), ("a", 0.5, 2.0)]
+    (axes,) = found.figure(Budget("trials", 2)).axes
+    assert axes.get_ylabel() == "best rmse"
+    assert axes.get_ylim()[0] < 0.4  # the best ones are seen
 
 
 def test_what_was_found_beyond_the_budget_does_not_count():
@@ -109,8 +120,8 @@ def test_bands_hold_the_best_value_until_a_better_one():
 
 def search(name="a", **changes):
     data = ImageData.from_arrays(np.zeros((60, 6, 6), np.float32), np.arange(60) % 3)
-    frame = nasbench201_skeleton(1, 4, data.input_shape, 3)
-    return Search(name, nasbench201_space(), frame, data, **{"recipe": Recipe(epochs=2), **changes})
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, data.input_shape, 3))
+    return Search(name, space, data, **{"recipe": Recipe(epochs=2), **changes})
 
 
 def test_all_strategies_train_the_same():

@@ -96,7 +96,7 @@ SECTIONS = [
     "What mattered",
     "What the masks keep",
     "Scores against values",
-    "Accuracy and cost",
+    "Cost and accuracy",
     "What was stopped",
     "How to reproduce",
 ]

@@ -29,7 +29,7 @@ def test_trials_that_ran_without_mlflow_are_written_later_from_the_study(uri, tm
     study.optimize(objective(MLflowTracker(uri), pruned={1}, failed={2}), n_trials=4, catch=(ValueError,))
     for _ in range(2):  # the second time there is nothing to write
         tracker = MLflowTracker(uri)
-        tracker.start(study, space=SPACE)
+        tracker.start(study, space=SPACE, metric="accuracy")
         tracker.finish(study)
     mirror = read(uri)
     assert [run.info.status for run in mirror.children.values()] == ["FINISHED", "KILLED", "FAILED", "FINISHED"]

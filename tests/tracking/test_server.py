@@ -47,7 +47,7 @@ def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp
     server.start()
     server.wait()
     tracker = MLflowTracker(server.uri)
-    tracker.start(study, space=SPACE)
+    tracker.start(study, space=SPACE, metric="accuracy")
     tracker.finish(study)
     mirror = read(server.uri)
     assert mirror.parent.info.status == "FINISHED"

@@ -83,7 +83,7 @@ def test_calls_cost_nothing_while_mlflow_is_slow_and_epochs_go_together_in_order
 def test_a_full_queue_drops_records_and_the_study_fills_the_gap(uri, gate, monkeypatch, caplog):
     opened, _ = gate
     monkeypatch.setattr(tracker_module, "MAX_RECORDS", 20)
-    tracker, study = MLflowTracker(uri), new_study()
+    tracker, study = MLflowTracker(uri, metric="accuracy"), new_study()
     tracker.start(study)
     opened.clear()
     trial = study.ask()

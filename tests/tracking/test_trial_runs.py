@@ -61,7 +61,7 @@ def test_the_winner_stands_out(finished):
 
 
 def test_of_several_objectives_the_first_decides(uri):
-    tracker, study = MLflowTracker(uri), optuna.create_study(directions=["maximize", "minimize"])
+    tracker, study = MLflowTracker(uri, metric="accuracy"), optuna.create_study(directions=["maximize", "minimize"])
     tracker.start(study)
     study.optimize(lambda trial: ([0.1, 0.9, 0.5][trial.number], 7.0), n_trials=3, callbacks=[tracker.trial_finished])
     tracker.finish(study)
@@ -81,7 +81,7 @@ def test_several_objectives(tmp_path):
 
 
 def test_a_final_value_off_the_curve_counts_more_than_its_end(uri):
-    tracker, study = MLflowTracker(uri), new_study()
+    tracker, study = MLflowTracker(uri, metric="accuracy"), new_study()
     tracker.start(study)
     trial = study.ask()
     tracker.trial_started(trial)

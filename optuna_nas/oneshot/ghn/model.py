@@ -35,7 +35,7 @@ from optuna_nas.space import anytime_accuracy
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
-from optuna_nas.training.task import MAXIMIZE, Calling, Task
+from optuna_nas.training.task import Calling, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,7 +118,7 @@ class GHN(OneShotModel[FitRecord]):
     """Generates the weights of any architecture of a space; trained on random ones, one after another.
 
     Train it on the space it is to rank: scores across unlike families of networks say nothing. A score is a surrogate,
-    not an accuracy that the architecture would reach.
+    not what the architecture would reach.
 
     Args:
         space: Cells in a skeleton; with `affine=True` scale and shift of norms are generated too.
@@ -274,8 +274,8 @@ class GHN(OneShotModel[FitRecord]):
         """Return the task's metric of architectures with generated weights on the scoring batch, shape (N,).
 
         Oriented: larger is better (errors are negative). Batch norms use the statistics of that batch. An architecture
-        that does not reach its output scores 0, or minus infinity where smaller metrics are better. With early exits:
-        the area under the curve of accuracy against multiply-adds, see `anytime_accuracy`.
+        that does not reach its output has `task.worst_score`. With early exits: the area under the curve of accuracy
+        against multiply-adds, see `anytime_accuracy`.
 
         Raises:
             ValueError: Neither `fit` nor `attach` has seen data with a report split.
@@ -284,8 +284,7 @@ class GHN(OneShotModel[FitRecord]):
         if batch_length(batch) < 2:
             raise ValueError("`data` must have at least 2 examples in the report split, for statistics of a batch.")
         architectures = list(map(self.check_architecture, architectures))
-        worst = 0.0 if self.task.direction == MAXIMIZE else -math.inf
-        scores = np.full(len(architectures), worst)
+        scores = np.full(len(architectures), self.task.worst_score)
         able = [i for i, architecture in enumerate(architectures) if architecture.connected]
         for start in range(0, len(able), GRAPHS_AT_ONCE):
             chunk = able[start : start + GRAPHS_AT_ONCE]

@@ -86,7 +86,7 @@ class DistributionRecord(NamedTuple):
     Args:
         step: Training step, or number of a trial, by which records are in order.
         metrics: `entropy` (mean of the edges, nats), and where they are known `params`, `multiply_adds` and
-            `memory_access` (expected), `temperature`, `loss` (nats) and `accuracy` (a fraction) of the samples.
+            `memory_access` (expected), `temperature`, `loss` and the task's metric, under its name, of the samples.
         probabilities: Shape (E, O).
         credit: Mean credit of the edges since the last record, shape (E,); None without a supernet.
     """
