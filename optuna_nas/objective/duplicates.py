@@ -1,4 +1,4 @@
-"""Results of finished trials that another trial of the same function may take over."""
+"""Index of finished trials whose results trials of the same function can reuse."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Duplicates:
-    """Finished trials by what decides their results; every finished trial of a study is looked at once.
+    """Index of finished trials by everything that determines their results. Each finished trial is read once.
 
     Args:
-        own_names: Parameters that the digest of the architecture stands for.
+        own_names: Names of the parameters of the space, which the hash of the architecture covers.
     """
 
     def __init__(self, own_names: Collection[str]) -> None:
@@ -30,12 +30,12 @@ class Duplicates:
         )
 
     def of(self, trial: Trial, digest: str, training_digest: str) -> FrozenTrial | None:
-        """Return an earlier finished trial that trained the same function under the same other parameters.
+        """Return an earlier finished trial that trained the same function with the same other parameters, or None.
 
         Args:
-            trial: A running trial.
-            digest: Digest of its canonical architecture.
-            training_digest: Digest of what else decides its result.
+            trial: Running trial.
+            digest: Hash of the canonical graph of its architecture.
+            training_digest: Hash of everything else that determines its result.
         """
         index = self._results.of(trial.study)
         index.update(trial.study.get_trials(deepcopy=False))
@@ -44,7 +44,7 @@ class Duplicates:
 
 
 def _key_of_result(trial: FrozenTrial, own_names: frozenset[str]) -> Hashable | None:
-    """Return what decides a finished trial's result, None where the result may not be taken over."""
+    """Return the key of a finished trial in the index, None if its result must not be reused."""
     digest, training_digest = (attribute(trial.user_attrs, key) for key in (DIGEST, TRAINING_DIGEST))
     is_whole = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and trial.intermediate_values)
     if not is_whole or digest is None or has_attribute(trial.user_attrs, DUPLICATE_OF):
@@ -55,7 +55,7 @@ def _key_of_result(trial: FrozenTrial, own_names: frozenset[str]) -> Hashable | 
 def _result_key(
     digest: str, training_digest: str | None, params: Mapping[str, Any], own_names: frozenset[str]
 ) -> Hashable:
-    # A number is equal however it was enqueued (1 or 1.0), and a choice may be a list, which can't be a key.
+    # Numbers are compared as floats, since 1 may be enqueued as 1.0; choices as text, since lists are not hashable.
     others = sorted(
         (name, float(value) if isinstance(value, int | float) else repr(value))
         for name, value in params.items()

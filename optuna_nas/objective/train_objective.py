@@ -303,7 +303,7 @@ class TrainObjective:
         return training_digest
 
     def _training_digest(self, source: str) -> str:
-        """Return what else than the architecture and suggested parameters decides a result."""
+        """Return a hash of everything that determines a result besides architecture and suggested parameters."""
         weights = [SCRATCH] if source == SCRATCH else self.weights_source.describe()
         masks = () if self.masks is None else (self.masks.describe(),)
         parts = (self.space.describe(), self.recipe, self.task.describe(), self.data.describe(), weights, *masks)

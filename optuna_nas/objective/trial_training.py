@@ -1,4 +1,4 @@
-"""The training of one trial: initial weights, reports, masks, checkpoints, files."""
+"""Training of a trial: initial weights, reports, masks, checkpoints, files."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class Candidate(NamedTuple):
 
 
 class TrialTraining:
-    """The training of the network of one trial.
+    """Training of the network of a trial.
 
     Args:
-        objective: Objective that the trial runs.
-        trial: The running trial.
-        candidate: What it trains.
+        objective: Objective of the trial.
+        trial: Running trial.
+        candidate: Architecture and settings of the trial.
     """
 
     def __init__(self, objective: TrainObjective, trial: Trial, candidate: Candidate) -> None:
@@ -87,13 +87,13 @@ class TrialTraining:
         self._run = objective.run
 
     def run(self) -> tuple[nn.Module, TrainingResult]:
-        """Train the network of the trial; return it and what the training took.
+        """Train the network of the trial; return the network and the result of the training.
 
         Raises:
-            TrialPruned: The pruner stopped it after an epoch.
-            TrainingStopped: The search asked it to stop; the checkpoint is kept.
-            TrainingDiverged: Too many steps in a row had no finite loss.
-            OutOfMemory: The network did not fit the memory, with whole batches or with halves.
+            TrialPruned: The pruner stopped the trial after an epoch.
+            TrainingStopped: The search stopped the training; the checkpoint is kept.
+            TrainingDiverged: The loss was not finite for ten steps in a row.
+            OutOfMemory: The network fits the memory neither with whole nor with half batches.
         """
         trial, candidate, run = self._trial, self._candidate, self._run
         architecture, recipe, data = candidate.architecture, candidate.recipe, self._objective.device_data
@@ -244,7 +244,7 @@ class TrialTraining:
 
 
 def _plan(network: nn.Module, candidate: Candidate) -> dict[str, Any]:
-    """Return, as JSON values, what other ranks need to train along."""
+    """Return the plan for `TrainObjective.follow` on other ranks, as JSON values."""
     return {
         "architecture": candidate.architecture.to_dict(),
         "mixing": getattr(network, "mixing", None),
@@ -271,7 +271,7 @@ def _out_of_memory(trial: Trial, reason: str) -> OutOfMemory:
 
 
 def prune(trial: Trial, reason: str) -> None:
-    """Note why a trial is pruned, and raise `TrialPruned`."""
+    """Set the trial's attribute of the reason, and raise `TrialPruned`."""
     trial.set_user_attr(REASON, reason)
     raise TrialPruned(reason)
 
@@ -282,10 +282,10 @@ def pruner_name(trial: Trial) -> str:
 
 
 def network_path(folder: Path, number: int) -> Path:
-    """Return where the network of a trial is kept."""
+    """Return the file of a trial's network."""
     return folder / "networks" / f"trial-{number:05d}.safetensors"
 
 
 def checkpoint_path(folder: Path, number: int) -> Path:
-    """Return where the unfinished training of a trial is kept."""
+    """Return the file of a trial's checkpoint."""
     return folder / "checkpoints" / f"trial-{number:05d}.safetensors"

@@ -350,15 +350,15 @@ def _count(n_examples: int, like: Tensor) -> Tensor:
 
 
 def _exits(model: nn.Module) -> EarlyExits | None:
-    """Return the network if its predictions have a budget, also where it drew no early exit."""
+    """Return the network if its predictions have a budget, even if it has no early exit; otherwise None."""
     exits = _as_exits(model)
     return exits if exits is not None and exits.budget > 0 else None
 
 
 def _as_exits(model: nn.Module) -> EarlyExits | None:
-    """Return the network if it may be stopped before its end.
+    """Return the network if it has the attributes of `EarlyExits`, otherwise None.
 
-    What `torch.compile` returns passes on attributes, but is no instance of a protocol since Python 3.12.
+    A module of `torch.compile` forwards attributes, but is not an instance of the protocol since Python 3.12.
     """
     has_all = all(hasattr(model, name) for name in ("exit_costs", "budget", "anytime"))
     return cast("EarlyExits", model) if has_all else None

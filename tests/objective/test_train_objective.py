@@ -873,7 +873,10 @@ def test_users_parameters_of_their_own_live_beside_the_space():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (lambda: {"space": CELLS}, "`space` must be one whose architectures can be built but is a CellSpace; use"),
+        (
+            lambda: {"space": CELLS},
+            "`space` must be a `ModelSpace`, whose architectures can be built, but is a CellSpace; use",
+        ),
         (lambda: {"space": SPACE.with_skeleton(classes=4)}, "`data` must fit the skeleton, .* and classes=4, but has"),
         (lambda: {"space": SPACE.with_skeleton(input_shape=(3, 8, 8))}, "`data` must fit the skeleton"),
         (lambda: {"space": SPACE.with_skeleton(cells=("normal",))}, "`skeleton.cells` must name the space's cells"),
