@@ -58,8 +58,8 @@ NETWORK = PREFIX + "network_file"
 ANYTIME_CURVE = PREFIX + "anytime_curve"
 """Early exits: `multiply_adds` and the task's metric of each, under its name, and the `budget`."""
 MASKED = PREFIX + "masked"
-"""Every time masks shrank the running network: the epoch, parameters and multiply-adds left, the metric before
-and after."""
+"""Every time masks shrank the network in training: epoch, remaining parameters and multiply-adds, and the metric
+before and after."""
 
 # -- user attributes of trials: bookkeeping ---------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ SETTING = PREFIX + "setting"
 VERSION = PREFIX + "version"
 """Version of optuna_nas that created or last ran the study."""
 TEST_RESULT = PREFIX + "test"
-"""Number of the trial whose network was evaluated on the test split, and its metric."""
+"""Number of the trial whose network was evaluated on the test split, and the metric there."""
 UID_ATTRIBUTE = PREFIX + "study_uid"
 """Unique id of the study in MLflow, where several studies may have a name."""
 

@@ -56,14 +56,13 @@ def connect(
     heartbeat: Heartbeat | None = None,
     on_dead: Callable[[Study, FrozenTrial], None] | None = None,
 ) -> BaseStorage:
-    """Return the storage at a database's address.
+    """Return the storage at the URL of a database.
 
     Args:
-        address: Address as in SQLAlchemy; `postgresql://` without a driver uses psycopg. A storage object of Optuna is
-            returned as it is, with the heartbeats and retries that it was made with.
-        heartbeat: Heartbeat of the trials that run here, after which others count as dead; None where no other process
-            writes (sqlite).
-        on_dead: Called with a trial that another worker left behind, once it failed and its retry waits.
+        address: URL as in SQLAlchemy; `postgresql://` without a driver uses psycopg. A storage object of Optuna is
+            returned unchanged, with its own heartbeats and retries.
+        heartbeat: Heartbeat of running trials; None, and always for sqlite, for no heartbeat.
+        on_dead: Callback for each trial that a dead worker left, after its retry is enqueued.
 
     Raises:
         ConnectionError: The database does not answer.
@@ -92,8 +91,10 @@ def connect(
 def sqlite_file(storage: str | BaseStorage) -> Path | None:
     """Return the file of an sqlite database, None for other storages and for databases in memory.
 
-    >>> sqlite_file("sqlite:///runs/study.db").name, sqlite_file("sqlite:///:memory:")
-    ('study.db', None)
+    Example:
+        >>> from optuna_nas.storage.database import sqlite_file
+        >>> sqlite_file("sqlite:///runs/study.db").name, sqlite_file("sqlite:///:memory:")
+        ('study.db', None)
     """
     address = database_address(storage) or ""
     file = address.removeprefix(SQLITE).partition("?")[0]
@@ -101,10 +102,12 @@ def sqlite_file(storage: str | BaseStorage) -> Path | None:
 
 
 def is_server(storage: str | BaseStorage) -> bool:
-    """Return whether a storage is a database server, to which many processes write.
+    """Return whether a storage is a database server, which supports many writing processes.
 
-    >>> is_server("postgresql://host/studies"), is_server("sqlite:///study.db")
-    (True, False)
+    Example:
+        >>> from optuna_nas.storage.database import is_server
+        >>> is_server("postgresql://host/studies"), is_server("sqlite:///study.db")
+        (True, False)
     """
     address = database_address(storage)
     return address is not None and not address.startswith("sqlite")
@@ -142,10 +145,12 @@ def storage_reason(error: BaseException) -> str:
 
 
 def shown_storage(storage: str | BaseStorage) -> str:
-    """Return how a storage is named in messages: its address without password, or its class.
+    """Return the name of a storage in messages: its URL without password, or its class.
 
-    >>> shown_storage("postgresql://me:secret@host/studies")
-    'postgresql://host/studies'
+    Example:
+        >>> from optuna_nas.storage.database import shown_storage
+        >>> shown_storage("postgresql://me:secret@host/studies")
+        'postgresql://host/studies'
     """
     return without_password(database_address(storage) or type(storage).__name__)
 

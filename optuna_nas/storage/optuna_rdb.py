@@ -352,19 +352,22 @@ def _number(trial: FrozenTrial) -> int:
 
 
 def database_address(storage: BaseStorage | str) -> str | None:
-    """Return the address of the database behind a storage, None where there is none (in memory, a journal).
+    """Return the URL of the database of a storage, None for other storages, such as in memory or a journal.
 
-    >>> database_address(optuna.storages.InMemoryStorage()), database_address("sqlite:///study.db")
-    (None, 'sqlite:///study.db')
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.optuna_rdb import database_address
+        >>> database_address(optuna.storages.InMemoryStorage()), database_address("sqlite:///study.db")
+        (None, 'sqlite:///study.db')
     """
     if isinstance(storage, str):
         return storage
-    backend = getattr(storage, "_backend", storage)  # of a cache
+    backend = getattr(storage, "_backend", storage)  # the storage may be a cache around the database
     return str(backend.url) if isinstance(backend, RDBStorage) else None
 
 
 def has_heartbeats(study: Study) -> bool:
-    """Return whether the workers of a study give signs of life, by which Optuna finds the dead."""
+    """Return whether running trials of a study have heartbeats, by which Optuna finds dead workers."""
     backend = getattr(study._storage, "_backend", study._storage)
     return getattr(backend, "heartbeat_interval", None) is not None
 
