@@ -24,12 +24,9 @@ WITHOUT_EXAMPLE = {
     "FitRecipe",
     "FitRecord",
     "GHN",
-    "GHNPruner",
     "GHNRecipe",
     "GPUs",
-    "HMNASPruner",
     "HMNASRecipe",
-    "Heartbeat",
     "Job",
     "MLflowTracker",
     "OneShotModel",
@@ -39,7 +36,6 @@ WITHOUT_EXAMPLE = {
     "be_worker",
     "cell_drawing",
     "comparison_view",
-    "distribution_records",
     "main",
     "plot_anytime",
     "plot_architecture",
@@ -55,7 +51,6 @@ WITHOUT_EXAMPLE = {
     "run_job",
     "run_on_ray",
     "run_workers",
-    "should_prune",
 }
 
 

@@ -1,4 +1,4 @@
-"""Who stops: Optuna pruners that look at an architecture before its first step."""
+"""Optuna pruners that judge an architecture before its training."""
 
 from typing import TYPE_CHECKING
 

@@ -39,15 +39,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCORED_A_TRIAL = 100
-"""Random architectures that a trial waits for at most."""
+"""Random architectures that a trial scores at most."""
 MAX_TRIALS = 200
-"""Finished trials, the newest, from which a correlation is taken."""
+"""Newest finished trials over which the rank correlation is computed."""
 
 
 class RankCorrelation(NamedTuple):
-    """Kendall's tau between scores and values of trials, with bounds, each held at the confidence asked for.
+    """Kendall's tau between scores and values, with confidence bounds.
 
-    The bounds are Fieller's (1957): atanh(tau) has about the variance 0.437 / (n - 4).
+    The bounds are those of Fieller et al. (1957): atanh(tau) has a variance of about 0.437 / (n - 4).
+
+    Args:
+        tau: Kendall's tau-b, in [-1, 1].
+        lower: Lower confidence bound, -1 if unknown.
+        upper: Upper confidence bound, 1 if unknown.
+        n_trials: Number of trials.
     """
 
     tau: float
@@ -57,14 +63,25 @@ class RankCorrelation(NamedTuple):
 
 
 def rank_correlation(scores: list[float], values: list[float], confidence: float = 0.99) -> RankCorrelation:
-    """Return Kendall's tau-b of two lists and its bounds, each at a confidence in (0.5, 1).
+    """Return Kendall's tau-b of two lists with its confidence bounds.
 
-    Fewer than 5 pairs, or pairs of which one side is constant, tell nothing: tau 0 between -1 and 1.
+    With fewer than 5 pairs, or if a list is constant, tau is 0 with the bounds -1 and 1.
+
+    Args:
+        scores: First list.
+        values: Second list, of the same length.
+        confidence: Confidence of each of the two bounds, in (0.5, 1).
+
+    Example:
+        >>> from optuna_nas.pruners.base import rank_correlation
+        >>> correlation = rank_correlation([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 4.0, 3.0, 5.0, 6.0])
+        >>> round(correlation.tau, 2), correlation.lower > 0
+        (0.87, True)
     """
     n_pairs = len(scores)
     if n_pairs < 5 or len(set(scores)) == 1 or len(set(values)) == 1:
         return RankCorrelation(0.0, -1.0, 1.0, n_pairs)
-    from scipy.stats import kendalltau, norm  # a second to import, for each process
+    from scipy.stats import kendalltau, norm  # importing scipy.stats was measured to take a second in each process
 
     tau = float(kendalltau(scores, values).statistic)
     z = math.atanh(min(max(tau, -0.999999), 0.999999))
@@ -73,10 +90,20 @@ def rank_correlation(scores: list[float], values: list[float], confidence: float
 
 
 def should_prune(trial: Trial) -> bool:
-    """Ask the pruner of a trial's study, as `trial.should_prune()` does, also where that refuses.
+    """Return whether a trial should be pruned; `trial.should_prune()` for studies with any number of objectives.
 
-    In a study of several objectives Optuna's pruners have no curve to look at; the pruners of this package are asked
-    about the architecture, before the first step.
+    With several objectives Optuna supports no pruning, since trials cannot report. The pruners of this package judge
+    the architecture before its training and support it; with all other pruners the result is False.
+
+    Args:
+        trial: Running trial.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import should_prune
+        >>> study = optuna.create_study(directions=["maximize", "minimize"])
+        >>> should_prune(study.ask())
+        False
     """
     study = trial.study
     if len(study.directions) == 1:
@@ -87,20 +114,20 @@ def should_prune(trial: Trial) -> bool:
 
 
 class SurrogatePruner(PicklesSettings, BasePruner):
-    """Prune trials before their first step by a predicted score of their architecture.
+    """Base class of pruners that prune before training by a predicted score of the architecture.
 
-    - It begins to stop when enough trials have finished, and only while the lower 99 % bound of Kendall's tau between
-      score and value is above 0; when it is not, it says so once and lets all pass.
-    - A share of the flagged trials is exempt, chosen by seed and number, so that the correlation can be known.
-    - What it lets pass goes on to the wrapped pruner, which reads the learning curve; trials of another space do so at
-      once, and a warning says it.
-    - In a study of several objectives, which take no reports, it judges by the first one; ask `should_prune(trial)`.
+    - Pruning starts after `n_startup_trials` finished trials, and only while the lower 99 % bound of Kendall's tau
+      between scores and values is above 0. Otherwise all trials pass, with one warning.
+    - A fraction of the flagged trials is exempt, chosen by seed and number, so that the correlation stays measurable.
+    - Trials that pass are judged by the wrapped pruner, which reads the learning curve; so are trials of another space,
+      with a warning.
+    - With several objectives, trials report no learning curve; the first objective is used. Call `should_prune(trial)`.
 
     Args:
-        space: What trials choose from.
-        pruner: Decides on the learning curve of trials that pass; by default Optuna's median pruner.
-        exempt: Share of flagged trials that train anyway, in (0, 1].
-        n_startup_trials: Finished trials before the first is stopped.
+        space: Search space of the trials.
+        pruner: Pruner that judges the learning curve of trials that pass; by default Optuna's median pruner.
+        exempt: Fraction of flagged trials that are trained anyway, in (0, 1].
+        n_startup_trials: Number of finished trials before the first one is pruned, at least 5.
         seed: Seed of the choice of exempt trials.
 
     Raises:
@@ -112,10 +139,10 @@ class SurrogatePruner(PicklesSettings, BasePruner):
     ) -> None:
         if not 0 < exempt <= 1:
             raise ValueError(
-                f"`exempt` must be in (0, 1] but got {exempt}; where no trial is exempt, nobody knows who was right."
+                f"`exempt` must be in (0, 1] but got {exempt}; without exempt trials the predictions cannot be checked."
             )
         if n_startup_trials < 5:
-            raise ValueError(f"`n_startup_trials` must be at least 5 to tell anything but got {n_startup_trials}.")
+            raise ValueError(f"`n_startup_trials` must be at least 5 for a correlation but got {n_startup_trials}.")
         self.space = space
         self._distributions = space.distributions()
         self.pruner = MedianPruner() if pruner is None else pruner
@@ -123,16 +150,16 @@ class SurrogatePruner(PicklesSettings, BasePruner):
         super().__init__()
 
     def _can_score(self) -> bool:
-        """Tell whether there is a model that has learned."""
+        """Return whether there are scores, which a model that is not fitted does not give."""
         return True
 
     @abstractmethod
     def _score(self, trial: FrozenTrial) -> float:
-        """Return the score of a trial's architecture, larger is better; quick when asked again."""
+        """Return the score of a trial's architecture, larger is better; called repeatedly for a trial."""
 
     @abstractmethod
     def _flags(self, study: Study, trial: FrozenTrial, score: float) -> str | None:
-        """Return why a trial is to be stopped, in one sentence; None to let it pass."""
+        """Return the reason to prune a trial, one sentence; None to let it pass."""
 
     def _init_state(self) -> None:
         super()._init_state()
@@ -141,7 +168,7 @@ class SurrogatePruner(PicklesSettings, BasePruner):
         self._watch = PerStudy(_Watch)
 
     def correlation(self, study: Study) -> RankCorrelation:
-        """Return how well scores rank the trials that have finished so far, the newest 200."""
+        """Return the rank correlation between scores and values of the newest 200 finished trials."""
         with self._lock:
             watch = self._watch.of(study)
             for trial in watch.finished.take(study._get_trials(deepcopy=False, use_cache=True)):
@@ -159,35 +186,35 @@ class SurrogatePruner(PicklesSettings, BasePruner):
         if not has_attribute(trial.user_attrs, SURROGATE_SCORE):
             study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, score)
         reason = self._flags(study, trial, score)
-        if reason is None or not self._may_speak(study):
+        if reason is None or not self._is_enabled(study):
             return False
         exempt = self._is_exempt(trial)
-        text = f"{reason}; exempt, to see whether that was right" if exempt else reason
+        text = f"{reason}; exempt, to check the predictions" if exempt else reason
         study._storage.set_trial_user_attr(trial._trial_id, FLAGGED, text)
         return not exempt
 
     def _ask_wrapped(self, study: Study, trial: FrozenTrial) -> bool:
         if len(study.directions) > 1:
-            return False  # it would look for a curve
+            return False  # there is no learning curve to judge
         try:
             return self.pruner.prune(study, trial)
         except Exception as error:
             raise RuntimeError(
                 f"`pruner` must answer for every trial but {type(self.pruner).__name__} raised "
-                f"{type(error).__name__} at trial {trial.number} ({error}); repair it, or leave it out."
+                f"{type(error).__name__} at trial {trial.number} ({error}); fix it, or leave it out."
             ) from error
 
     def _warn_of(self, trial: FrozenTrial) -> None:
         if not self._warned_of_space:
             self._warned_of_space = True
             logger.warning(
-                "`space` of %s must be what trials choose from but trial %d chooses from another; such trials go to "
-                "the wrapped pruner alone.",
+                "`space` of %s must be that of the trials but trial %d has another; such trials are judged by the "
+                "wrapped pruner alone.",
                 type(self).__name__,
                 trial.number,
             )
 
-    def _may_speak(self, study: Study) -> bool:
+    def _is_enabled(self, study: Study) -> bool:
         correlation = self.correlation(study)
         if correlation.n_trials < self._n_startup_trials:
             return False
@@ -198,8 +225,8 @@ class SurrogatePruner(PicklesSettings, BasePruner):
             if not watch.warned:
                 watch.warned = True
                 logger.warning(
-                    "%s lets all trials pass: over %d finished trials its score has a rank correlation of %.2f with "
-                    "their values, with a lower bound of %.2f.",
+                    "%s lets all trials pass: over %d finished trials its scores have a rank correlation of %.2f with "
+                    "the values, with a lower bound of %.2f.",
                     type(self).__name__,
                     correlation.n_trials,
                     correlation.tau,
@@ -211,20 +238,20 @@ class SurrogatePruner(PicklesSettings, BasePruner):
         return hash_of(f"{self._seed}/{trial.number}") / 2**64 < self._exempt
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
-        ours = self._distributions
-        return all(trial.distributions.get(name) == distribution for name, distribution in ours.items())
+        distributions = self._distributions.items()
+        return all(trial.distributions.get(name) == distribution for name, distribution in distributions)
 
 
 class QuantilePruner(SurrogatePruner):
-    """Stops trials whose architecture scores below a quantile of random ones.
+    """Base class of pruners with a threshold at a quantile of the scores of random architectures.
 
     Args:
-        space: What trials choose from.
-        pruner: Decides on the learning curve of trials that pass; by default Optuna's median pruner.
-        quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
-        n_random: Random architectures that are scored to know that quantile, 100 with each of the first trials.
-        exempt: Share of flagged trials that train anyway, in (0, 1].
-        n_startup_trials: Finished trials before the first is stopped.
+        space: Search space of the trials.
+        pruner: Pruner that judges the learning curve of trials that pass; by default Optuna's median pruner.
+        quantile: Quantile of the scores of random architectures below which trials are pruned, in (0, 1).
+        n_random: Number of random architectures for the quantile, at least 10; each of the first trials scores 100.
+        exempt: Fraction of flagged trials that are trained anyway, in (0, 1].
+        n_startup_trials: Number of finished trials before the first one is pruned, at least 5.
         seed: Seed of the random architectures and of the choice of exempt trials.
 
     Raises:
@@ -232,7 +259,7 @@ class QuantilePruner(SurrogatePruner):
     """
 
     name: ClassVar[str]
-    """Of the model that scores, in attributes."""
+    """Name of the scoring model in attributes."""
 
     def __init__(
         self,
@@ -245,9 +272,9 @@ class QuantilePruner(SurrogatePruner):
         seed: int,
     ) -> None:
         if not 0 < quantile < 1:
-            raise ValueError(f"`quantile` must be in (0, 1) but got {quantile}; scores are good for a quarter.")
+            raise ValueError(f"`quantile` must be in (0, 1) but got {quantile}; 0.25 suits most scores.")
         if n_random < 10:
-            raise ValueError(f"`n_random` must be at least 10 to know a quantile but got {n_random}.")
+            raise ValueError(f"`n_random` must be at least 10 for a quantile but got {n_random}.")
         self._quantile, self._n_random = quantile, n_random
         super().__init__(space, pruner, exempt, n_startup_trials, seed)
 
@@ -257,27 +284,29 @@ class QuantilePruner(SurrogatePruner):
 
     @abstractmethod
     def _step(self) -> int:
-        """Return the step of the model; scores are of one step."""
+        """Return the training step of the model; only scores of the same step are compared."""
 
     def _init_state(self) -> None:
         super()._init_state()
-        self._known: tuple[int, list[NDArray[np.float64]]] = -1, []  # step of the model, what random ones score there
+        # Step of the model, and the scores of random architectures at that step, in pieces.
+        self._random_pieces: tuple[int, list[NDArray[np.float64]]] = -1, []
 
     def threshold(self, study: Study, number: int) -> float:
-        """Return the score below which the trial of a number is stopped."""
+        """Return the score below which the trial with a number is pruned."""
         scores = np.concatenate(self._random_scores(study, number))
         return float(np.quantile(np.where(np.isfinite(scores), scores, -np.inf), self._quantile, method="lower"))
 
     def _random_scores(self, study: Study, number: int) -> list[NDArray[np.float64]]:
-        """Return what random architectures score: a piece for every trial up to this one, until all are scored.
+        """Return scores of random architectures in pieces, one piece for each trial up to this one, until complete.
 
-        So that no trial waits for more than a piece and all processes know the same, its trial publishes each.
+        Each piece is scored and published by its trial. No trial thus scores more than one piece, and all processes
+        use the same scores.
         """
         with self._lock:
             step = self._step()
-            if self._known[0] != step:
-                self._known = step, []
-            pieces = self._known[1]
+            if self._random_pieces[0] != step:
+                self._random_pieces = step, []
+            pieces = self._random_pieces[1]
             n_pieces = -(-self._n_random // SCORED_A_TRIAL)
             for piece in range(len(pieces), min(number + 1, n_pieces)):
                 scores = self._published(study, piece, step)
@@ -302,15 +331,15 @@ class QuantilePruner(SurrogatePruner):
             value = None if trial is None else read_json(trial.system_attrs, self._key)
         except Unverified:
             return None
-        # A retried trial holds copies of what another one published.
+        # A retried trial holds copies of the attributes of an earlier trial.
         if value is None or (value["step"], value["piece"]) != (step, piece):
             return None
         return np.array(value["scores"])
 
     def _score(self, trial: FrozenTrial) -> float:
-        known = attribute(trial.user_attrs, SURROGATE_SCORE)
-        if isinstance(known, int | float):
-            return float(known)
+        stored = attribute(trial.user_attrs, SURROGATE_SCORE)
+        if isinstance(stored, int | float):
+            return float(stored)
         score = float(self._scores([self.space.decode(trial.params)])[0])
         return score if np.isfinite(score) else -np.inf
 
@@ -318,12 +347,11 @@ class QuantilePruner(SurrogatePruner):
         threshold = self.threshold(study, trial.number)
         if score >= threshold:
             return None
-        share = f"{self._quantile:.0%} of random architectures"
-        return f"its score of {score:.4g} is below {threshold:.4g}, that of {share}"
+        return f"its score of {score:.4g} is below {threshold:.4g}, the {self._quantile:.0%} quantile of random ones"
 
 
 class _Watch:
-    """Scores and values of the completed trials of a study."""
+    """Scores and values of the completed trials of a study, in the order in which they were read."""
 
     def __init__(self) -> None:
         self.scores: list[float] = []

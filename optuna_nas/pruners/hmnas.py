@@ -1,4 +1,4 @@
-"""Stops trials whose architecture lives on what learned masks have cut."""
+"""Prune architectures whose ops and edges are removed by learned masks."""
 
 from __future__ import annotations
 
@@ -25,40 +25,56 @@ if TYPE_CHECKING:
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 MAX_NAMED = 3
-"""Edges or ops that a reason names."""
+"""Largest number of edges or ops that a reason names."""
 ENDURANCE = "endurance"
 SCORES = (ENDURANCE, "survival")
 
 
 class HMNASPruner(QuantilePruner):
-    """Stops trials of which the masks of a fitted `HMNAS` keep less than of random ones, before their first step.
+    """Pruner of architectures that survive the masks of an `HMNAS` less than random ones, before their training.
 
-    The score of an architecture is how long it survives while the threshold of the masks rises
-    (`HMNAS.endurance`), or the share that survives at the recipe's threshold (`HMNAS.survival`), which says something
-    only where masks cut a good deal. The paper (Yan et al. 2019) prunes a network, not trials; this rule is ours. The
-    reason on the trial names what was cut, edges first, then ops; or else what is the next to fall.
+    The score of an architecture is the threshold of the masks up to which it survives (`HMNAS.endurance`), or the
+    fraction that survives at the threshold of the recipe (`HMNAS.survival`), which is informative only if the masks
+    remove many ops. The paper (Yan et al. 2019) prunes a network; pruning of trials by its masks is a rule of this
+    package. The reason in the trial names removed edges, or else removed ops, or else the ops with the weakest masks.
 
-    With `data`, the model learns while the study goes on: the first trial trains the supernet, every `trials_per_round`
-    trials one refines the masks and publishes them, and all others, in any process, judge by the newest they can see.
+    With `data`, the model is trained during the study. The first trial trains the supernet; the first of every
+    `trials_per_round` trials refines the masks and publishes them. All other trials, in any process, use the newest
+    published masks.
+
+    Pruning is disabled while scores do not rank finished trials significantly; see `SurrogatePruner`.
 
     Args:
-        model: The model; of the space that trials choose from.
-        data: Data to train the model on while the study runs; not needed if it is fitted.
-        budget: Epochs of that training in all.
+        model: Model with the search space of the trials.
+        data: Data to train the model on during the study; not needed for a fitted model.
+        budget: Epochs of that training in all, larger than 0.
         n_trials: Trials over which the masks are refined; by default the total of the search, or 100.
-        trials_per_round: Trials from one round to the next.
-        artifact_store: Where snapshots go, reachable by all workers; by default the folder `runs/STUDY/artifacts`.
-        by: `endurance` or `survival`.
-        quantile: Share of random architectures below whose score a trial is stopped, in (0, 1).
-        n_random: Random architectures that are judged to know that quantile.
-        exempt: Share of flagged trials that train anyway, so that it can be known who was right.
-        n_startup_trials: Finished trials before the first is stopped.
-        pruner: Decides on the learning curve of trials that pass; by default Optuna's median pruner.
-        device: Where the model is trained: `auto` (a GPU if there is one), or a torch device.
+        trials_per_round: Trials per training round, at least 1.
+        artifact_store: Artifact store of the rounds, reachable by all workers; by default the folder
+            `runs/STUDY/artifacts`.
+        by: Score: `endurance` or `survival`.
+        quantile: Quantile of the scores of random architectures below which trials are pruned, in (0, 1).
+        n_random: Number of random architectures for the quantile, at least 10; each of the first trials scores 100.
+        exempt: Fraction of flagged trials that are trained anyway, to check the predictions, in (0, 1].
+        n_startup_trials: Number of finished trials before the first one is pruned, at least 5.
+        pruner: Pruner that judges the learning curve of trials that pass; by default Optuna's median pruner.
+        device: Device of the training: `auto` (a GPU if there is one), or a torch device.
         seed: Seed of the random architectures and of the choice of exempt trials.
 
     Raises:
         ValueError: An argument is out of range.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import HMNAS, HMNASPruner, NetworkSpace, Skeleton, hmnas_space
+        >>> skeleton = Skeleton(("normal", "reduction"), 4, (1, 8, 8), 10, affine=False)
+        >>> space = NetworkSpace(hmnas_space(), skeleton)
+        >>> pruner = HMNASPruner(HMNAS(space), quantile=0.25, n_startup_trials=20)
+        >>> study = optuna.create_study(direction="maximize", pruner=pruner)
+        >>> trial = study.ask()
+        >>> architecture = space.suggest(trial)
+        >>> trial.should_prune()  # all trials pass until the model is fitted
+        False
     """
 
     name = "hmnas"
@@ -103,7 +119,7 @@ class HMNASPruner(QuantilePruner):
 
     def _init_state(self) -> None:
         super()._init_state()
-        self._shown_step = -1  # step of the masks that a trial shows
+        self._shown_step = -1  # training step of the masks that were stored last
         fit: InStudyFit[None] = InStudyFit(
             self.model,
             self._data,
@@ -123,7 +139,7 @@ class HMNASPruner(QuantilePruner):
         store: ArtifactStore | None = None,
         n_trials: int | None = None,
     ) -> None:
-        """Take what a search knows; see `InStudyFit.prepare`."""
+        """Receive the settings of a search; see `InStudyFit.prepare`."""
         if self.in_study_fit is not None:
             self.in_study_fit.prepare(folder, on_progress, should_stop, store, n_trials)
 
@@ -136,7 +152,7 @@ class HMNASPruner(QuantilePruner):
         return super().prune(study, trial)
 
     def _show(self, study: Study, trial: FrozenTrial) -> None:
-        """Attach the masks to the first trial that they judge, for their picture."""
+        """Store the survival in a trial, and the masks in the first trial that they judge, for their picture."""
         architecture = self.space.decode(trial.params)
         share = round(self.model.survival(architecture).share, 6)
         study._storage.set_trial_user_attr(trial._trial_id, SURVIVAL, share)
@@ -154,12 +170,12 @@ class HMNASPruner(QuantilePruner):
         architecture = self.space.decode(trial.params)
         edges, ops = self.model.cut(architecture)
         if edges:
-            level, names = "edges cut", edges
+            level, names = "edges removed", edges
         elif ops:
-            level, names = "ops cut", [f"{op} at {path}" for path, op in ops]
+            level, names = "ops removed", [f"{op} at {path}" for path, op in ops]
         else:
             level, names = (
-                "next to fall",
+                "weakest ops",
                 [f"{op} at {path}" for path, op in self.model.weakest(architecture)[:MAX_NAMED]],
             )
         shown = ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")

@@ -1,4 +1,4 @@
-"""Who proposes: Optuna samplers that search architectures."""
+"""Optuna samplers that propose architectures."""
 
 from typing import TYPE_CHECKING
 

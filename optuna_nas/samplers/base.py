@@ -1,4 +1,4 @@
-"""The base class of samplers of architectures: whole proposals, and the same ones everywhere."""
+"""Base class of samplers that propose whole architectures, reproducibly in threads and processes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class ArchitectureSampler(PicklesSettings, BaseSampler):
-    """Propose whole architectures of a space; parameters that are not of the space go to another sampler.
+    """Base class of samplers that propose whole architectures; other parameters are left to an independent sampler.
 
-    Random numbers depend on the seed, the trial's number and the parameter's name only: equal in one thread or four, in
-    one process or many.
+    Random numbers depend only on the seed, the number of the trial and the name of the parameter. Proposals are thus
+    independent of the number of threads and processes.
 
     Args:
-        space: What may be chosen.
-        independent_sampler: Sampler of other parameters; by default Optuna's TPE.
+        space: Search space.
+        independent_sampler: Sampler of parameters outside the space; by default Optuna's TPE.
         seed: Seed of the random numbers; None draws one.
     """
 
@@ -52,7 +52,7 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
 
     @abstractmethod
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        """Return all parameters of an architecture, the same ones for the same trial."""
+        """Return all parameters of an architecture; the same ones if called again for the same trial."""
 
     def _init_state(self) -> None:
         super()._init_state()
@@ -61,7 +61,7 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
         self.in_study_fit = self._make_fit()
 
     def _make_fit(self) -> InStudyFit[Any] | None:
-        """Return what trains a model while the study runs, and makes what a round publishes; None for nothing."""
+        """Return the in-study training of the model, or None if there is nothing to train or publish."""
         return None
 
     def prepare(
@@ -72,12 +72,12 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
         store: ArtifactStore | None = None,
         n_trials: int | None = None,
     ) -> None:
-        """Take what a search knows; see `InStudyFit.prepare`."""
+        """Receive the settings of a search; see `InStudyFit.prepare`."""
         if self.in_study_fit is not None:
             self.in_study_fit.prepare(folder, on_progress, should_stop, store, n_trials)
 
     def reseed_rng(self) -> None:
-        """Do nothing: random numbers depend on the trial's number, so streams of workers never overlap."""
+        """Do nothing: random numbers depend on the number of the trial, so workers never share a random stream."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         with self._others_lock:
@@ -117,24 +117,24 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._others.before_trial(study, trial)
         if self.in_study_fit is not None and self._is_fixed(trial):
-            self.in_study_fit.newest(study, trial.number)  # not for us, but a pruner or the objective may ask the model
+            self.in_study_fit.newest(study, trial.number)  # a pruner or the objective may use the model
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._others.after_trial(study, trial, state, values)
 
     def _is_fixed(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial has all our parameters, or was enqueued with them, so that nothing is asked of us."""
+        """Return whether all parameters of the space are fixed, as in enqueued trials; nothing is proposed then."""
         return self._distributions.keys() <= given_params(trial).keys()
 
     def _params(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the parameters of one option a path."""
+        """Return the parameters for one option index per path."""
         return {
             path: distribution.choices[position]
             for (path, distribution), position in zip(self._distributions.items(), chosen.tolist(), strict=True)
         }
 
     def _architecture(self, chosen: NDArray[np.int64]) -> Architecture:
-        """Return the architecture of one option a path."""
+        """Return the architecture for one option index per path."""
         return self.space.decode(self._params(chosen))
 
     def _check_space(self, search_space: Mapping[str, BaseDistribution]) -> None:
@@ -152,7 +152,7 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
         self._reseed(self._others, trial, name)
 
     def _reseed(self, sampler: BaseSampler, trial: FrozenTrial, name: str) -> None:
-        """Give a sampler numbers of this trial and parameter, whatever other threads have drawn."""
+        """Seed a sampler, and those it wraps, for a trial and a parameter, whatever other threads have drawn."""
         seed = int(self._random(trial, name).integers(2**32))
         samplers = [sampler]
         while samplers:

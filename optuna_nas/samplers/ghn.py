@@ -1,4 +1,4 @@
-"""The best of a pool that was scored without training, each once, whoever asks."""
+"""Propose the best candidates of a pool that is scored without training, each once across all workers."""
 
 from __future__ import annotations
 
@@ -47,21 +47,23 @@ logger = logging.getLogger(__name__)
 
 POOL = "pool.safetensors"
 ROUNDS_BEHIND = 3
-"""How many rounds a worker may be behind the newest without ever proposing what another proposes."""
+"""Rounds by which a worker may lag behind the newest pool and still never repeat the proposal of another worker."""
 SCORED_AT_ONCE = 64
+"""Architectures per call of the score function."""
 RESERVED_PART = 20
-"""The sequence kept free for the first trials is at most such a part of the space."""
+"""The reserved random architectures of the first trials are at most 1 / RESERVED_PART of the space."""
 DRAWS_A_CANDIDATE = 20
-"""Draws after which a pool that should have one more candidate has all there are."""
+"""Failed draws in a row, per candidate of the pool, after which the space counts as exhausted."""
 
 
 class Pool(NamedTuple):
-    """What one round hands out, M candidates, P paths.
+    """Candidates of a round: M candidates, P paths.
 
     Args:
-        chosen: Options of every candidate in the order in which they are handed out, shape (M, P).
-        scores: Their scores, shape (M,).
-        taken: What workers that are behind may still be given, and by which round: (digest, round), shape (T, 2).
+        chosen: Option index of every candidate and path, in the order of proposal, shape (M, P).
+        scores: Scores of the candidates, shape (M,).
+        taken: Candidates of earlier rounds that lagging workers may still propose, as rows (digest, round), shape
+            (T, 2).
     """
 
     chosen: NDArray[np.int64]
@@ -70,51 +72,52 @@ class Pool(NamedTuple):
 
 
 class GHNSampler(ArchitectureSampler):
-    """Score a pool of architectures without training them; propose the best, each once (GHN, Zhang et al. 2019).
+    """Sampler that scores a pool of architectures without training and proposes the best (Zhang et al. 2019).
 
-    Every `trials_per_round` trials, the first of them draws a new pool, leaves out what was handed out before and what
-    computes the same function, scores it, and publishes it. A trial takes the candidate of its own number, so that any
-    number of workers never repeat one and none waits: who comes before a pool is there takes from the pool before, or
-    from a sequence of random architectures that is kept free for that. (Two pools that are being scored at once do not
-    know of each other: rounds should be longer than the scoring of a pool.)
+    The first of every `trials_per_round` trials draws a new pool without earlier proposals and functional duplicates,
+    scores it and publishes it. Each trial takes the candidate at its own place in the round, so that workers neither
+    repeat a candidate nor wait. Trials that start before their pool is published take from the pool before, or from
+    random architectures that are reserved for this. Pools that are scored at the same time do not know of each other:
+    make a round longer than the scoring of a pool.
 
-    With a model that has a method `embed` (`GHN`), finished trials may score better than it does: a regression on its
-    embeddings takes over where it ranks better in cross-validation. With several objectives, candidates are ordered by
-    the non-dominated rank of (score, -costs).
-
-    >>> import tempfile
-    >>> import numpy as np, optuna
-    >>> from optuna.artifacts import FileSystemArtifactStore
-    >>> from optuna_nas import GHNSampler, nasbench201_space
-    >>> space = nasbench201_space()
-    >>> def n_convolutions(architectures):
-    ...     return np.array([float(str(architecture).count("conv")) for architecture in architectures])
-    >>> store = FileSystemArtifactStore(tempfile.mkdtemp())
-    >>> sampler = GHNSampler(space, score=n_convolutions, artifact_store=store, seed=0)
-    >>> study = optuna.create_study(direction="maximize", sampler=sampler)
-    >>> study.optimize(lambda trial: n_convolutions([space.suggest(trial)])[0], n_trials=3)
-    >>> study.best_value
-    6.0
+    If the model has a method `embed`, as `GHN` has, a regression on its embeddings, fitted to finished trials, replaces
+    the score wherever it ranks better in cross-validation. With several objectives, candidates are ordered by the
+    non-dominated rank of (score, -costs).
 
     Args:
-        space: What may be chosen; any space.
-        model: A `OneShotModel` that scores: a `GHN`, or a supernet by inherited weights.
-        score: Instead of a model, a function of architectures (a proxy of your own); larger is better.
-        data: Data to train the model on in the first trial; not needed if it is fitted.
-        budget: Epochs of that training.
-        pool_size: Candidates of a round.
-        exploration: Share of trials that take a random candidate of the pool instead of the best left.
-        trials_per_round: Trials from one pool to the next.
+        space: Search space, of any kind.
+        model: `OneShotModel` that scores: a `GHN`, or a supernet with inherited weights.
+        score: Function that scores architectures instead of a model, such as a zero-cost proxy; larger is better.
+        data: Data to train the model on in the first trial; not needed for a fitted model.
+        budget: Epochs of that training, larger than 0.
+        pool_size: Candidates per round, at least `trials_per_round`.
+        exploration: Fraction of trials that take a random candidate of the pool instead of the best, in [0, 1].
+        trials_per_round: Trials per pool, at least 1.
         candidates: Sampler that draws the pool; uniform by default.
         costs: Further objectives, out of `params`, `multiply_adds` and `memory_access`; all are minimised.
-        independent_sampler: Sampler of parameters that are not of the space; by default Optuna's TPE.
-        artifact_store: Where pools are published, reachable by all workers; by default the folder
+        independent_sampler: Sampler of parameters outside the space; by default Optuna's TPE.
+        artifact_store: Artifact store of the pools, reachable by all workers; by default the folder
             `runs/STUDY/artifacts`.
-        device: Where the model is trained: `auto` (a GPU if there is one), or a torch device.
+        device: Device of the training: `auto` (a GPU if there is one), or a torch device.
         seed: Seed of the random numbers; None draws one.
 
     Raises:
-        ValueError: An argument is out of range, or the model is of another space.
+        ValueError: An argument is out of range, or the model has another space.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np, optuna
+        >>> from optuna.artifacts import FileSystemArtifactStore
+        >>> from optuna_nas import GHNSampler, nasbench201_space
+        >>> space = nasbench201_space()
+        >>> def n_convolutions(architectures):
+        ...     return np.array([float(str(architecture).count("conv")) for architecture in architectures])
+        >>> store = FileSystemArtifactStore(tempfile.mkdtemp())
+        >>> sampler = GHNSampler(space, score=n_convolutions, artifact_store=store, seed=0)
+        >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+        >>> study.optimize(lambda trial: n_convolutions([space.suggest(trial)])[0], n_trials=3)
+        >>> study.best_value
+        6.0
     """
 
     def __init__(
@@ -137,13 +140,13 @@ class GHNSampler(ArchitectureSampler):
     ) -> None:
         self.model, self.score = model, score_of(model, score)
         if model is not None and model.space.core != space.core:
-            raise ValueError("`model` must be of the sampler's space but is of another; pass `model.space`.")
+            raise ValueError("`model` must have the sampler's space but has another; pass `model.space`.")
         for name, value in (("pool_size", pool_size), ("trials_per_round", trials_per_round)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1 but got {value}.")
         if pool_size < trials_per_round:
             raise ValueError(
-                f"`pool_size` must be at least `trials_per_round`, one candidate a trial, but {pool_size} < "
+                f"`pool_size` must be at least `trials_per_round`, one candidate per trial, but {pool_size} < "
                 f"{trials_per_round}."
             )
         if not 0 <= exploration <= 1:
@@ -172,7 +175,7 @@ class GHNSampler(ArchitectureSampler):
             self.model,
             self._data,
             self._budget,
-            n_trials=self._trials_per_round,  # the whole budget in the first round, for a pool needs its scores
+            n_trials=self._trials_per_round,  # the first pool needs scores: the whole budget is spent in round 1
             trials_per_round=self._trials_per_round,
             artifact_store=self._given_store,
             device=self._device,
@@ -203,7 +206,7 @@ class GHNSampler(ArchitectureSampler):
         return dict(self.space.encode(self.space.sample(self._random(trial, "architecture"))))
 
     def _candidate(self, study: Study, trial: FrozenTrial) -> tuple[NDArray[np.int64], float] | None:
-        """Return the candidate that the newest pool keeps for a trial, with its score; None where there is none."""
+        """Return the candidate of the newest pool at the trial's place, with its score; None if there is none."""
         assert self.in_study_fit is not None
         newest: Snapshot[Pool] | None = self.in_study_fit.newest(study, trial.number)
         if newest is None:
@@ -214,9 +217,9 @@ class GHNSampler(ArchitectureSampler):
         return newest.loaded.chosen[place], float(newest.loaded.scores[place])
 
     def _reserved(self, study: Study) -> list[NDArray[np.int64]]:
-        """Return different random architectures, for the trials of the first rounds that come before any pool.
+        """Return distinct random architectures for trials that start before the first pool is published.
 
-        The same for all workers of a study, also where each draws a seed of its own; a small part of the space.
+        All workers of a study get the same ones, even without a common seed.
         """
         if self._reserve is None or self._reserve[0] != study.study_name:
             random = np.random.default_rng([self._seed if self._seeded else hash_of(study.study_name), 0])
@@ -228,25 +231,25 @@ class GHNSampler(ArchitectureSampler):
     def _drawn(
         self, architectures: Iterator[Architecture], number: int, taken: set[int]
     ) -> dict[int, NDArray[np.int64]]:
-        """Return so many architectures of different functions by digest, or fewer where there are no more."""
+        """Return up to `number` functionally distinct architectures by digest; fewer if the space is exhausted."""
         drawn: dict[int, NDArray[np.int64]] = {}
-        in_vain = 0
-        while len(drawn) < number and in_vain < DRAWS_A_CANDIDATE * max(10, len(drawn)):
+        n_failed = 0
+        while len(drawn) < number and n_failed < DRAWS_A_CANDIDATE * max(10, len(drawn)):
             architecture = next(architectures)
             digest = _digest(architecture) if architecture.connected else None
             if digest is None or digest in taken or digest in drawn:
-                in_vain += 1
+                n_failed += 1
                 continue
             params = self.space.encode(architecture)
             drawn[digest] = np.array([self._positions[path][params[path]] for path in self._distributions])
-            in_vain = 0
+            n_failed = 0
         return drawn
 
     # -- pools ----------------------------------------------------------------------------------------------------
 
     def _make_pool(self, study: Study, trial: FrozenTrial, number: int, before: Pool | None) -> Pool:
-        """Draw, score and order the pool of a round; leave out what trials had, and what others may still be given."""
-        taken: dict[int, int] = {}  # the round whose workers may be given it, by digest
+        """Draw, score and order the pool of a round, without architectures that trials have or may still get."""
+        taken: dict[int, int] = {}  # round whose workers may still propose the architecture, by digest
         if before is not None:
             taken = {digest: r for digest, r in before.taken.tolist() if r > number - ROUNDS_BEHIND}
             handed_out = before.chosen[: ROUNDS_BEHIND * self._trials_per_round]
@@ -260,16 +263,16 @@ class GHNSampler(ArchitectureSampler):
         architectures = [self._architecture(chosen) for chosen in chosen_MP]
         scores_M, ranking_M = self._scored(study, architectures, list(earlier.values()))
         order = self._order(ranking_M, architectures, self._random(trial, "order"))
-        meanwhile = self._of_trials(study, trial).keys()  # scoring takes its time
+        meanwhile = self._of_trials(study, trial).keys()  # other workers may have proposed some during the scoring
         digests = list(candidates)
         order = order[[digests[i] not in meanwhile for i in order]]
         kept = np.array(sorted(taken.items()), dtype=np.int64).reshape(-1, 2)
         return Pool(chosen_MP[order], scores_M[order], kept)
 
     def _of_trials(self, study: Study, trial: FrozenTrial) -> dict[int, FrozenTrial]:
-        """Return the other trials by the digest of their architecture, those of all brackets.
+        """Return the other trials by the digest of their architecture, including all brackets of Hyperband.
 
-        Of several trials of one function, the last by number, at the place of the first.
+        Of functional duplicates, the trial with the largest number stands at the place of the first one.
         """
         index = self._index.of(study)
         unfinished = index.update(study._get_trials(deepcopy=False, use_cache=False))
@@ -298,7 +301,7 @@ class GHNSampler(ArchitectureSampler):
     def _scored(
         self, study: Study, architectures: Sequence[Architecture], trials: Sequence[FrozenTrial]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the scores of candidates and what to rank them by; no number counts as the worst, and is said once."""
+        """Return scores and ranking values of candidates; non-finite scores count as the worst, with a warning."""
         if not architectures:
             return np.zeros(0), np.zeros(0)
         assert self.in_study_fit is not None
@@ -326,9 +329,9 @@ class GHNSampler(ArchitectureSampler):
         embed = getattr(self.model, "embed", None)
         if embed is None or not finished or len(study.directions) > 1:
             return scores, scores
-        theirs = [self.space.decode(trial.params) for trial in finished]
+        trained = [self.space.decode(trial.params) for trial in finished]
         values = np.array([oriented(trial.values[0], study.direction) for trial in finished])
-        ranking, kind = regress_if_better(embed(theirs), self.score(theirs), values, embed(architectures), scores)
+        ranking, kind = regress_if_better(embed(trained), self.score(trained), values, embed(architectures), scores)
         if kind != "score":
             logger.info("The pool is ranked by a %s of %d finished trials.", kind.replace("_", " "), len(finished))
         return scores, ranking
@@ -336,22 +339,28 @@ class GHNSampler(ArchitectureSampler):
     def _order(
         self, scores_M: NDArray[np.float64], architectures: Sequence[Architecture], random: np.random.Generator
     ) -> NDArray[np.int64]:
-        """Return in which order candidates are handed out: the best left, or now and then any."""
+        """Return the order of proposal: the best remaining candidate, or a random one with probability `exploration`.
+
+        Args:
+            scores_M: Ranking values, larger is better, shape (M,).
+            architectures: Candidates.
+            random: Random numbers of the trial.
+        """
         rank_M = np.zeros(len(scores_M), dtype=np.int64)
         if self._costs:
             costs = [architecture.cost() for architecture in architectures]
             table = np.array([[-getattr(cost, name) for name in self._costs] for cost in costs])
             rank_M = non_dominated_ranks(np.column_stack([scores_M, table]))
-        left = list(np.lexsort((-scores_M, rank_M)))
+        remaining = list(np.lexsort((-scores_M, rank_M)))
         order = []
-        while left:
-            place = int(random.integers(len(left))) if random.random() < self._exploration else 0
-            order.append(left.pop(place))
+        while remaining:
+            place = int(random.integers(len(remaining))) if random.random() < self._exploration else 0
+            order.append(remaining.pop(place))
         return np.array(order, dtype=np.int64)
 
 
 class _Pools:
-    """The content of a round: a pool, in a file of its own."""
+    """Content of a round: a pool, stored as a file."""
 
     def __init__(self, n_paths: int, make: Callable[[Study, FrozenTrial, int, Pool | None], Pool]) -> None:
         self._n_paths, self.make = n_paths, make
@@ -359,35 +368,48 @@ class _Pools:
     def save(self, content: Pool, folder: Path) -> dict[str, Any]:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in content._asdict().items()}
         save_tensors(folder / POOL, tensors, {"kind": "pool"})
-        return {"done": False}  # there is always another pool
+        return {"done": False}  # rounds never end: there is always another pool
 
     def load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> Pool:
         tensors, _ = load_tensors(fetch(POOL), torch.device("cpu"))
         pool = Pool(*(tensors[name].numpy() for name in Pool._fields))
         if pool.chosen.ndim != 2 or pool.chosen.shape[1] != self._n_paths:
-            raise Unverified("its pool is of another space")
+            raise Unverified("its pool belongs to another space")
         return pool
 
 
 def non_dominated_ranks(objectives_MK: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the front of every row, 0 for those that no other dominates; larger is better in every column."""
+    """Return the index of the Pareto front of every row, 0 for non-dominated rows.
+
+    Args:
+        objectives_MK: K objectives of M rows, larger is better, shape (M, K).
+
+    Returns:
+        Indices of fronts, shape (M,).
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas.samplers.ghn import non_dominated_ranks
+        >>> non_dominated_ranks(np.array([[1.0, 2.0], [2.0, 1.0], [0.0, 0.0]])).tolist()
+        [0, 0, 1]
+    """
     no_worse: NDArray[np.bool_] = np.all(objectives_MK[:, None] >= objectives_MK[None], axis=-1)
     dominates = no_worse & ~no_worse.T
     ranks = np.zeros(len(objectives_MK), dtype=np.int64)
-    left, front = np.arange(len(objectives_MK)), 0
-    while len(left):
-        best = ~np.any(dominates[left][:, left], axis=0)
-        ranks[left[best]] = front
-        left, front = left[~best], front + 1
+    remaining, front = np.arange(len(objectives_MK)), 0
+    while len(remaining):
+        best = ~np.any(dominates[remaining][:, remaining], axis=0)
+        ranks[remaining[best]] = front
+        remaining, front = remaining[~best], front + 1
     return ranks
 
 
 def digest_of_trial(space: Space, trial: FrozenTrial) -> int | None:
-    """Return the digest of a trial's architecture, None where it is not of this space."""
+    """Return the digest of a trial's architecture, None if the trial lacks parameters of the space."""
     if not space.distributions().keys() <= trial.params.keys():
         return None
-    known = attribute(trial.user_attrs, DIGEST)
-    return _as_int(known) if isinstance(known, str) else _digest(space.decode(trial.params))
+    digest = attribute(trial.user_attrs, DIGEST)
+    return _as_int(digest) if isinstance(digest, str) else _digest(space.decode(trial.params))
 
 
 def _digest(architecture: Architecture) -> int:

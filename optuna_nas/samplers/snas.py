@@ -1,4 +1,4 @@
-"""Architectures drawn from a distribution that learns from a supernet, from finished trials, or from both."""
+"""Propose architectures from a distribution that is learned with a supernet, from finished trials, or both."""
 
 from __future__ import annotations
 
@@ -48,57 +48,62 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECORDS_A_ROUND = 10
+"""Records of the distribution that a training round stores, about."""
 TRIALS_A_RECORD = 5
+"""Trials per stored record if nothing is trained in the study."""
 MAX_DRAWS = 100
-NOVELTY = 0.02  # share of the uniform distribution that every draw of something known mixes in
+"""Draws per trial in search of a new, connected architecture."""
+NOVELTY = 0.02
+"""Weight of the uniform distribution that is mixed in after every draw of a duplicate."""
 
 
 class SNASSampler(ArchitectureSampler):
-    """Draw architectures from the factorised distribution of SNAS (Xie et al. 2019, arXiv 1812.09926).
+    """Sampler that draws from the factorised distribution of SNAS (Xie et al. 2019, arXiv 1812.09926).
 
-    - With a model and `data`, the distribution learns by the paper's pathwise gradient while the study goes on: every
-      `trials_per_round` trials one trial trains the model for its share of the budget, publishes it and proposes its
-      most likely architecture; all others, in any process, draw from the newest one they can see and never wait. The
-      temperature falls with the number of the trial.
-    - With a model alone, the distribution is taken as it is, also while somebody else fits it.
-    - Without, it learns from finished trials by the score function (REINFORCE with a rank baseline, natural gradient):
-      any objective will do. Several objectives: a trial is better than another if it dominates it. Trials that break
-      constraints count as worse than all that keep them, pruned ones as worse than completed ones; failed ones do not
-      count.
-    - `learn_from_trials=True` with a model multiplies the two distributions.
+    - With a model and `data`, the distribution is learned by the paper's pathwise gradient during the study. The first
+      of every `trials_per_round` trials trains the model for its part of the budget, publishes it and proposes the most
+      likely architecture. All other trials, in any process, draw from the newest published distribution without
+      waiting. The temperature falls with the number of the trial.
+    - With a model but no `data`, the distribution is that of the model, which may be fitted elsewhere meanwhile.
+    - Without a model, the distribution is learned from finished trials of any objective by the score function
+      (REINFORCE with a rank baseline and natural gradient). With several objectives a trial is better than another if
+      it dominates it. Infeasible trials rank below feasible ones, pruned trials below completed ones; failed trials do
+      not count.
+    - With a model and `learn_from_trials=True`, the two distributions are multiplied.
 
-    `learning` says which is running. Random numbers depend on the seed, the trial's number and the parameter's name
-    only. Parameters that are not of the space go to `independent_sampler`.
-
-    >>> import optuna
-    >>> from optuna_nas import SNASSampler, nasbench201_space
-    >>> space = nasbench201_space()
-    >>> study = optuna.create_study(direction="maximize", sampler=SNASSampler(space, seed=0))
-    >>> study.optimize(lambda trial: str(space.suggest(trial)).count("conv"), n_trials=60)
-    >>> study.best_value
-    6.0
+    The attribute `learning` names what is learned from. Random numbers depend only on the seed, the number of the trial
+    and the name of the parameter.
 
     Args:
-        space: What may be chosen; any space without a model.
-        model: An `SNAS` of the same space, or another `OneShotModel` with `logits`, an array of shape (paths, options)
-            in the order of the space's parameters and choices.
-        data: Data to train the model on while the study runs.
-        budget: Epochs of that training in all. A round that one process still trains when another opens the next is
-            trained by both, to the same numbers.
+        space: Search space; of any kind if there is no model.
+        model: `SNAS` of the same space, or another `OneShotModel` with `logits`, an array of shape (paths, options) in
+            the order of the space's parameters and choices.
+        data: Data to train the model on during the study.
+        budget: Epochs of that training in all, larger than 0. A round that is still trained by one process when another
+            process starts the next round is trained by both, with equal results.
         n_trials: Trials over which the budget is spent; by default the total of the search, or 100.
-        trials_per_round: Trials from one training to the next.
-        learn_from_trials: Learn from finished trials; by default only without a model.
+        trials_per_round: Trials per training round, at least 1.
+        learn_from_trials: Whether to learn from finished trials; by default only without a model.
         learning_rate: Learning rate of the score function; see `ScoreFunction`.
-        independent_sampler: Sampler of other parameters; by default Optuna's TPE.
-        artifact_store: Where rounds are published, reachable by all workers; by default the folder
+        independent_sampler: Sampler of parameters outside the space; by default Optuna's TPE.
+        artifact_store: Artifact store of the rounds, reachable by all workers; by default the folder
             `runs/STUDY/artifacts`.
-        avoid_duplicates: Do not propose what a finished trial had (with `TrainObjective`: nor what computes the same
-            function), as long as nothing else is searched for.
-        device: Where the model is trained: `auto` (a GPU if there is one), or a torch device.
+        avoid_duplicates: Whether to avoid architectures of finished trials, and with `TrainObjective` those that
+            compute the same function, as long as the trial has no parameters outside the space.
+        device: Device of the training: `auto` (a GPU if there is one), or a torch device.
         seed: Seed of the random numbers; None draws one.
 
     Raises:
-        ValueError: An argument is out of range, or the model is of another space.
+        ValueError: An argument is out of range, or the model has another space.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import SNASSampler, nasbench201_space
+        >>> space = nasbench201_space()
+        >>> study = optuna.create_study(direction="maximize", sampler=SNASSampler(space, seed=0))
+        >>> study.optimize(lambda trial: str(space.suggest(trial)).count("conv"), n_trials=60)
+        >>> study.best_value
+        6.0
     """
 
     def __init__(
@@ -119,7 +124,7 @@ class SNASSampler(ArchitectureSampler):
         seed: int | None = None,
     ) -> None:
         if model is not None and model.space.core != space.core:
-            raise ValueError("`model` must be of the sampler's space but is of another; pass `model.space`.")
+            raise ValueError("`model` must have the sampler's space but has another; pass `model.space`.")
         if model is not None and not hasattr(model, "logits"):
             raise ValueError(
                 f"`model` must have `logits` to draw from but a {model.name} has none; use GHNSampler to score a pool."
@@ -162,42 +167,42 @@ class SNASSampler(ArchitectureSampler):
         return fit if fit.trains else None
 
     def catch_up(self, study: Study) -> OneShotModel[Any]:
-        """Bring the model to what the workers of a study have published, and return it.
+        """Load the newest published state of a study into the model and return the model.
 
         Raises:
             ValueError: The sampler has no model.
         """
         if self.model is None:
-            raise ValueError("`model` must be given to be caught up with but is None; it learns from trials alone.")
+            raise ValueError("`model` must be given to catch up but is None; this sampler learns from trials alone.")
         self._newest(study, len(study.get_trials(deepcopy=False)))
         return self.model
 
     # -- proposals ------------------------------------------------------------------------------------------------
 
     def probabilities(self, study: Study) -> dict[str, dict[str, float]]:
-        """Return the probability of every option of every path, as the next trial of this study would see it."""
+        """Return the probability of every option by path, as the next trial of the study would see it."""
         trials = study.get_trials(deepcopy=False)
         table = self._table(self._fold(study, trials), self._newest(study, len(trials)))
         return {
-            path: {str(choice): float(row[position]) for choice, position in known.items()}
-            for (path, known), row in zip(self._positions.items(), table, strict=True)
+            path: {str(choice): float(row[position]) for choice, position in positions.items()}
+            for (path, positions), row in zip(self._positions.items(), table, strict=True)
         }
 
     def n_outcomes(self, study: Study) -> int:
-        """Return how many finished trials of a study the distribution has learned from."""
+        """Return the number of finished trials of a study that the distribution has learned from."""
         fold = self._fold(study)
         return 0 if fold is None else fold.policy.n_outcomes
 
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        """Return parameters of a connected architecture that is new, if 100 draws find one."""
+        """Return the parameters of a new, connected architecture, if 100 draws contain one."""
         fold, snapshot = self._fold(study), self._newest(study, trial.number)
         table = self._table(fold, snapshot)
         self._record(study, trial, table)
         given = given_params(trial)
         fixed = {
-            number: known[given[path]]
-            for number, (path, known) in enumerate(self._positions.items())
-            if path in given and given[path] in known
+            number: positions[given[path]]
+            for number, (path, positions) in enumerate(self._positions.items())
+            if path in given and given[path] in positions
         }
         is_taken = fold.is_taken if fold is not None and self._avoid_duplicates else _never
         if snapshot is not None and snapshot.number == trial.number and not fixed:
@@ -223,7 +228,7 @@ class SNASSampler(ArchitectureSampler):
         return last or params
 
     def _most_likely(self, table: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the most probable option of every path; in a space of cells, such that the output is reached."""
+        """Return the most probable option of every path; for cells, the most probable connected architecture."""
         cells = self.space.core
         if isinstance(cells, CellSpace):
             return connected_argmax(cells, np.log(table + 1e-300))
@@ -247,9 +252,9 @@ class SNASSampler(ArchitectureSampler):
         return table / table.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def _fold(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> _Fold | None:
-        """Return what was learned from the finished trials of a study; None where none is wanted.
+        """Return the state learned from the finished trials of a study; None if finished trials are not used.
 
-        Under Hyperband from those of all brackets: pruned trials rank by how far they came.
+        With Hyperband, trials of all brackets count: pruned trials are ranked by their last step.
         """
         if not self._learn_from_trials and not self._avoid_duplicates:
             return None
@@ -261,18 +266,18 @@ class SNASSampler(ArchitectureSampler):
             return fold
 
     def _record(self, study: Study, trial: FrozenTrial, table: NDArray[np.float64]) -> None:
-        """Note now and then how the distribution stands where no training does."""
+        """Store a record of the distribution every few trials if no training round does."""
         if self.in_study_fit is None and trial.number % TRIALS_A_RECORD == 0:
             record = DistributionRecord(trial.number, {"entropy": float(entropies(table).mean())}, table)
             _write_records(study, trial, [record])
 
     def _newest(self, study: Study, number: int) -> Snapshot[NDArray[np.float64]] | None:
-        """Return the logits of the newest round that verifies, and bring the model to it."""
+        """Return the logits of the newest verified round, and load that round into the model."""
         return None if self.in_study_fit is None else self.in_study_fit.newest(study, number)
 
 
 class _Logits:
-    """The content of a round: the logits, which are drawn from although the model may train on."""
+    """Content of a round: a copy of the logits, since the model may be trained further while trials draw."""
 
     def __init__(self, model: OneShotModel[Any]) -> None:
         self._model = model
@@ -295,14 +300,14 @@ class _Logits:
 
 
 def logits_of(model: OneShotModel[Any]) -> NDArray[np.float32]:
-    """Return the logits of a model that has them, shape (paths, options)."""
+    """Return the logits of a model, shape (paths, options)."""
     return np.asarray(model.logits, dtype=np.float32)  # type: ignore[attr-defined]  # checked by SNASSampler
 
 
 class _Fold:
-    """The finished trials of a study, learned from one after another.
+    """Distribution learned from the finished trials of a study, each read once.
 
-    In the order in which they finished, so that every process comes to the same distribution; each is looked at once.
+    Trials are taken in the order in which they finished, so that all processes learn the same distribution.
     """
 
     def __init__(self, policy: ScoreFunction) -> None:
@@ -320,7 +325,7 @@ class _Fold:
         for trial in sorted(self._finished.take(trials), key=_finished_at):
             if trial.state == TrialState.FAIL or not positions.keys() <= trial.params.keys():
                 continue
-            chosen = tuple(known.get(trial.params[path], -1) for path, known in positions.items())
+            chosen = tuple(of_path.get(trial.params[path], -1) for path, of_path in positions.items())
             if min(chosen) < 0:
                 path = list(positions)[chosen.index(-1)]
                 raise ValueError(
@@ -334,7 +339,7 @@ class _Fold:
             self.policy.learn(chosen, _outcome(trial, directions))
 
     def is_taken(self, chosen: NDArray[np.int64], architecture: Architecture) -> bool:
-        """Tell whether a finished trial had this architecture, or, where trials say so, one of the same function."""
+        """Return whether a finished trial had this architecture, or a functional duplicate if trials have digests."""
         if tuple(chosen.tolist()) in self._chosen:
             return True
         return bool(self._digests) and architecture.canonical().digest in self._digests
@@ -345,7 +350,7 @@ def _never(chosen: NDArray[np.int64], architecture: Architecture) -> bool:
 
 
 def records_of(trial: FrozenTrial) -> list[DistributionRecord]:
-    """Return how the distribution stood while a trial trained it or drew from it; empty for most trials."""
+    """Return the records of the distribution that a trial stores; most trials store none."""
     try:
         published = read_json(trial.system_attrs, SNAS_RECORDS)
     except Unverified:
@@ -362,9 +367,23 @@ def records_of(trial: FrozenTrial) -> list[DistributionRecord]:
 
 
 def distribution_records(study: Study) -> list[DistributionRecord]:
-    """Return how the distribution of a study's `SNASSampler` stood, in order; for `plot_distribution`.
+    """Return the history of the distribution of a study's `SNASSampler`, for `plot_distribution`.
 
-    Steps are training steps of an SNAS that the study trains, or else numbers of trials.
+    Args:
+        study: Study with an `SNASSampler`; may still run.
+
+    Returns:
+        Records in increasing order of steps. Steps are training steps of a model that the study trains, or else numbers
+        of trials.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import SNASSampler, distribution_records, nasbench201_space
+        >>> space = nasbench201_space()
+        >>> study = optuna.create_study(direction="maximize", sampler=SNASSampler(space, seed=0))
+        >>> study.optimize(lambda trial: str(space.suggest(trial)).count("conv"), n_trials=6)
+        >>> [record.step for record in distribution_records(study)]
+        [0, 5]
     """
     trials = study.get_trials(deepcopy=False)
     by_step = {record.step: record for trial in trials for record in records_of(trial)}
@@ -372,7 +391,7 @@ def distribution_records(study: Study) -> list[DistributionRecord]:
 
 
 def _write_round(name: str, study: Study, trial: FrozenTrial, records: Sequence[Any]) -> None:
-    """Attach the records of a round to its trial: distributions, a few of them, or else the learning curve."""
+    """Store records of a round in its trial: about 10 distributions, or the learning curve of another model."""
     if all(isinstance(record, DistributionRecord) for record in records):
         every = max(1, len(records) // RECORDS_A_ROUND)
         _write_records(study, trial, records[::-1][::every][::-1])
@@ -399,7 +418,7 @@ def _outcome(trial: FrozenTrial, directions: Sequence[StudyDirection]) -> Outcom
         progress = float("inf")
     else:
         progress = float(-1 if trial.last_step is None else trial.last_step)
-    values = trial.values or [0.0] * len(directions)  # pruned before it reported: behind all others by its progress
+    values = trial.values or [0.0] * len(directions)  # pruned before its first report: ranked last by its progress
     return Outcome(violation, progress, tuple(map(oriented, values, directions)))
 
 

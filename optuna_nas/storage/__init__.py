@@ -1,4 +1,4 @@
-"""What a study keeps and workers share: database, attributes, artifacts, model rounds, quota, retries."""
+"""State of a study that workers share: database, attributes, artifacts, training rounds, quota of trials, retries."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Files that workers share through an artifact store, with their sha256."""
+"""Files that workers share through an artifact store, verified by their SHA-256 hashes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 
 def publish_file(study: Study, trial: FrozenTrial, store: ArtifactStore, path: Path) -> dict[str, str]:
-    """Upload a file and return what `fetch_file` needs to find and verify it."""
+    """Upload a file as an artifact of a trial and return its reference, for `fetch_file`."""
     digest = _sha256(path)
     artifact = upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial, storage=study._storage)
     return {"artifact": artifact, "sha256": digest}
 
 
 def store_file(store: ArtifactStore, path: Path) -> dict[str, str]:
-    """Copy a file into a store and return what `fetch_file` needs; Optuna's lists of artifacts do not show it.
+    """Copy a file into a store and return its reference, for `fetch_file`; Optuna does not list it as an artifact.
 
-    It is named after the file and its folder, which have plain names.
+    The artifact is named after the file and its folder, whose names must consist of letters, digits, `-` and `_`.
     """
     artifact = f"{path.parent.name}-{path.stem}-{uuid.uuid4().hex}"
     with open(path, "rb") as file:
@@ -46,33 +46,52 @@ def store_file(store: ArtifactStore, path: Path) -> dict[str, str]:
 def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -> None:
     """Download a published file to `path`.
 
+    Args:
+        store: Artifact store with the file.
+        reference: Reference from `publish_file` or `store_file`.
+        path: Local file to write.
+
     Raises:
-        Unreachable: It can't be read.
-        Unverified: It is not what was published.
+        Unreachable: The artifact cannot be read now.
+        Unverified: The artifact differs from the published file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from optuna_nas.storage.artifacts import fetch_file, folder_store, store_file
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "note.txt").write_text("weights")
+        >>> store = folder_store(folder / "store")
+        >>> fetch_file(store, store_file(store, folder / "note.txt"), folder / "copy.txt")
+        >>> (folder / "copy.txt").read_text()
+        'weights'
     """
     if not re.fullmatch(r"[\w-]+", str(reference["artifact"])):  # a path would lead out of the store's folder
         raise Unverified(f"{reference['artifact']!r} is no name of an artifact")
     try:
         with store.open_reader(reference["artifact"]) as source, open(path, "wb") as target:
             shutil.copyfileobj(source, target)
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # stores raise errors of their own types
         raise Unreachable(f"artifact {reference['artifact']} can't be read: {error}") from error
     if _sha256(path) != reference["sha256"]:
         raise Unverified(f"artifact {reference['artifact']} is not what was published: its sha256 differs")
 
 
 def folder_store(folder: Path) -> ArtifactStore:
-    """Return an artifact store in a folder, made if need be."""
+    """Return an artifact store in a folder, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(str(folder))
 
 
 def artifact_store(address: str) -> ArtifactStore:
-    """Return the artifact store at an address: a folder, or `s3://BUCKET` (credentials as boto3 finds them).
+    """Return the artifact store at an address.
+
+    Args:
+        address: Folder, or `s3://BUCKET` with boto3's usual credentials.
 
     Raises:
-        ValueError: The address is of neither kind, or boto3 is not installed.
-        ConnectionError: Nothing can be written there.
+        ValueError: The address is neither, or boto3 is not installed.
+        ConnectionError: The store cannot be written to.
     """
     kind, separator, place = address.partition("://")
     if not separator or kind == "file":
@@ -87,16 +106,16 @@ def artifact_store(address: str) -> ArtifactStore:
 
 
 def _checked(address: str, make: Callable[[], ArtifactStore]) -> ArtifactStore:
-    """Return a store in which a file could be written."""
+    """Return the store after a test file was written to it and removed."""
     name = f"check-{uuid.uuid4().hex}"
     try:
         store = make()
         store.write(name, io.BytesIO(b"optuna_nas"))
         store.remove(name)
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # stores raise errors of their own types
         raise ConnectionError(
             f"`artifacts` must be a place to write to but {address!r} is not: {one_line(error)}; "
-            "give another, or mend it."
+            "give another one, or check its permissions."
         ) from error
     return store
 

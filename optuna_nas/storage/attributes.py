@@ -1,7 +1,7 @@
-"""Attributes of studies and trials: the table of their keys, and JSON values of any length.
+"""Keys of attributes of studies and trials, and JSON values of any length.
 
-Every key that the package writes bears the prefix `optuna_nas:`, so that it never meets one of the user's. Older
-studies bear some of them without it; `attribute` reads both.
+All keys of this package have the prefix `optuna_nas:`, so that they never collide with keys of the user. Older studies
+have some of them without the prefix; `attribute` reads both.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
 
 PREFIX = "optuna_nas:"
 
-# -- user attributes of trials: what a user may want to see -----------------------------------------------------------
+# -- user attributes of trials: shown to users ------------------------------------------------------------------------
 
 DIGEST = PREFIX + "architecture_digest"
-"""Digest of the canonical architecture."""
+"""Hash of the canonical graph of the architecture."""
 TRAINING_DIGEST = PREFIX + "training_digest"
-"""Digest of skeleton, recipe, data and initial weights."""
+"""Hash of skeleton, recipe, data and initial weights."""
 DUPLICATE_OF = PREFIX + "duplicate_of"
-"""Number of the finished trial that computed the same function under the same other parameters."""
+"""Number of the finished trial that computed the same function with the same other parameters."""
 REASON = PREFIX + "reason"
-"""Why the trial was pruned or failed, one sentence."""
+"""Reason why the trial was pruned or failed, one sentence."""
 FLAGGED = PREFIX + "flagged"
-"""Why a pruner judged the architecture not worth training, one sentence; also on exempt trials, which train anyway."""
+"""Reason why a pruner flagged the architecture, one sentence; exempt trials have it, too, and are trained anyway."""
 SURROGATE_SCORE = PREFIX + "surrogate_score"
 """Score predicted without training, larger is better."""
 SURVIVAL = PREFIX + "survival"
-"""Share of the architecture that the masks keep (HM-NAS), a fraction."""
+"""Fraction of the architecture that survives the masks (HM-NAS), in [0, 1]."""
 PARAMS = PREFIX + "params"
-"""Parameters of the network."""
+"""Number of parameters of the network."""
 MULTIPLY_ADDS = PREFIX + "multiply_adds"
 """Multiply-adds (MACs) of one prediction."""
 MEMORY_ACCESS = PREFIX + "memory_access"
 """Elements read and written by one prediction."""
 TRAIN_SECONDS = PREFIX + "train_seconds"
-"""Seconds of training, validation included."""
+"""Seconds of training, including validation."""
 GPU_SECONDS = PREFIX + "gpu_seconds"
-"""Seconds of GPU time, times the share of the GPU that the trial had."""
+"""Seconds on the GPU, times the fraction of the GPU that the trial had."""
 PEAK_MEMORY_BYTES = PREFIX + "peak_memory_bytes"
-"""Largest GPU memory in use during the training."""
+"""Peak GPU memory of the training in bytes."""
 SKIPPED_STEPS = PREFIX + "skipped_steps"
-"""Training steps skipped because loss or gradient was not finite."""
+"""Number of training steps skipped because loss or gradient was not finite."""
 BATCH_HALVED = PREFIX + "batch_halved"
-"""True where whole batches did not fit the memory and halves did."""
+"""True if only half batches fitted the memory."""
 START = PREFIX + "start"
 """Initial weights of trainings by a GHN: `ghn`, or `scratch` while the GHN is not fitted."""
 NETWORK = PREFIX + "network_file"
@@ -58,8 +58,8 @@ NETWORK = PREFIX + "network_file"
 ANYTIME_CURVE = PREFIX + "anytime_curve"
 """Early exits: `multiply_adds` and the task's metric of each, under its name, and the `budget`."""
 MASKED = PREFIX + "masked"
-"""Every time masks shrank the running network: the epoch, parameters and multiply-adds left, the metric before
-and after."""
+"""Every time masks shrank the network in training: epoch, remaining parameters and multiply-adds, and the metric
+before and after."""
 
 # -- user attributes of trials: bookkeeping ---------------------------------------------------------------------------
 
@@ -70,69 +70,75 @@ REQUEUED = PREFIX + "requeued"
 RETRY_OF = PREFIX + "retry_of"
 """Number of the interrupted trial that this one tries again."""
 ATTEMPT = PREFIX + "attempt"
-"""Number of this attempt, counted from 1 since the parameters last got further; see `retries`."""
+"""Number of this attempt, from 1, since an attempt last got further; see `retries`."""
 FURTHEST = PREFIX + "furthest"
 """How far earlier attempts got: the last reported step (None without reports) and the fraction in a checkpoint."""
 CHECKPOINTED = PREFIX + "checkpointed"
-"""Fraction of the training that the newest checkpoint holds."""
+"""Fraction of the training in the newest checkpoint, in [0, 1]."""
 RESUMES = PREFIX + "resumes"
 """Number of the trial whose checkpoint file this trial resumes."""
 CHECKPOINT = PREFIX + "checkpoint"
-"""Where the newest checkpoint is in the artifact store that workers share."""
+"""Reference to the newest checkpoint in the artifact store of the study."""
 SHARED_NETWORK = PREFIX + "network"
-"""Where the trained network is in the artifact store that workers share."""
+"""Reference to the trained network in the artifact store of the study."""
 
 # -- system attributes of trials: values of `write_json` --------------------------------------------------------------
 
 MASKS = PREFIX + "masks"
-"""Masks of an HM-NAS: `step` of the model, `kept` ops and `weights` of edges by path."""
+"""Masks of an HM-NAS: training `step` of the model, ops `kept` and `weights` of edges by path."""
 SNAS_RECORDS = PREFIX + "snas:records"
-"""Distribution of an `SNASSampler` over time."""
+"""History of the distribution of an `SNASSampler`."""
 FIT = PREFIX + "fit:"
-"""Prefix of the learning curves of one-shot models; the name of the model follows."""
+"""Prefix of the learning curves of one-shot models, before the name of the model."""
 
 FIXED_PARAMS = "fixed_params"
-"""Optuna's: parameters that a trial was enqueued with."""
+"""Parameters that a trial was enqueued with; a key of Optuna."""
 RETRY_HISTORY = "retry_history"
-"""Optuna's: numbers of the trials that a retried trial tries again, ascending."""
+"""Numbers of the trials that a trial retries, ascending; a key of Optuna."""
 FAILED_TRIAL = "failed_trial"
-"""Optuna's: number of the first trial of that history."""
+"""Number of the first trial in the retry history; a key of Optuna."""
 
 # -- user attributes of studies ---------------------------------------------------------------------------------------
 
 SETTING = PREFIX + "setting"
-"""Space, skeleton, data and recipe as JSON; a study is resumed under the same setting only."""
+"""Space, skeleton, data and recipe as JSON; a study is resumed only with an equal setting."""
 VERSION = PREFIX + "version"
-"""Version of optuna_nas that created the study or ran it last."""
+"""Version of optuna_nas that created or last ran the study."""
 TEST_RESULT = PREFIX + "test"
-"""Number of the trial whose network was evaluated on the test split, and its metric."""
+"""Number of the trial whose network was evaluated on the test split, and the metric there."""
 UID_ATTRIBUTE = PREFIX + "study_uid"
-"""Identity of the study in MLflow, where names may repeat."""
+"""Unique id of the study in MLflow, where several studies may have a name."""
 
 
 def cost_key(name: str) -> str:
     """Return the key of a cost of the network, such as `params`.
 
-    >>> cost_key("multiply_adds")
-    'optuna_nas:multiply_adds'
+    Example:
+        >>> from optuna_nas.storage.attributes import cost_key
+        >>> cost_key("multiply_adds")
+        'optuna_nas:multiply_adds'
     """
     return PREFIX + name
 
 
 def snapshot_key(model: str) -> str:
-    """Return the key of the snapshots of a one-shot model (`model_rounds`).
+    """Return the key of the snapshots of a one-shot model; see `model_rounds`.
 
-    >>> snapshot_key("SNAS")
-    'optuna_nas:snas:snapshot'
+    Example:
+        >>> from optuna_nas.storage.attributes import snapshot_key
+        >>> snapshot_key("SNAS")
+        'optuna_nas:snas:snapshot'
     """
     return f"{PREFIX}{model.lower()}:snapshot"
 
 
 def random_scores_key(model: str) -> str:
-    """Return the key of the scores of random architectures, by which a pruner knows a quantile.
+    """Return the key of the scores of random architectures, of which a pruner takes a quantile.
 
-    >>> random_scores_key("ghn")
-    'optuna_nas:ghn:random_scores'
+    Example:
+        >>> from optuna_nas.storage.attributes import random_scores_key
+        >>> random_scores_key("ghn")
+        'optuna_nas:ghn:random_scores'
     """
     return f"{PREFIX}{model.lower()}:random_scores"
 
@@ -160,24 +166,26 @@ _ONCE_PLAIN = (
     RESUMES,
 )
 OLD_NAMES = {key: key.removeprefix(PREFIX) for key in _ONCE_PLAIN} | {NETWORK: "network", FLAGGED: "condemned"}
-"""Names of attributes in older studies, from before they had the prefix."""
+"""Names of attributes in older studies, before all keys had the prefix."""
 SHOWN_NAMES = OLD_NAMES | {FLAGGED: "flagged"}
-"""What people see, in MLflow and in tables; the other keys are bookkeeping and keep their prefix."""
+"""Display names in MLflow and tables; all other keys are bookkeeping and keep their prefix."""
 _SHOWN_OLD_NAMES = {old: SHOWN_NAMES[key] for key, old in OLD_NAMES.items()}
 
 
 def attribute(attributes: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """Return an attribute under its key, or else under the name that it had in older studies.
-
-    >>> attribute({"optuna_nas:reason": "too large"}, REASON), attribute({"reason": "too large"}, REASON)
-    ('too large', 'too large')
-    >>> attribute({"worker": "the user's own"}, WORKER) is None
-    True
+    """Return the attribute with a key, or else the attribute with its name in older studies.
 
     Args:
         attributes: User attributes of a trial or study.
         key: One of the constants of this module.
-        default: Returned where neither is there.
+        default: Value to return if there is no such attribute.
+
+    Example:
+        >>> from optuna_nas.storage.attributes import REASON, WORKER, attribute
+        >>> attribute({"optuna_nas:reason": "too large"}, REASON), attribute({"reason": "too large"}, REASON)
+        ('too large', 'too large')
+        >>> attribute({"worker": "the user's own"}, WORKER) is None
+        True
     """
     if key in attributes:
         return attributes[key]
@@ -186,30 +194,36 @@ def attribute(attributes: Mapping[str, Any], key: str, default: Any = None) -> A
 
 
 def has_attribute(attributes: Mapping[str, Any], key: str) -> bool:
-    """Return whether an attribute is there, under its key or its old name.
+    """Return whether there is an attribute with a key or its name in older studies.
 
-    >>> has_attribute({"condemned": "its score is low"}, FLAGGED)
-    True
+    Example:
+        >>> from optuna_nas.storage.attributes import FLAGGED, has_attribute
+        >>> has_attribute({"condemned": "its score is low"}, FLAGGED)
+        True
     """
     return key in attributes or OLD_NAMES.get(key) in attributes
 
 
 def shown_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return attributes under the names that people see: without the prefix, unless they are bookkeeping.
+    """Return attributes by display name: without the prefix, unless they are bookkeeping.
 
-    >>> shown_attributes({"optuna_nas:params": 1300, "optuna_nas:worker": "host:1:ab", "note": "mine"})
-    {'optuna_nas:worker': 'host:1:ab', 'note': 'mine', 'params': 1300}
+    Example:
+        >>> from optuna_nas.storage.attributes import shown_attributes
+        >>> shown_attributes({"optuna_nas:params": 1300, "optuna_nas:worker": "host:1:ab", "note": "mine"})
+        {'optuna_nas:worker': 'host:1:ab', 'note': 'mine', 'params': 1300}
     """
     others = {_SHOWN_OLD_NAMES.get(name, name): value for name, value in attributes.items() if name not in SHOWN_NAMES}
-    # Ours last, to prevail over what a retried trial of an old study has inherited under the old names.
+    # Keys with the prefix take precedence over old names that a retried trial of an older study has inherited.
     return others | {SHOWN_NAMES[name]: value for name, value in attributes.items() if name in SHOWN_NAMES}
 
 
 def is_own(name: str) -> bool:
-    """Return whether an attribute is one of this package, by its key or its old name.
+    """Return whether an attribute belongs to this package, by its key or its name in older studies.
 
-    >>> is_own("optuna_nas:worker"), is_own("reason"), is_own("note")
-    (True, True, False)
+    Example:
+        >>> from optuna_nas.storage.attributes import is_own
+        >>> is_own("optuna_nas:worker"), is_own("reason"), is_own("note")
+        (True, True, False)
     """
     return name.startswith(PREFIX) or name in _SHOWN_OLD_NAMES
 
@@ -222,26 +236,34 @@ def given_params(trial: FrozenTrial) -> dict[str, Any]:
 # -- JSON values of any length ----------------------------------------------------------------------------------------
 
 PIECE = 2045
-"""Characters that every storage of Optuna takes in one attribute."""
+"""Length of an attribute that every storage of Optuna accepts, in characters."""
 
 
 class Unverified(Exception):
-    """What another worker published is damaged or gone."""
+    """Raised if data published by another worker are damaged or missing."""
 
 
 class Unreachable(Unverified):
-    """What another worker published can't be read now; perhaps later."""
+    """Raised if data published by another worker cannot be read now, but perhaps later."""
 
 
 def write_json(study: Study, trial: FrozenTrial, key: str, value: object) -> None:
-    """Attach a JSON value to a running trial, in pieces of system attributes.
+    """Store a JSON value of any length in system attributes of a running trial.
 
-    >>> import optuna
-    >>> study = optuna.create_study()
-    >>> trial = find_trial(study, study.ask().number)
-    >>> write_json(study, trial, MASKS, {"step": 3})
-    >>> read_json(find_trial(study, 0).system_attrs, MASKS)
-    {'step': 3}
+    Args:
+        study: Study of the trial.
+        trial: Running trial.
+        key: Key of the value.
+        value: Value that can be encoded as JSON.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import MASKS, find_trial, read_json, write_json
+        >>> study = optuna.create_study()
+        >>> trial = find_trial(study, study.ask().number)
+        >>> write_json(study, trial, MASKS, {"step": 3})
+        >>> read_json(find_trial(study, 0).system_attrs, MASKS)
+        {'step': 3}
     """
     text = json.dumps(value, separators=(",", ":"))
     storage = study._storage
@@ -253,14 +275,14 @@ def write_json(study: Study, trial: FrozenTrial, key: str, value: object) -> Non
 
 
 def read_json(attributes: Mapping[str, Any], key: str) -> Any | None:
-    """Return a value that `write_json` attached, None where there is none.
+    """Return a value that `write_json` stored, None if there is none.
 
     Args:
         attributes: System attributes of the trial.
-        key: As written.
+        key: Key of the value.
 
     Raises:
-        Unverified: A piece is missing or changed.
+        Unverified: A part of the value is missing or changed.
     """
     if key not in attributes:
         return None
@@ -277,32 +299,32 @@ def read_json(attributes: Mapping[str, Any], key: str) -> Any | None:
 def write_fit_records(
     study: Study, trial: FrozenTrial, model: str, records: Sequence[tuple[int, Mapping[str, float]]]
 ) -> None:
-    """Attach to a running trial the learning curves of a one-shot model that it trained: (step, metrics)."""
+    """Store the learning curve of a one-shot model, as pairs (step, metrics), in the running trial that trained it."""
     plain = [[step, {name: float(f"{value:.6g}") for name, value in metrics.items()}] for step, metrics in records]
     write_json(study, trial, FIT + model, plain)
 
 
 def fit_records_of(trial: FrozenTrial) -> dict[str, list[tuple[int, dict[str, float]]]]:
     """Return the learning curves of the one-shot models that a trial trained, by model; empty for most trials."""
-    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    curves: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for key in trial.system_attrs:
         model = key.removeprefix(FIT)
         if model != key and ":" not in model:
             with suppress(Unverified):
                 published = read_json(trial.system_attrs, key)
-                found[model] = [(step, metrics) for step, metrics in published or ()]
-    return found
+                curves[model] = [(step, metrics) for step, metrics in published or ()]
+    return curves
 
 
 def masks_of(trial: FrozenTrial) -> dict[str, Any] | None:
-    """Return the masks that judged a trial, where it is the first that they judged; else None."""
+    """Return the masks stored in a trial, None for most trials; see `MASKS`."""
     with suppress(Unverified):
         return read_json(trial.system_attrs, MASKS)
     return None
 
 
 def find_trial(study: Study, number: int) -> FrozenTrial | None:
-    """Return the trial of a number as it is now, None where there is none; the cost does not grow with the study."""
+    """Return the trial with a number, None if there is none; the cost does not grow with the study."""
     try:
         trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
     except KeyError:
@@ -311,9 +333,11 @@ def find_trial(study: Study, number: int) -> FrozenTrial | None:
 
 
 def hash_of(name: str) -> int:
-    """Return a 64-bit number, the same in every process.
+    """Return a 64-bit hash that is equal in every process.
 
-    >>> hash_of("a") == hash_of("a") != hash_of("b")
-    True
+    Example:
+        >>> from optuna_nas.storage.attributes import hash_of
+        >>> hash_of("a") == hash_of("a") != hash_of("b")
+        True
     """
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

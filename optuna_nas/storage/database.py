@@ -1,7 +1,7 @@
-"""Where studies are kept: any database that Optuna takes, or a PostgreSQL of the study's own, started when needed.
+"""Connections to the databases of studies, with heartbeats and readable errors.
 
-A worker that dies is found by its missing heartbeat (Optuna's mechanism), and its trial is tried again (`retries`).
-What a running trial writes goes to the database in few transactions.
+Dead workers are detected by missing heartbeats, as in Optuna, and their trials are retried (see `retries`). Writes of
+running trials are batched (see `optuna_rdb`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,21 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 TABLE_ATTEMPTS = 2
-"""How often the tables of a new database are looked for before an error counts."""
+"""Attempts at creating the tables of a new database, which another process may be creating."""
 
 
 class Heartbeat(NamedTuple):
-    """How workers tell that they are alive.
+    """Heartbeat of running trials, by which other workers detect that their process died.
 
     Args:
-        interval: Seconds between two signs of life.
-        grace: Seconds without one after which a trial counts as dead; much longer than a pause of the machine.
+        interval: Seconds between two heartbeats, at least 1.
+        grace: Seconds without a heartbeat after which a trial counts as dead; several times `interval`, and longer
+            than pauses of the machine.
+
+    Example:
+        >>> from optuna_nas import Heartbeat
+        >>> Heartbeat(interval=5).grace
+        90
     """
 
     interval: int = 15
@@ -50,14 +56,13 @@ def connect(
     heartbeat: Heartbeat | None = None,
     on_dead: Callable[[Study, FrozenTrial], None] | None = None,
 ) -> BaseStorage:
-    """Return the storage at a database's address.
+    """Return the storage at the URL of a database.
 
     Args:
-        address: Address as in SQLAlchemy; `postgresql://` without a driver uses psycopg. A storage object of Optuna is
-            returned as it is, with the heartbeats and retries that it was made with.
-        heartbeat: Heartbeat of the trials that run here, after which others count as dead; None where no other process
-            writes (sqlite).
-        on_dead: Called with a trial that another worker left behind, once it failed and its retry waits.
+        address: URL as in SQLAlchemy; `postgresql://` without a driver uses psycopg. A storage object of Optuna is
+            returned unchanged, with its own heartbeats and retries.
+        heartbeat: Heartbeat of running trials; None, and always for sqlite, for no heartbeat.
+        on_dead: Callback for each trial that a dead worker left, after its retry is enqueued.
 
     Raises:
         ConnectionError: The database does not answer.
@@ -68,8 +73,8 @@ def connect(
         address = address.replace("postgresql", "postgresql+psycopg", 1)
     options: dict[str, Any] = {}
     if not address.startswith("sqlite"):
-        # A server lets in a hundred connections or so: a worker keeps two, for trials and for signs
-        # of life, and more only while its threads need them.
+        # PostgreSQL accepts 100 connections by default. A worker keeps two, for trials and heartbeats, and opens more
+        # only while its threads need them.
         options["engine_kwargs"] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 8}
         if heartbeat is not None:
             options |= {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
@@ -77,7 +82,7 @@ def connect(
     with clear_errors(address), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         for _ in range(TABLE_ATTEMPTS):
-            with suppress(DatabaseError):  # another process makes the same tables
+            with suppress(DatabaseError):  # another process creates the same tables
                 return FlatStorage(BatchingStorage(address, **options))
             time.sleep(random.random())
         return FlatStorage(BatchingStorage(address, **options))
@@ -86,8 +91,10 @@ def connect(
 def sqlite_file(storage: str | BaseStorage) -> Path | None:
     """Return the file of an sqlite database, None for other storages and for databases in memory.
 
-    >>> sqlite_file("sqlite:///runs/study.db").name, sqlite_file("sqlite:///:memory:")
-    ('study.db', None)
+    Example:
+        >>> from optuna_nas.storage.database import sqlite_file
+        >>> sqlite_file("sqlite:///runs/study.db").name, sqlite_file("sqlite:///:memory:")
+        ('study.db', None)
     """
     address = database_address(storage) or ""
     file = address.removeprefix(SQLITE).partition("?")[0]
@@ -95,10 +102,12 @@ def sqlite_file(storage: str | BaseStorage) -> Path | None:
 
 
 def is_server(storage: str | BaseStorage) -> bool:
-    """Return whether a storage is a database server, to which many processes write.
+    """Return whether a storage is a database server, which supports many writing processes.
 
-    >>> is_server("postgresql://host/studies"), is_server("sqlite:///study.db")
-    (True, False)
+    Example:
+        >>> from optuna_nas.storage.database import is_server
+        >>> is_server("postgresql://host/studies"), is_server("sqlite:///study.db")
+        (True, False)
     """
     address = database_address(storage)
     return address is not None and not address.startswith("sqlite")
@@ -106,7 +115,7 @@ def is_server(storage: str | BaseStorage) -> bool:
 
 @contextmanager
 def closing(study: Study) -> Iterator[None]:
-    """Close a study's connections at the end of the block; who asks the study something later opens one again."""
+    """Close the database connections of a study at the end of the block; later access opens them again."""
     try:
         yield
     finally:
@@ -116,7 +125,7 @@ def closing(study: Study) -> Iterator[None]:
 
 @contextmanager
 def clear_errors(storage: str | BaseStorage) -> Iterator[None]:
-    """Turn what a database that does not answer raises into a ConnectionError of one sentence."""
+    """Turn errors of an unreachable database into a ConnectionError of one sentence."""
     try:
         yield
     except (*StorageError, OSError, ImportError) as error:
@@ -130,25 +139,27 @@ def clear_errors(storage: str | BaseStorage) -> Iterator[None]:
 
 
 def storage_reason(error: BaseException) -> str:
-    """Return in a line what a database said."""
+    """Return the reason of a database error in one line."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
     return one_line(getattr(cause, "orig", None) or cause)
 
 
 def shown_storage(storage: str | BaseStorage) -> str:
-    """Return how a storage is named in messages: its address without password, or its class.
+    """Return the name of a storage in messages: its URL without password, or its class.
 
-    >>> shown_storage("postgresql://me:secret@host/studies")
-    'postgresql://host/studies'
+    Example:
+        >>> from optuna_nas.storage.database import shown_storage
+        >>> shown_storage("postgresql://me:secret@host/studies")
+        'postgresql://host/studies'
     """
     return without_password(database_address(storage) or type(storage).__name__)
 
 
 def without_password(uri: str) -> str:
-    """Return an address as it may be shown."""
+    """Return a URL without user name and password, for messages."""
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says, or what it is."""
+    """Return the first line of an error's message, or else the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

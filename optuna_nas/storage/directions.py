@@ -1,4 +1,4 @@
-"""Directions of objectives: one place that knows which values are better."""
+"""Comparison of values in the direction of an objective."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ Value = TypeVar("Value", float, NDArray[np.float64])
 
 
 def oriented(value: Value, direction: StudyDirection) -> Value:
-    """Return a value turned so that larger is better: negated where the study minimises.
-
-    >>> oriented(0.5, StudyDirection.MAXIMIZE), oriented(0.5, StudyDirection.MINIMIZE)
-    (0.5, -0.5)
+    """Return a value such that larger is better: negated for minimization.
 
     Args:
-        value: Of an objective; a number or an array.
+        value: Value of an objective, a number or an array.
         direction: Direction of that objective, such as `study.directions[0]`.
+
+    Example:
+        >>> from optuna.study import StudyDirection
+        >>> from optuna_nas.storage.directions import oriented
+        >>> oriented(0.5, StudyDirection.MAXIMIZE), oriented(0.5, StudyDirection.MINIMIZE)
+        (0.5, -0.5)
     """
     return value if direction == StudyDirection.MAXIMIZE else -value
 
 
 def better(values: Sequence[float], direction: StudyDirection) -> float:
-    """Return the best of some values.
+    """Return the best of several values.
 
-    >>> better([0.5, 0.7], StudyDirection.MINIMIZE)
-    0.5
+    Example:
+        >>> from optuna.study import StudyDirection
+        >>> from optuna_nas.storage.directions import better
+        >>> better([0.5, 0.7], StudyDirection.MINIMIZE)
+        0.5
     """
     return max(values, key=lambda value: oriented(value, direction))

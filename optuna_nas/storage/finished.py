@@ -1,4 +1,4 @@
-"""The finished trials of a study, each read once; and state that belongs to one study."""
+"""Incremental reading of the finished trials of a study, and state per study."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ Key = TypeVar("Key", bound="Hashable")
 
 
 class PicklesSettings:
-    """Pickles its settings only; what can't be pickled, or can be had again from a study, is made anew.
+    """Base class of objects of which only the settings are pickled; all other state is initialised anew.
 
-    Subclasses set their settings before they call this constructor, and all else in `_init_state`.
+    Subclasses set their settings before they call this constructor, and all other attributes in `_init_state`.
 
-    >>> class Counter(PicklesSettings):
-    ...     def __init__(self, step):
-    ...         self.step = step
-    ...         super().__init__()
-    ...
-    ...     def _init_state(self):
-    ...         super()._init_state()
-    ...         self.count = 0
-    >>> state = Counter(step=2).__getstate__()
-    >>> state["step"], "count" in state
-    (2, False)
+    Example:
+        >>> from optuna_nas.storage.finished import PicklesSettings
+        >>> class Counter(PicklesSettings):
+        ...     def __init__(self, step):
+        ...         self.step = step
+        ...         super().__init__()
+        ...
+        ...     def _init_state(self):
+        ...         super()._init_state()
+        ...         self.count = 0
+        >>> state = Counter(step=2).__getstate__()
+        >>> state["step"], "count" in state
+        (2, False)
     """
 
     def __init__(self) -> None:
@@ -43,7 +45,7 @@ class PicklesSettings:
         self._state_names = frozenset(vars(self)) - settings
 
     def _init_state(self) -> None:
-        """Make anew what is not pickled."""
+        """Initialise the attributes that are not pickled."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in sorted(vars(self).items()) if name not in self._state_names}
@@ -54,57 +56,64 @@ class PicklesSettings:
 
 
 class FinishedTrials:
-    """The trials of a study as they finish, each shown once.
+    """Stream of the trials of a study in which every finished trial appears once.
 
-    >>> import optuna
-    >>> study, finished = optuna.create_study(), FinishedTrials()
-    >>> study.add_trial(optuna.create_trial(value=1.0))
-    >>> running = study.ask()
-    >>> [trial.number for trial in finished.take(study.get_trials(deepcopy=False))], finished.unfinished
-    ([0], [1])
-    >>> study.tell(running, 2.0).number
-    1
-    >>> [trial.number for trial in finished.take(study.get_trials(deepcopy=False))]
-    [1]
+    Attributes:
+        unfinished: Numbers of the trials that had not finished at the last call of `take`.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.finished import FinishedTrials
+        >>> study, finished = optuna.create_study(), FinishedTrials()
+        >>> study.add_trial(optuna.create_trial(value=1.0))
+        >>> running = study.ask()
+        >>> [trial.number for trial in finished.take(study.get_trials(deepcopy=False))], finished.unfinished
+        ([0], [1])
+        >>> study.tell(running, 2.0).number
+        1
+        >>> [trial.number for trial in finished.take(study.get_trials(deepcopy=False))]
+        [1]
     """
 
     def __init__(self) -> None:
-        self.unfinished: list[int] = []  # places in the list of trials
-        self._n_known = 0
+        self.unfinished: list[int] = []
+        self._n_read = 0
 
     def take(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Return the trials that have finished since the last call, those that ran on first.
+        """Return the trials that have finished since the last call, those that were running then first.
 
         Args:
-            trials: All of the study, by number.
+            trials: All trials of the study, by number.
         """
         finished, unfinished = [], []
-        for place in [*self.unfinished, *range(self._n_known, len(trials))]:
-            # Another thread may have shown a longer list before.
+        for place in [*self.unfinished, *range(self._n_read, len(trials))]:
+            # Another thread may have passed a longer list before.
             if place < len(trials) and trials[place].state.is_finished():
                 finished.append(trials[place])
             else:
                 unfinished.append(place)
-        self.unfinished, self._n_known = unfinished, max(self._n_known, len(trials))
+        self.unfinished, self._n_read = unfinished, max(self._n_read, len(trials))
         return finished
 
 
 class FinishedIndex(Generic[Key]):
-    """The finished trials of a study by a key; each is looked at once, so a trial costs the same in a long study.
+    """Index of the finished trials of a study by a key; thread-safe.
 
-    Threads may share one. It pickles without the trials and reads them again.
-
-    >>> import optuna
-    >>> study = optuna.create_study()
-    >>> for value in (1.0, 2.0, 1.0):
-    ...     study.add_trial(optuna.create_trial(value=value))
-    >>> index = FinishedIndex(lambda trial: trial.value)
-    >>> unfinished = index.update(study.get_trials(deepcopy=False))
-    >>> [trial.number for trial in index.of(1.0)]
-    [0, 2]
+    Each finished trial is read once, so that the cost per trial does not grow with the study.
 
     Args:
-        key: Called once with every finished trial; None leaves the trial out.
+        key: Function of a finished trial that returns its key, or None to leave it out; called once per trial.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.finished import FinishedIndex
+        >>> study = optuna.create_study()
+        >>> for value in (1.0, 2.0, 1.0):
+        ...     study.add_trial(optuna.create_trial(value=value))
+        >>> index = FinishedIndex(lambda trial: trial.value)
+        >>> unfinished = index.update(study.get_trials(deepcopy=False))
+        >>> [trial.number for trial in index.of(1.0)]
+        [0, 2]
     """
 
     def __init__(self, key: Callable[[FrozenTrial], Key | None]) -> None:
@@ -114,10 +123,10 @@ class FinishedIndex(Generic[Key]):
         self._by_key: dict[Key, list[FrozenTrial]] = {}
 
     def update(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Take in the trials that have finished since the last call; return those that have not finished.
+        """Add the trials that have finished since the last call; return the unfinished trials.
 
         Args:
-            trials: All of the study, by number.
+            trials: All trials of the study, by number.
         """
         with self._lock:
             for trial in self._finished.take(trials):
@@ -126,7 +135,7 @@ class FinishedIndex(Generic[Key]):
             return [trials[place] for place in self._finished.unfinished if place < len(trials)]
 
     def of(self, key: Key) -> Sequence[FrozenTrial]:
-        """Return the finished trials of a key, by number."""
+        """Return the finished trials with a key, by number."""
         with self._lock:
             return tuple(self._by_key.get(key, ()))
 
@@ -137,18 +146,20 @@ class FinishedIndex(Generic[Key]):
 
 
 class PerStudy(Generic[State]):
-    """A state for every study, made when first asked for; forgotten with the study's storage, and never pickled.
+    """State per study, made on first access; thread-safe, not pickled.
 
-    Studies are told apart by storage and number, for a number names a study only there.
-
-    >>> import optuna
-    >>> seen, study = PerStudy(list), optuna.create_study()
-    >>> seen.of(study).append(1)
-    >>> seen.of(study), seen.of(optuna.create_study())
-    ([1], [])
+    Studies are identified by their storage object and id. The state is dropped together with the storage object.
 
     Args:
-        make: Makes the state of a study.
+        make: Function that returns the initial state of a study.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.finished import PerStudy
+        >>> states, study = PerStudy(list), optuna.create_study()
+        >>> states.of(study).append(1)
+        >>> states.of(study), states.of(optuna.create_study())
+        ([1], [])
     """
 
     def __init__(self, make: Callable[[], State]) -> None:

@@ -1,4 +1,4 @@
-"""A one-shot model trained inside a study, in rounds that all workers share."""
+"""Training of a one-shot model during a study, in rounds that all workers share."""
 
 from __future__ import annotations
 
@@ -21,82 +21,84 @@ if TYPE_CHECKING:
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 DEFAULT_TRIALS = 100
-"""Trials over which a budget is spent where neither the user nor a search says how many there will be."""
+"""Number of trials over which a budget is spent if neither the user nor a search gives it."""
 FIT_FRACTION = 0.8
-"""Share of a round that its display counts for the fit, where more than the model is made in a round."""
+"""Fraction of a round's progress that counts for the training if the round also makes other content."""
 
 Content = TypeVar("Content")
 
 
 class RoundContent(Protocol[Content]):
-    """What a round publishes beside its model: a pool of candidates, a table of logits."""
+    """Protocol of the content that a round publishes in addition to its model, such as a pool of candidates."""
 
     def make(self, study: Study, trial: FrozenTrial, number: int, before: Content | None) -> Content:
-        """Return the content of a round, after the fit.
+        """Return the content of a round, after its training.
 
         Args:
-            study: The study.
-            trial: The trial that opens the round.
-            number: Number of the round.
-            before: Content of the newest round before it.
+            study: Study of the trial.
+            trial: Trial that leads the round.
+            number: Number of the round, from 0.
+            before: Content of the newest round before; None if there is none.
         """
 
     def save(self, content: Content, folder: Path) -> dict[str, Any]:
-        """Write files into a folder; return JSON values."""
+        """Write the files of the content into a folder, and return its JSON values."""
 
     def load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> Content:
-        """Return the content of a round that another process may have published.
+        """Return the content of a round, which another process may have published.
 
         Args:
-            value: What `save` returned.
-            fetch: Returns a local copy of a file that `save` has written.
+            value: Dictionary with the JSON values that `save` returned.
+            fetch: Function that returns a local copy of a file of `save` by name.
 
         Raises:
-            Unverified: It is damaged.
+            Unverified: The content is damaged.
         """
 
 
 class InStudyFit(PicklesSettings, Generic[Content]):
-    """Train a one-shot model inside a study: one trial a round trains and publishes, all others take the newest.
+    """Training of a one-shot model during a study, in rounds that all workers share.
 
-    Every `trials_per_round` trials, the first of them trains the model for its share of the budget and publishes it:
-    JSON among the attributes of its trial, weights in an artifact store. All other trials, in any process, load the
-    newest snapshot that verifies and never wait. A round that was cut off goes on from its checkpoint; if its trial
-    dies, another opens it.
-
-    >>> import tempfile
-    >>> import optuna
-    >>> from optuna.artifacts import FileSystemArtifactStore
-    >>> from optuna_nas import SNAS, InStudyFit, NetworkSpace, Skeleton, SNASRecipe, digits, nasbench201_space
-    >>> space = nasbench201_space()
-    >>> snas = SNAS(NetworkSpace(space, Skeleton(("cell",), 4, (1, 8, 8), 10)), SNASRecipe(relaxation="one_path"))
-    >>> store = FileSystemArtifactStore(tempfile.mkdtemp())
-    >>> fit = InStudyFit(snas, digits(), budget=0.2, n_trials=4, trials_per_round=2, artifact_store=store)
-    >>> def objective(trial):
-    ...     architecture = space.suggest(trial)
-    ...     fit.before(trial.study, trial)  # trains in trials 0 and 2
-    ...     return snas.score([architecture])[0]
-    >>> study = optuna.create_study(direction="maximize")
-    >>> study.optimize(objective, n_trials=3)
-    >>> snas.fitted
-    True
+    The first of every `trials_per_round` trials leads a round: it trains the model for its part of the budget and
+    publishes a snapshot, with JSON in the attributes of the trial and weights in an artifact store. All other trials,
+    in any process, load the newest verified snapshot without waiting. An interrupted round resumes from its checkpoint;
+    if its trial dies, another trial leads the round.
 
     Args:
-        model: The model; None where a round has no model but only `content`.
-        data: What it learns from; None for a model that is taken as it is.
-        budget: Epochs of the training in all; given with `data`.
-        n_trials: Trials over which the budget is spent; by default the total that a search tells (`prepare`), or 100.
-        trials_per_round: Trials from one training to the next.
-        artifact_store: Where snapshots are published, reachable by all workers; by default the search's, or the folder
-            `runs/STUDY/artifacts`.
-        device: `auto` (a GPU if there is one), or a torch device; data and model are moved there.
-        name: Name in attributes, by default the model's.
-        content: What a round publishes beside the model.
-        passes_over: Tells whether a trial will open no round any more; by default, whether it has finished.
-        write_records: Attaches the learning curve of a round to its trial; by default `write_fit_records`.
+        model: Model to train; None if a round has only `content`.
+        data: Training data; None to use the model without training.
+        budget: Epochs of the training in all, larger than 0; given together with `data`.
+        n_trials: Trials over which the budget is spent; by default the total of the search (see `prepare`), or 100.
+        trials_per_round: Trials per training round, at least 1.
+        artifact_store: Artifact store of the snapshots, reachable by all workers; by default that of the search, or the
+            folder `runs/STUDY/artifacts`.
+        device: Device of data and model: `auto` (a GPU if there is one), or a torch device.
+        name: Name in attributes; by default that of the model.
+        content: Further content of a round.
+        passes_over: Function that returns whether a trial will not lead a round any more; by default, whether it has
+            finished.
+        write_records: Function that stores the learning curve of a round in its trial; by default `write_fit_records`.
 
     Raises:
         ValueError: An argument is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> import optuna
+        >>> from optuna.artifacts import FileSystemArtifactStore
+        >>> from optuna_nas import SNAS, InStudyFit, NetworkSpace, Skeleton, SNASRecipe, digits, nasbench201_space
+        >>> space = nasbench201_space()
+        >>> snas = SNAS(NetworkSpace(space, Skeleton(("cell",), 4, (1, 8, 8), 10)), SNASRecipe(relaxation="one_path"))
+        >>> store = FileSystemArtifactStore(tempfile.mkdtemp())
+        >>> fit = InStudyFit(snas, digits(), budget=0.2, n_trials=4, trials_per_round=2, artifact_store=store)
+        >>> def objective(trial):
+        ...     architecture = space.suggest(trial)
+        ...     fit.before(trial.study, trial)  # trains in trials 0 and 2
+        ...     return snas.score([architecture])[0]
+        >>> study = optuna.create_study(direction="maximize")
+        >>> study.optimize(objective, n_trials=3)
+        >>> snas.fitted
+        True
     """
 
     def __init__(
@@ -115,14 +117,14 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         write_records: Callable[[Study, FrozenTrial, Sequence[Any]], None] | None = None,
     ) -> None:
         if (data is None) != (budget is None) or (data is not None and model is None):
-            raise ValueError("`model`, `data` and `budget` must be given together to train while the study runs.")
+            raise ValueError("`model`, `data` and `budget` must be given together to train during the study.")
         if budget is not None and not budget > 0:
             raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
         for argument, value in (("n_trials", n_trials), ("trials_per_round", trials_per_round)):
             if value is not None and value < 1:
                 raise ValueError(f"`{argument}` must be at least 1 but got {value}.")
         if model is None and name is None:
-            raise ValueError("`name` must be given where there is no model to take it from.")
+            raise ValueError("`name` must be given if `model` is None.")
         self.model, self.budget, self.trials_per_round, self.device = model, budget, trials_per_round, device
         self.name = name or (model.name if model is not None else "")
         self._data, self._given_trials, self._given_store = data, n_trials, artifact_store
@@ -145,58 +147,58 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         store: ArtifactStore | None = None,
         n_trials: int | None = None,
     ) -> None:
-        """Take what a search knows. Without a call, no checkpoint is kept and nobody is told of progress.
+        """Receive the settings of a search. Without this call, no checkpoints are written.
 
         Args:
-            folder: Where checkpoints go, and snapshots where no store is given.
-            on_progress: Called with the share of the running round that is done, in [0, 1].
-            should_stop: Asked after every training step; True interrupts the fit with a checkpoint.
-            store: Where workers share files; a store given at the start comes first.
-            n_trials: Total of the study's trials; a number given at the start comes first.
+            folder: Folder of checkpoints, and of snapshots if there is no artifact store.
+            on_progress: Callback with the fraction of the running round that is done, in [0, 1].
+            should_stop: Callback after every training step; True interrupts the training with a checkpoint.
+            store: Artifact store of the search; the constructor's takes precedence.
+            n_trials: Total number of trials of the study; the constructor's takes precedence.
         """
         self._folder, self._on_progress, self._should_stop = folder, on_progress, should_stop
-        self._told_store, self._told_trials = store, n_trials
+        self._search_store, self._search_trials = store, n_trials
 
     @property
     def trains(self) -> bool:
-        """Whether the model is trained here, rather than taken as it is."""
+        """Whether the model is trained during the study."""
         return self._data is not None
 
     @property
     def n_trials(self) -> int:
-        """Trials over which the budget is spent."""
-        return self._given_trials or self._told_trials or DEFAULT_TRIALS
+        """Number of trials over which the budget is spent."""
+        return self._given_trials or self._search_trials or DEFAULT_TRIALS
 
     @property
     def n_rounds(self) -> int:
-        """Rounds in which the budget is spent."""
+        """Number of rounds in which the budget is spent."""
         return -(-self.n_trials // self.trials_per_round)
 
     @property
     def file(self) -> str:
-        """Name of the model's file among those of a snapshot."""
+        """Name of the model's file in a snapshot."""
         return f"{self.name.lower()}.safetensors"
 
     def before(self, study: Study, trial: FrozenTrial) -> Snapshot[Content] | None:
-        """Train and publish if the round is this trial's to open; bring the model to the newest snapshot.
+        """Train and publish the round if this trial leads one; load the newest snapshot into the model.
 
-        Call it before the model is asked about a trial; a second call for the same trial does nothing more.
+        Call it before the model is used for a trial. Further calls for the same trial have no effect.
 
         Args:
-            study: The study.
-            trial: The trial that runs.
+            study: Study of the trial.
+            trial: Running trial.
 
         Returns:
-            The newest snapshot that verifies, with the content loaded; None while there is none.
+            Newest verified snapshot with its loaded content; None if there is none.
 
         Raises:
-            TrainingStopped: `should_stop` of `prepare` said so.
+            TrainingStopped: `should_stop` of `prepare` returned True.
         """
         newest = self.newest(study, trial.number)
         if newest is not None and newest.number == trial.number:
             return newest
         contents: list[Content] = []
-        steps: list[int] = []  # of the snapshot that the training goes on from
+        steps: list[int] = []  # training step of the snapshot that the round continues from
 
         def make(number: int, earlier: Snapshot[Content] | None) -> None:
             steps.append(0 if earlier is None else earlier.step)
@@ -221,34 +223,34 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         return self.newest(study, trial.number)
 
     def newest(self, study: Study, number: int) -> Snapshot[Content] | None:
-        """Bring the model to the newest snapshot of a trial up to `number`, and return it; None while there is none."""
+        """Load the newest snapshot of trials up to `number` into the model and return it; None if there is none."""
         self.attach()
         return self._rounds.newest(study, number)
 
     def attach(self) -> None:
         """Move data and model to the device, once."""
         if self._on_device is None and self._data is not None and self.model is not None:
-            from optuna_nas.training.device import choose_device, on_device  # torch: a report does without it
+            from optuna_nas.training.device import choose_device, on_device  # imports torch, which reports do not need
 
             data = on_device(self._data, choose_device(self.device))
             self.model.attach(data)
             self._on_device = data
 
     def report(self, share: float) -> None:
-        """Tell whoever listens which share of the round is done, in [0, 1]."""
+        """Report the fraction of the round that is done, in [0, 1], to the listener of the search."""
         if self._on_progress is not None:
             self._on_progress(share)
 
     def _fit(self, number: int) -> None:
-        """Train up to the end of a round, from a checkpoint if an earlier attempt left one."""
+        """Train to the end of a round, from the checkpoint of an earlier attempt if there is one."""
         model, data = self.model, self._on_device
         if model is None or data is None or self.budget is None:
             return
         first, until = (model.share_after(rounds, self.n_rounds) for rounds in (number, number + 1))
-        most = FIT_FRACTION if self._content is not None else 0.999
+        fit_fraction = FIT_FRACTION if self._content is not None else 0.999
 
         def on_step(share: float) -> None:
-            self.report(most * min(1.0, max(0.0, (share - first) / max(until - first, 1e-9))))
+            self.report(fit_fraction * min(1.0, max(0.0, (share - first) / max(until - first, 1e-9))))
 
         model.fit(
             data,
@@ -272,7 +274,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         return content
 
     def _store(self, study: Study) -> ArtifactStore:
-        store = self._given_store or self._told_store
+        store = self._given_store or self._search_store
         return store or folder_store((self._folder or Path("runs") / study.study_name) / "artifacts")
 
 

@@ -1,4 +1,4 @@
-"""Trials ranked: which won, what each came to and what it cost; one set of rows for terminal, report and MLflow."""
+"""Leaderboard: trials ranked by their value, with their costs, for terminal, report and MLflow."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class LeaderboardRow(NamedTuple):
-    """A trial and its place.
+    """Row of a leaderboard.
 
     Args:
-        rank: From 1.
-        trial: The trial, for its parameters.
-        can_win: Whether it completed and keeps its constraints.
+        rank: Rank, from 1.
+        trial: Ranked trial.
+        can_win: Whether the trial completed and satisfies its constraints.
         value: First value; None for a trial without one.
-        seconds: Spent on it; see `spent_seconds`.
-        numbers: User attributes that are numbers, such as `params` and `multiply_adds`, by the names that people see.
+        seconds: Duration of the trial; see `spent_seconds`.
+        numbers: Numeric user attributes, such as `params` and `multiply_adds`, by display name.
     """
 
     rank: int
@@ -39,19 +39,21 @@ class LeaderboardRow(NamedTuple):
 
 
 def leaderboard(study: Study, states: Sequence[TrialState] = (TrialState.COMPLETE,)) -> list[LeaderboardRow]:
-    """Return the trials of a study best first, by the first objective.
+    """Return the trials of a study, best first, by the first objective.
 
-    Trials that break a constraint or have not completed come after those that can win, trials without a value last.
-
-    >>> import optuna
-    >>> study = optuna.create_study(direction="maximize")
-    >>> study.add_trials([optuna.trial.create_trial(value=value) for value in (0.8, 0.9)])
-    >>> [(row.rank, row.trial.number, row.value) for row in leaderboard(study)]
-    [(1, 1, 0.9), (2, 0, 0.8)]
+    Infeasible and incomplete trials come after the trials that can win, trials without a value last.
 
     Args:
-        study: Of one objective or several.
-        states: Which trials to rank.
+        study: Study of one or several objectives.
+        states: States of the trials to rank.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.leaderboard import leaderboard
+        >>> study = optuna.create_study(direction="maximize")
+        >>> study.add_trials([optuna.trial.create_trial(value=value) for value in (0.8, 0.9)])
+        >>> [(row.rank, row.trial.number, row.value) for row in leaderboard(study)]
+        [(1, 1, 0.9), (2, 0, 0.8)]
     """
     ranked = rank_trials(study.get_trials(deepcopy=False, states=tuple(states)), study.directions[0])
     return [
@@ -68,7 +70,7 @@ def leaderboard(study: Study, states: Sequence[TrialState] = (TrialState.COMPLET
 
 
 def rank_trials(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    """Return trials best first by their first value; those that can't win come after those that can."""
+    """Return trials, best first, by their first value; trials that cannot win come last."""
 
     def key(trial: FrozenTrial) -> tuple[bool, float, int]:
         return not can_win(trial), -oriented(trial.values[0], direction) if trial.values else inf, trial.number
@@ -77,36 +79,36 @@ def rank_trials(trials: Iterable[FrozenTrial], direction: StudyDirection) -> lis
 
 
 def ranking(study: Study) -> list[FrozenTrial]:
-    """Return the completed trials, best first by the first objective; those that break a constraint come last."""
+    """Return the completed trials, best first, by the first objective; infeasible trials come last."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return rank_trials(complete, study.directions[0])
 
 
 def best_trial(study: Study) -> FrozenTrial | None:
-    """Return the best trial that keeps the constraints; of several objectives, the best by the first one."""
+    """Return the best feasible trial by the first objective, None if there is none."""
     return next((trial for trial in ranking(study) if feasible(trial)), None)
 
 
 def feasible(trial: FrozenTrial) -> bool:
-    """Tell whether a trial keeps all its constraints."""
+    """Return whether a trial satisfies all its constraints."""
     return all(excess <= 0 for excess in trial.constraints.values())
 
 
 def can_win(trial: FrozenTrial) -> bool:
-    """Tell whether a trial can be the best: it completed and keeps its constraints."""
+    """Return whether a trial can be the best trial: it completed and is feasible."""
     return trial.state == TrialState.COMPLETE and feasible(trial)
 
 
 def spent_seconds(trial: FrozenTrial) -> float:
-    """Return the seconds that a trial took: of training where it says, else from its start to its end."""
-    known = attribute(trial.user_attrs, TRAIN_SECONDS)
-    if isinstance(known, int | float):
-        return float(known)
-    return max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # a clock may have been set back
+    """Return the seconds of training of a trial if they were measured, else the seconds from its start to its end."""
+    measured = attribute(trial.user_attrs, TRAIN_SECONDS)
+    if isinstance(measured, int | float):
+        return float(measured)
+    return max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # the clock may have been set back
 
 
 def numbers_of(trial: FrozenTrial) -> dict[str, float]:
-    """Return the user attributes that are numbers, by the names that people see, without bookkeeping."""
+    """Return the numeric user attributes by display name, without bookkeeping."""
     return {
         name: value
         for name, value in shown_attributes(trial.user_attrs).items()

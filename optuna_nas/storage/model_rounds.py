@@ -1,8 +1,8 @@
-"""Rounds of a study: one trial of each prepares what the others use, and publishes it; nobody waits, nobody counts.
+"""Rounds of a study: one trial per round prepares and publishes a snapshot, which all others use without waiting.
 
-The opener of a round is its first trial, by number. What it publishes is a snapshot: a small JSON value among the
-attributes of its trial, and files in an artifact store with their sha256. If it dies, the next round goes on from the
-last snapshot that verifies.
+The leader of a round is its first trial, by number. A snapshot is a small JSON value in the attributes of that trial,
+and files in an artifact store with their SHA-256 hashes. If the leader dies, the next round continues from the last
+verified snapshot.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Loaded = TypeVar("Loaded")
 
 
 class Snapshot(NamedTuple, Generic[Loaded]):
-    """What the opener of a round has published.
+    """Published result of a round.
 
     Args:
-        number: Number of the opener's trial.
-        done: Whether no round need be opened after it.
-        files: Where its files are.
-        previous: Artifacts of the snapshot before it.
-        step: Step of its model.
-        loaded: What was made of it here.
+        number: Number of the leader trial.
+        done: Whether this was the last round.
+        files: References to the files in the artifact store, by name.
+        previous: Artifact ids of the snapshot before.
+        step: Training step of the model.
+        loaded: Content loaded by this process.
     """
 
     number: int
@@ -56,25 +56,27 @@ class Snapshot(NamedTuple, Generic[Loaded]):
 
 
 class _State(Generic[Loaded]):
-    """What is known of one study."""
+    """Rounds of one study, as seen by this process."""
 
     def __init__(self) -> None:
         self.newest: Snapshot[Loaded] | None = None
-        self.due = -1  # the highest round whose turn has come in this process
-        self.refused: set[int] = set()  # trials whose snapshots are not what was published
-        self.named: set[int] = set()  # trials whose snapshots were said to be of no use
+        self.due = -1  # latest round that a trial of this process leads
+        self.refused: set[int] = set()  # numbers of trials whose snapshots are damaged
+        self.warned: set[int] = set()  # numbers of trials whose snapshots a warning was logged for
 
 
 class Rounds(Generic[Loaded]):
-    """Who opens a round, what was published, and which snapshot is the newest that verifies.
+    """Rounds of studies: election of the leader trial, publication, and loading of the newest verified snapshot.
 
     Args:
-        name: Name of the model, for the attribute (`optuna_nas:snas:snapshot`) and for messages.
-        trials_per_round: Trials between two openers.
-        store: Returns where the files of a study go.
-        is_fixed: Tells a trial that has all parameters, or was enqueued with them, and so opens no round any more.
-        load: Makes something of a snapshot's JSON value and of a function that fetches one of its files; called by one
-            thread at a time, and never while a round is prepared here. Raises `Unverified` where they are damaged.
+        name: Name of the model, for the attribute (`optuna_nas:snas:snapshot`) and messages.
+        trials_per_round: Trials per round, at least 1.
+        store: Function that returns the artifact store of a study.
+        is_fixed: Function that returns whether a trial has all its parameters, or was enqueued with them, and thus does
+            not lead a round any more.
+        load: Function of a snapshot's JSON value and of a function that fetches one of its files by name; returns the
+            loaded content, or raises `Unverified` if it is damaged. Called by one thread at a time, and never while a
+            round is prepared in this process.
     """
 
     def __init__(
@@ -98,27 +100,28 @@ class Rounds(Generic[Loaded]):
         prepare: Callable[[int, Snapshot[Loaded] | None], None],
         save: Callable[[Path], dict[str, Any]],
     ) -> None:
-        """Prepare and publish the round if it is this trial's to open; never wait for a thread that prepares another.
+        """Prepare and publish the round if this trial leads one; do not wait for threads that prepare another round.
 
         Args:
-            study: The study.
-            trial: The trial that asks.
-            prepare: Called with the number of the round and the newest snapshot; and again, if other threads came to
-                later rounds meanwhile.
-            save: Writes files into a folder and returns the JSON value; its key `done` says that this was the last.
+            study: Study of the trial.
+            trial: Running trial.
+            prepare: Function of the number of the round and the newest snapshot. It is called again if other threads
+                reach later rounds meanwhile.
+            save: Function that writes files into a folder and returns the JSON value. Its key `done` marks the last
+                round.
         """
         state = self._state(study)
-        if (state.newest is not None and state.newest.done) or not self._is_opener(study, trial):
+        if (state.newest is not None and state.newest.done) or not self._is_leader(study, trial):
             return
         state.due = max(state.due, trial.number // self._trials_per_round)
         if not self._preparing.acquire(blocking=False):
-            return  # the thread that prepares makes up for this round
+            return  # the thread that is preparing prepares this round, too
         try:
             newest = self._newest(study, trial.number, preparing=True)
             if newest is not None and newest.done:
                 return
             prepared = -1
-            while prepared < state.due:  # which other threads may raise meanwhile
+            while prepared < state.due:  # other threads may increase it meanwhile
                 prepared = state.due
                 prepare(prepared, newest)
             self._publish(study, trial, newest, save)
@@ -126,7 +129,7 @@ class Rounds(Generic[Loaded]):
             self._preparing.release()
 
     def newest(self, study: Study, number: int) -> Snapshot[Loaded] | None:
-        """Return the newest snapshot that verifies, from a trial up to `number`; of those seen, if one is prepared."""
+        """Return the newest verified snapshot of trials up to `number`; while a round is prepared, the last loaded."""
         return self._newest(study, number, preparing=False)
 
     def _newest(self, study: Study, number: int, preparing: bool) -> Snapshot[Loaded] | None:
@@ -151,10 +154,10 @@ class Rounds(Generic[Loaded]):
     def _state(self, study: Study) -> _State[Loaded]:
         return self._states.of(study)
 
-    def _is_opener(self, study: Study, trial: FrozenTrial) -> bool:
-        """Tell whether a trial opens its round: it is the first, or those before it will not.
+    def _is_leader(self, study: Study, trial: FrozenTrial) -> bool:
+        """Return whether a trial leads its round: it is the first one, or all before it are passed over.
 
-        Those have failed, or have their parameters without having published anything: an opener publishes first.
+        Trials are passed over if they failed, or have their parameters but no snapshot: a leader publishes first.
         """
         for number in range(trial.number - trial.number % self._trials_per_round, trial.number):
             earlier = find_trial(study, number)
@@ -169,10 +172,10 @@ class Rounds(Generic[Loaded]):
         try:
             return self._value(trial) is not None
         except Unverified:
-            return True  # it came so far
+            return True  # damaged, but published
 
     def _value(self, trial: FrozenTrial) -> dict[str, Any] | None:
-        """Return what a trial published, not what a retried trial has inherited with its attributes."""
+        """Return the JSON value that a trial published itself; retried trials hold copies of other trials' values."""
         value = read_json(trial.system_attrs, self._key)
         return value if value is not None and value.get("trial") == trial.number else None
 
@@ -190,14 +193,14 @@ class Rounds(Generic[Loaded]):
         previous = () if before is None else tuple(file["artifact"] for file in before.files.values())
         own = {"trial": trial.number, "files": files, "previous": previous}
         write_json(study, trial, self._key, {**value, **own})
-        # Two are kept: one to fall back on.
+        # The two newest snapshots are kept, one of them as a fallback.
         outdated = set(() if before is None else before.previous) | self._left_behind(study, trial, files.keys())
         for artifact in outdated - {*previous, *(file["artifact"] for file in files.values())}:
-            with suppress(Exception):  # each store has errors of its own
+            with suppress(Exception):  # stores raise errors of their own types
                 store.remove(artifact)
 
     def _left_behind(self, study: Study, trial: FrozenTrial, names: Collection[str]) -> set[str]:
-        """Return the artifacts of openers that died before their snapshot was whole, in this round and the last."""
+        """Return the artifacts of leaders of this round and the last that died before their snapshot was complete."""
         artifacts: set[str] = set()
         for number in range(max(0, trial.number - 2 * self._trials_per_round), trial.number):
             earlier = find_trial(study, number)
@@ -207,7 +210,7 @@ class Rounds(Generic[Loaded]):
         return artifacts
 
     def _published(self, study: Study, first: int, last: int) -> tuple[int, dict[str, Any]] | None:
-        """Return the snapshot of a round as it was written, with the number of its trial."""
+        """Return the number of the trial that published the round starting at trial `first`, and its JSON value."""
         refused = self._state(study).refused
         for number in range(first, min(first + self._trials_per_round, last + 1)):
             trial = find_trial(study, number)
@@ -225,7 +228,7 @@ class Rounds(Generic[Loaded]):
         return None
 
     def _loaded(self, study: Study, number: int, value: dict[str, Any]) -> Snapshot[Loaded] | None:
-        """Fetch and verify the files of a snapshot and load it; None where it is of no use."""
+        """Fetch, verify and load the files of a snapshot; None if they are damaged or unreachable."""
         try:
             with tempfile.TemporaryDirectory() as folder:
 
@@ -240,12 +243,15 @@ class Rounds(Generic[Loaded]):
             return None
 
     def _refuse(self, study: Study, number: int, error: Exception) -> None:
-        """Say once that a snapshot is of no use; what can't be read now is tried again by the next trial."""
+        """Log one warning for an unusable snapshot; snapshots that cannot be read now are tried again later."""
         state = self._state(study)
         if not isinstance(error, Unreachable):
             state.refused.add(number)
-        if number not in state.named:
-            state.named.add(number)
+        if number not in state.warned:
+            state.warned.add(number)
             logger.warning(
-                "The %s of trial %d does not verify (%s); the one before it is used.", self._name, number, error
+                "The %s snapshot of trial %d cannot be verified (%s); the one before it is used.",
+                self._name,
+                number,
+                error,
             )

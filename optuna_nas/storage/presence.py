@@ -1,4 +1,4 @@
-"""Which workers are alive."""
+"""Names of workers, and whether they are alive."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def presence(file: Path) -> Iterator[bool]:
-    """Hold a shared lock on a file inside the block; the value tells whether nobody else held one before."""
+    """Hold a shared lock on a file inside the block; the value is True if no other process holds one."""
     try:
         import fcntl
-    except ImportError:  # not on Windows, where only process ids tell
+    except ImportError:  # Windows has no fcntl; there, only process ids identify dead workers
         yield False
         return
     with open(file, "w") as handle:
@@ -36,13 +36,13 @@ _TOKENS: dict[int, str] = {}
 
 
 def this_worker() -> str:
-    """Return what names this process: its host, its number, and what tells it from a later one of that number."""
-    token = _TOKENS.setdefault(os.getpid(), secrets.token_hex(4))  # a forked process has one of its own
+    """Return the name of this process, `HOST:PID:TOKEN`; the token is another one if the process id is reused."""
+    token = _TOKENS.setdefault(os.getpid(), secrets.token_hex(4))  # a forked process gets its own token
     return f"{socket.gethostname()}:{os.getpid()}:{token}"
 
 
 def is_alive(worker: str) -> bool:
-    """Tell whether a worker of this machine still runs; a new process under its old number is not it."""
+    """Return whether a worker of this machine is still running; see `this_worker`."""
     process = int(worker.split(":")[1])
     if process == os.getpid():
         return worker == this_worker()

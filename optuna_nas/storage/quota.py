@@ -1,4 +1,4 @@
-"""The total of trials, exact with any number of workers."""
+"""Exact total number of trials with any number of workers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 
 class Surplus(BaseException):
-    """A trial that another worker's made superfluous; it waits in the queue again. No error of an objective."""
+    """Raised if a trial exceeds the total and was put back into the queue; not an error of the objective."""
 
 
 class StorageAway(BaseException):
-    """The database did not take what a trial wrote; who is told of the trial's end decides when it is back."""
+    """Raised if the database did not accept a write of a trial; the end of the trial is stored once it answers again.
+
+    Args:
+        error: Error of the database.
+    """
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -31,12 +35,12 @@ class StorageAway(BaseException):
 
 
 class Standing(NamedTuple):
-    """How far a study is.
+    """Progress of a study.
 
     Args:
-        finished: Trials that count towards the total: finished, and not gone on with by another.
-        running: Numbers of those that run.
-        total: Trials asked for.
+        finished: Number of finished trials that count towards the total, without those that another trial retries.
+        running: Numbers of the running trials.
+        total: Total number of trials to run.
     """
 
     finished: int
@@ -45,44 +49,58 @@ class Standing(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """Trials that have not finished."""
+        """Number of trials that have not finished."""
         return max(0, self.total - self.finished)
 
     @property
     def free(self) -> int:
-        """Trials that may be taken; negative where too many run."""
+        """Number of trials that may be started; negative if too many are running."""
         return self.total - self.finished - len(self.running)
 
 
 class Quota:
-    """The total of trials of a study, which many workers fill and none exceeds; flat cost as the study grows.
+    """Total number of trials of a study, which all workers together reach but never exceed.
 
-    A worker that has taken a trial looks at the study and goes on if all that is finished or runs is within the total.
-    Else the latest trials step back at once, and earlier ones when the later do not. Whoever looks last sees all
-    others, so no two go on where there is room for one; this asks of a storage only that it shows what was written.
+    A worker that has created a trial reads the study and continues if the finished and running trials are within the
+    total. Otherwise the trials with the largest numbers go back to the queue at once, and those before them if the
+    later ones stay. The worker that reads last sees all others, so that two workers never take the same free place;
+    this requires only that the storage shows completed writes.
+
+    Args:
+        study: Study that workers share.
+        total: Total number of trials.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.quota import Quota
+        >>> study = optuna.create_study()
+        >>> study.add_trial(optuna.create_trial(value=1.0))
+        >>> quota = Quota(study, total=3)
+        >>> quota.missing()
+        2
     """
 
     def __init__(self, study: Study, total: int) -> None:
         self._study, self.total = study, total
         self._has_heartbeat = has_heartbeats(study)
-        self._known = FinishedTrials()
+        self._trials = FinishedTrials()
         self._finished: set[int] = set()
         self._replaced: set[int] = set()
 
     def look(self) -> Standing:
-        """Return how far the study is now."""
+        """Return the current progress of the study."""
         trials = self._study.get_trials(deepcopy=False)
-        for trial in self._known.take(trials):
+        for trial in self._trials.take(trials):
             self._finished.add(trial.number)
             self._see(trial)
-        open_trials = [trials[place] for place in self._known.unfinished]
+        open_trials = [trials[place] for place in self._trials.unfinished]
         for trial in open_trials:
             self._see(trial)
         running = (trial.number for trial in open_trials if self._runs(trial))
         return Standing(len(self._finished - self._replaced), tuple(running), self.total)
 
     def _runs(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial will end: some process of ours runs it, or heartbeats tell when none does."""
+        """Return whether a trial will end: a worker of this package runs it, or heartbeats reveal its death."""
         return trial.state == TrialState.RUNNING and (self._has_heartbeat or WORKER in trial.user_attrs)
 
     def _see(self, trial: FrozenTrial) -> None:
@@ -91,18 +109,21 @@ class Quota:
         self._replaced.update(replaced_by(trial))
 
     def room(self) -> int:
-        """Return how many trials may be taken now."""
+        """Return the number of trials that may be started now."""
         return max(0, self.look().free)
 
     def missing(self) -> int:
-        """Return how many trials have not finished."""
+        """Return the number of trials that have not finished."""
         return self.look().missing
 
     def claim(self, trial: Trial) -> None:
         """Confirm a running trial, or put it back into the queue.
 
+        Args:
+            trial: Running trial of this worker.
+
         Raises:
-            Surplus: There is no room for it.
+            Surplus: The trial exceeds the total.
         """
         for _ in range(RIVAL_LOOKS):
             standing = self.look()
@@ -116,9 +137,9 @@ class Quota:
 
 
 def counted_trials(study: Study) -> int:
-    """Return how many trials count towards the total: finished ones, but not those that another goes on with."""
+    """Return the number of finished trials that count towards the total, without those that another trial retries."""
     return Quota(study, 0).look().finished
 
 
 RIVAL_LOOKS, RIVAL_SECONDS = 5, 0.2
-"""How often, and about how long apart, a worker looks whether those with later trials have stepped back."""
+"""How often, and with how many seconds in between, a worker checks whether later trials went back to the queue."""

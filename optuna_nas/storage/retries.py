@@ -1,10 +1,11 @@
-"""Trials whose processes are gone: find them, fail them, try their parameters again.
+"""Retries of trials whose processes died.
 
-Whoever finds a dead trial - this package on one machine, Optuna by a missing heartbeat, the next `run` after an
-interruption - hands it to the same `try_again`, and one number counts the attempts: `ATTEMPT`, on the trial that tries
-again. Parameters are given up after three attempts that died at the same point. An attempt that got further than all
-before it, by a reported step or by a checkpoint, is the first at a new point; one that was stopped on purpose does not
-count. So a training longer than the machine's leases ends, and parameters that kill their process do not run for ever.
+Dead trials are found by this package on the same machine, by Optuna through missing heartbeats, or by the next `run`
+after an interruption. All are retried by `try_again`, and one attribute of the new trial counts the attempts:
+`ATTEMPT`. Parameters are given up after three attempts that died at the same point. An attempt that got further than
+all before it, by a reported step or a checkpoint, counts as the first at a new point; an attempt that was interrupted
+on purpose does not count. Trainings longer than the time a machine is available thus finish, and parameters that crash
+their process are not retried forever.
 """
 
 from __future__ import annotations
@@ -49,22 +50,26 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 MAX_ATTEMPTS = 3
-"""Attempts at the parameters of a trial that may die at the same point."""
+"""Attempts that may die at the same point before parameters are given up."""
 INTERRUPTED = "interrupted"
-"""Reason of trials that were stopped on purpose."""
+"""Reason of trials that were interrupted on purpose."""
 
 
-# -- the count --------------------------------------------------------------------------------------------------------
+# -- number of attempts -----------------------------------------------------------------------------------------------
 
 
 def attempt_of(trial: FrozenTrial) -> int:
-    """Return the number of a trial's attempt at its parameters, counted from 1 since they last got further.
+    """Return the number of a trial's attempt at its parameters, from 1, since an attempt last got further.
 
-    >>> [attempt_of(optuna.create_trial(value=1.0, user_attrs=known)) for known in ({}, {ATTEMPT: 2})]
-    [1, 2]
+    Retries by Optuna's own callback, as in storages of the user and in older studies, count too: they extend Optuna's
+    retry history beyond the trial that this package retried last.
 
-    Retries by Optuna's own callback (a storage of the user's) and those in older studies count too: they lengthen
-    Optuna's history beyond the trial that this package has last tried again.
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import ATTEMPT
+        >>> from optuna_nas.storage.retries import attempt_of
+        >>> [attempt_of(optuna.create_trial(value=1.0, user_attrs=attrs)) for attrs in ({}, {ATTEMPT: 2})]
+        [1, 2]
     """
     last = int(attribute(trial.user_attrs, RETRY_OF, -1))
     others = [number for number in trial.system_attrs.get(RETRY_HISTORY, ()) if number > last]
@@ -74,20 +79,26 @@ def attempt_of(trial: FrozenTrial) -> int:
 def reached(trial: FrozenTrial) -> tuple[float | None, float]:
     """Return how far an attempt got: the last reported step, None without reports, and the fraction in a checkpoint.
 
-    >>> reached(optuna.create_trial(value=1.0, intermediate_values={1: 0.5, 2: 0.6}, user_attrs={CHECKPOINTED: 0.1}))
-    (2, 0.1)
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import CHECKPOINTED
+        >>> from optuna_nas.storage.retries import reached
+        >>> attrs = {CHECKPOINTED: 0.1}
+        >>> reached(optuna.create_trial(value=1.0, intermediate_values={1: 0.5, 2: 0.6}, user_attrs=attrs))
+        (2, 0.1)
     """
     return trial.last_step, float(attribute(trial.user_attrs, CHECKPOINTED, 0.0))
 
 
 class CheckpointNotes:
-    """Notes on a running trial how much of its training the newest checkpoint holds, for who counts attempts.
+    """Store the fraction of the training in the newest checkpoint as an attribute of a running trial.
 
-    Epochs may be longer than the time between two checkpoints, and studies of several objectives take no reports.
+    Attempts are counted by it in addition to reported steps, since an epoch may take longer than the time between two
+    checkpoints and trials of several objectives cannot report.
 
     Args:
-        trial: Running.
-        file: Its checkpoint, perhaps one of an earlier attempt, perhaps not there yet.
+        trial: Running trial.
+        file: Checkpoint file of the trial; may be missing, or left by an earlier attempt.
     """
 
     def __init__(self, trial: Trial, file: Path) -> None:
@@ -95,17 +106,17 @@ class CheckpointNotes:
         self._written, self._fraction = self._time(), 0.0
 
     def after_step(self, fraction: float) -> None:
-        """Look whether the step before this one was followed by a checkpoint.
+        """Update the attribute if a checkpoint was written after the step before this one.
 
         Args:
-            fraction: Of the training that is done, in [0, 1].
+            fraction: Fraction of the training that is done, in [0, 1].
         """
         if (written := self._time()) != self._written:
             self._written = written
-            with suppress(*StorageError):  # no reason to end a training
+            with suppress(*StorageError):  # not worth failing a training
                 self._trial.set_user_attr(CHECKPOINTED, round(self._fraction, 6))
                 if (backend := backend_of(self._trial.study)) is not None:
-                    backend.flush(self._trial._trial_id)  # a process that is killed loses what waits
+                    backend.flush(self._trial._trial_id)  # a process that is killed would lose the delayed write
         self._fraction = fraction
 
     def _time(self) -> int:
@@ -116,12 +127,12 @@ class CheckpointNotes:
 
 
 def _next_attempt(trial: FrozenTrial) -> tuple[int, list[float | None]]:
-    """Return what the next attempt bears: its number, and how far all before it got."""
+    """Return the number of the next attempt, and how far all attempts before it got."""
     step, fraction = reached(trial)
     before_step, before_fraction = attribute(trial.user_attrs, FURTHEST, (None, 0.0))
     further = _is_further(step, before_step) or fraction > before_fraction
     attempt = 1 if further else attempt_of(trial)
-    is_counted = attribute(trial.user_attrs, REASON) != INTERRUPTED  # else nothing is wrong with the parameters
+    is_counted = attribute(trial.user_attrs, REASON) != INTERRUPTED  # interruptions are not due to the parameters
     furthest = step if _is_further(step, before_step) else before_step
     return attempt + is_counted, [furthest, max(fraction, before_fraction)]
 
@@ -131,41 +142,53 @@ def _is_further(step: float | None, before: float | None) -> bool:
 
 
 def is_given_up(trial: FrozenTrial) -> bool:
-    """Return whether a dead trial was the last of its attempts.
+    """Return whether a dead trial was the last attempt at its parameters.
 
-    >>> [is_given_up(optuna.create_trial(value=1.0, user_attrs={ATTEMPT: attempt})) for attempt in (1, 2, 3)]
-    [False, False, True]
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import ATTEMPT
+        >>> from optuna_nas.storage.retries import is_given_up
+        >>> [is_given_up(optuna.create_trial(value=1.0, user_attrs={ATTEMPT: attempt})) for attempt in (1, 2, 3)]
+        [False, False, True]
     """
     return _next_attempt(trial)[0] > MAX_ATTEMPTS
 
 
 def replaced_by(trial: FrozenTrial) -> list[int]:
-    """Return the numbers of the trials that a trial tries again."""
-    ours = [trial.user_attrs[RETRY_OF]] if RETRY_OF in trial.user_attrs else []
-    return [*ours, *trial.system_attrs.get(RETRY_HISTORY, ())]
+    """Return the numbers of the trials that a trial retries."""
+    retried = [trial.user_attrs[RETRY_OF]] if RETRY_OF in trial.user_attrs else []
+    return [*retried, *trial.system_attrs.get(RETRY_HISTORY, ())]
 
 
-# -- trying again -----------------------------------------------------------------------------------------------------
+# -- retries ----------------------------------------------------------------------------------------------------------
 
 
 def try_again(study: Study, trial: FrozenTrial) -> None:
-    """Enqueue the parameters of a failed trial, with the number of the attempt and where its checkpoint is.
+    """Enqueue the parameters of a failed trial, with the number of the attempt and the location of its checkpoint.
 
-    The attributes that the user's objective has set go along, as in Optuna's own retries, and so does Optuna's history
-    of retries (`RetryHeartbeatStaleTrialCallback.retry_history`).
+    User attributes set by the objective and Optuna's retry history are copied, as by Optuna's own
+    `RetryHeartbeatStaleTrialCallback`.
 
-    >>> study = optuna.create_study()
-    >>> trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
-    >>> study.tell(trial, state=TrialState.FAIL).number
-    0
-    >>> try_again(study, study.trials[0])
-    >>> attempt_of(study.trials[1]), study.ask().suggest_float("x", 0, 1) == trial.params["x"]
-    (2, True)
+    Args:
+        study: Study of the trial.
+        trial: Failed trial.
+
+    Example:
+        >>> import optuna
+        >>> from optuna.trial import TrialState
+        >>> from optuna_nas.storage.retries import attempt_of, try_again
+        >>> study = optuna.create_study()
+        >>> trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+        >>> study.tell(trial, state=TrialState.FAIL).number
+        0
+        >>> try_again(study, study.trials[0])
+        >>> attempt_of(study.trials[1]), study.ask().suggest_float("x", 0, 1) == trial.params["x"]
+        (2, True)
     """
     params = given_params(trial)
     attempt, furthest = _next_attempt(trial)
     attributes: dict[str, Any] = {RETRY_OF: trial.number, ATTEMPT: attempt, FURTHEST: furthest}
-    if params:  # otherwise it chooses anew, which is another training
+    if params:  # without parameters the retry suggests new ones, which is another training
         attributes |= {name: value for name, value in trial.user_attrs.items() if not is_own(name)}
         attributes[RESUMES] = attribute(trial.user_attrs, RESUMES, trial.number)
         if has_attribute(trial.user_attrs, CHECKPOINT):
@@ -179,10 +202,10 @@ def try_again(study: Study, trial: FrozenTrial) -> None:
 
 
 class TryAgain:
-    """Callback for trials that Optuna has failed because their worker gave no sign of life for long.
+    """Callback for trials that Optuna failed because of missing heartbeats; enqueues their parameters again.
 
     Args:
-        on_dead: Called with every such trial, once its retry waits.
+        on_dead: Callback for each such trial after its retry is enqueued.
     """
 
     def __init__(self, on_dead: Callable[[Study, FrozenTrial], None] | None = None) -> None:
@@ -196,29 +219,31 @@ class TryAgain:
 
 
 def requeue_interrupted(study: Study, worker: str | None = None) -> None:
-    """Enqueue the parameters of every interrupted trial that no other trial tries again yet.
+    """Enqueue the parameters of every interrupted trial that no other trial retries yet.
 
     Args:
-        study: With interrupted trials.
-        worker: Only of trials that it ran: others do the same for theirs at this moment.
+        study: Study with interrupted trials.
+        worker: Name of the worker whose trials are enqueued; None for those of all workers. Workers that are
+            interrupted together each enqueue their own trials.
     """
     trials = study.get_trials(deepcopy=False)
     taken = {number for trial in trials for number in replaced_by(trial)}
     for trial in trials:
-        is_ours = worker is None or attribute(trial.user_attrs, WORKER) == worker
-        if is_ours and trial.state == TrialState.FAIL and REQUEUED in trial.user_attrs and trial.number not in taken:
+        is_selected = worker is None or attribute(trial.user_attrs, WORKER) == worker
+        is_interrupted = trial.state == TrialState.FAIL and REQUEUED in trial.user_attrs
+        if is_selected and is_interrupted and trial.number not in taken:
             try_again(study, trial)
 
 
-# -- finding the dead -------------------------------------------------------------------------------------------------
+# -- detection of dead trials -----------------------------------------------------------------------------------------
 
 
 def reap_dead_trials(study: Study, alone: bool = False) -> None:
-    """Fail the running trials of processes that are gone, and enqueue their parameters again.
+    """Fail the running trials of processes that have ended, and enqueue their parameters again.
 
     Args:
-        study: With trials that an earlier `run` may have left behind.
-        alone: No other process runs this study; otherwise only processes of this machine are looked up.
+        study: Study in which an earlier `run` may have left running trials.
+        alone: Whether no other process runs this study; if False, only trials of this machine are checked.
     """
     host = socket.gethostname()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -230,12 +255,12 @@ def reap_dead_trials(study: Study, alone: bool = False) -> None:
 
 
 def fail_dead(study: Study, trial: FrozenTrial) -> None:
-    """Fail a running trial whose process is gone, and enqueue it again unless it was tried too often."""
+    """Fail a running trial whose process has ended, and enqueue its parameters unless they are given up."""
     storage, given_up = study._storage, is_given_up(trial)
     with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
         if attribute(trial.user_attrs, REASON) != INTERRUPTED:
             attempt = _next_attempt(trial)[0] - 1
-            reason = f"the process that ran it is gone, attempt {attempt} of {MAX_ATTEMPTS}"
+            reason = f"its process has ended, attempt {attempt} of {MAX_ATTEMPTS}"
             storage.set_trial_user_attr(trial._trial_id, REASON, reason)
         if not given_up:
             storage.set_trial_user_attr(trial._trial_id, REQUEUED, True)
@@ -245,17 +270,21 @@ def fail_dead(study: Study, trial: FrozenTrial) -> None:
 
 
 def fail_stale(study: Study) -> None:
-    """Fail and retry the trials of workers that have given no sign of life for long; Optuna does so before a trial."""
+    """Fail and retry trials with stale heartbeats, as Optuna does before each trial."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)
 
 
 class Silent:
-    """Running trials whose workers died before their first sign of life, which Optuna leaves running for ever.
+    """Detection of running trials whose workers died before their first heartbeat, which Optuna never fails.
 
-    A trial counts as dead when this process has seen it for so many of its own seconds: no clock of another machine,
-    and none that may be set, decides.
+    A trial counts as dead once this process has seen it without a heartbeat for `grace` seconds of its own monotonic
+    clock. Clocks of other machines, and changes of the system time, have no effect.
+
+    Args:
+        study: Study that workers share.
+        grace: Seconds without a first heartbeat after which a trial counts as dead, larger than 0.
     """
 
     def __init__(self, study: Study, grace: float) -> None:
@@ -263,7 +292,11 @@ class Silent:
         self._seen: dict[int, float] = {}
 
     def reap(self, on_dead: Callable[[Study, FrozenTrial], None] = lambda study, trial: None) -> None:
-        """Fail and requeue those that were silent for too long."""
+        """Fail and retry the trials without a heartbeat for longer than `grace` seconds.
+
+        Args:
+            on_dead: Callback for each such trial after its retry is enqueued.
+        """
         if (backend := backend_of(self._study)) is None or backend.heartbeat_interval is None:
             return
         now = time.monotonic()

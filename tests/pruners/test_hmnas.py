@@ -86,7 +86,7 @@ def test_trials_that_live_on_what_was_cut_are_stopped_and_say_on_what():
         edges, ops = hmnas.cut(architecture)
         reason = trial.user_attrs[FLAGGED]
         assert f"the masks keep {hmnas.survival(architecture).share:.0%} of it" in reason
-        assert f"edges cut: {edges[0]}" in reason if edges else f"ops cut: {ops[0][1]} at {ops[0][0]}" in reason
+        assert f"edges removed: {edges[0]}" in reason if edges else f"ops removed: {ops[0][1]} at {ops[0][0]}" in reason
     best = max(hmnas.survival(SPACE.decode(t.params)).share for t in flagged)
     passed = [t for t in study.trials if t.state == TrialState.COMPLETE and FLAGGED not in t.user_attrs]
     late = [hmnas.survival(SPACE.decode(t.params)).share for t in passed if t.number > 40]
@@ -105,7 +105,7 @@ def test_where_masks_cut_little_it_judges_by_how_long_an_architecture_endures():
     assert 0.1 < len(flagged) / len(study.trials) < 0.3
     for trial in flagged:
         path, op = next(iter(hmnas.weakest(SPACE.decode(trial.params))), (None, None))
-        assert f"the masks keep 100% of it (next to fall: {op} at {path}" in trial.user_attrs[FLAGGED]
+        assert f"the masks keep 100% of it (weakest ops: {op} at {path}" in trial.user_attrs[FLAGGED]
 
 
 def test_masks_of_something_else_stop_nobody():
@@ -351,7 +351,7 @@ def test_trials_of_another_space_go_to_the_wrapped_pruner_and_it_is_said_once(ca
         other.suggest(trial)
         assert not trial.should_prune()
         study.tell(trial, 1.0)
-    assert caplog.text.count("`space` of HMNASPruner must be what trials choose from but trial 0") == 1
+    assert caplog.text.count("`space` of HMNASPruner must be that of the trials but trial 0") == 1
     with pytest.raises(ValueError, match="`pruner` must be of the space of the search"):
         Search(name="a", space=other, objective=lambda trial: 1.0, pruner=HMNASPruner(masked()))
 

@@ -454,7 +454,7 @@ def test_a_damaged_pool_is_not_used(data, tmp_path, caplog):
     study.sampler = sampler_of(tmp_path)
     with caplog.at_level(logging.WARNING):
         study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=3)
-    assert "The GHN of trial 10 does not verify" in caplog.text
+    assert "The GHN snapshot of trial 10 cannot be verified" in caplog.text
     assert len(set(digests(study))) == 15
 
 
@@ -500,7 +500,7 @@ def test_arguments_out_of_range_are_refused(arguments, sentence):
 
 
 def test_a_ghn_of_another_space_and_a_score_of_another_shape_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`model` must be of the sampler's space"):
+    with pytest.raises(ValueError, match="`model` must have the sampler's space"):
         GHNSampler(LARGE, GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1)))
     store = folder_store(tmp_path)
     sampler = GHNSampler(

@@ -435,7 +435,7 @@ def test_arguments_out_of_range_are_refused(arguments):
 
 
 def test_a_model_of_another_space_is_refused():
-    with pytest.raises(ValueError, match="`model` must be of the sampler's space"):
+    with pytest.raises(ValueError, match="`model` must have the sampler's space"):
         SNASSampler(nasbench201_space(), snas_with_logits())
 
 
@@ -523,7 +523,7 @@ def test_a_snapshot_that_does_not_verify_gives_way_to_the_one_before(data, tmp_p
     study.sampler = sampler
     with caplog.at_level(logging.WARNING):
         study.optimize(n_convolutions, n_trials=2)
-    assert "The SNAS of trial 4 does not verify" in caplog.text
+    assert "The SNAS snapshot of trial 4 cannot be verified" in caplog.text
     assert sampler.in_study_fit.newest(study, 999).number == 0
     assert sampler.model.step == round(sampler.model.total_steps / 3)
     study.optimize(n_convolutions, n_trials=5)

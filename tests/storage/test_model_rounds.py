@@ -189,7 +189,7 @@ def test_a_snapshot_that_does_not_verify_gives_way_to_the_one_before(study, stor
     with caplog.at_level(logging.WARNING):
         used = [worker.rounds.newest(copy, 7).number for _ in range(3)]
     assert used == [0, 0, 0]
-    assert caplog.text.count("The Model of trial 4 does not verify") == 1, "said once"
+    assert caplog.text.count("The Model snapshot of trial 4 cannot be verified") == 1, "said once"
     assert worker.run(copy, 2) == [8, 8]
     assert worker.rounds.newest(copy, 9).loaded == [0, 2]
 
