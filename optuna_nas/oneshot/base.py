@@ -40,7 +40,15 @@ MAX_RECORDS = 200
 
 
 class Score(Protocol):
-    """Predict how well architectures would do, without training them."""
+    """Predict how well architectures would do, without training them.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas import GHNSampler, nasbench201_space
+        >>> def many_ops(architectures):
+        ...     return np.array([sum(map(len, dict(a.choices).values())) for a in architectures], dtype=float)
+        >>> sampler = GHNSampler(nasbench201_space(), score=many_ops)
+    """
 
     def __call__(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         """Return scores, larger is better, shape (len(architectures),)."""
@@ -62,6 +70,40 @@ class OneShotModel(LearnedState[Record]):
         recipe: How to learn; a frozen dataclass with at least the fields of `FitRecipe`.
         task: Loss and metric; image classification by default.
         n_metrics: Metrics that `finish_step` is given beside loss and the task's.
+
+    Example:
+        Uniform single paths (Guo et al. 2020): every step trains the weights of one random architecture.
+
+        >>> import numpy as np
+        >>> import torch
+        >>> from optuna_nas import OneShotModel, SNASRecipe, digits
+        >>> from optuna_nas.networks import one_hot, use_batch_statistics
+        >>> from optuna_nas.training.task import Calling
+        >>> class SinglePaths(OneShotModel):
+        ...     name = "SinglePaths"
+        ...
+        ...     def __init__(self, space, recipe):
+        ...         super().__init__(space, recipe)
+        ...         self.modules = {"supernet": space.supernet(recipe.seed)}
+        ...         use_batch_statistics(self.modules["supernet"])
+        ...
+        ...     def make_optimizers(self):
+        ...         weights = self.modules["supernet"].parameters()
+        ...         return {"weights": torch.optim.SGD(weights, self.recipe.learning_rate)}
+        ...
+        ...     def train_step(self, batch):
+        ...         architecture = self.space.sample(np.random.default_rng([self.recipe.seed, self.step]))
+        ...         path = Calling(lambda inputs: self.predict(architecture, inputs))
+        ...         return self.update(*self.task.training_step(path, batch))
+        ...
+        ...     def predict(self, architecture, inputs):
+        ...         return self.modules["supernet"](inputs, one_hot(architecture))
+        >>> from optuna_nas import NetworkSpace, nasbench201_skeleton, nasbench201_space
+        >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, (1, 8, 8), 10, affine=False))
+        >>> model = SinglePaths(space, SNASRecipe())
+        >>> model.fit(digits(), budget=0.2, show_progress=False)
+        >>> model.step, model.records[-1].metrics.keys() == {"loss", "accuracy"}
+        (3, True)
     """
 
     # -- hooks: what a subclass says ------------------------------------------------------------------------------

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 
 class FitRecipe(Protocol):
-    """Fields that the recipe of every one-shot model has; a frozen dataclass."""
+    """Fields that the recipe of every one-shot model has; a frozen dataclass.
+
+    Example:
+        >>> from optuna_nas import SNASRecipe
+        >>> recipe: FitRecipe = SNASRecipe(batch_size=32)
+        >>> recipe.batch_size
+        32
+    """
 
     @property
     def batch_size(self) -> int:
@@ -59,6 +66,10 @@ class FitRecord(NamedTuple):
     Args:
         step: Training step.
         metrics: Mean `loss`, and the task's metric where it is known, of the steps since the last record.
+
+    Example:
+        >>> FitRecord(10, {"loss": 2.3, "accuracy": 0.1}).metrics["loss"]
+        2.3
     """
 
     step: int

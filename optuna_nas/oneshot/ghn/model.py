@@ -129,6 +129,17 @@ class GHN(OneShotModel[FitRecord]):
 
     Raises:
         ValueError: There are more ops than `hidden`, or the training space has an op that the space lacks.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas import GHN, GHNRecipe, digits
+        >>> from optuna_nas import NetworkSpace, nasbench201_skeleton, nasbench201_space
+        >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, (1, 8, 8), 10))
+        >>> ghn = GHN(space, GHNRecipe(phases=1))
+        >>> ghn.fit(digits(), budget=0.1, show_progress=False)
+        >>> random = np.random.default_rng(0)
+        >>> ghn.score([space.sample(random) for _ in range(5)]).shape
+        (5,)
     """
 
     name = "GHN"

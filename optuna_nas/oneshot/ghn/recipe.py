@@ -64,6 +64,11 @@ class GHNRecipe:
 
     Raises:
         ValueError: A field is out of range.
+
+    Example:
+        >>> from optuna_nas import GHNRecipe
+        >>> GHNRecipe(phases=1, meta_batch=4).propagation
+        'forward_backward'
     """
 
     hidden: int = 32

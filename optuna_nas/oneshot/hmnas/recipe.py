@@ -75,6 +75,11 @@ class HMNASRecipe:
 
     Raises:
         ValueError: A field is out of range.
+
+    Example:
+        >>> from optuna_nas import HMNASRecipe
+        >>> HMNASRecipe(edge_softmax="cell", mask_fraction=0.25).threshold
+        0.005
     """
 
     edge_softmax: str = "node"

@@ -69,6 +69,15 @@ class SNAS(OneShotModel[DistributionRecord]):
 
     Raises:
         ValueError: The space leaves nothing to choose or is of blocks, or no architecture keeps the upper bounds.
+
+    Example:
+        >>> from optuna_nas import SNAS, SNASRecipe, digits
+        >>> from optuna_nas import NetworkSpace, nasbench201_skeleton, nasbench201_space
+        >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, (1, 8, 8), 10, affine=False))
+        >>> snas = SNAS(space, SNASRecipe(relaxation="one_path"))
+        >>> snas.fit(digits(), budget=0.1, show_progress=False)
+        >>> snas.most_likely().connected
+        True
     """
 
     name = "SNAS"

@@ -112,6 +112,11 @@ class SNASRecipe:
 
     Raises:
         ValueError: A field is out of range.
+
+    Example:
+        >>> from optuna_nas import SNASRecipe
+        >>> SNASRecipe(warmup_fraction=0.3, resource={"params": 2e6}).temperature(0.1)
+        1.0
     """
 
     batch_size: int = 64
