@@ -25,16 +25,13 @@ WITHOUT_EXAMPLE = {
     "FitRecord",
     "GHN",
     "GHNRecipe",
-    "GPUs",
     "HMNAS",
     "HMNASRecipe",
-    "Job",
     "MLflowTracker",
     "OneShotModel",
     "SNAS",
     "SNASRecipe",
     "Score",
-    "be_worker",
     "cell_drawing",
     "comparison_view",
     "main",
@@ -50,9 +47,6 @@ WITHOUT_EXAMPLE = {
     "plot_pareto",
     "plot_progress",
     "plot_surrogate",
-    "run_job",
-    "run_on_ray",
-    "run_workers",
 }
 
 
