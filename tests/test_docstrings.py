@@ -19,7 +19,6 @@ MODULES = sorted(
 ROOMS = ["optuna_nas", *sorted(f"optuna_nas.{file.parent.name}" for file in PACKAGE.glob("*/__init__.py"))]
 WITHOUT_EXAMPLE = {
     "CellDrawing",
-    "DatasetInfo",
     "DistributionRecord",
     "FitRecipe",
     "FitRecord",
@@ -27,15 +26,12 @@ WITHOUT_EXAMPLE = {
     "GHNRecipe",
     "HMNAS",
     "HMNASRecipe",
-    "MLflowTracker",
     "OneShotModel",
     "SNAS",
     "SNASRecipe",
     "Score",
     "cell_drawing",
-    "comparison_view",
     "main",
-    "mlflow_keys",
     "plot_anytime",
     "plot_architecture",
     "plot_distribution",
