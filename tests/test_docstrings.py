@@ -19,13 +19,7 @@ MODULES = sorted(
 ROOMS = ["optuna_nas", *sorted(f"optuna_nas.{file.parent.name}" for file in PACKAGE.glob("*/__init__.py"))]
 WITHOUT_EXAMPLE = {
     "CellDrawing",
-    "DatasetInfo",
-    "GPUs",
-    "Job",
-    "MLflowTracker",
-    "be_worker",
     "cell_drawing",
-    "comparison_view",
     "main",
     "plot_anytime",
     "plot_architecture",
@@ -38,9 +32,6 @@ WITHOUT_EXAMPLE = {
     "plot_pareto",
     "plot_progress",
     "plot_surrogate",
-    "run_job",
-    "run_on_ray",
-    "run_workers",
 }
 
 

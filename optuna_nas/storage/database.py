@@ -61,7 +61,7 @@ def connect(
     Args:
         address: URL as in SQLAlchemy; `postgresql://` without a driver uses psycopg. A storage object of Optuna is
             returned unchanged, with its own heartbeats and retries.
-        heartbeat: Heartbeat of running trials; None, and always for sqlite, for no heartbeat.
+        heartbeat: Heartbeat of running trials, None for none; ignored for sqlite.
         on_dead: Callback for each trial that a dead worker left, after its retry is enqueued.
 
     Raises:

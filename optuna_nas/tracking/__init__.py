@@ -1,4 +1,4 @@
-"""A study mirrored in MLflow: a run for the study, a child run for each trial, and a comparison view to open."""
+"""Mirror of a study in MLflow: a run for the study, a child run for each trial, and a saved comparison view."""
 
 from optuna_nas.tracking.keys import mlflow_keys
 from optuna_nas.tracking.records import DatasetInfo

@@ -1,4 +1,4 @@
-"""Requests to MLflow at one address, through `MlflowClient` and explicit run ids; knows no study and no thread."""
+"""Requests to MLflow at a tracking URI through `MlflowClient` with explicit run ids, independent of studies."""
 
 from __future__ import annotations
 
@@ -33,50 +33,50 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("optuna_nas.tracking")
 
 PROBE_SECONDS = 5
-"""In which a server must say something."""
+"""Timeout of a server's first answer in seconds."""
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-"""Databases besides SQLite that MLflow writes to, and where they listen."""
+"""Default ports of the databases besides SQLite that MLflow supports."""
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 800, 100, 100
-"""Of one request."""
+"""Largest numbers in one request."""
 NOISY_LOGGERS = ("mlflow", "alembic", "sqlalchemy", "urllib3")
-"""What they say in the tracker's thread is nobody's business."""
+"""Loggers whose messages in the tracker's thread are hidden."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @contextmanager
 def connected(uri: str, registry: bool = False) -> Iterator[MlflowClient]:
-    """Let a block talk to MLflow, and to its registry of models, and close what MLflow would keep open for good."""
+    """Connect to MLflow, and to its model registry, and close the database connections that MLflow keeps open."""
     client = MlflowClient(uri)
     try:
         yield client
     finally:
         for part in (client._tracking_client, *([client._get_registry_client()] if registry else [])):
-            # Of a database, not of a server. What else in this process uses it opens a connection again.
+            # Only databases have an engine, not servers. Other users of the engine in this process reconnect.
             if (engine := getattr(part.store, "engine", None)) is not None:
                 engine.dispose()
 
 
 class Client:
-    """MLflow at one address.
+    """Client of MLflow at a tracking URI.
 
     Args:
-        uri: `http(s)://...` of a server, or a database.
+        uri: `http(s)://...` of a server, or URL of a database.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.connections = ExitStack()  # to be closed by the thread that calls, once it is done
-        self.n_written = 0  # requests; a number that grows tells that MLflow takes what it is given
+        self.connections = ExitStack()  # closed by the calling thread at its end
+        self.n_written = 0  # number of successful requests, to detect progress
         self._database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-        self._refused = False  # an artifact could not be stored
+        self._refused = False  # whether storing an artifact has failed
 
     @cached_property
     def mlflow(self) -> MlflowClient:
-        """MLflow's own client; made when first used, since that opens a database."""
+        """MLflow's own client; made on first use, since that opens the database."""
         return self.connections.enter_context(connected(self.uri))
 
     def check(self) -> None:
-        """Raise ConnectionError where MLflow can't be used now, within some 5 seconds."""
+        """Raise ConnectionError if MLflow cannot be used now, within about 5 seconds."""
         parts = urlsplit(self.uri)
         try:
             if is_server(self.uri):
@@ -96,13 +96,13 @@ class Client:
             raise unreachable(self.uri, one_line(error)) from error
 
     def find_experiment(self, name: str) -> str:
-        """Return the id of an experiment, made where there is none; artifacts of a SQLite file lie beside it."""
+        """Return the id of an experiment, created if missing; the artifacts of a SQLite file are stored beside it."""
         experiment = self.mlflow.get_experiment_by_name(name)
         if experiment is None:
             folder = self._database and self._database.parent / "mlruns" / quote(name, safe="")
             try:
                 return str(self.mlflow.create_experiment(name, folder and folder.as_uri()))
-            except MlflowException:  # another process was faster
+            except MlflowException:  # another process created it first
                 experiment = self.mlflow.get_experiment_by_name(name)
                 if experiment is None:
                     raise
@@ -111,7 +111,7 @@ class Client:
         return str(experiment.experiment_id)
 
     def search(self, experiment_id: str, condition: str) -> list[Run]:
-        """Return the active runs of an experiment for which a condition holds, oldest first."""
+        """Return the active runs of an experiment that satisfy a filter condition, oldest first."""
         order = ["attributes.start_time", "attributes.run_id"]
         runs: list[Run] = []
         token = None
@@ -122,11 +122,11 @@ class Client:
                 return runs
 
     def history(self, run_id: str, metric: str) -> list[Metric]:
-        """Return the points of a curve, in the order of their time."""
+        """Return the history of a metric, in the order of time."""
         return sorted(self.mlflow.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
 
     def steps(self, run_id: str, metric: str) -> set[int]:
-        """Return the steps at which a curve has a point."""
+        """Return the steps of a metric's history."""
         return {point.step for point in self.history(run_id, metric)}
 
     def log(
@@ -136,9 +136,9 @@ class Client:
         params: Mapping[str, str] = _EMPTY,
         tags: Mapping[str, str] = _EMPTY,
     ) -> None:
-        """Write all of it, in pieces as large as MLflow takes."""
+        """Log metrics, params and tags, in requests of the largest size that MLflow accepts."""
         infinite = {f"infinite.{m.key}": f"{m.value} at step {m.step}" for m in metrics if isinf(m.value)}
-        metrics = [metric for metric in metrics if not isinf(metric.value)]  # a database would hold 1.8e308
+        metrics = [metric for metric in metrics if not isinf(metric.value)]  # databases would store 1.8e308
         all_params = [Param(key, cut(value, MAX_PARAM_CHARACTERS)) for key, value in params.items()]
         all_tags = [RunTag(key, cut(value, MAX_TAG_CHARACTERS)) for key, value in {**tags, **infinite}.items()]
         while metrics or all_params or all_tags:
@@ -147,24 +147,24 @@ class Client:
             self.n_written += 1
 
     def end(self, run_id: str, status: str, end: int) -> None:
-        """Close a run; `end` in milliseconds."""
-        # `set_terminated` of a server's run prints its address; the store behind it does not.
+        """End a run; `end` in milliseconds since 1970."""
+        # `set_terminated` prints the URL of a server's run; the store behind the client does not.
         store = self.mlflow._tracking_client.store
         store.update_run_info(run_id, RunStatus.from_string(status), end, None)
 
     def store(self, save: Callable[[], None]) -> None:
-        """Save an artifact, or do without: files go to a place of their own, which may refuse what MLflow takes."""
+        """Save an artifact, with one warning if that fails: artifacts have a storage of their own, which may fail."""
         try:
             save()
         except Exception as error:
-            self.check()  # MLflow itself is away: then all of it is done again
+            self.check()  # raises if MLflow itself is unreachable; the whole task is then repeated
             level = logging.DEBUG if self._refused else logging.WARNING
             self._refused = True
             _logger.log(level, "MLflow could not store an architecture or a table (%s).", one_line(error))
 
 
 def metrics_of(epochs: Iterable[Epoch]) -> list[Metric]:
-    """Return MLflow's form of points of curves."""
+    """Return points of learning curves as MLflow's metrics."""
     return [
         Metric(key, float(value), epoch.time, epoch.step)
         for epoch in epochs
@@ -173,7 +173,7 @@ def metrics_of(epochs: Iterable[Epoch]) -> list[Metric]:
 
 
 def silence() -> None:
-    """Keep what MLflow, Alembic and urllib3 have to say in the tracker's thread out of the user's terminal."""
+    """Hide messages of MLflow, Alembic and urllib3 in the tracker's thread."""
     logging.getLogger("urllib3.connectionpool").addFilter(_is_elsewhere)
     for handler in logging.getLogger("mlflow").handlers:
         handler.addFilter(_is_elsewhere)

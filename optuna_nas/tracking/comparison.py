@@ -1,4 +1,4 @@
-"""A comparison of strategies in MLflow: one experiment, a run that holds table and picture, a saved view of all."""
+"""Comparison of strategies in MLflow: a run with table and picture, and a saved view of the experiment."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def save_comparison(
     figure: Figure,
     note: str,
 ) -> str:
-    """Write table, picture and view of a comparison whose runs are in one experiment; return the view's address.
+    """Write table, picture and view of a comparison whose runs are in one experiment; return the URL of the view.
 
-    Written twice, it makes no second run.
+    Repeated calls update the same run.
 
     Args:
-        tracker: Of the experiment.
-        studies: All of the comparison.
-        space: Of the studies.
-        metric: Name of the first values.
-        headings: Of the table.
-        rows: Of the table.
-        figure: Best value against what was spent.
-        note: Markdown, shown on the run.
+        tracker: Tracker with the experiment of the studies.
+        studies: All studies of the comparison.
+        space: Search space of the studies.
+        metric: Name of the first value.
+        headings: Headings of the table.
+        rows: Rows of the table.
+        figure: Plot of the best value against the spent budget.
+        note: Markdown text of the run.
     """
     with connected(tracker.store_uri) as client:
         experiment = client.get_experiment_by_name(tracker.experiment)
         assert experiment is not None  # the studies are in it
-        found = client.search_runs([experiment.experiment_id], f"tags.`optuna_nas.kind` = '{KIND}'")
-        if found:
-            run_id = found[0].info.run_id
+        runs = client.search_runs([experiment.experiment_id], f"tags.`optuna_nas.kind` = '{KIND}'")
+        if runs:
+            run_id = runs[0].info.run_id
         else:
             run_id = client.create_run(
                 experiment.experiment_id, tags={"optuna_nas.kind": KIND}, run_name="comparison"

@@ -1,4 +1,4 @@
-"""The curves of a study over trial numbers: counts, best value, what pruning saved, how well scores rank."""
+"""Curves of a study over trial numbers: counts, best value, time saved by pruning, rank correlation of scores."""
 
 from __future__ import annotations
 
@@ -24,30 +24,36 @@ if TYPE_CHECKING:
 
 TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
 TAU_GROWTH = 1.01
-"""A rank correlation is computed again when there are so many times more trials than the last time."""
+"""The rank correlation is recomputed whenever the number of trials has grown by this factor."""
 
 
 class CurvePoints:
-    """Points of a study's curves, each handed out once; a trial waits for those begun before it.
+    """Points of a study's curves, one per finished trial, each returned once.
 
-    So a curve of the best value never falls, though trials finish in any order.
+    The point of a trial is computed after all trials with lower numbers have finished, so that the curve of the best
+    value is monotonic although trials finish in any order.
 
     Args:
-        direction: Of the first objective.
+        direction: Direction of the first objective.
     """
 
     def __init__(self, direction: StudyDirection) -> None:
         self.written: set[int] = set()  # numbers of trials whose points are in MLflow
         self._direction = direction
         self._curves = StudyCurves(direction)
-        self._unwritten: dict[int, Epoch] = {}  # of trials that others may write
-        self._n_tau = 0  # finished trials at the last rank correlation
+        self._unwritten: dict[int, Epoch] = {}  # points that were not taken yet, by number of the trial
+        self._n_tau = 0  # number of finished trials at the last rank correlation
 
     def update(self, finished: Sequence[FrozenTrial], running: Iterable[int]) -> list[FrozenTrial]:
-        """Compute the points of trials that finished; return those that have one, which are before all that run."""
+        """Compute the points of finished trials; return the trials with a point, which precede all running trials.
+
+        Args:
+            finished: Finished trials of the study, by number.
+            running: Numbers of the running trials.
+        """
         horizon = min(running, default=inf)
         settled = list(finished[: bisect_right(finished, horizon, key=attrgetter("number"))])
-        if not self._curves.begins(settled):  # one that took its time has ended: its place is before others
+        if not self._curves.begins(settled):  # a trial has finished whose number precedes points that exist
             self._curves, self._unwritten = StudyCurves(self._direction), {}
         for n_seen in range(len(self._curves.numbers), len(settled)):
             trial = settled[n_seen]
@@ -63,22 +69,25 @@ class CurvePoints:
         return settled
 
     def take(self, numbers: set[int]) -> list[Epoch]:
-        """Return the points of these trials that were not taken before, by number."""
+        """Return the points of these trials that were not returned before, by number."""
         return [self._unwritten.pop(number) for number in sorted(numbers & self._unwritten.keys())]
 
 
 class StudyCurves:
-    """The values of a study's curves, trial after trial, at a cost that does not grow with the study.
+    """Values of a study's curves, updated per trial at a constant cost.
 
-    Pruning saves for a pruned trial what it lacks to the mean seconds of those that completed.
-
-    >>> import optuna
-    >>> curves = StudyCurves(optuna.study.StudyDirection.MAXIMIZE)
-    >>> curves.add(optuna.trial.create_trial(value=0.5))["best_value"]
-    0.5
+    The seconds saved by pruning are the differences between the mean seconds of completed trials and the seconds of
+    each pruned trial.
 
     Args:
-        direction: Of the first objective.
+        direction: Direction of the first objective.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.tracking.curves import StudyCurves
+        >>> curves = StudyCurves(optuna.study.StudyDirection.MAXIMIZE)
+        >>> curves.add(optuna.trial.create_trial(value=0.5))["best_value"]
+        0.5
     """
 
     def __init__(self, direction: StudyDirection) -> None:
@@ -90,12 +99,12 @@ class StudyCurves:
         self._spent: dict[str, defaultdict[TrialState, float]] = {name: defaultdict(float) for name in names}
 
     def begins(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Tell whether the trials that were added are the first of these."""
+        """Return whether the added trials are the first of these."""
         n_added = len(self.numbers)
         return n_added <= len(trials) and (not n_added or trials[n_added - 1].number == self.numbers[-1])
 
     def add(self, trial: FrozenTrial) -> dict[str, float]:
-        """Add a finished trial, and return the curves' values at it."""
+        """Add a finished trial, and return the values of the curves at this trial."""
         self.numbers.append(trial.number)
         self._counts[trial.state] += 1
         self._spent["seconds_saved"][trial.state] += spent_seconds(trial)

@@ -1,4 +1,4 @@
-"""Names and texts as MLflow takes them."""
+"""Keys and values in the form that MLflow accepts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS = 6000, 8000
 
 
 def mlflow_keys(names: Iterable[str]) -> dict[str, str]:
-    """Return for each name a key that MLflow accepts; different names get different keys.
+    """Return a key that MLflow accepts for each name; distinct names get distinct keys.
 
-    A name that MLflow accepts stays as it is. What is forbidden or too long is spelt with underscores and a digest of
-    the name.
+    Names that MLflow accepts are kept. In all others, forbidden characters become underscores and a hash of the name is
+    appended.
 
-    >>> mlflow_keys(["normal_0_2", "rate[0]"])
-    {'normal_0_2': 'normal_0_2', 'rate[0]': 'rate_0_.45a43b9c'}
+    Args:
+        names: Names of parameters or metrics.
+
+    Returns:
+        Keys of MLflow, at most 250 characters long, by name.
+
+    Example:
+        >>> from optuna_nas.tracking import mlflow_keys
+        >>> mlflow_keys(["normal_0_2", "rate[0]"])
+        {'normal_0_2': 'normal_0_2', 'rate[0]': 'rate_0_.45a43b9c'}
     """
     ordered = sorted(set(names))
     keys = {name: name for name in ordered if is_mlflow_key(name)}
@@ -33,48 +41,58 @@ def mlflow_keys(names: Iterable[str]) -> dict[str, str]:
 
 
 def is_mlflow_key(name: str) -> bool:
-    """Tell whether MLflow takes a name: allowed characters, at most 250, and no path that has a shorter spelling.
+    """Return whether MLflow accepts a name: at most 250 allowed characters, and a normalised path.
 
-    >>> is_mlflow_key("block/5"), is_mlflow_key("a//b"), is_mlflow_key("a[0]")
-    (True, False, False)
+    Example:
+        >>> from optuna_nas.tracking.keys import is_mlflow_key
+        >>> is_mlflow_key("block/5"), is_mlflow_key("a//b"), is_mlflow_key("a[0]")
+        (True, False, False)
     """
     allowed = re.fullmatch(r"[\w\-. :/]+", name) is not None
     return len(name) <= MAX_KEY_CHARACTERS and allowed and not {"", ".", ".."} & set(name.split("/"))
 
 
 def keyed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values under keys that MLflow accepts.
+    """Return values by keys that MLflow accepts; see `mlflow_keys`.
 
-    >>> keyed({"normal_0_2": "skip_connect"})
-    {'normal_0_2': 'skip_connect'}
+    Example:
+        >>> from optuna_nas.tracking.keys import keyed
+        >>> keyed({"normal_0_2": "skip_connect"})
+        {'normal_0_2': 'skip_connect'}
     """
     keys = mlflow_keys(values)
     return {keys[name]: value for name, value in values.items()}
 
 
 def text_of(value: object) -> str:
-    """Return a value as the text of a param or a tag; containers as JSON.
+    """Return a value as the text of a param or tag; containers become JSON.
 
-    >>> text_of([1, 2]), text_of("adam")
-    ('[1, 2]', 'adam')
+    Example:
+        >>> from optuna_nas.tracking.keys import text_of
+        >>> text_of([1, 2]), text_of("adam")
+        ('[1, 2]', 'adam')
     """
     return json.dumps(value, default=str) if isinstance(value, (dict, list, tuple)) else str(value)
 
 
 def param_texts(params: Mapping[str, object]) -> dict[str, str]:
-    """Return a trial's parameters as MLflow's params.
+    """Return the parameters of a trial as MLflow's params.
 
-    >>> param_texts({"rate": 0.5})
-    {'rate': '0.5'}
+    Example:
+        >>> from optuna_nas.tracking.keys import param_texts
+        >>> param_texts({"rate": 0.5})
+        {'rate': '0.5'}
     """
     return {key: text_of(value) for key, value in keyed(params).items()}
 
 
 def cut(text: str, max_characters: int) -> str:
-    """Return the beginning of a text that is too long for MLflow, with a note that says so.
+    """Return a text, truncated with a note if it is longer than `max_characters`.
 
-    >>> cut("x" * 9000, 50)
-    'xxxxxxxxxxxxx ... (cut; 9000 characters in Optuna)'
+    Example:
+        >>> from optuna_nas.tracking.keys import cut
+        >>> cut("x" * 9000, 50)
+        'xxxxxxxxxxxxx ... (cut; 9000 characters in Optuna)'
     """
     note = f" ... (cut; {len(text)} characters in Optuna)"
     return text if len(text) <= max_characters else text[: max_characters - len(note)] + note

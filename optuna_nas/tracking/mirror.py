@@ -1,4 +1,4 @@
-"""A study shown in MLflow: which of its runs is written when. Knows no threads."""
+"""Mirror of a study in MLflow: order in which its runs are written, independent of threads."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class Mirror:
-    """Tells MLflow about a study. Everything may be done again after it failed half-way, with the same outcome.
+    """Mirror of a study in MLflow. All methods are idempotent: after a failure, they can be called again.
 
-    Used by one thread, but for `local`, which the trials' threads fill.
+    All methods are called by one thread; only `local` is written by the threads of trials.
 
     Args:
-        uri: Address of MLflow.
+        uri: Tracking URI of MLflow.
         experiment: Name of the experiment.
         metric: Name of the first value.
-        space: Decodes parameters to architectures; None shows none.
+        space: Search space that decodes parameters to architectures; None for no pictures.
     """
 
     def __init__(self, uri: str, experiment: str, metric: str, space: Space | None) -> None:
@@ -50,14 +50,14 @@ class Mirror:
         self._runs = StudyRuns(self.client, self.local)
 
     def find_view(self, study: optuna.Study, local_server: str) -> str:
-        """Return the address of the comparison view of a study that was tracked before."""
+        """Return the URL of the comparison view of a study that was tracked before."""
         self.client.check()
         uid = str(study.user_attrs.get(UID_ATTRIBUTE, ""))
         with self.client.connections:
             experiment = self.client.mlflow.get_experiment_by_name(self._experiment) if uid else None
         if experiment is None:
             raise ValueError(
-                f"`study` must have been tracked at {without_password(self.client.uri)} but MLflow does not know "
+                f"`study` must have been tracked at {without_password(self.client.uri)} but MLflow has no run of "
                 f"{study.study_name!r}; run it with this tracker first."
             )
         return self._page_url(study, local_server, experiment.experiment_id, uid)
@@ -74,7 +74,7 @@ class Mirror:
         params: Mapping[str, object],
         tags: Mapping[str, str] = _EMPTY,
     ) -> None:
-        """Find or make the experiment and the study's run; before anything else is written."""
+        """Find or create the experiment and the study's run; called before anything else is written."""
         silence()
         run = self._runs.open(self._experiment, study)
         self.view_url = self._page_url(study, LOCAL_SERVER, self._runs.experiment_id, self._runs.uid)
@@ -88,7 +88,7 @@ class Mirror:
         self._study.save_view(study, self._trials.winner())
 
     def trial_started(self, started: StartedTrial, first: Epoch) -> None:
-        """Make the run of a trial, with what is known before training."""
+        """Create the run of a trial, with its parameters and first metrics."""
         self._trials.start(started, first)
 
     def epochs(self, epochs: Sequence[Epoch]) -> None:
@@ -96,7 +96,7 @@ class Mirror:
         self._trials.add_epochs(epochs)
 
     def trial_finished(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Close the run of a trial of this process, and continue the study's curves."""
+        """Complete and end the run of a trial of this process, and extend the study's curves."""
         self._trials.write(trial)
         self._study.write_curves(study, set(self.local.finished))
         self._fits.write([trial])
@@ -109,7 +109,13 @@ class Mirror:
         finished: Sequence[FrozenTrial],
         on_progress: Callable[[int], None] = lambda n_done: None,
     ) -> None:
-        """Write what MLflow misses of these trials, whoever ran them; `on_progress` hears how many are done."""
+        """Write what MLflow lacks of these trials, of any process.
+
+        Args:
+            study: Study of the trials.
+            finished: Finished trials.
+            on_progress: Callback with the number of trials that are done.
+        """
         self._runs.find_trials()
         self._study.find_curves()
         self._trials.replay(finished, on_progress)
@@ -120,17 +126,17 @@ class Mirror:
         self._study.save_view(study, self._trials.winner())
 
     def forget(self) -> None:
-        """Look for the runs of trials again, after something failed."""
+        """Forget the runs of trials after a failure, so that they are read again."""
         self._runs.forget_trials()
 
     def close_worker(self, study: optuna.Study) -> None:
-        """Write what this process has run and MLflow misses; others go on with the study."""
+        """Write what MLflow lacks of the trials of this process, while other processes continue the study."""
         self._runs.find_trials()
         self._trials.write_local(finished_trials(study))
         self._study.write_curves(study, set(self.local.finished))
 
     def close(self, study: optuna.Study, status: str) -> None:
-        """Write what is missing and the leaderboard, name the winner, close the study's run."""
+        """Write everything that MLflow lacks and the leaderboard, mark the best trial, and end the study's run."""
         self._trials.kill_running()
         self.replay(study, finished_trials(study))
         self._pictures.draw(finished_trials(study), growth=1.0)

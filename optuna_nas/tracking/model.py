@@ -1,4 +1,4 @@
-"""A trained network as an MLflow model of its trial's run: with signature, example and requirements."""
+"""Trained network as an MLflow model in the run of its trial, with signature, example and requirements."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ NAME = "network"
 
 
 class LoggedModel(NamedTuple):
-    """Address of a model, its version where it was registered, largest difference of a class score."""
+    """Logged model.
+
+    Args:
+        uri: URI of the model.
+        version: Version in the model registry; None if the model is not registered.
+        max_difference: Largest absolute difference of a class score after loading.
+    """
 
     uri: str
     version: str | None
@@ -38,20 +44,20 @@ class LoggedModel(NamedTuple):
 def log_model(
     tracker: MLflowTracker, study: optuna.Study, trial_number: int, network: DiscreteNetwork, register: str | None
 ) -> LoggedModel:
-    """Log a network to the run of a trial, load it as `mlflow.pyfunc` does, and compare the two.
+    """Log a network to the run of a trial, load it with `mlflow.pyfunc`, and compare the predictions.
 
-    The model is a program of `torch.export`, so that nothing is unpickled when it is loaded.
+    The model is a program of `torch.export`, so that loading it does not unpickle anything.
 
     Args:
-        tracker: Where the study was tracked.
-        study: Tracked before.
-        trial_number: Whose run it goes to.
-        network: In any mode.
-        register: Name in MLflow's registry; None does not register it.
+        tracker: Tracker of the study.
+        study: Study that was tracked before.
+        trial_number: Number of the trial.
+        network: Trained network, in any mode.
+        register: Name in MLflow's model registry; None to not register it.
 
     Raises:
-        ConnectionError: MLflow can't be used at the address.
-        ValueError: MLflow does not know the trial.
+        ConnectionError: MLflow cannot be used at the tracking URI.
+        ValueError: MLflow has no run of the trial.
         ArithmeticError: A class score differs by more than 1e-4.
     """
     with connected(tracker.store_uri, registry=register is not None) as client:
@@ -74,7 +80,7 @@ def log_model(
         )
         before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
         level = logging.getLogger("mlflow").level
-        mlflow.set_tracking_uri(tracker.store_uri)  # of the whole process, which is why it is put back
+        mlflow.set_tracking_uri(tracker.store_uri)  # a setting of the whole process, which is restored below
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         try:
             info = Model.log(

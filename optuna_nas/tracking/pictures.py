@@ -1,4 +1,4 @@
-"""Pictures in MLflow: a trial's architecture; of the study its scores, early exits, distribution and masks."""
+"""Pictures in MLflow: architectures of trials; scores, early exits, distribution and masks of the study."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.runs import StudyRuns
 
 MIN_SCORES = 5
-"""Scored trials from which scores are drawn against values."""
+"""Smallest number of scored trials for a plot of scores against values."""
 REDRAW_GROWTH = 1.2
-"""A picture of the study is drawn again when so many times more trials are in it."""
+"""A picture of the study is drawn again whenever the number of its trials has grown by this factor."""
 
 
 def save_architecture(
     client: Client, run_id: str, space: Space | None, trial: FrozenTrial, key: str = PICTURE_KEY
 ) -> None:
-    """Save a trial's architecture as a value, as a picture and as a tile of MLflow's grid; nothing where it has none.
+    """Save the architecture of a trial as JSON, as a picture and as a logged image; do nothing if it has none.
 
     Args:
-        client: MLflow.
-        run_id: Run of the trial.
-        space: Decodes its parameters.
-        trial: The trial.
-        key: Name of the tile.
+        client: Client of MLflow.
+        run_id: Id of the trial's run.
+        space: Search space that decodes the parameters; None for no architecture.
+        trial: Trial with the architecture.
+        key: Key of the logged image.
     """
     try:
         architecture = None if space is None else space.decode(trial.params)
-    except ValueError:  # it failed before everything was chosen, or an earlier search had another space
+    except ValueError:  # the trial failed before all suggestions, or belongs to an earlier search of another space
         architecture = None
     if architecture is not None:
         picture = architecture_picture(architecture)
@@ -60,31 +60,36 @@ def save_architecture(
 
 
 def architecture_picture(architecture: Architecture) -> NDArray[np.uint8]:
-    """Return the drawing of an architecture as colours, shape (height, width, 4)."""
+    """Return the drawing of an architecture as RGBA pixels, shape (height, width, 4)."""
     canvas = FigureCanvasAgg(plot_architecture(architecture))
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.array(canvas.buffer_rgba(), np.uint8)  # type: ignore[no-untyped-call]
 
 
 class StudyPictures:
-    """Draws on the study's run; a picture is drawn again only where there is more to show.
+    """Pictures of the study's run; each is drawn again only if there are more data.
 
     Args:
-        runs: Of the study.
+        runs: Runs of the study.
         metric: Name of the first value.
-        direction: Of the first objective.
-        space: Whose distribution and masks are drawn; None draws neither.
+        direction: Direction of the first objective.
+        space: Search space of distribution and masks; None to draw neither.
     """
 
     def __init__(self, runs: StudyRuns, metric: str, direction: StudyDirection, space: Space | None) -> None:
         self._runs, self._client = runs, runs.client
         self._metric, self._direction, self._space = metric, direction, space
-        self._drawn: Counter[str] = Counter()  # trials in each picture, by its name
-        self._distribution: dict[int, DistributionRecord] = {}  # how the sampler's distribution stood, by step
-        self._masks_step = -1  # of the masks that are drawn
+        self._drawn: Counter[str] = Counter()  # number of trials in each picture, by its name
+        self._distribution: dict[int, DistributionRecord] = {}  # records of the sampler's distribution, by step
+        self._masks_step = -1  # training step of the masks that are drawn
 
     def draw(self, trials: Sequence[FrozenTrial], growth: float = REDRAW_GROWTH) -> None:
-        """Draw scores against values, and early exits, where more than `growth` times as many trials have them."""
+        """Draw scores against values, and early exits, if the number of trials with them has grown enough.
+
+        Args:
+            trials: Finished trials.
+            growth: Factor by which the number of trials must have grown, at least 1.
+        """
         scores, curves = guesses(trials, self._direction), anytime_curves(trials, self._direction)
         n_scores = len(scores.numbers)
         self._draw_grown("surrogate.png", n_scores, MIN_SCORES, growth, lambda: draw_guesses(scores, self._metric))
@@ -98,18 +103,18 @@ class StudyPictures:
             self._drawn[name] = n_trials
 
     def add_distribution(self, records: Iterable[DistributionRecord]) -> None:
-        """Remember how the sampler's distribution stood."""
+        """Add records of the sampler's distribution, for the next drawing."""
         self._distribution |= {record.step: record for record in records}
 
     def draw_distribution(self) -> None:
-        """Draw how the distribution changed, and the most likely cells."""
+        """Draw the history of the distribution and its most likely cells."""
         if (space := self._space) is not None:
             records = [self._distribution[step] for step in sorted(self._distribution)]
             self._save(partial(plot_distribution, space, records), "distribution.png")
             self._save(partial(plot_most_likely, space, records), "most_likely_cells.png")
 
     def draw_masks(self, trials: Sequence[FrozenTrial]) -> None:
-        """Draw what the newest masks keep."""
+        """Draw the newest masks."""
         newest = max((masks for trial in trials if (masks := masks_of(trial))), key=itemgetter("step"), default=None)
         if newest is not None and newest["step"] > self._masks_step and self._space is not None:
             self._save(partial(draw_masks, self._space, newest["kept"], newest["weights"]), "masks.png")

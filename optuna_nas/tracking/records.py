@@ -1,4 +1,4 @@
-"""What the queue and the mirror hand each other, and the few words they share; imports no MLflow."""
+"""Records passed from the tracker's queue to the mirror, and constants of both; does not import MLflow."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 STATUSES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
-"""How a trial's state is called in MLflow."""
+"""Status of a run in MLflow by state of its trial."""
 THREAD_NAME = "optuna_nas.tracking"
 SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What MLflow shows about a data set; nothing is read.
+    """Description of a data set in MLflow; no data are read.
 
     Args:
-        name: Such as `cifar10`.
-        source: Where it comes from: an address, a path, a package.
-        digest: What tells its versions apart; MLflow keeps the first 36 characters.
+        name: Name, such as `cifar10`.
+        source: Origin: a URL, a path or a package.
+        digest: Hash of the version; MLflow keeps the first 36 characters.
+
+    Example:
+        >>> from optuna_nas.tracking import DatasetInfo
+        >>> DatasetInfo("digits", "sklearn.datasets.load_digits", "1797x8x8").name
+        'digits'
     """
 
     name: str
@@ -38,7 +43,13 @@ class DatasetInfo:
 
 
 class StartedTrial(NamedTuple):
-    """A trial as its run is opened; `start` in milliseconds."""
+    """Trial at its start.
+
+    Args:
+        number: Number of the trial.
+        params: Suggested parameters.
+        start: Start in milliseconds since 1970.
+    """
 
     number: int
     params: dict[str, Any]
@@ -46,7 +57,14 @@ class StartedTrial(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """A point of the learning curves of a trial; `time` in milliseconds."""
+    """Point of the learning curves of a trial.
+
+    Args:
+        number: Number of the trial.
+        step: Step of the point.
+        metrics: Metrics by name.
+        time: Time in milliseconds since 1970.
+    """
 
     number: int
     step: int
@@ -56,11 +74,11 @@ class Epoch(NamedTuple):
 
 @dataclass
 class LocalTrials:
-    """Trials of this process; filled by their threads.
+    """Trials of this process, added by their threads.
 
     Args:
-        running: Those that run, by number.
-        finished: Numbers of those that have finished.
+        running: Running trials by number.
+        finished: Numbers of the finished trials.
     """
 
     running: dict[int, StartedTrial] = field(default_factory=dict)
@@ -71,26 +89,26 @@ class LocalTrials:
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that are done, by number."""
+    """Return the finished trials of a study, by number."""
     return sorted(study.get_trials(deepcopy=False, states=tuple(STATUSES)), key=lambda trial: trial.number)
 
 
 def milliseconds(moment: datetime | None) -> int:
-    """Return MLflow's time; now for None. Optuna's times without a zone are local."""
+    """Return a time in milliseconds since 1970, now for None; times of Optuna without a zone are local."""
     return milliseconds_now() if moment is None else int(moment.timestamp() * 1000)
 
 
 def milliseconds_now() -> int:
-    """Return the time as MLflow counts it."""
+    """Return the current time in milliseconds since 1970, MLflow's unit."""
     return int(time.time() * 1000)
 
 
 def is_server(uri: str) -> bool:
-    """Tell whether an MLflow address is a server's."""
+    """Return whether a tracking URI is that of a server."""
     return uri.startswith(("http://", "https://"))
 
 
 def unreachable(uri: str, why: str) -> ConnectionError:
-    """Return the error for an address where MLflow can't be used."""
+    """Return the error for a tracking URI at which MLflow cannot be used."""
     way_out = "start a server there with `mlflow server`, or write to a file: `tracking_uri='sqlite:///mlflow.db'`"
     return ConnectionError(f"MLflow can't be used at {without_password(uri)}: {why}; {way_out}.")

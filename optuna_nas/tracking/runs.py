@@ -1,4 +1,4 @@
-"""The runs of one study in MLflow: found by their tags, made where there are none, never kept twice."""
+"""Runs of a study in MLflow: found by their tags, created if missing, without duplicates."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.records import LocalTrials
 
 RIVAL_SECONDS = 2.0
-"""In which another process that makes the run of the same study sees this one's."""
+"""Seconds after which another process that creates the run of the same study at the same time sees this one."""
 COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
-"""Colours of the runs' points and curves; all but the winner's are pale."""
+"""Colours of runs in charts; all but those of the best trial are pale."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class TrialRun(NamedTuple):
-    """The run of a trial, as it was last seen or written."""
+    """Run of a trial, as last read or written.
+
+    Args:
+        run_id: Id of the run.
+        status: Status in MLflow.
+        name: Name of the run.
+    """
 
     run_id: str
     status: str
@@ -36,29 +42,29 @@ class TrialRun(NamedTuple):
 
     @staticmethod
     def of(run: Run) -> TrialRun:
-        """Return the fields of MLflow's run."""
+        """Return the values of a run of MLflow."""
         return TrialRun(run.info.run_id, run.info.status, run.info.run_name)
 
 
 class StudyRuns:
-    """The run of a study and, below it, a run for each trial and for each one-shot model that was trained in it.
+    """Run of a study and its child runs, one for each trial and each one-shot model that the study trains.
 
     Args:
-        client: MLflow.
-        local: Trials of this process; their runs get `source_tags`.
+        client: Client of MLflow.
+        local: Trials of this process, whose runs get `source_tags`.
     """
 
     def __init__(self, client: Client, local: LocalTrials) -> None:
         self.client, self.local = client, local
         self.experiment_id = self.study_id = self.uid = ""
         self.trials: dict[int, TrialRun] = {}
-        self.fits: dict[str, str] = {}  # ids of the runs of one-shot models, by the model's name
+        self.fits: dict[str, str] = {}  # ids of the runs of one-shot models by name of the model
         self.source_tags: Mapping[str, str] = _EMPTY
-        self.dataset: DatasetInput | None = None  # shown on the study's run and on the trials'
-        self._tags: dict[str, str] = {}  # of all runs
+        self.dataset: DatasetInput | None = None  # shown on the runs of study and trials
+        self._tags: dict[str, str] = {}  # tags of all runs
 
     def open(self, experiment: str, study: optuna.Study) -> Run:
-        """Find or make the experiment and the study's run; return that run, which is now running."""
+        """Find or create the experiment and the study's run, set its status to running, and return it."""
         self.experiment_id = self.client.find_experiment(experiment)
         self.uid = study_uid(study)
         self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": self.uid}
@@ -76,7 +82,7 @@ class StudyRuns:
             made = self.client.mlflow.create_run(self.experiment_id, start, tags, study.study_name)
             runs = self._search(condition)
             if len(runs) > 1 and made.info.run_id == runs[0].info.run_id:
-                time.sleep(RIVAL_SECONDS)  # another process was as fast; if it saw this run, it takes it
+                time.sleep(RIVAL_SECONDS)  # another process created a run meanwhile; it deletes it if it saw this one
                 runs = self._search(condition)
                 runs = [run for run in runs if run.info.run_id != made.info.run_id] or [made]
             if made.info.run_id != runs[0].info.run_id:
@@ -84,11 +90,11 @@ class StudyRuns:
         return runs[0]
 
     def _search(self, condition: str) -> list[Run]:
-        """Return the runs of this study for which a condition holds, oldest first."""
+        """Return the runs of this study that satisfy a filter condition, oldest first."""
         return self.client.search(self.experiment_id, f"{study_filter(self.uid)} and {condition}")
 
     def trial(self, number: int, start: int) -> str:
-        """Return the id of a trial's run, made where MLflow has none; `start` in milliseconds."""
+        """Return the id of a trial's run, created if missing; `start` in milliseconds since 1970."""
         if number not in self.trials:
             if not (runs := self._search(f"tags.`optuna.trial_number` = '{number}'")):
                 own = {"mlflow.parentRunId": self.study_id, "optuna.trial_number": str(number)}
@@ -102,7 +108,7 @@ class StudyRuns:
         return self.trials[number].run_id
 
     def find_trials(self) -> None:
-        """Find the runs of all trials; where two processes made one each, the first stays."""
+        """Read the runs of all trials; of runs that two processes created for a trial, the first is kept."""
         self.trials = {}
         for run in self._search("tags.`optuna_nas.kind` = 'trial'"):
             number = int(run.data.tags["optuna.trial_number"])
@@ -112,11 +118,11 @@ class StudyRuns:
                 self.trials[number] = TrialRun.of(run)
 
     def forget_trials(self) -> None:
-        """Look for the runs of trials again; another process may have removed one that was made twice."""
+        """Forget the runs of trials, since another process may have deleted duplicates."""
         self.trials = {}
 
     def fit(self, model: str, start: int) -> str:
-        """Return the id of the run of a one-shot model, made where MLflow has none; `start` in milliseconds."""
+        """Return the id of a one-shot model's run, created if missing; `start` in milliseconds since 1970."""
         if model not in self.fits:
             if not (runs := self._search(f"tags.`optuna_nas.kind` = 'fit' and tags.`optuna_nas.model` = '{model}'")):
                 own = {"mlflow.parentRunId": self.study_id, "optuna_nas.kind": "fit", "optuna_nas.model": model}
@@ -127,7 +133,7 @@ class StudyRuns:
 
 
 def study_uid(study: optuna.Study) -> str:
-    """Return what tells this study from one of the same name in another storage, made at the first call."""
+    """Return the unique id of a study, which is created and stored in it at the first call."""
     if UID_ATTRIBUTE not in study.user_attrs:
         study.set_user_attr(UID_ATTRIBUTE, uuid.uuid4().hex[:16])
     return str(study.user_attrs[UID_ATTRIBUTE])

@@ -1,4 +1,4 @@
-"""What the run of a study shows: description, params, curves, leaderboard, and the saved view of its trials."""
+"""Run of a study in MLflow: description, params, curves, leaderboard, and the saved view of its trials."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.runs import StudyRuns
 
 SCATTER_METRICS = (SHOWN_NAMES[SURROGATE_SCORE], SHOWN_NAMES[PARAMS])
-"""Metrics to draw against the value, best first: what a one-shot model guessed, what the network costs."""
+"""Metrics to draw against the value, in order of preference: predicted score, number of parameters."""
 MAX_LEADERS = 5
-"""Trials in the description of the study's run."""
+"""Number of trials in the description of the study's run."""
 
 
 class StudyRun:
-    """Writes the run of a study.
+    """Writer of the run of a study.
 
     Args:
-        runs: Of the study.
+        runs: Runs of the study.
         metric: Name of the first value.
-        direction: Of the first objective.
-        space: Whose choices the view shows; None shows those of the trials.
-        pictures: Drawn beside the curves.
+        direction: Direction of the first objective.
+        space: Search space whose parameters the view shows; None for the parameters of the trials.
+        pictures: Pictures of the study.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class StudyRun:
         params: Mapping[str, object],
         tags: Mapping[str, str],
     ) -> None:
-        """Write what is known before the first trial; a param that changed since the study began becomes a tag."""
+        """Write description, data set, params and tags; a param that changed since the study began becomes a tag."""
         keys = mlflow_keys(params)
-        known = run.data.params
+        logged = run.data.params
         texts = {keys[name]: text_of(value) for name, value in params.items()}
-        changed = {f"changed.{key}": text for key, text in texts.items() if known.get(key, text) != text}
+        changed = {f"changed.{key}": text for key, text in texts.items() if logged.get(key, text) != text}
         self._description = description
         note = {"mlflow.note.content": description} if description else {}
-        new = {key: text for key, text in texts.items() if key not in known}
+        new = {key: text for key, text in texts.items() if key not in logged}
         self._client.log(self._runs.study_id, (), new, {**note, **changed, **tags})
         self._runs.source_tags = dict(tags)
         if dataset is not None:
@@ -85,12 +85,12 @@ class StudyRun:
             self._client.mlflow.log_inputs(self._runs.study_id, datasets=[self._runs.dataset])
 
     def find_curves(self) -> None:
-        """Find the points of the curves that are in MLflow already."""
+        """Read from MLflow which points of the curves it has."""
         self._points.written = self._client.steps(self._runs.study_id, "n_complete")
 
     def write_curves(self, study: optuna.Study, numbers: set[int]) -> None:
-        """Continue the study's curves by the points of these trials, trial numbers as steps."""
-        running = list(self._runs.local.running)  # before the finished: a trial that ends meanwhile counts as running
+        """Extend the study's curves by the points of these trials, with trial numbers as steps."""
+        running = list(self._runs.local.running)  # read first: a trial that ends meanwhile counts as running
         settled = self._points.update(finished_trials(study), running)
         points = self._points.take(numbers)
         self._client.log(self._runs.study_id, metrics_of(points))
@@ -99,7 +99,7 @@ class StudyRun:
             self._pictures.draw(settled)
 
     def save_view(self, study: optuna.Study, winner: int | None) -> None:
-        """Save the comparison view, with the picture of the trial that won."""
+        """Save the comparison view, with the picture of the best trial."""
         finished = finished_trials(study)
         attributes = {name for trial in finished for name in shown_attributes(trial.user_attrs)}
         self._scatter = next((name for name in SCATTER_METRICS if name in attributes), self._scatter)
@@ -115,11 +115,11 @@ class StudyRun:
         self._client.mlflow.set_experiment_tag(self._runs.experiment_id, tag, json.dumps(view))
 
     def shows_less_than(self, trial: FrozenTrial) -> bool:
-        """Tell whether the saved view could show a better metric, which this trial is the first to have."""
+        """Return whether this trial is the first with a metric that the saved view should show instead."""
         return self._scatter != SCATTER_METRICS[0] and has_attribute(trial.user_attrs, SURROGATE_SCORE)
 
     def note_winner(self, rows: Sequence[LeaderboardRow]) -> None:
-        """Let the description say what won, with its picture and the leaders."""
+        """Add the best trial, its picture and the best trials to the description."""
         best, states = rows[0].trial, Counter(row.trial.state for row in rows)
         lines = [self._description.strip(), f"**Best {self._metric}: {best.values[0]:.4g}**, of trial {best.number}."]
         lines.append(", ".join(f"{count} {state.name.lower()}" for state, count in states.items()) + ".")
@@ -133,7 +133,7 @@ class StudyRun:
         self._client.log(self._runs.study_id, tags={"mlflow.note.content": "\n\n".join(filter(None, lines))})
 
     def save_leaderboard(self, rows: Sequence[LeaderboardRow]) -> None:
-        """Save the leaderboard as a table of MLflow."""
+        """Save the leaderboard as a table in MLflow."""
         table = json.dumps(leaderboard_table(rows, self._metric))
         save = partial(self._client.mlflow.log_text, self._runs.study_id, table, "leaderboard.json")
         self._client.store(save)
@@ -141,12 +141,12 @@ class StudyRun:
         self._client.log(self._runs.study_id, tags={"mlflow.loggedArtifacts": shown})
 
     def end(self, status: str) -> None:
-        """Close the run."""
+        """End the run."""
         self._client.end(self._runs.study_id, status, milliseconds_now())
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, Any]:
-    """Return MLflow's form of a table (`log_table` would append to that of an earlier run)."""
+    """Return a leaderboard as MLflow's JSON of a table; `log_table` would append to the table of an earlier run."""
     numbers = sorted({name for row in rows for name in row.numbers})
     params = list(dict.fromkeys(name for row in rows for name in row.trial.params))
     data = [

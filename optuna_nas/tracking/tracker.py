@@ -1,13 +1,7 @@
-"""The queue between a search and MLflow, and its thread; knows nothing of MLflow.
+"""Tracker of studies in MLflow: a queue between search and mirror, and its thread; imports MLflow only in use.
 
-Optuna's storage is the truth. What MLflow misses while its server is away is written later from the study, by `finish`
-or by the next `start`; nothing here ever raises into a search that has begun, or makes a trial wait.
-
-    tracker = MLflowTracker()
-    tracker.start(study, space=space)
-    study.optimize(objective, callbacks=[tracker.trial_finished])    # the objective calls trial_started and epoch
-    tracker.finish(study)
-    print(tracker.command)
+Optuna's storage is the source of truth. Whatever MLflow lacks after its server was unreachable is written from the
+study by `finish` or the next `start`. After `start`, no method raises errors into the search or blocks a trial.
 """
 
 from __future__ import annotations
@@ -52,33 +46,48 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("optuna_nas.tracking")
 
-MAX_RECORDS = 10_000  # waiting for MLflow; about 10 MB
-FLUSH_SECONDS = 0.5  # how long records are gathered, so that many epochs become one request
-RETRY_PAUSES = (0.5, 1.0, 2.0)  # seconds between attempts, before a record is given up
-DOWN_SECONDS = 5.0  # how long a server that was given up is left alone
-START_SECONDS = 120.0  # the tables of a new database take their time
-STALL_SECONDS = 30.0  # `finish` gives up after so long without progress
+MAX_RECORDS = 10_000
+"""Largest number of records in the queue; about 10 MB."""
+FLUSH_SECONDS = 0.5
+"""Seconds for which records are collected, so that many epochs become one request."""
+RETRY_PAUSES = (0.5, 1.0, 2.0)
+"""Seconds between attempts at writing a record."""
+DOWN_SECONDS = 5.0
+"""Seconds without attempts after a server did not answer."""
+START_SECONDS = 120.0
+"""Timeout of `start` in seconds; a new database takes long to create its tables."""
+STALL_SECONDS = 30.0
+"""Seconds without progress after which `finish` gives up."""
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class MLflowTracker:
-    """Keeps MLflow a mirror of a study, from a thread of its own; safe to call from many threads.
+    """Tracker that mirrors a study in MLflow from a background thread; thread-safe.
 
-    A call takes far less than a millisecond: it puts a record into a queue of bounded length. A server that goes away
-    costs one warning; what it missed is written from the study by `finish` or by the next `start`. Before `start` has
-    succeeded and after `finish`, calls do nothing. A pickled tracker has not started.
+    Calls put a record into a bounded queue and take far less than a millisecond. If the server becomes unreachable, one
+    warning is logged, and `finish` or the next `start` writes the rest from the study. Calls before `start` and after
+    `finish` have no effect. A tracker is pickled in the state before `start`.
 
-    MLflow tries to reach a lost server for four minutes. So `MLFLOW_HTTP_REQUEST_MAX_RETRIES`, which is all that MLflow
-    listens to, is 1 in the whole process while the tracker of a server runs, unless you have set it.
+    MLflow tries to reach a lost server for four minutes. While the tracker of a server runs, the environment variable
+    `MLFLOW_HTTP_REQUEST_MAX_RETRIES` is therefore 1 in the whole process, unless it is set already.
 
     Args:
-        tracking_uri: `http(s)://...` of an MLflow server, or a database such as `sqlite:///mlflow.db`. By default
-            `MLFLOW_TRACKING_URI` of the environment, or else `sqlite:///mlflow.db` in the working folder.
+        tracking_uri: `http(s)://...` of an MLflow server, or URL of a database. By default the environment variable
+            `MLFLOW_TRACKING_URI`, or else `sqlite:///mlflow.db` in the working folder.
         experiment: Name of the MLflow experiment; `optuna_nas` by default.
         metric: Name of the first value; `epoch` metrics of that name are its learning curve. By default the name that
-            the search gives to `start`: that of the task's metric.
-        tags: Of all runs that it makes.
+            the search passes to `start`: that of the task's metric.
+        tags: Tags of all runs.
+
+    Example:
+        >>> from optuna_nas import MLflowTracker
+        >>> tracker = MLflowTracker("sqlite:///mlflow.db", tags={"team": "vision"})
+        >>> tracker.start(study)  # doctest: +SKIP
+        >>> study.optimize(objective, callbacks=[tracker.trial_finished])  # doctest: +SKIP
+        >>> tracker.finish(study)  # doctest: +SKIP
+        >>> tracker.served
+        False
     """
 
     def __init__(
@@ -92,7 +101,7 @@ class MLflowTracker:
         self.experiment = experiment or "optuna_nas"
         self.metric = metric
         self.tags = dict(tags)
-        self.store_uri = self.tracking_uri  # with a database where it is now, whoever changes the folder later
+        self.store_uri = self.tracking_uri  # with the absolute path of a database file, if the working folder changes
         if self.tracking_uri.startswith(SQLITE):
             self.store_uri = SQLITE + str(Path(self.tracking_uri.removeprefix(SQLITE)).absolute())
         self._reset(None)
@@ -102,8 +111,8 @@ class MLflowTracker:
         self._thread: threading.Thread | None = None
         self._condition = threading.Condition()
         self._records: deque[Epoch | _Task] = deque()
-        self._awaited = False  # somebody waits for the last record
-        self._limited = False  # MLflow's attempts, by us
+        self._awaited = False  # whether a caller waits for the last record
+        self._limited = False  # whether this tracker has set `RETRIES`
         self._warned = False
         self._down_until = 0.0
 
@@ -114,7 +123,7 @@ class MLflowTracker:
         self.__dict__.update(state)
         self._reset(None)
 
-    # -- what a search calls --------------------------------------------------------------------------------------
+    # -- called by a search ---------------------------------------------------------------------------------------
 
     def start(
         self,
@@ -128,24 +137,23 @@ class MLflowTracker:
         tags: Mapping[str, str] = _EMPTY,
         replay: bool = True,
     ) -> None:
-        """Connect, and find or make the run of this study; what MLflow missed of it is then written in passing.
+        """Connect to MLflow, and find or create the run of the study; trials that MLflow lacks are written later.
 
         Args:
-            study: Gets the user attribute `optuna_nas:study_uid`, by which its run is found again. Of several
-                objectives the first decides which trial is the best; the others are shown as metrics.
-            space: Decodes the trials' parameters to the architectures to draw.
-            metric: Name of the first value where the tracker has none of its own; `value` by default.
-            description: Markdown, shown on the study's run.
-            dataset: Shown on the study's run.
-            params: Of the search, shown on the study's run. One that changed since the study began becomes a tag.
-            tags: Of the study's run and of the trials that it runs from now on, such as `mlflow.source.git.commit`.
-            replay: Write what MLflow missed so far; False for one of many workers.
+            study: Study; gets the user attribute `optuna_nas:study_uid`, which identifies its run. With several
+                objectives the first one determines the best trial; the others are metrics.
+            space: Search space that decodes parameters to architectures, for pictures.
+            metric: Name of the first value if the tracker has none of its own; `value` by default.
+            description: Markdown text of the study's run.
+            dataset: Data set of the study's run.
+            params: Params of the study's run; one that changed since the study began becomes a tag.
+            tags: Tags of the study's run and of the trials that this process runs, such as `mlflow.source.git.commit`.
+            replay: Whether to write the trials that MLflow lacks; False for one of several workers.
 
         Raises:
-            ConnectionError: MLflow can't be used at the address; one that does not answer is found out within 10
-                seconds.
+            ConnectionError: MLflow cannot be used at the tracking URI; raised within 10 seconds if it does not answer.
         """
-        from optuna_nas.tracking.mirror import Mirror  # MLflow takes more than a second to load
+        from optuna_nas.tracking.mirror import Mirror  # importing MLflow was measured to take more than a second
 
         self._stop()
         mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
@@ -154,7 +162,7 @@ class MLflowTracker:
             os.environ[RETRIES], self._limited = "1", True
         self._thread = threading.Thread(target=self._live, args=(mirror,), name=THREAD_NAME, daemon=True)
         self._thread.start()
-        missed = finished_trials(study) if replay else []  # what finishes from now on comes by `trial_finished`
+        missed = finished_trials(study) if replay else []  # trials that finish later arrive by `trial_finished`
         opened = self._put_awaited(
             partial(mirror.open, study, description, dataset, params, {**tags, **self.tags}), pauses=()
         )
@@ -170,11 +178,11 @@ class MLflowTracker:
             self._put(_Task(partial(mirror.replay, study, missed)))
 
     def trial_started(self, trial: optuna.Trial | FrozenTrial, metrics: Mapping[str, float] = _EMPTY) -> None:
-        """Open the run of a trial, with the parameters that it has by now.
+        """Create the run of a trial, with the parameters suggested so far.
 
         Args:
-            trial: A running trial.
-            metrics: What is known before training: costs, a predicted score.
+            trial: Running trial.
+            metrics: Metrics before training, such as costs and a predicted score.
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
@@ -184,13 +192,13 @@ class MLflowTracker:
         self._put(_Task(partial(mirror.trial_started, started, first)))
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a point to the learning curves of a trial; `step` is the epoch, as reported to Optuna."""
+        """Add a point to the learning curves of a trial, at the step reported to Optuna, the epoch."""
         self._put(Epoch(trial_number, step, dict(metrics), milliseconds_now()))
 
     def trial_finished(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Close the run of a trial that Optuna has finished: value, attributes, architecture, status, end.
+        """Complete and end the run of a finished trial; usable as a callback of Optuna.
 
-        An Optuna callback. Numbers among the user attributes become metrics, the others tags.
+        Numeric user attributes become metrics, all others tags.
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
@@ -199,14 +207,14 @@ class MLflowTracker:
         self._put(_Task(partial(mirror.trial_finished, study, trial)))
 
     def finish(self, study: optuna.Study, status: str | None = "FINISHED") -> None:
-        """Write what MLflow missed and the leaderboard, close the study's run and stop the thread.
+        """Write everything that MLflow lacks and the leaderboard, end the study's run, and stop the thread.
 
-        Returns early, with a warning, where MLflow makes no progress for 30 seconds.
+        Returns early, with a warning, if MLflow makes no progress for 30 seconds.
 
         Args:
-            study: The study of `start`.
-            status: `FINISHED`, or `KILLED` for a search that was interrupted; None for one of many workers, which only
-                writes what it has run.
+            study: Study that was passed to `start`.
+            status: `FINISHED`, or `KILLED` for an interrupted search; None for one of several workers, which writes
+                only its own trials.
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
@@ -233,81 +241,65 @@ class MLflowTracker:
         tags: Mapping[str, str] = _EMPTY,
         on_progress: Callable[[int], None] | None = None,
     ) -> str:
-        """Write all that MLflow misses of a study, any of Optuna's, wait for it, and return the view's address.
+        """Write everything that MLflow lacks of any study of Optuna, wait for it, and return the URL of the view.
 
-        Written twice, it makes no second run. The study needs no space and no parameters of this package.
+        Repeated calls update the same runs. The study may have been run without this package.
 
         Args:
-            study: Perhaps run elsewhere, or by other means.
-            space: As `start`.
-            metric: As `start`.
-            description: As `start`.
-            dataset: As `start`.
-            params: As `start`.
-            tags: As `start`; of the study's run only.
-            on_progress: Called with the number of finished trials that are in MLflow, in another thread.
+            study: Study; all other arguments are those of `start`.
+            space: Search space that decodes parameters to architectures, for pictures.
+            metric: Name of the first value if the tracker has none of its own; `value` by default.
+            description: Markdown text of the study's run.
+            dataset: Data set of the study's run.
+            params: Params of the study's run.
+            tags: Tags of the study's run only.
+            on_progress: Callback with the number of finished trials in MLflow, called in another thread.
 
         Raises:
-            ConnectionError: MLflow can't be used at the address.
+            ConnectionError: MLflow cannot be used at the tracking URI.
         """
         from optuna_nas.tracking.mirror import Mirror
 
         mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
-        finished = finished_trials(study)
-        running = any(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
-        done: Future[None] = Future()
-
-        def write() -> None:
-            try:
-                with mirror.client.connections:
-                    mirror.client.check()
-                    mirror.open(study, description, dataset, params, tags)
-                    mirror.replay(study, finished, on_progress or (lambda n_done: None))
-                    mirror.close(study, "RUNNING" if running else "FINISHED")
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        threading.Thread(target=write, name=THREAD_NAME, daemon=True).start()
-        done.result()
+        open_runs = partial(mirror.open, study, description, dataset, params, tags)
+        _write_all(mirror, study, open_runs, on_progress or (lambda n_done: None))
         return mirror.view_url
 
     @property
     def n_waiting(self) -> int:
-        """Number of records that wait for MLflow."""
+        """Number of records in the queue."""
         return len(self._records)
 
     @property
     def served(self) -> bool:
-        """Whether the address is a server's; a database needs one of its own to be looked at."""
+        """Whether the tracking URI is that of a server; a database is shown by a server of its own."""
         return is_server(self.tracking_uri)
 
     @property
     def view_url(self) -> str:
-        """Address of the comparison view of the started study; of a database, once `command` runs."""
+        """URL of the comparison view of the started study; for a database, while `command` runs."""
         if self._mirror is None:
-            raise RuntimeError("`view_url` is known once the tracker has started; call `start(study)` first.")
+            raise RuntimeError("`view_url` needs a started tracker; call `start(study)` first.")
         return self._mirror.view_url
 
     @property
     def command(self) -> str:
-        """What to type to see the comparison view: a server's address, or what serves a database and the address."""
+        """Shell command that serves a database, and the URL of the comparison view; for a server, the URL alone."""
         if self.served:
             return self.view_url
         return f"mlflow ui --backend-store-uri {shlex.quote(self.tracking_uri)}\n{self.view_url}"
 
     def find_view(self, study: optuna.Study, local_server: str = LOCAL_SERVER, metric: str | None = None) -> str:
-        """Return the address of the comparison view of a study that was tracked before, without starting.
+        """Return the URL of the comparison view of a study that was tracked before, without `start`.
 
         Args:
-            study: Of `start`, perhaps long ago.
-            local_server: Where a database is or will be served.
-            metric: As `start`.
+            study: Study that was tracked.
+            local_server: URL of the server of a database.
+            metric: Name of the first value if the tracker has none of its own; `value` by default.
 
         Raises:
-            ConnectionError: MLflow can't be used at the address.
-            ValueError: MLflow does not know the study.
+            ConnectionError: MLflow cannot be used at the tracking URI.
+            ValueError: MLflow has no run of the study.
         """
         from optuna_nas.tracking.mirror import Mirror
 
@@ -317,7 +309,7 @@ class MLflowTracker:
         """Return the name of the first value."""
         return self.metric or metric or "value"
 
-    # -- the queue and its thread ---------------------------------------------------------------------------------
+    # -- queue and thread -----------------------------------------------------------------------------------------
 
     def _put(self, record: Epoch | _Task) -> None:
         with self._condition:
@@ -337,7 +329,7 @@ class MLflowTracker:
         return done
 
     def _stop(self, seconds: float = 0.0) -> None:
-        """Tell the thread to end, and wait so long until it has closed its connections."""
+        """Stop the thread, and wait up to `seconds` until it has closed its connections."""
         with self._condition:
             thread, self._thread = self._thread, None
             self._condition.notify()
@@ -348,12 +340,12 @@ class MLflowTracker:
             self._limited = False
 
     def _live(self, mirror: Mirror) -> None:
-        """Be the thread; at its end, also of one that was stopped while MLflow stalled, connections are closed."""
+        """Run the thread; at its end, connections are closed, even if the thread was stopped while MLflow stalled."""
         with mirror.client.connections:
             self._work(mirror)
 
     def _work(self, mirror: Mirror) -> None:
-        """Hand the records to the mirror in their order; epochs that follow each other go together."""
+        """Pass the records to the mirror in their order, consecutive epochs together."""
         me = threading.current_thread()
         while True:
             with self._condition:
@@ -367,47 +359,82 @@ class MLflowTracker:
                 self._deliver(mirror, task)
 
     def _deliver(self, mirror: Mirror, task: _Task) -> None:
-        """Do a task; after some attempts give it up, the study still knows."""
+        """Run a task, with retries; tasks that fail are dropped, since the study has all their data."""
         if task.done is None and time.monotonic() < self._down_until:
             return
-        for pause in (*task.pauses, None):
-            try:
-                mirror.client.check()
-                task.action()
-            except Exception as error:  # a mirror must not break what it shows
-                mirror.forget()
-                if pause is not None:
-                    time.sleep(pause)
-                    continue
-                if isinstance(error, ConnectionError):
-                    self._down_until = time.monotonic() + DOWN_SECONDS
-                if task.done is not None:
-                    task.done.set_exception(error)
-                else:
-                    self._warn(error)
-            else:
-                if task.done is not None:
-                    task.done.set_result(None)
-                return
+        error = task.attempt(mirror)
+        if isinstance(error, ConnectionError):
+            self._down_until = time.monotonic() + DOWN_SECONDS
+        if task.done is None:
+            if error is not None:
+                self._warn(error)
+        elif error is not None:
+            task.done.set_exception(error)
+        else:
+            task.done.set_result(None)
 
     def _warn(self, error: BaseException) -> None:
-        """Warn once: later failures are of the same kind."""
+        """Log the first failure as a warning, further ones for debugging."""
         level = logging.DEBUG if self._warned else logging.WARNING
         self._warned = True
-        message = "MLflow misses part of the study (%s); the search goes on, and its end writes what is missing."
+        message = "MLflow lacks part of the study (%s); the search continues, and its end writes what is missing."
         _logger.log(level, message, one_line(error))
 
 
 class _Task(NamedTuple):
-    """Something to do for the mirror; `done` where somebody waits for it."""
+    """Task of the mirror.
+
+    Args:
+        action: Function to call.
+        done: Result for a caller that waits; None if no one does.
+        pauses: Seconds between attempts.
+    """
 
     action: Callable[[], None]
     done: Future[None] | None = None
     pauses: Sequence[float] = RETRY_PAUSES
 
+    def attempt(self, mirror: Mirror) -> Exception | None:
+        """Call the action, again after each pause while it fails; return the last error, None for success."""
+        for pause in (*self.pauses, None):
+            try:
+                mirror.client.check()
+                self.action()
+                break
+            except Exception as error:  # tracking must not break the search
+                mirror.forget()
+                if pause is None:
+                    return error
+                time.sleep(pause)
+        return None
+
+
+def _write_all(
+    mirror: Mirror, study: optuna.Study, open_runs: Callable[[], None], on_progress: Callable[[int], None]
+) -> None:
+    """Write a whole study in a thread of the tracker's name, in which MLflow's messages are hidden; wait for it."""
+    finished = finished_trials(study)
+    running = any(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
+    done: Future[None] = Future()
+
+    def write() -> None:
+        try:
+            with mirror.client.connections:
+                mirror.client.check()
+                open_runs()
+                mirror.replay(study, finished, on_progress)
+                mirror.close(study, "RUNNING" if running else "FINISHED")
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=write, name=THREAD_NAME, daemon=True).start()
+    done.result()
+
 
 def _merged(records: Sequence[Epoch | _Task], mirror: Mirror) -> Iterator[_Task]:
-    """Go over the tasks; epochs that follow each other become one."""
+    """Iterate over tasks; consecutive epochs become one task."""
     epochs: list[Epoch] = []
     for record in records:
         if isinstance(record, Epoch):

@@ -1,4 +1,4 @@
-"""What the runs of trials show: parameters, learning curve, costs, picture, status; and which of them won."""
+"""Runs of trials in MLflow: parameters, learning curve, costs, picture, status, and the mark of the best trial."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.runs import StudyRuns, TrialRun
 
 FRESH_SECONDS = 10.0
-"""How long a trial of another process is left to that process."""
+"""Seconds after the end of another process' trial during which that process may still write it."""
 BEST = " (best)"
-"""Ends the name of the best trial's run."""
+"""Suffix of the name of the best trial's run."""
 
 
 class TrialRuns:
-    """Writes the runs of trials.
+    """Writer of the runs of trials.
 
     Args:
-        runs: Of the study.
+        runs: Runs of the study.
         metric: Name of the first value; metrics of that name are the learning curve.
         others: Names of the other values.
-        space: Decodes parameters to the architectures to draw; None draws none.
+        space: Search space that decodes parameters to architectures; None for no pictures.
     """
 
     def __init__(self, runs: StudyRuns, metric: str, others: Sequence[str], space: Space | None) -> None:
@@ -48,12 +48,12 @@ class TrialRuns:
         self._metric, self._others, self._space = metric, others, space
 
     def start(self, started: StartedTrial, first: Epoch) -> None:
-        """Make the run of a trial, with what is known before training."""
+        """Create the run of a trial, with its parameters and first metrics."""
         run_id = self._runs.trial(started.number, started.start)
         self._client.log(run_id, metrics_of([first]), param_texts(started.params))
 
     def add_epochs(self, epochs: Iterable[Epoch]) -> None:
-        """Add points to learning curves, one request a trial."""
+        """Add points to learning curves, with one request per trial."""
         points: dict[int, list[Epoch]] = defaultdict(list)
         for epoch in epochs:
             points[epoch.number].append(epoch)
@@ -65,7 +65,7 @@ class TrialRuns:
                 self._client.log(run_id, metrics_of(curve), param_texts(started.params))
 
     def write(self, trial: FrozenTrial) -> None:
-        """Complete and close the run of a trial; the status comes last, so that a run that has it lacks nothing."""
+        """Complete and end the run of a trial; the status is written last, as the mark of a complete run."""
         run_id = self._runs.trial(trial.number, milliseconds(trial.datetime_start))
         run, end = self._client.mlflow.get_run(run_id), milliseconds(trial.datetime_complete)
         metrics = [*self._missing_curve(trial, run_id, end), *self._missing_numbers(trial, run, end)]
@@ -81,25 +81,31 @@ class TrialRuns:
         self._runs.trials[trial.number] = self._runs.trials[trial.number]._replace(status=STATUSES[trial.state])
 
     def _missing_curve(self, trial: FrozenTrial, run_id: str, end: int) -> list[Metric]:
-        """Return the points of the learning curve that MLflow lacks, the last of which is the trial's value."""
+        """Return the points of the learning curve that MLflow lacks, ending with the trial's value."""
         curve = {point.step: point for point in self._client.history(run_id, self._metric)}
         missing = {step: value for step, value in trial.intermediate_values.items() if step not in curve}
         metrics = [Metric(self._metric, value, end, step) for step, value in sorted(missing.items())]
         curve |= {point.step: point for point in metrics}
         if trial.values and (not curve or curve[max(curve)].value != trial.values[0]):
             step, after = max(curve, default=0), max((point.timestamp for point in curve.values()), default=0) + 1
-            metrics.append(Metric(self._metric, trial.values[0], max(end, after), step))  # of a step, the latest counts
+            # MLflow shows the latest of several values at a step.
+            metrics.append(Metric(self._metric, trial.values[0], max(end, after), step))
         return metrics
 
     def _missing_numbers(self, trial: FrozenTrial, run: Run, end: int) -> list[Metric]:
-        """Return the other values and the numbers among the user attributes that MLflow lacks."""
+        """Return the other values and the numeric user attributes that MLflow lacks."""
         shown = numbers_of(trial) | dict(zip(self._others, (trial.values or [])[1:], strict=False))
         missing = {key: value for key, value in keyed(shown).items() if key not in run.data.metrics}
         return [Metric(key, float(value), end, 0) for key, value in missing.items() if key != self._metric]
 
     def replay(self, finished: Sequence[FrozenTrial], on_progress: Callable[[int], None]) -> None:
-        """Write what MLflow misses of these trials, whoever ran them."""
-        # Those of this process first: meanwhile other processes write theirs, so that few are made twice.
+        """Write what MLflow lacks of these trials, of any process.
+
+        Args:
+            finished: Finished trials.
+            on_progress: Callback with the number of trials that are done.
+        """
+        # Trials of this process come first; other processes write theirs meanwhile, so that few runs are duplicated.
         local = self._runs.local.finished
         for n_done, trial in enumerate(sorted(finished, key=lambda trial: trial.number not in local)):
             on_progress(n_done)
@@ -109,26 +115,26 @@ class TrialRuns:
         on_progress(len(finished))
 
     def write_local(self, finished: Sequence[FrozenTrial]) -> None:
-        """Write those of these trials that this process has run and that MLflow misses."""
+        """Write those of these trials that this process has run and MLflow lacks."""
         for trial in finished:
             run = self._runs.trials.get(trial.number)
             if trial.number in self._runs.local.finished and (run is None or run.status != STATUSES[trial.state]):
                 self.write(trial)
 
     def _is_being_closed(self, trial: FrozenTrial, run: TrialRun) -> bool:
-        """Tell whether another process has only just finished the trial and still writes its curves."""
+        """Return whether another process finished the trial just now and may still be writing it."""
         fresh = milliseconds_now() - milliseconds(trial.datetime_complete) < FRESH_SECONDS * 1000
         return fresh and run.status == "RUNNING" and trial.number not in self._runs.local.finished
 
     def kill_running(self) -> None:
-        """Close the runs of this process' trials that were cut off in the middle."""
+        """End the runs of the interrupted trials of this process."""
         running = self._runs.local.running
         for number in running.keys() & self._runs.trials.keys():
             self._client.end(self._runs.trials[number].run_id, "KILLED", milliseconds_now())
         running.clear()
 
     def crown(self, best: FrozenTrial) -> None:
-        """Give the best trial its name, its colour and a picture that the view shows by itself."""
+        """Mark the best trial by name, colour and a picture that the view shows."""
         for number, run in self._runs.trials.items():
             wins = number == best.number
             if (name := f"trial {number}" + BEST * wins) != run.name:
@@ -141,5 +147,5 @@ class TrialRuns:
                 self._runs.trials[number] = run._replace(name=name)
 
     def winner(self) -> int | None:
-        """Return the number of the trial that was crowned."""
+        """Return the number of the trial that is marked as the best, None if there is none."""
         return next((number for number, run in self._runs.trials.items() if run.name.endswith(BEST)), None)

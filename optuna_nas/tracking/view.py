@@ -1,4 +1,4 @@
-"""The ready-made comparison view of MLflow's run page: what it shows, its keys and its address."""
+"""Saved comparison view of MLflow's run page: its charts, keys and URL."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from optuna_nas.space import Space
 
 PICTURE_KEY = "architecture"
-LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mlflow ui` listens
-SEEN_WITH = (3, 17)
+LOCAL_SERVER = "http://127.0.0.1:5000"
+"""Default URL of `mlflow ui`."""
+MIN_VERSION = (3, 17)
+"""First version of MLflow with which saved views were tested."""
 VERSION_SECONDS = 5
-MAX_PARALLEL_AXES = 8  # more can't be read side by side
+"""Timeout of the query of a server's version in seconds."""
+MAX_PARALLEL_AXES = 8
+"""Largest number of parallel axes; more are not readable."""
 
 
 def comparison_view(
@@ -31,16 +35,26 @@ def comparison_view(
 ) -> dict[str, Any]:
     """Return the state of MLflow's run page that compares the trials of a study.
 
-    This is what the page itself stores for "Share view", read off MLflow 3.17; it is documented nowhere. A page that
-    does not understand it shows its own charts.
+    The page stores this undocumented JSON for "Share view"; the format is that of MLflow 3.17. Versions that do not
+    support it show their own charts.
 
     Args:
-        metric: The objective's value.
-        maximize: Whether more of it is better.
+        metric: Key of the objective's value.
+        maximize: Whether larger values are better.
         params: Keys of the parameters to draw as parallel axes.
         scatter: Key of the metric to draw against the value.
-        winner: Key of the picture of the best architecture, empty as long as there is none.
-        search_filter: Which runs to show, as MLflow asks for them; empty for all of the experiment.
+        winner: Key of the picture of the best architecture; empty if there is none.
+        search_filter: MLflow's filter of the runs to show; empty for all runs of the experiment.
+
+    Returns:
+        State of the page, to be stored as JSON in a tag of the experiment.
+
+    Example:
+        >>> from optuna_nas.tracking import comparison_view
+        >>> keys = {"params": ["normal_0_2"], "scatter": "params", "winner": "", "search_filter": ""}
+        >>> view = comparison_view("accuracy", maximize=True, **keys)
+        >>> [section["name"] for section in view["compareRunSections"]][:2]
+        ['1. Which trial won', '2. What it chose']
     """
     line = {"type": "LINE", "xAxisKey": "step", "useGlobalXaxisKey": False, "lineSmoothness": 0, "displayPoints": True}
     best_value = line | {"metricKey": "best_value", "selectedMetricKeys": ["best_value"]}
@@ -58,7 +72,7 @@ def comparison_view(
         "3. What it looks like": pictures,
         "4. How it learned": (curves,),
     }
-    kept = {"isGenerated": False, "deleted": False}  # the page may neither replace nor hide it
+    kept = {"isGenerated": False, "deleted": False}  # the page must neither replace nor hide a chart
     return {
         "searchFilter": search_filter,
         "orderByKey": f"metrics.`{metric}`",
@@ -77,7 +91,7 @@ def comparison_view(
 
 
 def study_filter(uid: str) -> str:
-    """Return what finds the runs of a study."""
+    """Return the filter of MLflow for the runs of a study."""
     return f"tags.`optuna_nas.study_uid` = '{uid}'"
 
 
@@ -87,26 +101,26 @@ def winner_key(number: int) -> str:
 
 
 def view_key(uid: str) -> str:
-    """Return the key of the view in an address, and in the tag that holds it."""
+    """Return the key of the view in its URL and its tag."""
     return f"optuna_nas_{uid}"
 
 
 def view_url(uri: str, local_server: str, experiment_id: str, uid: str) -> str:
-    """Return the address of the view."""
+    """Return the URL of the view."""
     server = without_password(uri).rstrip("/") if is_server(uri) else local_server
     query = urlencode({"viewStateShareKey": view_key(uid), "compareRunsMode": "CHART"})
     return f"{server}/#/experiments/{experiment_id}/runs?{query}"
 
 
 def page_url(uri: str, local_server: str, experiment_id: str, uid: str, metric: str, *, maximize: bool) -> str:
-    """Return the address of the saved view, or of MLflow's own charts where the server takes none."""
+    """Return the URL of the saved view, or of MLflow's own charts if the server does not support saved views."""
     if understands_view(uri):
         return view_url(uri, local_server, experiment_id, uid)
     return plain_url(uri, local_server, experiment_id, metric, maximize=maximize)
 
 
 def plain_url(uri: str, local_server: str, experiment_id: str, metric: str, *, maximize: bool) -> str:
-    """Return the address of MLflow's own charts of all trials, best first, for a server that knows no saved views."""
+    """Return the URL of MLflow's own charts of all trials, best first, for servers without saved views."""
     server = without_password(uri).rstrip("/") if is_server(uri) else local_server
     query = {"searchFilter": "tags.`optuna.trial_number` != ''", "orderByKey": f"metrics.`{metric}`"}
     query |= {"orderByAsc": str(not maximize).lower(), "compareRunsMode": "CHART"}
@@ -114,23 +128,23 @@ def plain_url(uri: str, local_server: str, experiment_id: str, metric: str, *, m
 
 
 def understands_view(uri: str) -> bool:
-    """Tell whether the MLflow at an address is one whose page takes a saved view (seen with 3.17); True if unknown."""
+    """Return whether MLflow at a tracking URI supports saved views, as version 3.17 does; True if unknown."""
     if not is_server(uri):
         return True
-    # MLflow takes more than a second to load
+    # importing MLflow was measured to take more than a second
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
     try:
         answer = http_request(get_default_host_creds(uri), "/version", "GET", max_retries=0, timeout=VERSION_SECONDS)
         major, minor = map(int, answer.text.split(".")[:2])
-    except Exception:  # whatever it is, it does not say
+    except Exception:  # the server does not tell its version
         return True
-    return (major, minor) >= SEEN_WITH
+    return (major, minor) >= MIN_VERSION
 
 
 def parallel_axes(finished: Sequence[FrozenTrial], space: Space | None) -> list[str]:
-    """Return the keys of the parameters that vary, those first that explain most of the values' variance."""
+    """Return the keys of the parameters that vary, sorted by the variance of the values that they explain."""
     valued = [trial for trial in finished if trial.values]
     names = {name: None for trial in valued for name in trial.params}
     varying = [name for name in names if len({trial.params.get(name) for trial in valued}) > 1]
@@ -142,14 +156,15 @@ def parallel_axes(finished: Sequence[FrozenTrial], space: Space | None) -> list[
 
 
 def _explained_variance(pairs: Sequence[tuple[Any, float]]) -> float:
-    """Return how much of the values' variance the parameter's groups explain (adjusted R squared; quarters of numbers).
+    """Return the fraction of the values' variance that a parameter explains: adjusted R squared of its groups.
 
-    Coarse but cheap, and silent where Optuna's importances warn of too few trials.
+    Numeric parameters with many values are grouped by quartiles. This is coarse but cheap, and gives no warnings for
+    few trials as Optuna's importances do.
     """
     if len({parameter for parameter, _ in pairs}) > len(pairs) / 4:
         try:
             pairs = [(4 * rank // len(pairs), value) for rank, (_, value) in enumerate(sorted(pairs))]
-        except TypeError:  # not numbers
+        except TypeError:  # the parameter is not numeric
             return 0.0
     groups: dict[Any, list[float]] = defaultdict(list)
     for parameter, value in pairs:

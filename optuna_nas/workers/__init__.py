@@ -1,4 +1,4 @@
-"""Many processes on one study: a worker, and those who start workers (this machine, Ray)."""
+"""Parallel search: the worker process, and starting workers on this machine or with Ray."""
 
 from typing import TYPE_CHECKING
 

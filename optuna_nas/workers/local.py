@@ -1,4 +1,4 @@
-"""Workers on this machine: started, pinned to GPUs, watched, started again, and shown together."""
+"""Worker processes on this machine: started, assigned to GPUs, supervised and restarted."""
 
 from __future__ import annotations
 
@@ -30,59 +30,71 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.3
-"""Between two looks at workers and study."""
+"""Seconds between two checks of workers and study."""
 MAX_CRASHES = 5
-"""Of a worker in a row, no trial succeeding meanwhile, before all is given up."""
+"""Crashes of a worker in a row, without a successful trial in between, after which the search fails."""
 MAX_PAUSE = 30.0
-"""Seconds before a worker is started again that crashed repeatedly."""
+"""Longest pause in seconds before a worker that crashed repeatedly is restarted."""
 KILLED_AFTER = 60.0
-"""Seconds that workers have to end once they are told to end at once."""
+"""Seconds after SIGTERM until workers are killed."""
 WRONG_INPUT = 2
+"""Exit code of a worker with invalid input, which is not restarted."""
 PRELOADED = [
     "optuna_nas.workers.worker",
     "optuna_nas.tracking.mirror",
     "optuna_nas.plots.cells",
-    "torch._dynamo",  # PyTorch's optimizers import it; 1.5 seconds that each worker would spend
+    "torch._dynamo",  # imported by PyTorch's optimizers; measured to take each worker 1.5 seconds
 ]
 
 
 class WorkersFailed(RuntimeError):
-    """Workers crash again and again."""
+    """Raised if a worker crashes repeatedly."""
 
 
 @dataclass
 class _Worker:
-    """A place for a worker, and the process that has it."""
+    """Slot of a worker, and the process in it."""
 
     index: int
     process: Any = None
-    said: Connection | None = None
+    errors: Connection | None = None  # receives error messages of the process
     crashes: int = 0
-    n_succeeded: int = 0  # trials of the study, when it crashed last
+    n_succeeded: int = 0  # successful trials of the study at the last crash
     next_start: float = 0.0
     done: bool = False
-    last_words: str = ""
+    error: str = ""
 
 
 def run_workers(
     job: Job, workers: int, gpus_per_trial: float | None = None, listener: SearchListener | None = None
 ) -> SearchResult:
-    """Run a study to its total of trials on several processes of this machine, and sum it up.
+    """Run a study to its total number of trials in several processes on this machine.
 
-    Without an address of a storage, the study lives in a PostgreSQL of its own in `runs/NAME/postgresql`; one that
-    began in an sqlite file is copied there. A worker that dies is started again; its trial goes on elsewhere.
+    Without a storage, the study is kept in a PostgreSQL server of its own in `runs/NAME/postgresql`; a study in an
+    sqlite file is copied there. Workers that die are restarted, and their trials are retried by any worker.
 
-    Ctrl-C (SIGINT) once ends after the running trials, twice at once; SIGTERM at once, with checkpoints.
+    The first Ctrl-C (SIGINT) ends the search after the running trials, the second one at the next training step.
+    SIGTERM ends it at the next training step. Interrupted trainings resume from checkpoints.
 
     Args:
-        job: What to work on.
-        workers: How many processes.
-        gpus_per_trial: GPUs of each, see `GPUs.divide`.
-        listener: Hears of all trials, by looking at the study.
+        job: Study and settings of the workers.
+        workers: Number of processes, at least 1.
+        gpus_per_trial: GPUs per worker: a fraction in (0, 1], a whole number, or 0 for none; by default GPUs are shared
+            evenly.
+        listener: Listener to all trials, which this process reads from the study.
+
+    Returns:
+        Result of the search; `interrupted` if trials are missing.
 
     Raises:
         UsageError, ValueError, ConnectionError: As `Job.search`, `GPUs.divide` and `open_study`.
-        WorkersFailed: Workers crash again and again, with the reason.
+        WorkersFailed: A worker crashes repeatedly.
+
+    Example:
+        >>> from optuna_nas.workers import Job, run_workers
+        >>> result = run_workers(Job("study.py", trials=100), workers=4)  # doctest: +SKIP
+        >>> result.best.number  # doctest: +SKIP
+        57
     """
     if workers < 1:
         raise ValueError(f"`workers` must be at least 1 but got {workers}.")
@@ -94,20 +106,20 @@ def run_workers(
 
 
 class _Supervisor:
-    """Starts the workers of a study, starts them again, and tells what they do."""
+    """Supervisor that starts, restarts and ends the workers of a study."""
 
     def __init__(self, shared: SharedStudy, gpus: GPUs) -> None:
         self._shared, self._gpus = shared, gpus
         self._workers = [_Worker(index) for index in range(len(gpus.names))]
-        self._asked: list[int] = []  # signals that came
-        # A server that has loaded all packages and does nothing else forks workers in no time; none has used a GPU.
+        self._signals: list[int] = []  # received signals
+        # A fork server with all packages loaded starts workers at once, and has not initialised a GPU.
         self._context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
         if hasattr(os, "fork"):
             self._context.set_forkserver_preload(PRELOADED)
 
     def run(self) -> bool:
-        """Keep the workers going until the total is reached; return whether a signal ended it."""
-        with self._signals():
+        """Supervise the workers until the total is reached; return whether a signal interrupted them."""
+        with self._forwarded_signals():
             try:
                 while not all(worker.done for worker in self._workers):
                     for worker in self._workers:
@@ -117,7 +129,7 @@ class _Supervisor:
                 self._shared.look()
             finally:
                 self._end_all()
-        return bool(self._asked)
+        return bool(self._signals)
 
     # -- workers --------------------------------------------------------------------------------------------------
 
@@ -125,48 +137,48 @@ class _Supervisor:
         if worker.done:
             return
         if worker.process is None:
-            if self._asked or not self._shared.missing():
+            if self._signals or not self._shared.missing():
                 worker.done = True
             elif time.monotonic() >= worker.next_start:
                 self._start(worker)
             return
-        if worker.said is not None and worker.said.poll():
+        if worker.errors is not None and worker.errors.poll():
             with suppress(EOFError):
-                worker.last_words = worker.said.recv()
+                worker.error = worker.errors.recv()
         code = worker.process.exitcode
         if code is None:
             return
         worker.process.join()
         worker.process = None
-        if code == 0 or self._asked:
+        if code == 0 or self._signals:
             worker.done = True
         elif code == WRONG_INPUT:
-            raise ValueError(worker.last_words)
+            raise ValueError(worker.error)
         else:
             self._crashed(worker, code)
 
     def _crashed(self, worker: _Worker, code: int) -> None:
-        """Plan when to start a crashed worker again: at once, later and later while no trial succeeds."""
+        """Schedule the restart of a crashed worker, with growing pauses while no trial succeeds."""
         worker.crashes = 1 if self._shared.n_succeeded > worker.n_succeeded else worker.crashes + 1
         worker.n_succeeded = self._shared.n_succeeded
-        reason = worker.last_words or _how_it_ended(code)
+        reason = worker.error or _how_it_ended(code)
         if worker.crashes >= MAX_CRASHES:
             raise WorkersFailed(f"worker {worker.index} crashed {worker.crashes} times in a row: {reason}")
         pause = min(MAX_PAUSE, 0.25 * 4 ** (worker.crashes - 1)) if worker.crashes > 1 else 0.0
         worker.next_start = time.monotonic() + pause
-        logger.warning("Worker %d ended (%s); it is started again.", worker.index, reason)
+        logger.warning("Worker %d ended (%s); it is restarted.", worker.index, reason)
 
     def _start(self, worker: _Worker) -> None:
-        worker.last_words = ""
-        worker.said, says = self._context.Pipe(duplex=False)
-        arguments = (self._shared.job, self._gpus.names[worker.index], self._gpus.share, says)
+        worker.error = ""
+        worker.errors, sender = self._context.Pipe(duplex=False)
+        arguments = (self._shared.job, self._gpus.names[worker.index], self._gpus.share, sender)
         name = f"optuna_nas worker {worker.index}"
         worker.process = self._context.Process(target=_be_worker, args=arguments, name=name)
         worker.process.start()
-        says.close()
+        sender.close()
 
     def _end_all(self) -> None:
-        """End what still runs, after an error of this process."""
+        """End the running workers, after an error of this process."""
         running = [worker.process for worker in self._workers if worker.process is not None]
         for process in running:
             process.terminate()
@@ -177,12 +189,12 @@ class _Supervisor:
                 process.kill()
                 process.join()
 
-    def _signals(self) -> AbstractContextManager[None]:
-        """Pass signals on: the first SIGINT as it is, the second as SIGTERM."""
+    def _forwarded_signals(self) -> AbstractContextManager[None]:
+        """Forward signals to the workers: the first SIGINT as it is, the second as SIGTERM."""
 
         def handle(number: int, frame: FrameType | None) -> None:
-            self._asked.append(number)
-            at_once = number == signal.SIGTERM or len(self._asked) > 1
+            self._signals.append(number)
+            at_once = number == signal.SIGTERM or len(self._signals) > 1
             text = "at the next training step" if at_once else "after the running trials; Ctrl-C again ends at once"
             logger.warning("Interrupted: ending %s.", text)
             for worker in self._workers:
@@ -196,15 +208,15 @@ def _how_it_ended(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
-    return f"{name}, perhaps for want of memory" if name == "SIGKILL" else name
+    return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
 
 
-def _be_worker(job: Job, gpu: str | None, share: float, says: Connection) -> None:
-    """Run in a process of its own: work, and say in one sentence what went wrong."""
+def _be_worker(job: Job, gpu: str | None, share: float, errors: Connection) -> None:
+    """Run a worker in this process; send errors, each one sentence, through the connection."""
     if gpu is not None:
         os.environ[VISIBLE] = gpu
     with suppress(OSError):
-        os.setsid()  # Ctrl-C in the terminal is for the supervisor, who passes it on
+        os.setsid()  # Ctrl-C in the terminal reaches only the supervisor, which forwards it
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -214,18 +226,18 @@ def _be_worker(job: Job, gpu: str | None, share: float, says: Connection) -> Non
         run_job(job, share)
         code = 0
     except (ValueError, ConnectionError) as error:
-        says.send(str(error))
+        errors.send(str(error))
         code = WRONG_INPUT if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         code = 0
-    except Exception as error:  # whatever an objective raises
+    except Exception as error:  # an objective may raise any error
         logger.debug("A worker fails.", exc_info=True)
-        says.send(f"{type(error).__name__}: {error}")
-    says.close()
+        errors.send(f"{type(error).__name__}: {error}")
+    errors.close()
     raise SystemExit(code)
 
 
 def _end_with(parent: Any) -> None:
-    """End this process at its next training step when the supervisor is gone."""
+    """Wait for the end of the supervisor's process, then end this process at its next training step."""
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Workers as Ray tasks: on this machine, or on a cluster. Ray places them, gives them GPUs and starts them again."""
+"""Workers as Ray tasks, on this machine or a cluster. Ray places them, assigns GPUs and restarts them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
+"""Seconds between two checks of workers and study."""
 MAX_DEATHS = 100
-"""How often Ray starts a worker again whose process has died."""
+"""Largest number of restarts of a worker by Ray."""
 LOCAL = "local"
 
 
@@ -33,21 +34,31 @@ def run_on_ray(
     address: str = LOCAL,
     listener: SearchListener | None = None,
 ) -> SearchResult:
-    """Run a study to its total of trials as Ray tasks, and sum it up.
+    """Run a study to its total number of trials as Ray tasks.
 
-    Uses the Ray that this process is connected to, if any. On a cluster, all nodes must reach the storage and the
-    artifacts, and have the study's modules; the study file itself is sent to them.
+    An existing connection of this process to Ray is used. On a cluster, all nodes must reach the storage and the
+    artifact store and need the modules that the study file imports; the file itself is sent to them.
 
     Args:
-        job: What to work on.
-        workers: How many tasks.
-        gpus_per_trial: GPUs of each task, a part of one or whole ones; by default 1 where Ray has GPUs, else none.
-        address: Of a cluster, such as `auto` or `ray://host:10001`; `local` starts Ray on this machine.
-        listener: Hears of all trials, by looking at the study.
+        job: Study and settings of the workers.
+        workers: Number of tasks, at least 1.
+        gpus_per_trial: GPUs per task, a fraction or a whole number; by default 1 if Ray has GPUs, else 0.
+        address: Address of a cluster, such as `auto` or `ray://host:10001`; `local` starts Ray on this machine.
+        listener: Listener to all trials, which this process reads from the study.
+
+    Returns:
+        Result of the search; `interrupted` if trials are missing.
 
     Raises:
-        UsageError, ValueError, ConnectionError: As `run_workers`; also where Ray is not installed, is not reached, or
+        UsageError, ValueError, ConnectionError: As `run_workers`; also if Ray is not installed, cannot be reached, or
             has fewer GPUs.
+
+    Example:
+        >>> from optuna_nas.workers import Job, run_on_ray
+        >>> job = Job("study.py", storage="postgresql://host/studies", artifacts="s3://networks")
+        >>> result = run_on_ray(job, workers=16, gpus_per_trial=0.5, address="auto")  # doctest: +SKIP
+        >>> result.best.number  # doctest: +SKIP
+        57
     """
     try:
         import ray
@@ -55,8 +66,8 @@ def run_on_ray(
         raise ValueError("`--ray` needs Ray, which is not installed; pip install 'optuna_nas[ray]'.") from None
     if workers < 1:
         raise ValueError(f"`workers` must be at least 1 but got {workers}.")
-    is_ours = not ray.is_initialized()
-    if is_ours:
+    starts_ray = not ray.is_initialized()
+    if starts_ray:
         _connect(ray, address, workers)
     try:
         if address != LOCAL and job.search().storage is None:
@@ -72,7 +83,7 @@ def run_on_ray(
         with closing(shared.study):
             return shared.conclude(_run(ray, shared, workers, share))
     finally:
-        if is_ours:
+        if starts_ray:
             ray.shutdown()
 
 
@@ -80,7 +91,7 @@ def _connect(ray: Any, address: str, workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        # Workers wait more than they compute where they share the cores.
+        # Workers may share cores, since Ray would otherwise not start more workers than cores.
         options |= {"include_dashboard": False, "num_cpus": max(workers, os.cpu_count() or 1)}
         options |= {"num_gpus": len(visible_gpus()), "_node_ip_address": "127.0.0.1"}
     else:
@@ -95,22 +106,22 @@ def _connect(ray: Any, address: str, workers: int) -> None:
 
 
 def _run(ray: Any, shared: SharedStudy, workers: int, gpus: float) -> bool:
-    """Run the tasks to their end; return whether Ctrl-C ended them."""
+    """Run the tasks to their end; return whether Ctrl-C interrupted them."""
     job = shared.job
     if job.cpu_threads is None:
         job = replace(job, cpu_threads=divided_threads(workers))
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_DEATHS)(_be_task)
-    # Absolute, since tasks have working folders of their own; the file goes along for machines that lack it.
+    function = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_DEATHS)(_be_task)
+    # Paths are absolute, since tasks have their own working folders; other machines get the text of the file.
     file = Path(job.study).resolve()
     job = replace(job, study=str(file), folder=str(shared.search.resolved_folder().resolve()))
-    running = [task.remote(job, file.read_text(), min(1.0, gpus) or 1.0) for _ in range(workers)]
+    running = [function.remote(job, file.read_text(), min(1.0, gpus) or 1.0) for _ in range(workers)]
     interrupted = False
     while running:
         try:
             done, running = ray.wait(running, timeout=LOOK_SECONDS)
-            for one in done:
+            for task in done:
                 with suppress(ray.exceptions.TaskCancelledError):
-                    ray.get(one)
+                    ray.get(task)
             shared.look()
         except ray.exceptions.RayTaskError as error:
             raise (error.cause or error) from None
@@ -119,13 +130,13 @@ def _run(ray: Any, shared: SharedStudy, workers: int, gpus: float) -> bool:
                 raise
             interrupted = True
             logger.warning("Interrupted: running trials go back to the queue. Press Ctrl-C again to leave at once.")
-            for one in running:
-                ray.cancel(one, recursive=False)
+            for task in running:
+                ray.cancel(task, recursive=False)
     return interrupted
 
 
 def _be_task(job: Job, source: str, share: float) -> int:
-    """Run as a Ray task: be a worker."""
+    """Run a worker as a Ray task."""
     if Path(job.study).exists():
         return run_job(job, share)
     with tempfile.TemporaryDirectory() as folder:

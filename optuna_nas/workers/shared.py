@@ -1,4 +1,4 @@
-"""A study as who starts workers sees it: made ready, watched while they work, summed up when they have ended."""
+"""Study of several workers in the process that starts them: created, watched and summarised."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 
 
 class SharedStudy:
-    """The study of several workers.
+    """Study of several workers.
 
-    Without an address of a storage, it lives in a PostgreSQL of its own in `runs/NAME/postgresql`; one that began in an
+    Without a storage, the study is kept in a PostgreSQL server of its own in `runs/NAME/postgresql`; a study in an
     sqlite file is copied there.
 
     Args:
-        job: What workers are told; `job` of this object is what to tell them.
-        listener: Hears of all trials, by looking at the study.
+        job: Study and settings. The attribute `job` holds those to pass to workers, with the storage.
+        listener: Listener to all trials, which this process reads from the study.
 
     Raises:
         UsageError, ValueError, ConnectionError: As `Job.search` and `open_study`.
@@ -49,7 +49,7 @@ class SharedStudy:
     def __init__(self, job: Job, listener: SearchListener | None) -> None:
         search = job.search()
         if search.artifacts is not None:
-            artifact_store(search.artifacts)  # it can be written to, or all workers would say so
+            artifact_store(search.artifacts)  # checked once here, instead of by every worker
         if search.storage is None:
             job = replace(job, storage=_own_storage(search))
             search = replace(search, storage=job.storage)
@@ -64,38 +64,38 @@ class SharedStudy:
             )
         self.search, self.job, self._listener = search, replace(job, closes=False), listener
         self.study = open_study(search)
-        if search.tracking is not None:  # makes the experiment and the study's run, for which workers would race
+        if search.tracking is not None:  # creates the experiment and the study's run, for which workers would compete
             search.tracking.start(self.study, **shown_in_mlflow(search))
             search.tracking.finish(self.study, None)
         self._quota = Quota(self.study, search.trials)
-        self._known = FinishedTrials()
-        self._known.take(self.study.get_trials(deepcopy=False))
+        self._trials = FinishedTrials()
+        self._trials.take(self.study.get_trials(deepcopy=False))
         self._metric = metric_of(search.resolved_objective)
-        self._epochs: dict[int, int] = {}  # that the listener has heard of, of running trials
+        self._epochs: dict[int, int] = {}  # last epoch of running trials that the listener was notified of
         self.n_succeeded = 0
-        """Trials that have ended otherwise than by an error, since this object was made."""
+        """Number of trials that completed or were pruned since this object was made."""
 
     def missing(self) -> int:
-        """Return how many trials are missing; all, while the storage does not answer."""
+        """Return the number of missing trials; the total while the storage does not answer."""
         try:
             return self._quota.missing()
         except StorageError:
             return self.search.trials
 
     def look(self) -> None:
-        """Tell the listener what has happened in the study."""
+        """Read the study and notify the listener of new epochs and finished trials."""
         try:
             trials = self.study.get_trials(deepcopy=False)
         except StorageError:
-            return  # the workers say so
-        finished = self._known.take(trials)
+            return  # workers report the error
+        finished = self._trials.take(trials)
         self.n_succeeded += sum(trial.state != TrialState.FAIL for trial in finished)
         if self._listener is None:
             return
-        with suppress(*StorageError):  # which listeners may ask too
-            self._tell(self._listener, [trials[place] for place in self._known.unfinished], finished)
+        with suppress(*StorageError):  # listeners may read the storage, too
+            self._notify(self._listener, [trials[place] for place in self._trials.unfinished], finished)
 
-    def _tell(
+    def _notify(
         self, listener: SearchListener, unfinished: Sequence[FrozenTrial], finished: Sequence[FrozenTrial]
     ) -> None:
         for trial in unfinished:
@@ -113,7 +113,11 @@ class SharedStudy:
             listener.trial_finished(self.study, trial)
 
     def conclude(self, interrupted: bool) -> SearchResult:
-        """Write to MLflow what is missing there, and sum the study up, once all workers have ended."""
+        """Complete the mirror in MLflow and summarise the study, after all workers have ended.
+
+        Args:
+            interrupted: Whether a signal interrupted the workers.
+        """
         self.look()
         with suppress(*StorageError):
             requeue_interrupted(self.study)
@@ -130,7 +134,7 @@ class SharedStudy:
 
 
 def _own_storage(search: Search) -> str:
-    """Start the study's own database; copy what an earlier search left in its sqlite file."""
+    """Start the PostgreSQL server of a study, and copy the study from its sqlite file if there is one."""
     folder = search.resolved_folder()
     before, moved = folder / "study.db", folder / MOVED
     address = own_database(folder / POSTGRESQL)
@@ -139,9 +143,11 @@ def _own_storage(search: Search) -> str:
     old, new = connect(f"{SQLITE}{before}"), connect(address)
     with suppress(KeyError):
         optuna.load_study(study_name=search.name, storage=old)
-        with suppress(KeyError):  # what a copy that was cut off has left
+        with suppress(KeyError):  # an interrupted copy
             optuna.delete_study(study_name=search.name, storage=new)
         optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=new)
-        logger.warning("The study of %s was copied to a PostgreSQL beside it, where it goes on.", before)
+        logger.warning(
+            "The study in %s was copied to a PostgreSQL database beside it, which is used from now on.", before
+        )
     moved.touch()
     return address

@@ -1,4 +1,4 @@
-"""One worker: a process that runs trials of a study which exists, on the GPU that it was given."""
+"""Worker: a process that runs trials of an existing study on its GPU."""
 
 from __future__ import annotations
 
@@ -22,19 +22,32 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a study is told, as plain values that travel to other processes and machines.
+    """Study file and settings of a worker, as plain values that can be sent to other processes and machines.
 
     Args:
-        study: The study's Python file.
-        settings: `NAME=VALUE` arguments of its `search` function.
-        trials: Total of trials instead of the file's.
-        storage: Address of the storage; None for the file's.
-        mlflow: Address of MLflow instead of the file's.
+        study: Path of the study's Python file.
+        settings: `NAME=VALUE` arguments of its function `search`.
+        trials: Total number of trials; None for that of the file.
+        storage: URL of the storage; None for that of the file.
+        mlflow: Tracking URI of MLflow; None for that of the file.
         mirrored: Whether trials are shown in MLflow.
-        closes: Whether the last worker writes to MLflow what others have missed; False where somebody else does.
-        artifacts: Where checkpoints and trained models are shared, instead of the file's.
-        cpu_threads: Threads of torch, where the file does not say.
-        folder: Where the study's files go, instead of the file's.
+        closes: Whether the worker that reaches the total completes the mirror in MLflow; False if another process does.
+        artifacts: Artifact store of checkpoints and trained models; None for that of the file.
+        cpu_threads: Number of PyTorch's threads if the file gives none.
+        folder: Folder of the study's files; None for that of the file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas.workers import Job
+        >>> text = '''
+        ... from optuna_nas import Search, darts_space
+        ...
+        ... def search(trials: int = 10):
+        ...     return Search("tiny", darts_space(), objective=lambda trial: 0.0, trials=trials)
+        ... '''
+        >>> _ = Path("study.py").write_text(text)
+        >>> Job("study.py", trials=3, mirrored=False).search().trials
+        3
     """
 
     study: str
@@ -49,10 +62,10 @@ class Job:
     folder: str | None = None
 
     def search(self) -> Search:
-        """Return the search of the file, with all that is told here.
+        """Return the search of the study file with these settings.
 
         Raises:
-            UsageError: The file is not one of a study.
+            UsageError: The file is not a study file.
         """
         search = load(
             Path(self.study), list(self.settings), self.storage, self.mlflow, self.trials, artifacts=self.artifacts
@@ -64,31 +77,68 @@ class Job:
 
 
 def run_job(job: Job, share: float = 1.0, listener: SearchListener | None = None) -> int:
-    """Be a worker until the total is reached or a signal comes; return how many trials are missing.
+    """Run trials of an existing study in this process until its total is reached or a signal arrives.
 
     Args:
-        job: What to work on.
-        share: Of each GPU that this process sees, in (0, 1]; its memory is limited to that.
-        listener: Hears of this worker's trials.
+        job: Study and settings.
+        share: Fraction of each visible GPU that this process may use, in (0, 1]; limits its GPU memory.
+        listener: Listener to the trials of this worker.
+
+    Returns:
+        Number of missing trials.
 
     Raises:
         UsageError, ValueError, ConnectionError: As `Job.search` and `be_worker`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas.search.opening import open_study
+        >>> from optuna_nas.workers import Job, run_job
+        >>> text = '''
+        ... from optuna_nas import Search, darts_space
+        ...
+        ... def search():
+        ...     return Search("tiny", darts_space(), objective=lambda trial: 0.0)
+        ... '''
+        >>> _ = Path("study.py").write_text(text)
+        >>> job = Job("study.py", trials=1, mirrored=False)
+        >>> study = open_study(job.search())
+        >>> run_job(job)
+        0
     """
     return be_worker(job.search(), share, listener, job.closes)
 
 
 def be_worker(search: Search, share: float = 1.0, listener: SearchListener | None = None, closes: bool = True) -> int:
-    """Do as `run_job`, of a search that is loaded already; one trial at a time.
+    """Run trials of a search in this process, one at a time; as `run_job`, for a search that is already loaded.
+
+    Args:
+        search: Configuration with which the study was created.
+        share: Fraction of each visible GPU that this process may use, in (0, 1]; limits its GPU memory.
+        listener: Listener to the trials of this worker.
+        closes: Whether the worker that reaches the total completes the mirror in MLflow; False if another process does.
+
+    Returns:
+        Number of missing trials.
 
     Raises:
-        ValueError, ConnectionError: As `work`; also where `share` is out of range.
+        ValueError, ConnectionError: As `work`; also if `share` is out of range.
+
+    Example:
+        >>> from optuna_nas import Search, darts_space
+        >>> from optuna_nas.search.opening import open_study
+        >>> from optuna_nas.workers import be_worker
+        >>> search = Search("zeros", darts_space(), objective=lambda trial: 0.0, trials=2, tracking=None)
+        >>> study = open_study(search)
+        >>> be_worker(search)
+        0
     """
     limit_gpu(share)
     return work(replace(search, n_jobs=1), listener, closes=closes)
 
 
 def limit_gpu(share: float) -> None:
-    """Keep this process to a share of the memory of the GPUs that it sees, and let its trials know."""
+    """Limit this process to a fraction of the memory of its visible GPUs, and set `OPTUNA_NAS_GPU_SHARE`."""
     if not 0 < share <= 1:
         raise ValueError(f"`share` must be in (0, 1] but got {share}; use more GPUs for more than one.")
     os.environ[GPU_SHARE] = str(share)
@@ -100,7 +150,7 @@ def limit_gpu(share: float) -> None:
 
 
 def visible_gpus() -> list[str]:
-    """Return the names of the GPUs that workers may be given: what `CUDA_VISIBLE_DEVICES` allows of those here."""
+    """Return the names of the GPUs of this machine that `CUDA_VISIBLE_DEVICES` allows."""
     import torch
 
     count = torch.cuda.device_count()
@@ -110,11 +160,16 @@ def visible_gpus() -> list[str]:
 
 @dataclass(frozen=True)
 class GPUs:
-    """Which GPUs each of several workers gets.
+    """Assignment of GPUs to workers.
 
     Args:
-        names: For each worker, what its `CUDA_VISIBLE_DEVICES` is; None leaves all as it is (no GPU).
-        share: Of each of them.
+        names: `CUDA_VISIBLE_DEVICES` of each worker; None leaves it unchanged, on machines without a GPU.
+        share: Fraction of its GPUs that each worker may use, in (0, 1].
+
+    Example:
+        >>> from optuna_nas.workers import GPUs
+        >>> GPUs.divide(workers=4, per_trial=0.5, here=["0", "1"])
+        GPUs(names=('0', '1', '0', '1'), share=0.5)
     """
 
     names: tuple[str | None, ...]
@@ -125,12 +180,13 @@ class GPUs:
         """Divide GPUs among workers.
 
         Args:
-            workers: How many.
-            per_trial: GPUs of each: a part of one, or whole ones. None shares all evenly, and is no GPU where none is.
-            here: Names of the GPUs.
+            workers: Number of workers.
+            per_trial: GPUs per worker: a fraction in (0, 1], a whole number, or 0 for none. None shares all GPUs
+                evenly.
+            here: Names of the GPUs of this machine.
 
         Raises:
-            ValueError: There are not so many.
+            ValueError: `per_trial` is out of range, or there are too few GPUs.
         """
         if per_trial is not None and not (per_trial == 0 or 0 < per_trial <= 1 or per_trial == int(per_trial) > 1):
             raise ValueError(f"`gpus_per_trial` must be a share up to 1 or a whole number but got {per_trial}.")
@@ -152,7 +208,7 @@ class GPUs:
 
 
 def divided_threads(workers: int) -> int:
-    """Return how many CPU threads each of several workers should use."""
-    with suppress(AttributeError):  # not on macOS
+    """Return the number of CPU threads of each of several workers, at least 1."""
+    with suppress(AttributeError):  # macOS has no sched_getaffinity
         return max(1, len(os.sched_getaffinity(0)) // workers)
     return max(1, (os.cpu_count() or 1) // workers)
