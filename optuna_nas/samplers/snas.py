@@ -81,7 +81,7 @@ class SNASSampler(ArchitectureSampler):
     Args:
         space: What may be chosen; any space without a model.
         model: An `SNAS` of the same space, or another `OneShotModel` with `logits`, an array of shape (paths, options)
-            in the order of the space's parameters and choices.
+            in the order of the space's parameters and choices; rows of fewer options end with minus infinity.
         data: Data to train the model on while the study runs.
         budget: Epochs of that training in all. A round that one process still trains when another opens the next is
             trained by both, to the same numbers.
@@ -239,7 +239,8 @@ class SNASSampler(ArchitectureSampler):
         if self.in_study_fit is None:
             table = softmax(logits_of(self.model).astype(np.float64))
         elif snapshot is None:
-            table = softmax(np.zeros_like(logits_of(self.model), dtype=np.float64))
+            logits = logits_of(self.model).astype(np.float64)
+            table = softmax(np.where(np.isneginf(logits), -np.inf, 0.0))  # padding of rows with fewer options stays
         else:
             table = softmax(snapshot.loaded)
         if learned is not None:
@@ -295,7 +296,7 @@ class _Logits:
 
 
 def logits_of(model: OneShotModel[Any]) -> NDArray[np.float32]:
-    """Return the logits of a model that has them, shape (paths, options)."""
+    """Return the logits of a model that has them, shape (paths, options); rows of fewer options end with -inf."""
     return np.asarray(model.logits, dtype=np.float32)  # type: ignore[attr-defined]  # checked by SNASSampler
 
 
