@@ -99,6 +99,9 @@ class NetworkSpace(ModelSpace):
     def connected(self, architecture: Architecture) -> bool:
         return self.cells.connected(architecture)
 
+    def canonical(self, architecture: Architecture) -> ComputationGraph:
+        return self.cells.canonical(architecture)
+
     def cell_graph(self, architecture: Architecture) -> ComputationGraph:
         return self.cells.cell_graph(architecture)
 

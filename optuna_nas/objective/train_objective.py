@@ -220,7 +220,9 @@ class TrainObjective:
         try:
             with current_ranks().together():
                 architecture = Architecture.from_dict(plan["architecture"])
-                network = DiscreteNetwork(architecture, seed=0, mixing=plan["mixing"])  # its weights come from rank 0
+                network = architecture.build(seed=0)  # its weights come from rank 0
+                if plan["mixing"] is not None:
+                    network = DiscreteNetwork(architecture, seed=0, mixing=plan["mixing"])
                 task = replace(self.task, **plan["task"]) if is_dataclass(self.task) else self.task
                 train(network, self.device_data, Recipe(**plan["recipe"]), task)
         finally:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
 from optuna_nas.plots.cell_render import draw_cell
-from optuna_nas.plots.style import PANEL_GAP, new_figure
+from optuna_nas.plots.style import FONT, GREY, INK, PANEL_GAP, TITLE_SIZE, new_figure
+from optuna_nas.space import CellularSpace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
     from optuna_nas.space import Architecture
 
 
+LETTER, LINE = 0.11, 0.22
+"""Inches of a letter and of a line in a table of choices."""
+
+
 def plot_architecture(architecture: Architecture) -> Figure:
     """Draw the cells of an architecture, one panel for every kind of cell, the first on top.
+
+    Of a space without cells, draw the table of its choices.
 
     Ops are written out (`sep_conv_3x3`), or by their short labels in a cell where an edge keeps more than two. Colour
     tells the family: blue has weights, orange has none, green is the identity. Grey arrows hand a value on. What has no
@@ -35,8 +42,23 @@ def plot_architecture(architecture: Architecture) -> Figure:
     Args:
         architecture: Of any space; need not be connected.
     """
+    if not isinstance(architecture.space.core, CellularSpace):
+        return draw_choices(architecture)
     graph = architecture.cells
     return draw_drawings([cell_drawing(graph, cell) for cell in range(graph.n_cells)])
+
+
+def draw_choices(architecture: Architecture) -> Figure:
+    """Draw the choices of an architecture as a table, a row for every path."""
+    rows = [(path, " + ".join(chosen) or "none") for path, chosen in architecture.choices]
+    widths = [max(map(len, column)) * LETTER for column in zip(*rows, strict=True)]
+    width, height = sum(widths) + 3 * LETTER, (len(rows) + 1) * LINE
+    figure = new_figure(width, height, dpi=150)
+    for number, row in enumerate(rows, 1):
+        for text, left, colour in zip(row, (LETTER, widths[0] + 2 * LETTER), (GREY, INK), strict=True):
+            place = (left / width, 1 - number * LINE / height)
+            figure.text(*place, text, family=FONT, size=TITLE_SIZE, color=colour, va="center")
+    return figure
 
 
 def draw_drawings(drawings: Sequence[CellDrawing]) -> Figure:

@@ -7,7 +7,7 @@ import inspect
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna_nas.data.splits import TEST
 from optuna_nas.networks import DiscreteNetwork, NetworkSpace
@@ -234,7 +234,7 @@ def train_in_full(
         should_stop: Asked after every step; True writes a checkpoint and raises `TrainingStopped`.
 
     Raises:
-        ValueError: The parts do not fit each other.
+        ValueError: The parts do not fit each other, or the network is none that a file can hold.
         TrainingStopped: `should_stop` said so.
     """
     data, task = data_of(search), task_of(search)
@@ -247,7 +247,12 @@ def train_in_full(
     record, file = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
     if record.exists() and file.exists():
         return FinalTraining(file, **json.loads(record.read_text()))
-    network = cast("DiscreteNetwork", space.build(architecture, seed=recipe.seed))
+    network = space.build(architecture, seed=recipe.seed)
+    if not isinstance(network, DiscreteNetwork):
+        raise ValueError(
+            f"`space` must be a `NetworkSpace`, whose networks files can hold, but is a {type(space).__name__}; "
+            "call `train` on `space.build(architecture)` and write its `state_dict`."
+        )
     on_device = data.to(choose_device(device))
     result = train(
         network,

@@ -77,7 +77,7 @@ class SNASSampler(ArchitectureSampler):
     Args:
         space: Search space; of any kind if there is no model.
         model: `SNAS` of the same space, or another `OneShotModel` with `logits`, an array of shape (paths, options) in
-            the order of the space's parameters and choices.
+            the order of the space's parameters and choices; rows of fewer options end with minus infinity.
         data: Data to train the model on during the study.
         budget: Epochs of that training in all, larger than 0. A round that is still trained by one process when another
             process starts the next round is trained by both, with equal results.
@@ -244,7 +244,8 @@ class SNASSampler(ArchitectureSampler):
         if self.in_study_fit is None:
             table = softmax(logits_of(self.model).astype(np.float64))
         elif snapshot is None:
-            table = softmax(np.zeros_like(logits_of(self.model), dtype=np.float64))
+            logits = logits_of(self.model).astype(np.float64)
+            table = softmax(np.where(np.isneginf(logits), -np.inf, 0.0))  # padding of rows with fewer options stays
         else:
             table = softmax(snapshot.loaded)
         if learned is not None:
@@ -300,7 +301,7 @@ class _Logits:
 
 
 def logits_of(model: OneShotModel[Any]) -> NDArray[np.float32]:
-    """Return the logits of a model, shape (paths, options)."""
+    """Return the logits of a model that has them, shape (paths, options); rows of fewer options end with -inf."""
     return np.asarray(model.logits, dtype=np.float32)  # type: ignore[attr-defined]  # checked by SNASSampler
 
 

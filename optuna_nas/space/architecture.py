@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from optuna_nas.space.base import Space
+    from optuna_nas.space.canonical import Canonical
     from optuna_nas.space.cost import Cost
     from optuna_nas.space.graph import ComputationGraph
 
@@ -78,13 +79,13 @@ class Architecture:
         """Whether the output of every kind of cell depends on an input."""
         return self.space.connected(self)
 
-    def canonical(self) -> ComputationGraph:
-        """Return the canonical graph of cells, the same for all architectures that compute the same function.
+    def canonical(self) -> Canonical:
+        """Return a value that is the same for all architectures that compute the same function.
 
-        See `ComputationGraph.canonical` for the definition of equal functions. The `digest` of the graph is a short key
-        for storage.
+        Its `digest` is a short key for storage. In spaces of cells it is the canonical graph of cells, see
+        `ComputationGraph.canonical` for the definition of equal functions; in others, by default, the choices.
         """
-        return self.cells.canonical()
+        return self.space.canonical(self)
 
     def graph(self) -> ComputationGraph:
         """Return the graph of the whole network, with shapes.

@@ -11,6 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from optuna_nas.space.architecture import Architecture
+from optuna_nas.space.canonical import CanonicalChoices
 from optuna_nas.space.ops import NONE
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
     from torch import Tensor, nn
 
+    from optuna_nas.space.canonical import Canonical
     from optuna_nas.space.cost import Cost
     from optuna_nas.space.graph import ComputationGraph
 
@@ -105,13 +107,22 @@ class Space(ABC):
         """Return whether the output of an architecture depends on its input."""
         return True
 
+    def canonical(self, architecture: Architecture) -> Canonical:
+        """Return a value that is equal for architectures that compute the same function; its `digest` is a short key.
+
+        By default its choices: architectures compute the same function only if they choose the same.
+        """
+        return CanonicalChoices(architecture.choices)
+
     def cell_graph(self, architecture: Architecture) -> ComputationGraph:
         """Return the graph of one copy of every kind of cell, without shapes.
 
         Raises:
             ValueError: The space has no cells.
         """
-        raise ValueError(f"`space` must have cells but is a {type(self).__name__}; draw its table of choices instead.")
+        raise ValueError(
+            f"`space` must have cells but is a {type(self).__name__}; look at `architecture.choices` instead."
+        )
 
     def best(self, scores: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
         """Return the connected architecture with the largest sum of scores, as the position of an option per path.

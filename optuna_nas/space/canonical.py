@@ -9,8 +9,10 @@ is chosen (McKay 1981, Practical graph isomorphism).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from optuna_nas.space.ops import get_op
 from optuna_nas.space.ways import reachable
@@ -197,3 +199,30 @@ def _write(
         place[term] = len(nodes) - 1
     ends = tuple(value_node(root) for root in roots)
     return nodes, ends
+
+
+class Canonical(Protocol):
+    """Value that is equal for architectures that compute the same function."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of 16 hexadecimal digits, equal for equal values; stable across processes and versions of Python."""
+
+
+class CanonicalChoices(NamedTuple):
+    """Canonical form of an architecture without cells: its choices.
+
+    Args:
+        choices: (path, chosen names) for every path of the space.
+
+    Example:
+        >>> CanonicalChoices((("depth", ("2",)),)).digest
+        '01f9a910a60a3272'
+    """
+
+    choices: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def digest(self) -> str:
+        """Hash of 16 hexadecimal digits."""
+        return hashlib.blake2b(json.dumps(self.choices).encode(), digest_size=8).hexdigest()

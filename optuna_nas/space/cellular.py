@@ -102,6 +102,10 @@ class CellularSpace(Space):
     def connected(self, architecture: Architecture) -> bool:
         return architecture.cells.connected
 
+    def canonical(self, architecture: Architecture) -> ComputationGraph:
+        """Return the canonical graph of cells; see `ComputationGraph.canonical` for what it identifies."""
+        return architecture.cells.canonical()
+
     def cell_graph(self, architecture: Architecture) -> ComputationGraph:
         choices = dict(architecture.choices)
         nodes: list[Node] = []

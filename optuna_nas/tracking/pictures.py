@@ -14,6 +14,7 @@ from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_lik
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
 from optuna_nas.plots.surrogate import draw_guesses, guesses
+from optuna_nas.space import CellularSpace
 from optuna_nas.storage.attributes import masks_of
 from optuna_nas.tracking.view import PICTURE_KEY
 
@@ -107,11 +108,12 @@ class StudyPictures:
         self._distribution |= {record.step: record for record in records}
 
     def draw_distribution(self) -> None:
-        """Draw the history of the distribution and its most likely cells."""
+        """Draw the history of the distribution and, in a space of cells, its most likely cells."""
         if (space := self._space) is not None:
             records = [self._distribution[step] for step in sorted(self._distribution)]
             self._save(partial(plot_distribution, space, records), "distribution.png")
-            self._save(partial(plot_most_likely, space, records), "most_likely_cells.png")
+            if isinstance(space.core, CellularSpace):
+                self._save(partial(plot_most_likely, space, records), "most_likely_cells.png")
 
     def draw_masks(self, trials: Sequence[FrozenTrial]) -> None:
         """Draw the newest masks."""

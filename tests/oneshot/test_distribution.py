@@ -21,9 +21,11 @@ from optuna_nas.oneshot.snas.distribution import (
     architecture_of,
     concrete_sample,
     connected_argmax,
+    draw,
     entropies,
     gumbel_noise,
     one_path_sample,
+    softmax,
 )
 from optuna_nas.space.cost import COSTS
 
@@ -188,3 +190,91 @@ def test_upper_bounds_are_kept_at_little_loss_of_probability(cost):
 def test_entropy_runs_from_zero_to_log_n():
     table = np.array([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0, 0]])
     np.testing.assert_allclose(entropies(table), [0, np.log(4), np.log(2)])
+
+
+# -- edges with different numbers of options ---------------------------------------------------------------------------
+
+SIZES = (2, 4, 3)
+
+
+def padded(columns=4):
+    """Return logits of three edges, each padded to the same number of columns."""
+    logits = torch.full((len(SIZES), columns), -torch.inf)
+    drawn = torch.randn(logits.shape[0], max(SIZES), generator=torch.Generator().manual_seed(0))
+    for row, (size, values) in enumerate(zip(SIZES, drawn, strict=True)):
+        logits[row, :size] = values[:size]
+    return logits
+
+
+PADDING = torch.isneginf(padded())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.03])
+def test_a_relaxed_sample_gives_padding_no_weight_and_no_gradient(temperature):
+    logits = padded().requires_grad_()
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        sample = concrete_sample(logits, temperature, generator)
+        assert (sample[PADDING] == 0).all()
+        torch.testing.assert_close(sample.sum(1), torch.ones(3))
+    (gradient,) = torch.autograd.grad((sample * torch.randn(sample.shape)).sum(), logits)
+    assert gradient.isfinite().all()
+    assert (gradient[PADDING] == 0).all()
+
+
+def test_a_hard_sample_never_chooses_padding():
+    logits = padded().requires_grad_()
+    generator = torch.Generator().manual_seed(1)
+    seen = set()
+    for _ in range(200):
+        hard, chosen = one_path_sample(logits, generator)
+        assert (hard[PADDING] == 0).all()
+        seen.update(enumerate(chosen.tolist()))
+    assert seen == {(row, option) for row, size in enumerate(SIZES) for option in range(size)}
+    (gradient,) = torch.autograd.grad((hard * torch.randn(hard.shape)).sum(), logits)
+    assert gradient.isfinite().all()
+    assert (gradient[PADDING] == 0).all()
+
+
+def test_padded_rows_have_the_probabilities_and_entropies_of_rows_without():
+    table = softmax(padded().double().numpy())
+    assert (table[PADDING.numpy()] == 0).all()
+    for row, size in enumerate(SIZES):
+        alone = softmax(padded().double().numpy()[row : row + 1, :size])
+        np.testing.assert_allclose(table[row, :size], alone[0], rtol=1e-15)
+        assert entropies(table)[row] == pytest.approx(entropies(alone)[0], rel=1e-14)
+
+
+def test_a_draw_never_takes_padding():
+    table = softmax(padded().double().numpy())
+
+    class Largest:
+        """Returns the largest random numbers there are."""
+
+        def random(self, shape):
+            return np.full(shape, np.nextafter(1.0, 0.0))
+
+    assert draw(table, Largest()).tolist() == [size - 1 for size in SIZES]
+    random = np.random.default_rng(0)
+    drawn = np.array([draw(table, random) for _ in range(500)])
+    assert (drawn.max(axis=0) == np.array(SIZES) - 1).all()
+
+
+def test_more_padding_changes_no_draw():
+    few, many = (softmax(padded(columns).double().numpy()) for columns in (4, 9))
+    for seed in range(20):
+        first, second = (draw(table, np.random.default_rng(seed)) for table in (few, many))
+        assert first.tolist() == second.tolist()
+
+
+def test_rectangular_tables_keep_their_numbers():
+    """Numbers written down before rows could be of different lengths."""
+    logits = torch.linspace(-2, 2, 12).reshape(3, 4)
+    sample = concrete_sample(logits, 0.5, torch.Generator().manual_seed(7))
+    hard, chosen = one_path_sample(logits, torch.Generator().manual_seed(7))
+    table = softmax(logits.double().numpy())
+    assert chosen.tolist() == [1, 2, 3]
+    assert hard.tolist() == torch.nn.functional.one_hot(chosen, 4).float().tolist()
+    assert sample.double().sum(0).tolist() == pytest.approx([0.245863, 0.539947, 1.031361, 1.182829], abs=1e-5)
+    assert draw(table, np.random.default_rng(7)).tolist() == [3, 3, 3]
+    assert entropies(table).tolist() == pytest.approx([1.3080470460856473] * 3, abs=1e-7)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from perceptrons import SIZES
+from perceptrons import SPACE as PERCEPTRONS
 
 from optuna_nas import darts_space, ghn_space, hmnas_space, nasbench201_space, plot_distribution, plot_most_likely
 from optuna_nas.oneshot import DistributionRecord
@@ -92,6 +94,19 @@ def test_a_distribution_that_is_certain_counts_as_a_change():
         DistributionRecord(1, {"entropy": 0.0}, certain),
     ]
     assert [record.step for record, _ in likeliest_over_time(space, made)] == [1]
+
+
+def test_a_space_without_cells_has_one_heat_map_of_rows_of_all_lengths(tmp_path):
+    made = records(PERCEPTRONS, costs=False)
+    (heat,) = heat_maps(PERCEPTRONS, made)
+    assert heat.rows == tuple((path, name) for path, options in PERCEPTRONS.options().items() for name in options)
+    assert heat.probabilities.sum(axis=0) == pytest.approx([len(SIZES)] * len(made))
+    assert (heat.probabilities > 0).all()
+    plot_distribution(PERCEPTRONS, made).savefig(tmp_path / "picture.png")
+    uniform = np.zeros((3, 4))
+    for row, size in zip(uniform, SIZES.values(), strict=True):
+        row[:size] = 1 / size
+    assert likeliest_over_time(PERCEPTRONS, [DistributionRecord(0, {"entropy": 1.0}, uniform)]) == []
 
 
 def test_nothing_to_draw_is_an_error():

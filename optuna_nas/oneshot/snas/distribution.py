@@ -2,7 +2,8 @@
 
 SNAS (Xie et al. 2019, arXiv 1812.09926v2), sections 2.1 to 2.4; equation numbers are the paper's.
 
-E edges (paths of the space), O options of an edge (ops, `none` included).
+E edges (paths of the space), O options of an edge (ops, `none` included). Edges may have different numbers of options:
+the logits of shorter rows end with minus infinity, which is never chosen and weighs nothing.
 """
 
 from __future__ import annotations
