@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from optuna_nas.networks import (
         DiscreteNetwork,
+        LatencyTable,
         NetworkSpace,
         Supernet,
         load_network,
@@ -144,6 +145,7 @@ __all__ = [
     "ImageFolderData",
     "InStudyFit",
     "Job",
+    "LatencyTable",
     "LoaderData",
     "MLflowTracker",
     "ModelSpace",
@@ -222,6 +224,7 @@ _HOMES = {
     ),
     "networks": (
         "DiscreteNetwork",
+        "LatencyTable",
         "NetworkSpace",
         "Supernet",
         "load_network",

@@ -4,6 +4,7 @@ from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.export import export_network
 from optuna_nas.networks.files import load_network, save_network
 from optuna_nas.networks.graph_network import seeded_building
+from optuna_nas.networks.latency_table import LatencyResidual, LatencyTable
 from optuna_nas.networks.measures import Measure, latency, measure_latency
 from optuna_nas.networks.network_space import NetworkSpace
 from optuna_nas.networks.ops import build_op, has_module, register_op, unregister_op
@@ -13,6 +14,8 @@ from optuna_nas.networks.supernet import ChoiceWeights, Supernet, one_hot
 __all__ = [
     "ChoiceWeights",
     "DiscreteNetwork",
+    "LatencyResidual",
+    "LatencyTable",
     "Measure",
     "NetworkSpace",
     "Supernet",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -14,7 +15,14 @@ from torch import Tensor, nn
 from optuna_nas.training.device import choose_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+
+WARM_UP = 2
+"""Rounds that are not counted."""
+SECONDS_BEFORE_BAR = 3.0
+"""Waits shorter than this show no progress bar."""
+clock: Callable[[], float] = time.perf_counter
+"""Clock that times runs, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,27 @@ def latency(batch_size: int = 1, device: str = "auto", repeats: int = 20) -> Mea
     """
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1 but got {repeats}.")
-    place = str(choose_device(device)).replace(":", "_")
     return Measure(
-        f"latency_{place}_{batch_size}",
+        latency_name(choose_device(device), batch_size),
         lambda network, inputs: measure_latency(network, inputs, repeats),
         batch_size,
         device,
     )
+
+
+def latency_name(device: torch.device | str, batch_size: int) -> str:
+    """Return the name under which trials and tables show a latency.
+
+    Args:
+        device: Where it is measured.
+        batch_size: Number of inputs in the batch.
+
+    Example:
+        >>> from optuna_nas.networks.measures import latency_name
+        >>> latency_name("cuda:1", 8)
+        'latency_cuda_1_8'
+    """
+    return f"latency_{str(device).replace(':', '_')}_{batch_size}"
 
 
 def measure_latency(network: nn.Module, inputs: Tensor, repeats: int = 20) -> float:
@@ -114,20 +136,71 @@ def measure_latency(network: nn.Module, inputs: Tensor, repeats: int = 20) -> fl
         >>> 0 < measure_latency(torch.nn.Linear(4, 4), torch.zeros(2, 4), repeats=3) < 1
         True
     """
-    if repeats < 1:
-        raise ValueError(f"`repeats` must be at least 1 but got {repeats}.")
     training = network.training
     network.eval()
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(2 + repeats):
-            _synchronize(inputs.device)
-            start = time.perf_counter()
-            network(inputs)
-            _synchronize(inputs.device)
-            seconds.append(time.perf_counter() - start)
+    (seconds,) = median_seconds([lambda: network(inputs)], inputs.device, repeats)
     network.train(training)
-    return median(seconds[2:])
+    return seconds
+
+
+def median_seconds(
+    runs: Sequence[Callable[[], object]], device: torch.device, repeats: int = 20, description: str = "Measuring"
+) -> list[float]:
+    """Return the median seconds of several functions, without gradients, after two rounds to warm up.
+
+    The functions take turns, so that a machine that becomes slower meanwhile slows all of them alike. A wait of more
+    than 3 seconds shows a progress bar, on a terminal only.
+
+    Args:
+        runs: Functions to time, such as forward passes.
+        device: Device on which they compute; a GPU is waited for.
+        repeats: Number of timed rounds, at least 1.
+        description: Label of the progress bar.
+
+    Raises:
+        ValueError: `repeats` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.networks.measures import median_seconds
+        >>> matrix = torch.ones(4, 4)
+        >>> seconds = median_seconds([lambda: matrix @ matrix, lambda: matrix + 1], matrix.device, repeats=3)
+        >>> [value > 0 for value in seconds]
+        [True, True]
+    """
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be at least 1 but got {repeats}.")
+    seconds: list[list[float]] = [[] for _ in runs]
+    with torch.inference_mode():
+        for _ in _shown(WARM_UP + repeats, description):
+            for run, taken in zip(runs, seconds, strict=True):
+                _synchronize(device)
+                start = clock()
+                run()
+                _synchronize(device)
+                taken.append(clock() - start)
+    return [median(taken[WARM_UP:]) for taken in seconds]
+
+
+def _shown(n_rounds: int, description: str) -> Iterator[int]:
+    """Yield the numbers of rounds; show a progress bar on a terminal once they have taken a while."""
+    bar, started = None, time.monotonic()
+    try:
+        for number in range(n_rounds):
+            if bar is None and time.monotonic() - started > SECONDS_BEFORE_BAR and sys.stderr.isatty():
+                from rich.console import Console
+                from rich.progress import Progress
+
+                # Drawn between rounds only: a thread that redraws would take its time from what is measured.
+                bar = Progress(console=Console(stderr=True), auto_refresh=False)
+                task = bar.add_task(description, total=n_rounds)
+                bar.start()
+            yield number
+            if bar is not None:
+                bar.update(task, completed=number + 1, refresh=True)
+    finally:
+        if bar is not None:
+            bar.stop()
 
 
 def _synchronize(device: torch.device) -> None:

@@ -23,7 +23,7 @@ from optuna_nas.objective.suggestions import resolve
 from optuna_nas.objective.trial_training import Candidate, OutOfMemory, TrialTraining, prune, pruner_name
 from optuna_nas.pruners import should_prune
 from optuna_nas.space import Architecture, ModelSpace
-from optuna_nas.space.cost import COSTS
+from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
 from optuna_nas.storage.attributes import (
     DIGEST,
     DUPLICATE_OF,
@@ -68,9 +68,10 @@ class TrainObjective:
         recipe: Hyperparameters of the training; fields may be suggestions (`suggest_float`, ...).
         task: Loss and metric; by default image classification. Fields may be suggestions, too.
         objectives: Values to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access`
-            (minimized) and any `Measure`, such as `latency()`. The study needs as many directions. With several
+            (minimized), any `Measure`, such as `latency()`, and any predicted cost (minimized), such as a
+            `LatencyTable`, for which nothing is measured in a trial. The study needs as many directions. With several
             objectives only `GHNPruner` and `HMNASPruner` can prune, since Optuna accepts no reports.
-        constraints: Upper bounds of costs or measures, such as `{"params": 2e6, latency(): 0.01}`, as Optuna
+        constraints: Upper bounds of costs, measures or predicted costs, such as `{"params": 2e6, latency(): 0.01}`, as Optuna
             constraints.
         initial_weights: Initial weights of a training: None for random weights, `GeneratedWeights(ghn)`, or a function
             of the architecture that returns a state dictionary (`snas.weights`), a network (`hmnas.inherited`), or
@@ -106,8 +107,8 @@ class TrainObjective:
     data: Data
     recipe: Recipe = field(default_factory=Recipe)
     task: Task = field(default_factory=ImageClassification)
-    objectives: tuple[str | Measure, ...] = ()
-    constraints: Mapping[str | Measure, float] = field(default_factory=dict)
+    objectives: tuple[str | Measure | PredictedCost, ...] = ()
+    constraints: Mapping[str | Measure | PredictedCost, float] = field(default_factory=dict)
     initial_weights: InitialWeights | Callable[[Architecture], Mapping[str, Tensor] | nn.Module | None] | None = None
     masks: HMNAS | None = None
     score: Score | None = None
@@ -125,9 +126,13 @@ class TrainObjective:
         if self.objectives[0] != self.task.metric:
             raise ValueError(f"`objectives` must begin with {self.task.metric!r} but got {self.objectives}.")
         for name, values in (("objectives", self.objectives[1:]), ("constraints", self.constraints)):
-            unknown = [value for value in values if not isinstance(value, Measure) and value not in COSTS]
+            names = [value for value in values if not isinstance(value, Measure | PredictedCost)]
+            unknown = [value for value in names if value not in COSTS]
             if unknown:
                 raise ValueError(f"`{name}` must name costs {COSTS} or be measures but got {unknown[0]!r}.")
+            check_predicted(name, values, self.space)
+        if both := sorted(self.measures.keys() & self.predictions.keys()):
+            raise ValueError(f"`objectives` and `constraints` must not both measure and predict {both[0]!r}.")
         self.space.check_data(self.data)
         self.weights_source.check(self.space)
         if self.masks is not None and self.masks.space.core != self.space.core:
@@ -161,6 +166,11 @@ class TrainObjective:
     def measures(self) -> dict[str, Measure]:
         """Measures of objectives and constraints, by name."""
         return {m.name: m for m in (*self.objectives, *self.constraints) if isinstance(m, Measure)}
+
+    @property
+    def predictions(self) -> dict[str, PredictedCost]:
+        """Predicted costs of objectives and constraints, by name."""
+        return {p.name: p for p in (*self.objectives, *self.constraints) if isinstance(p, PredictedCost)}
 
     @property
     def objective_names(self) -> tuple[str, ...]:
@@ -254,12 +264,8 @@ class TrainObjective:
             assert failure is not None
             raise failure
         training.keep(network, result)
-        costs = (
-            network.remaining.cost()
-            if isinstance(network, DiscreteNetwork)
-            else self.space.cost(candidate.architecture)
-        )
-        return self._values(result.last.validation_metric, {**numbers, **asdict(costs)})
+        remaining = network.remaining if isinstance(network, DiscreteNetwork) else candidate.architecture
+        return self._values(result.last.validation_metric, {**numbers, **self._costs(remaining)})
 
     @cached_property
     def _duplicates(self) -> Duplicates:
@@ -279,8 +285,7 @@ class TrainObjective:
         recipe, task = resolve(self.recipe, trial), resolve(self.task, trial)
         if not architecture.connected:
             prune(trial, "the architecture does not reach its output: 'none' cuts every path of a cell")
-        cost = asdict(architecture.cost())
-        return Candidate(architecture, recipe, task, architecture.canonical().digest, cost)
+        return Candidate(architecture, recipe, task, architecture.canonical().digest, self._costs(architecture))
 
     def _announce(self, trial: Trial, candidate: Candidate) -> str:
         """Set the attributes of costs, constraints, score and hashes; return the hash of the training's settings."""
@@ -296,7 +301,7 @@ class TrainObjective:
             trial.set_user_attr(cost_key(name), value)
         for cost, bound in self.constraints.items():
             if not isinstance(cost, Measure):
-                trial.set_constraint(cost, candidate.numbers[cost] - bound)
+                trial.set_constraint(_name(cost), candidate.numbers[_name(cost)] - bound)
         if self.score is not None:
             metrics[SHOWN_NAMES[SURROGATE_SCORE]] = score = float(self.score([candidate.architecture])[0])
             trial.set_user_attr(SURROGATE_SCORE, score)
@@ -310,6 +315,11 @@ class TrainObjective:
         masks = () if self.masks is None else (self.masks.describe(),)
         parts = (self.space.describe(), self.recipe, self.task.describe(), self.data.describe(), weights, *masks)
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    def _costs(self, architecture: Architecture) -> dict[str, float]:
+        """Return the costs of an architecture that are known without building it, by name."""
+        predicted = {name: cost.of(architecture) for name, cost in self.predictions.items()}
+        return {**asdict(architecture.cost()), **predicted}
 
     def _measure(self, trial: Trial, architecture: Architecture) -> dict[str, float]:
         """Measure a network with random weights; set the attributes of measures and constraints."""
@@ -331,8 +341,8 @@ class TrainObjective:
         return (metric, *(float(numbers[name]) for name in self.objective_names[1:]))
 
 
-def _name(objective: str | Measure) -> str:
-    return objective.name if isinstance(objective, Measure) else objective
+def _name(objective: str | Measure | PredictedCost) -> str:
+    return objective if isinstance(objective, str) else objective.name
 
 
 def as_json(value: object) -> object:

@@ -63,7 +63,7 @@ class Candidate(NamedTuple):
         recipe: Recipe with the trial's values.
         task: Task with the trial's values.
         digest: Hash of the canonical graph of the architecture.
-        numbers: Costs by name.
+        numbers: Costs, predicted ones among them, by name.
     """
 
     architecture: Architecture

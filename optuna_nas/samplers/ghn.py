@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from optuna_nas.oneshot.base import score_of
 from optuna_nas.oneshot.ghn.regression import regress_if_better
 from optuna_nas.samplers.base import ArchitectureSampler
-from optuna_nas.space.cost import COSTS
+from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
 from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.storage.attributes import (
     DIGEST,
@@ -94,7 +94,8 @@ class GHNSampler(ArchitectureSampler):
         exploration: Fraction of trials that take a random candidate of the pool instead of the best, in [0, 1].
         trials_per_round: Trials per pool, at least 1.
         candidates: Sampler that draws the pool; uniform by default.
-        costs: Further objectives, out of `params`, `multiply_adds` and `memory_access`; all are minimised.
+        costs: Further objectives, all minimised: any of `params`, `multiply_adds`, `memory_access`, and predicted costs
+            such as a `LatencyTable`.
         independent_sampler: Sampler of parameters outside the space; by default Optuna's TPE.
         artifact_store: Artifact store of the pools, reachable by all workers; by default the folder
             `runs/STUDY/artifacts`.
@@ -132,7 +133,7 @@ class GHNSampler(ArchitectureSampler):
         exploration: float = 0.1,
         trials_per_round: int = 100,
         candidates: BaseSampler | None = None,
-        costs: Sequence[str] = (),
+        costs: Sequence[str | PredictedCost] = (),
         independent_sampler: BaseSampler | None = None,
         artifact_store: ArtifactStore | None = None,
         device: str = "auto",
@@ -152,10 +153,11 @@ class GHNSampler(ArchitectureSampler):
         if not 0 <= exploration <= 1:
             raise ValueError(f"`exploration` must be in [0, 1] but got {exploration}; 0.1 suits most studies.")
         self._costs = tuple(costs)
-        unknown = sorted(set(self._costs) - set(COSTS))
+        unknown = [cost for cost in self._costs if not isinstance(cost, PredictedCost) and cost not in COSTS]
         if unknown:
-            raise ValueError(f"`costs` must be among {COSTS} but got {unknown[0]!r}.")
-        if self._costs and not isinstance(space, ModelSpace):
+            raise ValueError(f"`costs` must be among {COSTS} or be predicted but got {unknown[0]!r}.")
+        check_predicted("costs", self._costs, space)
+        if any(isinstance(cost, str) for cost in self._costs) and not isinstance(space, ModelSpace):
             raise ValueError(
                 "`space` must be a `ModelSpace`, such as `NetworkSpace(space, skeleton)`, to count `costs`."
             )
@@ -348,8 +350,8 @@ class GHNSampler(ArchitectureSampler):
         """
         rank_M = np.zeros(len(scores_M), dtype=np.int64)
         if self._costs:
-            costs = [architecture.cost() for architecture in architectures]
-            table = np.array([[-getattr(cost, name) for name in self._costs] for cost in costs])
+            table = np.array([self._costs_of(architecture) for architecture in architectures])
+            table = -table.reshape(len(architectures), len(self._costs))
             rank_M = non_dominated_ranks(np.column_stack([scores_M, table]))
         remaining = list(np.lexsort((-scores_M, rank_M)))
         order = []
@@ -357,6 +359,11 @@ class GHNSampler(ArchitectureSampler):
             place = int(random.integers(len(remaining))) if random.random() < self._exploration else 0
             order.append(remaining.pop(place))
         return np.array(order, dtype=np.int64)
+
+
+    def _costs_of(self, architecture: Architecture) -> list[float]:
+        exact = architecture.cost() if isinstance(architecture.space, ModelSpace) else None
+        return [getattr(exact, cost) if isinstance(cost, str) else cost.of(architecture) for cost in self._costs]
 
 
 class _Pools:

@@ -7,6 +7,7 @@ from optuna_nas.space.cell_space import CellSpace, CostTable, cost_table
 from optuna_nas.space.cellular import CellKind, CellularSpace
 from optuna_nas.space.cost import (
     Cost,
+    PredictedCost,
     Site,
     anytime_accuracy,
     convolution_cost,
@@ -45,6 +46,7 @@ __all__ = [
     "ModelSpace",
     "Node",
     "Op",
+    "PredictedCost",
     "Site",
     "Skeleton",
     "Space",

@@ -7,10 +7,13 @@ linear layers, as in NAS-Bench-201. Memory access counts the elements that every
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from optuna_nas.space.architecture import Architecture
+    from optuna_nas.space.base import Space
 
 Shape = tuple[int, int, int]
 """Shape (channels, height, width) of a feature map."""
@@ -87,6 +90,62 @@ class Cost:
 
 COSTS = tuple(field.name for field in fields(Cost))
 """Names of the costs: `params`, `multiply_adds`, `memory_access`."""
+
+
+@runtime_checkable
+class PredictedCost(Protocol):
+    """A number of an architecture that is known without building it, smaller is better, such as a `LatencyTable`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from optuna_nas import Architecture, Space, nasbench201_space
+        >>> from optuna_nas.space import PredictedCost
+        >>> @dataclass(frozen=True)
+        ... class Convolutions:
+        ...     space: Space
+        ...     name: str = "convolutions"
+        ...
+        ...     def of(self, architecture: Architecture) -> float:
+        ...         return float(architecture.summary.count("conv"))
+        >>> convolutions = Convolutions(nasbench201_space())
+        >>> convolutions.of(convolutions.space.architecture({"cell_0_3": ["nor_conv_1x1"]}))
+        1.0
+        >>> isinstance(convolutions, PredictedCost)
+        True
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in trials and tables, a Python identifier."""
+
+    @property
+    def space(self) -> Space:
+        """Space whose architectures have this cost, in whatever skeleton."""
+
+    def of(self, architecture: Architecture) -> float:
+        """Return the cost of an architecture."""
+
+
+def check_predicted(argument: str, costs: Iterable[object], space: Space) -> None:
+    """Check that predicted costs are of a space and differ in their names.
+
+    Args:
+        argument: Name of the argument that holds them.
+        costs: Predicted costs; others are passed over.
+        space: Space of the architectures whose costs they are to predict.
+
+    Raises:
+        ValueError: One is of another space, or two have one name.
+    """
+    names = set(COSTS)
+    for cost in costs:
+        if not isinstance(cost, PredictedCost):
+            continue
+        if cost.space.core != space.core:
+            raise ValueError(f"`{argument}` must be of the space in use but {cost.name!r} is of another.")
+        if cost.name in names:
+            raise ValueError(f"`{argument}` must differ in their names but {cost.name!r} stands twice.")
+        names.add(cost.name)
 
 
 def convolution_cost(

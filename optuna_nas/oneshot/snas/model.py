@@ -37,7 +37,6 @@ from optuna_nas.oneshot.snas.distribution import (
 )
 from optuna_nas.oneshot.snas.recipe import PAPER_LOGIT_RATE, SNASRecipe
 from optuna_nas.space import Architecture, CellSpace
-from optuna_nas.space.cost import COSTS
 from optuna_nas.training.checkpoints import prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
@@ -45,10 +44,11 @@ from optuna_nas.training.optimizers import cosine
 from optuna_nas.training.task import Calling, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from optuna_nas.networks import LatencyTable
     from optuna_nas.space import ModelSpace
 
 
@@ -66,9 +66,12 @@ class SNAS(OneShotModel[DistributionRecord]):
             keep several ops, an option is a set of them.
         recipe: How to learn.
         task: Loss and metric; image classification by default.
+        costs: Latencies that count besides parameters, multiply-adds and memory access, each a table of the same cells,
+            in whatever skeleton: `recipe.resource` bounds them by their names, or weighs all costs.
 
     Raises:
-        ValueError: The space leaves nothing to choose or is of blocks, or no architecture keeps the upper bounds.
+        ValueError: The space leaves nothing to choose or is of blocks, no architecture keeps the upper bounds, or they
+            are of a cost that no table has.
 
     Example:
         >>> from optuna_nas import SNAS, SNASRecipe, digits
@@ -86,7 +89,14 @@ class SNAS(OneShotModel[DistributionRecord]):
     uncopied = (*OneShotModel.uncopied, "_compiled")
     _compiled: Callable[..., Tensor] | None = None
 
-    def __init__(self, space: ModelSpace, recipe: SNASRecipe | None = None, task: Task | None = None) -> None:
+    def __init__(
+        self,
+        space: ModelSpace,
+        recipe: SNASRecipe | None = None,
+        task: Task | None = None,
+        *,
+        costs: Sequence[LatencyTable] = (),
+    ) -> None:
         cells = space.core
         if not isinstance(cells, CellSpace):
             raise ValueError(
@@ -97,9 +107,15 @@ class SNAS(OneShotModel[DistributionRecord]):
         self.options = tuple(edge_options(cells))
         if len(self.options) < 2:
             raise ValueError(f"`space` must leave a choice but has the one op {cells.ops}; add another, or 'none'.")
-        self.costs = EdgeCosts(self.space)
+        self.tables = tuple(costs)
+        self.costs = EdgeCosts(self.space, self.tables)
         self.bounds: Mapping[str, float] = self.recipe.resource if isinstance(self.recipe.resource, Mapping) else {}
         for name, bound in self.bounds.items():
+            if name not in self.costs.names:
+                raise ValueError(
+                    f"`resource` must bound one of {self.costs.names} but got {name!r}; pass the table that predicts "
+                    "it, `SNAS(..., costs=(table,))`."
+                )
             if bound < (cheapest := self.costs.cheapest(name)):
                 raise ValueError(
                     f"`resource` must be within reach but no architecture has at most {bound:.6g} {name}; the cheapest "
@@ -119,6 +135,12 @@ class SNAS(OneShotModel[DistributionRecord]):
         self.logits_EO = nn.Parameter(torch.zeros(len(self.paths), len(self.options)))
         self.penalty = CostPenalty(self.costs, self.recipe)
         self.credit_E = torch.zeros(len(self.paths))
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        if self.tables:  # within the recipe, so that neither with nor without them goes on as the other
+            described["recipe"]["costs"] = {table.name: table.digest for table in self.tables}
+        return described
 
     # -- the distribution -----------------------------------------------------------------------------------------
 
@@ -147,8 +169,8 @@ class SNAS(OneShotModel[DistributionRecord]):
         return dict(zip(self.paths, map(float, entropies(self.probabilities_EO)), strict=True))
 
     def expected_cost(self) -> dict[str, float]:
-        """Return expected parameters, multiply-adds and memory access of the network, in closed form (section 2.4)."""
-        return dict(zip(COSTS, map(float, self.costs.expected(self.probabilities_EO)), strict=True))
+        """Return expected parameters, multiply-adds, memory access and latencies, in closed form (section 2.4)."""
+        return dict(zip(self.costs.names, map(float, self.costs.expected(self.probabilities_EO)), strict=True))
 
     def sample(self, generator: np.random.Generator, connected: bool = True) -> Architecture:
         """Return an architecture drawn from the distribution.
@@ -272,7 +294,7 @@ class SNAS(OneShotModel[DistributionRecord]):
         probabilities = self.probabilities_EO
         state = {
             "entropy": float(entropies(probabilities).mean()),
-            **dict(zip(COSTS, map(float, self.costs.expected(probabilities)), strict=True)),
+            **dict(zip(self.costs.names, map(float, self.costs.expected(probabilities)), strict=True)),
             "temperature": self.temperature(self.fraction),
         }
         return DistributionRecord(self.step, {**state, **metrics}, probabilities, means)

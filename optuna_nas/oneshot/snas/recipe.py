@@ -28,6 +28,8 @@ RELAXATIONS = ("concrete", "one_path", "softmax")
 SCHEDULES = ("linear", "exponential")
 RESOURCE_WEIGHTS = {"mild": 0.1, "moderate": 0.3, "aggressive": 1.0}
 """Nats of loss that the cost of the uniform distribution is worth; see `SNASRecipe.resource`."""
+LATENCY = "latency_"
+"""How the name of a latency begins."""
 
 
 def _resource(name: str, value: Any) -> float | str | dict[str, float]:
@@ -42,8 +44,12 @@ def _resource(name: str, value: Any) -> float | str | dict[str, float]:
     if isinstance(value, Mapping):
         bounds = {cost: plain(bound) for cost, bound in value.items()}
         for cost, bound in bounds.items():
-            if cost not in COSTS or not isinstance(bound, int | float) or not 0 < bound < math.inf:
-                raise ValueError(f"`{name}` must give positive upper bounds of {COSTS} but got {cost!r}: {bound}.")
+            known = cost in COSTS or str(cost).startswith(LATENCY)
+            if not known or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+                raise ValueError(
+                    f"`{name}` must give positive upper bounds of {COSTS} or of a latency (`latency_cpu_1`) but got "
+                    f"{cost!r}: {bound}."
+                )
         return bounds
     if not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError(f"`{name}` must be a level, upper bounds or a number from 0 but got {value!r}.")
@@ -101,9 +107,10 @@ class SNASRecipe:
             share.
         resource: What costs are worth. A number: how many nats of loss the cost of the uniform distribution is worth
             (0: costs do not count); the penalty is this number times the expected cost relative to it, a mean of
-            parameters, multiply-adds and memory access (section 2.4). `mild`, `moderate`, `aggressive`: 0.1, 0.3, 1.0.
-            A mapping such as `{"params": 2e6}`: upper bounds of the whole network's costs, reached by Lagrange
-            multipliers.
+            parameters, multiply-adds and memory access (section 2.4), and of the latencies of the tables that the SNAS
+            is given. `mild`, `moderate`, `aggressive`: 0.1, 0.3, 1.0. A mapping such as `{"params": 2e6}` or
+            `{"latency_cpu_1": 0.004}` (seconds, of a table): upper bounds of the whole network's costs, reached by
+            Lagrange multipliers.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
         compile: Compile the supernet with `torch.compile` for steps that compute all ops: once, since a sample changes
             numbers only; steps of one path are never compiled. That takes minutes, and on a CPU it gained nothing where
