@@ -71,8 +71,8 @@ class TrainObjective:
             (minimized), any `Measure`, such as `latency()`, and any predicted cost (minimized), such as a
             `LatencyTable`, for which nothing is measured in a trial. The study needs as many directions. With several
             objectives only `GHNPruner` and `HMNASPruner` can prune, since Optuna accepts no reports.
-        constraints: Upper bounds of costs, measures or predicted costs, such as `{"params": 2e6, latency(): 0.01}`, as Optuna
-            constraints.
+        constraints: Upper bounds of costs, measures or predicted costs, such as `{"params": 2e6, latency(): 0.01}`, as
+            Optuna constraints.
         initial_weights: Initial weights of a training: None for random weights, `GeneratedWeights(ghn)`, or a function
             of the architecture that returns a state dictionary (`snas.weights`), a network (`hmnas.inherited`), or
             None.
