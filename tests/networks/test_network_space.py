@@ -232,7 +232,7 @@ def test_a_space_of_ones_own_is_sampled_suggested_and_read():
             )
             for ask in (Architecture.build, Architecture.cost, Architecture.graph)
         ),
-        (lambda: Flags().full_architecture().cells, r"`space` must have cells but is a Flags; draw"),
+        (lambda: Flags().full_architecture().cells, r"`space` must have cells but is a Flags; look at"),
         (lambda: Flags().full_architecture().cost(), r"`space` must be .* but is a Flags; use `NetworkSpace"),
         (lambda: NETWORKS["anytime"].supernet(), r"`space` must not let nodes choose scales or exits"),
     ],

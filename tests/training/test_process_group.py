@@ -22,7 +22,7 @@ from terminal import wait_for
 from trainings import DATA, RECIPE, Wrapped, close, darts_network, same, small_network, state, without_seconds
 
 from optuna_nas.data import REPORT
-from optuna_nas.objective import trial_training as objective
+from optuna_nas.objective import train_objective, trial_training
 from optuna_nas.objective.trial_training import checkpoint_path
 from optuna_nas.oneshot import HMNAS
 from optuna_nas.search.opening import open_study
@@ -226,11 +226,11 @@ from optuna import TrialPruned
 from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna_nas import ImageData, NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbench201_space
-from optuna_nas.objective import trial_training as objective
+from optuna_nas.objective import train_objective, trial_training
 
 SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, (1, 6, 6), 3))
 RANK = os.environ.get("RANK", "alone")
-train = objective.train
+train = trial_training.train
 
 
 def spied(*arguments, **options):
@@ -245,7 +245,7 @@ def spied(*arguments, **options):
 
 
 if train.__name__ == "train":  # the command line reads this file twice
-    objective.train = spied
+    train_objective.train = trial_training.train = spied  # rank 0 runs trials, the others train along
 
 
 class Fixed(RandomSampler):
@@ -286,7 +286,8 @@ def search(name: str = "two", epochs: int = 2, trials: int = 3, own: bool = Fals
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(objective, "train", objective.train)  # where the study is read here, it puts another there
+    for module in (train_objective, trial_training):
+        monkeypatch.setattr(module, "train", module.train)  # where the study is read here, it puts another there
     (tmp_path / "study.py").write_text(STUDY)
     return tmp_path
 

@@ -321,9 +321,8 @@ def test_memory_that_suffices_for_halves_of_any_batch_gives_the_same_numbers():
             return self.model(tokens)
 
     limited, plain = Limited(), language_model()
-    recipe = replace(
-        TOKENS, optimizer="sgd", learning_rate=0.5, clip_norm=0.0
-    )  # others do not mind how large a loss is
+    # Adam, or a clipped gradient, would not mind a loss that is too large.
+    recipe = replace(TOKENS, optimizer="sgd", learning_rate=0.5, clip_norm=0.0)
     assert train(limited, SEQUENCES, recipe, NextToken()).accumulation == 2
     train(plain, SEQUENCES, recipe, NextToken())
     for ours, theirs in zip(limited.parameters(), plain.parameters(), strict=True):
