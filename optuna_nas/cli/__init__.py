@@ -1,4 +1,4 @@
-"""The terminal: `optuna-nas run`, `report`, `view`, `train`, `export` and `compare`."""
+"""Command line: `optuna-nas run`, `report`, `view`, `train`, `export` and `compare`."""
 
 from optuna_nas.cli.commands import app, main
 

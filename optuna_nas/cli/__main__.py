@@ -1,4 +1,4 @@
-"""`python -m optuna_nas.cli`: the command line without its script."""
+"""Entry point of `python -m optuna_nas.cli`."""
 
 from optuna_nas.cli import main
 

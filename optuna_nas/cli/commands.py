@@ -1,4 +1,4 @@
-"""The terminal: `optuna-nas run`, `report`, `view`, `train` and `export` of a study."""
+"""Commands of the command line: `optuna-nas run`, `report`, `view`, `train`, `export` and others."""
 
 from __future__ import annotations
 
@@ -44,17 +44,24 @@ StudyFile = Annotated[Path, typer.Argument(help="Python file with a function `se
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the file's `search` function.")
 ]
-Storage = Annotated[str | None, typer.Option(help="Optuna storage address instead of the study's.")]
-MLflow = Annotated[str | None, typer.Option(help="MLflow address instead of the study's.")]
+Storage = Annotated[str | None, typer.Option(help="URL of the Optuna storage, instead of the study's.")]
+MLflow = Annotated[str | None, typer.Option(help="Tracking URI of MLflow, instead of the study's.")]
 NoMLflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the study to MLflow.")]
 Artifacts = Annotated[
-    str | None, typer.Option(help="Folder or s3://BUCKET where workers share trained models and checkpoints.")
+    str | None, typer.Option(help="Folder or s3://BUCKET in which workers share trained models and checkpoints.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line with the arguments of the process.
+
+    Example:
+        >>> import sys
+        >>> from optuna_nas.cli import main
+        >>> sys.argv = ["optuna-nas", "run", "study.py", "--trials", "20"]  # doctest: +SKIP
+        >>> main()  # doctest: +SKIP
+    """
     app()
 
 
@@ -68,24 +75,24 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 @app.command()
 def run(
     study: StudyFile,
-    trials: Annotated[int | None, typer.Option(help="Total of trials instead of the study's.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Total number of trials, instead of the study's.")] = None,
     storage: Storage = None,
     mlflow: MLflow = None,
     no_mlflow: NoMLflow = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes on this machine; the study then lives in a PostgreSQL of its own.")
+        int | None, typer.Option(help="Processes on this machine; the study is then kept in its own PostgreSQL server.")
     ] = None,
     gpus_per_trial: Annotated[
-        float | None, typer.Option(help="GPUs of each worker, such as 0.5; by default all are shared.")
+        float | None, typer.Option(help="GPUs per worker, such as 0.5; by default all GPUs are shared evenly.")
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(help="Start the workers on Ray: `local`, or the address of a cluster such as `auto`.")
+        str | None, typer.Option(help="Run the workers on Ray: `local`, or the address of a cluster such as `auto`.")
     ] = None,
     artifacts: Artifacts = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Run a study, or go on with it, to its total of trials; with --workers, in many processes."""
+    """Run or resume a study until its total number of trials; with --workers, in several processes."""
     with shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
             job = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts)
@@ -115,11 +122,11 @@ def run(
         print_line("Time", f"{time.monotonic() - started:.1f} s")
         if search.tracking is not None:
             options = [("--storage", storage), ("--mlflow", mlflow), *(("--set", text) for text in settings or [])]
-            given = [word for option, value in options if value is not None for word in (option, value)]
-            print_line("See it in MLflow", shlex.join([program(), "view", str(study), *given]))
+            arguments = [word for option, value in options if value is not None for word in (option, value)]
+            print_line("See it in MLflow", shlex.join([program(), "view", str(study), *arguments]))
         if result.interrupted:
             again = shlex.join([program(), *sys.argv[1:]])
-            print_line("\nInterrupted", f"with {result.missing} of {search.trials} trials to go. To go on: {again}")
+            print_line("\nInterrupted", f"with {result.missing} of {search.trials} trials to go. To resume: {again}")
             raise typer.Exit(130)
 
 
@@ -132,7 +139,7 @@ def _job(
     no_mlflow: bool,
     artifacts: str | None,
 ) -> Job:
-    """Return what a worker is told."""
+    """Return study and settings of a worker."""
     from optuna_nas.workers import Job
 
     return Job(str(study), tuple(settings or ()), trials, storage, mlflow, not no_mlflow, artifacts=artifacts)
@@ -145,7 +152,7 @@ def create(
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Create a study without running it, for workers that begin at once; does nothing where it exists."""
+    """Create a study without running it, for workers that start at the same time; no effect if it exists."""
     with shown_errors(debug):
         from optuna_nas.search.opening import open_study
 
@@ -159,16 +166,18 @@ def create(
 def worker(
     study: StudyFile,
     storage: Storage = None,
-    trials: Annotated[int | None, typer.Option(help="Total of trials of all workers, instead of the study's.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Total number of trials of all workers, instead of the study's.")
+    ] = None,
     mlflow: MLflow = None,
     no_mlflow: NoMLflow = False,
     artifacts: Artifacts = None,
-    gpu_share: Annotated[float, typer.Option(help="Share of its GPU's memory that this worker may use.")] = 1.0,
+    gpu_share: Annotated[float, typer.Option(help="Fraction of the GPU memory that this worker may use.")] = 1.0,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Be one more worker of a study that exists, to its total of trials: a Slurm task, a pod, a second terminal."""
-    # Even while it loads: the first process of a container hears of no signal that it does not ask for.
+    """Run one more worker of an existing study until its total number of trials: a Slurm task, a pod, a terminal."""
+    # Set before loading: the first process of a container ignores signals without a handler.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(130))
     with shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
@@ -177,10 +186,10 @@ def worker(
             search = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts).search()
         with Display(search.trials) as display:
             missing = be_worker(search, gpu_share, display)
-        if os.environ.get("RANK", "0") != "0":  # rank 0 of `torchrun` speaks for all
+        if os.environ.get("RANK", "0") != "0":  # rank 0 of `torchrun` prints for all ranks
             raise typer.Exit(130 if missing else 0)
         if missing:
-            print_line("Interrupted", f"with {missing} of {search.trials} trials to go; other workers go on.")
+            print_line("Interrupted", f"with {missing} of {search.trials} trials to go; other workers continue.")
             raise typer.Exit(130)
         print_line("Total reached", f"{search.trials} trials. To see them: optuna-nas report {study} --storage ...")
 
@@ -188,12 +197,12 @@ def worker(
 @app.command()
 def report(
     study: StudyFile,
-    output: Annotated[Path | None, typer.Option(help="Folder of the report instead of the study's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the report, instead of the study's.")] = None,
     storage: Storage = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Show the leaderboard of a study that exists, and write its report as HTML and Markdown."""
+    """Show the leaderboard of an existing study, and write its report as HTML and Markdown."""
     with shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
             search = load(study, settings, storage)
@@ -204,21 +213,21 @@ def report(
             opened = open_study(search, create=False)
         print_result(search, summarise(search, opened))
         options = [("--storage", storage), *(("--set", text) for text in settings or [])]
-        given = [word for option, value in options if value is not None for word in (option, value)]
-        with console.status("Drawing the report ..."):
-            written = write_report(search, output, shlex.join(["optuna-nas", "run", str(study), *given]))
-        print_line("Report", f"{written.page}, and as Markdown {written.markdown}")
+        arguments = [word for option, value in options if value is not None for word in (option, value)]
+        with console.status("Writing the report ..."):
+            files = write_report(search, output, shlex.join(["optuna-nas", "run", str(study), *arguments]))
+        print_line("Report", f"{files.page}, and as Markdown {files.markdown}")
 
 
 @app.command()
 def mirror(
-    study: Annotated[str, typer.Argument(help="A study's Python file, or the name of any study in --storage.")],
+    study: Annotated[str, typer.Argument(help="Python file of a study, or name of any study in --storage.")],
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Write to MLflow all that it misses of a study that exists, also one of other programs."""
+    """Write to MLflow everything that it lacks of an existing study, also of one by other programs."""
     with shown_errors(debug):
         from optuna_nas.tracking import MLflowTracker
 
@@ -231,7 +240,7 @@ def mirror(
                 opened, tracker = open_study(search, create=False), search.tracking or MLflowTracker()
                 shown: dict[str, Any] = dict(shown_in_mlflow(search))
         elif storage is None:
-            raise UsageError(f"`--storage` must be given where `study` is a name but {study!r} is no file; add it.")
+            raise UsageError(f"`--storage` must be given if `study` is a name but {study!r} is no file; add it.")
         else:
             opened, tracker, shown = _named_study(study, storage), MLflowTracker(mlflow), {}
         total = sum(trial.state.is_finished() for trial in opened.get_trials(deepcopy=False))
@@ -251,7 +260,7 @@ def _named_study(name: str, storage: str) -> Study:
 
     try:
         if (file := sqlite_file(storage)) is not None and not file.exists():
-            raise KeyError(name)  # before Optuna makes the file
+            raise KeyError(name)  # Optuna would create the file
         with clear_errors(storage):
             return optuna.load_study(study_name=name, storage=connect(storage))
     except KeyError:
@@ -267,11 +276,11 @@ def view(
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Open MLflow on the study's comparison view; starts MLflow's own server where its store is a database."""
+    """Open the study's comparison view in MLflow; starts MLflow's server if the tracking URI is a database."""
     with shown_errors(debug):
         search = load(study, settings, storage, mlflow)
         if search.tracking is None:
-            raise UsageError(f"`tracking` of {study} must not be None to be seen in MLflow; remove it from the study.")
+            raise UsageError(f"`tracking` of {study} must not be None to view MLflow; remove it from the study.")
         from optuna_nas.objective.protocol import metric_of
         from optuna_nas.search.opening import open_study
 
@@ -279,7 +288,7 @@ def view(
             open_study(search, create=False), f"http://127.0.0.1:{port}", metric_of(search.resolved_objective)
         )
         server = start_mlflow(search.tracking.store_uri, port) if not search.tracking.served else None
-        with _ctrl_c() as pressed:  # an exception may be lost on its way out of a browser that is being opened
+        with _ctrl_c() as pressed:  # an exception raised while the browser opens may be lost
             console.print(f"Opening {address}", soft_wrap=True)
             webbrowser.open(address)
             if server is not None:
@@ -291,16 +300,20 @@ def view(
 
 @app.command()
 def compare(
-    studies: Annotated[list[Path], typer.Argument(help="Study files; their `search` takes a `seed`.")],
-    budget: Annotated[str, typer.Option(help="Of every run: trials=30, seconds=600 or epochs=200.")] = "trials=30",
-    seeds: Annotated[int, typer.Option(help="Runs of each strategy.")] = 3,
-    name: Annotated[str | None, typer.Option(help="Of the comparison; by default the studies'.")] = None,
+    studies: Annotated[list[Path], typer.Argument(help="Study files whose function `search` has an argument `seed`.")],
+    budget: Annotated[
+        str, typer.Option(help="Budget of each run: trials=30, seconds=600 or epochs=200.")
+    ] = "trials=30",
+    seeds: Annotated[int, typer.Option(help="Number of runs of each strategy.")] = 3,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the comparison; by default the names of the studies.")
+    ] = None,
     mlflow: MLflow = None,
     no_mlflow: NoMLflow = False,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Run studies, random search and TPE under one budget with several seeds, and show who wins."""
+    """Compare studies, random search and TPE with equal budgets and several seeds."""
     with shown_errors(debug):
         with console.status("Loading PyTorch and the studies ..."):
             from optuna_nas.results import comparison
@@ -319,31 +332,39 @@ def compare(
             return None if no_mlflow else MLflowTracker(mlflow, f"compare-{title}", tags=tags)
 
         with Displays() as displays:
-            found = comparison.compare(make, spending, seeds, folder, tracker, listener=displays.next)
-        if found is None:
+            compared = comparison.compare(make, spending, seeds, folder, tracker, listener=displays.next)
+        if compared is None:
             again = shlex.join([program(), *sys.argv[1:]])
-            print_line("\nInterrupted", f"To go on: {again}")
+            print_line("\nInterrupted", f"To resume: {again}")
             raise typer.Exit(130)
         table = Table(title=f"{title}: {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget} each")
-        rows = [comparison.cells(row) for row in found.rows]
-        for heading in found.headings:
+        rows = [comparison.cells(row) for row in compared.rows]
+        for heading in compared.headings:
             table.add_column(heading, justify="left" if heading == "strategy" else "right")
         for row in rows:
             table.add_row(*map(escaped, row))
         console.print(table)
-        figure = found.figure(spending)
+        figure = compared.figure(spending)
         figure.savefig(folder / "comparison.png")
-        (folder / "comparison.json").write_text(comparison.as_json(found))
+        (folder / "comparison.json").write_text(comparison.as_json(compared))
         print_line("Files", f"{folder / 'comparison.png'}, {folder / 'comparison.json'}")
-        used = tracker({})
-        if used is not None:
+        mlflow_tracker = tracker({})
+        if mlflow_tracker is not None:
             from optuna_nas.tracking.comparison import save_comparison
 
             note = f"{seeds} seeds of every strategy, {budget} each; best first."
             address = save_comparison(
-                used, found.studies, first[0].space, found.metric, found.headings, rows, figure, note
+                mlflow_tracker,
+                compared.studies,
+                first[0].space,
+                compared.metric,
+                compared.headings,
+                rows,
+                figure,
+                note,
             )
-            serve = "" if used.served else f"mlflow ui --backend-store-uri {used.tracking_uri}; then "
+            uri = mlflow_tracker.tracking_uri
+            serve = "" if mlflow_tracker.served else f"mlflow ui --backend-store-uri {uri}; then "
             print_line("See it in MLflow", serve + address)
 
 
@@ -355,17 +376,17 @@ def train(
     ] = None,
     skeleton: Annotated[
         str | None,
-        typer.Option(help="JSON file, or such as darts_cifar:n_cells=20,channels=36."),
+        typer.Option(help="JSON file of a skeleton, or a name such as darts_cifar:n_cells=20,channels=36."),
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the recipe, such as epochs=600.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Field of the recipe, such as epochs=600.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto is a GPU if there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="Torch device; auto for a GPU if there is one.")] = "auto",
     storage: Storage = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Train the best architecture of a study, or another one, in full; goes on where it was interrupted."""
+    """Train the best architecture of a study, or another one, from scratch; resumes an interrupted training."""
     with shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
             search = load(study, settings, storage)
@@ -374,17 +395,18 @@ def train(
 
             trial, chosen = (None, final.read_architecture(architecture)) if architecture else final.best_of(search)
             data = final.data_of(search)
-            frame = final.read_skeleton(skeleton, data) if skeleton else None
-            space = final.space_of(search, frame, chosen)
+            larger = final.read_skeleton(skeleton, data) if skeleton else None
+            space = final.space_of(search, larger, chosen)
             chosen = space.adopt(chosen)
-            how = final.read_recipe(final.recipe_of(search, trial), recipe or [])
-        console.print(f"{chosen.cost().params:,} parameters, {how.epochs} epochs on {data.name}", highlight=False)
-        with Display(how.epochs) as display, _ctrl_c() as pressed:
+            final_recipe = final.read_recipe(final.recipe_of(search, trial), recipe or [])
+        epochs = final_recipe.epochs
+        console.print(f"{chosen.cost().params:,} parameters, {epochs} epochs on {data.name}", highlight=False)
+        with Display(epochs) as display, _ctrl_c() as pressed:
             try:
                 result = final.train_in_full(
                     search,
                     chosen,
-                    how,
+                    final_recipe,
                     space,
                     device=device,
                     on_epoch=display.final_epoch,
@@ -392,11 +414,11 @@ def train(
                 )
             except TrainingStopped:
                 again = shlex.join([program(), *sys.argv[1:]])
-                print_line("Interrupted", f"a checkpoint is kept. To go on: {again}")
+                print_line("Interrupted", f"a checkpoint is kept. To resume: {again}")
                 raise typer.Exit(130) from None
         print_line(f"Validation {result.metric}", f"{result.validation_metric:.4f}")
         if result.test_metric is not None:
-            print_line(f"Test {result.metric}", f"{result.test_metric:.4f} on data that no training saw")
+            print_line(f"Test {result.metric}", f"{result.test_metric:.4f} on the test split")
         print_line("Network", f"{result.network}, read it with optuna_nas.load_network")
 
 
@@ -404,17 +426,20 @@ def train(
 def export(
     study: StudyFile,
     format: Annotated[  # noqa: A002
-        str, typer.Option(help="pt2 (torch.export), onnx, state-dict (safetensors), or mlflow (a model of its run).")
+        str,
+        typer.Option(
+            help="pt2 (torch.export), onnx, state-dict (safetensors), or mlflow (a model of the trial's run)."
+        ),
     ] = "pt2",
-    network: Annotated[Path | None, typer.Option(help="File of a network instead of the study's.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to; by default beside the network.")] = None,
-    register: Annotated[str | None, typer.Option(help="Name in MLflow's registry, with --format mlflow.")] = None,
+    network: Annotated[Path | None, typer.Option(help="File of a network, instead of the study's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Output file; by default beside the network.")] = None,
+    register: Annotated[str | None, typer.Option(help="Name in MLflow's model registry, with --format mlflow.")] = None,
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Write the newest final network of a study, or that of its best trial, to one file, and check its scores."""
+    """Export the newest final network of a study, or that of its best trial, and check its predictions."""
     with shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
             search = load(study, settings, storage, mlflow)
@@ -430,9 +455,9 @@ def export(
             return
         with console.status(f"Exporting {file} ..."):
             target = output or file.parent.parent / "exported" / file.stem
-            found = export_network(loaded, target, format)
-        print_line("Exported", f"{file} to {found.path}, {found.path.stat().st_size / 1e6:.1f} MB")
-        print_line("Largest difference", f"{found.max_difference:.2g} of an output, over several batches")
+            exported = export_network(loaded, target, format)
+        print_line("Exported", f"{file} to {exported.path}, {exported.path.stat().st_size / 1e6:.1f} MB")
+        print_line("Largest difference", f"{exported.max_difference:.2g} of an output, over several batches")
 
 
 def _log_model(search: Search, network: DiscreteNetwork, register: str | None) -> None:
@@ -445,15 +470,15 @@ def _log_model(search: Search, network: DiscreteNetwork, register: str | None) -
     best, _ = final.best_of(search)
     with console.status("Logging the network to MLflow ..."):
         tracker = search.tracking or MLflowTracker()
-        found = log_model(tracker, open_study(search, create=False), best.number, network, register)
-    named = f", version {found.version} of {register}" if found.version else ""
-    print_line("In MLflow", f"{found.uri}, of the run of trial {best.number}{named}")
-    print_line("Largest difference", f"{found.max_difference:.2g} of an output, over several batches")
+        model = log_model(tracker, open_study(search, create=False), best.number, network, register)
+    version = f", version {model.version} of {register}" if model.version else ""
+    print_line("In MLflow", f"{model.uri}, of the run of trial {best.number}{version}")
+    print_line("Largest difference", f"{model.max_difference:.2g} of an output, over several batches")
 
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[int]]:
-    """Collect what Ctrl-C sends instead of raising it."""
+    """Collect the signals of Ctrl-C in a list instead of raising KeyboardInterrupt."""
     pressed: list[int] = []
     with handled({signal.SIGINT: lambda number, frame: pressed.append(number)}):
         yield pressed

@@ -1,4 +1,4 @@
-"""What the command line prints and how it shows errors."""
+"""Output and error messages of the command line."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ from optuna_nas.search.study_file import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Where output goes to a file, rich would fold everything to 80 columns.
+# rich would wrap output to a file at 80 columns.
 _WIDTH = None if sys.stdout.isatty() else 120
 MAX_SUMMARY = 300
-"""Characters of an architecture in the leaderboard; DARTS' cells and blocks fit."""
+"""Largest number of characters of an architecture in the leaderboard; enough for DARTS' cells and for blocks."""
 console = Console(width=_WIDTH)
 errors = Console(stderr=True, width=None if sys.stderr.isatty() else 1000)
 
 
 @contextmanager
 def shown_errors(debug: bool) -> Iterator[None]:
-    """Turn errors into one sentence and an exit code: 2 where the input is wrong, 1 where the program failed."""
+    """Turn errors into one sentence and an exit code: 2 for invalid input, 1 for all others.
+
+    Args:
+        debug: Whether to print tracebacks, too.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its tracebacks; the display shows what failed and why
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # hides its tracebacks; the display shows reasons of failures
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
-        # Into a file rich would write lines of a fixed width.
+        # rich would write lines of a fixed width to a file.
         handlers=[
             RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
             if errors.is_terminal
@@ -56,26 +60,26 @@ def shown_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        origin = traceback.extract_tb(error.__traceback__)[-1]
         errors.print(
             f"[bold red]Failed:[/] {type(error).__name__}: {escaped(str(error))} "
-            f"({Path(frame.filename).name}, line {frame.lineno}); see --debug. Finished trials are kept."
+            f"({Path(origin.filename).name}, line {origin.lineno}); see --debug. Finished trials are kept."
         )
         raise typer.Exit(1) from None
 
 
 def escaped(text: str) -> str:
-    """Return a text whose brackets rich shows as they are."""
+    """Return a text with its brackets escaped for rich."""
     from rich.markup import escape
 
     return escape(text)
 
 
 def shortened(summary: str) -> str:
-    """Cut the line of a large architecture; its picture and its file have all of it."""
+    """Return the summary of an architecture, truncated if it is long; picture and file show all of it."""
     return summary if len(summary) <= MAX_SUMMARY else summary[: MAX_SUMMARY - 4] + " ..."
 
 
 def print_line(name: str, text: str) -> None:
-    """Print one line of a result: its name, then its text, never folded."""
+    """Print one line of a result, name and text, without wrapping."""
     console.print(f"{name:<20}{text}", markup=False, highlight=False, soft_wrap=True)

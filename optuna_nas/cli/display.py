@@ -1,4 +1,4 @@
-"""Progress in a terminal: bars, or lines where output goes to a file."""
+"""Progress display: bars in a terminal, lines if output goes to a file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
 
 SLOW_EPOCH_SECONDS = 5.0
+"""Duration of an epoch from which it is shown as a line, and time between two lines of other progress, in seconds."""
 
 
 class Display:
-    """Progress of a search: bars in a terminal, a line a trial elsewhere."""
+    """Progress display of a search: bars in a terminal, otherwise one line per trial.
+
+    Args:
+        trials: Total number of trials; None if another condition ends the search.
+    """
 
     def __init__(self, trials: int | None) -> None:
-        self._trials = trials  # in all; None where something else ends the search
+        self._trials = trials
         self._lock = threading.Lock()
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -40,10 +45,10 @@ class Display:
         )
         self._running: dict[int, TaskID] = {}
         self._models: dict[str, TaskID] = {}
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     def model_progress(self, name: str, fraction: float) -> None:
-        """Show a bar while a one-shot model trains; where there are no bars, a line now and then."""
+        """Show the training of a one-shot model as a bar, or as a line every few seconds."""
         with self._lock:
             if console.is_terminal:
                 if name not in self._models:
@@ -51,12 +56,12 @@ class Display:
                 self._bars.update(self._models[name], completed=round(100 * fraction))
                 if fraction >= 1:
                     self._bars.remove_task(self._models.pop(name))
-            elif time.monotonic() - self._told > SLOW_EPOCH_SECONDS:
-                self._told = time.monotonic()
+            elif time.monotonic() - self._last_line > SLOW_EPOCH_SECONDS:
+                self._last_line = time.monotonic()
                 console.print(f"{name} trains: {100 * fraction:.0f} %", markup=False, highlight=False)
 
     def closing(self) -> None:
-        """Say that the last records go to MLflow."""
+        """Show that the last records are written to MLflow."""
         if console.is_terminal:
             self._bars.add_task("writing to MLflow", total=None, note="")
         else:
@@ -71,12 +76,12 @@ class Display:
         self._bars.stop()
 
     def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
-        """Add a bar for the trial."""
+        """Add a bar for a trial."""
         with self._lock:
             self._running[trial.number] = self._bars.add_task(f"trial {trial.number}", total=100, note="")
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the newest metric; where there are no bars, a line for an epoch that takes its time."""
+        """Show the newest metric at the bar of the trial, or as a line for slow epochs."""
         metric, value = next(iter(metrics.items()))
         note = f"epoch {step}, {metric} {value:.4f}"
         task = self._running.get(trial_number)
@@ -86,15 +91,15 @@ class Display:
             console.print(f"trial {trial_number}: {note}", markup=False, highlight=False)
 
     def mirrored(self, n_done: int) -> None:
-        """Move the bar of trials that are in MLflow, or print a line now and then."""
+        """Show the number of trials in MLflow as a bar, or as a line every few seconds."""
         if console.is_terminal:
             self._bars.update(self._total, completed=n_done, description="to MLflow", note="")
-        elif time.monotonic() - self._told > SLOW_EPOCH_SECONDS:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_line > SLOW_EPOCH_SECONDS:
+            self._last_line = time.monotonic()
             console.print(f"{n_done} of {self._trials} trials are in MLflow", markup=False, highlight=False)
 
     def final_epoch(self, result: EpochResult) -> None:
-        """Move the bar of a final training, or print a line an epoch."""
+        """Move the bar of a final training, or print a line per epoch."""
         note = f"validation {result.validation_metric:.4f}, loss {result.train_loss:.4f}, {result.seconds:.1f} s"
         if console.is_terminal:
             self._bars.update(self._total, completed=result.epoch, description="epochs", note=note)
@@ -102,7 +107,7 @@ class Display:
             console.print(f"[{result.epoch}/{self._trials}] {note}", markup=False, highlight=False)
 
     def progress(self, trial_number: int, fraction: float) -> None:
-        """Move the trial's bar."""
+        """Move the bar of a trial."""
         task = self._running.get(trial_number)
         if task is not None:
             self._bars.update(task, completed=round(100 * fraction))
@@ -125,8 +130,8 @@ class Display:
         outcome = (
             f"{trial.values[0]:.4f}" if trial.values and trial.state.name == "COMPLETE" else trial.state.name.lower()
         )
-        unknown = "the objective gave no valid value" if trial.state.name == "FAIL" else ""
-        reason = attribute(trial.user_attrs, REASON, unknown)
+        default = "the objective returned no valid value" if trial.state.name == "FAIL" else ""
+        reason = attribute(trial.user_attrs, REASON, default)
         reason = f" ({reason})" if reason else ""
         total = "" if self._trials is None else f"/{self._trials}"
         console.print(
@@ -138,7 +143,7 @@ class Display:
 
 
 class Displays:
-    """One display after the other, one a run of a comparison."""
+    """Consecutive displays of the runs of a comparison."""
 
     def __init__(self) -> None:
         self._shown: Display | None = None
@@ -151,7 +156,7 @@ class Displays:
             self._shown.__exit__()
 
     def next(self, strategy: str, seed: int, search: Search) -> Display:
-        """Close the display of the last run and show that of the next."""
+        """Close the display of the last run and open that of the next."""
         self.__exit__()
         console.print(f"{strategy}, seed {seed}", highlight=False)
         from optuna_nas.results.comparison import MAX_TRIALS

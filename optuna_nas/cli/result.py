@@ -1,4 +1,4 @@
-"""The leaderboard of a search and its files, in a terminal."""
+"""Leaderboard and files of a search in a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_ROWS = 10
 
 
 def print_result(search: Search, result: SearchResult) -> None:
-    """Print the leaderboard of a search, its files, and the command that shows it in MLflow."""
+    """Print the leaderboard of a search and its files."""
     from optuna_nas.objective.protocol import metric_of
     from optuna_nas.search.results import architecture_of
     from optuna_nas.storage.leaderboard import leaderboard
@@ -46,8 +46,8 @@ def print_result(search: Search, result: SearchResult) -> None:
     if result.best is None:
         print_line("Best architecture", "none: every trial breaks a constraint")
         return
-    seen = f", picture in {result.picture}" if result.picture else ""
-    print_line("Best architecture", f"trial {result.best.number}{seen}")
+    picture = f", picture in {result.picture}" if result.picture else ""
+    print_line("Best architecture", f"trial {result.best.number}{picture}")
     if result.network is not None:
         print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
     if result.test_metric is not None:

@@ -1,4 +1,4 @@
-"""Figures: cells, how a distribution over them learned, how well a guess ranked them, what early exits answer."""
+"""Plots: cells, learned distributions and masks, scores against values, progress, costs and early exits."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The task's metric against multiply-adds of networks that may be stopped at any time."""
+"""Plot of the metric against the multiply-adds of networks with early exits."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class AnytimeCurve(NamedTuple):
-    """What a network answers when it is stopped.
+    """Metric of a network with early exits at increasing budgets.
 
     Args:
-        number: Of the trial.
-        value: First value of the trial: for classification the area under the curve.
-        multiply_adds: Up to every exit, not falling.
-        metrics: Metric of every exit, such as the accuracy, a fraction.
+        number: Number of the trial.
+        value: First value of the trial; for classification the area under the curve.
+        multiply_adds: Multiply-adds up to each exit, not decreasing.
+        metrics: Metric of each exit, such as the accuracy in [0, 1].
         budget: Multiply-adds at which the area ends.
         metric: Name of the metric.
     """
@@ -39,7 +39,7 @@ class AnytimeCurve(NamedTuple):
     metric: str = "value"
 
     def steps(self) -> tuple[list[float], list[float]]:
-        """Return the corners of the curve: nothing before the first exit, each answer until the next, up to the end."""
+        """Return x and y of the corners of the curve: 0 before the first exit, then the metric of the last exit."""
         x, y = [self.multiply_adds[0]], [0.0]
         ends = [*self.multiply_adds[1:], max(self.budget, self.multiply_adds[-1])]
         for start, value, end in zip(self.multiply_adds, self.metrics, ends, strict=True):
@@ -49,27 +49,42 @@ class AnytimeCurve(NamedTuple):
 
 
 def anytime_curves(trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[AnytimeCurve]:
-    """Return the curves of completed trials, best first; of those whose networks have early exits."""
+    """Return the curves of completed trials with early exits, best first."""
     curves = []
     for trial in trials:
-        if trial.state == TrialState.COMPLETE and (known := attribute(trial.user_attrs, ANYTIME_CURVE)):
-            (metric,) = known.keys() - {"multiply_adds", "budget"}
-            columns = tuple(known["multiply_adds"]), tuple(known[metric])
-            curves.append(AnytimeCurve(trial.number, trial.values[0], *columns, known["budget"], metric))
+        if trial.state == TrialState.COMPLETE and (stored := attribute(trial.user_attrs, ANYTIME_CURVE)):
+            (metric,) = stored.keys() - {"multiply_adds", "budget"}
+            columns = tuple(stored["multiply_adds"]), tuple(stored[metric])
+            curves.append(AnytimeCurve(trial.number, trial.values[0], *columns, stored["budget"], metric))
     return sorted(curves, key=lambda curve: -oriented(curve.value, direction))
 
 
 def plot_anytime(study: Study) -> Figure:
-    """Draw the metric against multiply-adds of every trial's network, the best one in front.
+    """Plot the metric against the multiply-adds of the networks of all trials, with the best one highlighted.
+
+    Args:
+        study: Study of networks with early exits, such as those of `anytime_space()`.
+
+    Returns:
+        Figure of matplotlib.
 
     Raises:
-        ValueError: No network of a finished trial has early exits.
+        ValueError: No completed trial has early exits.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.plots import plot_anytime
+        >>> curve = {"multiply_adds": [1e6, 3e6], "accuracy": [0.8, 0.9], "budget": 4e6}
+        >>> study = optuna.create_study(direction="maximize")
+        >>> study.add_trial(optuna.create_trial(value=0.65, user_attrs={"optuna_nas:anytime_curve": curve}))
+        >>> plot_anytime(study).axes[0].get_ylabel()
+        'accuracy'
     """
     return draw_anytime(anytime_curves(study.get_trials(deepcopy=False), study.directions[0]))
 
 
 def draw_anytime(curves: Sequence[AnytimeCurve]) -> Figure:
-    """Draw curves, best first; see `plot_anytime`."""
+    """Plot curves, given best first; see `plot_anytime`."""
     if not curves:
         raise ValueError("`study` must have finished trials with early exits but has none; search `anytime_space()`.")
     figure, axes = new_plot(5.8, 4.2)

@@ -1,4 +1,4 @@
-"""Where nodes and edges of a cell are drawn; knows no matplotlib."""
+"""Layout of the nodes and edges of a cell, independent of matplotlib."""
 
 from __future__ import annotations
 
@@ -32,11 +32,19 @@ if TYPE_CHECKING:
     from optuna_nas.space import ComputationGraph
 
 
-SWEEPS, ORDER_SWEEPS = 200, 12  # rounds of the two searches, for heights and for orders
+SWEEPS, ORDER_SWEEPS = 200, 12  # iterations of the searches for heights and orders
 
 
 class Word(NamedTuple):
-    """A piece of text: its left end and its middle height; `family` is that of the op it names, or empty."""
+    """Word of a label.
+
+    Args:
+        text: Text of the word.
+        family: Family of the op that it names, empty for other words.
+        x: Left end, inches.
+        y: Vertical centre, inches.
+        struck: Whether it is struck through.
+    """
 
     text: str
     family: str
@@ -46,7 +54,7 @@ class Word(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle by its centre and size."""
+    """Rectangle by its centre and size, in inches."""
 
     x: float
     y: float
@@ -56,14 +64,14 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class DrawnNode:
-    """A node that holds a value: an input, a sum or the output.
+    """Node of a drawing: an input, a sum or the output of a cell.
 
     Args:
-        name: As in the graph.
-        box: Where it stands.
-        words: Its text: a number, in a block with the op behind it; c with subscript k-2 for DARTS' first input.
-        ops: Names of the graph's op nodes that are written on it (blocks).
-        dead: It has no share in the output.
+        name: Name in the graph.
+        box: Position and size.
+        words: Label: its number, with its op in spaces of blocks; c with subscript k-2 for the first input of DARTS.
+        ops: Names of the op nodes of the graph that its label shows (blocks).
+        dead: Whether it has no effect on the output.
     """
 
     name: str
@@ -80,18 +88,18 @@ class DrawnNode:
 
 @dataclass(frozen=True)
 class DrawnEdge:
-    """An arrow from a node to a later one.
+    """Arrow of a drawing, from a node to a later one.
 
     Args:
-        source: Name of the node that is read.
-        target: Name of the node that reads.
-        route: Points from source to target: first a bend, then in turn a level line and a bend, a bend last.
-        ops: Names of the graph's op nodes that are written on it, all those between source and target; empty where a
-            value is handed on as it is (to the output, or to a block's op).
-        words: The ops' names or labels, joined by plus signs.
-        box: Where the words stand, None without words.
-        dead: Nothing comes through it or what does leads nowhere.
-        width: Of the line, points; 0 for the usual.
+        source: Name of the node at its start.
+        target: Name of the node at its end.
+        route: Points from source to target: bends alternating with horizontal lines, first and last a bend.
+        ops: Names of the op nodes of the graph between source and target; empty if the value is passed on unchanged, to
+            the output or the op of a block.
+        words: Names or labels of the ops, joined by plus signs.
+        box: Position and size of the label, None without words.
+        dead: Whether it has no effect on the output.
+        width: Line width in points; 0 for the default.
     """
 
     source: str
@@ -111,7 +119,22 @@ class DrawnEdge:
 
 @dataclass(frozen=True)
 class CellDrawing:
-    """All numbers of one panel; the corner at the lower left is (0, 0)."""
+    """Drawing of a cell: positions of nodes, arrows and labels, in inches from the lower left corner.
+
+    Args:
+        title: Name of the kind of cell.
+        nodes: Nodes in the order of the graph.
+        edges: Arrows between the nodes.
+        width: Width of the drawing, inches.
+        height: Height of the drawing, inches.
+
+    Example:
+        >>> from optuna_nas import published_cell
+        >>> from optuna_nas.plots import cell_drawing
+        >>> drawing = cell_drawing(published_cell("DARTS_V2").cells, 0)
+        >>> drawing.edges[0].source, drawing.edges[0].label
+        ('normal/in0', 'sep_conv_3x3')
+    """
 
     title: str
     nodes: tuple[DrawnNode, ...]
@@ -121,25 +144,32 @@ class CellDrawing:
 
     @property
     def positions(self) -> Mapping[str, tuple[float, float]]:
-        """Centres of the nodes by name."""
+        """Centres (x, y) of the nodes by name, inches."""
         return {node.name: (node.box.x, node.box.y) for node in self.nodes}
 
 
 def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
-    """Return where the nodes, arrows and labels of one cell stand.
+    """Return the layout of a cell: positions of its nodes, arrows and labels.
 
     Args:
-        graph: A graph of cells: `architecture.cells`.
-        cell: Number of the kind of cell.
+        graph: Graph of cells, `architecture.cells`.
+        cell: Number of the kind of cell, from 0.
 
     Raises:
         ValueError: The graph has no such cell, or it is the graph of a network.
+
+    Example:
+        >>> from optuna_nas import published_cell
+        >>> from optuna_nas.plots import cell_drawing
+        >>> drawing = cell_drawing(published_cell("DARTS_V2").cells, 1)
+        >>> drawing.title, len(drawing.nodes)
+        ('reduction', 7)
     """
     sketch = _contract(graph, cell)
     layer = _layers(graph, sketch)
     texts = {value: _node_text(graph, sketch, value) for value in sketch.values}
 
-    # Columns: the nodes of a layer, and before them the labels of the ops that they sum, if there are any.
+    # Columns: each layer has a column of nodes, and before it a column of labels if its nodes sum ops.
     column: dict[int, int] = {}
     n_columns = 0
     for number in range(max(layer.values()) + 1):
@@ -150,7 +180,7 @@ def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
 
     plan = _Plan(n_columns)
     vertex = {value: plan.add(column[value], texts[value].width, texts[value].height) for value in sketch.values}
-    chains = []  # of every arrow: its vertices from source to target
+    chains = []  # vertices of each arrow, from source to target
     for arrow in sketch.arrows:
         between = range(column[arrow.source] + 1, column[arrow.target])
         chain = [plan.add(number) for number in between]
@@ -187,15 +217,15 @@ def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
         )
     title = graph.nodes[sketch.values[0]].name.rpartition("/")[0]
     width, height = plan.size
-    room = 2 * MARGIN + 1.2 * TITLE_SIZE / FONT_SIZE * text_width(title)  # bold is wider
-    return CellDrawing(title, nodes, tuple(edges), max(width, room), height)
+    title_width = 2 * MARGIN + 1.2 * TITLE_SIZE / FONT_SIZE * text_width(title)  # bold text is wider
+    return CellDrawing(title, nodes, tuple(edges), max(width, title_width), height)
 
 
-# -- what is drawn: ops fold into the arrow or the node that they were chosen for --------------------------------------
+# -- contents: ops become labels of the arrow or node that they were chosen for ----------------------------------------
 
 
 class _Arrow(NamedTuple):
-    """Positions in the graph."""
+    """Arrow by the positions of source, target and ops in the graph."""
 
     source: int
     target: int
@@ -203,7 +233,15 @@ class _Arrow(NamedTuple):
 
 
 class _Sketch(NamedTuple):
-    """Positions in the graph: nodes that hold values, arrows between, the ops written on a node, nodes with exits."""
+    """Contents of a drawing, by positions in the graph.
+
+    Args:
+        values: Nodes that hold values.
+        arrows: Arrows between them.
+        ops: Ops in the label of each node (blocks).
+        exits: Nodes with an early exit.
+        spelled_out: Whether labels have names of ops instead of short labels.
+    """
 
     values: list[int]
     arrows: list[_Arrow]
@@ -217,7 +255,7 @@ def _contract(graph: ComputationGraph, cell: int) -> _Sketch:
         raise ValueError(f"`cell` must be from 0 to {graph.n_cells - 1} but got {cell}.")
 
     def unscaled(position: int) -> int:
-        """Return the node whose value this one holds at another scale."""
+        """Return the node whose value this node resizes, or the node itself."""
         node = graph.nodes[position]
         return unscaled(node.inputs[0]) if node.op in RESIZING else position
 
@@ -246,14 +284,14 @@ def _contract(graph: ComputationGraph, cell: int) -> _Sketch:
 
 
 def _layers(graph: ComputationGraph, sketch: _Sketch) -> dict[int, int]:
-    """Return the layer of every node: right of all that it reads; the output alone in the last."""
+    """Return the layer of every node: after all nodes that it reads; the output is alone in the last layer."""
     layer: dict[int, int] = {}
     for value in sketch.values:
         first = 0 if graph.nodes[value].op == "input" else 1
         layer[value] = max((layer[arrow.source] + 1 for arrow in sketch.arrows if arrow.target == value), default=first)
     fed = {arrow.target for arrow in sketch.arrows}
     for value in reversed(sketch.values):
-        if graph.nodes[value].op != "input" and value not in fed:  # nothing holds it on the left: close to its readers
+        if graph.nodes[value].op != "input" and value not in fed:  # nodes without inputs go close to their readers
             readers = [layer[arrow.target] for arrow in sketch.arrows if arrow.source == value]
             layer[value] = max(1, min(readers, default=1) - 1)
     output = sketch.values[-1]
@@ -268,7 +306,7 @@ def _op_words(graph: ComputationGraph, sketch: _Sketch, ops: Sequence[int]) -> l
         family = "identity" if op.identity else "free" if op.parameter_free else "weights"
         plus = " +" if position != ops[-1] else ""
         words.append(((op.name if sketch.spelled_out else op.label) + plus, family))
-    # Names stand one a row, short labels up to three; more of them in two rows or, past eight, in rows of four.
+    # One name per row; up to three short labels in one row, up to eight in two rows, more in rows of four.
     n_rows = len(words) if sketch.spelled_out else 1 if len(words) <= 3 else max(2, ceil(len(words) / 4))
     bounds = [ceil(i * len(words) / n_rows) for i in range(n_rows + 1)]
     return [words[start:end] for start, end in pairwise(bounds)]
@@ -283,7 +321,7 @@ def _node_text(graph: ComputationGraph, sketch: _Sketch, value: int) -> _Text:
     if graph.nodes[value].op == "input":
         n_inputs = sum(graph.nodes[other].op == "input" for other in sketch.values)
         back = n_inputs - int(name.removeprefix("in"))
-        return _Text([[("input" if n_inputs == 1 else f"c\u2096\u208b{chr(0x2080 + back)}", "")]])  # c, below it k-2
+        return _Text([[("input" if n_inputs == 1 else f"c\u2096\u208b{chr(0x2080 + back)}", "")]])  # c with index k-2
     if value not in sketch.ops:
         return _Text([[(name, "")]])
     first, *rest = _op_words(graph, sketch, sketch.ops[value])
@@ -298,20 +336,20 @@ def _node_text(graph: ComputationGraph, sketch: _Sketch, value: int) -> _Text:
 
 
 class _Plan:
-    """Vertices in columns, first without places; `solve` finds them. A vertex is a node, a label or a passing arrow."""
+    """Vertices in columns, whose positions `solve` finds. A vertex is a node, a label or an arrow through a column."""
 
     def __init__(self, n_columns: int) -> None:
         self.columns: list[list[int]] = [[] for _ in range(n_columns)]  # vertices from bottom to top
         self.width: list[float] = []
         self.height: list[float] = []
         self._chains: list[Sequence[int]] = []
-        self._links: dict[tuple[int, int], tuple[float, float]] = {}  # heights of its ends above the vertices' middles
+        self._links: dict[tuple[int, int], tuple[float, float]] = {}  # heights of both ends above the vertices' centres
         self._right: dict[int, list[int]] = defaultdict(list)
         self._left: dict[int, list[int]] = defaultdict(list)
         self._x: list[float] = []
         self._y: list[float] = []
         self._column_of: list[int] = []
-        self._half_width: list[float] = []  # of the columns
+        self._half_width: list[float] = []  # half the width of each column
 
     def add(self, column: int, width: float = 0.0, height: float = 0.0) -> int:
         """Add a vertex and return its number."""
@@ -322,7 +360,7 @@ class _Plan:
         return len(self.width) - 1
 
     def connect(self, chain: Sequence[int]) -> None:
-        """Let an arrow run through vertices of columns side by side."""
+        """Add an arrow through vertices of adjacent columns."""
         self._chains.append(chain)
         for left, right in pairwise(chain):
             self._links[left, right] = 0.0, 0.0
@@ -330,18 +368,18 @@ class _Plan:
             self._left[right].append(left)
 
     def solve(self, n_nodes: int, same_width: bool) -> None:
-        """Find the places of all vertices.
+        """Find the positions of all vertices.
 
         Args:
-            n_nodes: How many of the vertices, the first ones, are nodes.
-            same_width: Widen the nodes of a column to the widest.
+            n_nodes: Number of nodes, which are the first vertices.
+            same_width: Whether all nodes of a column get the width of the widest.
         """
-        self.columns = _fewest_crossings(self.columns, self._left, self._right)
+        self.columns = _min_crossings(self.columns, self._left, self._right)
         if self._upside_down(n_nodes):
             self.columns = [column[::-1] for column in self.columns]
         self._spread_ports()
         self._find_heights()
-        for _ in range(3):  # an arrow that moved may have made room for another
+        for _ in range(3):  # an arrow that moved may leave space for another one
             self._level_arrows()
         self._find_columns()
         if same_width:
@@ -350,7 +388,7 @@ class _Plan:
                     self.width[vertex] = 2 * self._half_width[column]
 
     def _upside_down(self, n_nodes: int) -> bool:
-        """Tell whether inputs, or else most nodes, stand with the earlier one below."""
+        """Return whether inputs, or else most nodes, have the earlier one below the later one."""
         wrong = []
         for column in self.columns:
             nodes = [vertex for vertex in column if vertex < n_nodes]
@@ -358,7 +396,7 @@ class _Plan:
         return (wrong[0] or sum(wrong)) > 0
 
     def _spread_ports(self) -> None:
-        """Give the arrows at a node ends of their own, in the order in which they come; the node grows with them."""
+        """Spread the ends of the arrows at each node in the order of their other ends; enlarge the node if needed."""
         place = {vertex: i for column in self.columns for i, vertex in enumerate(column)}
         ends: dict[tuple[int, int], list[float]] = {link: [0.0, 0.0] for link in self._links}
         for vertex in range(len(self.width)):
@@ -372,7 +410,7 @@ class _Plan:
         self._links = {link: (start, end) for link, (start, end) in ends.items()}
 
     def _find_heights(self) -> None:
-        """Make arrows as level as the distances within columns allow (least squares, column by column)."""
+        """Make arrows as horizontal as the distances within columns allow, by least squares column by column."""
         self._y = [0.0] * len(self.width)
         for column in self.columns:
             for below, above in pairwise(column):
@@ -389,7 +427,7 @@ class _Plan:
                 break
 
     def _level_arrows(self) -> None:
-        """Take the small steps out of long arrows, where there is room beside them."""
+        """Remove small steps from long arrows if there is space beside them."""
         below = {above: below for column in self.columns for below, above in pairwise(column)}
         above = {below: above for above, below in below.items()}
         for chain in sorted(self._chains, key=len, reverse=True):
@@ -412,7 +450,7 @@ class _Plan:
                 self._y[vertex] = min(max(mean, low), high)
 
     def _settle(self, column: Sequence[int]) -> float:
-        """Move the vertices of a column to where the others pull them; returns the longest move."""
+        """Move the vertices of a column towards their neighbours in other columns; return the largest move."""
         goals, weights, offsets = [], [], [0.0]
         for below, above in pairwise(column):
             offsets.append(offsets[-1] + self._distance(below, above))
@@ -438,11 +476,11 @@ class _Plan:
         return (self.height[below] + self.height[above]) / 2 + BETWEEN
 
     def _pull(self, left: int, right: int) -> float:
-        # A bend in the midst of an arrow looks worse than one at its ends (Gansner et al. 1993, section 4).
+        # Weights of Gansner et al. 1993, section 4: bends in the middle of an arrow are worse than at its ends.
         return (1.0, 2.0, 6.0)[(self.height[left] == 0) + (self.height[right] == 0)]
 
     def _slant(self, left: int, right: int) -> float:
-        """Height of the right vertex above the left one where their arrow is level."""
+        """Return the height of the right vertex above the left one at which their arrow is horizontal."""
         start, end = self._links[left, right]
         return start - end
 
@@ -460,7 +498,7 @@ class _Plan:
                 x += BEND[0] + BEND[1] * max(climbs, default=0.0)
             self._x.append(x + half_width)
             x += 2 * half_width
-        # The corner at the lower left becomes (0, 0).
+        # Move the lower left corner to (0, 0).
         bottom = min(self._y[v] - self.height[v] / 2 for v in range(len(self._y))) - MARGIN
         top = max(self._y[v] + self.height[v] / 2 for v in range(len(self._y))) + TITLE_ROOM
         self._x = [x + MARGIN for x in self._x]
@@ -468,11 +506,11 @@ class _Plan:
         self.size = x + 2 * MARGIN, top - bottom
 
     def box(self, vertex: int) -> Box:
-        """Return where a vertex stands."""
+        """Return position and size of a vertex."""
         return Box(self._x[self._column_of[vertex]], self._y[vertex], self.width[vertex], self.height[vertex])
 
     def route(self, chain: Sequence[int]) -> tuple[tuple[float, float], ...]:
-        """Return the points of an arrow: a bend, then in turn a level line through a column and a bend."""
+        """Return the points of an arrow: bends between columns alternating with horizontal lines through them."""
         source, target = self.box(chain[0]), self.box(chain[-1])
         start, _ = self._links[chain[0], chain[1]]
         _, end = self._links[chain[-2], chain[-1]]
@@ -483,12 +521,12 @@ class _Plan:
         return (*points, (target.x - target.width / 2, target.y + end))
 
 
-def _fewest_crossings(
+def _min_crossings(
     columns: list[list[int]], left: Mapping[int, list[int]], right: Mapping[int, list[int]]
 ) -> list[list[int]]:
-    """Order the vertices within columns: sort by the mean place of neighbours, forth and back; the best order seen.
+    """Return the best order of vertices within columns after sorting by the mean place of neighbours, back and forth.
 
-    Sugiyama, Tagawa and Toda 1981, with swaps of neighbours after Gansner et al. 1993.
+    Sugiyama, Tagawa and Toda 1981, with swaps of adjacent vertices as in Gansner et al. 1993.
     """
     best, best_count = columns, _count_crossings(columns, right)
     for start in ([column[::-1] for column in columns], columns):
@@ -527,7 +565,7 @@ def _count_crossings(columns: Sequence[Sequence[int]], right: Mapping[int, list[
 
 
 def _swap(columns: list[list[int]], left: Mapping[int, list[int]], right: Mapping[int, list[int]]) -> None:
-    """Swap neighbours within columns while that takes crossings away."""
+    """Swap adjacent vertices within columns while that removes crossings."""
 
     def inversions(below: int, above: int, sides: Sequence[tuple[Mapping[int, list[int]], dict[int, float]]]) -> int:
         return sum(
@@ -554,7 +592,7 @@ def _swap(columns: list[list[int]], left: Mapping[int, list[int]], right: Mappin
 
 
 def _isotonic(goals: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """Return the nearest numbers to `goals` that do not fall, by weighted squares (pool adjacent violators)."""
+    """Return the weighted least-squares fit to `goals` that does not decrease (pool adjacent violators)."""
     pools: list[tuple[float, float, int]] = []  # mean, weight, length
     for goal, weight in zip(goals, weights, strict=True):
         mean, total, length = goal, weight, 1
@@ -568,7 +606,7 @@ def _isotonic(goals: Sequence[float], weights: Sequence[float]) -> list[float]:
 
 
 class _Text(NamedTuple):
-    """Rows of (word, family of op)."""
+    """Label: rows of pairs (word, family of its op)."""
 
     rows: list[list[tuple[str, str]]]
 
@@ -581,7 +619,7 @@ class _Text(NamedTuple):
         return len(self.rows) * ROW + PADDING
 
     def words(self, box: Box) -> tuple[Word, ...]:
-        """Return the words, every row in the middle of the box."""
+        """Return the words with their positions, with every row centred in the box."""
         words = []
         y = box.y + (len(self.rows) - 1) / 2 * ROW
         for row in self.rows:

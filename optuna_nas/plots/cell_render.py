@@ -1,4 +1,4 @@
-"""Drawing of laid-out cells with matplotlib."""
+"""Rendering of laid-out cells with matplotlib."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def draw_cell(drawing: CellDrawing, axes: Axes) -> None:
-    """Draw one panel of a picture into axes of its size."""
+    """Draw a cell into axes of its size."""
     axes.set_xlim(0, drawing.width)
     axes.set_ylim(0, drawing.height)
     axes.axis("off")
@@ -51,7 +51,7 @@ def draw_cell(drawing: CellDrawing, axes: Axes) -> None:
         usetex=False,
     )
     with_ops = {node.name for node in drawing.nodes if node.ops}
-    # Arrows that hand a value on lie below those with ops; a dead one lies below a living one.
+    # Arrows with ops are drawn over those without, live arrows over dead ones.
     for edge in sorted(drawing.edges, key=lambda edge: (bool(edge.ops), not edge.dead)):
         _draw_edge(edge, axes, reads=edge.target in with_ops)
     for node in drawing.nodes:
@@ -119,7 +119,7 @@ def _draw_words(words: Sequence[Word], axes: Axes, dead: bool) -> None:
             axes.plot([word.x, end], [word.y, word.y], color=_pale(colour), linewidth=0.9, solid_capstyle="butt")
         axes.text(
             word.x,
-            word.y - 0.36 * FONT_SIZE / 72,  # half the height of a digit: the middle of the row to its baseline
+            word.y - 0.36 * FONT_SIZE / 72,  # half the height of a digit, from the centre of the row to its baseline
             word.text,
             family=FONT,
             size=FONT_SIZE,
@@ -132,5 +132,5 @@ def _draw_words(words: Sequence[Word], axes: Axes, dead: bool) -> None:
 
 
 def _pale(colour: str) -> str:
-    """Return the colour mixed with as much white."""
+    """Return the colour mixed half and half with white."""
     return "#" + "".join(f"{(int(colour[i : i + 2], 16) + 255) // 2:02x}" for i in (1, 3, 5))

@@ -1,11 +1,11 @@
-"""Drawings of cells in two steps: numbers (`cell_drawing`), then a figure (`plot_architecture`).
+"""Plots of cells in two steps: layout (`cell_drawing`), then rendering (`plot_architecture`).
 
-The layout is a layered one (Sugiyama, Tagawa and Toda 1981) in which a label is a vertex like a node. Vertices stand in
-columns; within a column they are kept apart and arrows run level, between columns arrows bend and may cross. So no
-arrow crosses a label or a node, however dense the cell. An op's label stands in the column before the node that it
-feeds: what a node sums is read off to its left.
+The layout is layered (Sugiyama, Tagawa and Toda 1981), with labels as vertices like nodes. Vertices are arranged in
+columns. Within a column they are kept apart and arrows are horizontal; between columns arrows bend and may cross. No
+arrow thus crosses a label or a node, however dense the cell. The label of an op is in the column before its target, so
+that the ops that a node sums are to its left.
 
-Lengths are inches, x to the right, y upwards.
+Lengths are in inches, x to the right, y upwards.
 """
 
 from __future__ import annotations
@@ -26,21 +26,32 @@ if TYPE_CHECKING:
 
 
 LETTER, LINE = 0.11, 0.22
-"""Inches of a letter and of a line in a table of choices."""
+"""Width of a letter and height of a line in a table of choices, inches."""
 
 
 def plot_architecture(architecture: Architecture) -> Figure:
-    """Draw the cells of an architecture, one panel for every kind of cell, the first on top.
+    """Plot the cells of an architecture, one panel per kind of cell.
 
-    Of a space without cells, draw the table of its choices.
+    A space without cells is shown as a table of its choices.
 
-    Ops are written out (`sep_conv_3x3`), or by their short labels in a cell where an edge keeps more than two. Colour
-    tells the family: blue has weights, orange has none, green is the identity. Grey arrows hand a value on. What has no
-    share in the output is pale and dashed. Touches no state of matplotlib, so threads may draw at once; the figure has
-    an Agg canvas: `figure.savefig("cells.png")`, or `.pdf`, `.svg`.
+    Ops are shown by name (`sep_conv_3x3`), or by short labels in cells where an edge has more than two ops. Colours
+    show their family: blue ops have weights, orange ops have none, green is the identity. Grey arrows pass a value on.
+    Nodes and arrows without an effect on the output are pale and dashed.
+
+    The function does not use matplotlib's global state and is thread-safe.
 
     Args:
-        architecture: Of any space; need not be connected.
+        architecture: Architecture of any space; need not be connected.
+
+    Returns:
+        Figure of matplotlib with an Agg canvas, for `figure.savefig("cells.png")`, or `.pdf`, `.svg`.
+
+    Example:
+        >>> from optuna_nas import published_cell
+        >>> from optuna_nas.plots import plot_architecture
+        >>> figure = plot_architecture(published_cell("DARTS_V2"))
+        >>> len(figure.axes)  # a normal and a reduction cell
+        2
     """
     if not isinstance(architecture.space.core, CellularSpace):
         return draw_choices(architecture)
@@ -49,7 +60,7 @@ def plot_architecture(architecture: Architecture) -> Figure:
 
 
 def draw_choices(architecture: Architecture) -> Figure:
-    """Draw the choices of an architecture as a table, a row for every path."""
+    """Plot the choices of an architecture as a table with one row per path."""
     rows = [(path, " + ".join(chosen) or "none") for path, chosen in architecture.choices]
     widths = [max(map(len, column)) * LETTER for column in zip(*rows, strict=True)]
     width, height = sum(widths) + 3 * LETTER, (len(rows) + 1) * LINE
@@ -62,7 +73,7 @@ def draw_choices(architecture: Architecture) -> Figure:
 
 
 def draw_drawings(drawings: Sequence[CellDrawing]) -> Figure:
-    """Draw cells one below the other, see `plot_architecture`."""
+    """Draw cells one below the other; see `plot_architecture`."""
     width = max(drawing.width for drawing in drawings)
     height = sum(drawing.height for drawing in drawings) + PANEL_GAP * (len(drawings) - 1)
     figure = new_figure(width, height, dpi=150)

@@ -1,4 +1,4 @@
-"""The best value of several strategies against what they spent."""
+"""Plot of the best value of several strategies against the spent budget."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5
 
 
 class AnytimeBand(NamedTuple):
-    """The best value so far of a strategy, S seeds at T amounts spent.
+    """Best value so far of a strategy, for S seeds at T amounts of budget.
 
     Args:
-        strategy: Its name.
-        spent: Shape (T,).
-        best: Shape (S, T); NaN before the first trial.
+        strategy: Name of the strategy.
+        spent: Spent budgets, ascending, shape (T,).
+        best: Best values, shape (S, T); NaN before the first trial.
     """
 
     strategy: str
@@ -34,9 +34,9 @@ class AnytimeBand(NamedTuple):
     best: NDArray[np.float64]
 
     def mean_and_error(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the mean over the seeds that have a value, and its standard error; NaN where none has."""
+        """Return the mean over seeds and its standard error, shape (T,) each; NaN where no seed has a value."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of columns without any value
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy warns of columns without any value
             mean, spread = np.nanmean(self.best, 0), np.nanstd(self.best, 0)
         return mean, spread / np.sqrt(np.maximum(1, np.isfinite(self.best).sum(0)))
 
@@ -44,13 +44,13 @@ class AnytimeBand(NamedTuple):
 def draw_bands(
     bands: Sequence[AnytimeBand], spent_name: str, value_name: str, direction: StudyDirection = StudyDirection.MAXIMIZE
 ) -> Figure:
-    """Draw the mean of every strategy and a band of one standard error.
+    """Plot the mean of every strategy with a band of one standard error.
 
     Args:
-        bands: Best strategy first.
-        spent_name: What was spent: `trials`, `seconds` or `epochs`.
+        bands: Strategies, best first.
+        spent_name: Unit of the budget: `trials`, `seconds` or `epochs`.
         value_name: Label of the vertical axis.
-        direction: Which values are better; the first, worst ones are cut off.
+        direction: Direction of the values; the worst 5 % at the start are cut off.
     """
     figure, axes = new_plot(6.4, 4.0)
     shown: list[float] = []

@@ -1,6 +1,6 @@
-"""How a distribution over architectures learned: curves, a heat map, and the cells that it was most sure of.
+"""Plots of a learned distribution over architectures: curves, heat map, and the most likely cells.
 
-In two steps, numbers then drawing. E edges (paths of the space), O options of an edge.
+E edges (paths of the space), O options of an edge, T steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from optuna_nas.oneshot.snas.distribution import DistributionRecord
     from optuna_nas.space import Architecture, Space
 
-MAX_ROWS = 8  # options of an edge that are shown, the most probable at the end
+MAX_ROWS = 8  # largest number of options of an edge that are shown, those most probable at the end
 ROW, MARGIN = 0.115, 0.35  # inches
 PANEL_WIDTH, CURVE_HEIGHT, CURVE_GAP = 5.2, 1.15, 0.45
 COLOUR_MAP = "Blues"
@@ -37,13 +37,13 @@ COLOUR_MAP = "Blues"
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Probabilities over time of the edges of one kind of cell.
+    """Probabilities over time of the options of one kind of cell.
 
     Args:
         kind: Name of the kind of cell.
-        rows: (path, option) of every row, the edges in the space's order.
-        steps: Shape (T,).
-        probabilities: Shape (rows, T).
+        rows: Pair (path, option) of every row, with edges in the order of the space.
+        steps: Steps of the records, shape (T,).
+        probabilities: Probabilities in [0, 1], shape (rows, T).
     """
 
     kind: str
@@ -53,7 +53,7 @@ class HeatMap:
 
 
 def heat_maps(space: Space, records: Sequence[DistributionRecord]) -> list[HeatMap]:
-    """Return, for every kind of cell, what there is to draw; of many options the 8 likeliest at the end."""
+    """Return the heat map of every kind of cell, with at most the 8 options of an edge most probable at the end."""
     steps = np.array([record.step for record in records])
     table = np.stack([record.probabilities for record in records], axis=-1)  # (E, O, T)
     maps = []
@@ -72,7 +72,7 @@ def heat_maps(space: Space, records: Sequence[DistributionRecord]) -> list[HeatM
 def likeliest_over_time(
     space: Space, records: Sequence[DistributionRecord]
 ) -> list[tuple[DistributionRecord, Architecture]]:
-    """Return the records at which the architecture of the likeliest options changed; none while all are as likely."""
+    """Return the records at which the most likely architecture changed, without records of a uniform distribution."""
     changes: list[tuple[DistributionRecord, Architecture]] = []
     sizes = [len(options) for options in space.options().values()]
     for record in records:
@@ -85,14 +85,28 @@ def likeliest_over_time(
 
 
 def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Figure:
-    """Draw entropy and expected costs over the steps, and under them a heat map of the probabilities.
+    """Plot entropy and expected costs over the steps, and a heat map of the probabilities below.
 
     Args:
-        space: Whose paths name the rows.
-        records: `snas.records`, or `distribution_records(study)`; at least one.
+        space: Search space of the distribution.
+        records: Records of the distribution, `snas.records` or `distribution_records(study)`; at least one.
+
+    Returns:
+        Figure of matplotlib.
 
     Raises:
         ValueError: There are no records.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import SNASSampler, distribution_records, nasbench201_space
+        >>> from optuna_nas.plots import plot_distribution
+        >>> space = nasbench201_space()
+        >>> study = optuna.create_study(direction="maximize", sampler=SNASSampler(space, seed=0))
+        >>> study.optimize(lambda trial: str(space.suggest(trial)).count("conv"), n_trials=6)
+        >>> figure = plot_distribution(space, distribution_records(study))
+        >>> figure.axes[0].get_title(loc="left")
+        'entropy of an edge, nats'
     """
     if not records:
         raise ValueError("`records` must hold at least one record but is empty; fit the SNAS, or run some trials.")
@@ -138,15 +152,29 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
 
 
 def plot_most_likely(space: Space, records: Sequence[DistributionRecord], moments: int = 6) -> Figure:
-    """Draw the cells that the distribution was most sure of, from the first to the last, a row a moment.
+    """Plot the most likely cells over time, with one row per change.
 
     Args:
-        space: Of the records.
-        records: As for `plot_distribution`.
-        moments: Changes to show at most, the last one always.
+        space: Search space of the distribution.
+        records: Records of the distribution, `snas.records` or `distribution_records(study)`; at least one.
+        moments: Largest number of changes to show, at least 1; the last one is always shown.
+
+    Returns:
+        Figure of matplotlib.
 
     Raises:
         ValueError: There are no records, or `moments` is below 1.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import SNASSampler, distribution_records, nasbench201_space
+        >>> from optuna_nas.plots import plot_most_likely
+        >>> space = nasbench201_space()
+        >>> study = optuna.create_study(direction="maximize", sampler=SNASSampler(space, seed=0))
+        >>> study.optimize(lambda trial: str(space.suggest(trial)).count("conv"), n_trials=6)
+        >>> figure = plot_most_likely(space, distribution_records(study), moments=1)
+        >>> len(figure.axes)
+        1
     """
     if not records or moments < 1:
         raise ValueError(f"`records` and `moments` must not be empty but are {len(records)} and {moments}.")

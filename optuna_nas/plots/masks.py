@@ -1,4 +1,4 @@
-"""What HM-NAS learned: the cells that its masks leave, what edges weigh from seed to seed, size against metric."""
+"""Plots of HM-NAS: masked cells, weights of edges over seeds, and metric against size of derived networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ MIN_WIDTH, MAX_WIDTH = 0.6, 4.5  # points
 
 
 class Member(NamedTuple):
-    """A network of a family, before fine-tuning: parameters that survive, the task's metric on the scoring batch."""
+    """Network derived at a threshold of the masks, before fine-tuning.
+
+    Args:
+        params: Number of parameters that survive.
+        metric: Metric of the task on the scoring batch.
+    """
 
     params: int
     metric: float
@@ -35,65 +40,87 @@ class Member(NamedTuple):
 def masked_drawing(
     space: Space, kept: Mapping[str, Sequence[str]], edge_weights: Mapping[str, float], kind: int
 ) -> CellDrawing:
-    """Return one kind of cell with everything it may have: what is cut struck out, arrows as thick as edges weigh.
+    """Return the drawing of the full cell of a kind, with removed ops struck through and line widths by edge weights.
 
     Args:
-        space: Of cells with ops on edges.
-        kept: For every path the ops that masks keep.
-        edge_weights: For every path its normalised weight.
-        kind: Number of the kind of cell.
+        space: Space of cells with ops on edges.
+        kept: Ops that the masks keep, by path.
+        edge_weights: Normalised weight of each edge, by path.
+        kind: Number of the kind of cell, from 0.
     """
     graph = space.full_architecture().cells
-    left = space.architecture(kept).cells
-    reaches = {left.nodes[position].name for position in left.live}
+    masked = space.architecture(kept).cells
+    live = {masked.nodes[position].name for position in masked.live}
     drawing = cell_drawing(graph, kind)
     heaviest = max(edge_weights.values())
     edges = []
     for edge in drawing.edges:
         if not edge.ops:
-            dead = not {edge.source, edge.target} <= reaches
+            dead = not {edge.source, edge.target} <= live
             edges.append(replace(edge, dead=dead))
             continue
-        nodes = [graph[name] for name in edge.ops]
-        path = nodes[0].path
+        ops = [graph[name] for name in edge.ops]
+        path = ops[0].path
         words = tuple(
-            word._replace(struck=node.op not in kept[path]) for node, word in zip(nodes, edge.words, strict=True)
+            word._replace(struck=node.op not in kept[path]) for node, word in zip(ops, edge.words, strict=True)
         )
-        dead = not kept[path] or not {edge.source, edge.target} <= reaches
+        dead = not kept[path] or not {edge.source, edge.target} <= live
         width = MIN_WIDTH + (MAX_WIDTH - MIN_WIDTH) * edge_weights[path] / heaviest
         edges.append(replace(edge, words=words, dead=dead, width=width))
-    nodes_drawn = tuple(replace(node, dead=node.name not in reaches) for node in drawing.nodes)
-    return replace(drawing, nodes=nodes_drawn, edges=tuple(edges))
+    nodes = tuple(replace(node, dead=node.name not in live) for node in drawing.nodes)
+    return replace(drawing, nodes=nodes, edges=tuple(edges))
 
 
 def plot_masks(hmnas: HMNAS, threshold: float | None = None) -> Figure:
-    """Draw the cells as the masks leave them.
+    """Plot the cells with the ops that the masks keep.
 
-    Arrows are as thick as edges weigh in the supernet; ops that masks cut are struck out; edges without any op, and
-    what leads nowhere, are pale and dashed.
+    Line widths show the weights of edges in the supernet. Ops that the masks remove are struck through. Edges without
+    any op, and parts without an effect on the output, are pale and dashed.
 
     Args:
-        hmnas: The model.
-        threshold: Of the masks, another than the recipe's, such as that of a member of `hmnas.family()`.
+        hmnas: Model with masks.
+        threshold: Threshold of the masks, in [0, 1]; by default that of the recipe.
+
+    Returns:
+        Figure of matplotlib.
+
+    Example:
+        >>> from optuna_nas import HMNAS, NetworkSpace, Skeleton, hmnas_space
+        >>> from optuna_nas.plots import plot_masks
+        >>> skeleton = Skeleton(("normal", "reduction"), 4, (1, 8, 8), 10, affine=False)
+        >>> figure = plot_masks(HMNAS(NetworkSpace(hmnas_space(), skeleton)))
+        >>> len(figure.axes)  # a normal and a reduction cell
+        2
     """
     return draw_masks(hmnas.space, hmnas.kept(threshold), hmnas.edge_weights)
 
 
 def draw_masks(space: Space, kept: Mapping[str, Sequence[str]], edge_weights: Mapping[str, float]) -> Figure:
-    """Draw what masks keep; see `plot_masks`."""
+    """Plot the ops kept by masks; see `plot_masks`."""
     return draw_drawings(
         [masked_drawing(space, kept, edge_weights, kind) for kind in range(space.full_architecture().cells.n_cells)]
     )
 
 
 def plot_edge_weights(models: Sequence[HMNAS]) -> Figure:
-    """Draw what every edge weighs, each model a point, their mean a bar (Yan et al. 2019, figure 7: several seeds).
+    """Plot the weight of every edge, with a point per model and a bar for their mean (Yan et al. 2019, figure 7).
 
     Args:
-        models: Of one space, such as fits with several seeds.
+        models: Models of one space, such as fits with several seeds; at least one.
+
+    Returns:
+        Figure of matplotlib.
 
     Raises:
-        ValueError: There are none, or they differ in space.
+        ValueError: There are no models, or they differ in space.
+
+    Example:
+        >>> from optuna_nas import HMNAS, NetworkSpace, Skeleton, hmnas_space
+        >>> from optuna_nas.plots import plot_edge_weights
+        >>> skeleton = Skeleton(("normal", "reduction"), 4, (1, 8, 8), 10, affine=False)
+        >>> figure = plot_edge_weights([HMNAS(NetworkSpace(hmnas_space(), skeleton))])
+        >>> len(figure.axes)  # a normal and a reduction cell
+        2
     """
     if not models or any(model.space != models[0].space for model in models):
         raise ValueError("`models` must be one or more HMNAS of the same space; pass fits with several seeds.")
@@ -101,14 +128,14 @@ def plot_edge_weights(models: Sequence[HMNAS]) -> Figure:
 
 
 def draw_edge_weights(space: Space, weights: Sequence[Mapping[str, float]]) -> Figure:
-    """Draw weights by path, one mapping a model; see `plot_edge_weights`."""
+    """Plot weights of edges, one mapping from paths to weights per model; see `plot_edge_weights`."""
     kinds = [list(paths) for _, paths in groupby(weights[0], key=space.group)]
     width = max(4.5, 0.42 * max(map(len, kinds)) + 1.2)
     figure = new_figure(width, 2.6 * len(kinds), layout="constrained")
-    top = max(max(found.values()) for found in weights) * 1.08
+    top = max(max(by_path.values()) for by_path in weights) * 1.08
     for number, paths in enumerate(kinds):
         axes = figure.add_subplot(len(kinds), 1, number + 1)
-        table_MP = np.array([[found[path] for path in paths] for found in weights])
+        table_MP = np.array([[by_path[path] for path in paths] for by_path in weights])
         places = np.arange(len(paths))
         axes.bar(places, table_MP.mean(0), width=0.62, color=BLUE, alpha=0.35, linewidth=0)
         for row in table_MP:
@@ -121,26 +148,46 @@ def draw_edge_weights(space: Space, weights: Sequence[Mapping[str, float]]) -> F
 
 
 def family_members(hmnas: HMNAS, members: int = 8) -> list[Member]:
-    """Return sizes and metrics of `hmnas.family`, the unmasked supernet first.
+    """Return sizes and metrics of the networks of `hmnas.family`, after the unmasked supernet.
 
     Raises:
-        ValueError: Neither `fit` nor `attach` has seen data with a report split.
+        ValueError: Neither `fit` nor `attach` was called with data that have a validation split.
     """
     family = [hmnas.derive(-inf), *hmnas.family(members)]
     return [Member(derived.params, hmnas.metric_of(derived)) for derived in family]
 
 
 def plot_family(hmnas: HMNAS, members: int = 8) -> Figure:
-    """Draw metric against size of what survives at rising thresholds, before fine-tuning, on the scoring batch."""
+    """Plot the metric against the size of networks derived at rising thresholds, before fine-tuning.
+
+    Args:
+        hmnas: Model that was fitted or attached to data; the metric is that on its scoring batch.
+        members: Number of thresholds, at least 1.
+
+    Returns:
+        Figure of matplotlib.
+
+    Raises:
+        ValueError: Neither `fit` nor `attach` was called with data that have a validation split.
+
+    Example:
+        >>> from optuna_nas import HMNAS, HMNASRecipe, NetworkSpace, Skeleton, digits, nasbench201_space
+        >>> from optuna_nas.plots import plot_family
+        >>> space = NetworkSpace(nasbench201_space(), Skeleton(("cell",), 4, (1, 8, 8), 10, affine=False))
+        >>> hmnas = HMNAS(space)
+        >>> hmnas.attach(digits())
+        >>> plot_family(hmnas, members=1).axes[0].get_ylabel()
+        'accuracy'
+    """
     return draw_family(family_members(hmnas, members), hmnas.task.metric)
 
 
 def draw_family(members: Sequence[Member], metric: str) -> Figure:
-    """Draw members, the unmasked supernet first, then that of the recipe's threshold; see `plot_family`.
+    """Plot derived networks; see `plot_family`.
 
     Args:
-        members: Networks of a family.
-        metric: Name of their metric.
+        members: Networks: first the unmasked supernet, then that at the threshold of the recipe.
+        metric: Name of the metric.
     """
     figure, axes = new_plot(5.4, 3.6)
     rest = members[1:]

@@ -1,4 +1,4 @@
-"""What a study came to and when: the best value so far, which parameters mattered, value against cost."""
+"""Plots of a study: best value so far, importances of parameters, value against cost."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ COST_NAMES = {"params": "parameters", "multiply_adds": "multiply-adds", "memory_
 
 
 class Progress(NamedTuple):
-    """The best value so far, after every finished trial by number, T of them.
+    """Best value so far after each of T finished trials.
 
     Args:
-        numbers: Of the trials.
-        seconds: Spent on trials so far, as if one ran after the other.
-        values: First value of the trial; None where it has none (pruned, failed, beyond a constraint).
-        best: So far; None before the first.
+        numbers: Numbers of the trials, ascending.
+        seconds: Cumulated seconds of the trials.
+        values: First value of each trial; None for pruned, failed and infeasible trials.
+        best: Best value so far; None before the first value.
     """
 
     numbers: tuple[int, ...]
@@ -43,7 +43,14 @@ class Progress(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A completed trial by a cost and its first value, and whether none is cheaper and as good."""
+    """Completed trial by a cost and its first value.
+
+    Args:
+        number: Number of the trial.
+        cost: Cost of its network.
+        value: First value.
+        on_front: Whether no cheaper trial is as good.
+    """
 
     number: int
     cost: float
@@ -52,7 +59,7 @@ class Point(NamedTuple):
 
 
 def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progress:
-    """Return the best value so far of trials, given by number; those that still run are left out."""
+    """Return the best value so far after each finished trial; `trials` are ordered by number."""
     rows: list[tuple[int, float, float | None, float | None]] = []
     best: float | None = None
     spent = 0.0
@@ -69,8 +76,8 @@ def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progre
 
 
 def pareto(trials: Sequence[FrozenTrial], cost: str, direction: StudyDirection) -> list[Point]:
-    """Return the completed trials by a cost (`params`, ...) and their first value, the cheapest first."""
-    known = sorted(
+    """Return the completed trials with a cost, such as `params`, cheapest first."""
+    rows = sorted(
         (
             float(attribute(trial.user_attrs, cost_key(cost))),
             -oriented(trial.values[0], direction),
@@ -83,14 +90,17 @@ def pareto(trials: Sequence[FrozenTrial], cost: str, direction: StudyDirection) 
     )
     points: list[Point] = []
     lowest = float("inf")
-    for expense, loss, place in known:
+    for expense, loss, place in rows:
         points.append(Point(trials[place].number, expense, float(trials[place].values[0]), loss < lowest))
         lowest = min(lowest, loss)
     return points
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Return how much of the values' variance each parameter explains (fANOVA), the largest first; {} where unknown."""
+    """Return the fraction of the variance of values that each parameter explains (fANOVA), largest first.
+
+    The result is empty with fewer than four completed trials, or if they have equal values.
+    """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     values = {trial.values[0] for trial in complete if isfinite(trial.values[0])}
     if len(complete) < 4 or len(values) < 2:
@@ -99,29 +109,43 @@ def importances(study: Study) -> dict[str, float]:
     target = None if len(study.directions) == 1 else (lambda trial: float(trial.values[0]))
     try:
         return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=target))
-    except (ValueError, RuntimeError):  # no parameter is in all trials, or none varies
+    except (ValueError, RuntimeError):  # raised if no parameter is in all trials, or none varies
         return {}
 
 
 def plot_progress(study: Study) -> Figure:
-    """Draw the best value so far against trials, and against the seconds spent on them.
+    """Plot the best value so far against the number of trials and against their seconds.
+
+    Args:
+        study: Study with at least one completed trial.
+
+    Returns:
+        Figure of matplotlib.
 
     Raises:
         ValueError: No trial has completed.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.plots import plot_progress
+        >>> study = optuna.create_study(direction="maximize")
+        >>> study.add_trials([optuna.create_trial(value=value) for value in (0.8, 0.7, 0.9)])
+        >>> [axes.get_xlabel() for axes in plot_progress(study).axes]
+        ['trial', 'seconds of training']
     """
     return draw_progress(progress(study.get_trials(deepcopy=False), study.directions[0]))
 
 
-def draw_progress(found: Progress, value_name: str = "value") -> Figure:
-    """Draw progress; see `plot_progress`."""
-    if not any(best is not None for best in found.best):
+def draw_progress(progress: Progress, value_name: str = "value") -> Figure:
+    """Plot the progress of a study; see `plot_progress`."""
+    if not any(best is not None for best in progress.best):
         raise ValueError("`study` must have completed trials but has none; run it first.")
     figure = new_figure(7.6, 3.2, layout="constrained")
-    for place, (x, label) in enumerate(((found.numbers, "trial"), (found.seconds, "seconds of training"))):
+    for place, (x, label) in enumerate(((progress.numbers, "trial"), (progress.seconds, "seconds of training"))):
         axes = figure.add_subplot(1, 2, place + 1)
-        known = [(a, b) for a, b in zip(x, found.values, strict=True) if b is not None]
-        axes.scatter([a for a, _ in known], [b for _, b in known], s=14, color=GREY, alpha=0.7, linewidths=0)
-        best = [(a, b) for a, b in zip(x, found.best, strict=True) if b is not None]
+        values = [(a, b) for a, b in zip(x, progress.values, strict=True) if b is not None]
+        axes.scatter([a for a, _ in values], [b for _, b in values], s=14, color=GREY, alpha=0.7, linewidths=0)
+        best = [(a, b) for a, b in zip(x, progress.best, strict=True) if b is not None]
         axes.step([a for a, _ in best], [b for _, b in best], where="post", color=BLUE, linewidth=2)
         title, y = ("best so far", value_name) if place == 0 else ("", "")
         label_axes(axes, title, label, y, engineering=place == 1)
@@ -129,34 +153,60 @@ def draw_progress(found: Progress, value_name: str = "value") -> Figure:
 
 
 def plot_importances(study: Study) -> Figure:
-    """Draw how much of the values' variance each parameter explains (Optuna's fANOVA), the 20 largest.
+    """Plot the 20 largest fractions of the variance of values that parameters explain (Optuna's fANOVA).
+
+    Args:
+        study: Study with at least four completed trials.
+
+    Returns:
+        Figure of matplotlib.
 
     Raises:
-        ValueError: Too few trials have completed, or all came to the same value.
+        ValueError: Too few trials have completed, or all have the same value.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.plots import plot_importances
+        >>> study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("y", 0, 9), n_trials=5)
+        >>> labels = plot_importances(study).axes[0].get_yticklabels()
+        >>> sorted(label.get_text() for label in labels)
+        ['x', 'y']
     """
     return draw_importances(importances(study))
 
 
-def draw_importances(found: dict[str, float]) -> Figure:
-    """Draw importances; see `plot_importances`."""
-    if not found:
-        raise ValueError("`study` must have four completed trials of different values to weigh parameters; run more.")
-    shown = list(found.items())[:MAX_BARS]
+def draw_importances(importances: dict[str, float]) -> Figure:
+    """Plot importances by parameter, largest first; see `plot_importances`."""
+    if not importances:
+        raise ValueError("`study` must have four completed trials with different values for importances; run more.")
+    shown = list(importances.items())[:MAX_BARS]
     figure, axes = new_plot(5.4, 0.9 + 0.24 * len(shown))
     axes.barh([name for name, _ in shown][::-1], [share for _, share in shown][::-1], color=BLUE, height=0.62)
-    label_axes(axes, "what mattered", "share of the values' variance", "")
+    label_axes(axes, "importance of parameters", "fraction of the variance of values", "")
     return figure
 
 
 def plot_pareto(study: Study, cost: str = "params") -> Figure:
-    """Draw the first value against a cost, with the front of what nothing cheaper reaches.
+    """Plot the first value against a cost, with the Pareto front.
 
     Args:
-        study: Whose trials know their cost, as those of `TrainObjective` do.
+        study: Study whose trials have costs as user attributes, as those of `TrainObjective`.
         cost: `params`, `multiply_adds` or `memory_access`.
+
+    Returns:
+        Figure of matplotlib.
 
     Raises:
         ValueError: The cost is unknown, or no completed trial has it.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.plots import plot_pareto
+        >>> study = optuna.create_study(direction="maximize")
+        >>> study.add_trial(optuna.create_trial(value=0.9, user_attrs={"optuna_nas:params": 1300}))
+        >>> plot_pareto(study, "params").axes[0].get_xlabel()
+        'parameters'
     """
     if cost not in COSTS:
         raise ValueError(f"`cost` must be one of {COSTS} but got {cost!r}.")
@@ -164,14 +214,14 @@ def plot_pareto(study: Study, cost: str = "params") -> Figure:
 
 
 def draw_pareto(points: Sequence[Point], cost_name: str, value_name: str = "value") -> Figure:
-    """Draw points; see `plot_pareto`."""
+    """Plot trials by cost and value; see `plot_pareto`."""
     if not points:
-        raise ValueError("`study` must have completed trials that know their cost but has none; use `TrainObjective`.")
+        raise ValueError("`study` must have completed trials with a cost but has none; use `TrainObjective`.")
     figure, axes = new_plot(5.4, 3.6)
     axes.scatter([p.cost for p in points], [p.value for p in points], s=16, color=GREY, alpha=0.7, linewidths=0)
     front = [point for point in points if point.on_front]
     axes.step(
         [p.cost for p in front], [p.value for p in front], "-o", where="post", color=ORANGE, markersize=4, linewidth=1.6
     )
-    label_axes(axes, "nothing cheaper is as good as the line", cost_name, value_name, engineering=True)
+    label_axes(axes, "trials and their Pareto front", cost_name, value_name, engineering=True)
     return figure

@@ -1,4 +1,4 @@
-"""Fonts, sizes and colours of drawings, and an empty figure that has them; loads matplotlib when it first draws."""
+"""Fonts, sizes and colours of plots, and empty figures with them; imports matplotlib on first use."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-FONT = "DejaVu Sans"  # comes with matplotlib, so that a drawing has the same size on every machine
+FONT = "DejaVu Sans"  # part of matplotlib, so that drawings have the same size on every machine
 FONT_SIZE = 8.5  # points
 TITLE_SIZE = 11.0
 LEGEND_FONT = {"family": FONT, "size": TITLE_SIZE - 2}
 
+# Lengths in inches:
 ROW = 0.165  # height of a row of text
-SPACE = 0.045  # between two words
-PADDING = 0.06  # between the text and the edge of its box
-BETWEEN = 0.1  # between two vertices of a column
-PORT = 0.1  # between two arrows at a node
-BEND = 0.32, 0.3  # width of the room between two columns: at least, and for each inch that an arrow climbs there
+SPACE = 0.045  # space between two words
+PADDING = 0.06  # space between a text and the edge of its box
+BETWEEN = 0.1  # space between two vertices of a column
+PORT = 0.1  # space between two arrows at a node
+BEND = 0.32, 0.3  # space between two columns: minimum, and addition per inch of an arrow's vertical extent
 MARGIN, TITLE_ROOM, PANEL_GAP = 0.12, 0.32, 0.12
 HEAD = 0.09, 0.035  # length and half the width of an arrowhead
 
 INK, SLATE, GREY, PAPER = "#333333", "#5c5c5c", "#a0a0a0", "#ffffff"
 BLUE, ORANGE = "#3b6ea8", "#d9822b"
-"""Data of a plot."""
+"""Colours of data."""
 FAMILY_COLOURS = {"weights": "#0064a4", "free": "#b84a00", "identity": "#007a5a"}
-"""Blue, vermilion and green of Okabe and Ito's colour-blind-safe palette, darkened until text is read well on white."""
+"""Blue, vermilion and green of Okabe and Ito's colour-blind-safe palette, darkened for text on white."""
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ def text_width(text: str) -> float:
 
 
 def row_width(row: Sequence[tuple[str, str]]) -> float:
-    """Return the width of a row of words in inches, spaces between them included."""
+    """Return the width of a row of words in inches, including the spaces between them."""
     return sum(text_width(text) + SPACE for text, _ in row) - SPACE
 
 
@@ -56,16 +57,18 @@ def row_width(row: Sequence[tuple[str, str]]) -> float:
 
 
 def new_figure(width: float, height: float, dpi: float = 120, layout: Literal["constrained"] | None = None) -> Figure:
-    """Return an empty figure with an Agg canvas of its own, so that threads may draw at once and save it.
-
-    >>> new_figure(4.0, 3.0).get_size_inches().tolist()
-    [4.0, 3.0]
+    """Return an empty figure with its own Agg canvas, independent of matplotlib's global state and thus thread-safe.
 
     Args:
-        width: Inches.
-        height: Inches.
-        dpi: Pixels an inch on a screen.
-        layout: `constrained` leaves room for labels; None leaves axes where they are put.
+        width: Width in inches.
+        height: Height in inches.
+        dpi: Pixels per inch on a screen.
+        layout: `constrained` to make space for labels; None to keep the positions of axes.
+
+    Example:
+        >>> from optuna_nas.plots.style import new_figure
+        >>> new_figure(4.0, 3.0).get_size_inches().tolist()
+        [4.0, 3.0]
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,26 +79,32 @@ def new_figure(width: float, height: float, dpi: float = 120, layout: Literal["c
 
 
 def new_plot(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure of one pair of axes that leaves room for its labels.
+    """Return a figure with one pair of axes and space for its labels.
 
-    >>> figure, axes = new_plot(4.0, 3.0)
-    >>> label_axes(axes, "accuracy", "epoch", "fraction")
-    >>> axes.get_xlabel()
-    'epoch'
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+
+    Example:
+        >>> from optuna_nas.plots.style import label_axes, new_plot
+        >>> figure, axes = new_plot(4.0, 3.0)
+        >>> label_axes(axes, "accuracy", "epoch", "fraction")
+        >>> axes.get_xlabel()
+        'epoch'
     """
     figure = new_figure(width, height, layout="constrained")
     return figure, figure.add_subplot()
 
 
 def label_axes(axes: Axes, title: str | None, x: str, y: str, *, engineering: bool = False) -> None:
-    """Write a title and what the axes measure, and leave out the frame above and to the right.
+    """Set title and labels of axes, and remove the lines above and to the right.
 
     Args:
-        axes: What to label.
-        title: Above the axes, None for none.
-        x: Below.
-        y: To the left.
-        engineering: Write large numbers below as 10k, 2M.
+        axes: Axes to label.
+        title: Title above the axes, None for none.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+        engineering: Whether large numbers of the horizontal axis are written as 10k, 2M.
     """
     axes.set_facecolor(PAPER)
     if title is not None:

@@ -1,4 +1,4 @@
-"""How well a guess ranks what trials came to: scores against values, with Kendall's tau and its interval."""
+"""Plot of predicted scores against values of trials, with Kendall's tau and its confidence interval."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-class Guesses(NamedTuple):
-    """Finished trials of which something was guessed, N trials.
+class Scores(NamedTuple):
+    """Predicted scores and values of N completed trials.
 
     Args:
-        numbers: Of the trials.
-        scores: What was guessed.
-        values: What they came to, as the study has it.
-        flagged: Whether a pruner flagged them and exempted them from being stopped.
-        correlation: Of scores and values, larger values counting as better where the study maximises.
+        numbers: Numbers of the trials.
+        scores: Predicted scores, larger is better.
+        values: First values of the trials.
+        flagged: Whether a pruner flagged the trial but exempted it from pruning.
+        correlation: Rank correlation of scores and values, positive if larger scores predict better values.
     """
 
     numbers: tuple[int, ...]
@@ -39,53 +39,68 @@ class Guesses(NamedTuple):
     correlation: RankCorrelation
 
 
-def guesses(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Guesses:
-    """Return what is known of the guesses: of trials that completed and have a `surrogate_score`."""
-    known = [
+def scores_of(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Scores:
+    """Return scores and values of the completed trials with a `surrogate_score`."""
+    scored = [
         trial
         for trial in trials
         if trial.state == TrialState.COMPLETE
         and has_attribute(trial.user_attrs, SURROGATE_SCORE)
         and np.isfinite([attribute(trial.user_attrs, SURROGATE_SCORE), trial.values[0]]).all()
     ]
-    scores = tuple(float(attribute(trial.user_attrs, SURROGATE_SCORE)) for trial in known)
-    values = tuple(float(trial.values[0]) for trial in known)
+    scores = tuple(float(attribute(trial.user_attrs, SURROGATE_SCORE)) for trial in scored)
+    values = tuple(float(trial.values[0]) for trial in scored)
     correlation = rank_correlation(list(scores), [oriented(value, direction) for value in values], confidence=0.975)
-    return Guesses(
-        tuple(trial.number for trial in known),
+    return Scores(
+        tuple(trial.number for trial in scored),
         scores,
         values,
-        tuple(has_attribute(trial.user_attrs, FLAGGED) for trial in known),
+        tuple(has_attribute(trial.user_attrs, FLAGGED) for trial in scored),
         correlation,
     )
 
 
 def plot_surrogate(study: Study) -> Figure:
-    """Draw, for every finished trial, what was guessed of it against its first value.
+    """Plot predicted scores against the first values of completed trials.
 
-    Trials that a pruner flagged and exempted stand out.
+    Trials that a pruner flagged but exempted are highlighted.
+
+    Args:
+        study: Study with predicted scores, as `GHNSampler`, `GHNPruner` and `HMNASPruner` store them.
+
+    Returns:
+        Figure of matplotlib.
 
     Raises:
-        ValueError: Nothing was guessed of any finished trial.
+        ValueError: No completed trial has a predicted score.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.plots import plot_surrogate
+        >>> study = optuna.create_study(direction="maximize")
+        >>> for value in (0.6, 0.7, 0.8):
+        ...     study.add_trial(optuna.create_trial(value=value, user_attrs={"optuna_nas:surrogate_score": value / 2}))
+        >>> plot_surrogate(study).axes[0].get_xlabel()
+        'surrogate score'
     """
-    return draw_guesses(guesses(study.get_trials(deepcopy=False), study.directions[0]))
+    return draw_scores(scores_of(study.get_trials(deepcopy=False), study.directions[0]))
 
 
-def draw_guesses(found: Guesses, value_name: str = "value") -> Figure:
-    """Draw guesses; see `plot_surrogate`."""
-    if not found.numbers:
+def draw_scores(scored: Scores, value_name: str = "value") -> Figure:
+    """Plot scores against values; see `plot_surrogate`."""
+    if not scored.numbers:
         raise ValueError(
             "`study` must have finished trials with a surrogate score but has none; use a GHNSampler, a GHNPruner or "
             "`TrainObjective(score=...)`."
         )
     figure, axes = new_plot(5.2, 4.4)
-    scores, values, flagged = (np.array(column) for column in (found.scores, found.values, found.flagged))
+    scores, values, flagged = (np.array(column) for column in (scored.scores, scored.values, scored.flagged))
     for chosen, colour, label in ((~flagged, BLUE, "passed"), (flagged, ORANGE, "flagged, but exempt")):
         if chosen.any():
             axes.scatter(scores[chosen], values[chosen], s=22, color=colour, alpha=0.75, linewidths=0, label=label)
     if flagged.any():
         axes.legend(frameon=False, prop=LEGEND_FONT)
-    tau = found.correlation
+    tau = scored.correlation
     title = (
         f"Kendall's tau {tau.tau:.2f}, 95 % interval {tau.lower:.2f} to {tau.upper:.2f} ({tau.n_trials} trials)"
         if tau.lower > -1

@@ -1,3 +1,3 @@
-"""What finished searches are made into: report, comparison, final training."""
+"""Results of finished searches: report, comparison of strategies, final training."""
 
 __all__ = []

@@ -1,4 +1,4 @@
-"""Several strategies under one budget, with several seeds: who wins, by how much, and is it more than chance?"""
+"""Comparison of strategies with equal budgets and several seeds, with confidence intervals and significance."""
 
 from __future__ import annotations
 
@@ -37,18 +37,25 @@ if TYPE_CHECKING:
 TRIALS, SECONDS, EPOCHS = BUDGETS = ("trials", "seconds", "epochs")
 RANDOM, TPE = BASELINES = ("random", "tpe")
 MAX_TRIALS = 100_000
-"""Of a study whose budget is another."""
+"""Total number of trials of a study with a budget of seconds or epochs."""
 CONFIDENCE = 0.95
+"""Confidence of the intervals of means."""
 POINTS = 200
+"""Number of points of anytime curves."""
 
 
 class Budget(NamedTuple):
-    """What every run may spend.
+    """Budget of each run.
 
     Args:
-        kind: `trials` (finished ones), `seconds` (of trials one after the other, what their sampler or pruner trained
-            meanwhile included) or `epochs` (that trials reported; what one-shot models trained is not counted).
-        amount: How much. A run ends with the trial that reaches it; what it found beyond does not count.
+        kind: `trials` (finished trials), `seconds` (of trials, including the training of one-shot models in them) or
+            `epochs` (reported by trials, without the training of one-shot models).
+        amount: Amount, larger than 0. A run ends with the trial that reaches it; values beyond it do not count.
+
+    Example:
+        >>> from optuna_nas.results.comparison import Budget
+        >>> Budget.parse("seconds=600")
+        Budget(kind='seconds', amount=600.0)
     """
 
     kind: str
@@ -56,28 +63,28 @@ class Budget(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """Read `trials=30`, `seconds=600` or `epochs=200`.
+        """Return the budget of a text such as `trials=30`, `seconds=600` or `epochs=200`.
 
         Raises:
-            ValueError: It is none of these.
+            ValueError: The text has another form, or the amount is out of range.
         """
         kind, _, amount = text.partition("=")
         try:
-            found = Budget(kind, float(amount))
+            budget = Budget(kind, float(amount))
         except ValueError:
-            found = Budget(kind, 0.0)
-        if kind not in BUDGETS or not 0 < found.amount < float("inf"):
+            budget = Budget(kind, 0.0)
+        if kind not in BUDGETS or not 0 < budget.amount < float("inf"):
             raise ValueError(f"`budget` must be such as trials=30, seconds=600 or epochs=200 but got {text!r}.")
-        return found
+        return budget
 
     def spent(self, study: Study) -> float:
-        """Return what the finished trials of a study have spent."""
+        """Return the budget spent by the finished trials of a study."""
         if self.kind == TRIALS:
             return float(counted_trials(study))
         return sum(self.of(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
 
     def of(self, trial: FrozenTrial) -> float:
-        """Return what one finished trial has spent."""
+        """Return the budget spent by one finished trial."""
         if self.kind == TRIALS:
             return 1.0
         if self.kind == EPOCHS:
@@ -86,17 +93,17 @@ class Budget(NamedTuple):
 
 
 class Row(NamedTuple):
-    """How a strategy did over the seeds, S of them.
+    """Results of a strategy over S seeds.
 
     Args:
-        strategy: Its name.
-        best: Best value within the budget with each seed, shape (S,).
-        mean: Of them.
-        interval: Half of the 95 % interval of the mean (Student's t); NaN for one seed.
+        strategy: Name of the strategy.
+        best: Best value within the budget for each seed, shape (S,).
+        mean: Mean of the best values.
+        interval: Half of the 95 % confidence interval of the mean (Student's t); NaN for one seed.
         rank: Mean rank among the strategies, 1 is best.
-        seconds: Mean seconds of training of a run.
-        tested: Mean metric of the best networks on the test split; None where it was not measured.
-        p_value: Of a paired t-test against Optuna's TPE; NaN for one seed, or for TPE itself.
+        seconds: Mean seconds of training per run.
+        tested: Mean metric of the best networks on the test split; None if it was not measured.
+        p_value: P value of a paired t-test against Optuna's TPE; NaN for one seed, and for TPE itself.
     """
 
     strategy: str
@@ -110,12 +117,12 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Strategies compared.
+    """Result of a comparison.
 
     Args:
-        rows: How every strategy did, best first.
-        bands: Their anytime curves, in the same order.
-        studies: All studies.
+        rows: Results of the strategies, best first.
+        bands: Anytime curves of the strategies, in the same order.
+        studies: Studies of all runs.
         metric: Name of the values.
     """
 
@@ -130,24 +137,30 @@ class Comparison(NamedTuple):
         return ("strategy", f"best {self.metric}", "95 % interval", "rank", "seconds", "test", "p against TPE")
 
     def figure(self, budget: Budget) -> Figure:
-        """Draw the best value against what was spent, the mean over seeds and the range of a standard error."""
+        """Plot the best value against the spent budget, as mean over seeds with a band of one standard error."""
         return draw_bands(self.bands, budget.kind, f"best {self.metric}", self.studies[0].directions[0])
 
 
 def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
-    """Return the strategies of a seed by name: those of the searches, and random search and Optuna's TPE.
+    """Return the strategies of a seed by name: the searches, random search, and Optuna's TPE.
 
-    All train in the frame, on the data and by the recipe of the first search. Random search prunes nothing, TPE has
+    The two baselines use skeleton, data, recipe and task of the first search. Random search prunes no trials; TPE has
     Optuna's median pruner.
 
+    Args:
+        searches: Searches with equal settings apart from sampler and pruner.
+        seed: Seed of the baselines' samplers.
+
     Raises:
-        ValueError: Searches differ in what they train, or share a name.
+        ValueError: Searches have different settings, or share a name.
     """
     first = searches[0]
     for search in searches[1:]:
-        ours, theirs = first.setting(), search.setting()
+        reference, setting = first.setting(), search.setting()
         differing = sorted(
-            part for part in {*ours, *theirs} - {"initial_weights", "masks"} if ours.get(part) != theirs.get(part)
+            part
+            for part in {*reference, *setting} - {"initial_weights", "masks"}
+            if reference.get(part) != setting.get(part)
         )
         if search.directions != first.directions:
             differing.append("directions")
@@ -156,17 +169,17 @@ def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
                 f"`{differing[0]}` must be the same in all studies that are compared but that of {search.name!r} is "
                 f"not that of {first.name!r}; give them the same."
             )
-    found = {search.name: search for search in searches}
-    if len(found) < len(searches):
+    named = {search.name: search for search in searches}
+    if len(named) < len(searches):
         raise ValueError(
-            f"`name` must be another for every study but {first.name!r} and others share one; rename them."
+            f"`name` must be different for every study but {first.name!r} and others share one; rename them."
         )
     objective = first.objective
     if isinstance(objective, TrainObjective):
         objective = replace(objective, initial_weights=None, masks=None)
     plain = replace(first, objective=objective)
     return {
-        **found,
+        **named,
         RANDOM: replace(plain, sampler=RandomSampler(seed), pruner=NopPruner()),
         TPE: replace(plain, sampler=TPESampler(seed=seed), pruner=MedianPruner()),
     }
@@ -181,18 +194,21 @@ def compare(
     *,
     listener: Callable[[str, int, Search], SearchListener | None] = lambda strategy, seed, search: None,
 ) -> Comparison | None:
-    """Run every strategy with every seed to the budget; what has run is not run again. None where it was interrupted.
+    """Run every strategy with every seed until the budget is spent; existing runs are resumed.
 
     Args:
-        make: Returns the searches for a seed, the same each time.
-        budget: Of every run.
-        seeds: How many, from 0.
-        folder: Where studies and networks go.
-        tracker: Makes the MLflow mirror of a run with tags, or None.
-        listener: Hears of a run.
+        make: Function of a seed that returns the searches, equal ones at each call.
+        budget: Budget of each run.
+        seeds: Number of seeds, at least 1; seeds are counted from 0.
+        folder: Folder of studies and networks.
+        tracker: Function of the tags of a run that returns its MLflow tracker, or None.
+        listener: Function of strategy, seed and search that returns the listener to a run, or None.
+
+    Returns:
+        Result of the comparison; None if a run was interrupted.
 
     Raises:
-        ValueError: As `strategies`; or there is less than one seed.
+        ValueError: As `strategies`; also if `seeds` is below 1.
     """
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1 but got {seeds}.")
@@ -204,7 +220,7 @@ def compare(
             metric = metric_of(search.resolved_objective)
             shown = {"strategy": name, "seed": str(seed), "budget": f"{budget.kind}={budget.amount:g}"}
             shown["mlflow.runColor"] = COLOURS[number % len(COLOURS)]
-            wanted = replace(
+            configured = replace(
                 search,
                 name=f"{name}-{seed}",
                 folder=place,
@@ -212,7 +228,9 @@ def compare(
                 trials=round(budget.amount) if budget.kind == TRIALS else MAX_TRIALS,
                 tracking=tracker(shown),
             )
-            result = run(wanted, listener(name, seed, wanted), lambda study: budget.spent(study) >= budget.amount)
+            result = run(
+                configured, listener(name, seed, configured), lambda study: budget.spent(study) >= budget.amount
+            )
             if result.interrupted:
                 return None
             results.setdefault(name, []).append(result)
@@ -220,11 +238,17 @@ def compare(
 
 
 def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric: str = "value") -> Comparison:
-    """Return the table and the curves of runs, by strategy and seed."""
+    """Return the result of a comparison.
+
+    Args:
+        results: Results of the runs of each strategy, one per seed.
+        budget: Budget of each run.
+        metric: Name of the values.
+    """
     studies = {name: [result.study for result in runs] for name, runs in results.items()}
     direction = next(iter(studies.values()))[0].directions[0]
     curves = {name: [anytime(study, budget) for study in runs] for name, runs in studies.items()}
-    best = {name: np.array([values[-1] for _, values in found]) for name, found in curves.items()}
+    best = {name: np.array([values[-1] for _, values in runs]) for name, runs in curves.items()}
     ranks = dict(
         zip(best, rankdata(-oriented(np.stack(list(best.values())), direction), axis=0).mean(1).tolist(), strict=True)
     )
@@ -255,20 +279,20 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
 
 
 def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what was spent after every finished trial, and the best value then (NaN before the first); shapes (T,).
+    """Return the budget spent after each of T finished trials, and the best value so far, shape (T,) each.
 
-    Trials beyond the budget are left out, but for the first one.
+    The best value is NaN before the first value. Trials beyond the budget are left out, except for the first trial.
     """
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    found = progress(trials, study.directions[0])
+    curve = progress(trials, study.directions[0])
     spent = np.cumsum([budget.of(trial) for trial in trials])
-    bests = np.array([np.nan if best is None else best for best in found.best], dtype=np.float64)
+    bests = np.array([np.nan if best is None else best for best in curve.best], dtype=np.float64)
     within = max(1, int((spent <= budget.amount).sum()))
     return spent[:within], bests[:within]
 
 
 def _at(grid: NDArray[np.float64], spent: NDArray[np.float64], best: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the best value when so much was spent."""
+    """Return the best values at the spent budgets of a grid."""
     places = np.searchsorted(spent, grid, side="right") - 1
     return np.where(places >= 0, best[np.maximum(places, 0)], np.nan)
 
@@ -278,7 +302,7 @@ def _seconds(study: Study) -> float:
 
 
 def cells(row: Row) -> list[str]:
-    """Return a row as text, under `Comparison.headings`."""
+    """Return a row as texts for the columns of `Comparison.headings`."""
 
     def shown(number: float | None, digits: int) -> str:
         return "" if number is None or number != number else f"{number:.{digits}f}"
@@ -289,6 +313,6 @@ def cells(row: Row) -> list[str]:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Return the table as JSON."""
+    """Return the rows of a comparison as JSON."""
     rows = [{**row._asdict(), "best": row.best.tolist()} for row in comparison.rows]
     return json.dumps(rows, indent=1)

@@ -1,4 +1,4 @@
-"""From a study to a network: the final training of an architecture, and what is exported."""
+"""Final training of an architecture, and the network of a study to export."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ SKELETONS: dict[str, Callable[..., Skeleton]] = {
 
 
 class FinalTraining(NamedTuple):
-    """What a final training came to.
+    """Result of a final training.
 
     Args:
-        network: File, for `load_network` and `export`.
+        network: File of the network, for `load_network` and `export`.
         metric: Name of the task's metric.
-        validation_metric: The metric on the split `report`.
-        test_metric: The metric on the test split; None without one.
-        params: Parameters of the network.
+        validation_metric: Metric on the validation split.
+        test_metric: Metric on the test split; None without one.
+        params: Number of parameters of the network.
         seconds: Seconds of training.
     """
 
@@ -78,32 +78,32 @@ def data_of(search: Search) -> Data:
     """Return the data of a search.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The search has no data.
     """
     data: Data | None = getattr(search.resolved_objective, "data", search.data)
     if data is None:
         raise ValueError(
-            "`data` of the study must be known to train a network but its objective is its own; give the search `data`."
+            "`data` must be given to train a network of a study with an objective of its own; give the search `data`."
         )
     return data
 
 
 def task_of(search: Search) -> Task:
-    """Return the task that the trials of a search train for; what they suggest takes the default."""
+    """Return the task of a search, with the defaults of fields that its trials suggest."""
     task: Task = getattr(search.resolved_objective, "task", search.task)
     return without_suggestions(task)
 
 
 def space_of(search: Search, skeleton: Skeleton | None = None, architecture: Architecture | None = None) -> ModelSpace:
-    """Return the space that the trials of a search are built from, perhaps in another skeleton or of other cells.
+    """Return the space of networks of a search, perhaps with another skeleton or other cells.
 
     Args:
-        search: With a space of networks, or an objective that has one.
-        skeleton: In place of that of the trials.
-        architecture: Of other cells, such as a published one, in the same skeleton.
+        search: Search with a space of networks, or with an objective that has one.
+        skeleton: Skeleton; by default that of the search.
+        architecture: Architecture whose cells replace those of the search, such as a published one.
 
     Raises:
-        ValueError: There is no skeleton to build in.
+        ValueError: There is no skeleton.
     """
     space = getattr(search.resolved_objective, "space", search.space)
     other = None if architecture is None else architecture.space.core
@@ -113,15 +113,24 @@ def space_of(search: Search, skeleton: Skeleton | None = None, architecture: Arc
         return space
     cells = other or space.core
     if skeleton is None or not isinstance(cells, CellularSpace):
-        raise ValueError("`skeleton` must be given for a study whose objective is its own; try `darts_cifar`.")
+        raise ValueError("`skeleton` must be given for a study with an objective of its own; try `darts_cifar`.")
     return NetworkSpace(cells, skeleton)
 
 
 def read_architecture(text: str) -> Architecture:
-    """Return a published cell by its name, or an architecture from a JSON file of `architecture.to_json()`.
+    """Return a published cell by name, or an architecture from a JSON file of `architecture.to_json()`.
+
+    Args:
+        text: Name of a published cell in any case, or path of a file.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text is neither.
+
+    Example:
+        >>> from optuna_nas import published_cell
+        >>> from optuna_nas.results.final_training import read_architecture
+        >>> read_architecture("darts-v2") == published_cell("DARTS_V2")
+        True
     """
     if text.lower().replace("-", "_") in {name.lower() for name in PUBLISHED_CELLS}:
         return published_cell(text)
@@ -138,19 +147,26 @@ def read_architecture(text: str) -> Architecture:
 
 
 def read_skeleton(text: str, data: Data) -> Skeleton:
-    """Return the skeleton that a text names, for the images and classes of data.
+    """Return the skeleton that a text describes, for the inputs and outputs of data.
 
     Args:
-        text: `darts_cifar`, `nasbench201:channels=8,repeats=1`, or a JSON file of `skeleton.to_dict()`.
-        data: Whose images and classes it takes.
+        text: Text such as `darts_cifar` or `nasbench201:channels=8,repeats=1`, or path of a JSON file of
+            `skeleton.to_dict()`.
+        data: Data that determine shape of inputs and number of classes.
 
     Raises:
         ValueError: There is no such skeleton, or it has no such argument.
+
+    Example:
+        >>> from optuna_nas import digits
+        >>> from optuna_nas.results.final_training import read_skeleton
+        >>> read_skeleton("nasbench201:channels=8,repeats=1", digits()).channels
+        8
     """
     name, _, arguments = text.partition(":")
     if name in SKELETONS:
         make = SKELETONS[name]
-        known = inspect.signature(make).parameters
+        parameters = inspect.signature(make).parameters
         values: dict[str, Any] = {
             "input_shape": getattr(data, "input_shape", None),
             "classes": getattr(data, "outputs", None),
@@ -159,8 +175,8 @@ def read_skeleton(text: str, data: Data) -> Skeleton:
             raise ValueError(f"`skeleton` must be a JSON file for {data.name!r}, whose inputs have no known shape.")
         for argument in filter(None, arguments.split(",")):
             key, _, value = argument.partition("=")
-            if key not in known or key in values or not value.isdigit():
-                names = ", ".join(key for key in known if key not in ("input_shape", "classes", "affine"))
+            if key not in parameters or key in values or not value.isdigit():
+                names = ", ".join(key for key in parameters if key not in ("input_shape", "classes", "affine"))
                 raise ValueError(f"`skeleton` {name!r} must be given whole numbers for {names} but got {argument!r}.")
             values[key] = int(value)
         return make(**values)
@@ -170,10 +186,20 @@ def read_skeleton(text: str, data: Data) -> Skeleton:
 
 
 def read_recipe(recipe: Recipe, settings: list[str]) -> Recipe:
-    """Return a recipe with `NAME=VALUE` in place of what it has.
+    """Return a recipe with fields replaced by `NAME=VALUE` settings.
+
+    Args:
+        recipe: Recipe.
+        settings: Settings, such as `epochs=600`.
 
     Raises:
-        ValueError: A name or a value is wrong.
+        ValueError: A name or value is invalid.
+
+    Example:
+        >>> from optuna_nas import Recipe
+        >>> from optuna_nas.results.final_training import read_recipe
+        >>> read_recipe(Recipe(), ["epochs=600"]).epochs
+        600
     """
     values: dict[str, Any] = {}
     for setting in settings:
@@ -189,7 +215,7 @@ def read_recipe(recipe: Recipe, settings: list[str]) -> Recipe:
 
 
 def recipe_of(search: Search, trial: FrozenTrial | None) -> Recipe:
-    """Return the recipe of a search; what its trials suggest is that of a trial, or the default."""
+    """Return the recipe of a search, with the values of a trial, or else the defaults, for suggested fields."""
     recipe: Recipe = getattr(search.resolved_objective, "recipe", search.recipe)
     return without_suggestions(recipe) if trial is None else resolve(recipe, trial)
 
@@ -198,7 +224,7 @@ def best_of(search: Search) -> tuple[FrozenTrial, Architecture]:
     """Return the best trial of an existing study and its architecture.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No trial has completed within its constraints.
     """
     best = best_trial(open_study(search, create=False))
     architecture = None if best is None else architecture_of(search, best)
@@ -218,24 +244,24 @@ def train_in_full(
     on_step: Callable[[float], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> FinalTraining:
-    """Train an architecture from scratch, go on where an earlier call was interrupted, judge it on the test split.
+    """Train an architecture from scratch and evaluate it on the test split; interrupted trainings are resumed.
 
-    Files go to `final/` in the search's folder, named by all that decides the result; a training that has ended is not
-    done again.
+    Files are written to `final/` in the folder of the search, named by a hash of everything that determines the result.
+    Finished trainings are not repeated.
 
     Args:
-        search: Whose data and task are used.
-        architecture: Of any space.
-        recipe: How to train.
-        space: What to build it in, such as `search.space.with_skeleton(...)`; by default what the trials use.
-        device: `auto` (a GPU if there is one), or a torch device.
-        on_epoch: Called after every epoch.
-        on_step: Called after every step with the fraction done.
-        should_stop: Asked after every step; True writes a checkpoint and raises `TrainingStopped`.
+        search: Search with data and task.
+        architecture: Architecture of any space.
+        recipe: Recipe of the training.
+        space: Space of networks, such as `search.space.with_skeleton(...)`; by default that of the search.
+        device: Device of the training: `auto` (a GPU if there is one), or a torch device.
+        on_epoch: Callback after every epoch.
+        on_step: Callback after every step with the fraction of the training that is done, in [0, 1].
+        should_stop: Callback after every step; True writes a checkpoint and raises `TrainingStopped`.
 
     Raises:
-        ValueError: The parts do not fit each other, or the network is none that a file can hold.
-        TrainingStopped: `should_stop` said so.
+        ValueError: Architecture, space and data do not fit each other, or files cannot hold such a network.
+        TrainingStopped: `should_stop` returned True.
     """
     data, task = data_of(search), task_of(search)
     space = space or space_of(search, architecture=architecture)
@@ -277,10 +303,10 @@ def train_in_full(
 
 
 def network_to_export(search: Search) -> tuple[DiscreteNetwork, Path]:
-    """Return the network of the newest final training, or else that of the best trial; and its file.
+    """Return the network of the newest final training, or else of the best trial, and its file.
 
     Raises:
-        ValueError: There is neither.
+        ValueError: There is no trained network.
     """
     finals = list((search.resolved_folder() / "final").glob("*.safetensors"))
     if finals:

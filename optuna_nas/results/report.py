@@ -1,4 +1,4 @@
-"""What a study came to, as one page: HTML that needs nothing from the network, and the same as Markdown."""
+"""Report of a study: a self-contained HTML page, and the same as Markdown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from optuna_nas.plots.progress import (
     pareto,
     progress,
 )
-from optuna_nas.plots.surrogate import draw_guesses, guesses
+from optuna_nas.plots.surrogate import draw_scores, scores_of
 from optuna_nas.samplers import distribution_records
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import architecture_of, summarise
@@ -43,21 +43,33 @@ if TYPE_CHECKING:
 
 
 MAX_ROWS = 20
-"""Of the leaderboard."""
+"""Largest number of rows of the leaderboard."""
 MIN_SCORES = 5
-"""Scored trials from which scores are compared with values."""
+"""Smallest number of scored trials for a plot of scores against values."""
 MAX_REASONS = 8
+"""Largest number of reasons in the table of stopped trials."""
 
 
 class Text(NamedTuple):
-    """A paragraph; as it stands where `code` is set."""
+    """Paragraph.
+
+    Args:
+        text: Text.
+        code: Whether it is shown as code.
+    """
 
     text: str
     code: bool = False
 
 
 class Table(NamedTuple):
-    """Rows of text under headings; columns that hold numbers are named."""
+    """Table.
+
+    Args:
+        headings: Headings of the columns; empty strings for no headings.
+        rows: Rows of texts.
+        numbers: Headings of the columns with numbers.
+    """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -65,7 +77,14 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG file: its name without suffix, what it shows in words, its bytes, its width on a screen in pixels."""
+    """Picture.
+
+    Args:
+        name: Name of the file without suffix.
+        shows: Description in words.
+        png: Content of the PNG file.
+        width: Width on a screen in pixels.
+    """
 
     name: str
     shows: str
@@ -74,26 +93,31 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading and what stands below it."""
+    """Section with its heading."""
 
     title: str
     blocks: Sequence[Text | Table | Picture]
 
 
 class Report(NamedTuple):
-    """Files of a report."""
+    """Files of a report.
+
+    Args:
+        page: HTML page.
+        markdown: Markdown file.
+    """
 
     page: Path
     markdown: Path
 
 
 def write_report(search: Search, folder: Path | None = None, command: str = "") -> Report:
-    """Write `report.html`, `report.md` and the pictures of the latter.
+    """Write `report.html`, `report.md` and its pictures.
 
     Args:
-        search: Its study must exist.
-        folder: Where to; by default `report` in the search's folder.
-        command: What runs the study, shown under "how to reproduce".
+        search: Search with an existing study.
+        folder: Folder of the files; by default `report` in the folder of the search.
+        command: Shell command that runs the study, shown in the section "How to reproduce".
 
     Raises:
         ValueError: The study does not exist.
@@ -112,11 +136,17 @@ def write_report(search: Search, folder: Path | None = None, command: str = "") 
     return Report(page, markdown)
 
 
-# -- what it says -------------------------------------------------------------------------------------------------
+# -- contents -----------------------------------------------------------------------------------------------------
 
 
 def sections_of(search: Search, study: Study, command: str) -> list[Section]:
-    """Return the sections that there is something to say in."""
+    """Return the sections of a report that are not empty.
+
+    Args:
+        search: Search.
+        study: Study of the search.
+        command: Shell command that runs the study.
+    """
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished()]
     metric = metric_of(search.resolved_objective)
@@ -125,10 +155,10 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
         Section("Result", _result(search, study)),
         Section("Leaderboard", _leaderboard(search, study, metric)),
         Section("Best so far", _progress(study, finished, metric)),
-        Section("What mattered", _importances(study)),
+        Section("Importance of parameters", _importances(study)),
         Section("What the sampler learned", _distribution(search, study)),
         Section("What the masks keep", _masks(search, finished)),
-        Section("Scores against values", _guesses(study, finished, metric)),
+        Section("Scores against values", _scores(study, finished, metric)),
         Section(f"Cost and {metric}", _costs(study, finished, metric)),
         Section("What was stopped", _stopped(search, finished)),
         Section("How to reproduce", _reproduction(search, study, command)),
@@ -180,25 +210,25 @@ def _leaderboard(search: Search, study: Study, metric: str) -> list[Text | Table
 
 
 def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
-    found = progress(finished, study.directions[0])
-    known = [best for best in found.best if best is not None]
-    if not known:
+    curve = progress(finished, study.directions[0])
+    bests = [best for best in curve.best if best is not None]
+    if not bests:
         return []
-    when = found.best.index(known[-1])
-    told = Text(
-        f"{len(finished)} trials took {found.seconds[-1]:,.0f} seconds one after the other; the best value came with "
-        f"trial {found.numbers[when]}, after {found.seconds[when]:,.0f} seconds."
+    when = curve.best.index(bests[-1])
+    text = Text(
+        f"{len(finished)} trials took {curve.seconds[-1]:,.0f} seconds in total; trial {curve.numbers[when]} reached "
+        f"the best value, after {curve.seconds[when]:,.0f} seconds."
     )
-    return [told, _picture("progress", "Best value so far", lambda: draw_progress(found, metric))]
+    return [text, _picture("progress", "Best value so far", lambda: draw_progress(curve, metric))]
 
 
 def _importances(study: Study) -> list[Text | Table | Picture]:
-    found = importances(study)
-    if not found:
+    by_parameter = importances(study)
+    if not by_parameter:
         return []
-    first = next(iter(found))
-    told = Text(f"Of the values' variance, {found[first]:.0%} is explained by {first} (fANOVA, Hutter et al. 2014).")
-    return [told, _picture("importances", "Importance of every parameter", lambda: draw_importances(found))]
+    first = next(iter(by_parameter))
+    text = Text(f"{first} explains {by_parameter[first]:.0%} of the variance of values (fANOVA, Hutter et al. 2014).")
+    return [text, _picture("importances", "Importance of every parameter", lambda: draw_importances(by_parameter))]
 
 
 def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
@@ -206,39 +236,39 @@ def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
     if not records:
         return []
     first, last = (record.metrics["entropy"] for record in (records[0], records[-1]))
-    told = Text(
-        f"The entropy of an edge, at first {first:.2f} nats, was {last:.2f} after {records[-1].step} steps; 0 is a "
-        "sampler that is sure."
+    text = Text(
+        f"The mean entropy of an edge went from {first:.2f} to {last:.2f} nats over {records[-1].step} steps; at 0 the "
+        "sampler always draws the same architecture."
     )
-    return [told, _picture("distribution", "Probabilities over time", lambda: plot_distribution(search.space, records))]
+    return [text, _picture("distribution", "Probabilities over time", lambda: plot_distribution(search.space, records))]
 
 
 def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table | Picture]:
-    known = [found for trial in finished if (found := masks_of(trial))]
-    if not known:
+    stored = [masks for trial in finished if (masks := masks_of(trial))]
+    if not stored:
         return []
-    newest = max(known, key=lambda found: int(found["step"]))
+    newest = max(stored, key=lambda masks: int(masks["step"]))
     kept, total = (
         sum(map(len, newest["kept"].values())),
         sum(map(len, dict(search.space.full_architecture().choices).values())),
     )
-    told = Text(f"The masks keep {kept} of {total} ops on edges.")
+    text = Text(f"The masks keep {kept} of {total} ops on edges.")
     return [
-        told,
+        text,
         _picture("masks", "Ops that masks keep", lambda: draw_masks(search.space, newest["kept"], newest["weights"])),
     ]
 
 
-def _guesses(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
-    found = guesses(finished, study.directions[0])
-    if len(found.numbers) < MIN_SCORES:
+def _scores(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
+    scores = scores_of(finished, study.directions[0])
+    if len(scores.numbers) < MIN_SCORES:
         return []
-    tau = found.correlation
-    told = Text(
-        f"Kendall's tau between what was guessed before training and what came of it: {tau.tau:.2f}, 95 % interval "
-        f"{tau.lower:.2f} to {tau.upper:.2f}, over {tau.n_trials} trials."
+    tau = scores.correlation
+    text = Text(
+        f"Kendall's tau between scores before training and values: {tau.tau:.2f}, 95 % interval {tau.lower:.2f} to "
+        f"{tau.upper:.2f}, over {tau.n_trials} trials."
     )
-    return [told, _picture("surrogate", "Guesses against values", lambda: draw_guesses(found, metric))]
+    return [text, _picture("surrogate", "Scores against values", lambda: draw_scores(scores, metric))]
 
 
 def _costs(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
@@ -280,11 +310,11 @@ def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Tab
     blocks.append(Text(text))
     reasons: dict[str, list[int]] = {}
     for trial in (*pruned, *failed):
-        reason = str(attribute(trial.user_attrs, REASON, "no reason was given"))
+        reason = str(attribute(trial.user_attrs, REASON, "no reason given"))
         reasons.setdefault(reason, []).append(trial.number)
     common = sorted(reasons.items(), key=lambda item: -len(item[1]))[:MAX_REASONS]
     rows = [(str(len(numbers)), reason, ", ".join(map(str, numbers[:10]))) for reason, numbers in common]
-    return [*blocks, Table(("trials", "why", "first of them"), rows, frozenset({"trials"}))]
+    return [*blocks, Table(("trials", "reason", "numbers of the first"), rows, frozenset({"trials"}))]
 
 
 def _is_whole(trial: FrozenTrial) -> bool:
@@ -310,8 +340,8 @@ def _reproduction(search: Search, study: Study, command: str) -> list[Text | Tab
         for part in ("recipe", "task"):
             rows += [(f"{part}: {name}", str(value)) for name, value in described.get(part, {}).items()]
     rows += [*versions().items(), ("git commit", git_commit())]
-    asked: list[Text | Table | Picture] = [Text(command, code=True)] if command else []
-    return [*asked, Table(("", ""), [row for row in rows if row[1]])]
+    code: list[Text | Table | Picture] = [Text(command, code=True)] if command else []
+    return [*code, Table(("", ""), [row for row in rows if row[1]])]
 
 
 def _picture(name: str, shows: str, draw: Callable[[], Figure]) -> Picture:
@@ -320,7 +350,7 @@ def _picture(name: str, shows: str, draw: Callable[[], Figure]) -> Picture:
     return Picture(name, shows, file.getvalue(), round(96 * figure.get_figwidth()))
 
 
-# -- how it looks -------------------------------------------------------------------------------------------------
+# -- rendering ----------------------------------------------------------------------------------------------------
 
 STYLE = """
 :root { color-scheme: light; }
@@ -342,7 +372,7 @@ th { border-bottom: 2px solid #ccc; } .number { text-align: right; overflow-wrap
 
 
 def as_html(title: str, sections: Sequence[Section]) -> str:
-    """Return one page; its pictures are in it."""
+    """Return a report as one HTML page with embedded pictures."""
     body = [f"<h1>{html.escape(title)}</h1>"]
     for section in sections:
         body.append(f"<section><h2>{html.escape(section.title)}</h2>")
@@ -379,7 +409,7 @@ def _html_table(table: Table) -> str:
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Return the same with pictures in files beside it."""
+    """Return a report as Markdown, with references to picture files in the same folder."""
     parts = [f"# {title}"]
     for section in sections:
         parts.append(f"## {section.title}")

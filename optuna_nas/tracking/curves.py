@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
-from optuna_nas.plots.surrogate import guesses
+from optuna_nas.plots.surrogate import scores_of
 from optuna_nas.storage.attributes import GPU_SECONDS, SURROGATE_SCORE, attribute, has_attribute
 from optuna_nas.storage.directions import better
 from optuna_nas.storage.leaderboard import can_win, spent_seconds
@@ -62,7 +62,7 @@ class CurvePoints:
                 continue
             if has_attribute(trial.user_attrs, SURROGATE_SCORE) and n_seen + 1 >= TAU_GROWTH * self._n_tau:
                 self._n_tau = n_seen + 1
-                tau = guesses(settled[: n_seen + 1], self._direction).correlation
+                tau = scores_of(settled[: n_seen + 1], self._direction).correlation
                 point |= {f"surrogate/kendall_tau{name}": getattr(tau, field) for name, field in TAU_CURVES}
             moment = milliseconds(trial.datetime_complete)
             self._unwritten[trial.number] = Epoch(trial.number, trial.number, point, moment)

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
-from optuna_nas.plots.surrogate import draw_guesses, guesses
+from optuna_nas.plots.surrogate import draw_scores, scores_of
 from optuna_nas.space import CellularSpace
 from optuna_nas.storage.attributes import masks_of
 from optuna_nas.tracking.view import PICTURE_KEY
@@ -91,9 +91,9 @@ class StudyPictures:
             trials: Finished trials.
             growth: Factor by which the number of trials must have grown, at least 1.
         """
-        scores, curves = guesses(trials, self._direction), anytime_curves(trials, self._direction)
+        scores, curves = scores_of(trials, self._direction), anytime_curves(trials, self._direction)
         n_scores = len(scores.numbers)
-        self._draw_grown("surrogate.png", n_scores, MIN_SCORES, growth, lambda: draw_guesses(scores, self._metric))
+        self._draw_grown("surrogate.png", n_scores, MIN_SCORES, growth, lambda: draw_scores(scores, self._metric))
         self._draw_grown("anytime.png", len(curves), 1, growth, lambda: draw_anytime(curves))
 
     def _draw_grown(

@@ -83,7 +83,7 @@ def test_a_study_of_ours_gets_its_pictures(tmp_path, monkeypatch):
 def test_bad_input_is_one_sentence(storage, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for arguments, sentence in (
-        (("theirs",), "`--storage` must be given where `study` is a name"),
+        (("theirs",), "`--storage` must be given if `study` is a name"),
         (("other", "--storage", storage), "has none named 'other'"),
         (("theirs", "--storage", f"sqlite:///{tmp_path}/no.db"), "has none named 'theirs'"),
         (("theirs", "--storage", "nonsense://x"), "`storage` must be the address of a database"),

@@ -8,7 +8,7 @@ from optuna.trial import TrialState, create_trial
 from scipy.stats import kendalltau
 
 from optuna_nas import plot_surrogate
-from optuna_nas.plots.surrogate import guesses
+from optuna_nas.plots.surrogate import scores_of
 from optuna_nas.storage.attributes import PREFIX
 
 
@@ -36,7 +36,7 @@ def test_trials_that_finished_and_were_guessed_are_counted():
             trial(0.6, surrogate_score=float("nan")),
         ]
     )
-    found = guesses(study.trials, StudyDirection.MAXIMIZE)
+    found = scores_of(study.trials, StudyDirection.MAXIMIZE)
     assert found.numbers == (0, 3)
     assert found.scores == (0.1, 0.3)
     assert found.values == (0.5, 0.6)
@@ -49,7 +49,7 @@ def test_the_correlation_says_how_well_better_trials_score_higher(direction):
     values = random.normal(size=30)
     scores = values + random.normal(size=30)
     sign = 1 if direction == StudyDirection.MAXIMIZE else -1
-    found = guesses([trial(sign * v, surrogate_score=s) for v, s in zip(values, scores, strict=True)], direction)
+    found = scores_of([trial(sign * v, surrogate_score=s) for v, s in zip(values, scores, strict=True)], direction)
     assert found.correlation.tau == pytest.approx(kendalltau(scores, values).statistic)
     assert 0 < found.correlation.lower < found.correlation.tau < found.correlation.upper < 1
 

@@ -131,7 +131,7 @@ def test_all_strategies_train_the_same():
     assert all(setting == settings[0] for setting in settings)
     with pytest.raises(ValueError, match="`recipe` must be the same in all studies that are compared but that of 'b'"):
         strategies([search("a"), search("b", recipe=Recipe(epochs=3))], 0)
-    with pytest.raises(ValueError, match="`name` must be another for every study"):
+    with pytest.raises(ValueError, match="`name` must be different for every study"):
         strategies([search("a"), search("a")], 0)
     own = replace(search("b"), objective=lambda trial: 1.0, directions=("minimize",))
     other = replace(own, name="a", directions=("maximize",))

@@ -163,7 +163,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(folder):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "To go on:" in output
+    assert "To resume:" in output
     assert list((folder / "runs" / "final").glob("*.checkpoint"))
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

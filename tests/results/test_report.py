@@ -93,7 +93,7 @@ SECTIONS = [
     "Result",
     "Leaderboard",
     "Best so far",
-    "What mattered",
+    "Importance of parameters",
     "What the masks keep",
     "Scores against values",
     "Cost and accuracy",

@@ -6,7 +6,7 @@ from optuna.study import StudyDirection
 
 from optuna_nas.plots.anytime import anytime_curves
 from optuna_nas.plots.progress import pareto, progress
-from optuna_nas.plots.surrogate import guesses
+from optuna_nas.plots.surrogate import scores_of
 from optuna_nas.storage import attributes
 from optuna_nas.storage.artifacts import fetch_file, folder_store, publish_file
 from optuna_nas.storage.attributes import (
@@ -154,8 +154,8 @@ def test_an_older_study_looks_the_same():
     for number, (trial, other) in enumerate(zip(trials, older, strict=True)):
         trial.number = other.number = number
     up = StudyDirection.MAXIMIZE
-    assert guesses(older, up) == guesses(trials, up)
-    assert guesses(older, up).flagged.count(True) == 1
+    assert scores_of(older, up) == scores_of(trials, up)
+    assert scores_of(older, up).flagged.count(True) == 1
     assert progress(older, up) == progress(trials, up)
     assert progress(older, up).seconds[-1] == 52
     assert pareto(older, "params", up) == pareto(trials, "params", up)

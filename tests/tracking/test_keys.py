@@ -1,4 +1,4 @@
-"""Names and texts as MLflow takes them."""
+"""Keys and values in the form that MLflow accepts."""
 
 import numpy as np
 import optuna

@@ -41,7 +41,7 @@ def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "FAIL", "COMPLETE"]
     messages = [record.getMessage() for record in caplog.records if record.name == "optuna_nas.tracking"]
     assert len(messages) == 2
-    assert "the search goes on" in messages[0]
+    assert "the search continues" in messages[0]
     assert "the next start writes it" in messages[1]
 
     server.start()

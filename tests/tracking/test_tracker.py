@@ -121,7 +121,7 @@ def test_a_full_disk_stops_nothing_and_what_fits_later_is_written_later(tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(study.trials) == 4
     messages = [record.getMessage() for record in caplog.records if record.name == "optuna_nas.tracking"]
-    assert [("misses part" in message, "lacks part" in message) for message in messages] == [
+    assert [("the search continues" in message, "the next start" in message) for message in messages] == [
         (True, False),
         (False, True),
     ]

@@ -91,7 +91,7 @@ def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder,
     assert alone.exit_code == 0, alone.output
     done = here("run", "tiny.py", "--workers", "3", "--trials", "6")
     assert done.exit_code == 0, done.output
-    assert "was copied to a PostgreSQL beside it" in caplog.text
+    assert "was copied to a PostgreSQL database beside it" in caplog.text
     assert not open_connections
     assert sorted(re.findall(r"trial (\d+): ", done.stdout)) == ["2", "3", "4", "5"]
     assert "tiny: the best of 6 trials" in done.stdout
@@ -175,7 +175,7 @@ def test_ctrl_c_ends_all_workers_and_the_study_goes_on(folder, postgresql):
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "To go on: optuna-nas run fast.py --workers 2" in output
+    assert "To resume: optuna-nas run fast.py --workers 2" in output
     states = states_of(postgresql, "cut")
     assert set(states) == {TrialState.COMPLETE}, "the running trials were ended first"
     total = len(states) + 3
