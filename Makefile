@@ -18,6 +18,7 @@ bench: $(VENV)/.installed-dev ## the short benchmarks, five minutes on one core;
 	$(BIN)/python studies/benchmarks/ghn_speed.py --repeats 2 --json build/bench/ghn_speed.json
 	$(BIN)/python studies/benchmarks/training.py --settings "NAS-Bench-201, 3 cells, C = 16" --json build/bench/training.json
 	$(BIN)/python studies/benchmarks/overhead.py --sizes 100 1000 --edges 28 --json build/bench/overhead.json
+	$(BIN)/python studies/benchmarks/latency.py --cpu-seconds --json build/bench/latency.json
 	$(BIN)/python studies/benchmarks/growth.py --repeats 1 --trials 200 1000 --json build/bench/growth.json
 	$(BIN)/python studies/benchmarks/tracking.py --trials 100 --seconds 0.02 --stores sqlite --json build/bench/tracking.json
 
