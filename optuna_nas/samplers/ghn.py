@@ -360,7 +360,6 @@ class GHNSampler(ArchitectureSampler):
             order.append(remaining.pop(place))
         return np.array(order, dtype=np.int64)
 
-
     def _costs_of(self, architecture: Architecture) -> list[float]:
         exact = architecture.cost() if isinstance(architecture.space, ModelSpace) else None
         return [getattr(exact, cost) if isinstance(cost, str) else cost.of(architecture) for cost in self._costs]
