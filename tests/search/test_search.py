@@ -281,7 +281,7 @@ def test_the_trial_of_a_dead_process_fails_and_its_parameters_go_on(search):
     reap_dead_trials(study)
     dead, living, waiting = study.trials
     assert dead.state == TrialState.FAIL
-    assert "gone" in dead.user_attrs[REASON]
+    assert dead.user_attrs[REASON] == "its process has ended, attempt 1 of 3"
     assert living.state == TrialState.RUNNING
     assert waiting.state == TrialState.WAITING
     assert waiting.user_attrs[RESUMES] == 0

@@ -239,7 +239,9 @@ def test_being_stopped_on_purpose_does_not_count(study):
         found_by_number(study, study.trials[trial.number])
 
     assert tried(study, found_by_number, stopped, stopped_and_killed, stopped, found_by_number) == 6
-    assert [attribute(trial.user_attrs, REASON, "").startswith("the process") for trial in study.trials[:6]] == [
+    assert [
+        attribute(trial.user_attrs, REASON, "").startswith("its process has ended") for trial in study.trials[:6]
+    ] == [
         True,
         False,
         False,

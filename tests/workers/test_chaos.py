@@ -159,7 +159,7 @@ from pathlib import Path
 from optuna.pruners import NopPruner
 from strategies import few_digits
 
-from optuna_nas import SNAS, Search, SNASRecipe, SNASSampler, nasbench201_skeleton, nasbench201_space
+from optuna_nas import SNAS, NetworkSpace, Search, SNASRecipe, SNASSampler, nasbench201_skeleton, nasbench201_space
 from optuna_nas.storage import Heartbeat
 
 SPACE, DATA = nasbench201_space(), few_digits(120)
@@ -184,7 +184,7 @@ class LongSNAS(SNAS):
 
 def search() -> Search:
     skeleton = nasbench201_skeleton(1, 4, input_shape=DATA.input_shape, classes=DATA.classes)
-    snas = LongSNAS(SPACE, skeleton, SNASRecipe(batch_size=16))
+    snas = LongSNAS(NetworkSpace(SPACE, skeleton), SNASRecipe(batch_size=16))
     sampler = SNASSampler(SPACE, snas, data=DATA, budget=8, n_trials=16, trials_per_round=4, seed=0)
     return Search(
         name="learning", space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=16,

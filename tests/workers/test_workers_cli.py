@@ -29,7 +29,7 @@ pytestmark = [
 STUDY = """
 import os, time
 from optuna.pruners import NopPruner
-from optuna_nas import SNAS, Search, SNASSampler, nasbench201_skeleton, nasbench201_space
+from optuna_nas import SNAS, NetworkSpace, Search, SNASSampler, nasbench201_skeleton, nasbench201_space
 from optuna_nas.storage import Heartbeat
 
 SPACE = nasbench201_space()
@@ -50,7 +50,7 @@ def search(
             raise RuntimeError(fails)
         return len(architecture.summary) / 100
 
-    snas = None if learns else SNAS(SPACE, nasbench201_skeleton(1, 4))
+    snas = None if learns else SNAS(NetworkSpace(SPACE, nasbench201_skeleton(1, 4)))
     sampler = SNASSampler(SPACE, snas, avoid_duplicates=learns, seed=seed)
     return Search(
         name=name, space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=trials,
