@@ -57,7 +57,12 @@ def test_a_server_that_dies_stops_nothing_and_later_shows_everything(server, tmp
         curve = [(epoch, value_of(number, epoch)) for epoch in range(1, epochs + 1)]
         assert mirror.curve(mirror.children[number], "accuracy") == curve
         tiles = mirror.client.list_artifacts(mirror.children[number].info.run_id, "images")
-        assert len([tile for tile in tiles if "/architecture+" in tile.path]) == 2
+        names = {tile.path.rsplit("/", 1)[1] for tile in tiles if "/architecture+" in tile.path}
+        # The dying server may keep a picture without its preview, which MLflow writes next.
+        previews = [name for name in names if name.endswith("+compressed.webp")]
+        assert len(previews) == 1
+        assert previews[0].replace("+compressed.webp", ".png") in names
+        assert len(names) <= 3
     assert [step for step, _ in mirror.curve(mirror.parent, "best_value")] == [0, 1, 2, 3, 4]
     assert tracker.command == tracker.view_url
     assert tracker.view_url.startswith(f"{server.uri}/#/experiments/")
