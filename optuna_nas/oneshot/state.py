@@ -236,16 +236,16 @@ class LearnedState(ABC, Generic[Record]):
             tensors, description = load_tensors(path, self.device)
             if description.get("kind") != self.name:
                 raise ValueError(f"`path` must be a checkpoint of a {self.name} but {path} holds something else.")
-            theirs = description["configuration"]
+            stored = description["configuration"]
             # What neither has begun to train on can't disagree.
-            shared = theirs.keys() & self.configuration.keys() | self.describe().keys()
+            shared = stored.keys() & self.configuration.keys() | self.describe().keys()
             check_configuration(
-                path, {k: theirs.get(k) for k in shared}, {k: self.configuration.get(k) for k in shared}
+                path, {k: stored.get(k) for k in shared}, {k: self.configuration.get(k) for k in shared}
             )
             progress = description["progress"]
             if self.step > progress["step"]:
                 return
-            self._configuration = {**self.configuration, **theirs}
+            self._configuration = {**self.configuration, **stored}
             self.restore(tensors, progress)
             self.step, self.total_steps = progress["step"], progress["total_steps"] or self.total_steps
             self.tally.skipped, self.seconds = progress["skipped"], progress["seconds"]

@@ -1,4 +1,4 @@
-"""What the steps of a fit came to: sums of their metrics, and steps skipped for non-finite numbers."""
+"""Totals of the steps of a fit: sums of their metrics, and steps skipped for non-finite numbers."""
 
 from __future__ import annotations
 

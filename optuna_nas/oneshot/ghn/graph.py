@@ -34,9 +34,9 @@ class Module(NamedTuple):
     """One module of one network, with live nodes only: what computes nothing changes no embedding.
 
     Args:
-        ops: Of every node; input nodes stand first.
-        scales: Of every node.
-        topology: Of the nodes.
+        ops: Op of every node, input nodes first.
+        scales: Scale of every node.
+        topology: Topology of the nodes.
         sources: For every input node the number of the module it reads.
         nodes: Position in the graph of every node after the input nodes.
     """
@@ -158,7 +158,7 @@ def schedule(topology: Topology, reach: int = 1) -> Schedule:
     topological order, since a node reads nodes of lower levels only.
 
     Args:
-        topology: Of the graph.
+        topology: Topology of the graph.
         reach: Longest path that a virtual edge stands for; 1 for none.
     """
     n_nodes = len(topology)
@@ -166,7 +166,7 @@ def schedule(topology: Topology, reach: int = 1) -> Schedule:
     for node, sources in enumerate(topology):
         for source in sources:
             readers[source].append(node)
-    reverse = tuple(tuple(found) for found in readers)
+    reverse = tuple(tuple(numbers) for numbers in readers)
     forward = _levels(topology, range(n_nodes), reach)
     backward = _levels(reverse, range(n_nodes - 1, -1, -1), reach, left_out=n_nodes - 1)
     return Schedule(forward, backward)
@@ -220,7 +220,7 @@ def batch_graphs(
     """Lay many graphs of one skeleton out for propagation.
 
     Args:
-        graphs: Of whole networks.
+        graphs: Graphs of whole networks.
         op_numbers: Number of every op that may occur, and of every scale but 1 (`scale/2`).
         device: Where the tensors go.
         reach: Longest path that a virtual edge stands for; 1 for none.

@@ -94,9 +94,9 @@ class HyperNetwork(nn.Module):
         for module in batch.modules:
             shared = self.recipe.share_parameters
             propagation = cast("Propagation", self.propagations[0 if shared else module.number])
-            known = total.new_zeros(len(module.properties), hidden + 1)  # as `F.one_hot`, which looks at its argument
+            one_hot = total.new_zeros(len(module.properties), hidden + 1)  # as `F.one_hot`, which looks at its argument
             places = module.properties + 1
-            nodes = known.scatter_add(1, places, torch.ones_like(places, dtype=known.dtype))[:, 1:]
+            nodes = one_hot.scatter_add(1, places, torch.ones_like(places, dtype=one_hot.dtype))[:, 1:]
             if self.shapes:
                 columns = zip(self.shapes, module.features.unbind(1), strict=True)
                 nodes = nodes + torch.cat([table(column) for table, column in columns], dim=1)[:, :hidden]

@@ -110,7 +110,7 @@ class _Chain(torch.autograd.Function):
             levels: In the order of one phase.
             phases: How often they are gone through.
             learning: Keep what the gradient needs.
-            weights: Of the GRU its map of the old embedding, that one's bias, the bias of what it receives; then for
+            weights: The GRU's map of the old embedding, the bias of this map, the bias of what it receives; then for
                 each kind of message weight and bias of its first layer, and weight and bias of what follows.
         """
         recurrent, recurrent_bias, received_bias, *kinds = weights
@@ -120,18 +120,18 @@ class _Chain(torch.autograd.Function):
         biases = []
         for level, messages in zip(levels, sent, strict=True):
             biases.append(received_bias.expand(len(level.nodes), -1))
-            for k, found in enumerate(messages):
-                biases[-1] = biases[-1] + found.total * kinds[4 * k + 3]
+            for k, message in enumerate(messages):
+                biases[-1] = biases[-1] + message.total * kinds[4 * k + 3]
         done: list[_Done] = []
         for _ in range(phases):
             for number, level in enumerate(levels):
                 kept, inner = [], biases[number]
-                for k, found in enumerate(sent[number]):
+                for k, message in enumerate(sent[number]):
                     first, bias, joined = kinds[4 * k : 4 * k + 3]
-                    given = state.index_select(0, found.sources)
+                    given = state.index_select(0, message.sources)
                     hidden = torch.addmm(bias, given, first.t()).relu_()
-                    weighted = hidden if found.lengths is None else hidden * found.lengths
-                    summed = state.new_zeros(len(level.nodes), width).index_add_(0, found.targets, weighted)
+                    weighted = hidden if message.lengths is None else hidden * message.lengths
+                    summed = state.new_zeros(len(level.nodes), width).index_add_(0, message.targets, weighted)
                     inner = torch.addmm(inner, summed, joined.t())
                     kept.append((given, hidden, summed))
                 old = state.index_select(0, level.nodes)
@@ -165,12 +165,12 @@ class _Chain(torch.autograd.Function):
             inner = torch.cat([of_gates, of_candidate], dim=1)
             outer = torch.cat([of_gates, of_candidate * reset], dim=1)
             gradient.index_copy_(0, nodes, torch.addmm(of_new * stay, outer, recurrent))
-            for k, (found, (_, hidden, _)) in enumerate(zip(ctx.sent[update.level], update.messages, strict=True)):
-                of_hidden = (inner @ kinds[4 * k + 2]).index_select(0, found.targets)
-                if found.lengths is not None:
-                    of_hidden *= found.lengths
+            for k, (message, (_, hidden, _)) in enumerate(zip(ctx.sent[update.level], update.messages, strict=True)):
+                of_hidden = (inner @ kinds[4 * k + 2]).index_select(0, message.targets)
+                if message.lengths is not None:
+                    of_hidden *= message.lengths
                 of_hidden = torch.ops.aten.threshold_backward(of_hidden, hidden, 0)
-                gradient.index_add_(0, found.sources, of_hidden @ kinds[4 * k])
+                gradient.index_add_(0, message.sources, of_hidden @ kinds[4 * k])
                 hiddens[k].append(of_hidden)
             inners.append(inner)
             outers.append(outer)
@@ -204,9 +204,9 @@ def _messages_of(level: Level, like: Tensor, n_kinds: int) -> list[_Messages]:
         return []
     none = like.new_zeros(len(level.nodes), 1)
     ones = like.new_ones(len(level.targets), 1)
-    found = [_Messages(level.sources, level.targets, None, none.index_add(0, level.targets, ones))]
+    messages = [_Messages(level.sources, level.targets, None, none.index_add(0, level.targets, ones))]
     if n_kinds > 1:
         lengths = level.far_weights[:, None].to(like.dtype)
         total = none.index_add(0, level.far_targets, lengths)
-        found.append(_Messages(level.far_sources, level.far_targets, lengths, total))
-    return found
+        messages.append(_Messages(level.far_sources, level.far_targets, lengths, total))
+    return messages

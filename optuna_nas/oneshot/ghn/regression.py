@@ -46,7 +46,7 @@ def regress_if_better(
     """
     if len(values_N) < MIN_TRIALS or np.ptp(values_N) == 0:
         return candidate_scores_M, "score"
-    features, wanted = np.column_stack([embeddings_NH, scores_N]), np.column_stack([candidates_MH, candidate_scores_M])
+    features, queries = np.column_stack([embeddings_NH, scores_N]), np.column_stack([candidates_MH, candidate_scores_M])
     folds = KFold(FOLDS, shuffle=True, random_state=0)
     best, best_tau, name = None, _tau(scores_N, values_N), "score"
     for kind, model in _models().items():
@@ -55,7 +55,7 @@ def regress_if_better(
             tau = _tau(cross_val_predict(model, features, values_N, cv=folds), values_N)
             if tau > best_tau:
                 best, best_tau, name = model.fit(features, values_N), tau, kind
-    return (candidate_scores_M, name) if best is None else (np.asarray(best.predict(wanted)), name)
+    return (candidate_scores_M, name) if best is None else (np.asarray(best.predict(queries)), name)
 
 
 def _models() -> dict[str, Any]:

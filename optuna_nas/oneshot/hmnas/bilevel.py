@@ -44,9 +44,9 @@ def gradients_ahead(
         weight_decay: Weight decay of that step.
     """
 
-    def gradients(values: Mapping[str, Tensor], batch: Any, wanted: Sequence[Tensor]) -> list[Tensor]:
-        slopes = torch.autograd.grad(loss(batch, values), wanted, allow_unused=True)
-        return [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, slopes, strict=True)]
+    def gradients(values: Mapping[str, Tensor], batch: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+        slopes = torch.autograd.grad(loss(batch, values), inputs, allow_unused=True)
+        return [torch.zeros_like(w) if g is None else g for w, g in zip(inputs, slopes, strict=True)]
 
     slope = gradients(weights, train, list(weights.values()))
     ahead = {

@@ -207,8 +207,8 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         gradients = torch.autograd.grad(loss, self.masks.masks, allow_unused=True)
         for mask, gradient in zip(self.masks.masks, gradients, strict=True):
             mask.grad = gradient
-        known = [gradient for gradient in gradients if gradient is not None]
-        finite = torch.isfinite(loss) & torch.isfinite(nn.utils.get_total_norm(known))
+        existing = [gradient for gradient in gradients if gradient is not None]
+        finite = torch.isfinite(loss) & torch.isfinite(nn.utils.get_total_norm(existing))
         step_where(finite, optimizer)
         optimizer.zero_grad(set_to_none=True)
         return finite, loss, sums

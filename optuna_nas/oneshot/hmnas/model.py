@@ -102,7 +102,7 @@ class HMNAS(MaskedSupernet):
     def survivals(self, architectures: Sequence[Architecture]) -> list[Survival]:
         """Return what the masks keep of architectures; all zeros of one that does not reach its output.
 
-        The paper has no rule for architectures; this one is ours: what an architecture has in the supernet, by weight,
+        The paper has no rule for architectures; this package takes what an architecture has in the supernet, by weight,
         and how much of that the masks leave.
         """
         self._check(*architectures)

@@ -44,8 +44,8 @@ def _resource(name: str, value: Any) -> float | str | dict[str, float]:
     if isinstance(value, Mapping):
         bounds = {cost: plain(bound) for cost, bound in value.items()}
         for cost, bound in bounds.items():
-            known = cost in COSTS or str(cost).startswith(LATENCY)
-            if not known or not isinstance(bound, int | float) or not 0 < bound < math.inf:
+            is_cost = cost in COSTS or str(cost).startswith(LATENCY)
+            if not is_cost or not isinstance(bound, int | float) or not 0 < bound < math.inf:
                 raise ValueError(
                     f"`{name}` must give positive upper bounds of {COSTS} or of a latency (`latency_cpu_1`) but got "
                     f"{cost!r}: {bound}."

@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
 
     Args:
         violation: By how much it breaks constraints in all; 0 where it keeps them.
-        progress: How far it came: infinite for a completed trial, the last step for a pruned one.
+        progress: Steps that it reached: infinite for a completed trial, the last step for a pruned one.
         values: One for each objective, larger is better.
     """
 
@@ -84,8 +84,8 @@ class ScoreFunction:
         order, values = (outcome.violation, outcome.progress), np.array(outcome.values, dtype=np.float64)
         if self._orders is None or self._values is None:
             self._orders, self._values = np.zeros((WINDOW, 2)), np.zeros((WINDOW, len(values)))
-        n_known = min(self.n_outcomes, WINDOW)
-        (violations, progresses), others = self._orders[:n_known].T, self._values[:n_known]
+        n_past = min(self.n_outcomes, WINDOW)
+        (violations, progresses), others = self._orders[:n_past].T, self._values[:n_past]
         no_worse, no_better = (values >= others).all(axis=1), (values <= others).all(axis=1)
         as_legal, as_far = order[0] == violations, order[1] == progresses
         beats = (order[0] < violations) | (as_legal & ((order[1] > progresses) | (as_far & no_worse & ~no_better)))
@@ -93,7 +93,7 @@ class ScoreFunction:
         place = self.n_outcomes % WINDOW
         self._orders[place], self._values[place] = order, values
         self.n_outcomes += 1
-        n_all = n_known + 1
+        n_all = n_past + 1
         low, high = float(beats.sum()) / n_all, 1 - float(beaten.sum()) / n_all
         return min(MAX_ADVANTAGE, (_utility(high) - _utility(low)) / (high - low) / 2)
 
