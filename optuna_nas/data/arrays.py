@@ -123,11 +123,12 @@ class ImageData:
                 )
             labels = np.concatenate([labels, _as_labels(y_test, "y_test", len(test_images))])
             images = torch.cat([images, test_images])
-        n_classes = int(labels.max()) + 1 if classes is None else classes
+        lowest, highest = int(np.min(labels)), int(np.max(labels))
+        n_classes = highest + 1 if classes is None else classes
         if n_classes < 2:
             raise ValueError(f"`classes` must be at least 2 but got {n_classes}; `y` needs two different labels.")
-        if labels.min() < 0 or labels.max() >= n_classes:
-            worst = int(labels.min() if labels.min() < 0 else labels.max())
+        if lowest < 0 or highest >= n_classes:
+            worst = lowest if lowest < 0 else highest
             raise ValueError(
                 f"`y` must hold labels from 0 to {n_classes - 1} but got {worst}; renumber the labels or set `classes`."
             )

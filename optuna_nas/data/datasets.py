@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from optuna_nas.data.batches import tensors_of, to_device
 from optuna_nas.data.splits import SPLITS, digest_of, draw_splits, index_chunks, positions_of
@@ -128,16 +129,22 @@ class DatasetData:
 
     def describe(self) -> dict[str, Any]:
         """Return name, type and seed, sizes and hashes of the splits, and a hash of one example, as JSON values."""
-        first = next(iter(self.batches([next(split for split in SPLITS if len(self.splits[split]))], 1)))
         return {
             "name": self.name,
             "type": type(self._dataset).__name__,
             "outputs": self.outputs,
             "seed": self._seed,
-            "digest": digest_of(*tensors_of(first)),
+            "digest": self._digest,
             "sizes": {split: len(self.splits[split]) for split in SPLITS},
             "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        """Hash of the first example of the first split that has one."""
+        first = next(int(self.splits[split][0]) for split in SPLITS if len(self.splits[split]))
+        example = _SeededExamples(self._plain, self._test, (0, 0))[first]
+        return digest_of(*tensors_of((self._collate or default_collate)([example])))
 
 
 class _SeededExamples(Dataset[Any]):

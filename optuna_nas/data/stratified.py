@@ -42,8 +42,8 @@ def stratified_split(labels: NDArray[np.int64], n_part: int, seed: int) -> tuple
     """
     classes, members, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     n_rest = len(labels) - n_part
-    if sizes.min() < MIN_CLASS_SIZE:
-        raise ValueError(f"class {classes[sizes.argmin()]} has {sizes.min()}.")
+    if (smallest := int(np.min(sizes))) < MIN_CLASS_SIZE:
+        raise ValueError(f"class {classes[np.argmin(sizes)]} has {smallest}.")
     if min(n_rest, n_part) < len(classes):
         raise ValueError(f"{len(classes)} classes do not fit into {min(n_rest, n_part)} images.")
     by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(sizes)[:-1])

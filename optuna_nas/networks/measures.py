@@ -96,12 +96,17 @@ def latency(batch_size: int = 1, device: str = "auto", repeats: int = 20) -> Mea
     """
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1 but got {repeats}.")
-    return Measure(
-        latency_name(choose_device(device), batch_size),
-        lambda network, inputs: measure_latency(network, inputs, repeats),
-        batch_size,
-        device,
-    )
+    return Measure(latency_name(choose_device(device), batch_size), _Latency(repeats), batch_size, device)
+
+
+@dataclass(frozen=True)
+class _Latency:
+    """Function of `latency`; equal and picklable, as a lambda would not be."""
+
+    repeats: int
+
+    def __call__(self, network: nn.Module, inputs: Tensor) -> float:
+        return measure_latency(network, inputs, self.repeats)
 
 
 def latency_name(device: torch.device | str, batch_size: int) -> str:

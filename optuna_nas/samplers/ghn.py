@@ -320,7 +320,7 @@ class GHNSampler(ArchitectureSampler):
         finite = np.isfinite(scores)
         if not finite.all():
             logger.warning("%d of %d scores are not finite; they count as the worst.", (~finite).sum(), len(scores))
-            scores = np.where(finite, scores, scores[finite].min() - 1.0 if finite.any() else 0.0)
+            scores = np.where(finite, scores, float(np.min(scores[finite])) - 1.0 if finite.any() else 0.0)
         finished = [
             trial
             for trial in trials

@@ -250,7 +250,8 @@ class SNASSampler(ArchitectureSampler):
             table = softmax(snapshot.loaded)
         if learned is not None:
             table = table * learned
-        return table / table.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+        probabilities: NDArray[np.float64] = table / table.sum(axis=1, keepdims=True)
+        return probabilities
 
     def _fold(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> _Fold | None:
         """Return the state learned from the finished trials of a study; None if finished trials are not used.

@@ -269,14 +269,17 @@ class Space(ABC):
         for path, choices in options.items():
             if path not in params:
                 raise ValueError(f"`params` must hold every path of the space but lacks {path!r}.")
-            value = params[path]
-            if value not in choices:
-                value = next((choice for choice in choices if str(choice) == str(value)), value)
-            if value not in choices:
-                raise ValueError(
-                    f"`params[{path!r}]` must be one of the space's {len(choices)} choices but is {params[path]!r}."
-                )
-            chosen_at.append((path, choices[value]))
+            try:
+                option = choices[params[path]]
+            except (KeyError, TypeError):  # text, or a value without a hash
+                text = str(params[path])
+                by_text = {str(choice): option for choice, option in choices.items()}
+                if text not in by_text:
+                    raise ValueError(
+                        f"`params[{path!r}]` must be one of the space's {len(choices)} choices but is {text!r}."
+                    ) from None
+                option = by_text[text]
+            chosen_at.append((path, option))
         return Architecture(self, tuple(chosen_at))
 
     def _renamed(self, params: Mapping[str, Any]) -> dict[str, Any]:

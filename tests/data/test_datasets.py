@@ -155,6 +155,19 @@ def test_the_description_changes_with_whatever_changes_a_result():
     assert data_of(2).describe() == data_of().describe()
 
 
+def test_a_second_description_reads_no_example():
+    class Counting(Noisy):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+    data = DatasetData(dataset := Counting(), outputs=3)
+    assert data.describe() == data.describe()
+    assert dataset.reads == 1
+
+
 def test_data_stay_where_they_are_or_move_as_a_whole():
     data = data_of(labels=[0, 1, 2] * 20, fractions={REPORT: 0.3}, collate=pair_up, seed=4, name="mine")
     assert data.to("cpu") is data

@@ -1,5 +1,6 @@
 """Numbers of a built network on a device: what a measure gives to its function, and how long a network takes."""
 
+import pickle
 import time
 
 import pytest
@@ -71,6 +72,11 @@ def test_a_name_tells_device_and_batch():
     assert latency(device="cpu").name == "latency_cpu_1"
     assert latency(32, "cpu").name == "latency_cpu_32"
     assert latency(8).name in ("latency_cpu_8", "latency_cuda_8")
+
+
+def test_equal_latencies_are_equal_also_in_another_process():
+    measure = latency(8, "cpu", repeats=3)
+    assert pickle.loads(pickle.dumps(measure)) == measure == latency(8, "cpu", repeats=3) != latency(8, "cpu")
 
 
 @pytest.mark.gpu

@@ -148,6 +148,8 @@ def test_what_is_missing_is_named_as_it_is_today():
         ValueError, match=r"`params\['normal_0_2'\]` must be one of the space's 4 choices but is 'moon'"
     ):
         TINY.decode({**params, "normal/2<-0": "moon"})
+    with pytest.raises(ValueError, match=r"`params\['normal_0_2'\]` must be one .* but is \"\['moon'\]\""):
+        TINY.decode({**params, "normal/2<-0": ["moon"]})
 
 
 # -- Optuna's JSON ------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def survivals(masks: Masks, architectures: Sequence[Architecture]) -> list[Survi
         survived.append(
             Survival(
                 float((own_EO * ops_EO * edges_E[:, None]).sum() / own_EO.sum()),
-                float((used_E * edges_E).sum() / used_E.sum()),
+                float((used_E * edges_E).sum()) / float(used_E.sum()),
                 float((own_EO * ops_EO).sum() / own_EO.sum()),
                 float((kept_EO * chosen_EO).sum() / total) if total else 1.0,
             )

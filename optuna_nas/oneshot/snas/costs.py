@@ -74,7 +74,8 @@ class EdgeCosts:
     @property
     def uniform(self) -> NDArray[np.float64]:
         """Expected costs under the uniform distribution, without what is fixed; shape (C,)."""
-        return self.table.mean(axis=1).sum(axis=0)  # type: ignore[no-any-return]
+        costs: NDArray[np.float64] = self.table.mean(axis=1).sum(axis=0)
+        return costs
 
     def cheapest(self, name: str) -> float:
         """Return the least cost of an architecture that reaches its output in every kind of cell.
@@ -88,7 +89,8 @@ class EdgeCosts:
 
     def of(self, chosen_E: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return what one option an edge costs, without what is fixed; shape (C,)."""
-        return self.table[np.arange(len(chosen_E)), chosen_E].sum(axis=0)  # type: ignore[no-any-return]
+        costs: NDArray[np.float64] = self.table[np.arange(len(chosen_E)), chosen_E].sum(axis=0)
+        return costs
 
 
 class CostPenalty:

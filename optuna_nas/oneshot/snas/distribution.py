@@ -66,13 +66,16 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
 def softmax(logits_EO: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the probabilities of every row, shape (E, O)."""
     raised = np.exp(logits_EO - logits_EO.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+    probabilities: NDArray[np.float64] = raised / raised.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def draw(weights_EO: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
     """Return one option an edge, shape (E,), with probabilities in proportion to a row's weights."""
     cumulated_EO = weights_EO.cumsum(axis=1)
-    return (cumulated_EO < generator.random((len(weights_EO), 1)) * cumulated_EO[:, -1:]).sum(axis=1)  # type: ignore[no-any-return]
+    thresholds_E1 = generator.random((len(weights_EO), 1)) * cumulated_EO[:, -1:]
+    drawn: NDArray[np.int64] = (cumulated_EO < thresholds_E1).sum(axis=1)
+    return drawn
 
 
 def entropies(probabilities_EO: NDArray[np.float64]) -> NDArray[np.float64]:
