@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from optuna import Study
+    from torch import nn
 
-    from optuna_nas.networks import DiscreteNetwork
     from optuna_nas.search.config import Search
+    from optuna_nas.space import Architecture
     from optuna_nas.workers import Job
 
 
@@ -444,23 +445,24 @@ def export(
         with console.status("Loading PyTorch and the study ..."):
             search = load(study, settings, storage, mlflow)
             from optuna_nas.networks.export import export_network
-            from optuna_nas.networks.files import load_network
+            from optuna_nas.networks.files import read_network
             from optuna_nas.results import final_training as final
 
             if register is not None and format != "mlflow":
                 raise UsageError(f"`--register` must go with --format mlflow but the format is {format!r}.")
-            loaded, file = (load_network(network), network) if network else final.network_to_export(search)
+            file = network or final.network_to_export(search)
+            loaded, architecture = read_network(file)
         if format == "mlflow":
-            _log_model(search, loaded, register)
+            _log_model(search, loaded, architecture, register)
             return
         with console.status(f"Exporting {file} ..."):
             target = output or file.parent.parent / "exported" / file.stem
-            exported = export_network(loaded, target, format)
+            exported = export_network(loaded, target, format, architecture)
         print_line("Exported", f"{file} to {exported.path}, {exported.path.stat().st_size / 1e6:.1f} MB")
         print_line("Largest difference", f"{exported.max_difference:.2g} of an output, over several batches")
 
 
-def _log_model(search: Search, network: DiscreteNetwork, register: str | None) -> None:
+def _log_model(search: Search, network: nn.Module, architecture: Architecture, register: str | None) -> None:
     """Log a network to the run of the study's best trial."""
     from optuna_nas.results import final_training as final
     from optuna_nas.search.opening import open_study
@@ -470,7 +472,7 @@ def _log_model(search: Search, network: DiscreteNetwork, register: str | None) -
     best, _ = final.best_of(search)
     with console.status("Logging the network to MLflow ..."):
         tracker = search.tracking or MLflowTracker()
-        model = log_model(tracker, open_study(search, create=False), best.number, network, register)
+        model = log_model(tracker, open_study(search, create=False), best.number, network, architecture, register)
     version = f", version {model.version} of {register}" if model.version else ""
     print_line("In MLflow", f"{model.uri}, of the run of trial {best.number}{version}")
     print_line("Largest difference", f"{model.max_difference:.2g} of an output, over several batches")

@@ -8,21 +8,22 @@ import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from optuna_nas.networks.files import load_network, save_network
+from optuna_nas.networks.discrete import DiscreteNetwork
+from optuna_nas.networks.files import architecture_of, load_network, save_network
+from optuna_nas.space.model_space import ModelSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from optuna_nas.networks import DiscreteNetwork
-
+    from optuna_nas.space import Architecture
 
 PT2, ONNX, STATE_DICT = FORMATS = ("pt2", "onnx", "state-dict")
 SUFFIXES = {PT2: ".pt2", ONNX: ".onnx", STATE_DICT: ".safetensors"}
 MAX_DIFFERENCE = 1e-4
-"""Maximum difference between a class score of the network and of its export."""
+"""Maximum difference between an output of the network and of its export."""
 CHECKED_BATCHES = (1, 2, 5)
 INPUT, OUTPUT = "images", "scores"
 
@@ -32,20 +33,25 @@ class Exported(NamedTuple):
 
     Args:
         path: The exported file.
-        max_difference: Maximum absolute difference between class scores of the file and of the network, over random
-            batches of 1, 2 and 5 images.
+        max_difference: Maximum absolute difference between outputs of the file and of the network, over random
+            batches of 1, 2 and 5 inputs.
     """
 
     path: Path
     max_difference: float
 
 
-def export_network(network: DiscreteNetwork, path: Path, format: str = PT2) -> Exported:  # noqa: A002
+def export_network(
+    network: nn.Module,
+    path: Path,
+    format: str = PT2,  # noqa: A002
+    architecture: Architecture | None = None,
+) -> Exported:
     """Export a network in evaluation mode for batches of any size, and compare the file with the network.
 
     - `pt2`: a `torch.export` program; load it with `torch.export.load(path).module()`.
     - `onnx`: an ONNX file with input `images` and output `scores`. Needs `pip install 'optuna_nas[onnx]'`.
-    - `state-dict`: weights, architecture and skeleton as safetensors; load it with `load_network(path)`.
+    - `state-dict`: weights, architecture and space as safetensors; load it with `load_network(path)`.
 
     Outputs are logits. Inputs must be normalised in the same way as in training.
 
@@ -53,10 +59,11 @@ def export_network(network: DiscreteNetwork, path: Path, format: str = PT2) -> E
         network: Trained network.
         path: File to write; the suffix of the format is appended if missing.
         format: `pt2`, `onnx` or `state-dict`.
+        architecture: Architecture that the network was built from; a `DiscreteNetwork` knows its own.
 
     Raises:
-        ValueError: The format is unknown, or its packages are not installed.
-        ArithmeticError: A class score differs by more than 1e-4; the file is removed.
+        ValueError: The format is unknown, its packages are not installed, or the network needs an architecture.
+        ArithmeticError: An output differs by more than 1e-4; the file is removed.
 
     Example:
         >>> from pathlib import Path
@@ -74,41 +81,47 @@ def export_network(network: DiscreteNetwork, path: Path, format: str = PT2) -> E
         path = path.with_name(path.name + SUFFIXES[format])
     path.parent.mkdir(parents=True, exist_ok=True)
     network = for_programs(network)
-    example = network.space.example_inputs(2)
-    read = {PT2: _write_pt2, ONNX: _write_onnx, STATE_DICT: _write_state}[format](network, example, path)
+    architecture = architecture_of(network, architecture)
+    space = architecture.space
+    assert isinstance(space, ModelSpace)
+    example = space.example_inputs(2)
+    if format == STATE_DICT:
+        save_network(path, network, architecture)
+        read: Callable[[Tensor], Tensor] = load_network(path)
+    else:
+        read = {PT2: _write_pt2, ONNX: _write_onnx}[format](network, example, path)
     worst = 0.0
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for size in CHECKED_BATCHES:
-            images = torch.randn(network.space.example_inputs(size).shape, generator=draw)
-            expected = network(images)
-            assert isinstance(expected, Tensor)
-            worst = max(worst, float((read(images) - expected).abs().max()))
+            inputs = torch.randn(space.example_inputs(size).shape, generator=draw)
+            worst = max(worst, float((read(inputs) - network(inputs)).abs().max()))
     if not worst <= MAX_DIFFERENCE:  # NaN too
         path.unlink()
         raise ArithmeticError(
-            f"`format` must keep the class scores within {MAX_DIFFERENCE} but {format!r} differs by {worst:.3g}; "
+            f"`format` must keep the outputs within {MAX_DIFFERENCE} but {format!r} differs by {worst:.3g}; "
             "export another format, and report the network."
         )
     return Exported(path, worst)
 
 
-def for_programs(network: DiscreteNetwork) -> DiscreteNetwork:
+def for_programs(network: nn.Module) -> nn.Module:
     """Return a compact copy in evaluation mode on the CPU, with contiguous weights, as exporters need them."""
-    network = copy.deepcopy(network).compact().cpu().eval()
+    network = copy.deepcopy(network)
+    network = (network.compact() if isinstance(network, DiscreteNetwork) else network).cpu().eval()
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return network
 
 
-def _write_pt2(network: DiscreteNetwork, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+def _write_pt2(network: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
     batch = torch.export.Dim("batch")
     exported = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
     torch.export.save(exported, path)
     return torch.export.load(path).module()
 
 
-def _write_onnx(network: DiscreteNetwork, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"`format` 'onnx' needs {missing[0]}, which is not installed; pip install 'optuna_nas[onnx]'.")
@@ -129,8 +142,3 @@ def _write_onnx(network: DiscreteNetwork, example: Tensor, path: Path) -> Callab
         )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-
-def _write_state(network: DiscreteNetwork, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
-    save_network(path, network)
-    return load_network(path)

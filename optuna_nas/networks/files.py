@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.network_space import NetworkSpace
-from optuna_nas.space import Architecture, CellularSpace, Skeleton
+from optuna_nas.space import Architecture, CellularSpace, ModelSpace, Skeleton
 from optuna_nas.training.checkpoints import load_tensors, prefixed, save_tensors, without_prefix
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MASKS = "masks/"
 """Prefix of the names of masks in a network's file."""
 
 
-def save_network(path: Path, network: DiscreteNetwork) -> None:
-    """Write a network to a file, with its architecture, space and skeleton.
+def architecture_of(network: nn.Module, architecture: Architecture | None = None) -> Architecture:
+    """Return the architecture of a network: its own, or else the given one.
+
+    Raises:
+        ValueError: Neither is there.
+    """
+    if isinstance(network, DiscreteNetwork):
+        return network.architecture
+    if architecture is None:
+        raise ValueError(
+            f"`architecture` must be given for a {type(network).__name__}, which does not know its own; it is the one "
+            "whose `build` returned the network."
+        )
+    return architecture
+
+
+def save_network(path: Path, network: nn.Module, architecture: Architecture | None = None) -> None:
+    """Write a network to a file, with its architecture and space.
 
     Args:
         path: Safetensors file to write.
         network: Network with its weights and masks.
+        architecture: Architecture that the network was built from; a `DiscreteNetwork` knows its own.
+
+    Raises:
+        ValueError: The network needs an architecture.
 
     Example:
         >>> from pathlib import Path
@@ -31,18 +54,22 @@ def save_network(path: Path, network: DiscreteNetwork) -> None:
         >>> load_network("network.safetensors").architecture == architecture
         True
     """
-    description: dict[str, Any] = {"architecture": network.architecture.to_dict()}
-    tensors = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("masks.")}
-    tensors |= prefixed(MASKS, network.masks_by_name())
-    if network.mixing is not None:
-        description["mixing"] = network.mixing
-    save_tensors(path, tensors, description)
+    description: dict[str, Any] = {"architecture": architecture_of(network, architecture).to_dict()}
+    tensors = network.state_dict()
+    if isinstance(network, DiscreteNetwork):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("masks.")}
+        tensors |= prefixed(MASKS, network.masks_by_name())
+        if network.mixing is not None:
+            description["mixing"] = network.mixing
+    # Tied weights are written once for each of their names: safetensors refuses tensors that share memory.
+    save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, description)
 
 
-def load_network(path: str | Path, device: str = "cpu") -> DiscreteNetwork:
-    """Return the network of a file, in evaluation mode. Register your own ops first.
+def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
+    """Return the network of a file, in evaluation mode.
 
-    Loading executes no code from the file.
+    Loading executes no code from the file. Register your own ops, and import the module that defines your own space,
+    first.
 
     Args:
         path: Safetensors file of a study's folder `networks`, of `save_network` or of `optuna-nas export`.
@@ -60,6 +87,11 @@ def load_network(path: str | Path, device: str = "cpu") -> DiscreteNetwork:
         >>> load_network("network.safetensors").architecture.summary
         'none | none none | skip none none'
     """
+    return read_network(path, device)[0]
+
+
+def read_network(path: str | Path, device: str = "cpu") -> tuple[nn.Module, Architecture]:
+    """Return the network of a file, in evaluation mode, and its architecture; see `load_network`."""
     tensors, description = load_tensors(Path(path), device)
     if "architecture" not in description:
         raise ValueError(f"`path` must be a network of optuna_nas but {path} holds something else.")
@@ -67,10 +99,12 @@ def load_network(path: str | Path, device: str = "cpu") -> DiscreteNetwork:
     if "skeleton" in description:  # written by an earlier version, in which an architecture had no skeleton
         cells = cast("CellularSpace", architecture.space)
         architecture = NetworkSpace(cells, Skeleton.from_dict(description["skeleton"])).adopt(architecture)
+    if not isinstance(architecture.space, NetworkSpace):
+        return cast("ModelSpace", architecture.space).build(architecture, tensors).to(device).eval(), architecture
     mixing = description.get("mixing")
     if mixing is not None:
         path_of = {old: path for path, old in architecture.space.old_names().items()}
         mixing = {path_of.get(path, path): weights for path, weights in mixing.items()}
     masks = without_prefix(MASKS, tensors)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASKS)}
-    return DiscreteNetwork(architecture, weights, mixing=mixing, masks=masks).to(device).eval()
+    return DiscreteNetwork(architecture, weights, mixing=mixing, masks=masks).to(device).eval(), architecture

@@ -231,10 +231,11 @@ class TrialTraining:
             metrics = [round(value, 6) for value in result.last.exit_metrics]
             columns = {"multiply_adds": list(network.exit_costs), self._objective.metric: metrics}
             trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": network.budget})
-        if run.folder is None or not isinstance(network, DiscreteNetwork):
+        if run.folder is None:
             return
         file = network_path(run.folder, trial.number)
-        save_network(file, network.compact())
+        kept = network.compact() if isinstance(network, DiscreteNetwork) else network
+        save_network(file, kept, self._candidate.architecture)
         trial.set_user_attr(NETWORK, str(file))
         if run.store is not None:
             try:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna_nas.data.splits import TEST
-from optuna_nas.networks import DiscreteNetwork, NetworkSpace
-from optuna_nas.networks.files import load_network, save_network
+from optuna_nas.networks import NetworkSpace
+from optuna_nas.networks.files import save_network
 from optuna_nas.objective.suggestions import resolve, without_suggestions
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import architecture_of, summarise
@@ -260,7 +260,7 @@ def train_in_full(
         should_stop: Callback after every step; True writes a checkpoint and raises `TrainingStopped`.
 
     Raises:
-        ValueError: Architecture, space and data do not fit each other, or files cannot hold such a network.
+        ValueError: Architecture, space and data do not fit each other.
         TrainingStopped: `should_stop` returned True.
     """
     data, task = data_of(search), task_of(search)
@@ -274,11 +274,6 @@ def train_in_full(
     if record.exists() and file.exists():
         return FinalTraining(file, **json.loads(record.read_text()))
     network = space.build(architecture, seed=recipe.seed)
-    if not isinstance(network, DiscreteNetwork):
-        raise ValueError(
-            f"`space` must be a `NetworkSpace`, whose networks files can hold, but is a {type(space).__name__}; "
-            "call `train` on `space.build(architecture)` and write its `state_dict`."
-        )
     on_device = data.to(choose_device(device))
     result = train(
         network,
@@ -294,7 +289,7 @@ def train_in_full(
     tested = None
     if data.size([TEST]):
         tested = evaluate(network, on_device, TEST, task, precision=recipe.precision).metric
-    save_network(file, network)
+    save_network(file, network, architecture)
     params, validated = architecture.cost().params, result.last.validation_metric
     final = FinalTraining(file, task.metric, validated, tested, params, result.seconds)
     record.write_text(json.dumps({key: value for key, value in final._asdict().items() if key != "network"}))
@@ -302,19 +297,18 @@ def train_in_full(
     return final
 
 
-def network_to_export(search: Search) -> tuple[DiscreteNetwork, Path]:
-    """Return the network of the newest final training, or else of the best trial, and its file.
+def network_to_export(search: Search) -> Path:
+    """Return the file of the network of the newest final training, or else of the best trial.
 
     Raises:
         ValueError: There is no trained network.
     """
     finals = list((search.resolved_folder() / "final").glob("*.safetensors"))
     if finals:
-        newest = max(finals, key=lambda file: file.stat().st_mtime)
-        return load_network(newest), newest
+        return max(finals, key=lambda file: file.stat().st_mtime)
     file = summarise(search, open_study(search, create=False)).network
     if file is None:
         raise ValueError(
             f"`study` must have a trained network but {search.name!r} has none; `optuna-nas train` makes one."
         )
-    return load_network(file), file
+    return file

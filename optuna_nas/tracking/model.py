@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import mlflow
@@ -12,7 +13,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+with warnings.catch_warnings():  # MLflow warns of its own type hints when it is imported
+    warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType")
+    import mlflow.pyfunc
+
 from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, for_programs
+from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.storage.attributes import UID_ATTRIBUTE
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.client import connected
@@ -20,8 +26,9 @@ from optuna_nas.tracking.records import unreachable
 
 if TYPE_CHECKING:
     import optuna
+    from torch import nn
 
-    from optuna_nas.networks import DiscreteNetwork
+    from optuna_nas.space import Architecture
     from optuna_nas.tracking.tracker import MLflowTracker
 
 NAME = "network"
@@ -33,7 +40,7 @@ class LoggedModel(NamedTuple):
     Args:
         uri: URI of the model.
         version: Version in the model registry; None if the model is not registered.
-        max_difference: Largest absolute difference of a class score after loading.
+        max_difference: Largest absolute difference of an output after loading.
     """
 
     uri: str
@@ -42,7 +49,12 @@ class LoggedModel(NamedTuple):
 
 
 def log_model(
-    tracker: MLflowTracker, study: optuna.Study, trial_number: int, network: DiscreteNetwork, register: str | None
+    tracker: MLflowTracker,
+    study: optuna.Study,
+    trial_number: int,
+    network: nn.Module,
+    architecture: Architecture,
+    register: str | None,
 ) -> LoggedModel:
     """Log a network to the run of a trial, load it with `mlflow.pyfunc`, and compare the predictions.
 
@@ -53,12 +65,13 @@ def log_model(
         study: Study that was tracked before.
         trial_number: Number of the trial.
         network: Trained network, in any mode.
+        architecture: Its architecture.
         register: Name in MLflow's model registry; None to not register it.
 
     Raises:
         ConnectionError: MLflow cannot be used at the tracking URI.
         ValueError: MLflow has no run of the trial.
-        ArithmeticError: A class score differs by more than 1e-4.
+        ArithmeticError: An output differs by more than 1e-4.
     """
     with connected(tracker.store_uri, registry=register is not None) as client:
         try:
@@ -73,10 +86,15 @@ def log_model(
                 f"`study` must be in MLflow to log its network there but trial {trial_number} of {study.study_name!r} "
                 "is not; run `optuna-nas mirror` first."
             )
-        shape, program = network.space.example_inputs().shape[1:], for_programs(network)
+        space, program = architecture.space, for_programs(network)
+        assert isinstance(space, ModelSpace)
+        example = space.example_inputs(2)
+        shape = example.shape[1:]
+        with torch.no_grad():
+            outputs = program(example).shape[1:]
         signature = ModelSignature(
             Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
-            Schema([TensorSpec(np.dtype("float32"), (-1, network.skeleton.classes))]),
+            Schema([TensorSpec(np.dtype("float32"), (-1, *outputs))]),
         )
         before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
         level = logging.getLogger("mlflow").level
@@ -106,6 +124,6 @@ def log_model(
             expected = program(torch.from_numpy(images))
         worst = max(worst, float(np.abs(loaded.predict(images) - expected.numpy()).max()))
     if not worst <= MAX_DIFFERENCE:
-        raise ArithmeticError(f"`format` 'mlflow' must keep the class scores but differs by {worst:.3g}; report it.")
+        raise ArithmeticError(f"`format` 'mlflow' must keep the outputs but differs by {worst:.3g}; report it.")
     version = info.registered_model_version
     return LoggedModel(info.model_uri, None if version is None else str(version), worst)

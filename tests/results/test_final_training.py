@@ -98,7 +98,7 @@ def test_an_export_that_differs_is_an_error_and_leaves_no_file(tmp_path, monkeyp
     monkeypatch.setattr(
         "optuna_nas.networks.export.load_network", lambda path: lambda images: network.eval()(images) + 2e-4
     )
-    with pytest.raises(ArithmeticError, match="`format` must keep the class scores"):
+    with pytest.raises(ArithmeticError, match="`format` must keep the outputs"):
         export_network(network, tmp_path / "net", "state-dict")
     assert list(tmp_path.iterdir()) == []
 

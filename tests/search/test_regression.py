@@ -31,7 +31,7 @@ from optuna_nas import (
 from optuna_nas.cli.console import console
 from optuna_nas.cli.result import print_result
 from optuna_nas.data import REPORT, TEST, TensorData
-from optuna_nas.networks import export_network
+from optuna_nas.networks import export_network, load_network
 from optuna_nas.oneshot import HMNAS
 from optuna_nas.plots import plot_family
 from optuna_nas.results.final_training import best_of, network_to_export, train_in_full
@@ -121,7 +121,7 @@ def test_the_best_trial_is_best_in_the_direction_of_the_metric(found, sign):
     assert [row.trial.number for row in leaderboard(study)] == [
         trial.number for trial in sorted(complete, key=lambda trial: (-sign * trial.value, trial.number))
     ]
-    network, _ = network_to_export(found.search)
+    network = load_network(network_to_export(found.search))
     assert evaluate(network, DATA, REPORT, task).metric == pytest.approx(found.result.best.value, abs=1e-5)
     assert evaluate(network, DATA, TEST, task).metric == pytest.approx(found.result.test_metric, abs=1e-5)
 
@@ -222,8 +222,8 @@ def test_the_best_is_trained_in_full_and_exported(found, tmp_path):
     search = replace(found.search, folder=tmp_path, tracking=None)
     final = train_in_full(search, architecture, replace(RECIPE, epochs=4))
     assert final.metric == found.search.task.metric
-    network, file = network_to_export(replace(search, storage=found.search.resolved_storage()))
-    assert file == final.network
+    assert network_to_export(replace(search, storage=found.search.resolved_storage())) == final.network
+    network = load_network(final.network)
     assert evaluate(network, DATA, TEST, search.task).metric == pytest.approx(final.test_metric, abs=1e-5)
     program = torch.export.load(export_network(network, tmp_path / "exported").path).module()
     inputs = DATA.inputs[:3]

@@ -24,8 +24,10 @@ from optuna_nas import (
     SNASSampler,
     TrainObjective,
 )
-from optuna_nas.data import REPORT, TensorData
-from optuna_nas.networks import Measure
+from optuna_nas.data import REPORT, TEST, TensorData
+from optuna_nas.networks import Measure, export_network, load_network, save_network
+from optuna_nas.networks.export import FORMATS
+from optuna_nas.networks.files import read_network
 from optuna_nas.oneshot import OneShotModel
 from optuna_nas.oneshot.snas.distribution import architecture_of, one_path_sample
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
@@ -35,6 +37,8 @@ from optuna_nas.samplers import distribution_records
 from optuna_nas.search.opening import open_study
 from optuna_nas.space import Space, nasbench201_space
 from optuna_nas.storage.attributes import DIGEST, DUPLICATE_OF
+from optuna_nas.tracking.model import log_model
+from optuna_nas.training import evaluate
 from optuna_nas.training.task import Calling
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -174,7 +178,10 @@ def test_a_search_runs_from_the_trials_to_report_and_mlflow(kind, tmp_path):
     study = result.study
     assert result.best.value == min(trial.value for trial in study.trials if trial.values)
     assert result.picture.exists()
-    assert (result.network, result.test_metric) == (None, None)  # no file format for modules of one's own
+    architecture = SPACE.decode(result.best.params)
+    network = load_network(result.network)
+    assert evaluate(network, DATA, REPORT, search.task).metric == pytest.approx(result.best.value)
+    assert evaluate(network, DATA, TEST, search.task).metric == pytest.approx(result.test_metric)
     if kind == "ghn":
         sizes = n_parameters([SPACE.decode(trial.params) for trial in study.trials])
         assert len(set(map(str, (trial.params for trial in study.trials)))) == 8  # each once
@@ -189,12 +196,50 @@ def test_a_search_runs_from_the_trials_to_report_and_mlflow(kind, tmp_path):
         assert Architecture.from_json(file.read()) == SPACE.decode(study.trials[0].params)
     files = {file.path for file in shown.client.list_artifacts(shown.parent.info.run_id)}
     assert "most_likely_cells.png" not in files
-    _, architecture = best_of(search)
-    with pytest.raises(ValueError, match="`space` must be a `NetworkSpace`, whose networks files can hold"):
-        train_in_full(search, architecture, search.recipe)
-    with pytest.raises(ValueError, match="`study` must have a trained network"):
-        network_to_export(search)
+    assert best_of(search)[1] == architecture
+    assert network_to_export(search) == result.network
+    final = train_in_full(search, architecture, search.recipe)
+    assert network_to_export(search) == final.network
+    trained, stored = read_network(final.network)
+    assert stored == architecture
+    assert evaluate(trained, DATA, TEST, search.task).metric == pytest.approx(final.test_metric)
+    model = log_model(search.tracking, study, result.best.number, trained, architecture, None)
+    assert model.max_difference < 1e-5
     assert len(open_study(search, create=False).trials) == 8
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_network_is_exported_with_its_architecture(form, tmp_path):
+    architecture = SPACE.architecture({"width": "8", "depth": "2", "activation": "tanh"})
+    network = architecture.build(seed=0)
+    exported = export_network(network, tmp_path / "network", form, architecture)
+    assert exported.max_difference < 1e-5
+    with pytest.raises(ValueError, match="`architecture` must be given for a Sequential, which does not know its own"):
+        export_network(network, tmp_path / "other", form)
+    with pytest.raises(ValueError, match="`architecture` must be given for a Sequential"):
+        save_network(tmp_path / "other", network)
+    assert [file.name for file in tmp_path.iterdir()] == [exported.path.name]
+
+
+def test_tied_weights_are_tied_again(tmp_path):
+    class Tied(MLPSpace):
+        """Networks of two layers that share their weights."""
+
+        type_name = "Tied"
+
+        def build(self, architecture, weights=None, seed=None):
+            network = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+            network[1].weight = network[0].weight
+            if weights is not None:
+                network.load_state_dict(weights)
+            return network
+
+    architecture = Tied(10).sample(np.random.default_rng(0))
+    network = architecture.build()
+    save_network(tmp_path / "network", network, architecture)
+    loaded = load_network(tmp_path / "network")
+    assert loaded[0].weight is loaded[1].weight
+    torch.testing.assert_close(loaded(DATA.inputs), network(DATA.inputs))
 
 
 def test_a_picture_is_the_table_of_choices():
