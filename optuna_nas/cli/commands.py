@@ -208,10 +208,10 @@ def report(
         with console.status("Loading PyTorch and the study ..."):
             search = load(study, settings, storage)
             from optuna_nas.results.report import write_report
-            from optuna_nas.search.opening import open_study
+            from optuna_nas.search.opening import read_study
             from optuna_nas.search.results import summarise
 
-            opened = open_study(search, create=False)
+            opened = read_study(search)
         print_result(search, summarise(search, opened))
         options = [("--storage", storage), *(("--set", text) for text in settings or [])]
         arguments = [word for option, value in options if value is not None for word in (option, value)]
@@ -233,12 +233,12 @@ def mirror(
         from optuna_nas.tracking import MLflowTracker
 
         if Path(study).is_file():
-            from optuna_nas.search.opening import open_study
+            from optuna_nas.search.opening import read_study
             from optuna_nas.search.results import shown_in_mlflow
 
             with console.status("Loading PyTorch and the study ..."):
                 search = load(Path(study), settings, storage, mlflow)
-                opened, tracker = open_study(search, create=False), search.tracking or MLflowTracker()
+                opened, tracker = read_study(search), search.tracking or MLflowTracker()
                 shown: dict[str, Any] = dict(shown_in_mlflow(search))
         elif storage is None:
             raise UsageError(f"`--storage` must be given if `study` is a name but {study!r} is no file; add it.")
@@ -283,10 +283,10 @@ def view(
         if search.tracking is None:
             raise UsageError(f"`tracking` of {study} must not be None to view MLflow; remove it from the study.")
         from optuna_nas.objective.protocol import metric_of
-        from optuna_nas.search.opening import open_study
+        from optuna_nas.search.opening import read_study
 
         address = search.tracking.find_view(
-            open_study(search, create=False), f"http://127.0.0.1:{port}", metric_of(search.resolved_objective)
+            read_study(search), f"http://127.0.0.1:{port}", metric_of(search.resolved_objective)
         )
         server = start_mlflow(search.tracking.store_uri, port) if not search.tracking.served else None
         with _ctrl_c() as pressed:  # an exception raised while the browser opens may be lost
@@ -465,14 +465,14 @@ def export(
 def _log_model(search: Search, network: nn.Module, architecture: Architecture, register: str | None) -> None:
     """Log a network to the run of the study's best trial."""
     from optuna_nas.results import final_training as final
-    from optuna_nas.search.opening import open_study
+    from optuna_nas.search.opening import read_study
     from optuna_nas.tracking import MLflowTracker
     from optuna_nas.tracking.model import log_model
 
     best, _ = final.best_of(search)
     with console.status("Logging the network to MLflow ..."):
         tracker = search.tracking or MLflowTracker()
-        model = log_model(tracker, open_study(search, create=False), best.number, network, architecture, register)
+        model = log_model(tracker, read_study(search), best.number, network, architecture, register)
     version = f", version {model.version} of {register}" if model.version else ""
     print_line("In MLflow", f"{model.uri}, of the run of trial {best.number}{version}")
     print_line("Largest difference", f"{model.max_difference:.2g} of an output, over several batches")

@@ -13,7 +13,7 @@ from optuna_nas.data.splits import TEST
 from optuna_nas.networks import NetworkSpace
 from optuna_nas.networks.files import save_network
 from optuna_nas.objective.suggestions import resolve, without_suggestions
-from optuna_nas.search.opening import open_study
+from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
 from optuna_nas.space import (
     PUBLISHED_CELLS,
@@ -226,7 +226,7 @@ def best_of(search: Search) -> tuple[FrozenTrial, Architecture]:
     Raises:
         ValueError: No trial has completed within its constraints.
     """
-    best = best_trial(open_study(search, create=False))
+    best = best_trial(read_study(search))
     architecture = None if best is None else architecture_of(search, best)
     if best is None or architecture is None:
         raise ValueError(f"`study` must have a finished trial but {search.name!r} has none; run it first.")
@@ -306,7 +306,7 @@ def network_to_export(search: Search) -> Path:
     finals = list((search.resolved_folder() / "final").glob("*.safetensors"))
     if finals:
         return max(finals, key=lambda file: file.stat().st_mtime)
-    file = summarise(search, open_study(search, create=False)).network
+    file = summarise(search, read_study(search)).network
     if file is None:
         raise ValueError(
             f"`study` must have a trained network but {search.name!r} has none; `optuna-nas train` makes one."

@@ -25,7 +25,7 @@ from optuna_nas.plots.progress import (
 )
 from optuna_nas.plots.surrogate import draw_scores, scores_of
 from optuna_nas.samplers import distribution_records
-from optuna_nas.search.opening import open_study
+from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
 from optuna_nas.storage.attributes import REASON, attribute, cost_key, has_attribute, masks_of
 from optuna_nas.storage.leaderboard import best_trial, leaderboard, spent_seconds
@@ -122,7 +122,7 @@ def write_report(search: Search, folder: Path | None = None, command: str = "") 
     Raises:
         ValueError: The study does not exist.
     """
-    study = open_study(search, create=False)
+    study = read_study(search)
     folder = folder or search.resolved_folder() / "report"
     folder.mkdir(parents=True, exist_ok=True)
     sections = sections_of(search, study, command)

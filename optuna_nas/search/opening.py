@@ -31,25 +31,55 @@ MAX_CREATION_CHECKS = 20
 
 
 def open_study(search: Search, create: bool = True) -> Study:
-    """Create the study of a search, or load an existing one of that name.
+    """Open the study of a search to run trials: create it, or load an existing one of that name.
 
     Args:
         search: Configuration.
         create: Whether to create the study if it does not exist.
 
     Raises:
-        ValueError: The study exists with another space, data, recipe or direction, or it does not exist and `create` is
-            False.
+        ValueError: The study exists with another space, data, recipe or direction, was created by an earlier version
+            with other parameter names, or does not exist and `create` is False.
         ConnectionError: The storage does not answer.
     """
+    if create:
+        _make_folder(search.resolved_folder())
+    with clear_errors(search.resolved_storage()):
+        study = _loaded(search, create)
+        if not create:
+            _wait_until_created(study)
+        _check_version(study, create)
+        if _is_earlier(study):
+            raise ValueError(
+                f"`study` must be of this version of optuna_nas but {search.name!r} was created by an earlier one, "
+                "whose parameters have other names; it can be read, but give the search another `name` to go on."
+            )
+        _check_setting(study, search)
+    return study
+
+
+def read_study(search: Search) -> Study:
+    """Load the existing study of a search to read it; also one of an earlier version, which runs no more trials.
+
+    Raises:
+        ValueError: The study does not exist, or exists with another space, data, recipe or direction.
+        ConnectionError: The storage does not answer.
+    """
+    with clear_errors(search.resolved_storage()):
+        study = _loaded(search, create=False)
+        _wait_until_created(study)
+        if not _is_earlier(study):  # settings of earlier versions had other parts
+            _check_setting(study, search)
+    return study
+
+
+def _loaded(search: Search, create: bool) -> Study:
     place = search.resolved_storage()
     absent = ValueError(
         f"`study` must exist but {shown_storage(place)} has none named {search.name!r}; start it with `optuna-nas run`."
     )
     if not create and (file := sqlite_file(place)) is not None and not file.exists():
         raise absent  # before Optuna creates the file
-    if create:
-        _make_folder(search.resolved_folder())
 
     def on_dead(study: Study, trial: FrozenTrial) -> None:
         logger.warning("Trial %d was left by a worker that has died.", trial.number)
@@ -57,26 +87,19 @@ def open_study(search: Search, create: bool = True) -> Study:
             search.tracking.trial_finished(study, trial)
 
     storage = connect(place, search.heartbeat, on_dead)
-    with clear_errors(place):
-        try:
-            study = optuna.load_study(
-                study_name=search.name, storage=storage, sampler=search.sampler, pruner=search.pruner
-            )
-        except KeyError:
-            if not create:
-                raise absent from None
-            study = optuna.create_study(
-                study_name=search.name,
-                storage=storage,
-                sampler=search.sampler,
-                pruner=search.pruner,
-                directions=[StudyDirection[direction.upper()] for direction in search.resolved_directions],
-                load_if_exists=True,
-            )
+    try:
+        study = optuna.load_study(study_name=search.name, storage=storage, sampler=search.sampler, pruner=search.pruner)
+    except KeyError:
         if not create:
-            _wait_until_created(study)
-        _check_version(study, create)
-        _check_setting(study, search)
+            raise absent from None
+        study = optuna.create_study(
+            study_name=search.name,
+            storage=storage,
+            sampler=search.sampler,
+            pruner=search.pruner,
+            directions=[StudyDirection[direction.upper()] for direction in search.resolved_directions],
+            load_if_exists=True,
+        )
     return study
 
 
@@ -118,6 +141,11 @@ def _check_version(study: Study, create: bool) -> None:
         )
 
 
+def _is_earlier(study: Study) -> bool:
+    """Return whether an earlier version created the study, with a skeleton of its own and other parameter names."""
+    return "skeleton" in study.user_attrs.get(SETTING, {})
+
+
 def _check_setting(study: Study, search: Search) -> None:
     directions = [StudyDirection[direction.upper()] for direction in search.resolved_directions]
     if study.directions != directions:
@@ -126,11 +154,6 @@ def _check_setting(study: Study, search: Search) -> None:
             f"{tuple(d.name.lower() for d in study.directions)}, but are {search.directions}; use another name."
         )
     setting, study_setting = search.setting(), study.user_attrs.get(SETTING)
-    if study_setting is not None and "skeleton" in study_setting:
-        raise ValueError(
-            f"`study` must be of this version of optuna_nas but {search.name!r} was created by an earlier one, whose "
-            "parameters have other names; it can be read, but give the search another `name` to go on."
-        )
     if study_setting is None:
         study.set_user_attr(SETTING, setting)
     elif study_setting != setting:

@@ -34,11 +34,11 @@ from optuna_nas.objective.trial_training import network_path
 from optuna_nas.results.final_training import best_of, network_to_export
 from optuna_nas.results.report import write_report
 from optuna_nas.search import run
-from optuna_nas.search.opening import open_study
+from optuna_nas.search.opening import open_study, read_study
 from optuna_nas.search.results import summarise
 from optuna_nas.search.runner import work
 from optuna_nas.space import CellSpace
-from optuna_nas.storage.attributes import DUPLICATE_OF, PARAMS, REASON, REQUEUED, RESUMES, WORKER
+from optuna_nas.storage.attributes import DUPLICATE_OF, PARAMS, REASON, REQUEUED, RESUMES, SETTING, WORKER
 from optuna_nas.storage.leaderboard import ranking
 from optuna_nas.storage.quota import counted_trials
 from optuna_nas.storage.retries import reap_dead_trials
@@ -224,6 +224,19 @@ def test_an_existing_study_with_another_setting_is_refused(search, change, messa
         open_study(replace(search, **change))
 
 
+def test_a_study_of_an_earlier_version_is_read_but_runs_no_more_trials(search):
+    study = open_study(search)
+    study.set_user_attr(SETTING, {**search.setting(), "skeleton": "of its own"})
+    with pytest.raises(ValueError, match="`study` must be of this version of optuna_nas but 'tiny' was created by"):
+        open_study(search)
+    with pytest.raises(ValueError, match="it can be read, but give the search another `name`"):
+        open_study(search, create=False)
+    assert read_study(search).study_name == "tiny"
+    study.set_user_attr(SETTING, search.setting())
+    with pytest.raises(ValueError, match="`recipe` must be"):
+        read_study(replace(search, recipe=Recipe(epochs=3)))
+
+
 def test_an_existing_study_with_another_direction_is_refused(search):
     optuna.create_study(study_name="tiny", storage=f"sqlite:///{search.folder}.db", direction="minimize")
     with pytest.raises(ValueError, match="`directions` must be those of the existing study 'tiny'"):
@@ -241,9 +254,9 @@ def test_a_storage_that_does_not_answer_is_one_sentence(search):
 
 def test_a_study_that_is_not_there_is_not_made_by_a_report(search):
     with pytest.raises(ValueError, match="has none named 'tiny'; start it with"):
-        open_study(replace(search, storage="sqlite://"), create=False)
+        read_study(replace(search, storage="sqlite://"))
     with pytest.raises(ValueError, match="has none named 'tiny'; start it with"):
-        open_study(search, create=False)
+        read_study(search)
     assert not search.folder.exists()
 
 

@@ -11,7 +11,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from optuna_nas import Search, SNASSampler, run
-from optuna_nas.search.opening import open_study
+from optuna_nas.search.opening import read_study
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import Job
 
@@ -114,7 +114,7 @@ def test_a_listener_hears_of_the_method_too(tmp_path):
 
 def test_a_study_that_is_absent_is_told_by_the_kind_of_its_storage(tmp_path):
     with pytest.raises(ValueError, match="`study` must exist but InMemoryStorage has none named 'anywhere'"):
-        open_study(make(tmp_path, InMemoryStorage()), create=False)
+        read_study(make(tmp_path, InMemoryStorage()))
 
 
 def test_a_storage_must_be_one():

@@ -34,7 +34,7 @@ from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_lik
 from optuna_nas.results.final_training import best_of, network_to_export, train_in_full
 from optuna_nas.results.report import write_report
 from optuna_nas.samplers import distribution_records
-from optuna_nas.search.opening import open_study
+from optuna_nas.search.opening import read_study
 from optuna_nas.space import Space, nasbench201_space
 from optuna_nas.storage.attributes import DIGEST, DUPLICATE_OF
 from optuna_nas.tracking.model import log_model
@@ -205,7 +205,7 @@ def test_a_search_runs_from_the_trials_to_report_and_mlflow(kind, tmp_path):
     assert evaluate(trained, DATA, TEST, search.task).metric == pytest.approx(final.test_metric)
     model = log_model(search.tracking, study, result.best.number, trained, architecture, None)
     assert model.max_difference < 1e-5
-    assert len(open_study(search, create=False).trials) == 8
+    assert len(read_study(search).trials) == 8
 
 
 @pytest.mark.parametrize("form", FORMATS)

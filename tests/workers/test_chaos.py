@@ -12,6 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 from servers import MLflowServer, address_of, postgresql_server
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 from terminal import start, wait_for, workers_of
 
 from optuna_nas.storage.database import connect
@@ -66,7 +68,12 @@ def database():
 
 
 class Chaos(threading.Thread):
-    """Kills a worker a second, once pauses one beyond its grace, and once restarts the database."""
+    """Kills a worker whenever a few more trials have succeeded, pauses one beyond its grace, restarts the database.
+
+    Its pace is the study's, not the clock's: on a slow machine, too, workers live long enough to get on.
+    """
+
+    EVERY = 4  # successful trials from one blow to the next
 
     def __init__(self, process, database):
         super().__init__(daemon=True)
@@ -75,27 +82,41 @@ class Chaos(threading.Thread):
 
     def run(self):
         draw = random.Random(0)
-        while not self.over.wait(1.0):
+        seen = 0
+        while not self.over.wait(0.2):
+            succeeded = self.succeeded()
+            workers = workers_of(self.process)
+            if succeeded < seen + self.EVERY or not workers:
+                continue
+            seen = succeeded
             try:
-                workers = workers_of(self.process)
-                if not workers:
-                    continue
-                victim = draw.choice(workers)
-                if self.did["killed"] == 3 and not self.did["paused"]:
-                    victim.suspend()
-                    threading.Timer(5, lambda paused=victim: paused.is_running() and paused.resume()).start()
-                    self.did["paused"] += 1
-                elif self.did["killed"] == 6 and not self.did["restarted"]:
-                    postmaster = psutil.Process(self.database.get_pid())
-                    postmaster.send_signal(signal.SIGINT)  # "fast": cuts all connections
-                    postmaster.wait(20)
-                    self.database.ensure_postgres_running()
-                    self.did["restarted"] += 1
-                else:
-                    victim.kill()
-                    self.did["killed"] += 1
+                self.strike(draw.choice(workers))
             except psutil.NoSuchProcess:
                 continue
+
+    def succeeded(self):
+        """Number of successful trials so far; 0 before there is a study."""
+        engine = create_engine(address_of(self.database), poolclass=NullPool)
+        try:
+            with engine.connect() as connection:
+                return connection.scalar(text("SELECT count(*) FROM trials WHERE state = 'COMPLETE'"))
+        except SQLAlchemyError:
+            return 0
+
+    def strike(self, victim):
+        if self.did["killed"] == 3 and not self.did["paused"]:
+            victim.suspend()
+            threading.Timer(5, lambda: victim.is_running() and victim.resume()).start()
+            self.did["paused"] += 1
+        elif self.did["killed"] == 6 and not self.did["restarted"]:
+            postmaster = psutil.Process(self.database.get_pid())
+            postmaster.send_signal(signal.SIGINT)  # "fast": cuts all connections
+            postmaster.wait(20)
+            self.database.ensure_postgres_running()
+            self.did["restarted"] += 1
+        else:
+            victim.kill()
+            self.did["killed"] += 1
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.networks import load_network
 from optuna_nas.search import Search, run
-from optuna_nas.search.opening import open_study
+from optuna_nas.search.opening import open_study, read_study
 from optuna_nas.search.results import summarise
 from optuna_nas.space import nasbench201_space
 from optuna_nas.storage import Heartbeat
@@ -134,7 +134,7 @@ def test_the_best_network_comes_from_where_it_was_trained(tmp_path):
     run(search)
     assert len([file for file in (tmp_path / "shared").iterdir() if file.name.startswith("networks-")]) == 2
     here = replace(search, folder=tmp_path / "here")
-    found = summarise(here, open_study(here, create=False))
+    found = summarise(here, read_study(here))
     assert found.network.is_relative_to(tmp_path / "here")
     assert load_network(found.network).architecture == SPACE_OF_IMAGES.decode(found.best.params)
 
