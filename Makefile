@@ -10,7 +10,7 @@ study: $(VENV)/.installed ## search an architecture for handwritten digits, two 
 	$(BIN)/optuna-nas run studies/digits.py
 
 test: $(VENV)/.installed-dev ## run the tests, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 2
 
 bench: $(VENV)/.installed-dev ## the short benchmarks, five minutes on one core; figures go to build/bench
 	mkdir -p build/bench

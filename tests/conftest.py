@@ -29,10 +29,14 @@ def data_folder() -> Path:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """Mark tests that need PostgreSQL: its server is a process."""
+    """Mark tests that need PostgreSQL, whose server is a process; put the long tests first, so that none is left alone.
+
+    Tests of processes mostly wait, so that one beside another costs little.
+    """
     for item in items:
         if "postgresql" in item.fixturenames:
             item.add_marker(pytest.mark.process)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("chaos", "process")])
 
 
 @pytest.fixture(autouse=True)
