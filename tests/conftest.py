@@ -1,5 +1,6 @@
 """Fixtures for all tests: where the real data lies, and fixed seeds."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def _quiet_mlflow():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET_MLFLOW.items():
             patch.setenv(name, value)
+        # Without git, MLflow logs an error whose traceback, kept by pytest's log, would hold the study of the test.
+        patch.setattr(logging.getLogger("mlflow.utils.git_utils"), "disabled", True)
         yield
 
 
@@ -76,19 +79,26 @@ def closed_databases():
 
 
 @pytest.fixture
-def open_connections():
-    """The connections to databases, Optuna's and MLflow's, that are open now and were not when the test began."""
-    connections = []
+def open_connections(tmp_path):
+    """The connections to databases, Optuna's and MLflow's, that this test has opened and that are open now."""
+    ours, connections = {}, []
+
+    def connecting(dialect, record, arguments, named):
+        # Threads that other tests have left may still write to files in the folders of those.
+        ours[record] = dialect.name != "sqlite" or str(tmp_path) in str(arguments)
 
     def opened(connection, record):
-        connections.append(connection)
+        if ours[record]:
+            connections.append(connection)
 
     def closed(connection, record):
         if connection in connections:
             connections.remove(connection)
 
+    sqlalchemy.event.listen(sqlalchemy.Engine, "do_connect", connecting)
     sqlalchemy.event.listen(sqlalchemy.Pool, "connect", opened)
     sqlalchemy.event.listen(sqlalchemy.Pool, "close", closed)
     yield connections
+    sqlalchemy.event.remove(sqlalchemy.Engine, "do_connect", connecting)
     sqlalchemy.event.remove(sqlalchemy.Pool, "connect", opened)
     sqlalchemy.event.remove(sqlalchemy.Pool, "close", closed)

@@ -34,7 +34,7 @@ def here(*arguments):
         return CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=150):
     """Wait until a condition holds; where it raises, it does not hold yet."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -73,7 +73,7 @@ class Chaos(threading.Thread):
     Its pace is the study's, not the clock's: on a slow machine, too, workers live long enough to get on.
     """
 
-    EVERY = 4  # successful trials from one blow to the next
+    EVERY = 8  # successful trials from one blow to the next
 
     def __init__(self, process, database):
         super().__init__(daemon=True)
@@ -85,13 +85,12 @@ class Chaos(threading.Thread):
         seen = 0
         while not self.over.wait(0.2):
             succeeded = self.succeeded()
-            workers = workers_of(self.process)
-            if succeeded < seen + self.EVERY or not workers:
-                continue
-            seen = succeeded
             try:
-                self.strike(draw.choice(workers))
-            except psutil.NoSuchProcess:
+                workers = workers_of(self.process)
+                if succeeded >= seen + self.EVERY and workers:
+                    seen = succeeded
+                    self.strike(draw.choice(workers))
+            except psutil.NoSuchProcess:  # one has just ended
                 continue
 
     def succeeded(self):
