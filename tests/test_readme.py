@@ -53,14 +53,21 @@ def test_snas_as_a_sampler_and_alone():
 
 
 def test_a_ghn_as_a_sampler_and_alone():
-    names = run(block("GHNSampler("))
+    names = run(block("ghn = GHN(space"))
     shown = run(block("ghn.fit(").replace("budget=1)", "budget=0.1)"), **names)
     assert shown["ghn"].step == 2
     assert len(shown["cells"]) == 20
 
 
+def test_a_score_without_training():
+    names = run(block("ghn = GHN(space"))
+    shown = run(block("ghn.fit(").replace("budget=1)", "budget=0.1)"), **names)
+    shown = run(block("free = FreeScore("), **shown)
+    assert ((shown["both"](shown["cells"][:3]) >= 0) & (shown["free"](shown["cells"][:3]) <= 1)).all()
+
+
 def test_networks_that_may_be_stopped():
-    names = run(block("GHNSampler("))
+    names = run(block("ghn = GHN(space"))
     shown = run(block("anytime_skeleton("), **names)
     costs = shown["network"].exit_costs
     assert len(shown["answers"]) == sum(cost <= 1e5 for cost in costs)
@@ -69,7 +76,7 @@ def test_networks_that_may_be_stopped():
 
 def test_pruning_with_learned_masks(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    names = run(block("GHNSampler("))
+    names = run(block("ghn = GHN(space"))
     shown = run(block("HMNASPruner("), **names)
     shown = run(block("hmnas.fit("), **shown)
     assert shown["hmnas"].fitted

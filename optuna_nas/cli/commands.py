@@ -9,6 +9,7 @@ import sys
 import time
 import webbrowser
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from torch import nn
 
+    from optuna_nas.results.comparison import Budget, Comparison
     from optuna_nas.search.config import Search
     from optuna_nas.space import Architecture
     from optuna_nas.workers import Job
@@ -77,6 +79,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 def run(
     study: StudyFile,
     trials: Annotated[int | None, typer.Option(help="Total number of trials, instead of the study's.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="auto, free, snas, ghn, hmnas, tpe or random, instead of the study's sampler and pruner."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Seconds of all trials together at which the search ends.")
+    ] = None,
     storage: Storage = None,
     mlflow: MLflow = None,
     no_mlflow: NoMLflow = False,
@@ -97,6 +106,7 @@ def run(
     with shown_errors(debug):
         with console.status("Loading PyTorch and the study ..."):
             job = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts)
+            job = replace(job, strategy=strategy, seconds=seconds)
             search = job.search()
         for name, option in (("gpus-per-trial", gpus_per_trial), ("ray", ray)):
             if option is not None and workers is None:
@@ -106,7 +116,9 @@ def run(
                 "`torchrun` must start `optuna-nas worker` but started `run`; create the study, then start workers."
             )
         started = time.monotonic()
-        with Display(search.trials) as display:
+        if search.made_strategy is not None:
+            print_line("Strategy", search.made_strategy.explanation)
+        with Display(search.shown_total) as display:
             if workers is None:
                 from optuna_nas.search.runner import run as run_search
 
@@ -120,6 +132,8 @@ def run(
 
                 result = run_workers(job, workers, gpus_per_trial, display)
         print_result(search, result)
+        if result.ended is not None:
+            print_line("Ended", result.ended)
         print_line("Time", f"{time.monotonic() - started:.1f} s")
         if search.tracking is not None:
             options = [("--storage", storage), ("--mlflow", mlflow), *(("--set", text) for text in settings or [])]
@@ -127,7 +141,7 @@ def run(
             print_line("See it in MLflow", shlex.join([program(), "view", str(study), *arguments]))
         if result.interrupted:
             again = shlex.join([program(), *sys.argv[1:]])
-            print_line("\nInterrupted", f"with {result.missing} of {search.trials} trials to go. To resume: {again}")
+            print_line("\nInterrupted", f"with {result.missing} of {search.total} trials to go. To resume: {again}")
             raise typer.Exit(130)
 
 
@@ -185,14 +199,14 @@ def worker(
             from optuna_nas.workers import be_worker
 
             search = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts).search()
-        with Display(search.trials) as display:
+        with Display(search.shown_total) as display:
             missing = be_worker(search, gpu_share, display)
         if os.environ.get("RANK", "0") != "0":  # rank 0 of `torchrun` prints for all ranks
             raise typer.Exit(130 if missing else 0)
         if missing:
-            print_line("Interrupted", f"with {missing} of {search.trials} trials to go; other workers continue.")
+            print_line("Interrupted", f"with {missing} of {search.total} trials to go; other workers continue.")
             raise typer.Exit(130)
-        print_line("Total reached", f"{search.trials} trials. To see them: optuna-nas report {study} --storage ...")
+        print_line("Total reached", f"{search.total} trials. To see them: optuna-nas report {study} --storage ...")
 
 
 @app.command()
@@ -306,6 +320,10 @@ def compare(
         str, typer.Option(help="Budget of each run: trials=30, seconds=600 or epochs=200.")
     ] = "trials=30",
     seeds: Annotated[int, typer.Option(help="Number of runs of each strategy.")] = 3,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(help="Strategy to compare, such as auto or snas, on the one study that is given; repeatable."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the comparison; by default the names of the studies.")
     ] = None,
@@ -322,11 +340,17 @@ def compare(
 
             spending = comparison.Budget.parse(budget)
 
+            if strategy and len(studies) > 1:
+                raise UsageError(
+                    f"`--strategy` must go with one study but there are {len(studies)}; leave out the others."
+                )
+
             def make(seed: int) -> list[Search]:
-                return [load(study, [*(settings or []), f"seed={seed}"]) for study in studies]
+                searches = [load(study, [*(settings or []), f"seed={seed}"]) for study in studies]
+                return comparison.by_strategies(searches[0], strategy, spending) if strategy else searches
 
             first = make(0)
-        title = name or "-".join(search.name for search in first)
+        title = name or "-".join([studies[0].stem, *strategy] if strategy else [search.name for search in first])
         folder = Path("runs") / f"compare-{title}"
 
         def tracker(tags: Mapping[str, str]) -> MLflowTracker | None:
@@ -338,35 +362,40 @@ def compare(
             again = shlex.join([program(), *sys.argv[1:]])
             print_line("\nInterrupted", f"To resume: {again}")
             raise typer.Exit(130)
-        table = Table(title=f"{title}: {seeds} {'seed' if seeds == 1 else 'seeds'}, {budget} each")
-        rows = [comparison.cells(row) for row in compared.rows]
-        for heading in compared.headings:
-            table.add_column(heading, justify="left" if heading == "strategy" else "right")
-        for row in rows:
-            table.add_row(*map(escaped, row))
-        console.print(table)
-        figure = compared.figure(spending)
-        figure.savefig(folder / "comparison.png")
-        (folder / "comparison.json").write_text(comparison.as_json(compared))
-        print_line("Files", f"{folder / 'comparison.png'}, {folder / 'comparison.json'}")
+        _show_comparison(compared, spending, title, seeds, folder)
         mlflow_tracker = tracker({})
         if mlflow_tracker is not None:
             from optuna_nas.tracking.comparison import save_comparison
 
-            note = f"{seeds} seeds of every strategy, {budget} each; best first."
             address = save_comparison(
                 mlflow_tracker,
                 compared.studies,
                 first[0].space,
                 compared.metric,
                 compared.headings,
-                rows,
-                figure,
-                note,
+                [comparison.cells(row) for row in compared.rows],
+                compared.figure(spending),
+                f"{seeds} seeds of every strategy, {budget} each; best first.",
             )
             uri = mlflow_tracker.tracking_uri
             serve = "" if mlflow_tracker.served else f"mlflow ui --backend-store-uri {uri}; then "
             print_line("See it in MLflow", serve + address)
+
+
+def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: int, folder: Path) -> None:
+    """Print the table of a comparison, and write table and picture to files."""
+    from optuna_nas.results import comparison
+
+    runs = f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {budget.kind}={budget.amount:g} each"
+    table = Table(title=f"{title}: {runs}")
+    for heading in compared.headings:
+        table.add_column(heading, justify="left" if heading == "strategy" else "right")
+    for row in compared.rows:
+        table.add_row(*map(escaped, comparison.cells(row)))
+    console.print(table)
+    compared.figure(budget).savefig(folder / "comparison.png")
+    (folder / "comparison.json").write_text(comparison.as_json(compared))
+    print_line("Files", f"{folder / 'comparison.png'}, {folder / 'comparison.json'}")
 
 
 @app.command()

@@ -159,7 +159,5 @@ class Displays:
         """Close the display of the last run and open that of the next."""
         self.__exit__()
         console.print(f"{strategy}, seed {seed}", highlight=False)
-        from optuna_nas.results.comparison import MAX_TRIALS
-
-        self._shown = Display(None if search.trials == MAX_TRIALS else search.trials).__enter__()
+        self._shown = Display(search.shown_total).__enter__()
         return self._shown

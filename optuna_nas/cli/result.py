@@ -17,7 +17,7 @@ MAX_ROWS = 10
 
 def print_result(search: Search, result: SearchResult) -> None:
     """Print the leaderboard of a search and its files."""
-    from optuna_nas.objective.protocol import metric_of
+    from optuna_nas.objective.protocol import judged_metric_of, metric_of
     from optuna_nas.search.results import architecture_of
     from optuna_nas.storage.leaderboard import leaderboard
     from optuna_nas.storage.quota import counted_trials
@@ -27,7 +27,9 @@ def print_result(search: Search, result: SearchResult) -> None:
         console.print("No trial has finished yet; nothing to rank.")
         return
     table = Table(title=f"{search.name}: the best of {counted_trials(result.study)} trials")
-    for name in ("rank", "trial", metric_of(search.resolved_objective), "params", "multiply-adds", "seconds"):
+    value, judged = metric_of(search.resolved_objective), judged_metric_of(search.resolved_objective)
+    metrics = dict.fromkeys((value, judged))  # one, unless the value is the loss
+    for name in ("rank", "trial", *metrics, "params", "multiply-adds", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("architecture", overflow="fold")
     for row in rows[:MAX_ROWS]:
@@ -36,6 +38,7 @@ def print_result(search: Search, result: SearchResult) -> None:
             str(row.rank) if row.can_win else "breaks a constraint",
             str(row.trial.number),
             f"{row.value:.4f}",
+            *("" if row.metric is None else f"{row.metric:.4f}" for _ in list(metrics)[1:]),
             f"{numbers['params']:,}" if "params" in numbers else "",
             f"{numbers['multiply_adds']:,}" if "multiply_adds" in numbers else "",
             f"{numbers['train_seconds']:.1f}" if "train_seconds" in numbers else "",
@@ -51,5 +54,4 @@ def print_result(search: Search, result: SearchResult) -> None:
     if result.network is not None:
         print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
     if result.test_metric is not None:
-        metric = metric_of(search.resolved_objective)
-        print_line(f"Test {metric}", f"{result.test_metric:.4f} on data that the search never saw")
+        print_line(f"Test {judged}", f"{result.test_metric:.4f} on data that the search never saw")

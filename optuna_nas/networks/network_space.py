@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
+from torch import nn
 
 from optuna_nas.networks.discrete import DiscreteNetwork
+from optuna_nas.networks.graph_network import seeded_building
+from optuna_nas.networks.ops import build_op, has_module
 from optuna_nas.networks.supernet import Supernet
 from optuna_nas.space.base import Space
 from optuna_nas.space.cellular import CellularSpace
@@ -124,6 +127,23 @@ class NetworkSpace(ModelSpace):
     def supernet_graph(self) -> ComputationGraph:
         """Return the graph of the supernet."""
         return self.cells.network_graph(self.cells.full_architecture(), self.skeleton, mixed=True)
+
+    def fixed_parts(self, seed: int | None = None) -> nn.Module:
+        """Return the modules that belong to no choice, without the outputs, under their names in a network.
+
+        Args:
+            seed: Seed of the initial weights; None draws from torch's global generator.
+        """
+        graph = self.supernet_graph()
+        fixed = [node for i, node in enumerate(graph) if not node.path and i not in graph.outputs]
+        with seeded_building(seed):
+            parts = {node.name: build_op(node.op, node.site) for node in fixed if has_module(node.op, node.site)}
+        return nn.ModuleDict({"parts": nn.ModuleDict(parts)}).to(memory_format=torch.channels_last)
+
+    def fixed_kernels(self) -> frozenset[str]:
+        with torch.device("meta"):
+            parts = self.fixed_parts()
+        return frozenset(name for name, parameter in parts.named_parameters() if parameter.ndim > 1)
 
     def example_inputs(self, batch_size: int = 1) -> Tensor:
         return torch.zeros(batch_size, *self.skeleton.input_shape)

@@ -138,3 +138,8 @@ def directions_of(objective: Objective) -> tuple[str, ...] | None:
 def metric_of(objective: Objective) -> str:
     """Return the attribute `metric` of an objective, `value` if it has none."""
     return str(getattr(objective, "metric", "value"))
+
+
+def judged_metric_of(objective: Objective) -> str:
+    """Return the attribute `judged_metric` of an objective, the name of what `judge` returns; by default its metric."""
+    return str(getattr(objective, "judged_metric", metric_of(objective)))

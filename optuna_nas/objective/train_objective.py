@@ -6,6 +6,7 @@ import hashlib
 import logging
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,7 @@ from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import TrainingDiverged, train
 from optuna_nas.training.process_group import current_ranks
 from optuna_nas.training.recipe import Recipe
-from optuna_nas.training.task import ImageClassification, Task
+from optuna_nas.training.task import LOSS, MINIMIZE, ImageClassification, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from optuna_nas.data.splits import Data
     from optuna_nas.oneshot.base import Score
     from optuna_nas.oneshot.hmnas.model import HMNAS
+    from optuna_nas.training.loop import EpochResult
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +69,12 @@ class TrainObjective:
         data: Data set.
         recipe: Hyperparameters of the training; fields may be suggestions (`suggest_float`, ...).
         task: Loss and metric; by default image classification. Fields may be suggestions, too.
-        objectives: Values to return: the task's metric first, then any of `params`, `multiply_adds`, `memory_access`
-            (minimized), any `Measure`, such as `latency()`, and any predicted cost (minimized), such as a
-            `LatencyTable`, for which nothing is measured in a trial. The study needs as many directions. With several
-            objectives only `GHNPruner` and `HMNASPruner` can prune, since Optuna accepts no reports.
+        objectives: Values to return. First the task's metric, or `loss`: the validation loss tells trainings apart
+            that a metric of few examples does not, and the metric becomes an attribute of the trial. Then any of
+            `params`, `multiply_adds`, `memory_access` (minimized), any `Measure`, such as `latency()`, and any
+            predicted cost (minimized), such as a `LatencyTable`, for which nothing is measured in a trial. The study
+            needs as many directions. With several objectives only `GHNPruner` and `HMNASPruner` can prune, since Optuna
+            accepts no reports.
         constraints: Upper bounds of costs, measures or predicted costs, such as `{"params": 2e6, latency(): 0.01}`, as
             Optuna constraints.
         initial_weights: Initial weights of a training: None for random weights, `GeneratedWeights(ghn)`, or a function
@@ -123,8 +127,10 @@ class TrainObjective:
                 f"{type(self.space).__name__}; use `NetworkSpace(space, skeleton)`."
             )
         object.__setattr__(self, "objectives", tuple(self.objectives) or (self.task.metric,))
-        if self.objectives[0] != self.task.metric:
-            raise ValueError(f"`objectives` must begin with {self.task.metric!r} but got {self.objectives}.")
+        if self.objectives[0] not in (self.task.metric, LOSS):
+            raise ValueError(
+                f"`objectives` must begin with {self.task.metric!r} or {LOSS!r} but got {self.objectives}."
+            )
         for name, values in (("objectives", self.objectives[1:]), ("constraints", self.constraints)):
             names = [value for value in values if not isinstance(value, Measure | PredictedCost)]
             unknown = [value for value in names if value not in COSTS]
@@ -159,7 +165,12 @@ class TrainObjective:
 
     @property
     def metric(self) -> str:
-        """Name of the first objective: the task's metric."""
+        """Name of the first objective: the task's metric, or `loss`."""
+        return str(self.objectives[0])
+
+    @property
+    def judged_metric(self) -> str:
+        """Name of the metric on the test split: the task's."""
         return self.task.metric
 
     @property
@@ -179,9 +190,9 @@ class TrainObjective:
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """Directions for a study: that of the task, followed by those of costs (`minimize`) and measures."""
-        others = (m.direction if isinstance(m, Measure) else "minimize" for m in self.objectives[1:])
-        return (self.task.direction, *others)
+        """Directions for a study: that of the first objective, followed by those of costs (`minimize`) and measures."""
+        others = (m.direction if isinstance(m, Measure) else MINIMIZE for m in self.objectives[1:])
+        return (MINIMIZE if self.metric == LOSS else self.task.direction, *others)
 
     # -- protocols of a search ------------------------------------------------------------------------------------
 
@@ -265,7 +276,22 @@ class TrainObjective:
             raise failure
         training.keep(network, result)
         remaining = network.remaining if isinstance(network, DiscreteNetwork) else candidate.architecture
-        return self._values(result.last.validation_metric, {**numbers, **self._costs(remaining)})
+        return self._values(self.value_of(result.last), {**numbers, **self._costs(remaining)})
+
+    def value_of(self, result: EpochResult) -> float:
+        """Return the first value of an epoch: the metric, or the loss.
+
+        Raises:
+            ValueError: The value is the loss, which the task does not tell.
+        """
+        if self.metric != LOSS:
+            return result.validation_metric
+        if isnan(result.validation_loss):
+            raise ValueError(
+                f"`objectives` must not begin with {LOSS!r} for a task whose `evaluation` has no loss, as that of "
+                f"{type(self.task).__name__}; use {self.task.metric!r}."
+            )
+        return result.validation_loss
 
     @cached_property
     def _duplicates(self) -> Duplicates:

@@ -21,6 +21,7 @@ from optuna_nas.storage.attributes import (
     BATCH_HALVED,
     GPU_SECONDS,
     MASKED,
+    METRIC,
     NETWORK,
     PEAK_MEMORY_BYTES,
     REASON,
@@ -36,7 +37,7 @@ from optuna_nas.training.device import gpu_share, is_out_of_memory, release_memo
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
 from optuna_nas.training.process_group import RankLost, current_ranks
-from optuna_nas.training.task import EarlyExits, Task
+from optuna_nas.training.task import LOSS, EarlyExits, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,19 +182,32 @@ class TrialTraining:
         """Report an epoch to listener and pruner; stop if the pruner decides so."""
         trial, epochs = self._trial, self._candidate.recipe.epochs
         if self._run.listener:
-            self._run.listener.epoch(trial.number, result.epoch, _curves(result, self._objective.metric))
+            self._run.listener.epoch(trial.number, result.epoch, self._curves(result))
         if shared is not None:
             shared.publish()
         if len(trial.study.directions) > 1:
             return  # Optuna accepts no reports with several objectives
-        trial.report(result.validation_metric, result.epoch)
+        trial.report(self._objective.value_of(result), result.epoch)
         if result.epoch < epochs and trial.should_prune():
             prune(trial, f"{pruner_name(trial)} stopped it after epoch {result.epoch} of {epochs}")
+
+    def _curves(self, result: EpochResult) -> dict[str, float]:
+        """Return the learning curves at an epoch, that of the objective first."""
+        name = self._candidate.task.metric
+        return {
+            self._objective.metric: self._objective.value_of(result),
+            name: result.validation_metric,
+            "validation_loss": result.validation_loss,
+            **({} if result.train_metric is None else {f"train_{name}": result.train_metric}),
+            "train_loss": result.train_loss,
+            "learning_rate": result.learning_rate,
+            "epoch_seconds": result.seconds,
+        }
 
     def _apply_masks(self, network: nn.Module, result: EpochResult) -> None:
         """Remove ops and weights whose masks are zero by now; append the effect to the attribute `masked`."""
         trial, candidate, objective = self._trial, self._candidate, self._objective
-        masks, metric = objective.masks, objective.metric
+        masks, metric = objective.masks, objective.task.metric
         assert masks is not None
         assert isinstance(network, DiscreteNetwork)
         parameters = dict(network.named_parameters())
@@ -222,6 +236,8 @@ class TrialTraining:
         """Set the attributes of a finished training, and write its network."""
         trial, run = self._trial, self._run
         trial.set_user_attr(TRAIN_SECONDS, round(result.seconds, 3))
+        if self._objective.metric == LOSS:
+            trial.set_user_attr(METRIC, result.last.validation_metric)
         for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
             if number:
                 trial.set_user_attr(key, number)
@@ -229,7 +245,7 @@ class TrialTraining:
             trial.set_user_attr(BATCH_HALVED, True)
         if isinstance(network, EarlyExits) and network.budget:
             metrics = [round(value, 6) for value in result.last.exit_metrics]
-            columns = {"multiply_adds": list(network.exit_costs), self._objective.metric: metrics}
+            columns = {"multiply_adds": list(network.exit_costs), self._candidate.task.metric: metrics}
             trial.set_user_attr(ANYTIME_CURVE, {**columns, "budget": network.budget})
         if run.folder is None:
             return
@@ -251,18 +267,6 @@ def _plan(network: nn.Module, candidate: Candidate) -> dict[str, Any]:
         "mixing": getattr(network, "mixing", None),
         "recipe": asdict(candidate.recipe),
         "task": asdict(candidate.task) if is_dataclass(candidate.task) else {},
-    }
-
-
-def _curves(result: EpochResult, metric: str) -> dict[str, float]:
-    train_metric = {} if result.train_metric is None else {f"train_{metric}": result.train_metric}
-    return {
-        metric: result.validation_metric,
-        "validation_loss": result.validation_loss,
-        **train_metric,
-        "train_loss": result.train_loss,
-        "learning_rate": result.learning_rate,
-        "epoch_seconds": result.seconds,
     }
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optuna_nas.oneshot.base import OneShotModel, Score
+    from optuna_nas.oneshot.free import FreeScore, RankScore
     from optuna_nas.oneshot.ghn import GHN, GHNRecipe
     from optuna_nas.oneshot.hmnas import HMNAS, HMNASRecipe
     from optuna_nas.oneshot.snas import SNAS, SNASRecipe
@@ -16,6 +17,7 @@ else:
         __name__,
         {
             "base": "OneShotModel Score",
+            "free": "FreeScore RankScore",
             "ghn": "GHN GHNRecipe",
             "hmnas": "HMNAS HMNASRecipe",
             "snas": "SNAS SNASRecipe",
@@ -31,9 +33,11 @@ __all__ = [
     "DistributionRecord",
     "FitRecipe",
     "FitRecord",
+    "FreeScore",
     "GHNRecipe",
     "HMNASRecipe",
     "OneShotModel",
+    "RankScore",
     "SNASRecipe",
     "Score",
 ]

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optuna_nas.data.batches import tensors_of, to_device
+from optuna_nas.data.batches import batch_length, tensors_of, to_device
 from optuna_nas.data.splits import REPORT, TRAIN, Data, seeded_generator
+from optuna_nas.oneshot.discernment import Discernment, discern, tell
 from optuna_nas.oneshot.state import FitRecord, LearnedState, Record
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import step_where
@@ -180,11 +181,9 @@ class OneShotModel(LearnedState[Record]):
         return seeded_generator(self.device, self.recipe.seed, self.step, purpose)
 
     def update(self, loss: Tensor, sums: Tensor) -> Record | None:
-        """Step all optimizers along the gradient of a loss, clipped and if it is finite; then `finish_step`.
+        """Step all optimizers along the clipped gradient of a loss, if it is finite; then `finish_step`.
 
-        Args:
-            loss: Scalar, as `Task.training_step` returns it.
-            sums: As `Task.training_step` returns them.
+        Loss and sums are those of `Task.training_step`.
         """
         optimizers = self.optimizers.values()
         for optimizer in optimizers:
@@ -311,6 +310,8 @@ class OneShotModel(LearnedState[Record]):
                     raise TrainingStopped
             if checkpoint is not None:
                 self.save(checkpoint)
+            if self.fitted and self._scoring is not None and batch_length(self._scoring) >= 4:
+                tell(self.name, self.discern())
 
     def _steps(self, data: Data, splits: Sequence[str], last: int) -> Iterator[Record | None]:
         """Train up to a step; yield after each what there is to record."""
@@ -331,22 +332,32 @@ class OneShotModel(LearnedState[Record]):
     # -- scoring --------------------------------------------------------------------------------------------------
 
     def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Return the task's metric of architectures with the weights learned here, shape (N,).
+        """Return scores of architectures with the weights learned here, shape (N,): negative losses (`Task.score`).
 
-        Measured on the scoring batch, the first examples of the report split, and oriented: larger is better (errors
-        are negative).
+        Measured on the scoring batch, the first examples of the report split.
 
         Raises:
             ValueError: Neither `fit` nor `attach` has seen data with a report split, or an architecture is of another
                 space.
         """
-        batch = self.scoring_batch()
+        return self.scores_on(self.scoring_batch(), list(map(self.check_architecture, architectures)))
+
+    def scores_on(self, batch: Any, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return scores of architectures of this space on a batch, shape (N,); see `score`."""
         scores = []
-        for architecture in map(self.check_architecture, architectures):
+        for architecture in architectures:
             network = Calling(partial(self.predict, architecture))
             with self.lock, torch.no_grad(), autocast(self.device, self.recipe.precision):
-                scores.append(self.task.oriented(self.task.evaluate(network, [batch])))
+                scores.append(self.task.score(network, [batch]))
         return np.array(scores, dtype=np.float64)
+
+    def discern(self) -> Discernment:
+        """Return how the scores of random architectures differ, and whether they rank anything; needs data."""
+        return discern(self)
+
+    def variance_between(self, architectures: Sequence[Architecture]) -> float | None:
+        """Return the share of the variance of generated weights that is between architectures; None by default."""
+        return None
 
     def attach(self, data: Data) -> None:
         """Take device and scoring batch from the data: the first examples of the report split, the same in every call.

@@ -15,6 +15,7 @@ from optuna_nas.objective.protocol import metric_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
+from optuna_nas.search.config import MAX_TRIALS
 from optuna_nas.search.runner import run
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.leaderboard import spent_seconds
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 TRIALS, SECONDS, EPOCHS = BUDGETS = ("trials", "seconds", "epochs")
 RANDOM, TPE = BASELINES = ("random", "tpe")
-MAX_TRIALS = 100_000
-"""Total number of trials of a study with a budget of seconds or epochs."""
 CONFIDENCE = 0.95
 """Confidence of the intervals of means."""
 POINTS = 200
@@ -155,6 +154,10 @@ def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
         ValueError: Searches have different settings, or share a name.
     """
     first = searches[0]
+    if first.strategy is not None:  # of one study, which differ in their strategies alone
+        named = {search.name: search for search in searches}
+        baselines = {name: replace(first, name=name, strategy=name) for name in BASELINES}
+        return {name: _in_parts(search) for name, search in {**named, **baselines}.items()}
     for search in searches[1:]:
         reference, setting = first.setting(), search.setting()
         differing = sorted(
@@ -183,6 +186,32 @@ def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
         RANDOM: replace(plain, sampler=RandomSampler(seed), pruner=NopPruner()),
         TPE: replace(plain, sampler=TPESampler(seed=seed), pruner=MedianPruner()),
     }
+
+
+def _in_parts(search: Search) -> Search:
+    """Return a search with the parts of its strategy, as it planned them, in place of the strategy."""
+    if search.made_strategy is None:
+        return search
+    made = search.made_strategy
+    return replace(search, strategy=None, sampler=made.sampler, pruner=made.pruner, objective=made.objective)
+
+
+def by_strategies(search: Search, names: Sequence[str], budget: Budget) -> list[Search]:
+    """Return a search once for every strategy of a list, under its name.
+
+    Args:
+        search: Search whose space, data, recipe and task all have.
+        names: Names of strategies.
+        budget: Budget of each run, which strategies plan by.
+
+    Raises:
+        ValueError: A strategy is unknown or does not fit the search.
+    """
+    seconds = budget.amount if budget.kind == SECONDS else search.seconds
+    return [
+        replace(search, name=name, strategy=name, sampler=None, pruner=None, directions=None, seconds=seconds)
+        for name in names
+    ]
 
 
 def compare(

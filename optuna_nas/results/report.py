@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.objective.protocol import Describes, metric_of
+from optuna_nas.objective.protocol import Describes, judged_metric_of, metric_of
 from optuna_nas.plots import plot_architecture, plot_distribution
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
@@ -27,7 +27,7 @@ from optuna_nas.plots.surrogate import draw_scores, scores_of
 from optuna_nas.samplers import distribution_records
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
-from optuna_nas.storage.attributes import REASON, attribute, cost_key, has_attribute, masks_of
+from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of
 from optuna_nas.storage.leaderboard import best_trial, leaderboard, spent_seconds
 from optuna_nas.storage.versions import git_commit, versions
 
@@ -171,9 +171,12 @@ def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
     if best is None:
         return [Text("No trial has completed within its constraints yet.")]
     summed, metric = summarise(search, study), metric_of(search.resolved_objective)
+    judged = judged_metric_of(search.resolved_objective)
     rows = [(f"best {metric}", f"{best.values[0]:.4f} (trial {best.number})")]
+    if has_attribute(best.user_attrs, METRIC):
+        rows.append((f"its {judged}", f"{attribute(best.user_attrs, METRIC):.4f}"))
     if summed.test_metric is not None:
-        rows.append((f"test {metric}", f"{summed.test_metric:.4f}, on data that the search never saw"))
+        rows.append((f"test {judged}", f"{summed.test_metric:.4f}, on data that the search never saw"))
     for name, text in COST_NAMES.items():
         if has_attribute(best.user_attrs, cost_key(name)):
             rows.append((text, f"{attribute(best.user_attrs, cost_key(name)):,}"))
@@ -197,14 +200,16 @@ def _leaderboard(search: Search, study: Study, metric: str) -> list[Text | Table
     ranked = leaderboard(study)
     if not ranked:
         return []
+    judged = {judged_metric_of(search.resolved_objective)} - {metric}  # another where the value is the loss
     rows = []
     for row in ranked[:MAX_ROWS]:
         architecture = architecture_of(search, row.trial)
         summary = architecture.summary if architecture else ", ".join(f"{k}={v}" for k, v in row.trial.params.items())
         costs = [f"{row.numbers[name]:,}" if name in row.numbers else "" for name in ("params", "multiply_adds")]
         place = str(row.rank) if row.can_win else "breaks a constraint"
-        rows.append((place, str(row.trial.number), f"{row.value:.4f}", *costs, f"{row.seconds:.1f}", summary))
-    headings = ("rank", "trial", metric, "parameters", "multiply-adds", "seconds", "architecture")
+        metrics = [f"{row.value:.4f}", *(["" if row.metric is None else f"{row.metric:.4f}"] if judged else [])]
+        rows.append((place, str(row.trial.number), *metrics, *costs, f"{row.seconds:.1f}", summary))
+    headings = ("rank", "trial", metric, *judged, "parameters", "multiply-adds", "seconds", "architecture")
     note = [Text(f"The best {MAX_ROWS} of {len(ranked)} completed trials.")] if len(ranked) > MAX_ROWS else []
     return [*note, Table(headings, rows, frozenset(headings[:-1]))]
 
@@ -329,9 +334,9 @@ def _reproduction(search: Search, study: Study, command: str) -> list[Text | Tab
     objective = search.resolved_objective
     rows = [
         ("space", f"{type(search.space.core).__name__}, {search.space.size:,} architectures"),
-        ("sampler", type(search.sampler).__name__ if search.sampler else "Optuna's default"),
-        ("pruner", type(search.pruner).__name__ if search.pruner else "Optuna's default"),
-        ("trials", f"{sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))} of {search.trials}"),
+        ("sampler", type(search.resolved_sampler).__name__ if search.resolved_sampler else "Optuna's default"),
+        ("pruner", type(search.resolved_pruner).__name__ if search.resolved_pruner else "Optuna's default"),
+        ("trials", f"{sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))} of {search.total}"),
     ]
     if isinstance(objective, Describes):
         described = objective.describe()

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optuna_nas.samplers.ghn import GHNSampler
+    from optuna_nas.samplers.promoting import PromotingSampler
     from optuna_nas.samplers.snas import SNASSampler, distribution_records
 else:
     from optuna_nas.lazy import lazy_names
@@ -12,8 +13,9 @@ else:
         __name__,
         {
             "ghn": "GHNSampler",
+            "promoting": "PromotingSampler",
             "snas": "SNASSampler distribution_records",
         },
     )
 
-__all__ = ["GHNSampler", "SNASSampler", "distribution_records"]
+__all__ = ["GHNSampler", "PromotingSampler", "SNASSampler", "distribution_records"]

@@ -91,6 +91,9 @@ class GHNSampler(ArchitectureSampler):
         data: Data to train the model on in the first trial; not needed for a fitted model.
         budget: Epochs of that training, larger than 0.
         pool_size: Candidates per round, at least `trials_per_round`.
+        prefilter: Cheaper function that scores `prefilter_size` architectures first, such as a `FreeScore`; its best
+            `pool_size` are the candidates.
+        prefilter_size: Architectures that the prefilter scores in a round, at least `pool_size`.
         exploration: Fraction of trials that take a random candidate of the pool instead of the best, in [0, 1].
         trials_per_round: Trials per pool, at least 1.
         candidates: Sampler that draws the pool; uniform by default.
@@ -130,6 +133,8 @@ class GHNSampler(ArchitectureSampler):
         data: Data | None = None,
         budget: float | None = None,
         pool_size: int = 1000,
+        prefilter: Score | None = None,
+        prefilter_size: int = 1000,
         exploration: float = 0.1,
         trials_per_round: int = 100,
         candidates: BaseSampler | None = None,
@@ -150,6 +155,11 @@ class GHNSampler(ArchitectureSampler):
                 f"`pool_size` must be at least `trials_per_round`, one candidate per trial, but {pool_size} < "
                 f"{trials_per_round}."
             )
+        if prefilter is not None and prefilter_size < pool_size:
+            raise ValueError(
+                f"`prefilter_size` must be at least `pool_size`, which are kept of them, but {prefilter_size} < "
+                f"{pool_size}."
+            )
         if not 0 <= exploration <= 1:
             raise ValueError(f"`exploration` must be in [0, 1] but got {exploration}; 0.1 suits most studies.")
         self._costs = tuple(costs)
@@ -163,6 +173,7 @@ class GHNSampler(ArchitectureSampler):
             )
         self._data, self._budget, self._device, self._given_store = data, budget, device, artifact_store
         self._pool_size, self._exploration, self._trials_per_round = pool_size, exploration, trials_per_round
+        self._prefilter, self._n_drawn = prefilter, pool_size if prefilter is None else prefilter_size
         self._candidates = candidates
         self._seeded = seed is not None
         super().__init__(space, independent_sampler, seed)
@@ -260,13 +271,18 @@ class GHNSampler(ArchitectureSampler):
         if number < 2 * ROUNDS_BEHIND:
             reserved = {_digest(self._architecture(chosen)) for chosen in self._reserved(study)}
         earlier = self._of_trials(study, trial)
-        candidates = self._drawn(self._draws(study, trial), self._pool_size, taken.keys() | reserved | earlier.keys())
+        candidates = self._drawn(self._draws(study, trial), self._n_drawn, taken.keys() | reserved | earlier.keys())
+        digests = list(candidates)
         chosen_MP = np.array(list(candidates.values()), dtype=np.int64).reshape(-1, len(self._distributions))
         architectures = [self._architecture(chosen) for chosen in chosen_MP]
+        if self._prefilter is not None and len(architectures) > self._pool_size:
+            first_M = np.asarray(self._prefilter(architectures), dtype=np.float64)
+            kept_M = np.argsort(-first_M, kind="stable")[: self._pool_size]
+            chosen_MP, digests = chosen_MP[kept_M], [digests[i] for i in kept_M]
+            architectures = [architectures[i] for i in kept_M]
         scores_M, ranking_M = self._scored(study, architectures, list(earlier.values()))
         order = self._order(ranking_M, architectures, self._random(trial, "order"))
         meanwhile = self._of_trials(study, trial).keys()  # other workers may have proposed some during the scoring
-        digests = list(candidates)
         order = order[[digests[i] not in meanwhile for i in order]]
         kept = np.array(sorted(taken.items()), dtype=np.int64).reshape(-1, 2)
         return Pool(chosen_MP[order], scores_M[order], kept)

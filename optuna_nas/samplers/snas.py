@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
+from optuna_nas.oneshot.free.prior import main_effects
 from optuna_nas.oneshot.snas.distribution import DistributionRecord, connected_argmax, draw, entropies, softmax
 from optuna_nas.oneshot.snas.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
-    from optuna_nas.oneshot import OneShotModel
+    from optuna_nas.oneshot import OneShotModel, Score
     from optuna_nas.space import Architecture, Space
     from optuna_nas.storage.model_rounds import Snapshot
     from optuna_nas.storage.optuna_rdb import ArtifactStore
@@ -85,6 +87,9 @@ class SNASSampler(ArchitectureSampler):
         trials_per_round: Trials per training round, at least 1.
         learn_from_trials: Whether to learn from finished trials; by default only without a model.
         learning_rate: Learning rate of the score function; see `ScoreFunction`.
+        prior: Function that scores architectures, such as a `FreeScore`, by whose main effects the distribution is
+            multiplied; larger is better. The first trial of a process computes them.
+        prior_strength: Logits per standard deviation of the score that an option is worth, at least 0.
         independent_sampler: Sampler of parameters outside the space; by default Optuna's TPE.
         artifact_store: Artifact store of the rounds, reachable by all workers; by default the folder
             `runs/STUDY/artifacts`.
@@ -117,6 +122,8 @@ class SNASSampler(ArchitectureSampler):
         trials_per_round: int = 10,
         learn_from_trials: bool | None = None,
         learning_rate: float = 0.2,
+        prior: Score | None = None,
+        prior_strength: float = 2.0,
         independent_sampler: BaseSampler | None = None,
         artifact_store: ArtifactStore | None = None,
         avoid_duplicates: bool = True,
@@ -133,7 +140,9 @@ class SNASSampler(ArchitectureSampler):
             learn_from_trials = model is None
         if not learn_from_trials and model is None:
             raise ValueError("`learn_from_trials` must not be False without `model`; nothing would be learned.")
-        self.model = model
+        if not 0 <= prior_strength < math.inf:
+            raise ValueError(f"`prior_strength` must not be negative but got {prior_strength}; 2 suits most scores.")
+        self.model, self._prior, self._prior_strength = model, prior, prior_strength
         self.learning = " and ".join(
             ["pathwise gradient of a supernet"] * (model is not None) + ["score function of trials"] * learn_from_trials
         )
@@ -147,6 +156,7 @@ class SNASSampler(ArchitectureSampler):
     def _init_state(self) -> None:
         super()._init_state()
         self._lock = threading.RLock()
+        self._prior_PO: NDArray[np.float64] | None = None
         sizes = [len(distribution.choices) for distribution in self._distributions.values()]
         self._folds = PerStudy(lambda: _Fold(ScoreFunction(sizes, self._learning_rate)))
 
@@ -238,9 +248,12 @@ class SNASSampler(ArchitectureSampler):
         """Return the distribution to draw from, shape (P, O)."""
         with self._lock:
             learned = fold.policy.probabilities if fold is not None and self._learn_from_trials else None
+            if self._prior is not None and self._prior_PO is None:
+                effects_PO = main_effects(self.space, self._prior)  # equal in all workers
+                self._prior_PO = np.exp(self._prior_strength * effects_PO)
         if self.model is None:
             assert learned is not None
-            return np.asarray(learned)
+            return self._with_prior(np.asarray(learned))
         if self.in_study_fit is None:
             table = softmax(logits_of(self.model).astype(np.float64))
         elif snapshot is None:
@@ -248,8 +261,12 @@ class SNASSampler(ArchitectureSampler):
             table = softmax(np.where(np.isneginf(logits), -np.inf, 0.0))  # padding of rows with fewer options stays
         else:
             table = softmax(snapshot.loaded)
-        if learned is not None:
-            table = table * learned
+        return self._with_prior(table if learned is None else table * learned)
+
+    def _with_prior(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return a distribution multiplied by the prior, rows that sum to 1."""
+        if self._prior_PO is not None:
+            table = table * self._prior_PO
         probabilities: NDArray[np.float64] = table / table.sum(axis=1, keepdims=True)
         return probabilities
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +29,15 @@ if TYPE_CHECKING:
 
     from optuna_nas.data.splits import Data
     from optuna_nas.search.results import SearchResult
+    from optuna_nas.search.strategy import Strategy
     from optuna_nas.space import ModelSpace, Space
     from optuna_nas.storage.optuna_rdb import ArtifactStore
+
+
+DEFAULT_TRIALS = 50
+"""Total number of trials of a search without limits."""
+MAX_TRIALS = 100_000
+"""Total number of trials of a search that something else limits."""
 
 
 class SearchListener(TrialListener, Protocol):
@@ -88,7 +96,14 @@ class Search:
         pruner: Any Optuna pruner; by default Optuna's median pruner.
         directions: `maximize` or `minimize` for each value of the objective; by default those of the objective, or
             `maximize`.
-        trials: Total number of trials, at least 1; a resumed study runs the missing ones.
+        trials: Total number of trials, at least 1; a resumed study runs the missing ones. By default 50, or as many as
+            fit in `seconds`.
+        strategy: Name of a strategy that sets sampler, pruner and, unless there is one, the objective: `auto`, which
+            chooses one and says which; `free`, `snas`, `ghn`, `hmnas`, `tpe` or `random`. The value of its trials is
+            the validation loss.
+        seconds: Seconds of all trials together, with the training of one-shot models in them, at which the search
+            ends; None for no limit.
+        patience: Number of trials in a row without a better value at which the search ends; None for no limit.
         storage: URL of an Optuna storage, path of an sqlite file, or a storage object of Optuna with its own heartbeats
             and retries (`JournalStorage`, `RDBStorage`, `InMemoryStorage`); by default an sqlite file in `folder`, or
             the PostgreSQL in `folder/postgresql` if several workers have run.
@@ -126,7 +141,10 @@ class Search:
     sampler: BaseSampler | None = None
     pruner: BasePruner | None = None
     directions: tuple[str, ...] | None = None
-    trials: int = 50
+    trials: int | None = None
+    strategy: str | None = None
+    seconds: float | None = None
+    patience: int | None = None
     storage: str | Path | BaseStorage | None = None
     artifacts: str | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
@@ -150,10 +168,18 @@ class Search:
                 "`storage` must be an address such as 'sqlite:///study.db', a path or an Optuna storage but is a "
                 f"{type(self.storage).__name__}; leave it out for a file in `folder`."
             )
-        for name in ("trials", "n_jobs", "keep_networks"):
+        for name in ("trials", "patience", "n_jobs", "keep_networks"):
             value = getattr(self, name)
+            if value is None and name in ("trials", "patience"):
+                continue
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1 but got {value}.")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise ValueError(f"`seconds` must be a positive number but got {self.seconds}; None sets no limit.")
+        if self.strategy is not None:
+            for name in ("sampler", "pruner"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` must be left out where `strategy` sets it; leave out one of them.")
         for name in ("sampler", "pruner"):
             space = getattr(getattr(self, name), "space", None)
             if space is not None and space.core != self.space.core:
@@ -174,13 +200,55 @@ class Search:
             )
 
     @property
+    def total(self) -> int:
+        """Total number of trials."""
+        if self.trials is not None:
+            return self.trials
+        return DEFAULT_TRIALS if self.seconds is None else MAX_TRIALS
+
+    @property
+    def shown_total(self) -> int | None:
+        """Total number of trials; None where something else ends the search."""
+        return None if self.total == MAX_TRIALS else self.total
+
+    @property
     def resolved_directions(self) -> tuple[str, ...]:
         """Directions of the study."""
         return self.directions or ()
 
     @cached_property
+    def made_strategy(self) -> Strategy | None:
+        """What `strategy` consists of; None where it is not given."""
+        if self.strategy is None:
+            return None
+        from optuna_nas.search.strategy import Setting, make_strategy  # which loads all strategies
+
+        setting = Setting(
+            self.space,
+            self.data,
+            self.recipe,
+            self.task,
+            self.objective,
+            None if self.total == MAX_TRIALS else self.total,
+            self.seconds,
+        )
+        return make_strategy(self.strategy, setting)
+
+    @property
+    def resolved_sampler(self) -> BaseSampler | None:
+        """The sampler, that of the strategy if there is one; None for Optuna's default."""
+        return self.sampler if self.made_strategy is None else self.made_strategy.sampler
+
+    @property
+    def resolved_pruner(self) -> BasePruner | None:
+        """The pruner, that of the strategy if there is one; None for Optuna's default."""
+        return self.pruner if self.made_strategy is None else self.made_strategy.pruner
+
+    @cached_property
     def resolved_objective(self) -> Objective:
         """The objective; by default a `TrainObjective` of space, data, recipe and task."""
+        if self.made_strategy is not None:
+            return self.made_strategy.objective
         if self.objective is not None:
             return self.objective
         if self.data is None:

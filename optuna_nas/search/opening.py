@@ -88,15 +88,17 @@ def _loaded(search: Search, create: bool) -> Study:
 
     storage = connect(place, search.heartbeat, on_dead)
     try:
-        study = optuna.load_study(study_name=search.name, storage=storage, sampler=search.sampler, pruner=search.pruner)
+        study = optuna.load_study(
+            study_name=search.name, storage=storage, sampler=search.resolved_sampler, pruner=search.resolved_pruner
+        )
     except KeyError:
         if not create:
             raise absent from None
         study = optuna.create_study(
             study_name=search.name,
             storage=storage,
-            sampler=search.sampler,
-            pruner=search.pruner,
+            sampler=search.resolved_sampler,
+            pruner=search.resolved_pruner,
             directions=[StudyDirection[direction.upper()] for direction in search.resolved_directions],
             load_if_exists=True,
         )

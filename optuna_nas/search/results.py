@@ -41,6 +41,7 @@ class SearchResult:
         test_metric: Metric of this network on the test split, which is evaluated once; None before the end.
         interrupted: Whether the search was stopped before its total number of trials.
         missing: Number of trials that are still to run.
+        ended: Why the search ended before its total number of trials, in words; None if it did not.
 
     Example:
         >>> import optuna
@@ -58,6 +59,7 @@ class SearchResult:
     test_metric: float | None = None
     interrupted: bool = False
     missing: int = 0
+    ended: str | None = None
 
 
 # -- summary --------------------------------------------------------------------------------------------------------
@@ -166,9 +168,9 @@ def _summary(search: Search) -> dict[str, object]:
     summary: dict[str, object] = {
         "space": type(search.space.core).__name__,
         "space_size": search.space.size,
-        "trials": search.trials,
-        "sampler": type(search.sampler).__name__ if search.sampler else "default",
-        "pruner": type(search.pruner).__name__ if search.pruner else "default",
+        "trials": search.total,
+        "sampler": type(search.resolved_sampler).__name__ if search.resolved_sampler else "default",
+        "pruner": type(search.resolved_pruner).__name__ if search.resolved_pruner else "default",
     }
     objective = search.resolved_objective
     if isinstance(objective, Describes):

@@ -27,6 +27,7 @@ from optuna_nas.search.config import TrainsModel
 from optuna_nas.search.opening import WAIT_SECONDS, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.signals import handled
+from optuna_nas.search.stopping import Stopping
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
@@ -93,15 +94,17 @@ def run(
     with closing(study), _present(search) as alone:
         # An sqlite file belongs to one machine: if no other process runs the study there, its running trials are dead.
         reap_dead_trials(study, alone and sqlite_file(search.resolved_storage()) is not None)
-        if search.sampler is not None and study.get_trials(deepcopy=False):
-            search.sampler.reseed_rng()  # with its seed it would propose the same architectures as before the resume
+        if search.resolved_sampler is not None and study.get_trials(deepcopy=False):
+            search.resolved_sampler.reseed_rng()  # else it proposes what it did before
         tracker = search.tracking
         if tracker is not None:
             tracker.start(study, **shown_in_mlflow(search))
         status = "FAILED"
         try:
-            missing = _Run(search, study, tracker, listener, enough).to_the_total()
-            result = replace(summarise(search, study, judge=not missing), interrupted=missing > 0, missing=missing)
+            running = _Run(search, study, tracker, listener, enough)
+            missing = running.to_the_total()
+            result = summarise(search, study, judge=not missing)
+            result = replace(result, interrupted=missing > 0, missing=missing, ended=running.ended)
             status = "KILLED" if result.interrupted else "FINISHED"
         finally:
             if tracker is not None:
@@ -153,8 +156,8 @@ def work(search: Search, listener: SearchListener | None = None, closes: bool = 
 
 def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
     study = open_study(search, create=False)
-    if search.sampler is not None:
-        search.sampler.reseed_rng()  # the samplers of other workers have the same seed
+    if search.resolved_sampler is not None:
+        search.resolved_sampler.reseed_rng()  # the samplers of other workers have the same seed
     tracker = search.tracking
     if tracker is not None:
         try:
@@ -162,7 +165,7 @@ def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
         except ConnectionError as error:  # the mirror is completed from the storage at the end of the study
             logger.warning("This worker's trials are shown in MLflow later: %s", error)
             tracker = None
-    missing = search.trials
+    missing = search.total
     with closing(study):
         try:
             with _present(search):
@@ -187,11 +190,14 @@ class _Run:
         listener: SearchListener | None,
         enough: Callable[[Study], bool] = lambda study: False,
     ) -> None:
-        self._search, self._study, self._enough = search, study, enough
+        self._search, self._study = search, study
+        self._stopping, self._given_enough = Stopping(search.seconds, search.patience), enough
         self._folder = search.resolved_folder()
         self._shared = is_server(search.resolved_storage())
-        self._quota, self._silent = Quota(study, search.trials), Silent(study, search.heartbeat.grace)
+        self._quota, self._silent = Quota(study, search.total), Silent(study, search.heartbeat.grace)
         self._interrupts = _Interrupts()
+        self.ended: str | None = None
+        """Why the search has ended before its total number of trials."""
         self._errors: list[BaseException] = []  # errors of the trials in the current call of `Study.optimize`
         self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
         self._events = _Events(tracker, listener, self._pictures)
@@ -200,11 +206,11 @@ class _Run:
         run = TrialRun(self._folder, self._events, self._interrupts.at_once.is_set, self._store)
         self._announces = isinstance(objective, Binds)
         self._objective = objective.bind(run) if isinstance(objective, Binds) else objective
-        parts: tuple[object, ...] = (search.sampler, search.pruner)
+        parts: tuple[object, ...] = (search.resolved_sampler, search.resolved_pruner)
         self._trains = [part for part in parts if isinstance(part, TrainsModel)]
         for part in self._trains:
             on_progress = None if listener is None else partial(self._events.model_progress, type(part).__name__)
-            part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.trials)
+            part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.total)
 
     def to_the_total(self) -> int:
         """Run trials until the total is reached or a signal is received; return the number of missing trials."""
@@ -217,10 +223,16 @@ class _Run:
                     requeue_interrupted(self._study, this_worker())  # with handlers, so that no signal prevents it
             finally:
                 for part in self._trains:
-                    part.prepare(self._folder, None, None, self._store, self._search.trials)
+                    part.prepare(self._folder, None, None, self._store, self._search.total)
                 if self._pictures is not None:
                     self._pictures.close()
         return self._missing()
+
+    def _enough(self, study: Study) -> bool:
+        """Return whether the search ends before its total number of trials."""
+        if (reason := self._stopping.reason(study)) is not None:
+            self.ended = reason
+        return reason is not None or self._given_enough(study)
 
     def _missing(self) -> int:
         return 0 if self._enough(self._study) else self._quota.missing()

@@ -27,6 +27,8 @@ def load(
     mlflow: str | None = None,
     trials: int | None = None,
     artifacts: str | None = None,
+    strategy: str | None = None,
+    seconds: float | None = None,
 ) -> Search:
     """Return the search of a study file, with some fields replaced.
 
@@ -37,6 +39,8 @@ def load(
         mlflow: URI of an MLflow tracking server, replaces `Search.tracking` unless None.
         trials: Replaces `Search.trials` unless None.
         artifacts: Replaces `Search.artifacts` unless None.
+        strategy: Replaces `Search.strategy`, sampler and pruner unless None.
+        seconds: Replaces `Search.seconds` unless None.
 
     Raises:
         UsageError: The file or a setting is wrong.
@@ -54,8 +58,24 @@ def load(
         >>> load(Path("study.py"), ["trials=3"]).trials
         3
     """
-    from optuna_nas.search.config import Search
     from optuna_nas.tracking import MLflowTracker
+
+    search = _made(path, settings or [])
+    given = {"storage": storage, "trials": trials, "artifacts": artifacts, "strategy": strategy, "seconds": seconds}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if strategy is not None:
+        changes |= {"sampler": None, "pruner": None, "directions": None}
+    if mlflow is not None:
+        changes["tracking"] = MLflowTracker(mlflow)
+    try:
+        return replace(search, **changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _made(path: Path, settings: list[str]) -> Search:
+    """Return what the function `search` of a study file returns."""
+    from optuna_nas.search.config import Search
 
     if not path.is_file():
         raise UsageError(f"`study` must be a Python file but {path} is not there; give the path of a study file.")
@@ -69,7 +89,7 @@ def load(
         raise UsageError(
             f"`study` must define a function `search()` that returns a `Search` but {path} has none; add one."
         )
-    arguments = _arguments(function, settings or [], path)
+    arguments = _arguments(function, settings, path)
     try:
         search = function(**arguments)
     except (ValueError, ConnectionError, OSError) as error:
@@ -81,16 +101,7 @@ def load(
             f"`search()` of {path} must return a `Search` but returned {type(search).__name__}; "
             "return `optuna_nas.Search(...)`."
         )
-    try:
-        return replace(
-            search,
-            storage=search.storage if storage is None else storage,
-            trials=search.trials if trials is None else trials,
-            artifacts=search.artifacts if artifacts is None else artifacts,
-            tracking=search.tracking if mlflow is None else MLflowTracker(mlflow),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return search
 
 
 def _blame(path: Path, error: BaseException) -> str:

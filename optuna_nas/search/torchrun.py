@@ -38,7 +38,7 @@ class _Shared(Follows, Protocol):
 def lead(search: Search, ranks: Ranks, work: Callable[[Search], int]) -> int:
     """Run `work` on rank 0 with an objective that all ranks train together; return its number of missing trials."""
     objective = _shared_objective(search, ranks)
-    missing = search.trials
+    missing = search.total
     try:
         missing = work(replace(search, objective=objective))
     finally:

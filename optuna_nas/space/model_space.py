@@ -77,6 +77,14 @@ class ModelSpace(Space):
             ValueError: Shapes of inputs or sizes of predictions differ.
         """
 
+    def fixed_kernels(self) -> frozenset[str]:
+        """Return the names of the supernet's kernels that belong to no choice, such as those of a stem.
+
+        Kernels are parameters of two or more dimensions. Those of output layers, which follow the task, are left out.
+        One-shot models keep them from learning to do without the choices; none by default.
+        """
+        return frozenset()
+
     def describe(self) -> dict[str, Any]:
         """Return everything that determines the networks, as JSON values."""
         return self.to_dict()

@@ -110,6 +110,12 @@ UID_ATTRIBUTE = PREFIX + "study_uid"
 """Unique id of the study in MLflow, where several studies may have a name."""
 
 
+PROMOTES = f"{PREFIX}promotes"
+"""System attribute: number of the trial whose architecture this one trains again, for longer."""
+METRIC = f"{PREFIX}metric"
+"""Metric of the task on the validation split, where the value of the trial is the loss."""
+
+
 def cost_key(name: str) -> str:
     """Return the key of a cost of the network, such as `params`.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.storage.attributes import PREFIX, TRAIN_SECONDS, attribute, shown_attributes
+from optuna_nas.storage.attributes import METRIC, PREFIX, TRAIN_SECONDS, attribute, shown_attributes
 from optuna_nas.storage.directions import oriented
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class LeaderboardRow(NamedTuple):
         trial: Ranked trial.
         can_win: Whether the trial completed and satisfies its constraints.
         value: First value; None for a trial without one.
+        metric: The task's metric, where the value is the loss; None where the value is the metric itself.
         seconds: Duration of the trial; see `spent_seconds`.
         numbers: Numeric user attributes, such as `params` and `multiply_adds`, by display name.
     """
@@ -34,6 +35,7 @@ class LeaderboardRow(NamedTuple):
     trial: FrozenTrial
     can_win: bool
     value: float | None
+    metric: float | None
     seconds: float
     numbers: Mapping[str, float]
 
@@ -62,6 +64,7 @@ def leaderboard(study: Study, states: Sequence[TrialState] = (TrialState.COMPLET
             trial,
             can_win(trial),
             trial.values[0] if trial.values else None,
+            attribute(trial.user_attrs, METRIC),
             spent_seconds(trial),
             numbers_of(trial),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -25,6 +25,8 @@ from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import optuna
     from torch import nn
 
@@ -117,13 +119,19 @@ def log_model(
         finally:
             mlflow.set_tracking_uri(before)
             logging.getLogger("mlflow").setLevel(level)
-    draw, worst = np.random.default_rng(0), 0.0
-    for size in CHECKED_BATCHES:
-        images = draw.normal(size=(size, *shape)).astype(np.float32)
-        with torch.no_grad():
-            expected = program(torch.from_numpy(images))
-        worst = max(worst, float(np.abs(loaded.predict(images) - expected.numpy()).max()))
+    worst = _worst_difference(loaded, program, shape)
     if not worst <= MAX_DIFFERENCE:
         raise ArithmeticError(f"`format` 'mlflow' must keep the outputs but differs by {worst:.3g}; report it.")
     version = info.registered_model_version
     return LoggedModel(info.model_uri, None if version is None else str(version), worst)
+
+
+def _worst_difference(loaded: Any, program: nn.Module, shape: Sequence[int]) -> float:
+    """Return the largest difference of the outputs of a loaded model, over several batches."""
+    draw, worst = np.random.default_rng(0), 0.0
+    for size in CHECKED_BATCHES:
+        inputs = draw.normal(size=(size, *shape)).astype(np.float32)
+        with torch.no_grad():
+            expected = program(torch.from_numpy(inputs))
+        worst = max(worst, float(np.abs(loaded.predict(inputs) - expected.numpy()).max()))
+    return worst

@@ -115,8 +115,13 @@ def fraction() -> Interval:
     return Interval(0, 1)
 
 
-def one_of(choices: tuple[str, ...]) -> Rule:
-    """Return the rule of one of several strings."""
+def share() -> Interval:
+    """Return the rule of a number in [0, 1]."""
+    return Interval(0, 1, "[]")
+
+
+def one_of(choices: tuple[str | int, ...]) -> Rule:
+    """Return the rule of one of several values."""
 
     def rule(name: str, value: Any) -> Any:
         if value not in choices:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import inf, nan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MAXIMIZE, MINIMIZE = DIRECTIONS = ("maximize", "minimize")
+LOSS = "loss"
+"""Name of the validation loss as an objective."""
 
 
 class Evaluation(NamedTuple):
@@ -124,14 +126,21 @@ class Task(ABC):
         """Return loss and metric over batches; called in evaluation mode, without gradients."""
         return Evaluation(nan, self.evaluate(model, batches))
 
+    def score(self, model: nn.Module, batches: Iterable[Any]) -> float:
+        """Return the number by which models rank architectures, larger is better: the negative mean loss.
+
+        On the same examples, a loss tells more architectures apart than a metric that counts right and wrong. Called in
+        evaluation mode, without gradients.
+        """
+        total, n_examples = 0.0, 0
+        for batch in batches:
+            total += float(self.loss(model, batch)) * batch_length(batch)
+            n_examples += batch_length(batch)
+        return -total / n_examples
+
     def oriented(self, metric: float) -> float:
         """Return the metric with the sign for which larger is better."""
         return metric if self.direction == MAXIMIZE else -metric
-
-    @property
-    def worst_score(self) -> float:
-        """Score (see `oriented`) of an architecture whose output depends on no input."""
-        return -inf
 
     def describe(self) -> dict[str, Any]:
         """Return everything that determines a result, as JSON values; a study is only resumed with equal ones."""
@@ -180,6 +189,12 @@ class SummedTask(Task):
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> float:
         return self.evaluation(model, batches).metric
 
+    @torch.no_grad()
+    def score(self, model: nn.Module, batches: Iterable[Any]) -> float:
+        batches = list(batches)
+        loss = self.evaluation(model, batches).loss
+        return super().score(model, batches) if isnan(loss) else -loss
+
 
 @dataclass(frozen=True)
 class ImageClassification(SummedTask):
@@ -218,10 +233,6 @@ class ImageClassification(SummedTask):
             value = getattr(self, name)
             if isinstance(value, int | float) and not 0 <= value < high:
                 raise ValueError(f"`{name}` must be in [0, {high}) but got {value}.")
-
-    @property
-    def worst_score(self) -> float:
-        return 0.0
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return self.training_step(model, batch)[0]

@@ -67,7 +67,7 @@ class SharedStudy:
         if search.tracking is not None:  # creates the experiment and the study's run, for which workers would compete
             search.tracking.start(self.study, **shown_in_mlflow(search))
             search.tracking.finish(self.study, None)
-        self._quota = Quota(self.study, search.trials)
+        self._quota = Quota(self.study, search.total)
         self._trials = FinishedTrials()
         self._trials.take(self.study.get_trials(deepcopy=False))
         self._metric = metric_of(search.resolved_objective)
@@ -80,7 +80,7 @@ class SharedStudy:
         try:
             return self._quota.missing()
         except StorageError:
-            return self.search.trials
+            return self.search.total
 
     def look(self) -> None:
         """Read the study and notify the listener of new epochs and finished trials."""

@@ -35,6 +35,8 @@ class Job:
         artifacts: Artifact store of checkpoints and trained models; None for that of the file.
         cpu_threads: Number of PyTorch's threads if the file gives none.
         folder: Folder of the study's files; None for that of the file.
+        strategy: Strategy by name, instead of sampler and pruner; None for those of the file.
+        seconds: Seconds of all trials; None for those of the file.
 
     Example:
         >>> from pathlib import Path
@@ -60,6 +62,8 @@ class Job:
     artifacts: str | None = None
     cpu_threads: int | None = None
     folder: str | None = None
+    strategy: str | None = None
+    seconds: float | None = None
 
     def search(self) -> Search:
         """Return the search of the study file with these settings.
@@ -68,7 +72,14 @@ class Job:
             UsageError: The file is not a study file.
         """
         search = load(
-            Path(self.study), list(self.settings), self.storage, self.mlflow, self.trials, artifacts=self.artifacts
+            Path(self.study),
+            list(self.settings),
+            self.storage,
+            self.mlflow,
+            self.trials,
+            artifacts=self.artifacts,
+            strategy=self.strategy,
+            seconds=self.seconds,
         )
         search = replace(search, cpu_threads=search.cpu_threads or self.cpu_threads)
         if self.folder is not None:

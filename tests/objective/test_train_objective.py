@@ -884,7 +884,7 @@ def test_users_parameters_of_their_own_live_beside_the_space():
             lambda: {"space": SPACE.with_skeleton(cells=("residual_reduction",) * 4)},
             "must not reduce an image below one pixel",
         ),
-        (lambda: {"objectives": ("params",)}, "`objectives` must begin with 'accuracy' but got"),
+        (lambda: {"objectives": ("params",)}, "`objectives` must begin with 'accuracy' or 'loss' but got"),
         (lambda: {"objectives": ("accuracy", "flops")}, "`objectives` must name costs .* but got 'flops'"),
         (lambda: {"constraints": {"latency": 1.0}}, "`constraints` must name costs .* but got 'latency'"),
         (

@@ -1,5 +1,7 @@
 """A one-shot method of somebody else's, in fifteen lines and without a private name: GDAS."""
 
+import math
+
 import numpy as np
 import optuna
 import pytest
@@ -82,7 +84,7 @@ def test_it_learns_and_scores_architectures(data):
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
     assert (model.logits != 0).all()
     architecture = SPACE.architecture(dict.fromkeys(SPACE.paths, ("nor_conv_3x3",)))
-    assert model.score([architecture])[0] > 0.2
+    assert model.score([architecture])[0] > -math.log(10)
 
 
 @pytest.mark.parametrize("stop_at", [1, 5])

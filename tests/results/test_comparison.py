@@ -180,6 +180,24 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     assert views[0].removeprefix("mlflow.sharedViewState.") in done.stdout.replace("\n", "")
 
 
+def test_strategies_are_compared_by_name_on_one_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.py").write_text(STUDY.replace("NAME", "one"))
+    command = ("compare", "one.py", "--strategy", "auto", "--strategy", "tpe", "--budget", "trials=2", "--seeds", "1")
+    done = nas(*command, "--no-mlflow")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads((tmp_path / "runs/compare-one-auto-tpe/comparison.json").read_text())
+    assert {row["strategy"] for row in rows} == {"auto", "tpe", "random"}
+    assert [row["mean"] for row in rows] == sorted(row["mean"] for row in rows), "losses, the lowest first"
+    assert "best loss" in " ".join(done.stdout.split())
+    again = nas(*command, "--no-mlflow")
+    assert "trial 0" not in again.stdout
+    (tmp_path / "two.py").write_text(STUDY.replace("NAME", "two"))
+    done = nas("compare", "one.py", "two.py", "--strategy", "auto", "--no-mlflow")
+    assert done.exit_code == 2
+    assert "`--strategy` must go with one study but there are 2" in " ".join(done.stderr.split())
+
+
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.py").write_text(STUDY.replace("NAME", "one"))

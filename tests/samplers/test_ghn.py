@@ -234,6 +234,33 @@ def test_a_pool_may_be_drawn_by_another_sampler(tmp_path):
             assert {t.params["cell_0_1"] for t in study.trials} == {"nor_conv_1x1"}
 
 
+def test_a_prefilter_leaves_its_best_to_the_score(tmp_path):
+    """Only what a cheap score puts on top is scored by the dear one, and it decides their order."""
+    cheap, dear = [], []
+
+    def prefilter(architectures):
+        cheap.extend(architectures)
+        return -score(architectures)
+
+    def counted(architectures):
+        dear.extend(architectures)
+        return score(architectures)
+
+    sampler = GHNSampler(
+        LARGE, score=counted, prefilter=prefilter, prefilter_size=100, pool_size=10, trials_per_round=10,
+        exploration=0.0, artifact_store=folder_store(tmp_path), seed=0,
+    )  # fmt: skip
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=10)
+    assert len(cheap) == 100
+    assert set(dear) == set(sorted(cheap, key=merit)[:10])
+    values = [trial.value for trial in study.trials]
+    assert values == sorted(values, reverse=True)
+    assert max(values) == pytest.approx(sorted(map(merit, cheap))[9])
+    with pytest.raises(ValueError, match="`prefilter_size` must be at least `pool_size`, which are kept"):
+        GHNSampler(LARGE, score=score, prefilter=prefilter, prefilter_size=5, pool_size=10, trials_per_round=10)
+
+
 def test_blocks_are_searched_too(tmp_path):
     def width(architectures):
         return np.array([sum("sep_conv_3x3" in kept for _, kept in a.choices) for a in architectures], dtype=float)

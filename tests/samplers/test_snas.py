@@ -647,3 +647,25 @@ def test_the_cost_of_asking_does_not_grow_with_the_study(monkeypatch):
         SPACE.suggest(study.ask())
         counts.append(len(calls))
     assert counts == [0, 0]
+
+
+def test_a_prior_multiplies_the_distribution_and_trials_may_still_contradict_it():
+    space = nasbench201_space()
+
+    def prior(architectures):
+        return np.array([float(str(architecture).count("skip")) for architecture in architectures])
+
+    study = optuna.create_study(direction="maximize")
+    plain, biased = SNASSampler(space, seed=0), SNASSampler(space, prior=prior, seed=0)
+    before = biased.probabilities(study)
+    assert all(row["skip_connect"] > 0.4 for row in before.values())
+    assert all(row["skip_connect"] == pytest.approx(0.2) for row in plain.probabilities(study).values())
+    none = SNASSampler(space, prior=prior, prior_strength=0.0, seed=0).probabilities(study)
+    assert all(row["skip_connect"] == pytest.approx(0.2) for row in none.values())
+    study = optuna.create_study(direction="maximize", sampler=biased)
+    study.optimize(lambda trial: -float(str(space.suggest(trial)).count("skip")), n_trials=60)
+    after = biased.probabilities(study)
+    skips = [np.mean([row["skip_connect"] for row in table.values()]) for table in (before, after)]
+    assert skips[1] < skips[0]
+    with pytest.raises(ValueError, match="`prior_strength` must not be negative but got -1"):
+        SNASSampler(space, prior=prior, prior_strength=-1.0)

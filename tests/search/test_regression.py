@@ -172,12 +172,13 @@ def test_a_trial_that_is_ended_at_once_goes_on_to_the_same_value(found, tmp_path
                 signal.raise_signal(signal.SIGTERM)
 
     task = found.search.task
+    straight = drawn(task, tmp_path / "straight", trials=2).run()
     first = drawn(task, tmp_path, trials=2).run(Terminating())
     assert first.interrupted
     study = drawn(task, tmp_path, trials=2).run().study
     assert counted_trials(study) == 2
     assert study.trials[1].user_attrs[REASON] == "interrupted"
-    assert of(study)[2] == of(found.result.study)[1]
+    assert of(study)[2] == of(straight.study)[1]
 
 
 def test_mlflow_shows_the_metric_in_its_direction(found, sign):

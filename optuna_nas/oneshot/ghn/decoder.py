@@ -1,8 +1,9 @@
 """From an embedding to the tensors of a module: fixed-size chunks, joined over channels and sliced in space.
 
 Zhang, Ren and Urtasun 2019, sections 3 and 4.2, after Ha et al. 2017. The paper leaves open how the chunks of one
-tensor come to differ; here each has a code of its own, a sum of learned vectors for the tensor's place in its op and
-the chunk's row and column. Scale and shift of norms: Knyazev et al. 2021 (GHN-2).
+tensor come to differ; here each multiplies the features of its node by a code of its own, a sum of learned vectors for
+the tensor's place in its op and the chunk's row and column. (Codes that are added instead drown the node: the weights
+of all architectures are then the same.) Scale and shift of norms: Knyazev et al. 2021 (GHN-2).
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Decoder(nn.Module):
         self.row = nn.Embedding(rows, hidden)
         self.column = nn.Embedding(columns, hidden)
         self.second = nn.Linear(hidden, chunk * chunk * kernel * kernel)
+        nn.init.zeros_(self.second.bias)
 
     def forward(self, embeddings_NH: Tensor, rows: Sequence[int], slots: Sequence[Slot]) -> list[Tensor]:
         """Return one tensor for every (row of the embeddings, slot); equal shapes are decoded at once.
@@ -95,7 +97,7 @@ class Decoder(nn.Module):
         for i, slot in enumerate(slots):
             groups.setdefault((*slot.kernel, slot.role), []).append(i)
         heads: dict[tuple[bool, int, int], tuple[Tensor, Tensor]] = {}
-        node_ND = self.first(embeddings_NH)
+        node_ND = F.relu(self.first(embeddings_NH))
         tensors: list[Tensor | None] = [None] * len(slots)
         device = embeddings_NH.device
         for (n_out, n_in, height, width, role), members in groups.items():
@@ -103,7 +105,8 @@ class Decoder(nn.Module):
             narrow = n_in == 1
             if (narrow, height, width) not in heads:
                 heads[narrow, height, width] = self._head(1 if narrow else self.chunk, height, width)
-            generated = self._decode(node_ND[index[0]] + self.slot(index[1]), n_out, n_in, heads[narrow, height, width])
+            head = heads[narrow, height, width]
+            generated = self._decode(node_ND[index[0]], self.slot(index[1]), n_out, n_in, head)
             generated = generated.reshape(len(members), n_out, n_in, height, width)
             if role == SCALE:
                 generated = 2 * torch.sigmoid(0.5 * generated)
@@ -123,13 +126,13 @@ class Decoder(nn.Module):
         weight = self.second.weight.view(chunk, chunk, kernel, kernel, -1)[where].flatten(0, 3)
         return weight, self.second.bias.view(chunk, chunk, kernel, kernel)[where].flatten()
 
-    def _decode(self, codes_MD: Tensor, n_out: int, n_in: int, head: tuple[Tensor, Tensor]) -> Tensor:
+    def _decode(self, nodes_MD: Tensor, codes_MD: Tensor, n_out: int, n_in: int, head: tuple[Tensor, Tensor]) -> Tensor:
         """Return tensors of one shape, (M, n_out, n_in, height * width)."""
         chunk = self.chunk
         in_chunk = 1 if n_in == 1 else chunk
         n_rows, n_columns = -(-n_out // chunk), -(-n_in // in_chunk)
         grid = self.row.weight[:n_rows, None] + self.column.weight[None, :n_columns]
-        hidden = F.relu(codes_MD[:, None, None] + grid)  # (M, rows, columns, D)
+        hidden = nodes_MD[:, None, None] * (codes_MD[:, None, None] + grid)  # (M, rows, columns, D)
         chunks = F.linear(hidden, *head).view(len(codes_MD), n_rows, n_columns, chunk, in_chunk, -1)
         joined = chunks.permute(0, 1, 3, 2, 4, 5).reshape(len(codes_MD), n_rows * chunk, n_columns * in_chunk, -1)
         return joined[:, :n_out, :n_in]

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optuna_nas.space.ops import STRUCTURAL
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -111,12 +113,23 @@ class GraphBatch:
 
 
 def modules_of(graph: ComputationGraph) -> dict[int, Module]:
-    """Cut a network into modules by number: 0 is the stem, `cell + 1` a cell, the last one the head."""
-    live = sorted(graph.live)
+    """Cut a network into modules by number: 0 is the stem, `cell + 1` a cell, the last one the head.
+
+    Sums and concatenations of one term compute nothing and are left out; their readers read the term.
+    """
+    live = graph.live
+    read_as: dict[int, int] = {}  # what stands for a node: itself, or the one term of a sum
+    sources: dict[int, tuple[int, ...]] = {}
+    for position in sorted(live):
+        node = graph.nodes[position]
+        sources[position] = tuple(read_as[source] for source in node.inputs if source in live)
+        alone = node.op in STRUCTURAL and len(sources[position]) == 1 and position not in graph.outputs
+        read_as[position] = sources[position][0] if alone else position
+    kept = [position for position, standing in read_as.items() if position == standing]
     n_cells = 1 + max(graph.nodes[position].cell for position in live)
     numbers: dict[int, int] = {}
     members: dict[int, list[int]] = {}
-    for position in live:
+    for position in kept:
         cell = graph.nodes[position].cell
         in_stem = cell < 0 and not any(number > 0 for number in members)
         numbers[position] = 0 if in_stem else cell + 1 if cell >= 0 else n_cells + 1
@@ -124,13 +137,10 @@ def modules_of(graph: ComputationGraph) -> dict[int, Module]:
     modules = {}
     for number, positions in members.items():
         nodes = [graph.nodes[position] for position in positions]
-        outside = sorted(
-            {source for node in nodes for source in node.inputs if source in graph.live and numbers[source] != number}
-        )
+        outside = sorted({s for position in positions for s in sources[position] if numbers[s] != number})
         local = {position: i for i, position in enumerate([*outside, *positions])}
-        topology = ((),) * len(outside) + tuple(
-            tuple(local[source] for source in node.inputs if source in graph.live) for node in nodes
-        )
+        inputs = ((),) * len(outside)
+        topology = inputs + tuple(tuple(local[source] for source in sources[position]) for position in positions)
         ops = (INPUT,) * len(outside) + tuple(node.op for node in nodes)
         scales = (1,) * len(outside) + tuple(node.scale for node in nodes)
         modules[number] = Module(ops, scales, topology, tuple(numbers[source] for source in outside), tuple(positions))

@@ -29,7 +29,7 @@ from optuna_nas.oneshot.base import OneShotModel
 from optuna_nas.oneshot.ghn.decoder import Decoder, Slot, slots_of
 from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs, scale_property
 from optuna_nas.oneshot.ghn.propagation import Propagation
-from optuna_nas.oneshot.ghn.recipe import GHNRecipe
+from optuna_nas.oneshot.ghn.recipe import NETWORK, NODE, GHNRecipe
 from optuna_nas.oneshot.state import FitRecord
 from optuna_nas.space import anytime_accuracy
 from optuna_nas.training.device import autocast
@@ -42,11 +42,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from optuna_nas.space import Architecture, ComputationGraph, ModelSpace, Site
+    from optuna_nas.space import Architecture, ComputationGraph, ModelSpace, Site, Space
     from optuna_nas.space.graph import Node
 
 GRAPHS_AT_ONCE = 32
 """Architectures whose weights are generated together: bounds the memory of scoring a pool."""
+SMALLEST_VARIANCE = 1e-5
+"""Added to the variance of a feature over a network before a division by its root."""
+FIXED, FIXED_IN_TRAINING = "fixed", "fixed_in_training"
+"""Names of the modules that hold the kernels of fixed parts, of the space and of the training space."""
 MAX_PATH = 50
 """Reach of virtual edges (GHN-2)."""
 
@@ -70,7 +74,7 @@ class HyperNetwork(nn.Module):
         )
         width = -(-recipe.hidden // 4)
         self.shapes = nn.ModuleList(nn.Embedding(SHAPE_SIZES, width) for _ in range(4 * recipe.shape_embedding))
-        self.norm = nn.LayerNorm(recipe.hidden) if recipe.layer_norm else nn.Identity()
+        self.norm = nn.LayerNorm(recipe.hidden) if recipe.normalization == NODE else nn.Identity()
         self.decoder = Decoder(
             recipe.hidden,
             recipe.decoder_hidden,
@@ -111,7 +115,19 @@ class HyperNetwork(nn.Module):
             outputs.append(summed / counts.clamp_min(1)[:, None])
             total = total + summed
             everything.append(nodes)
-        return self.norm(torch.cat(everything)), total / batch.sizes[:, None]
+        means = total / batch.sizes[:, None]
+        nodes = self.norm(torch.cat(everything))
+        if self.recipe.normalization == NETWORK:
+            nodes = _standardized(nodes, torch.cat([module.graphs for module in batch.modules]), means, batch.sizes)
+        return nodes, means
+
+
+def _standardized(nodes_NH: Tensor, owners_N: Tensor, means_GH: Tensor, sizes_G: Tensor) -> Tensor:
+    """Return embeddings with mean 0 and variance 1 of every feature over the nodes of a network."""
+    centred_NH = nodes_NH - means_GH[owners_N]
+    squares_GH = torch.zeros_like(means_GH).index_add(0, owners_N, centred_NH.square())
+    deviation_GH = (squares_GH / sizes_G[:, None] + SMALLEST_VARIANCE).sqrt()
+    return centred_NH / deviation_GH[owners_N]
 
 
 class GHN(OneShotModel[FitRecord]):
@@ -180,6 +196,10 @@ class GHN(OneShotModel[FitRecord]):
         with seeded_building(self.recipe.seed):
             self.network = HyperNetwork(self.recipe, n_modules, slots)
         self.modules = {"network": self.network}
+        if self.recipe.freeze_fraction:
+            self.modules |= {FIXED: self.space.fixed_parts(self.recipe.seed)}
+            if self.training_space != self.space:
+                self.modules |= {FIXED_IN_TRAINING: self.training_space.fixed_parts(self.recipe.seed)}
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         recipe, parameters = self.recipe, list(self.network.parameters())
@@ -210,22 +230,36 @@ class GHN(OneShotModel[FitRecord]):
 
         Names are those of `DiscreteNetwork`; ops that lead nowhere get none.
         """
-        graphs = [self._placed(architecture).graph() for architecture in architectures]
+        placed = [self._placed(architecture) for architecture in architectures]
+        graphs = [architecture.graph() for architecture in placed]
+        fixed = {architecture.space: self._fixed_kernels(architecture.space) for architecture in placed}
         batch = self.batch(graphs)
         embeddings, _ = self.network(batch)
         owners, names, rows, slots = [], [], [], []
+        weights: list[dict[str, Tensor]] = [{} for _ in graphs]
         for number, (graph, places) in enumerate(zip(graphs, batch.rows, strict=True)):
+            kernels = fixed[placed[number].space]
             for position, row in places.items():
                 node = graph.nodes[position]
                 for name, slot in self._slots_at(node).items():
+                    name = f"parts.{node.name}.{name}"
+                    if name in kernels:
+                        weights[number][name] = kernels[name]
+                        continue
                     owners.append(number)
-                    names.append(f"parts.{node.name}.{name}")
+                    names.append(name)
                     rows.append(row)
                     slots.append(slot)
-        weights: list[dict[str, Tensor]] = [{} for _ in graphs]
         for owner, name, tensor in zip(owners, names, self.network.decoder(embeddings, rows, slots), strict=True):
             weights[owner][name] = tensor
         return weights
+
+    def _fixed_kernels(self, space: Space) -> dict[str, Tensor]:
+        """Return the kernels of fixed parts by name, which are not generated."""
+        module = self.modules.get(FIXED if space == self.space else FIXED_IN_TRAINING)
+        if module is None:
+            return {}
+        return {name: kernel.detach() for name, kernel in module.named_parameters() if kernel.ndim > 1}
 
     def outputs(self, architecture: Architecture, weights: Mapping[str, Tensor], inputs: Tensor) -> list[Tensor]:
         """Return the outputs of each classifier of an architecture with these weights, the cheapest first.
@@ -281,36 +315,52 @@ class GHN(OneShotModel[FitRecord]):
         (weights,) = self.generate([architecture])
         return self.outputs(architecture, weights, inputs)[-1]
 
-    def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Return the task's metric of architectures with generated weights on the scoring batch, shape (N,).
+    def scores_on(self, batch: Any, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Return scores of architectures with generated weights on a batch, shape (N,).
 
-        Oriented: larger is better (errors are negative). Batch norms use the statistics of that batch. An architecture
-        that does not reach its output has `task.worst_score`. With early exits: the area under the curve of accuracy
-        against multiply-adds, see `anytime_accuracy`.
-
-        Raises:
-            ValueError: Neither `fit` nor `attach` has seen data with a report split.
+        Negative losses (`Task.score`), by the statistics of that batch; minus infinity for an architecture that does
+        not reach its output. With early exits instead the area under the curve of accuracy against multiply-adds, see
+        `anytime_accuracy`: a loss has no natural value before the first exit.
         """
-        batch = self.scoring_batch()
         if batch_length(batch) < 2:
             raise ValueError("`data` must have at least 2 examples in the report split, for statistics of a batch.")
-        architectures = list(map(self.check_architecture, architectures))
-        scores = np.full(len(architectures), self.task.worst_score)
+        scores = np.full(len(architectures), -math.inf)
         able = [i for i, architecture in enumerate(architectures) if architecture.connected]
         for start in range(0, len(able), GRAPHS_AT_ONCE):
             chunk = able[start : start + GRAPHS_AT_ONCE]
             with self.lock, torch.no_grad():
                 generated = self.generate([architectures[i] for i in chunk])
                 for i, weights in zip(chunk, generated, strict=True):
-                    classifiers = self._classifiers(architectures[i], weights, batch)
-                    metrics = [self.task.evaluate(one, [batch]) for one in classifiers]
-                    scores[i] = self.task.oriented(self._summarized(architectures[i], metrics))
+                    scores[i] = self._score_of(architectures[i], weights, batch)
         return scores
 
-    def _summarized(self, architecture: Architecture, metrics: Sequence[float]) -> float:
-        """Return the one metric that stands for those of all classifiers."""
-        budget = self.space.skeleton.budget
-        return anytime_accuracy(architecture.graph().exit_costs, metrics, budget) if budget else metrics[-1]
+    def variance_between(self, architectures: Sequence[Architecture]) -> float | None:
+        """Return the share of the variance of generated kernels that is between architectures, in [0, 1].
+
+        Of a kernel that several architectures have, the mean over its elements of their variance between architectures,
+        over the variance of all elements; the mean over kernels. At 0 the hypernetwork generates the same weights
+        whatever the architecture. None where no two architectures have a kernel in common.
+        """
+        with self.lock, torch.no_grad():
+            generated = self.generate([a for a in map(self.check_architecture, architectures) if a.connected])
+        fixed = self._fixed_kernels(self.space)
+        tensors: dict[str, list[Tensor]] = {}
+        for weights in generated:
+            for name, tensor in weights.items():
+                if tensor.ndim > 1 and name not in fixed:
+                    tensors.setdefault(name, []).append(tensor.double())
+        shares = [
+            float(stacked.var(0, correction=0).mean() / stacked.var(correction=0))
+            for stacked in (torch.stack(several) for several in tensors.values() if len(several) > 1)
+        ]
+        return float(np.mean(shares)) if shares else None
+
+    def _score_of(self, architecture: Architecture, weights: Mapping[str, Tensor], batch: Any) -> float:
+        classifiers = self._classifiers(architecture, weights, batch)
+        if not (budget := self.space.skeleton.budget):
+            return self.task.score(classifiers[-1], [batch])
+        metrics = [self.task.evaluate(one, [batch]) for one in classifiers]
+        return self.task.oriented(anytime_accuracy(architecture.graph().exit_costs, metrics, budget))
 
     def weights(self, architecture: Architecture, noise: float = 0.0) -> dict[str, Tensor]:
         """Return generated weights for `space.build(architecture, weights)`, with statistics of the scoring batch.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from optuna_nas.oneshot.ghn.graph import Level, ModuleBatch
 
 PROPAGATIONS = ("forward_backward", "synchronous")
+REMEMBERING = 1.0
+"""Initial bias of the gate that keeps the old embedding."""
 
 
 class Propagation(nn.Module):
@@ -42,6 +44,11 @@ class Propagation(nn.Module):
         self.message = _two_layers(hidden)
         self.far_message = _two_layers(hidden) if virtual_edges else None
         self.update = nn.GRUCell(hidden, hidden)
+        # With the default start, gates are about 1/2, and ten updates leave 2^-10 of what a node is.
+        nn.init.orthogonal_(self.update.weight_ih)
+        nn.init.orthogonal_(self.update.weight_hh)
+        with torch.no_grad():
+            self.update.bias_ih[hidden : 2 * hidden].fill_(REMEMBERING)
 
     def forward(self, embeddings_NH: Tensor, module: ModuleBatch) -> Tensor:
         """Return the embeddings after all phases, shape (N, H)."""

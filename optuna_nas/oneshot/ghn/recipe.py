@@ -8,6 +8,7 @@ from optuna_nas.oneshot.ghn.propagation import PROPAGATIONS
 from optuna_nas.training.recipe import PRECISIONS
 from optuna_nas.training.rules import Rule, at_least, check_fields, flag, not_negative, one_of, positive
 
+NETWORK, NODE, NONE = NORMALIZATIONS = ("network", "node", "none")
 RULES: dict[str, Rule] = {
     "hidden": at_least(1),
     "decoder_hidden": at_least(1),
@@ -18,7 +19,8 @@ RULES: dict[str, Rule] = {
     "share_parameters": flag(),
     "virtual_edges": flag(),
     "shape_embedding": flag(),
-    "layer_norm": flag(),
+    "normalization": one_of(NORMALIZATIONS),
+    "freeze_fraction": one_of((0, 1)),
     "fan_in_normalization": flag(),
     "meta_batch": at_least(1),
     "batch_size": at_least(1),
@@ -48,7 +50,11 @@ class GHNRecipe:
         share_parameters: All modules are propagated by the same weights (Table 5); else each by its own.
         virtual_edges: Messages along paths of up to 50 edges, divided by their length (GHN-2).
         shape_embedding: Add learned embeddings of channels, height and stride to a node's one-hot op (GHN-2).
-        layer_norm: Normalise embeddings before they are decoded (GHN-2).
+        normalization: What embeddings are normalised over before they are decoded: `network` (all nodes of a network,
+            each feature by itself), so that weights differ between networks and not only between ops; `node` (all
+            features of a node, GHN-2); or `none`.
+        freeze_fraction: 1: kernels of fixed parts, such as stem and reductions, are random and stay so, and are not
+            generated: generated ones solve the task without what is chosen. 0: all are generated, as in the paper.
         fan_in_normalization: Divide generated weights by the root of half their fan-in (GHN-2); for networks without
             norms.
         meta_batch: Architectures a step, all on the same images.
@@ -80,7 +86,8 @@ class GHNRecipe:
     share_parameters: bool = True
     virtual_edges: bool = False
     shape_embedding: bool = False
-    layer_norm: bool = False
+    normalization: str = "network"
+    freeze_fraction: float = 1.0
     fan_in_normalization: bool = False
     meta_batch: int = 1
     batch_size: int = 64

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from optuna_nas.data.splits import CHOICES, WEIGHTS, Data
 from optuna_nas.networks import NetworkSpace, use_batch_statistics
 from optuna_nas.oneshot.base import OneShotModel
+from optuna_nas.oneshot.fixed_parts import freeze
 from optuna_nas.oneshot.hmnas.bilevel import gradients_ahead
 from optuna_nas.oneshot.hmnas.masks import Masks
 from optuna_nas.oneshot.hmnas.recipe import MASK_DECAY, MASK_DECAY_AT, PAPER_LOGIT_RATE, PAPER_MASK_RATE, HMNASRecipe
@@ -76,6 +77,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         super().__init__(space, recipe or HMNASRecipe(), task)
         self.cells, self.paths = cells, cells.paths
         self.supernet = self.space.supernet(self.recipe.seed)
+        self._fixed_kernels = self.space.fixed_kernels()
         use_batch_statistics(self.supernet)
         self.modules = {"supernet": self.supernet}
         self.masks = Masks(cells, self.supernet, self.recipe)
@@ -151,6 +153,8 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         recipe, optimizer = self.recipe, self.optimizers[WEIGHT_STEPS]
         rate = cosine(recipe.learning_rate, 0.0, self.step / max(1, self.supernet_steps))
         optimizer.param_groups[0]["lr"] = rate
+        frozen = self.step < recipe.freeze_fraction * self.supernet_steps
+        freeze(self.supernet, self._fixed_kernels, frozen)
         if self._choice is not None:
             self.train_choices(self._choice, batch, rate)
         optimizer.zero_grad(set_to_none=True)
@@ -185,7 +189,8 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         """Return the gradient of the logits of ops and of edges; see `train_choices`."""
         if not self.recipe.second_order:
             return list(torch.autograd.grad(self.loss_of(choices, {})[0], self.masks.logits))
-        weights, decay = dict(self.supernet.named_parameters()), self.recipe.weight_decay
+        weights = {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
+        decay = self.recipe.weight_decay
         return gradients_ahead(
             lambda batch, values: self.loss_of(batch, values)[0],
             weights,

@@ -19,6 +19,7 @@ from optuna_nas.training.rules import (
     one_of,
     optional,
     positive,
+    share,
 )
 
 PAPER_LOGIT_RATE, PAPER_LOGIT_STEPS, MAX_LOGIT_RATE = 3e-4, 28_000, 0.05
@@ -29,6 +30,7 @@ RULES: dict[str, Rule] = {
     "edge_softmax": one_of(EDGE_SOFTMAXES),
     "mask_fraction": fraction(),
     "warmup_fraction": fraction(),
+    "freeze_fraction": share(),
     "second_order": flag(),
     "batch_size": at_least(1),
     "scoring_images": at_least(2),
@@ -55,6 +57,9 @@ class HMNASRecipe:
             cell do, which is what the numbers printed in the paper's figures fit.
         mask_fraction: Share of the budget for the masks, after the supernet; 20 of 120 epochs in the paper.
         warmup_fraction: Share of the supernet's steps in which edges and ops do not learn yet.
+        freeze_fraction: Share of the supernet's steps in which the kernels of fixed parts, such as stem and reductions,
+            keep their random initial values: parts that learn solve the task without what is chosen. 1 freezes them
+            throughout, 0 lets them learn from the start. Norms and output layers always learn.
         second_order: Let ops and edges look one step of the weights ahead (DARTS, Liu et al. 2019, eq. 7 and 8).
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once.
@@ -85,6 +90,7 @@ class HMNASRecipe:
     edge_softmax: str = "node"
     mask_fraction: float = 1 / 6
     warmup_fraction: float = 0.1
+    freeze_fraction: float = 1.0
     second_order: bool = False
     batch_size: int = 128
     scoring_images: int = 512

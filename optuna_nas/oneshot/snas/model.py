@@ -21,6 +21,8 @@ from optuna_nas.data.batches import to_device
 from optuna_nas.data.splits import REPORT, Data, seeded_generator
 from optuna_nas.networks import NetworkSpace, one_hot, recompute_statistics, use_batch_statistics
 from optuna_nas.oneshot.base import OneShotModel
+from optuna_nas.oneshot.fixed_parts import freeze
+from optuna_nas.oneshot.free.prior import main_effects
 from optuna_nas.oneshot.snas.costs import CostPenalty, EdgeCosts, most_likely
 from optuna_nas.oneshot.snas.distribution import (
     DistributionRecord,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optuna_nas.networks import LatencyTable
+    from optuna_nas.oneshot.base import Score
     from optuna_nas.space import ModelSpace
 
 
@@ -68,6 +71,9 @@ class SNAS(OneShotModel[DistributionRecord]):
         task: Loss and metric; image classification by default.
         costs: Latencies that count besides parameters, multiply-adds and memory access, each a table of the same cells,
             in whatever skeleton: `recipe.resource` bounds them by their names, or weighs all costs.
+        prior: Function that scores architectures, such as a `FreeScore`, from whose main effects the logits start;
+            larger is better.
+        prior_strength: Logits per standard deviation of the score that an option is worth, at least 0.
 
     Raises:
         ValueError: The space leaves nothing to choose or is of blocks, no architecture keeps the upper bounds, or they
@@ -96,7 +102,11 @@ class SNAS(OneShotModel[DistributionRecord]):
         task: Task | None = None,
         *,
         costs: Sequence[LatencyTable] = (),
+        prior: Score | None = None,
+        prior_strength: float = 2.0,
     ) -> None:
+        if not 0 <= prior_strength < math.inf:
+            raise ValueError(f"`prior_strength` must not be negative but got {prior_strength}; 2 suits most scores.")
         cells = space.core
         if not isinstance(cells, CellSpace):
             raise ValueError(
@@ -108,6 +118,7 @@ class SNAS(OneShotModel[DistributionRecord]):
         if len(self.options) < 2:
             raise ValueError(f"`space` must leave a choice but has the one op {cells.ops}; add another, or 'none'.")
         self.tables = tuple(costs)
+        self._prior, self._prior_strength = prior, prior_strength
         self.costs = EdgeCosts(self.space, self.tables)
         self.bounds: Mapping[str, float] = self.recipe.resource if isinstance(self.recipe.resource, Mapping) else {}
         for name, bound in self.bounds.items():
@@ -127,6 +138,7 @@ class SNAS(OneShotModel[DistributionRecord]):
         )
         self.supernet = self.space.supernet(self.recipe.seed)
         self.modules = {"supernet": self.supernet}
+        self._fixed_kernels = self.space.fixed_kernels()
         use_batch_statistics(self.supernet)
         names = self.supernet.names[self.paths[0]]
         self._kept_by_option = list(edge_options(cells).values())
@@ -140,6 +152,8 @@ class SNAS(OneShotModel[DistributionRecord]):
         described = super().describe()
         if self.tables:  # within the recipe, so that neither with nor without them goes on as the other
             described["recipe"]["costs"] = {table.name: table.digest for table in self.tables}
+        if self._prior is not None:
+            described["recipe"]["prior"] = [type(self._prior).__name__, self._prior_strength]
         return described
 
     # -- the distribution -----------------------------------------------------------------------------------------
@@ -224,12 +238,16 @@ class SNAS(OneShotModel[DistributionRecord]):
     def train_step(self, batch: Any) -> DistributionRecord | None:
         """Do one step: one backward pass for weights and logits; return a record when it is time for one."""
         recipe, fraction = self.recipe, self.fraction
+        if self.step == 0 and self._prior is not None:
+            effects_EO = self._prior_strength * main_effects(self.space, self._prior, seed=recipe.seed)
+            self.logits_EO.data.copy_(torch.from_numpy(effects_EO))
         learning = fraction >= recipe.warmup_fraction
         by_weights, by_logits = self.optimizers["weights"], self.optimizers["logits"]
         by_weights.param_groups[0]["lr"] = cosine(recipe.learning_rate, recipe.final_learning_rate, fraction)
         by_logits.param_groups[0]["lr"] = recipe.logit_rate(self.total_steps)
         by_weights.zero_grad(set_to_none=True)
         by_logits.zero_grad(set_to_none=True)
+        freeze(self.supernet, self._fixed_kernels, fraction < recipe.freeze_fraction)
         mixing_EO, weights, active = self.mix(fraction, self.generator())
         mixing_EO.retain_grad()
         with autocast(self.device, recipe.precision):

@@ -20,6 +20,7 @@ from optuna_nas.training.rules import (
     optional,
     plain,
     positive,
+    share,
 )
 
 PAPER_LOGIT_RATE, PAPER_STEPS = 3e-4, 117_150  # 150 epochs of 781 batches
@@ -71,6 +72,7 @@ RULES: dict[str, Rule] = {
     "last_temperature": positive(),
     "schedule": one_of(SCHEDULES),
     "warmup_fraction": fraction(),
+    "freeze_fraction": share(),
     "warmup_relaxation": optional(one_of(RELAXATIONS)),
     "resource": _resource,
     "precision": one_of(PRECISIONS),
@@ -105,6 +107,9 @@ class SNASRecipe:
         warmup_relaxation: How those steps mix ops; None as `relaxation`. `one_path` trains one op an edge, fully and at
             a fraction of the cost (uniform single paths, Guo et al. 2020), where a mixture trains all, each by its
             share.
+        freeze_fraction: Share of the budget in which the kernels of fixed parts, such as stem and reductions, keep
+            their random initial values: parts that learn solve the task without what is chosen. 1 freezes them
+            throughout, 0 lets them learn from the start. Norms and output layers always learn.
         resource: What costs are worth. A number: how many nats of loss the cost of the uniform distribution is worth
             (0: costs do not count); the penalty is this number times the expected cost relative to it, a mean of
             parameters, multiply-adds and memory access (section 2.4), and of the latencies of the tables that the SNAS
@@ -141,6 +146,7 @@ class SNASRecipe:
     schedule: str = "linear"
     warmup_fraction: float = 0.0
     warmup_relaxation: str | None = None
+    freeze_fraction: float = 1.0
     resource: float | str | Mapping[str, float] = 0.0
     precision: str = "auto"
     compile: bool = False

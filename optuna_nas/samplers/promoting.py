@@ -1,0 +1,161 @@
+"""Train the best again, longer: successive halving with whole trainings."""
+
+from __future__ import annotations
+
+import threading
+from bisect import insort
+from typing import TYPE_CHECKING, Any
+
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from optuna_nas.storage.attributes import PROMOTES
+from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.finished import FinishedTrials, PerStudy, PicklesSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+    from optuna_nas.samplers.base import ArchitectureSampler
+    from optuna_nas.storage.optuna_rdb import ArtifactStore
+
+
+class PromotingSampler(PicklesSettings, BaseSampler):
+    """Sampler that lets the best trials of another sampler be trained again from scratch, for longer.
+
+    Short trainings favour what learns fast. After every `every` finished short trials, the best of those that were not
+    promoted yet gets a long one, with a learning rate that falls over all of its epochs (a training that goes on from a
+    rung of a longer schedule is judged at a high learning rate there). Long trials take the place of candidates of the
+    other sampler. The best trial of a study is then a long one, if a longer training lowers the value.
+
+    Args:
+        sampler: Sampler that proposes architectures.
+        parameter: Name of the parameter that is the length of a training, as the objective asks for it.
+        short: Its value in most trials.
+        long: Its value in the trials of the promoted.
+        every: Number of finished short trials per long one, at least 2.
+
+    Raises:
+        ValueError: `every` is out of range.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import SNASSampler, nasbench201_space
+        >>> from optuna_nas.samplers import PromotingSampler
+        >>> space = nasbench201_space()
+        >>> sampler = PromotingSampler(SNASSampler(space, seed=0), short=5, long=15, every=4)
+        >>> def objective(trial):
+        ...     space.suggest(trial)
+        ...     return trial.suggest_categorical("epochs", (5, 15)) + trial.number / 100
+        >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+        >>> study.optimize(objective, n_trials=10)
+        >>> [trial.params["epochs"] for trial in study.trials]
+        [5, 5, 5, 5, 15, 5, 5, 5, 5, 15]
+    """
+
+    def __init__(
+        self, sampler: ArchitectureSampler, *, parameter: str = "epochs", short: int, long: int, every: int = 6
+    ) -> None:
+        if every < 2:
+            raise ValueError(f"`every` must be at least 2 but got {every}; 6 suits most budgets.")
+        self.sampler, self._parameter, self._short, self._long, self._every = sampler, parameter, short, long, every
+        super().__init__()
+
+    def _init_state(self) -> None:
+        super()._init_state()
+        self._lock = threading.Lock()
+        self._states = PerStudy(_Promotions)
+
+    @property
+    def space(self) -> Any:
+        """Search space of the other sampler."""
+        return self.sampler.space
+
+    def prepare(
+        self,
+        folder: Path | None = None,
+        on_progress: Callable[[float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        store: ArtifactStore | None = None,
+        n_trials: int | None = None,
+    ) -> None:
+        """Hand the settings of a search to the other sampler; see `InStudyFit.prepare`."""
+        self.sampler.prepare(folder, on_progress, should_stop, store, n_trials)
+
+    def reseed_rng(self) -> None:
+        self.sampler.reseed_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        space = self.sampler.infer_relative_search_space(study, trial)
+        return {name: distribution for name, distribution in space.items() if name != self._parameter}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        best = self._promoted_by(study, trial)
+        if best is None:
+            return self.sampler.sample_relative(study, trial, search_space)
+        return {name: best.params[name] for name in search_space if name in best.params}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        best = self._promoted_by(study, trial)
+        if param_name == self._parameter:
+            return self._short if best is None else self._long
+        if best is not None and param_name in best.params:
+            return best.params[param_name]
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self.sampler.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self.sampler.after_trial(study, trial, state, values)
+
+    def _promoted_by(self, study: Study, trial: FrozenTrial) -> FrozenTrial | None:
+        """Return the trial whose architecture this one trains for longer; None if this is a short trial."""
+        with self._lock:
+            promotions = self._states.of(study)
+            if trial.number not in promotions.decided:
+                best = promotions.next(study, self._parameter, self._short, self._every)
+                promotions.decided[trial.number] = best
+                if best is not None:
+                    promotions.promoted.add(best.number)
+                    study._storage.set_trial_system_attr(trial._trial_id, PROMOTES, best.number)
+            return promotions.decided[trial.number]
+
+
+class _Promotions:
+    """Short trials of a study, and which of them were promoted; every finished trial is read once."""
+
+    def __init__(self) -> None:
+        self.decided: dict[int, FrozenTrial | None] = {}
+        self.promoted: set[int] = set()
+        self._finished = FinishedTrials()
+        self._n_short = 0
+        self._complete: list[tuple[float, int, FrozenTrial]] = []
+
+    def next(self, study: Study, parameter: str, short: int, every: int) -> FrozenTrial | None:
+        """Return the trial to promote now; None if it is not yet time, or there is none."""
+        trials = study.get_trials(deepcopy=False)
+        for trial in self._finished.take(trials):
+            self._read(study, trial, parameter, short)
+        running = [trials[number] for number in self._finished.unfinished if number < len(trials)]
+        self.promoted |= {trial.system_attrs[PROMOTES] for trial in running if PROMOTES in trial.system_attrs}
+        if self._n_short // every <= len(self.promoted):
+            return None
+        return next((trial for _, number, trial in self._complete if number not in self.promoted), None)
+
+    def _read(self, study: Study, trial: FrozenTrial, parameter: str, short: int) -> None:
+        if PROMOTES in trial.system_attrs:
+            self.promoted.add(trial.system_attrs[PROMOTES])
+        elif trial.params.get(parameter) == short and trial.state != TrialState.FAIL:
+            self._n_short += 1
+            if trial.state == TrialState.COMPLETE:
+                insort(self._complete, (-oriented(trial.values[0], study.directions[0]), trial.number, trial))

@@ -1,0 +1,69 @@
+"""When a search ends before its total of trials: its seconds are spent, or another trial is not expected to help."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.finished import FinishedTrials
+from optuna_nas.storage.leaderboard import feasible
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+
+class Stopping:
+    """Rules that end a search; every finished trial is read once.
+
+    Args:
+        seconds: Seconds of all trials, with the training of one-shot models in them; None for no limit. A trial is not
+            begun if the longest so far would not fit.
+        patience: Trials in a row without a better value; None for no limit.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.search.stopping import Stopping
+        >>> study, stopping = optuna.create_study(), Stopping(seconds=None, patience=2)
+        >>> for value in (0.5, 0.6, 0.7):
+        ...     study.add_trial(optuna.create_trial(value=value))
+        >>> stopping.reason(study)
+        '2 trials in a row were not better than the best'
+    """
+
+    def __init__(self, seconds: float | None, patience: int | None) -> None:
+        self._seconds, self._patience = seconds, patience
+        self._lock = threading.Lock()
+        self._finished = FinishedTrials()
+        self._spent = self._longest = 0.0
+        self._best: float | None = None
+        self._since = 0
+
+    def reason(self, study: Study) -> str | None:
+        """Return why the search ends before its next trial, None if it goes on."""
+        if self._seconds is None and self._patience is None:
+            return None
+        with self._lock:
+            for trial in self._finished.take(study.get_trials(deepcopy=False)):
+                self._read(study, trial)
+            if self._seconds is not None and self._spent and self._spent + self._longest > self._seconds:
+                return f"{self._spent:,.0f} of {self._seconds:,.0f} seconds are spent, and no further trial would fit"
+            if self._patience is not None and self._since >= self._patience:
+                return f"{self._since} trials in a row were not better than the best"
+        return None
+
+    def _read(self, study: Study, trial: FrozenTrial) -> None:
+        duration = trial.duration.total_seconds() if trial.duration else 0.0
+        self._spent += duration
+        if trial.number > 0:  # the first one may train a model or score a pool
+            self._longest = max(self._longest, duration)
+        if trial.state == TrialState.COMPLETE and trial.values and feasible(trial):
+            value = oriented(trial.values[0], study.directions[0])
+            if self._best is None or value > self._best:
+                self._best, self._since = value, 0
+                return
+        if trial.state != TrialState.FAIL:
+            self._since += 1

@@ -1,0 +1,275 @@
+"""Strategies by name: sampler, pruner and objective that fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import RandomSampler, TPESampler
+
+from optuna_nas.networks import NetworkSpace
+from optuna_nas.objective.suggestions import suggest_categorical
+from optuna_nas.objective.train_objective import TrainObjective
+from optuna_nas.oneshot import GHN, HMNAS, SNAS, FreeScore, GHNRecipe, HMNASRecipe, SNASRecipe
+from optuna_nas.pruners import HMNASPruner
+from optuna_nas.pruners.only_where import OnlyWhere
+from optuna_nas.samplers import GHNSampler, PromotingSampler, SNASSampler
+from optuna_nas.space import CellSpace, ModelSpace
+from optuna_nas.training.task import LOSS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
+    from optuna_nas.data.splits import Data
+    from optuna_nas.objective.protocol import Objective
+    from optuna_nas.samplers.base import ArchitectureSampler
+    from optuna_nas.space import Space
+    from optuna_nas.training.recipe import Recipe
+    from optuna_nas.training.task import Task
+
+STRATEGIES = AUTO, FREE, BY_SNAS, BY_GHN, BY_HMNAS, TPE, RANDOM = (
+    "auto", "free", "snas", "ghn", "hmnas", "tpe", "random",
+)  # fmt: skip
+POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
+"""Architectures of a pool, and of the pool of a search of fewer seconds."""
+PATIENCE = 20
+"""Trials without a better value after which `auto` and `free` end, where neither trials nor seconds are given."""
+ONE_SHOT_SHARE = 1 / 6
+"""Epochs of a one-shot model per epoch of all trials; an epoch of a supernet costs some six of a network."""
+TRIALS_PER_ROUND = 5
+LONGER = 3
+"""Epochs of a long training per epoch of a short one."""
+HALVED_AT, HALVED_AT_LEAST = 0.6, 3
+"""Share of a training's epochs at which two thirds of the trainings end, and the least epochs for that."""
+
+
+class Strategy(NamedTuple):
+    """What a strategy consists of.
+
+    Args:
+        sampler: Sampler.
+        pruner: Pruner.
+        objective: Objective.
+        explanation: One sentence that says what will happen.
+    """
+
+    sampler: BaseSampler
+    pruner: BasePruner
+    objective: Objective
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a strategy is made for: the fields of a search.
+
+    Args:
+        space: Search space.
+        data: Data set; None where the objective is the user's own.
+        recipe: Recipe of a trial.
+        task: Loss and metric.
+        objective: The user's own objective; None for a `TrainObjective` whose value is the validation loss.
+        trials: Total number of trials; None where only `seconds` limit them.
+        seconds: Seconds of all trials; None for no limit.
+    """
+
+    space: Space
+    data: Data | None
+    recipe: Recipe
+    task: Task
+    objective: Objective | None
+    trials: int | None
+    seconds: float | None
+
+    @property
+    def seed(self) -> int:
+        """Seed of the recipe, or 0 where it is a suggestion."""
+        return self.recipe.seed if isinstance(self.recipe.seed, int) else 0
+
+    def one_shot_epochs(self, strategy: str) -> float:
+        """Return the epochs of a one-shot model, which then costs about as much as all trials.
+
+        Raises:
+            ValueError: The number of trials is not known.
+        """
+        if self.trials is None:
+            raise ValueError(
+                f"`trials` must be given for the strategy {strategy!r}, which plans the training of its model by them; "
+                "`seconds` may end it earlier."
+            )
+        epochs = self.recipe.epochs if isinstance(self.recipe.epochs, int) else 1
+        return max(1.0, ONE_SHOT_SHARE * self.trials * epochs)
+
+    @property
+    def pool_size(self) -> int:
+        """Architectures of a pool."""
+        return SMALL_POOL if self.seconds is not None and self.seconds <= SHORT_SECONDS else POOL
+
+    @property
+    def trials_in_pool(self) -> int:
+        """Trials that take candidates of one pool."""
+        return self.pool_size if self.trials is None else min(self.trials, self.pool_size)
+
+    def networks(self, strategy: str) -> tuple[ModelSpace, Data]:
+        """Return space and data of a strategy that builds networks.
+
+        Raises:
+            ValueError: The space can't be built, or there are no data.
+        """
+        if not isinstance(self.space, ModelSpace) or self.data is None:
+            raise ValueError(
+                f"`strategy` must be {TPE!r} or {RANDOM!r} where space and data make no networks but is {strategy!r}; "
+                "give the search a `ModelSpace`, such as `NetworkSpace(space, skeleton)`, and `data`."
+            )
+        return self.space, self.data
+
+    def searched(self, strategy: str) -> tuple[ModelSpace, Data]:
+        """Return the space of a supernet, without scale and shift of norms, and data."""
+        space, data = self.networks(strategy)
+        return (space.with_skeleton(affine=False) if isinstance(space, NetworkSpace) else space), data
+
+
+def make_strategy(name: str, setting: Setting) -> Strategy:
+    """Return the parts of a strategy.
+
+    Args:
+        name: One of `STRATEGIES`.
+        setting: What it is made for.
+
+    Raises:
+        ValueError: The name is unknown, or the strategy does not fit the setting.
+
+    Example:
+        >>> from optuna_nas import Recipe, nasbench201_space
+        >>> from optuna_nas.search.strategy import Setting, make_strategy
+        >>> from optuna_nas.training import ImageClassification
+        >>> space, task = nasbench201_space(), ImageClassification()
+        >>> setting = Setting(space, None, Recipe(), task, lambda trial: 0.0, trials=50, seconds=None)
+        >>> make_strategy("auto", setting).explanation
+        'tpe: Optuna proposes architectures (multivariate TPE), since nothing is known of their networks'
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"`strategy` must be one of {STRATEGIES} but got {name!r}.")
+    return _MAKERS[name](setting)
+
+
+def _auto(setting: Setting) -> Strategy:
+    if isinstance(setting.space, ModelSpace) and setting.data is not None:
+        return _free(setting)
+    why = "tpe: Optuna proposes architectures (multivariate TPE), since nothing is known of their networks"
+    return _tpe(setting)._replace(explanation=why)
+
+
+def _free(setting: Setting) -> Strategy:
+    space, data = setting.networks(FREE)
+    sampler = GHNSampler(
+        space,
+        score=FreeScore(space, data, setting.task, seed=setting.seed),
+        pool_size=setting.pool_size,
+        exploration=0.0,
+        trials_per_round=setting.trials_in_pool,
+        seed=setting.seed,
+    )
+    how = "scored without training, and the best are trained in that order"
+    why = f"free: {setting.pool_size:,} random architectures are {how} and chosen by their validation loss"
+    return _successive(setting, sampler, why)
+
+
+def _snas(setting: Setting) -> Strategy:
+    space, data = setting.searched(BY_SNAS)
+    snas = SNAS(space, SNASRecipe(learning_rate=0.1, warmup_fraction=0.3, seed=setting.seed), setting.task)
+    sampler = SNASSampler(
+        space,
+        snas,
+        data=data,
+        budget=setting.one_shot_epochs(BY_SNAS),
+        trials_per_round=TRIALS_PER_ROUND,
+        seed=setting.seed,
+    )
+    why = "snas: a supernet learns which options lower the loss while trials train what it draws"
+    return Strategy(sampler, _halving(setting), _objective(setting), why)
+
+
+def _ghn(setting: Setting) -> Strategy:
+    space, data = setting.networks(BY_GHN)
+    ghn = GHN(space, GHNRecipe(meta_batch=4, seed=setting.seed), setting.task)
+    sampler = GHNSampler(
+        space,
+        ghn,
+        data=data,
+        budget=setting.one_shot_epochs(BY_GHN),
+        pool_size=max(SMALL_POOL, setting.trials_in_pool),
+        exploration=0.0,
+        trials_per_round=setting.trials_in_pool,
+        seed=setting.seed,
+    )
+    why = "ghn: a hypernetwork generates weights of random architectures, and the best by their loss are trained"
+    return _successive(setting, sampler, why)
+
+
+def _hmnas(setting: Setting) -> Strategy:
+    space, data = setting.searched(BY_HMNAS)
+    if not isinstance(space.core, CellSpace):
+        raise ValueError(f"`strategy` {BY_HMNAS!r} must have ops on edges (CellSpace) to mask; use {AUTO!r}.")
+    hmnas = HMNAS(space, HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=setting.seed), setting.task)
+    pruner = HMNASPruner(
+        hmnas, data=data, budget=setting.one_shot_epochs(BY_HMNAS), trials_per_round=TRIALS_PER_ROUND, seed=setting.seed
+    )
+    why = "hmnas: masks learn which ops a supernet can do without, and architectures of weak ops are pruned"
+    return Strategy(_tpe_sampler(setting), pruner, _objective(setting), why)
+
+
+def _tpe(setting: Setting) -> Strategy:
+    why = "tpe: Optuna proposes architectures (multivariate TPE) and prunes below the median"
+    return Strategy(_tpe_sampler(setting), MedianPruner(), _objective(setting), why)
+
+
+def _random(setting: Setting) -> Strategy:
+    why = "random: random architectures are trained in full"
+    return Strategy(RandomSampler(setting.seed), NopPruner(), _objective(setting), why)
+
+
+_MAKERS: dict[str, Callable[[Setting], Strategy]] = {
+    AUTO: _auto, FREE: _free, BY_SNAS: _snas, BY_GHN: _ghn, BY_HMNAS: _hmnas, TPE: _tpe, RANDOM: _random,
+}  # fmt: skip
+
+
+def _successive(setting: Setting, sampler: ArchitectureSampler, why: str) -> Strategy:
+    """Return a strategy of short trainings: the worse ones end early, the best ones are made again, longer."""
+    epochs = setting.recipe.epochs
+    if not isinstance(epochs, int) or setting.objective is not None:
+        return Strategy(sampler, _halving(setting), _objective(setting), why)
+    lengths = epochs, LONGER * epochs
+    recipe = replace(setting.recipe, epochs=suggest_categorical(lengths))
+    promoting = PromotingSampler(sampler, short=lengths[0], long=lengths[1])
+    pruner = OnlyWhere(_halving(setting), "epochs", epochs)
+    return Strategy(
+        promoting, pruner, _objective(replace(setting, recipe=recipe)), f"{why}; the best ones again, longer"
+    )
+
+
+def _halving(setting: Setting) -> BasePruner:
+    """Return a pruner that lets the better third of trainings go on at three fifths of their epochs.
+
+    Earlier, losses do not tell yet which training ends with the lowest: of 29 trainings of five epochs on CIFAR-10, the
+    loss after the third has a rank correlation of .8 to .9 with the last one, that after the second of .3 to .6.
+    """
+    epochs = setting.recipe.epochs
+    if not isinstance(epochs, int) or epochs < HALVED_AT_LEAST:
+        return NopPruner()
+    return SuccessiveHalvingPruner(min_resource=round(HALVED_AT * epochs), reduction_factor=3)
+
+
+def _tpe_sampler(setting: Setting) -> BaseSampler:
+    return TPESampler(multivariate=True, n_startup_trials=5, seed=setting.seed)
+
+
+def _objective(setting: Setting) -> Any:
+    if setting.objective is not None:
+        return setting.objective
+    space, data = setting.networks("")
+    return TrainObjective(space, data, setting.recipe, setting.task, objectives=(LOSS,))
