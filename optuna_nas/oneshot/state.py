@@ -79,6 +79,10 @@ class FitRecord(NamedTuple):
 Record = TypeVar("Record")
 
 
+BEFORE = {"freeze_fraction": 0.0}
+"""Values of fields of recipes that fits of an earlier version lack."""
+
+
 class LearnedState(ABC, Generic[Record]):
     """What a `OneShotModel` has learned, and the hooks that say what that is.
 
@@ -237,6 +241,9 @@ class LearnedState(ABC, Generic[Record]):
             if description.get("kind") != self.name:
                 raise ValueError(f"`path` must be a checkpoint of a {self.name} but {path} holds something else.")
             stored = description["configuration"]
+            for name, value in BEFORE.items():  # what a field that a fit of before lacks was
+                if hasattr(self.recipe, name):
+                    stored["recipe"].setdefault(name, value)
             # What neither has begun to train on can't disagree.
             shared = stored.keys() & self.configuration.keys() | self.describe().keys()
             check_configuration(

@@ -50,12 +50,27 @@ def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Ma
         ValueError: They differ.
     """
     saved, current = saved or {}, json.loads(json.dumps(current))
-    differing = sorted(key for key in {*current, *saved} if saved.get(key) != current.get(key))
+    differing = _differing(saved, current)
     if differing:
         raise ValueError(
             f"`checkpoint` must be of the same configuration but {path} differs in {', '.join(differing)}; "
             "use another file, or delete it to start anew."
         )
+
+
+def _differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return the names of what differs, a recipe with its fields: `recipe (freeze_fraction 0.0, not 1.0)`."""
+    names = []
+    for key in sorted({*current, *saved}):
+        one, other = saved.get(key), current.get(key)
+        if one == other:
+            continue
+        fields: list[str] = []
+        if key == "recipe" and isinstance(one, dict) and isinstance(other, dict):
+            unlike = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+            fields = [f"{name} {one.get(name)}, not {other.get(name)}" for name in unlike]
+        names.append(f"{key} ({', '.join(fields)})" if fields else key)
+    return names
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

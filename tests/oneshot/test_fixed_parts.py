@@ -18,6 +18,7 @@ from optuna_nas import (
     nasbench201_skeleton,
     nasbench201_space,
 )
+from optuna_nas.training.checkpoints import save_tensors
 
 SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, (1, 8, 8), 10, affine=False))
 MODELS = {"snas": (SNAS, SNASRecipe), "hmnas": (HMNAS, HMNASRecipe)}
@@ -107,3 +108,19 @@ def test_a_share_out_of_range_is_refused():
         SNASRecipe(freeze_fraction=1.5)
     with pytest.raises(ValueError, match=r"`freeze_fraction` must be one of \(0, 1\) but got 0.5"):
         GHNRecipe(freeze_fraction=0.5)
+
+
+def test_a_fit_of_before_goes_on_where_nothing_is_frozen_and_says_what_differs_elsewhere(data, tmp_path):
+    path = tmp_path / "snas.safetensors"
+    snas = SNAS(SPACE, SNASRecipe(batch_size=16, freeze_fraction=0.0))
+    snas.fit(data, 2, until=0.5)
+    progress = {"step": snas.step, "total_steps": snas.total_steps, "skipped": 0, "seconds": 1.0}
+    configuration = snas.configuration
+    del configuration["recipe"]["freeze_fraction"]  # as an earlier version wrote it
+    description = {"kind": "SNAS", "configuration": configuration, "progress": {**progress, **snas.progress()}}
+    save_tensors(path, snas.tensors(), description)
+    again = SNAS(SPACE, SNASRecipe(batch_size=16, freeze_fraction=0.0))
+    again.fit(data, 2, checkpoint=path)
+    assert again.fitted
+    with pytest.raises(ValueError, match=r"differs in recipe \(freeze_fraction 0.0, not 1.0\)"):
+        SNAS(SPACE, SNASRecipe(batch_size=16)).load(path)

@@ -736,7 +736,7 @@ def stopped(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "differing"),
     [
-        ({"recipe": replace(RECIPE, epochs=3)}, "recipe"),
+        ({"recipe": replace(RECIPE, epochs=3)}, r"recipe \(epochs 2, not 3\)"),
         ({"task": ImageClassification(label_smoothing=0.2)}, "task"),
         ({"splits": [WEIGHTS]}, "splits"),
         ({"configuration": {"name": "yours"}}, "name"),
@@ -744,7 +744,7 @@ def stopped(tmp_path):
         ({"data": images(seed=1)}, "data"),
         (
             {"data": images(), "recipe": replace(RECIPE, seed=1), "task": ImageClassification(auxiliary_weight=0.1)},
-            "recipe, task",
+            r"recipe \(seed 0, not 1\), task",
         ),
     ],
 )
