@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from optuna_nas.data.batches import every_nth
+from optuna_nas.oneshot.random_architectures import some_architectures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,8 +57,7 @@ class Discernment(NamedTuple):
 def discern(model: OneShotModel[Any]) -> Discernment:
     """Return how a model's scores of random architectures differ; see `OneShotModel.discern`."""
     random = np.random.default_rng([model.recipe.seed, 7])
-    drawn = [model.space.sample(random) for _ in range(2 * ARCHITECTURES)]
-    connected = [architecture for architecture in drawn if architecture.connected][:ARCHITECTURES]
+    connected = some_architectures(model.space, random, ARCHITECTURES)
     batch = model.scoring_batch()
     halves = [model.scores_on(every_nth(batch, start, 2), connected) for start in (0, 1)]
     return discernment(np.stack(halves), model.variance_between(connected))

@@ -208,10 +208,7 @@ def by_strategies(search: Search, names: Sequence[str], budget: Budget) -> list[
         ValueError: A strategy is unknown or does not fit the search.
     """
     seconds = budget.amount if budget.kind == SECONDS else search.seconds
-    return [
-        replace(search, name=name, strategy=name, sampler=None, pruner=None, directions=None, seconds=seconds)
-        for name in names
-    ]
+    return [search.with_strategy(name, name=name, seconds=seconds) for name in names]
 
 
 def compare(

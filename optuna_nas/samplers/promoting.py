@@ -14,15 +14,13 @@ from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedTrials, PerStudy, PicklesSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from optuna_nas.samplers.base import ArchitectureSampler
-    from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
 class PromotingSampler(PicklesSettings, BaseSampler):
@@ -76,16 +74,9 @@ class PromotingSampler(PicklesSettings, BaseSampler):
         """Search space of the other sampler."""
         return self.sampler.space
 
-    def prepare(
-        self,
-        folder: Path | None = None,
-        on_progress: Callable[[float], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-        store: ArtifactStore | None = None,
-        n_trials: int | None = None,
-    ) -> None:
+    def prepare(self, *arguments: Any, **named: Any) -> None:
         """Hand the settings of a search to the other sampler; see `InStudyFit.prepare`."""
-        self.sampler.prepare(folder, on_progress, should_stop, store, n_trials)
+        self.sampler.prepare(*arguments, **named)
 
     def reseed_rng(self) -> None:
         self.sampler.reseed_rng()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import math
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from optuna_nas.storage.attributes import (
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedTrials, PerStudy
 from optuna_nas.storage.in_study_fit import InStudyFit
+from optuna_nas.training.rules import not_negative
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -140,8 +140,7 @@ class SNASSampler(ArchitectureSampler):
             learn_from_trials = model is None
         if not learn_from_trials and model is None:
             raise ValueError("`learn_from_trials` must not be False without `model`; nothing would be learned.")
-        if not 0 <= prior_strength < math.inf:
-            raise ValueError(f"`prior_strength` must not be negative but got {prior_strength}; 2 suits most scores.")
+        not_negative()("prior_strength", prior_strength)
         self.model, self._prior, self._prior_strength = model, prior, prior_strength
         self.learning = " and ".join(
             ["pathwise gradient of a supernet"] * (model is not None) + ["score function of trials"] * learn_from_trials

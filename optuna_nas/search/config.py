@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TRIALS = 50
 """Total number of trials of a search without limits."""
+NO_OBJECTIVE = "`objective` must be given where `data` are not; pass one of them."
+"""Message of a search that has nothing to train."""
 MAX_TRIALS = 100_000
 """Total number of trials of a search that something else limits."""
 
@@ -252,7 +254,7 @@ class Search:
         if self.objective is not None:
             return self.objective
         if self.data is None:
-            raise ValueError("`objective` must be given where `data` are not; pass one of them.")
+            raise ValueError(NO_OBJECTIVE)
         return TrainObjective(cast("ModelSpace", self.space), self.data, self.recipe, self.task)
 
     def resolved_folder(self) -> Path:
@@ -267,6 +269,18 @@ class Search:
         postgresql, sqlite_file = folder / POSTGRESQL, folder / "study.db"
         moved = postgresql.exists() and (not sqlite_file.exists() or (folder / MOVED).exists())
         return own_database(postgresql) if moved else f"{SQLITE}{sqlite_file}"
+
+    def with_strategy(self, strategy: str, **changes: Any) -> Search:
+        """Return the search with a strategy in place of its sampler and pruner.
+
+        Args:
+            strategy: Name of the strategy.
+            **changes: Other fields to replace.
+
+        Raises:
+            ValueError: The strategy is unknown or does not fit the search.
+        """
+        return replace(self, strategy=strategy, sampler=None, pruner=None, directions=None, **changes)
 
     def run(self, listener: SearchListener | None = None) -> SearchResult:
         """Run the search to its total of trials and sum it up: `optuna_nas.run(search)`.

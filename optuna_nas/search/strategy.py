@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler, TPESampler
@@ -15,6 +15,7 @@ from optuna_nas.oneshot import GHN, HMNAS, SNAS, FreeScore, GHNRecipe, HMNASReci
 from optuna_nas.pruners import HMNASPruner
 from optuna_nas.pruners.only_where import OnlyWhere
 from optuna_nas.samplers import GHNSampler, PromotingSampler, SNASSampler
+from optuna_nas.search.config import NO_OBJECTIVE
 from optuna_nas.space import CellSpace, ModelSpace
 from optuna_nas.training.task import LOSS
 
@@ -271,5 +272,8 @@ def _tpe_sampler(setting: Setting) -> BaseSampler:
 def _objective(setting: Setting) -> Any:
     if setting.objective is not None:
         return setting.objective
-    space, data = setting.networks("")
-    return TrainObjective(space, data, setting.recipe, setting.task, objectives=(LOSS,))
+    if setting.data is None:
+        raise ValueError(NO_OBJECTIVE)
+    return TrainObjective(
+        cast("ModelSpace", setting.space), setting.data, setting.recipe, setting.task, objectives=(LOSS,)
+    )

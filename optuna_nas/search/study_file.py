@@ -61,14 +61,12 @@ def load(
     from optuna_nas.tracking import MLflowTracker
 
     search = _made(path, settings or [])
-    given = {"storage": storage, "trials": trials, "artifacts": artifacts, "strategy": strategy, "seconds": seconds}
+    given = {"storage": storage, "trials": trials, "artifacts": artifacts, "seconds": seconds}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if strategy is not None:
-        changes |= {"sampler": None, "pruner": None, "directions": None}
     if mlflow is not None:
         changes["tracking"] = MLflowTracker(mlflow)
     try:
-        return replace(search, **changes)
+        return replace(search, **changes) if strategy is None else search.with_strategy(strategy, **changes)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -102,6 +102,8 @@ def test_without_networks_optuna_proposes(tmp_path):
     assert search.directions == ("maximize",)
     with pytest.raises(ValueError, match="`strategy` must be 'tpe' or 'random' where space and data make no networks"):
         Search("own", SPACE, objective=lambda trial: 0.0, strategy="snas")
+    with pytest.raises(ValueError, match="`objective` must be given where `data` are not; pass one of them"):
+        Search("own", SPACE, strategy="tpe")
 
 
 def test_a_strategy_stands_for_sampler_and_pruner(make):

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optuna_nas.oneshot.random_architectures import some_architectures
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -16,8 +18,6 @@ ARCHITECTURES = 100
 """Random architectures that are scored."""
 RIDGE = 1.0
 """Weight of the squared effects against the squared errors of standardized scores."""
-DRAWS = 100
-"""Draws per architecture before a space counts as too small for so many connected ones."""
 
 
 def main_effects(
@@ -45,13 +45,7 @@ def main_effects(
         >>> options[effects[0].argmax()] in ("nor_conv_1x1", "nor_conv_3x3")
         True
     """
-    random, drawn = np.random.default_rng([seed, 6]), []
-    for _ in range(DRAWS * architectures):
-        architecture = space.sample(random)
-        if architecture.connected:
-            drawn.append(architecture)
-        if len(drawn) == architectures:
-            break
+    drawn = some_architectures(space, np.random.default_rng([seed, 6]), architectures)
     distributions = space.distributions()
     sizes = [len(distribution.choices) for distribution in distributions.values()]
     effects_PO = np.zeros((len(sizes), max(sizes)))

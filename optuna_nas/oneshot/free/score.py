@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from optuna_nas.data.splits import WEIGHTS
 from optuna_nas.oneshot.free.indicators import INDICATORS, Untrained
-from optuna_nas.space import ModelSpace
+from optuna_nas.oneshot.random_architectures import connected_architectures
+from optuna_nas.space import Architecture, ModelSpace
 from optuna_nas.training.task import ImageClassification
 
 if TYPE_CHECKING:
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 
     from optuna_nas.data.splits import Data
     from optuna_nas.oneshot.base import Score
-    from optuna_nas.space import Architecture, Space
+    from optuna_nas.space import Space
     from optuna_nas.training.task import Task
 
 DEFAULT_INDICATORS = ("multiply_adds", "jacobian", "flow", "expressivity", "progressivity")
-DRAWS = 100
-"""Draws per reference architecture before a space counts as too small for so many."""
 
 
 class ByRanks(ABC):
@@ -57,14 +56,12 @@ class ByRanks(ABC):
 
     def reference_architectures(self) -> list[Architecture]:
         """Return the random connected architectures that others are compared with."""
-        random, drawn = np.random.default_rng([self._seed, 5]), dict[Any, None]()
-        for _ in range(DRAWS * self._n_reference):
-            architecture = self.space.sample(random)
-            if architecture.connected:
-                drawn[architecture] = None
-            if len(drawn) == self._n_reference:
+        random, distinct = np.random.default_rng([self._seed, 5]), dict[Architecture, None]()
+        for architecture in connected_architectures(self.space, random, self._n_reference):
+            distinct[architecture] = None
+            if len(distinct) == self._n_reference:
                 break
-        return list(drawn)
+        return list(distinct)
 
     def __call__(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         """Return scores in [0, 1], shape (N,); 0 for an architecture that does not reach its output."""

@@ -43,6 +43,7 @@ from optuna_nas.training.checkpoints import prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
+from optuna_nas.training.rules import not_negative
 from optuna_nas.training.task import Calling, Task
 
 if TYPE_CHECKING:
@@ -105,8 +106,7 @@ class SNAS(OneShotModel[DistributionRecord]):
         prior: Score | None = None,
         prior_strength: float = 2.0,
     ) -> None:
-        if not 0 <= prior_strength < math.inf:
-            raise ValueError(f"`prior_strength` must not be negative but got {prior_strength}; 2 suits most scores.")
+        not_negative()("prior_strength", prior_strength)
         cells = space.core
         if not isinstance(cells, CellSpace):
             raise ValueError(
