@@ -20,6 +20,15 @@ if TYPE_CHECKING:
         fashion_mnist,
         mnist,
     )
+    from optuna_nas.modules import (
+        ModuleSpace,
+        choose,
+        choose_depth,
+        choose_inputs,
+        choose_op,
+        choose_ops,
+        choose_optional,
+    )
     from optuna_nas.networks import (
         DiscreteNetwork,
         LatencyTable,
@@ -151,6 +160,7 @@ __all__ = [
     "LoaderData",
     "MLflowTracker",
     "ModelSpace",
+    "ModuleSpace",
     "NetworkSpace",
     "OneShotModel",
     "Recipe",
@@ -168,6 +178,12 @@ __all__ = [
     "anytime_accuracy",
     "anytime_skeleton",
     "anytime_space",
+    "choose",
+    "choose_depth",
+    "choose_inputs",
+    "choose_op",
+    "choose_ops",
+    "choose_optional",
     "cifar10",
     "cifar100",
     "darts_cifar_skeleton",
@@ -223,6 +239,15 @@ _HOMES = {
         "digits",
         "fashion_mnist",
         "mnist",
+    ),
+    "modules": (
+        "ModuleSpace",
+        "choose",
+        "choose_depth",
+        "choose_inputs",
+        "choose_op",
+        "choose_ops",
+        "choose_optional",
     ),
     "networks": (
         "DiscreteNetwork",

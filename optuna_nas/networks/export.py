@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from math import isnan, nan
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.files import architecture_of, load_network, save_network
 from optuna_nas.space.model_space import ModelSpace
+from optuna_nas.training.task import Arguments, call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,15 +90,15 @@ def export_network(
     example = space.example_inputs(2)
     if format == STATE_DICT:
         save_network(path, network, architecture)
-        read: Callable[[Tensor], Tensor] = load_network(path)
+        read: Callable[..., Any] = load_network(path)
     else:
         read = {PT2: _write_pt2, ONNX: _write_onnx}[format](network, example, path)
     worst = 0.0
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for size in CHECKED_BATCHES:
-            inputs = torch.randn(space.example_inputs(size).shape, generator=draw)
-            worst = max(worst, float((read(inputs) - network(inputs)).abs().max()))
+            inputs = random_like(space.example_inputs(size), draw)
+            worst = max(worst, difference(call(read, inputs), call(network, inputs)))
     if not worst <= MAX_DIFFERENCE:  # NaN too
         path.unlink()
         raise ArithmeticError(
@@ -103,6 +106,24 @@ def export_network(
             "export another format, and report the network."
         )
     return Exported(path, worst)
+
+
+def random_like(example: Any, generator: torch.Generator) -> Any:
+    """Return inputs of an example's shapes: normal numbers; integers and booleans as they are."""
+
+    def drawn(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return torch.randn(value.shape, generator=generator)
+
+    return tree_map(drawn, example)
+
+
+def difference(outputs: Any, others: Any) -> float:
+    """Return the maximum absolute difference between outputs of equal structure."""
+    pairs = zip(tree_leaves(outputs), tree_leaves(others), strict=True)
+    differences = [float((one - other).abs().max()) for one, other in pairs if isinstance(one, Tensor)]
+    return nan if any(map(isnan, differences)) else max(differences, default=0.0)
 
 
 def for_programs(network: nn.Module) -> nn.Module:
@@ -114,31 +135,48 @@ def for_programs(network: nn.Module) -> nn.Module:
     return network
 
 
-def _write_pt2(network: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+def _dynamic(example: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Return arguments, arguments by name, and which of their dimensions is that of the batch."""
+    args, kwargs = example if isinstance(example, Arguments) else ((example,), {})
     batch = torch.export.Dim("batch")
-    exported = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    shapes = tree_map(lambda value: {0: batch} if isinstance(value, Tensor) else None, (args, kwargs))
+    return args, kwargs, shapes[0] if not kwargs else {**dict(enumerate(shapes[0])), **shapes[1]}
+
+
+def _write_pt2(network: nn.Module, example: Any, path: Path) -> Callable[..., Any]:
+    args, kwargs, shapes = _dynamic(example)
+    exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
     torch.export.save(exported, path)
     return torch.export.load(path).module()
 
 
-def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+def _write_onnx(network: nn.Module, example: Any, path: Path) -> Callable[..., Any]:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"`format` 'onnx' needs {missing[0]}, which is not installed; pip install 'optuna_nas[onnx]'.")
     import onnxruntime
 
+    args, kwargs, shapes = _dynamic(example)
+    names = [INPUT] if len(args) == 1 and not kwargs else [f"{INPUT}_{i}" for i in range(len(args))] + list(kwargs)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         torch.onnx.export(
             network,
-            (example,),
+            args,
             path,
-            input_names=[INPUT],
+            kwargs=kwargs,
+            input_names=names,
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=shapes,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+    def run(*given: Tensor, **named: Tensor) -> Tensor:
+        arrays = [value.numpy() for value in (*given, *named.values())]
+        return torch.from_numpy(session.run([OUTPUT], dict(zip(names, arrays, strict=True)))[0])
+
+    return run

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.network_space import NetworkSpace
+from optuna_nas.networks.sums import factors_of, masks_of, restrict
 from optuna_nas.space import Architecture, CellularSpace, ModelSpace, Skeleton
 from optuna_nas.training.checkpoints import load_tensors, prefixed, save_tensors, without_prefix
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 MASKS = "masks/"
 """Prefix of the names of masks in a network's file."""
@@ -61,6 +62,10 @@ def save_network(path: Path, network: nn.Module, architecture: Architecture | No
         tensors |= prefixed(MASKS, network.masks_by_name())
         if network.mixing is not None:
             description["mixing"] = network.mixing
+    else:
+        tensors |= prefixed(MASKS, masks_of(network))
+        if factors := factors_of(network):
+            description["mixing"] = factors
     # Tied weights are written once for each of their names: safetensors refuses tensors that share memory.
     save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, description)
 
@@ -100,7 +105,7 @@ def read_network(path: str | Path, device: str = "cpu") -> tuple[nn.Module, Arch
         cells = cast("CellularSpace", architecture.space)
         architecture = NetworkSpace(cells, Skeleton.from_dict(description["skeleton"])).adopt(architecture)
     if not isinstance(architecture.space, NetworkSpace):
-        return cast("ModelSpace", architecture.space).build(architecture, tensors).to(device).eval(), architecture
+        return _built(Path(path), architecture, tensors, description).to(device).eval(), architecture
     mixing = description.get("mixing")
     if mixing is not None:
         path_of = {old: path for path, old in architecture.space.old_names().items()}
@@ -108,3 +113,19 @@ def read_network(path: str | Path, device: str = "cpu") -> tuple[nn.Module, Arch
     masks = without_prefix(MASKS, tensors)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASKS)}
     return DiscreteNetwork(architecture, weights, mixing=mixing, masks=masks).to(device).eval(), architecture
+
+
+def _built(
+    path: Path, architecture: Architecture, tensors: dict[str, Tensor], description: dict[str, Any]
+) -> nn.Module:
+    """Return the network of a space without cells."""
+    masks = without_prefix(MASKS, tensors)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASKS)}
+    network = cast("ModelSpace", architecture.space).build(architecture, weights)
+    different = network.state_dict().keys() ^ weights.keys()
+    if different:
+        raise ValueError(
+            f"`path` must hold all tensors of its network but {path} and the network differ in {min(different)!r}; "
+            "the module that it was made of has changed."
+        )
+    return restrict(network, description.get("mixing", {}), masks)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Weight: TypeAlias = Tensor | float
 """Factor of a term of a sum: a scalar tensor, or a constant (0.0 skips the term, 1.0 skips the product)."""
 
-_BUILDING = threading.Lock()
+_BUILDING = threading.RLock()  # a module may build others in its constructor
 
 
 @contextmanager
@@ -159,7 +159,7 @@ class GraphNetwork(nn.Module):
                         weight = 1.0  # applied by its norm
                     chosen = node.op != "sum" or bool(self.graph.nodes[source].path)
                     if ones and chosen and isinstance(weight, Tensor):
-                        value, weight = _Credited.apply(value, weight), 1.0
+                        value, weight = credited(value, weight), 1.0
                     terms.append((value, weight))
                 values[position] = _weighted_sum(terms)
             for source in node.inputs:
@@ -275,6 +275,11 @@ class _Mixture(torch.autograd.Function):
             *(grad * weight.to(grad.dtype) if needed[k] else None for k, weight in enumerate(weights)),
             *(_dot(grad, value).to(weights[k].dtype) if needed[half + k] else None for k, value in enumerate(values)),
         )
+
+
+def credited(value: Tensor, weight: Tensor) -> Tensor:
+    """Return the product with a scalar that equals 1: it is only computed for the scalar's gradient."""
+    return _Credited.apply(value, weight)  # type: ignore[no-any-return]
 
 
 class _Credited(torch.autograd.Function):

@@ -7,12 +7,14 @@ import sys
 import time
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from optuna_nas.data.batches import map_tensors, tensors_of
 from optuna_nas.training.device import choose_device
+from optuna_nas.training.task import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +50,7 @@ class Measure:
     """
 
     name: str
-    function: Callable[[nn.Module, Tensor], float]
+    function: Callable[[nn.Module, Any], float]
     batch_size: int = 1
     device: str = "auto"
     direction: str = "minimize"
@@ -61,19 +63,24 @@ class Measure:
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1 but got {self.batch_size}.")
 
-    def __call__(self, network: nn.Module, inputs: Tensor) -> float:
+    def __call__(self, network: nn.Module, inputs: Any) -> float:
         """Measure a copy of a network on the measure's device.
 
         Args:
             network: Any module; it is not changed.
-            inputs: Example inputs, shape (B, ...); `batch_size` of them are used, repeated if necessary.
+            inputs: Example inputs, shape (B, ...), or `Arguments` of such; `batch_size` of them are used, repeated if
+                necessary.
 
         Raises:
             ValueError: The device does not exist.
         """
         device = choose_device(self.device)
-        repeats = -(-self.batch_size // len(inputs))
-        batch = torch.cat([inputs] * repeats)[: self.batch_size].to(device)
+
+        def repeated(value: Tensor) -> Tensor:
+            repeats = -(-self.batch_size // len(value))
+            return torch.cat([value] * repeats)[: self.batch_size].to(device)
+
+        batch = map_tensors(inputs, repeated)
         with torch.inference_mode():
             return float(self.function(copy.deepcopy(network).to(device).eval(), batch))
 
@@ -105,7 +112,7 @@ class _Latency:
 
     repeats: int
 
-    def __call__(self, network: nn.Module, inputs: Tensor) -> float:
+    def __call__(self, network: nn.Module, inputs: Any) -> float:
         return measure_latency(network, inputs, self.repeats)
 
 
@@ -124,12 +131,12 @@ def latency_name(device: torch.device | str, batch_size: int) -> str:
     return f"latency_{str(device).replace(':', '_')}_{batch_size}"
 
 
-def measure_latency(network: nn.Module, inputs: Tensor, repeats: int = 20) -> float:
+def measure_latency(network: nn.Module, inputs: Any, repeats: int = 20) -> float:
     """Return the median seconds of a forward pass without gradients, after two passes to warm up.
 
     Args:
         network: Any module on the device of `inputs`; it is measured in evaluation mode.
-        inputs: Shape (B, ...); the latency is that of the whole batch.
+        inputs: Shape (B, ...), or `Arguments` of such tensors; the latency is that of the whole batch.
         repeats: Number of timed passes, at least 1.
 
     Raises:
@@ -143,7 +150,8 @@ def measure_latency(network: nn.Module, inputs: Tensor, repeats: int = 20) -> fl
     """
     training = network.training
     network.eval()
-    (seconds,) = median_seconds([lambda: network(inputs)], inputs.device, repeats)
+    device = next(tensors_of(inputs)).device
+    (seconds,) = median_seconds([lambda: call(network, inputs)], device, repeats)
     network.train(training)
     return seconds
 

@@ -18,8 +18,10 @@ from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.space.skeleton import Skeleton
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from optuna_nas.space.architecture import Architecture
@@ -104,6 +106,12 @@ class NetworkSpace(ModelSpace):
 
     def canonical(self, architecture: Architecture) -> ComputationGraph:
         return self.cells.canonical(architecture)
+
+    def best(self, scores: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
+        return self.cells.best(scores)
+
+    def mixed_names(self) -> dict[str, tuple[str, ...]]:
+        return self.cells.mixed_names()
 
     def cell_graph(self, architecture: Architecture) -> ComputationGraph:
         return self.cells.cell_graph(architecture)

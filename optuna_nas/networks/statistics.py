@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def use_batch_statistics(network: torch.nn.Module) -> None:
@@ -25,12 +30,14 @@ def use_batch_statistics(network: torch.nn.Module) -> None:
         module.track_running_stats = False
 
 
-def recompute_statistics(network: torch.nn.Module, images: Tensor) -> None:
+def recompute_statistics(network: torch.nn.Module, run: Tensor | Callable[[torch.nn.Module], Any]) -> None:
     """Set the running statistics of batch norms to those of a batch. The network is in training mode afterwards.
+
+    Norms whose parameters are frozen belong to a pretrained part and keep their statistics.
 
     Args:
         network: Any module; changed in place.
-        images: Shape (B, C, H, W), on the device of the network.
+        run: Inputs on the device of the network, or a function that runs the network on the batch.
 
     Example:
         >>> import torch
@@ -40,16 +47,33 @@ def recompute_statistics(network: torch.nn.Module, images: Tensor) -> None:
         >>> norm.running_mean
         tensor([1., 1., 1.])
     """
+    network.train()
     norms = _norms(network)
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative mean over batches instead of a moving average
     with torch.no_grad():
-        network.train()(images)
+        network(run) if isinstance(run, Tensor) else run(network)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
+def is_pretrained(norm: torch.nn.Module) -> bool:
+    """Return whether all parameters of a norm are frozen, so that its statistics belong to them.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.networks.statistics import is_pretrained
+        >>> is_pretrained(torch.nn.BatchNorm2d(3)), is_pretrained(torch.nn.BatchNorm2d(3).requires_grad_(False))
+        (False, True)
+    """
+    own = list(norm.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
 def _norms(network: torch.nn.Module) -> list[torch.nn.modules.batchnorm._NormBase]:
-    return [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._NormBase)]
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._NormBase)]
+    return [norm for norm in norms if not is_pretrained(norm)]

@@ -93,8 +93,12 @@ class Supernet(GraphNetwork):
 
         The tensors are those of the supernet, not copies.
         """
+        return self.parts_of(architecture, self.state_dict())
+
+    def parts_of(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those of some tensors that an architecture's network has, by the names of parameters."""
         names = {node.name for node in self.space.graph(architecture)}
-        return {key: value for key, value in self.state_dict().items() if key.split(".")[1] in names}
+        return {key: value for key, value in tensors.items() if key.split(".")[1] in names}
 
     def _used_weights(
         self, weights: ChoiceWeights, active: Mapping[str, Collection[str]] | None

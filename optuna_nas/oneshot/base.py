@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from optuna_nas.data.batches import batch_length, tensors_of, to_device
 from optuna_nas.data.splits import REPORT, TRAIN, Data, seeded_generator
+from optuna_nas.networks.statistics import recompute_statistics
 from optuna_nas.oneshot.discernment import Discernment, discern, tell
 from optuna_nas.oneshot.state import FitRecord, LearnedState, Record
-from optuna_nas.training.device import autocast
+from optuna_nas.training.device import autocast, seeded_globally
 from optuna_nas.training.finite_steps import step_where
 from optuna_nas.training.loop import TrainingStopped
 from optuna_nas.training.task import Calling
@@ -239,6 +240,12 @@ class OneShotModel(LearnedState[Record]):
         """Return the inputs of the scoring batch: its first tensor."""
         return next(tensors_of(self.scoring_batch()))
 
+    def settle(self, network: nn.Module) -> None:
+        """Set the statistics of a network's batch norms to those of the scoring batch; it is in training mode then."""
+        batch = self.scoring_batch()
+        with seeded_globally(self.generator(8)):
+            recompute_statistics(network, lambda network: self.task.loss(network, batch))
+
     def check_architecture(self, architecture: Architecture) -> Architecture:
         """Return an architecture as one of this model's space; raise ValueError where it is of another."""
         if architecture.space.core != self.space.core:
@@ -317,7 +324,7 @@ class OneShotModel(LearnedState[Record]):
         """Train up to a step; yield after each what there is to record."""
         started, before = time.monotonic(), self.seconds
         for batch in self.batches(data, splits, self.step, last):
-            with self.lock:
+            with self.lock, seeded_globally(self.generator(7)):
                 record = self.train_step(batch)
                 self.seconds = before + time.monotonic() - started
             yield record

@@ -60,8 +60,8 @@ def plot_architecture(architecture: Architecture) -> Figure:
 
 
 def draw_choices(architecture: Architecture) -> Figure:
-    """Plot the choices of an architecture as a table with one row per path."""
-    rows = [(path, " + ".join(chosen) or "none") for path, chosen in architecture.choices]
+    """Plot the choices of an architecture as a table with one row per path; nested choices are indented."""
+    rows = [("  " * level + name, chosen) for level, name, chosen in architecture.space.outline(architecture)]
     widths = [max(map(len, column)) * LETTER for column in zip(*rows, strict=True)]
     width, height = sum(widths) + 3 * LETTER, (len(rows) + 1) * LINE
     figure = new_figure(width, height, dpi=150)

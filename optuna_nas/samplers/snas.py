@@ -12,10 +12,10 @@ import numpy as np
 from optuna.trial import TrialState
 
 from optuna_nas.oneshot.free.prior import main_effects
-from optuna_nas.oneshot.snas.distribution import DistributionRecord, connected_argmax, draw, entropies, softmax
+from optuna_nas.oneshot.snas.distribution import DistributionRecord, draw, entropies, softmax
+from optuna_nas.oneshot.snas.options import best_of
 from optuna_nas.oneshot.snas.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
-from optuna_nas.space import CellSpace
 from optuna_nas.storage.attributes import (
     DIGEST,
     SNAS_RECORDS,
@@ -238,10 +238,7 @@ class SNASSampler(ArchitectureSampler):
 
     def _most_likely(self, table: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the most probable option of every path; for cells, the most probable connected architecture."""
-        cells = self.space.core
-        if isinstance(cells, CellSpace):
-            return connected_argmax(cells, np.log(table + 1e-300))
-        return np.asarray(table.argmax(axis=1))
+        return best_of(self.space, np.log(table + 1e-300))
 
     def _table(self, fold: _Fold | None, snapshot: Snapshot[NDArray[np.float64]] | None) -> NDArray[np.float64]:
         """Return the distribution to draw from, shape (P, O)."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler, TPESampler
 
+from optuna_nas.modules import ModuleSpace
 from optuna_nas.networks import NetworkSpace
 from optuna_nas.objective.suggestions import suggest_categorical
 from optuna_nas.objective.train_objective import TrainObjective
@@ -214,7 +215,7 @@ def _ghn(setting: Setting) -> Strategy:
 
 def _hmnas(setting: Setting) -> Strategy:
     space, data = setting.searched(BY_HMNAS)
-    if not isinstance(space.core, CellSpace):
+    if not isinstance(space.core, CellSpace | ModuleSpace):
         raise ValueError(f"`strategy` {BY_HMNAS!r} must have ops on edges (CellSpace) to mask; use {AUTO!r}.")
     hmnas = HMNAS(space, HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=setting.seed), setting.task)
     pruner = HMNASPruner(

@@ -15,7 +15,7 @@ from optuna_nas.space.canonical import CanonicalChoices
 from optuna_nas.space.ops import NONE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -47,6 +47,8 @@ class Space(ABC):
     """
 
     type_name: ClassVar[str]
+    empty_names: ClassVar[frozenset[str]] = frozenset({NONE})
+    """Names that stand for an empty choice."""
     _types: ClassVar[dict[str, type[Space]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -94,6 +96,21 @@ class Space(ABC):
     def old_names(self) -> Mapping[str, str]:
         """Return the name of every path in earlier versions, which `decode` still accepts."""
         return {}
+
+    def mixed_names(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of every path in the order in which a supernet weighs them; by default those of options."""
+        return {
+            path: tuple(dict.fromkeys(name for chosen in options.values() for name in chosen))
+            for path, options in self.options().items()
+        }
+
+    def asked(self, architecture: Architecture) -> Collection[str]:
+        """Return the paths that have a part in an architecture; by default all, in the order of the space."""
+        return tuple(path for path, _ in architecture.choices)
+
+    def outline(self, architecture: Architecture) -> list[tuple[int, str, str]]:
+        """Return the choices of an architecture as rows of a table: level of indentation, name, what is chosen."""
+        return [(0, path, " + ".join(chosen) or NONE) for path, chosen in architecture.choices]
 
     def group(self, path: str) -> str:
         """Return the group of a path in drawings and tables, such as its kind of cell."""
@@ -170,9 +187,10 @@ class Space(ABC):
         """
         type_name = description.get("type")
         if type_name not in Space._types:
+            made_by = f" (made of {description['source']})" if "source" in description else ""
             raise ValueError(
-                f"`type` of a space must be one of {sorted(Space._types)} but got {type_name!r}; import the module "
-                "that defines it first."
+                f"`type` of a space must be one of {sorted(Space._types)} but got {type_name!r}{made_by}; import the "
+                "module that makes it first."
             )
         return Space._types[type_name]._from_dict(description)
 
@@ -200,7 +218,7 @@ class Space(ABC):
             names = choices.get(path, ())
             if isinstance(names, str):
                 names = (names,)
-            chosen = tuple(sorted(name for name in names if name != NONE))
+            chosen = tuple(sorted(name for name in names if name not in self.empty_names))
             self.check_choice(path, chosen)
             chosen_at.append((path, chosen))
         return Architecture(self, tuple(chosen_at))
@@ -295,11 +313,22 @@ class Space(ABC):
         return renamed
 
     def suggest(self, trial: BaseTrial) -> Architecture:
-        """Suggest every parameter of the space in an Optuna trial, and return the architecture."""
+        """Suggest every parameter of the space in an Optuna trial, and return the architecture.
+
+        Raises:
+            ValueError: The trial has a parameter of its own with the name of a path.
+        """
+        distributions, own = _distributions(self.core), trial.distributions
+        for path, distribution in distributions.items():
+            if path in own and own[path] != distribution:
+                raise ValueError(
+                    f"`{path}` must be a parameter of the space alone but the trial has suggested it as {own[path]}; "
+                    "rename one of them."
+                )
         return self.decode(
             {
                 path: trial.suggest_categorical(path, distribution.choices)
-                for path, distribution in _distributions(self.core).items()
+                for path, distribution in distributions.items()
             }
         )
 

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from optuna_nas.space.cellular import CellKind, CellNode, CellularSpace, check_kinds, check_ops
 from optuna_nas.space.cost import Cost
 from optuna_nas.space.ops import NONE, Op, get_op
+from optuna_nas.space.ways import cheapest_way
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from optuna_nas.space.architecture import Architecture
     from optuna_nas.space.graph import ComputationGraph
@@ -123,6 +127,27 @@ class CellSpace(CellularSpace):
 
     def options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
         return self._options
+
+    def best(self, scores: Sequence[NDArray[np.float64]]) -> NDArray[np.int64]:
+        """Return, for every edge, the option of the largest score, such that every kind of cell reaches its output.
+
+        The sum of scores is the largest possible: if the argmax is not connected, the edges of the way that loses least
+        take their best option that keeps something.
+        """
+        import numpy as np
+
+        score_EO = np.asarray(scores)
+        chosen_E = np.asarray(score_EO.argmax(axis=1))
+        nothing_O = np.array([not kept for kept in next(iter(self.options().values())).values()])
+        if not nothing_O.any():
+            return chosen_E
+        something_E = np.where(nothing_O, -np.inf, score_EO).argmax(axis=1)
+        rows = np.arange(len(chosen_E))
+        regret_E = score_EO[rows, chosen_E] - score_EO[rows, something_E]
+        for kind in self.kinds:
+            way = list(cheapest_way(self, kind, regret_E))
+            chosen_E[way] = something_E[way]
+        return chosen_E
 
     @cached_property
     def _options(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ModelSpace(Space):
     """Base class of spaces whose architectures can be built, priced, drawn and trained together as a supernet.
 
-    `NetworkSpace` is the space of cells in a skeleton.
+    `NetworkSpace` is the space of cells in a skeleton, `ModuleSpace` that of choices inside a module of your own.
 
     Example:
         >>> import numpy as np
@@ -53,6 +53,9 @@ class ModelSpace(Space):
     def supernet(self, seed: int | None = None) -> nn.Module:
         """Return the module that contains all architectures and mixes them by given weights.
 
+        It is called with inputs and the weights of the names of every path, in the order of `mixed_names`; with the
+        names to compute at a path (`active`), and whether all weights in use are 1 (`ones`); see `Supernet`.
+
         Args:
             seed: Seed of the initial weights; None draws from torch's global generator.
         """
@@ -61,13 +64,17 @@ class ModelSpace(Space):
     def cost(self, architecture: Architecture) -> Cost:
         """Return the exact parameters, multiply-adds (MACs) and memory access, without building a module."""
 
+    def params(self, architecture: Architecture) -> int:
+        """Return the number of parameters, which may be known long before the other costs."""
+        return self.cost(architecture).params
+
     @abstractmethod
     def graph(self, architecture: Architecture) -> ComputationGraph:
         """Return the graph of the whole network, with shapes."""
 
     @abstractmethod
-    def example_inputs(self, batch_size: int = 1) -> Tensor:
-        """Return example inputs for exports and measures, zeros of shape (batch_size, ...)."""
+    def example_inputs(self, batch_size: int = 1) -> Any:
+        """Return example inputs for exports and measures: a tensor of shape (batch_size, ...), or `Arguments`."""
 
     @abstractmethod
     def check_data(self, data: Any) -> None:
@@ -76,6 +83,10 @@ class ModelSpace(Space):
         Raises:
             ValueError: Shapes of inputs or sizes of predictions differ.
         """
+
+    def drawn_paths(self) -> frozenset[str]:
+        """Return the paths whose options a supernet can only take one at a time, such as widths; none by default."""
+        return frozenset()
 
     def fixed_kernels(self) -> frozenset[str]:
         """Return the names of the supernet's kernels that belong to no choice, such as those of a stem.

@@ -12,12 +12,13 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from torch import Tensor
 
 with warnings.catch_warnings():  # MLflow warns of its own type hints when it is imported
     warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType")
     import mlflow.pyfunc
 
-from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, for_programs
+from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, difference, for_programs, random_like
 from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.storage.attributes import UID_ATTRIBUTE
 from optuna_nas.storage.database import one_line
@@ -25,8 +26,6 @@ from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import optuna
     from torch import nn
 
@@ -91,11 +90,16 @@ def log_model(
         space, program = architecture.space, for_programs(network)
         assert isinstance(space, ModelSpace)
         example = space.example_inputs(2)
-        shape = example.shape[1:]
+        if not isinstance(example, Tensor):
+            raise ValueError(
+                "`architecture` must be of modules that take one tensor to be logged in MLflow but takes more; export "
+                "it as a file instead."
+            )
+        shape, kind = example.shape[1:], example.numpy().dtype
         with torch.no_grad():
             outputs = program(example).shape[1:]
         signature = ModelSignature(
-            Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]),
+            Schema([TensorSpec(kind, (-1, *shape))]),
             Schema([TensorSpec(np.dtype("float32"), (-1, *outputs))]),
         )
         before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
@@ -111,7 +115,7 @@ def log_model(
                 run_id=runs[0].info.run_id,
                 pytorch_model=program,
                 signature=signature,
-                input_example=np.zeros((2, *shape), np.float32),
+                input_example=example.numpy(),
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
                 serialization_format="pt2",
             )
@@ -119,19 +123,18 @@ def log_model(
         finally:
             mlflow.set_tracking_uri(before)
             logging.getLogger("mlflow").setLevel(level)
-    worst = _worst_difference(loaded, program, shape)
+    worst = _worst_difference(loaded, program, space)
     if not worst <= MAX_DIFFERENCE:
         raise ArithmeticError(f"`format` 'mlflow' must keep the outputs but differs by {worst:.3g}; report it.")
     version = info.registered_model_version
     return LoggedModel(info.model_uri, None if version is None else str(version), worst)
 
 
-def _worst_difference(loaded: Any, program: nn.Module, shape: Sequence[int]) -> float:
+def _worst_difference(loaded: Any, program: nn.Module, space: ModelSpace) -> float:
     """Return the largest difference of the outputs of a loaded model, over several batches."""
-    draw, worst = np.random.default_rng(0), 0.0
+    draw, worst = torch.Generator().manual_seed(0), 0.0
     for size in CHECKED_BATCHES:
-        inputs = draw.normal(size=(size, *shape)).astype(np.float32)
+        inputs = random_like(space.example_inputs(size), draw)
         with torch.no_grad():
-            expected = program(torch.from_numpy(inputs))
-        worst = max(worst, float(np.abs(loaded.predict(inputs) - expected.numpy()).max()))
+            worst = max(worst, difference(torch.from_numpy(loaded.predict(inputs.numpy())), program(inputs)))
     return worst

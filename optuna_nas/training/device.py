@@ -36,6 +36,29 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def seeded_globally(generator: torch.Generator) -> Iterator[None]:
+    """Seed PyTorch's global random numbers inside the block, which layers such as dropout use; restored afterwards.
+
+    Args:
+        generator: Generator whose initial seed and device are taken.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.training.device import seeded_globally
+        >>> drawn = []
+        >>> for _ in range(2):
+        ...     with seeded_globally(torch.Generator().manual_seed(0)):
+        ...         drawn.append(torch.rand(1))
+        >>> torch.equal(*drawn)
+        True
+    """
+    devices = [] if generator.device.type == "cpu" else [generator.device]
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(generator.initial_seed())
+        yield
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that a GPU or the host ran out of memory.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from optuna_nas.data.batches import batch_length
 from optuna_nas.space.cost import anytime_accuracy
+from optuna_nas.training.device import seeded_globally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -375,11 +376,34 @@ def _as_exits(model: nn.Module) -> EarlyExits | None:
     return cast("EarlyExits", model) if has_all else None
 
 
+class Arguments(NamedTuple):
+    """Arguments of a module that does not take one value alone.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Arguments by name.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def call(module: Callable[..., Any], inputs: Any) -> Any:
+    """Return the result of a module for a value or for `Arguments`.
+
+    Example:
+        >>> from optuna_nas.training.task import Arguments, call
+        >>> call(max, Arguments((1, 3), {})), call(abs, -2)
+        (3, 2)
+    """
+    return module(*inputs.args, **inputs.kwargs) if isinstance(inputs, Arguments) else module(inputs)
+
+
 class Calling(nn.Module):
     """Module that calls a function, so that a task can train a supernet or a hypernetwork in place of a network.
 
     Args:
-        function: Function of the inputs of `forward`.
+        function: Function of what `forward` is given: one value, or `Arguments` where it is given more.
 
     Example:
         >>> import torch
@@ -388,20 +412,22 @@ class Calling(nn.Module):
         tensor([2., 2.])
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
         super().__init__()
         self._function = function
 
     def forward(self, *inputs: Any, **named_inputs: Any) -> Any:
         """Return what the function returns."""
-        return self._function(*inputs, **named_inputs)
+        alone = len(inputs) == 1 and not named_inputs
+        return self._function(inputs[0] if alone else Arguments(inputs, named_inputs))
 
 
 @contextmanager
 def step_of(model: nn.Module, progress: float, generator: torch.Generator) -> Iterator[None]:
     """Enter the context `model.step_context(progress, generator)` of a training step, if the model has one.
 
-    Networks with stochastic depth, or with other settings that change during training, implement it.
+    Networks with stochastic depth, or with other settings that change during training, implement it. For others,
+    PyTorch's global random numbers are seeded, so that a training with dropout goes on to the same numbers.
 
     Args:
         model: Any module.
@@ -410,7 +436,8 @@ def step_of(model: nn.Module, progress: float, generator: torch.Generator) -> It
     """
     hook = getattr(model, "step_context", None)
     if hook is None:
-        yield
+        with seeded_globally(generator):
+            yield
         return
     with hook(progress, generator):
         yield

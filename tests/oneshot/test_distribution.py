@@ -20,7 +20,6 @@ from optuna_nas.oneshot.snas.costs import EdgeCosts, most_likely
 from optuna_nas.oneshot.snas.distribution import (
     architecture_of,
     concrete_sample,
-    connected_argmax,
     draw,
     entropies,
     gumbel_noise,
@@ -149,7 +148,7 @@ def test_the_most_likely_architecture_is_the_best_connected_one_by_brute_force(n
             for chosen in every_choice(space)
             if architecture_of(space, np.array(chosen)).connected
         )
-        assert tuple(connected_argmax(space, log_p).tolist()) == best[1]
+        assert tuple(space.best(list(log_p)).tolist()) == best[1]
         assert most_likely(NetworkSpace(space, skeleton), log_p, costs, {}) == architecture_of(
             NetworkSpace(space, skeleton), np.array(best[1])
         )

@@ -66,7 +66,7 @@ def drop(hmnas, edges=(), ops=(), weights=0.0):
         for path in edges:
             hmnas.masks.edge_masks_E[hmnas.paths.index(path)] = 0.0
         for path, op in ops:
-            hmnas.masks.op_masks_EO[hmnas.paths.index(path), hmnas.ops.index(op)] = 0.0
+            hmnas.masks.op_masks_EO[hmnas.paths.index(path), hmnas.masks.ops.index(op)] = 0.0
         random = torch.Generator().manual_seed(0)
         for mask in hmnas.masks.weight_masks.values():
             mask[torch.rand(mask.shape, generator=random) < weights] = 0.0
@@ -97,7 +97,7 @@ def test_edges_are_normalised_over_their_node_or_their_cell(softmax):
 
 def test_none_is_left_out_because_masks_do_its_work():
     hmnas = HMNAS(NetworkSpace(TINY, small_skeleton(TINY)))
-    assert hmnas.ops == tuple(op for op in TINY.ops if op != NONE)
+    assert hmnas.masks.ops == tuple(op for op in TINY.ops if op != NONE)
     assert all(
         float(vector.detach()[TINY.ops.index(NONE)]) == 0 for vector in hmnas.masks.mixing(masked=False).values()
     )
@@ -293,7 +293,7 @@ def test_the_compact_network_computes_what_the_masked_supernet_does(space):
     frame = FRAME if space is SPACE else small_skeleton(space, affine=False, pool_norm=True)
     hmnas = in_double(model(space=space, frame=frame))
     rest = list(hmnas.paths)
-    drop(hmnas, edges=rest[1::4], ops=[(rest[0], hmnas.ops[0]), (rest[2], hmnas.ops[1])], weights=0.4)
+    drop(hmnas, edges=rest[1::4], ops=[(rest[0], hmnas.masks.ops[0]), (rest[2], hmnas.masks.ops[1])], weights=0.4)
     x = torch.randn(8, *frame.input_shape, dtype=torch.float64)
     network = hmnas.compact().double().train()
     use_batch_statistics(network)
@@ -301,7 +301,7 @@ def test_the_compact_network_computes_what_the_masked_supernet_does(space):
     # What fell costs nothing: it is not there.
     names = {node.path + "/" + node.op for node in network.graph if node.path}
     assert not any(name.startswith(rest[1] + "/") for name in names)
-    assert f"{rest[0]}/{hmnas.ops[0]}" not in names
+    assert f"{rest[0]}/{hmnas.masks.ops[0]}" not in names
 
 
 def test_fine_tuning_moves_only_what_survived(data):
@@ -668,6 +668,6 @@ def test_endurance_is_the_share_of_thresholds_survived():
     weakest = hmnas.weakest(SPACE.full_architecture())
     masks = [
         float(torch.minimum(hmnas.masks.op_masks_EO.detach()[e, o], hmnas.masks.edge_masks_E.detach()[e]))
-        for e, o in ((hmnas.paths.index(path), hmnas.ops.index(op)) for path, op in weakest)
+        for e, o in ((hmnas.paths.index(path), hmnas.masks.ops.index(op)) for path, op in weakest)
     ]
     assert masks == sorted(masks)

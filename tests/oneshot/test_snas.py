@@ -273,8 +273,8 @@ def test_logits_may_travel_as_far_in_a_short_budget_as_in_the_papers():
 
 def test_edges_that_keep_several_ops_choose_among_sets(data):
     snas = fitted(data, space=SETS, skeleton=FRAME)
-    assert snas.options == ("none", "skip", "conv1", "skip+conv1")
-    assert set(snas.probabilities["cell_0_1"]) == set(snas.options)
+    assert snas.table.labels[0] == ("none", "skip", "conv1", "skip+conv1")
+    assert set(snas.probabilities["cell_0_1"]) == set(snas.table.labels[0])
     assert snas.most_likely().connected
 
 
@@ -518,7 +518,7 @@ def test_logits_start_from_a_prior_and_a_resumed_fit_does_not_ask_it_again(data,
     recipe = SNASRecipe(batch_size=16, warmup_fraction=0.5)
     straight = SNAS(space, recipe, prior=prior)
     straight.fit(data, 1, until=0.25)
-    options = list(straight.options)
+    options = list(straight.table.labels[0])
     assert all(row[options.index("nor_conv_3x3")] > row[options.index("none")] for row in straight.logits)
     straight.fit(data, 1)
     assert len(asked) == 1

@@ -32,7 +32,7 @@ def test_what_is_cut_is_struck_out_and_arrows_are_as_thick_as_edges_weigh():
     hmnas = model()
     with torch.no_grad():
         hmnas.masks.edge_masks_E[hmnas.paths.index("cell_0_2")] = 0
-        hmnas.masks.op_masks_EO[hmnas.paths.index("cell_0_1"), hmnas.ops.index("skip_connect")] = 0
+        hmnas.masks.op_masks_EO[hmnas.paths.index("cell_0_1"), hmnas.masks.ops.index("skip_connect")] = 0
         hmnas.masks.op_masks_EO[hmnas.paths.index("reduction_1_2")] = 0
     weights, kept = hmnas.edge_weights, hmnas.kept()
     seen = set()

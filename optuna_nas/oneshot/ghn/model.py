@@ -7,27 +7,20 @@ al. 2021 (GHN-2).
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from optuna_nas.data.batches import batch_length, tensors_of
 from optuna_nas.data.splits import seeded_generator
-from optuna_nas.networks import (
-    DiscreteNetwork,
-    NetworkSpace,
-    build_op,
-    has_module,
-    recompute_statistics,
-    seeded_building,
-    use_batch_statistics,
-)
+from optuna_nas.networks import NetworkSpace, seeded_building
 from optuna_nas.oneshot.base import OneShotModel
-from optuna_nas.oneshot.ghn.decoder import Decoder, Slot, slots_of
+from optuna_nas.oneshot.ghn.decoder import Decoder, Slot
 from optuna_nas.oneshot.ghn.graph import SHAPE_SIZES, GraphBatch, batch_graphs, scale_property
+from optuna_nas.oneshot.ghn.networks import CellNetworks, networks_of
 from optuna_nas.oneshot.ghn.propagation import Propagation
 from optuna_nas.oneshot.ghn.recipe import NETWORK, NODE, GHNRecipe
 from optuna_nas.oneshot.state import FitRecord
@@ -42,15 +35,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from optuna_nas.space import Architecture, ComputationGraph, ModelSpace, Site, Space
-    from optuna_nas.space.graph import Node
+    from optuna_nas.space import Architecture, ComputationGraph, ModelSpace
 
 GRAPHS_AT_ONCE = 32
 """Architectures whose weights are generated together: bounds the memory of scoring a pool."""
 SMALLEST_VARIANCE = 1e-5
 """Added to the variance of a feature over a network before a division by its root."""
-FIXED, FIXED_IN_TRAINING = "fixed", "fixed_in_training"
-"""Names of the modules that hold the kernels of fixed parts, of the space and of the training space."""
 MAX_PATH = 50
 """Reach of virtual edges (GHN-2)."""
 
@@ -130,6 +120,10 @@ def _standardized(nodes_NH: Tensor, owners_N: Tensor, means_GH: Tensor, sizes_G:
     return centred_NH / deviation_GH[owners_N]
 
 
+def _given(output: Any, inputs: Any) -> Any:
+    return output
+
+
 class GHN(OneShotModel[FitRecord]):
     """Generates the weights of any architecture of a space; trained on random ones, one after another.
 
@@ -137,7 +131,8 @@ class GHN(OneShotModel[FitRecord]):
     not what the architecture would reach.
 
     Args:
-        space: Cells in a skeleton; with `affine=True` scale and shift of norms are generated too.
+        space: Cells in a skeleton (with `affine=True` scale and shift of norms are generated too), or a `ModuleSpace`,
+            whose modules are traced by `torch.fx`.
         recipe: What it is made of and how it learns.
         task: Loss and metric; image classification by default.
         training_space: Cells in a skeleton, to draw architectures from while training; the space itself by default.
@@ -159,7 +154,6 @@ class GHN(OneShotModel[FitRecord]):
     """
 
     name = "GHN"
-    space: NetworkSpace
     recipe: GHNRecipe
 
     def __init__(
@@ -171,35 +165,24 @@ class GHN(OneShotModel[FitRecord]):
         training_space: NetworkSpace | None = None,
     ) -> None:
         super().__init__(space, recipe or GHNRecipe(), task)
-        self.training_space = training_space or self.space
-        everything = self.space.supernet_graph()
-        names = {"input", "sum", "concat"} | {node.op for node in everything}
-        training = self.training_space.supernet_graph()
-        unknown = sorted({node.op for node in training} - names)
-        if unknown:
-            raise ValueError(f"`training_space` must use ops of `space` but has {unknown[0]!r}; add it to `space`.")
-        scales = sorted({node.scale for node in everything} - {1})
-        strange = sorted({node.scale for node in training} - {1, *scales})
-        if strange:
-            raise ValueError(f"`training_space` must use scales of `space` but has {strange[0]}; add it to `space`.")
+        self.training_space = training_space or space
+        frozen = bool(self.recipe.freeze_fraction)
+        self.networks = networks_of(space, self.training_space, self.recipe.seed, frozen, self.recipe.hidden)
+        nodes = [node for graph in self.networks.graphs for node in graph]
+        names = {"input", "sum", "concat"} if isinstance(self.networks, CellNetworks) else set()
+        scales = sorted({node.scale for node in nodes} - {1})
         # Where nodes choose a scale it is a property, as their op is (section 5.2).
-        properties = [*sorted(names), *map(scale_property, scales)]
+        properties = [*sorted(names | {node.op for node in nodes}), *map(scale_property, scales)]
         self._op_numbers = {name: number for number, name in enumerate(properties)}
         if len(properties) > self.recipe.hidden:
             raise ValueError(
                 f"`hidden` must be at least {len(properties)}, the number of ops, to hold their one-hot code but is "
                 f"{self.recipe.hidden}; raise it."
             )
-        self._slots: dict[tuple[str, Site], dict[str, Slot]] = {}
-        slots = [slot for node in everything for slot in self._slots_at(node).values()]
-        n_modules = 2 + max(node.cell for node in everything) + 1
+        n_modules = 2 + max(node.cell for node in nodes) + 1
         with seeded_building(self.recipe.seed):
-            self.network = HyperNetwork(self.recipe, n_modules, slots)
-        self.modules = {"network": self.network}
-        if self.recipe.freeze_fraction:
-            self.modules |= {FIXED: self.space.fixed_parts(self.recipe.seed)}
-            if self.training_space != self.space:
-                self.modules |= {FIXED_IN_TRAINING: self.training_space.fixed_parts(self.recipe.seed)}
+            self.network = HyperNetwork(self.recipe, n_modules, self.networks.slots)
+        self.modules = {"network": self.network, **self.networks.modules}
 
     def make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         recipe, parameters = self.recipe, list(self.network.parameters())
@@ -210,16 +193,6 @@ class GHN(OneShotModel[FitRecord]):
 
     # -- generating -----------------------------------------------------------------------------------------------
 
-    def _slots_at(self, node: Node) -> dict[str, Slot]:
-        """Return the tensors of a node's module by name."""
-        if not has_module(node.op, node.site):
-            return {}
-        key = (node.op, node.site)
-        if key not in self._slots:
-            with torch.device("meta"):
-                self._slots[key] = slots_of(build_op(node.op, node.site))
-        return self._slots[key]
-
     def batch(self, graphs: Sequence[ComputationGraph]) -> GraphBatch:
         """Return the graphs of networks as tensors on the device, for `network`."""
         reach = MAX_PATH if self.recipe.virtual_edges else 1
@@ -228,23 +201,20 @@ class GHN(OneShotModel[FitRecord]):
     def generate(self, architectures: Sequence[Architecture]) -> list[dict[str, Tensor]]:
         """Return the weights of architectures by name, differentiable in the parameters of `network`.
 
-        Names are those of `DiscreteNetwork`; ops that lead nowhere get none.
+        Names are those of the built network; ops that lead nowhere get none.
         """
-        placed = [self._placed(architecture) for architecture in architectures]
-        graphs = [architecture.graph() for architecture in placed]
-        fixed = {architecture.space: self._fixed_kernels(architecture.space) for architecture in placed}
+        placed = [self.networks.placed(architecture) for architecture in architectures]
+        graphs = [self.networks.graph(architecture) for architecture in placed]
         batch = self.batch(graphs)
         embeddings, _ = self.network(batch)
         owners, names, rows, slots = [], [], [], []
         weights: list[dict[str, Tensor]] = [{} for _ in graphs]
         for number, (graph, places) in enumerate(zip(graphs, batch.rows, strict=True)):
-            kernels = fixed[placed[number].space]
+            fixed, slots_at = self.networks.fixed(placed[number]), self.networks.slots_of(placed[number], graph)
             for position, row in places.items():
-                node = graph.nodes[position]
-                for name, slot in self._slots_at(node).items():
-                    name = f"parts.{node.name}.{name}"
-                    if name in kernels:
-                        weights[number][name] = kernels[name]
+                for name, slot in slots_at.get(position, {}).items():
+                    if name in fixed:
+                        weights[number][name] = fixed[name]
                         continue
                     owners.append(number)
                     names.append(name)
@@ -254,28 +224,13 @@ class GHN(OneShotModel[FitRecord]):
             weights[owner][name] = tensor
         return weights
 
-    def _fixed_kernels(self, space: Space) -> dict[str, Tensor]:
-        """Return the kernels of fixed parts by name, which are not generated."""
-        module = self.modules.get(FIXED if space == self.space else FIXED_IN_TRAINING)
-        if module is None:
-            return {}
-        return {name: kernel.detach() for name, kernel in module.named_parameters() if kernel.ndim > 1}
-
-    def outputs(self, architecture: Architecture, weights: Mapping[str, Tensor], inputs: Tensor) -> list[Tensor]:
+    def outputs(self, architecture: Architecture, weights: Mapping[str, Tensor], inputs: Any) -> list[Any]:
         """Return the outputs of each classifier of an architecture with these weights, the cheapest first.
 
         Norms use the statistics of the batch. Differentiable in the weights.
         """
-        network = DiscreteNetwork(self._placed(architecture), blank=True)
-        use_batch_statistics(network)
-        with autocast(inputs.device, self.recipe.precision):
-            results = functional_call(network.train(), dict(weights), (inputs,), tie_weights=False)
-        outputs = dict(zip(network.graph.outputs, results if isinstance(results, tuple) else (results,), strict=False))
-        return [outputs[end].float() for end in network.graph.exits]
-
-    def _placed(self, architecture: Architecture) -> Architecture:
-        """Return an architecture in a skeleton: its own (that of `training_space`), or else the space's."""
-        return architecture if isinstance(architecture.space, NetworkSpace) else self.space.adopt(architecture)
+        with autocast(self.device, self.recipe.precision):
+            return self.networks.outputs(self.networks.placed(architecture), weights, inputs)
 
     # -- learning -------------------------------------------------------------------------------------------------
 
@@ -305,12 +260,17 @@ class GHN(OneShotModel[FitRecord]):
 
     def _classifiers(self, architecture: Architecture, weights: Mapping[str, Tensor], batch: Any) -> list[Calling]:
         """Return modules that stand for each classifier of an architecture, the cheapest first."""
-        if not self.space.skeleton.budget:
+        if not self._budget:
             return [Calling(lambda inputs: self.outputs(architecture, weights, inputs)[-1])]
         outputs = self.outputs(architecture, weights, next(tensors_of(batch)))  # of all exits at once
-        return [Calling(lambda inputs, result=result: result) for result in outputs]
+        return [Calling(partial(_given, output)) for output in outputs]
 
-    def predict(self, architecture: Architecture, inputs: Tensor) -> Tensor:
+    @property
+    def _budget(self) -> float:
+        """Multiply-adds of a prediction of networks with early exits, 0 for others."""
+        return self.space.skeleton.budget if isinstance(self.space, NetworkSpace) else 0.0
+
+    def predict(self, architecture: Architecture, inputs: Any) -> Any:
         """Return the outputs of the last classifier of an architecture with generated weights."""
         (weights,) = self.generate([architecture])
         return self.outputs(architecture, weights, inputs)[-1]
@@ -341,14 +301,15 @@ class GHN(OneShotModel[FitRecord]):
         over the variance of all elements; the mean over kernels. At 0 the hypernetwork generates the same weights
         whatever the architecture. None where no two architectures have a kernel in common.
         """
+        able = [architecture for architecture in map(self.check_architecture, architectures) if architecture.connected]
         with self.lock, torch.no_grad():
-            generated = self.generate([a for a in map(self.check_architecture, architectures) if a.connected])
-        fixed = self._fixed_kernels(self.space)
-        tensors: dict[str, list[Tensor]] = {}
-        for weights in generated:
+            generated = self.generate(able)
+        tensors: dict[tuple[str, torch.Size], list[Tensor]] = {}
+        for architecture, weights in zip(able, generated, strict=True):
+            fixed = self.networks.fixed(architecture)
             for name, tensor in weights.items():
                 if tensor.ndim > 1 and name not in fixed:
-                    tensors.setdefault(name, []).append(tensor.double())
+                    tensors.setdefault((name, tensor.shape), []).append(tensor.double())
         shares = [
             float(stacked.var(0, correction=0).mean() / stacked.var(correction=0))
             for stacked in (torch.stack(several) for several in tensors.values() if len(several) > 1)
@@ -357,7 +318,7 @@ class GHN(OneShotModel[FitRecord]):
 
     def _score_of(self, architecture: Architecture, weights: Mapping[str, Tensor], batch: Any) -> float:
         classifiers = self._classifiers(architecture, weights, batch)
-        if not (budget := self.space.skeleton.budget):
+        if not (budget := self._budget):
             return self.task.score(classifiers[-1], [batch])
         metrics = [self.task.evaluate(one, [batch]) for one in classifiers]
         return self.task.oriented(anytime_accuracy(architecture.graph().exit_costs, metrics, budget))
@@ -383,9 +344,11 @@ class GHN(OneShotModel[FitRecord]):
                 generator = seeded_generator(self.device, self.recipe.seed, number, 3)
                 drawn = torch.randn(tensor.shape, generator=generator, device=self.device)
                 generated[name] = tensor + noise * tensor.std(correction=0) * drawn
-        network.load_state_dict(generated, strict=False)
+        own = network.state_dict()
+        fitting = {name: tensor.reshape(own[name].shape) for name, tensor in generated.items()}
+        network.load_state_dict(fitting, strict=False)
         with autocast(self.device, self.recipe.precision):
-            recompute_statistics(network, self.scoring_inputs())
+            self.settle(network)
         return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     def embed(self, architectures: Sequence[Architecture]) -> NDArray[np.float32]:
@@ -402,6 +365,6 @@ class GHN(OneShotModel[FitRecord]):
         for start in range(0, len(architectures), GRAPHS_AT_ONCE):
             chunk = architectures[start : start + GRAPHS_AT_ONCE]
             with self.lock, torch.no_grad():
-                _, means = self.network(self.batch([architecture.graph() for architecture in chunk]))
+                _, means = self.network(self.batch([self.networks.graph(architecture) for architecture in chunk]))
             embeddings.append(means.cpu().numpy())
         return np.concatenate(embeddings)

@@ -6,22 +6,25 @@ E edges (paths of the space), O ops of an edge (`none` is not among them).
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
+from optuna_nas.modules import ModuleSpace
 from optuna_nas.networks import DiscreteNetwork
+from optuna_nas.networks.sums import restrict
+from optuna_nas.oneshot.hmnas.choice_masks import ChoiceMasks
+from optuna_nas.oneshot.hmnas.masks import Masks
 from optuna_nas.space.ways import cheapest_way
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from optuna_nas.networks import NetworkSpace, Supernet
-    from optuna_nas.oneshot.hmnas.masks import Masks
-    from optuna_nas.space import Architecture, CellSpace
+    from optuna_nas.oneshot.hmnas.masks import BaseMasks
+    from optuna_nas.space import Architecture, CellSpace, ModelSpace
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class Derived(NamedTuple):
 
     Args:
         architecture: Its ops and edges, any number of them.
-        mixing: Factor of the output of every op, by path and op.
+        mixing: Factor of the output of every op or input that is added up, by path and name.
         weights: State of its network, zero where masks cut.
         masks: Ones and zeros, by the name of a parameter.
         params: Parameters that survive; those that masks set to zero are not counted.
@@ -62,8 +65,10 @@ class Derived(NamedTuple):
     params: int
     threshold: float
 
-    def build(self) -> DiscreteNetwork:
+    def build(self) -> nn.Module:
         """Return the network with inherited weights; training it updates only what survived."""
+        if isinstance(self.architecture.space, ModuleSpace):
+            return restrict(self.architecture.build(self.weights), self.mixing, self.masks)
         return DiscreteNetwork(self.architecture, self.weights, mixing=self.mixing, masks=self.masks)
 
     @property
@@ -76,61 +81,85 @@ class Derived(NamedTuple):
 # -- of the supernet ----------------------------------------------------------------------------------------------
 
 
-def kept_ops(masks: Masks, threshold: float | None = None) -> dict[str, tuple[str, ...]]:
+def kept_ops(masks: BaseMasks, threshold: float | None = None) -> dict[str, tuple[str, ...]]:
     """Return the ops that masks keep on every edge; none where the edge's own mask fell."""
     edges_E, ops_EO = masks.kept(threshold)
     return {
-        path: tuple(op for op, stays in zip(masks.ops, row, strict=True) if stays and edge)
-        for path, edge, row in zip(masks.paths, edges_E.tolist(), ops_EO.tolist(), strict=True)
+        path: tuple(name for name, stays in zip(names, row, strict=False) if stays and edge)
+        for path, names, edge, row in zip(masks.paths, masks.names, edges_E.tolist(), ops_EO.tolist(), strict=True)
     }
 
 
-def derive(space: NetworkSpace, supernet: Supernet, masks: Masks, threshold: float) -> Derived:
+def derive(space: ModelSpace, supernet: Any, masks: BaseMasks, threshold: float) -> Derived:
     """Return what survives at a threshold; see `HMNAS.derive`."""
-    removed = set(fallen(space, masks, space.full_architecture(), threshold))
-    kept = {path: tuple(op for op in masks.ops if (path, op) not in removed) for path in masks.paths}
-    architecture = space.architecture(kept)
+    full, decided = space.full_architecture(), {}
+    if isinstance(masks, ChoiceMasks):
+        decided = masks.decided()
+        full = space.architecture({**decided, **dict(zip(masks.paths, masks.names, strict=True))})
+    removed = set(fallen(space, masks, full, threshold))
+    kept = {
+        path: tuple(name for name in names if (path, name) not in removed)
+        for path, names in zip(masks.paths, masks.names, strict=True)
+    }
+    architecture = space.architecture({**decided, **kept})
     edges, ops = weights_by_name(masks)
     mixing = {path: {op: edges[path] * ops[path][op] for op in names} for path, names in kept.items()}
     state = {name: t.detach().clone() for name, t in supernet.weights_of(architecture).items()}
-    cuts = {name: mask for name, mask in masks.kept_weights(threshold).items() if name in state}
-    params = architecture.cost().params - sum(mask.numel() - int(mask.sum()) for mask in cuts.values())
+    cuts = supernet.parts_of(architecture, masks.kept_weights(threshold))
+    params = space.params(architecture) - sum(mask.numel() - int(mask.sum()) for mask in cuts.values())
     weights = {name: tensor * cuts[name] if name in cuts else tensor for name, tensor in state.items()}
     return Derived(architecture, mixing, weights, cuts, params, threshold)
 
 
-def weights_by_name(masks: Masks) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def weights_by_name(masks: BaseMasks) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Return the normalised weights of edges and of ops by path and name, masks aside."""
     edges_E, ops_EO = masks.edge_weights().tolist(), masks.op_weights().tolist()
     edges = dict(zip(masks.paths, edges_E, strict=True))
-    return edges, {p: dict(zip(masks.ops, row, strict=True)) for p, row in zip(masks.paths, ops_EO, strict=True)}
+    rows = zip(masks.paths, masks.names, ops_EO, strict=True)
+    return edges, {path: dict(zip(names, row, strict=False)) for path, names, row in rows}
 
 
 # -- of an architecture -------------------------------------------------------------------------------------------
 
 
 def fallen(
-    space: NetworkSpace, masks: Masks, architecture: Architecture, threshold: float | None = None
+    space: ModelSpace, masks: BaseMasks, architecture: Architecture, threshold: float | None = None
 ) -> list[tuple[str, str]]:
     """Return the (edge, op) of an architecture that masks cut; see `HMNAS.fallen`."""
     kept = kept_ops(masks, threshold)
-    stays = {path: tuple(op for op in ops if op in kept[path]) for path, ops in architecture.choices}
+    stays = {path: tuple(name for name in architecture[path] if name in kept[path]) for path in masks.paths}
+    if isinstance(masks, ChoiceMasks):
+        _keep_least(masks, architecture, stays)
+        return [(path, name) for path in masks.paths for name in architecture[path] if name not in stays[path]]
+    assert isinstance(masks, Masks)
+    cells = cast("CellSpace", space.core)
     left = space.architecture(stays)
     if architecture.connected and not left.connected:
         edges, ops = weights_by_name(masks)
         score_EO = np.log([list(row.values()) for row in ops.values()]) + np.log(list(edges.values()))[:, None]
         score_EO[[[op not in architecture[path] for op in masks.ops] for path in masks.paths]] = -np.inf
-        cells = left.cells
-        for number, kind in enumerate(space.cells.kinds):
-            if cells.outputs[number] not in cells.live:
-                for edge in cheapest_way(cast("CellSpace", space.cells), kind, -score_EO.max(axis=1)):
+        graph = left.cells
+        for number, kind in enumerate(cells.kinds):
+            if graph.outputs[number] not in graph.live:
+                for edge in cheapest_way(cells, kind, -score_EO.max(axis=1)):
                     path = masks.paths[edge]
                     stays[path] = (*stays[path], masks.ops[int(score_EO[edge].argmax())])
         logger.warning("The masks cut every way through a cell; its heaviest way is kept.")
     return [(path, op) for path, ops in architecture.choices for op in ops if op not in stays[path]]
 
 
-def survivals(masks: Masks, architectures: Sequence[Architecture]) -> list[Survival]:
+def _keep_least(masks: ChoiceMasks, architecture: Architecture, stays: dict[str, tuple[str, ...]]) -> None:
+    """Keep the heaviest names of a choice that must have some, where masks left too few of them."""
+    _, weights = weights_by_name(masks)
+    for path in masks.paths:
+        heaviest = sorted(architecture[path], key=lambda name, path=path: -weights[path][name])  # type: ignore[misc]
+        missing = min(masks.least(path), len(architecture[path])) - len(stays[path])
+        if missing > 0:
+            stays[path] += tuple(name for name in heaviest if name not in stays[path])[:missing]
+            logger.warning("The masks cut all of %s; its heaviest is kept.", path)
+
+
+def survivals(masks: BaseMasks, architectures: Sequence[Architecture]) -> list[Survival]:
     """Return what the masks keep of architectures; see `HMNAS.survivals`."""
     edges_E, ops_EO = masks.kept()
     weight_E = masks.edge_weights().detach().cpu().double().numpy()
@@ -141,8 +170,11 @@ def survivals(masks: Masks, architectures: Sequence[Architecture]) -> list[Survi
         if not architecture.connected:
             survived.append(Survival(0.0, 0.0, 0.0, 0.0))
             continue
-        chosen_EO = np.array([[op in architecture[path] for op in masks.ops] for path in masks.paths])
+        chosen_EO = _chosen(masks, architecture)
         used_E, own_EO, total = weight_E * chosen_EO.any(1), worth_EO * chosen_EO, (total_EO * chosen_EO).sum()
+        if not chosen_EO.any():  # nothing that masks know
+            survived.append(Survival(1.0, 1.0, 1.0, 1.0))
+            continue
         survived.append(
             Survival(
                 float((own_EO * ops_EO * edges_E[:, None]).sum() / own_EO.sum()),
@@ -154,42 +186,48 @@ def survivals(masks: Masks, architectures: Sequence[Architecture]) -> list[Survi
     return survived
 
 
-def endurance(masks: Masks, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+def _chosen(masks: BaseMasks, architecture: Architecture) -> NDArray[np.bool_]:
+    """Return which names of every choice an architecture has a part of, shape (E, O)."""
+    asked = set(architecture.space.asked(architecture)) if isinstance(masks, ChoiceMasks) else set(masks.paths)
+    chosen_EO = np.zeros(masks.valid_EO.shape, dtype=bool)
+    for row, path, names in zip(chosen_EO, masks.paths, masks.names, strict=True):
+        if path in asked:
+            row[: len(names)] = [name in architecture[path] for name in names]
+    return chosen_EO
+
+
+def endurance(masks: BaseMasks, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
     """Return how long architectures survive while the threshold rises; see `HMNAS.endurance`."""
     from scipy.stats import rankdata  # learning does without it
 
-    lowest_EO = masks.lowest()
-    rank_EO = rankdata(lowest_EO).reshape(lowest_EO.shape) / lowest_EO.size
-    columns = {op: number for number, op in enumerate(masks.ops)}
-    return np.array(
-        [
-            np.mean(
-                [
-                    np.mean([rank_EO[e, columns[op]] for op in architecture[path]]) if architecture[path] else 0.0
-                    for e, path in enumerate(masks.paths)
-                ]
-            )
-            for architecture in architectures
-        ],
-        dtype=np.float64,
-    )
+    lowest_EO, valid_EO = masks.lowest(), masks.valid_EO
+    rank_EO = np.zeros(lowest_EO.shape)
+    rank_EO[valid_EO] = rankdata(lowest_EO[valid_EO]) / valid_EO.sum()
+    scores = []
+    for architecture in architectures:
+        chosen_EO = _chosen(masks, architecture)
+        asked = chosen_EO.any(axis=1) if isinstance(masks, ChoiceMasks) else np.ones(len(chosen_EO), dtype=bool)
+        means = [float(np.mean(row[own])) if own.any() else 0.0 for row, own in zip(rank_EO, chosen_EO, strict=True)]
+        scores.append(float(np.mean(np.array(means)[asked])) if asked.any() else 1.0)
+    return np.array(scores, dtype=np.float64)
 
 
-def weakest(masks: Masks, architecture: Architecture) -> list[tuple[str, str]]:
+def weakest(masks: BaseMasks, architecture: Architecture) -> list[tuple[str, str]]:
     """Return the (edge, op) of an architecture, lowest masks first; see `HMNAS.weakest`."""
-    lowest_EO = masks.lowest()
-    places = [(path, op) for path, ops in architecture.choices for op in ops]
-    return sorted(places, key=lambda place: float(lowest_EO[masks.paths.index(place[0]), masks.ops.index(place[1])]))
+    of_paths = zip(masks.paths, masks.names, masks.lowest(), strict=True)
+    rows = {path: dict(zip(names, row, strict=False)) for path, names, row in of_paths}
+    places = [(path, op) for path in masks.paths for op in architecture[path]]
+    return sorted(places, key=lambda place: float(rows[place[0]][place[1]]))
 
 
-def cut(masks: Masks, architecture: Architecture) -> tuple[list[str], list[tuple[str, str]]]:
+def cut(masks: BaseMasks, architecture: Architecture) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the edges and the (edge, op) of an architecture whose own masks fell; see `HMNAS.cut`."""
     edges_E, ops_EO = masks.kept()
     edges = [path for path, stays in zip(masks.paths, edges_E, strict=True) if architecture[path] and not stays]
     ops = [
         (path, op)
-        for path, row in zip(masks.paths, ops_EO, strict=True)
-        for op, stays in zip(masks.ops, row, strict=True)
+        for path, names, row in zip(masks.paths, masks.names, ops_EO, strict=True)
+        for op, stays in zip(names, row, strict=False)
         if op in architecture[path] and not stays
     ]
     return edges, ops

@@ -6,7 +6,7 @@ Equation and section numbers: Yan et al., arXiv 1909.00122. E edges (paths of th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optuna_nas.data.splits import CHOICES, WEIGHTS, Data
-from optuna_nas.networks import NetworkSpace, use_batch_statistics
+from optuna_nas.modules import ModuleSpace
+from optuna_nas.networks import use_batch_statistics
 from optuna_nas.oneshot.base import OneShotModel
 from optuna_nas.oneshot.fixed_parts import freeze
 from optuna_nas.oneshot.hmnas.bilevel import gradients_ahead
-from optuna_nas.oneshot.hmnas.masks import Masks
+from optuna_nas.oneshot.hmnas.choice_masks import ChoiceMasks
+from optuna_nas.oneshot.hmnas.masks import BaseMasks, Masks
 from optuna_nas.oneshot.hmnas.recipe import MASK_DECAY, MASK_DECAY_AT, PAPER_LOGIT_RATE, PAPER_MASK_RATE, HMNASRecipe
 from optuna_nas.space import CellSpace
 from optuna_nas.training.checkpoints import prefixed, without_prefix
@@ -56,32 +58,35 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
     """A supernet with masks, and how both learn; `HMNAS` adds what to ask of them.
 
     Args:
-        space: Cells with ops on edges, in a skeleton.
+        space: Cells with ops on edges, in a skeleton; or a `ModuleSpace` with a choice of several.
         recipe: How to learn.
         task: Loss and metric; image classification by default.
 
     Raises:
-        ValueError: The space is of blocks.
+        ValueError: The space is of blocks, or has no choice of several.
     """
 
-    space: NetworkSpace
     recipe: HMNASRecipe
+    masks: BaseMasks
 
     def __init__(self, space: ModelSpace, recipe: HMNASRecipe | None = None, task: Task | None = None) -> None:
         cells = space.core
-        if not isinstance(cells, CellSpace):
+        if not isinstance(cells, CellSpace | ModuleSpace):
             raise ValueError(
-                f"`space` must have ops on edges (CellSpace) but is a {type(cells).__name__}; its nodes have no edges "
-                "to weigh."
+                f"`space` must have ops on edges (CellSpace) or be a ModuleSpace but is a {type(cells).__name__}; its "
+                "nodes have no edges to weigh."
             )
         super().__init__(space, recipe or HMNASRecipe(), task)
-        self.cells, self.paths = cells, cells.paths
-        self.supernet = self.space.supernet(self.recipe.seed)
+        supernet: Any = self.space.supernet(self.recipe.seed)
+        self.supernet: Any = supernet
         self._fixed_kernels = self.space.fixed_kernels()
         use_batch_statistics(self.supernet)
         self.modules = {"supernet": self.supernet}
-        self.masks = Masks(cells, self.supernet, self.recipe)
-        self.ops = self.masks.ops
+        if isinstance(cells, CellSpace):
+            self.masks = Masks(cells, supernet, self.recipe)
+        else:
+            self.masks = ChoiceMasks(cells, supernet, self.recipe)
+        self.paths = self.masks.paths
         self._choice: Any = None  # a batch for ops and edges, where this step lets them learn
 
     @property
@@ -131,9 +136,9 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         finite, loss, sums = (self._train_weights if self.step < self.supernet_steps else self._train_masks)(batch)
         return self.finish_step(finite, loss, self.step_metric(sums))
 
-    def outputs(self, inputs: Tensor, weights: Mapping[str, Tensor], mixing: dict[str, Tensor]) -> Tensor:
+    def outputs(self, inputs: Any, weights: Mapping[str, Tensor], mixing: dict[str, Tensor]) -> Any:
         """Return the outputs of the supernet at other weights and mixing weights than its own."""
-        return cast("Tensor", functional_call(self.supernet, dict(weights), (inputs, mixing)))
+        return functional_call(self.supernet, dict(weights), (inputs, mixing))
 
     def loss_of(
         self, batch: Any, weights: Mapping[str, Tensor], mixing: dict[str, Tensor] | None = None
@@ -188,7 +193,9 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
     def choice_gradients(self, choices: Any, train: Any, rate: float) -> list[Tensor]:
         """Return the gradient of the logits of ops and of edges; see `train_choices`."""
         if not self.recipe.second_order:
-            return list(torch.autograd.grad(self.loss_of(choices, {})[0], self.masks.logits))
+            found = torch.autograd.grad(self.loss_of(choices, {})[0], self.masks.logits, allow_unused=True)
+            pairs = zip(found, self.masks.logits, strict=True)
+            return [torch.zeros_like(logit) if gradient is None else gradient for gradient, logit in pairs]
         weights = {name: weight for name, weight in self.supernet.named_parameters() if weight.requires_grad}
         decay = self.recipe.weight_decay
         return gradients_ahead(
@@ -205,7 +212,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         optimizer = self.optimizers[MASK_STEPS]
         done = (self.step - self.supernet_steps) / self.mask_steps
         decay = 1.0 if done < MASK_DECAY_AT else MASK_DECAY
-        for group, rate in zip(optimizer.param_groups, self.recipe.mask_rates(self.mask_steps), strict=True):
+        for group, rate in zip(optimizer.param_groups, self.recipe.mask_rates(self.mask_steps), strict=False):
             group["lr"] = rate * decay
         mixing = self.masks.mixing(masked=True)
         loss, sums = self.loss_of(batch, self.masks.masked_weights(), mixing)
@@ -227,7 +234,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         recipe, masks, weights = self.recipe, self.masks, list(self.supernet.parameters())
         rate, by_gpu = recipe.learning_rate, fused(weights)
         groups = [
-            {"params": [masks.op_masks_EO, masks.edge_masks_E]},
+            {"params": masks.choice_masks},
             {"params": list(masks.weight_masks.values())},
         ]
         return {
@@ -237,7 +244,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             LOGIT_STEPS: torch.optim.Adam(
                 masks.logits, PAPER_LOGIT_RATE, weight_decay=recipe.logit_weight_decay, fused=by_gpu
             ),
-            MASK_STEPS: torch.optim.Adam(groups, PAPER_MASK_RATE, fused=by_gpu),
+            MASK_STEPS: torch.optim.Adam([group for group in groups if group["params"]], PAPER_MASK_RATE, fused=by_gpu),
         }
 
     def move(self, device: torch.device) -> None:

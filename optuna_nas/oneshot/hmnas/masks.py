@@ -1,11 +1,12 @@
-"""Weights and masks of the edges, ops and convolution weights of a supernet (HM-NAS, sections 3.1 and 3.3).
+"""Weights and masks of the edges, ops and weights of a supernet (HM-NAS, sections 3.1 and 3.3).
 
 E edges (paths of the space), O ops of an edge (`none` is not among them), N names of the supernet's ops.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,11 +24,133 @@ if TYPE_CHECKING:
     from optuna_nas.space import CellSpace
 
 
-class Masks:
-    """What HM-NAS learns beside the weights of its supernet: public tensors, and what follows from them.
+class BaseMasks(ABC):
+    """Real masks of the names of choices and of weights, and what follows from them.
+
+    A real mask keeps what it stands for while it is above a threshold.
+
+    Args:
+        paths: Names of the E choices.
+        names: What each may keep, O names at most.
+        supernet: The supernet whose weights are masked.
+        recipe: Its threshold.
+    """
+
+    op_masks_EO: nn.Parameter  # noqa: N815 - shape, as in `Masks`
+    weight_masks: dict[str, nn.Parameter]
+
+    def __init__(
+        self, paths: tuple[str, ...], names: tuple[tuple[str, ...], ...], supernet: nn.Module, recipe: HMNASRecipe
+    ) -> None:
+        self.paths, self.names, self.threshold = paths, names, recipe.threshold
+        self._supernet: Any = supernet
+        sizes = np.array([len(of_path) for of_path in names])
+        self.valid_EO: NDArray[np.bool_] = np.arange(sizes.max()) < sizes[:, None]
+        """Whether a choice has so many names, shape (E, O)."""
+
+    @property
+    @abstractmethod
+    def logits(self) -> list[nn.Parameter]:
+        """All logits."""
+
+    @property
+    @abstractmethod
+    def choice_masks(self) -> list[nn.Parameter]:
+        """Real masks of what is chosen."""
+
+    @property
+    def masks(self) -> list[nn.Parameter]:
+        """All real masks: of what is chosen, then of weights."""
+        return [*self.choice_masks, *self.weight_masks.values()]
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is learned, by name; not copied."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values of what `tensors` returned."""
+        own = self.tensors()
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+    def move(self, device: torch.device) -> None:
+        """Move to another device."""
+        for parameter in (*self.logits, *self.masks):
+            parameter.data = parameter.data.to(device)
+
+    @abstractmethod
+    def edge_weights(self) -> Tensor:
+        """Return the normalised weight of every choice, shape (E,)."""
+
+    @abstractmethod
+    def op_weights(self) -> Tensor:
+        """Return the normalised weights of the names of every choice, shape (E, O)."""
+
+    @abstractmethod
+    def mixing(self, masked: bool) -> dict[str, Tensor]:
+        """Return what the supernet mixes the names of every path with.
+
+        Args:
+            masked: Whether masks act.
+        """
+
+    @abstractmethod
+    def only(self, chosen: Mapping[str, tuple[str, ...]], mixing: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return mixing weights without what an architecture did not choose."""
+
+    def masked_weights(self) -> dict[str, Tensor]:
+        """Return the supernet's masked weights by name; their gradient goes to the masks only."""
+        weights = dict(self._supernet.named_parameters())
+        return {name: weights[name].detach() * self.binary(mask) for name, mask in self.weight_masks.items()}
+
+    def binary(self, mask: Tensor) -> Tensor:
+        """Return ones and zeros whose gradient goes straight through to the real mask (section 3.3)."""
+        return (mask.detach() > self.threshold).to(mask.dtype) + (mask - mask.detach())
+
+    # -- what masks keep ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def kept_edges(self, threshold: float | None = None) -> NDArray[np.bool_]:
+        """Return whether the masks of whole choices are above a threshold, shape (E,)."""
+
+    def kept(self, threshold: float | None = None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return whether the masks of choices and of their names are above a threshold, shapes (E,) and (E, O)."""
+        limit = self.threshold if threshold is None else threshold
+        ops_EO = (self.op_masks_EO.detach() > limit).cpu().numpy() & self.valid_EO
+        return self.kept_edges(threshold), ops_EO
+
+    def kept_weights(self, threshold: float | None = None) -> dict[str, Tensor]:
+        """Return ones where masks keep a weight and zeros where they cut it, by the name of the parameter."""
+        limit = self.threshold if threshold is None else threshold
+        return {name: (mask.detach() > limit).to(mask.dtype) for name, mask in self.weight_masks.items()}
+
+    @abstractmethod
+    def lowest(self) -> NDArray[np.float64]:
+        """Return for every name the lower of its own mask and its choice's, shape (E, O)."""
+
+    @abstractmethod
+    def count_weights(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return how many weights the masks keep, and how many there are; both of shape (E, O)."""
+
+    def shares(self) -> dict[str, float]:
+        """Return the shares of all `edges`, `ops` and `weights` that the masks keep, fractions in [0, 1]."""
+        edges_E, ops_EO = self.kept()
+        kept = sum(int((mask.detach() > self.threshold).sum()) for mask in self.weight_masks.values())
+        total = sum(mask.numel() for mask in self.weight_masks.values())
+        return {
+            "edges": float((edges_E & ops_EO.any(1)).mean()),
+            "ops": float((ops_EO & edges_E[:, None])[self.valid_EO].mean()),
+            "weights": kept / max(1, total),
+        }
+
+
+class Masks(BaseMasks):
+    """What HM-NAS learns beside the weights of a supernet of cells: public tensors, and what follows from them.
 
     A real mask keeps what it stands for while it is above a threshold. Read and change the tensors freely, under
     `torch.no_grad()`, while nothing is being trained.
+
+    E edges, O ops of an edge (`none` is not among them), N names of the supernet's ops.
 
     Attributes:
         ops: Names of the O ops, without `none`.
@@ -44,10 +167,8 @@ class Masks:
     """
 
     def __init__(self, space: CellSpace, supernet: Supernet, recipe: HMNASRecipe) -> None:
-        self.paths = space.paths
         self.ops = tuple(op for op in space.ops if op != NONE)
-        self.threshold = recipe.threshold
-        self._supernet = supernet
+        super().__init__(space.paths, (self.ops,) * len(space.paths), supernet, recipe)
         n_edges, n_ops = len(self.paths), len(self.ops)
         # Which normalisation an edge takes part in: that of its node, or of its kind of cell.
         places = [(kind.name, target) for kind, target, _ in map(space.places.__getitem__, self.paths)]
@@ -75,11 +196,6 @@ class Masks:
         """Logits of ops and edges."""
         return [self.op_logits_EO, self.edge_logits_E]
 
-    @property
-    def masks(self) -> list[nn.Parameter]:
-        """All real masks: of ops, of edges, of weights."""
-        return [self.op_masks_EO, self.edge_masks_E, *self.weight_masks.values()]
-
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is learned, by name; not copied."""
         return {
@@ -90,16 +206,13 @@ class Masks:
             **{f"weight_masks/{name}": mask.data for name, mask in self.weight_masks.items()},
         }
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the values of what `tensors` returned."""
-        own = self.tensors()
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+    @property
+    def choice_masks(self) -> list[nn.Parameter]:
+        """Real masks of ops and edges."""
+        return [self.op_masks_EO, self.edge_masks_E]
 
     def move(self, device: torch.device) -> None:
-        """Move to another device."""
-        for parameter in (*self.logits, *self.masks):
-            parameter.data = parameter.data.to(device)
+        super().move(device)
         self._groups_E, self._columns_O = self._groups_E.to(device), self._columns_O.to(device)
 
     # -- weights of edges and ops ---------------------------------------------------------------------------------
@@ -130,27 +243,19 @@ class Masks:
         mixed_EN = mixed_EO.new_zeros(len(self.paths), width).index_copy(1, self._columns_O, mixed_EO)
         return dict(zip(self.paths, mixed_EN.unbind(), strict=True))
 
-    def masked_weights(self) -> dict[str, Tensor]:
-        """Return the supernet's masked weights by name; their gradient goes to the masks only."""
-        weights = dict(self._supernet.named_parameters())
-        return {name: weights[name].detach() * self.binary(mask) for name, mask in self.weight_masks.items()}
-
-    def binary(self, mask: Tensor) -> Tensor:
-        """Return ones and zeros whose gradient goes straight through to the real mask (section 3.3)."""
-        return (mask.detach() > self.threshold).to(mask.dtype) + (mask - mask.detach())
-
     # -- what masks keep ------------------------------------------------------------------------------------------
 
-    def kept(self, threshold: float | None = None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return whether the masks of edges and ops are above a threshold, shapes (E,) and (E, O)."""
-        limit = self.threshold if threshold is None else threshold
-        edges_E, ops_EO = ((mask.detach() > limit).cpu().numpy() for mask in (self.edge_masks_E, self.op_masks_EO))
-        return edges_E, ops_EO
+    def only(self, chosen: Mapping[str, tuple[str, ...]], mixing: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = self._supernet.names
+        return {
+            path: vector * torch.tensor([float(name in chosen[path]) for name in names[path]]).to(vector.device)
+            for path, vector in mixing.items()
+        }
 
-    def kept_weights(self, threshold: float | None = None) -> dict[str, Tensor]:
-        """Return ones where masks keep a weight and zeros where they cut it, by the name of the parameter."""
+    def kept_edges(self, threshold: float | None = None) -> NDArray[np.bool_]:
         limit = self.threshold if threshold is None else threshold
-        return {name: (mask.detach() > limit).to(mask.dtype) for name, mask in self.weight_masks.items()}
+        edges_E: NDArray[np.bool_] = (self.edge_masks_E.detach() > limit).cpu().numpy()
+        return edges_E
 
     def lowest(self) -> NDArray[np.float64]:
         """Return for every op the lower of its own mask and its edge's, shape (E, O)."""
@@ -168,14 +273,3 @@ class Masks:
                 kept[place] += int((mask.detach() > self.threshold).sum())
                 total[place] += mask.numel()
         return kept, total
-
-    def shares(self) -> dict[str, float]:
-        """Return the shares of all `edges`, `ops` and `weights` that the masks keep, fractions in [0, 1]."""
-        edges_E, ops_EO = self.kept()
-        kept = sum(int((mask.detach() > self.threshold).sum()) for mask in self.weight_masks.values())
-        total = sum(mask.numel() for mask in self.weight_masks.values())
-        return {
-            "edges": float((edges_E & ops_EO.any(1)).mean()),
-            "ops": float((ops_EO & edges_E[:, None]).mean()),
-            "weights": kept / max(1, total),
-        }

@@ -8,21 +8,21 @@ E edges (paths of the space), O ops of an edge (`none` is not among them), B ima
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from optuna_nas.networks import DiscreteNetwork, recompute_statistics
 from optuna_nas.oneshot.hmnas import derived as surviving
 from optuna_nas.oneshot.hmnas.learning import MaskedSupernet
+from optuna_nas.space import CellSpace
 from optuna_nas.training.device import autocast
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor, nn
 
     from optuna_nas.oneshot.hmnas.derived import Derived, Survival
     from optuna_nas.space import Architecture
@@ -42,12 +42,14 @@ class HMNAS(MaskedSupernet):
 
     Args:
         space: Cells with ops on edges, in a skeleton that is usually small and has `affine=False`; `none` is left out,
-            since masks do its work.
+            since masks do its work. Or a `ModuleSpace` with `choose_ops` or `choose_inputs`, which are masked;
+            `choose_op` and `choose_depth` are weighed and decided by the largest weight once masks learn, values are
+            the largest.
         recipe: How to learn.
         task: Loss and metric; image classification by default.
 
     Raises:
-        ValueError: The space is of blocks.
+        ValueError: The space is of blocks, or has no choice of several.
     """
 
     name = "HMNAS"
@@ -71,17 +73,14 @@ class HMNAS(MaskedSupernet):
         with self.lock:
             return surviving.weights_by_name(self.masks)[1]
 
-    def predict(self, architecture: Architecture, inputs: Tensor) -> Tensor:
+    def predict(self, architecture: Architecture, inputs: Any) -> Any:
         """Return the outputs of an architecture with inherited weights, masked once masks learn.
 
         It is the supernet without the other ops, at the weights that its own have there, by the statistics of the
         batch.
         """
         masked = self.step >= self.supernet_steps
-        mixing = self.masks.mixing(masked)
-        for path in self.paths:
-            chosen = torch.tensor([float(name in architecture[path]) for name in self.supernet.names[path]])
-            mixing[path] = mixing[path] * chosen.to(self.device)
+        mixing = self.masks.only(dict(architecture.choices), self.masks.mixing(masked))
         return self.outputs(inputs, self.masks.masked_weights() if masked else {}, mixing)
 
     # -- what survives, of an architecture ------------------------------------------------------------------------
@@ -184,19 +183,25 @@ class HMNAS(MaskedSupernet):
         if members < 1:
             raise ValueError(f"`members` must be at least 1 but got {members}.")
         with self.lock:
-            lowest_EO = self.masks.lowest()
+            lowest = self.masks.lowest()[self.masks.valid_EO]
         shares = np.linspace(0, 0.9, members)[1:]
-        thresholds = [self.recipe.threshold, *(float(t) for t in np.quantile(lowest_EO, shares))]
+        thresholds = [self.recipe.threshold, *(float(t) for t in np.quantile(lowest, shares))]
         networks: list[Derived] = []
         for threshold in sorted(t for t in thresholds if t >= self.recipe.threshold):
-            if networks and not self.space.architecture(self.kept(threshold)).connected:
+            if networks and not self._connects(self.kept(threshold)):
                 break
             derived = self.derive(threshold)
             if not networks or derived.params < networks[-1].params:
                 networks.append(derived)
         return networks
 
-    def compact(self, derived: Derived | None = None) -> DiscreteNetwork:
+    def _connects(self, kept: Mapping[str, tuple[str, ...]]) -> bool:
+        """Return whether what masks keep reaches the output; of a module, whether every choice keeps something."""
+        if isinstance(self.space.core, CellSpace):
+            return self.space.architecture(kept).connected
+        return all(kept.values())
+
+    def compact(self, derived: Derived | None = None) -> nn.Module:
         """Return the network that holds only what survives: the masked supernet's outputs, without what masks cut.
 
         Its batch-normalisation statistics are those of the scoring batch, where there is one.
@@ -204,7 +209,7 @@ class HMNAS(MaskedSupernet):
         derived = derived or self.derive()
         network = derived.build().to(self.device)
         if self._scoring is not None:
-            recompute_statistics(network, self.scoring_inputs())
+            self.settle(network)
         return network
 
     def metric_of(self, derived: Derived | None = None) -> float:
@@ -218,7 +223,7 @@ class HMNAS(MaskedSupernet):
         with torch.no_grad(), autocast(self.device, self.recipe.precision):
             return self.task.evaluate(network, [batch])
 
-    def inherited(self, architecture: Architecture) -> DiscreteNetwork | None:
+    def inherited(self, architecture: Architecture) -> nn.Module | None:
         """Return the network to fine-tune where an architecture is what survives; None for all others.
 
         For `TrainObjective(initial_weights=hmnas.inherited)` and an enqueued trial of `derive().architecture`: so that

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
-from optuna_nas.oneshot.snas.distribution import architecture_of, connected_argmax
+from optuna_nas.oneshot.snas.distribution import architecture_of
 from optuna_nas.oneshot.snas.recipe import RESOURCE_WEIGHTS
 from optuna_nas.space.cell_space import cost_table
 from optuna_nas.space.cost import COSTS, check_predicted
@@ -47,7 +47,7 @@ class EdgeCosts:
 
     def __init__(self, space: NetworkSpace, tables: Sequence[LatencyTable] = ()) -> None:
         check_predicted("costs", tables, space)
-        self._cells = cells = cast("CellSpace", space.core)
+        self._space, cells = space, cast("CellSpace", space.core)
         table = cost_table(cells, space.skeleton)
         self.names = (*COSTS, *(measured.name for measured in tables))
         counts = [getattr(table.fixed, name) for name in COSTS]
@@ -84,10 +84,10 @@ class EdgeCosts:
             name: One of `names`.
         """
         column = self.names.index(name)
-        chosen_E = connected_argmax(self._cells, -self.table[:, :, column])
-        return float(self.fixed[column] + self.of(chosen_E)[column])
+        chosen_E = self._space.best(list(-self.table[:, :, column]))
+        return float(self.fixed[column] + self.counted(chosen_E)[column])
 
-    def of(self, chosen_E: NDArray[np.int64]) -> NDArray[np.float64]:
+    def counted(self, chosen_E: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return what one option an edge costs, without what is fixed; shape (C,)."""
         costs: NDArray[np.float64] = self.table[np.arange(len(chosen_E)), chosen_E].sum(axis=0)
         return costs
@@ -157,10 +157,10 @@ def most_likely(
     limits = np.array([bounds.get(name, np.inf) for name in costs.names])
 
     def choose(prices: NDArray[np.float64]) -> NDArray[np.int64]:
-        return connected_argmax(cast("CellSpace", space.core), log_p_EO - costs.table @ prices)
+        return space.best(list(log_p_EO - costs.table @ prices))
 
     def keeps(chosen_E: NDArray[np.int64]) -> bool:
-        return bool((costs.fixed + costs.of(chosen_E) <= limits).all())
+        return bool((costs.fixed + costs.counted(chosen_E) <= limits).all())
 
     chosen_E = choose(np.zeros(len(costs.names)))
     if keeps(chosen_E):

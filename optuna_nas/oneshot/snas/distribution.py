@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optuna_nas.space import Architecture, CellSpace
-from optuna_nas.space.ways import cheapest_way
+from optuna_nas.space import Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,30 +103,6 @@ class DistributionRecord(NamedTuple):
     metrics: dict[str, float]
     probabilities: NDArray[np.float64]
     credit: NDArray[np.float64] | None = None
-
-
-def connected_argmax(space: CellSpace, score_EO: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return, for every edge, the option of the largest score, such that every kind of cell reaches its output.
-
-    The sum of scores is the largest possible: if the argmax is not connected, the edges of the way that loses least
-    take their best option that keeps something.
-    """
-    chosen_E = np.asarray(score_EO.argmax(axis=1))
-    nothing_O = np.array([not kept for kept in edge_options(space).values()])
-    if not nothing_O.any():
-        return chosen_E
-    something_E = np.where(nothing_O, -np.inf, score_EO).argmax(axis=1)
-    rows = np.arange(len(chosen_E))
-    regret_E = score_EO[rows, chosen_E] - score_EO[rows, something_E]
-    for kind in space.kinds:
-        way = list(cheapest_way(space, kind, regret_E))
-        chosen_E[way] = something_E[way]
-    return chosen_E
-
-
-def edge_options(space: CellSpace) -> Mapping[str, tuple[str, ...]]:
-    """Return the options of an edge, the same on all of them, and the ops that each keeps."""
-    return next(iter(space.options().values()))
 
 
 def architecture_of(space: Space, chosen_E: NDArray[np.int64]) -> Architecture:

@@ -1,0 +1,64 @@
+"""Costs of a module, counted without weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from optuna_nas.modules.probing import run_without_weights
+from optuna_nas.space.cost import Cost
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class _Traffic(TorchDispatchMode):
+    """Counts the elements that ops read and write; views move none."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False):
+            moved = tree_leaves((args, kwargs, result))
+            self.elements += sum(value.numel() for value in moved if isinstance(value, Tensor))
+        return result
+
+
+def n_parameters(module: nn.Module) -> int:
+    """Return the number of parameters, frozen ones among them; tied ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def cost_of(module: nn.Module, example: Any, device: str) -> Cost:
+    """Return the cost of a module for example inputs.
+
+    Multiply-adds are half of the floating-point operations that PyTorch counts in products of matrices, convolutions
+    and attention. Memory access is the number of elements that all operations but views read and write.
+
+    Args:
+        module: Module on `device`.
+        example: Example inputs of one example; None counts parameters only.
+        device: `meta` or `cpu`.
+    """
+    if example is None:
+        return Cost(n_parameters(module))
+    traffic, counter = _Traffic(), FlopCounterMode(display=False)
+    # The fast path of attention in evaluation mode hides its products of matrices from the counter.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter, traffic:
+            run_without_weights(module, example, device)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return Cost(n_parameters(module), counter.get_total_flops() // 2, traffic.elements)

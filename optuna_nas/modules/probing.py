@@ -1,0 +1,191 @@
+"""What a user's constructor asks for, found by calling it without weights (on PyTorch's meta device)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from optuna_nas.modules.choosing import VALUE, Choice, Chooser, Chosen, Context, Everything, Refusing, answering
+from optuna_nas.networks.graph_network import seeded_building
+from optuna_nas.training.task import call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+logger = logging.getLogger(__name__)
+
+META, CPU = "meta", "cpu"
+Names = dict[str, tuple[str, ...]]
+"""Chosen names by choice."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a constructor declares.
+
+    Args:
+        choices: Choices by name, in the order in which they are asked for.
+        contexts: Options within which each is asked for.
+        device: Device on which the constructor can be called without weights: `meta`, or `cpu` where it reads numbers.
+        fingerprint: Digest of the choices and of the names, shapes and types of all parts.
+        fixed: Names and shapes of the parameters that are the same in all architectures and learn, in the order of the
+            constructor.
+    """
+
+    choices: dict[str, Choice]
+    contexts: dict[str, tuple[Context, ...]]
+    device: str
+    fingerprint: str
+    fixed: dict[str, tuple[int, ...]]
+
+
+def built(make: Callable[[], nn.Module], chooser: Chooser, device: str = META) -> nn.Module:
+    """Return what a constructor makes for a chooser, without weights where the device is `meta`."""
+    with seeded_building(0), answering(chooser), torch.device(device):
+        module = make()
+    return module.to(device) if device == META else module  # what was copied from elsewhere, too
+
+
+def declare(make: Callable[[], nn.Module], name: str) -> Declared:
+    """Find all choices of a constructor: with its first values, and with each other value alone.
+
+    Raises:
+        ValueError: There is no choice, what is made is no module, or another call makes another module.
+    """
+    device = META
+    try:
+        module = built(make, Everything({}), META)
+    except Exception as error:  # the constructor is the user's
+        module = built(make, Everything({}), CPU)
+        device = CPU
+        logger.warning(
+            "%s is built on the CPU to find its choices, since its constructor reads numbers (%s).", name, error
+        )
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"`make` must return a module but returns a {type(module).__name__}.")
+    choices: dict[str, Choice] = {}
+    contexts: dict[str, dict[Context, None]] = {}
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    inside: set[str] = set()
+    waiting: list[Names] = [{}]
+    probes = 0
+    while waiting:
+        values = waiting.pop(0)
+        chooser = Everything(values)
+        module = built(make, chooser, device)
+        probes += 1
+        mixed = tuple(f"{path}." for path in mixed_paths(module))
+        for path, parameter in module.named_parameters():
+            shapes.setdefault(path, set()).add(tuple(parameter.shape))
+            if path.startswith(mixed) or not parameter.requires_grad:
+                inside.add(path)
+        for path in shapes.keys() - dict(module.named_parameters()).keys():
+            inside.add(path)  # not always there
+        for found in chooser.asked.values():
+            known = choices.get(found.name)
+            if known is None:
+                choices[found.name] = found
+                if found.kind == VALUE:
+                    waiting += [{**values, found.name: chosen} for _, chosen in found.options[1:]]
+            elif known != found:
+                raise ValueError(
+                    f"`{found.name}` must have the same options in every build but had {known.names} and now has "
+                    f"{found.names}; give the choices names of their own."
+                )
+            contexts.setdefault(found.name, {}).update(dict.fromkeys(chooser.contexts[found.name]))
+    if not choices:
+        raise ValueError(
+            f"`make` must choose something in the constructors that it calls but {name} does not; use `choose_op` and "
+            "the like, and build all modules inside of `make`."
+        )
+    _check_repeatable(make, device)
+    first = built(make, Everything({}), device)
+    described = [
+        [[c.name, c.kind, [str(option) for option, _ in c.options]] for c in choices.values()],
+        [[path, list(parameter.shape)] for path, parameter in first.named_parameters()],
+        [[path, type(part).__name__] for path, part in first.named_modules()],
+    ]
+    fingerprint = hashlib.blake2b(json.dumps(described).encode(), digest_size=8).hexdigest()
+    fixed = {path: next(iter(of)) for path, of in shapes.items() if path not in inside and len(of) == 1}
+    return Declared(choices, {n: tuple(of) for n, of in contexts.items()}, device, fingerprint, fixed)
+
+
+def mixed_paths(module: nn.Module) -> Iterator[str]:
+    """Yield the paths of the modules of a supernet's frame that stand for choices."""
+    for path, part in module.named_modules():
+        if hasattr(part, "mixer"):
+            yield path
+
+
+def _check_repeatable(make: Callable[[], nn.Module], device: str) -> None:
+    first, second = (built(make, Chooser(), device) for _ in range(2))
+    if first is second:
+        raise ValueError(
+            "`make` must return a new module at every call but returns one and the same; use `copy.deepcopy`."
+        )
+    one, other = ([(n, tuple(p.shape)) for n, p in module.named_parameters()] for module in (first, second))
+    if one != other:
+        changed = min(set(one) ^ set(other))[0]
+        raise ValueError(
+            f"`make` must make the same module at every call but {changed!r} differs; leave out what depends on "
+            "anything but choices."
+        )
+
+
+def check_runs(make: Callable[[], nn.Module], declared: Declared, example: Any) -> None:
+    """Check that a module runs on example inputs with its first options, and with each other option.
+
+    Raises:
+        ValueError: It does not; the option is named.
+    """
+    _check_run(make, declared, example, {}, "the first option of every choice")
+    for choice in declared.choices.values():
+        leading = {outer: sorted(names)[0] for outer, names in declared.contexts[choice.name][0]}
+        for option, names in choice.options:
+            if names != choice.options[0][1] or leading:
+                chosen = {**_ordered(declared, leading), choice.name: names}
+                _check_run(make, declared, example, chosen, f"{option!r} of {choice.name!r}")
+
+
+def _ordered(declared: Declared, leading: Mapping[str, str]) -> Names:
+    """Return names in the order of their choice, of sets the smallest option that holds them."""
+    names = {}
+    for name, wanted in leading.items():
+        names[name] = next(chosen for _, chosen in declared.choices[name].options if wanted in chosen)
+    return names
+
+
+def _check_run(make: Callable[[], nn.Module], declared: Declared, example: Any, chosen: Names, what: str) -> None:
+    try:
+        run_without_weights(built(make, Chosen(chosen, first=True), declared.device), example, declared.device)
+        return
+    except ValueError as error:
+        if "`forward`" in str(error):  # a choice asked for too late
+            raise
+    except Exception as error:  # the module is the user's, and what it does on the meta device is not what counts
+        logger.debug("%s: %s", what, error)
+    try:
+        run_without_weights(built(make, Chosen(chosen, first=True), CPU), example, CPU)
+    except Exception as error:
+        raise ValueError(f"`example` must fit the module but {what} fails: {type(error).__name__}: {error}") from error
+
+
+def run_without_weights(module: nn.Module, example: Any, device: str = META) -> Any:
+    """Return the outputs of a module for example inputs, in evaluation mode."""
+    inputs = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, example)
+    with torch.no_grad(), torch.device(device), answering(Refusing()):
+        return call(module.eval(), inputs)
+
+
+def asked_by(make: Callable[[], nn.Module], choices: Mapping[str, tuple[str, ...]], device: str) -> tuple[str, ...]:
+    """Return the names of the choices that the module of an architecture asks for."""
+    chooser = Chosen(choices)
+    built(make, chooser, device)
+    return tuple(chooser.asked)

@@ -1,0 +1,275 @@
+"""A user's module as a space: architectures, canonical forms, costs, builds, JSON, pickles, exports."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from declared import CONVOLUTIONAL, PERCEPTRON, SPACES, TRANSFORMER, Convolutional, Perceptron, inputs_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from optuna_nas import Architecture, ModuleSpace, Space, choose, choose_op
+from optuna_nas.networks import Measure, export_network, latency, load_network, save_network
+from optuna_nas.networks.export import FORMATS
+from optuna_nas.training.task import Arguments
+
+seeds = st.integers(0, 10_000)
+
+
+def drawn(space, seed):
+    return space.sample(np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("name", SPACES)
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_architectures_are_parameters_and_json_and_back(name, seed):
+    space = SPACES[name]
+    architecture = drawn(space, seed)
+    assert space.decode(space.encode(architecture)) == architecture
+    assert Architecture.from_json(architecture.to_json()) == architecture
+    trial = optuna.trial.FixedTrial(space.encode(architecture))
+    assert space.suggest(trial) == architecture
+
+
+def test_parameters_are_the_values_themselves():
+    distributions = PERCEPTRON.distributions()
+    assert distributions["width"].choices == (8, 4, 12)
+    assert distributions["depth"].choices == (2, 1, 0)
+    assert distributions["reads"].choices == ("0", "1", "2", "0+1", "0+2", "1+2")
+    assert all(name.isidentifier() for name in distributions)
+
+
+@pytest.mark.parametrize("name", SPACES)
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_a_built_module_is_the_users_with_its_own_names_and_counted_exactly(name, seed):
+    space = SPACES[name]
+    architecture = drawn(space, seed)
+    module = architecture.build(seed=0)
+    assert type(module).__name__ == space.name
+    kinds = {type(part).__module__ for part in module.modules()}
+    assert kinds <= {"declared", "optuna_nas.networks.sums", *(k for k in kinds if k.startswith("torch."))}
+    assert space.params(architecture) == sum(p.numel() for p in module.parameters()) == architecture.cost().params
+    assert module(inputs_of(space, 2)).shape[0] == 2
+
+
+@pytest.mark.parametrize("name", SPACES)
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds)
+def test_the_canonical_form_is_what_a_build_asks_for(name, seed):
+    space = SPACES[name]
+    architecture = drawn(space, seed)
+    asked = set(space.asked(architecture))
+    other = dict(architecture.choices)
+    random = np.random.default_rng(seed)
+    for path, options in space.options().items():
+        if path not in asked:
+            other[path] = list(options.values())[random.integers(len(options))]
+    same = space.architecture(other)
+    assert same.canonical() == architecture.canonical()
+    assert same.cost() == architecture.cost()
+    assert same.summary == architecture.summary
+    changed = {**dict(architecture.choices), "width" if "width" in asked else "channels": ("16",)}
+    if name == "transformer" and architecture["width"] == ("8",):
+        assert space.architecture(changed).canonical() != architecture.canonical()
+
+
+def test_unchosen_nested_choices_do_not_count():
+    choices = {"block": "gate", "depth": 0}
+    digests = {
+        PERCEPTRON.architecture({**choices, "block_hidden": hidden, "activation": act}).canonical().digest
+        for hidden in (16, 8)
+        for act in ("relu", "gelu")
+    }
+    assert len(digests) == 1
+    rows = PERCEPTRON.outline(PERCEPTRON.architecture({"block": "mlp"}))
+    assert (1, "block_hidden", "16") in rows
+    assert (0, "block", "mlp") in rows
+    assert "block_hidden" not in PERCEPTRON.architecture({"block": "gate"}).summary
+
+
+def test_multiply_adds_are_those_of_products_of_matrices_and_convolutions():
+    def net():
+        width = choose("width", [5, 7])
+        return nn.Sequential(nn.Conv2d(2, width, 3, padding=1), nn.Flatten(), nn.Linear(width * 16, 3))
+
+    space = ModuleSpace(net, example=torch.zeros(1, 2, 4, 4), name="hand")
+    for width in (5, 7):
+        cost = space.architecture({"width": width}).cost()
+        assert cost.multiply_adds == 16 * 9 * 2 * width + 16 * width * 3
+        assert cost.params == 9 * 2 * width + width + 16 * width * 3 + 3
+    heads = TRANSFORMER.architecture({"layers": 1, "mix_0": "four_heads", "width": 8, "hidden_0": 8})
+    tokens, width = 5, 8
+    attention = tokens * width * 3 * width + 2 * tokens * tokens * width + tokens * width * width
+    assert heads.cost().multiply_adds == attention + 2 * tokens * width * 8 + width * 7
+
+
+def test_without_an_example_parameters_are_counted_alone():
+    space = ModuleSpace(Perceptron, name="without_example")
+    assert space.full_architecture().cost().multiply_adds == 0
+    assert space.full_architecture().cost().params == PERCEPTRON.full_architecture().cost().params
+    with pytest.raises(ValueError, match="`example` must be given for exports and measures"):
+        space.example_inputs()
+
+
+def test_weights_are_taken_by_the_modules_names():
+    module = CONVOLUTIONAL.architecture({"op": "depthwise"}).build(seed=0)
+    state = {**module.state_dict(), "not.here": torch.ones(1)}
+    again = CONVOLUTIONAL.architecture({"op": "depthwise"}).build(state)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in module.state_dict().items())
+    partly = CONVOLUTIONAL.architecture({"op": "depthwise"}).build({"stem.weight": module.stem.weight}, seed=1)
+    assert torch.equal(partly.stem.weight, module.stem.weight)
+    assert not torch.equal(partly.head.weight, module.head.weight)
+    with pytest.raises(ValueError, match=r"`weights\['head.weight'\]` must have shape \(3, 4\) but has \(3, 8\)"):
+        CONVOLUTIONAL.architecture({"channels": 4}).build({"head.weight": module.head.weight})
+    with pytest.raises(ValueError, match="`weights` must have names of the module but none of 1 is"):
+        CONVOLUTIONAL.full_architecture().build({"strange": torch.ones(1)})
+
+
+def test_tied_weights_stay_tied():
+    module = TRANSFORMER.full_architecture().build(seed=0)
+    assert module.head.weight is module.embed.weight
+    assert sum(p.numel() for p in module.parameters()) == TRANSFORMER.full_architecture().cost().params
+
+
+def test_the_same_seed_builds_the_same_weights():
+    one, two = (PERCEPTRON.full_architecture().build(seed=3).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_built_modules_are_copied_pickled_compiled_and_exported(name, tmp_path):
+    space = SPACES[name]
+    architecture = space.full_architecture() if name != "convolutional" else space.architecture({"op": "grouped"})
+    if name == "transformer":
+        architecture = space.architecture({"mix_0": "four_heads", "mix_1": "convolution"})
+    module, inputs = architecture.build(seed=0).eval(), inputs_of(space, 3)
+    expected = module(inputs)
+    torch.testing.assert_close(copy.deepcopy(module)(inputs), expected)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(module))(inputs), expected)
+    torch.testing.assert_close(torch.compile(module, backend="eager")(inputs), expected)
+    for form in FORMATS:
+        exported = export_network(module, tmp_path / "network", form, architecture)
+        assert exported.max_difference < 1e-5
+
+
+def test_several_arguments_are_measured_and_exported(tmp_path):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(3, 2), nn.Linear(4, 2)
+            self.act = choose_op("act", {"relu": nn.ReLU, "tanh": nn.Tanh})
+
+        def forward(self, x, y):
+            return self.act(self.one(x) + self.other(y))
+
+    space = ModuleSpace(Both, example=(torch.zeros(1, 3), torch.zeros(1, 4)))
+    architecture = space.architecture({"act": "tanh"})
+    assert isinstance(space.example_inputs(2), Arguments)
+    assert architecture.cost().multiply_adds == 14
+    module = architecture.build()
+    assert latency(batch_size=2, device="cpu", repeats=1)(module, space.example_inputs()) > 0
+    largest = Measure("largest", lambda network, inputs: float(network(*inputs.args).abs().max()), device="cpu")
+    assert largest(module, space.example_inputs()) <= 1
+    for form in FORMATS:
+        assert export_network(module, tmp_path / "both", form, architecture).max_difference < 1e-5
+
+
+def test_a_network_file_names_its_space_and_holds_no_code(tmp_path):
+    architecture = TRANSFORMER.architecture({"layers": 1, "mix_0": "lstm"})
+    module = architecture.build(seed=0).eval()
+    save_network(tmp_path / "network", module, architecture)
+    loaded = load_network(tmp_path / "network")
+    assert loaded.head.weight is loaded.embed.weight
+    torch.testing.assert_close(loaded(inputs_of(TRANSFORMER)), module(inputs_of(TRANSFORMER)))
+    for imported, said in {
+        "load_network": "but got 'ModuleSpace' (made of declared:Transformer); import the module that makes it first",
+        "load_network, ModuleSpace": "of a ModuleSpace made before but 'Transformer' is none of []; import the module",
+    }.items():
+        program = f"from optuna_nas import {imported}; load_network('network')"
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert said in done.stderr
+
+
+def test_a_changed_module_of_the_same_name_is_another_space():
+    def changed():
+        return nn.Sequential(nn.Linear(6, choose("width", [8, 4, 12])))
+
+    other = ModuleSpace(changed, name="Perceptron")
+    assert other != PERCEPTRON
+    described = {**PERCEPTRON.to_dict(), "fingerprint": "0" * 16}
+    with pytest.raises(ValueError, match="`name` must be that of the same module but 'Perceptron' declares other"):
+        Space.from_dict(json.loads(json.dumps(described)))
+    with pytest.raises(ValueError, match="`architecture` must be of this space"):
+        PERCEPTRON.build(other.full_architecture())
+
+
+def test_spaces_are_values():
+    again = ModuleSpace(Convolutional, example=torch.zeros(1, 1, 8, 8))
+    assert again == CONVOLUTIONAL
+    assert len({again, CONVOLUTIONAL}) == 1
+    assert pickle.loads(pickle.dumps(CONVOLUTIONAL)) == CONVOLUTIONAL
+    assert copy.deepcopy(CONVOLUTIONAL) is CONVOLUTIONAL
+    program = (
+        "import pickle, sys; space = pickle.load(open('space', 'rb')); print(type(space).__name__, space.size, "
+        "space.full_architecture().build(seed=0)(space.example_inputs(2)).shape)"
+    )
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); {program}"],
+        cwd=_written(CONVOLUTIONAL),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "ModuleSpace 24 torch.Size([2, 3])\n"
+
+
+def _written(space):
+    from tempfile import mkdtemp
+
+    folder = Path(mkdtemp())
+    (folder / "space").write_bytes(pickle.dumps(space))
+    return folder
+
+
+def test_data_of_another_shape_are_refused():
+    class Wrong:
+        input_shape, outputs = (5,), 3
+
+    with pytest.raises(ValueError, match=r"`data` must fit the module, whose example has shape \(6,\)"):
+        PERCEPTRON.check_data(Wrong)
+    Wrong.input_shape, Wrong.outputs = (6,), 10
+    with pytest.raises(ValueError, match="which returns 3 numbers for an example, but has 10 classes"):
+        PERCEPTRON.check_data(Wrong)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"width": 9}, r"`choices\['width'\]` must be one of \('8', '4', '12'\) but got '9'"),
+        ({"width": [8, 4]}, r"`choices\['width'\]` must be one of .* but got 2 of them"),
+        ({"strange": 1}, "`choices` must use the paths of the space but got 'strange'"),
+    ],
+)
+def test_wrong_choices_are_named(choices, message):
+    with pytest.raises(ValueError, match=message):
+        PERCEPTRON.architecture(choices)
+
+
+def test_a_parameter_of_ones_own_with_the_name_of_a_choice_is_refused():
+    trial = optuna.create_study().ask()
+    trial.suggest_float("width", 0, 1)
+    with pytest.raises(ValueError, match="`width` must be a parameter of the space alone"):
+        PERCEPTRON.suggest(trial)

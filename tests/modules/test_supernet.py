@@ -1,0 +1,217 @@
+"""The supernet of a user's module: with one choice each it is the built module, in outputs and gradients."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from declared import CONVOLUTIONAL, PERCEPTRON, SPACES, TRANSFORMER, inputs_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from optuna_nas import ModuleSpace, choose, choose_op
+from optuna_nas.modules.frames import cut
+from optuna_nas.networks import one_hot, use_batch_statistics
+
+seeds = st.integers(0, 10_000)
+SUPERNETS = {name: space.supernet(seed=0) for name, space in SPACES.items()}
+
+
+@pytest.mark.parametrize("name", SPACES)
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds)
+def test_with_one_choice_each_it_is_the_built_module(name, seed):
+    space, supernet = SPACES[name], SUPERNETS[name]
+    architecture = space.sample(np.random.default_rng(seed))
+    module = architecture.build(supernet.weights_of(architecture))
+    use_batch_statistics(module)
+    inputs = inputs_of(space, 3, seed)
+    outputs, expected = supernet(inputs, one_hot(architecture)), module(inputs)
+    torch.testing.assert_close(outputs, expected)
+    supernet.zero_grad()
+    outputs.square().sum().backward()
+    expected.square().sum().backward()
+    gradients = {key: p.grad for key, p in supernet.named_parameters() if p.grad is not None}
+    own = supernet.parts_of(architecture, gradients)
+    for key, parameter in module.named_parameters():
+        if parameter.grad is None:
+            assert not own.get(key, torch.zeros(1)).any()
+        else:
+            torch.testing.assert_close(own[key], parameter.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SPACES)
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds)
+def test_names_are_those_of_the_built_module(name, seed):
+    space, supernet = SPACES[name], SUPERNETS[name]
+    architecture = space.sample(np.random.default_rng(seed))
+    names = dict(architecture.build().named_parameters(remove_duplicate=False))
+    weights = supernet.weights_of(architecture)
+    assert weights.keys() == names.keys()
+    assert all(weights[key].shape == parameter.shape for key, parameter in names.items())
+
+
+LAYERS = {
+    "linear": (lambda n: nn.Linear(n, n), (2, 8)),
+    "conv1d": (lambda n: nn.Conv1d(n, n, 3), (2, 8, 5)),
+    "conv2d": (lambda n: nn.Conv2d(n, n, 3), (2, 8, 5, 5)),
+    "conv3d": (lambda n: nn.Conv3d(n, n, 3), (2, 8, 5, 5, 5)),
+    "transposed": (lambda n: nn.ConvTranspose2d(n, n, 2), (2, 8, 4, 4)),
+    "batch": (lambda n: nn.BatchNorm1d(n), (4, 8)),
+    "layer": (lambda n: nn.LayerNorm(n), (2, 8)),
+    "group": (lambda n: nn.GroupNorm(2, n), (2, 8)),
+    "rms": (lambda n: nn.RMSNorm(n), (2, 8)),
+    "instance": (lambda n: nn.InstanceNorm1d(n, affine=True), (2, 8, 5)),
+    "lstm": (lambda n: nn.LSTM(n, n, num_layers=2, bidirectional=True), (5, 2, 8)),
+    "gru": (lambda n: nn.GRU(n, n), (5, 2, 8)),
+    "rnn": (lambda n: nn.RNN(n, n), (5, 2, 8)),
+    "attention": (lambda n: nn.TransformerEncoderLayer(n, 2, 2 * n, dropout=0.0, batch_first=True), (2, 5, 8)),
+    "bilinear": (lambda n: nn.Bilinear(n, n, 3), (2, 8)),
+    "prelu": (lambda n: nn.PReLU(n), (2, 8)),
+}
+CHANNELS_FIRST = ("conv", "transposed", "batch", "group", "instance", "prelu")
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_slice_of_the_store_is_the_small_layer(kind):
+    make, shape = LAYERS[kind]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = make(choose("width", [8, 4]))
+
+        def forward(self, x):
+            return self.layer(x, x) if kind == "bilinear" else self.layer(x)
+
+    space = ModuleSpace(Net, name=f"slice_{kind}")
+    supernet = space.supernet(seed=0)
+    for width in (8, 4):
+        architecture = space.architecture({"width": width})
+        module = architecture.build(supernet.weights_of(architecture))
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        x = x[:, :width] if kind.startswith(CHANNELS_FIRST) else x[..., :width]
+        outputs, expected = supernet(x, one_hot(architecture)), module(x)
+        torch.testing.assert_close(outputs, expected)
+    large, small = (supernet.weights_of(space.architecture({"width": width})) for width in (8, 4))
+    assert any(small[name].shape != large[name].shape for name in small)
+
+
+def test_parts_on_top_of_each_other_are_cut_each_and_kernels_at_their_centre():
+    stacked = torch.arange(12.0).reshape(6, 2)
+    assert cut(stacked, (3, 1), stacked=3)[:, 0].tolist() == [0.0, 4.0, 8.0]
+    kernel = torch.arange(25.0).reshape(1, 1, 5, 5)
+    assert cut(kernel, (1, 1, 3, 3), kernel=True)[0, 0, 1, 1] == 12
+    assert cut(kernel, (1, 1, 3, 3))[0, 0, 0, 0] == 0
+
+
+def test_a_mixture_is_the_weighed_sum_and_gives_gradients_to_the_weights():
+    def net():
+        return nn.Sequential(choose_op("op", {"twice": Double, "same": nn.Identity}))
+
+    class Double(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    space = ModuleSpace(lambda: nn.Sequential(nn.Linear(1, 1, bias=False), net()), name="mixture")
+    supernet = space.supernet(seed=0)
+    nn.init.ones_(supernet.get_parameter("0/weight"))
+    weights = torch.tensor([0.25, 0.5], requires_grad=True)
+    output = supernet(torch.ones(1, 1), {"op": weights})
+    assert output.item() == 1.0
+    output.backward()
+    assert weights.grad.tolist() == [2.0, 1.0]
+    only = supernet(torch.ones(1, 1), {"op": weights}, active={"op": {"same"}})
+    assert only.item() == 0.5
+    one = torch.ones(2, requires_grad=True)
+    credited = supernet(torch.ones(1, 1), {"op": one}, active={"op": {"twice"}}, ones=True)
+    assert credited.item() == 2.0
+    credited.backward()
+    assert one.grad.tolist() == [2.0, 0.0]
+
+
+def test_frozen_parts_keep_weights_and_statistics():
+    def net():
+        base = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).requires_grad_(False)
+        base[1].running_mean.fill_(5.0)
+        return nn.Sequential(base, choose_op("op", {"a": lambda: nn.Linear(3, 1), "b": lambda: nn.Linear(3, 1)}))
+
+    space = ModuleSpace(net, example=torch.zeros(2, 3), name="frozen")
+    supernet = space.supernet(seed=0)
+    frozen = {name for name, parameter in supernet.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"0/0/weight", "0/0/bias", "0/1/weight", "0/1/bias"}
+    architecture = space.architecture({"op": "b"})
+    module = architecture.build(supernet.weights_of(architecture)).eval()
+    x = torch.rand(4, 3)
+    torch.testing.assert_close(supernet(x, one_hot(architecture)), module(x))
+    assert space.fixed_kernels() == frozenset()
+
+
+def test_fixed_kernels_are_those_that_no_choice_touches_but_the_last():
+    assert CONVOLUTIONAL.fixed_kernels() == {"stem/weight"}
+    assert PERCEPTRON.fixed_kernels() == frozenset()
+
+    def net():
+        act = choose_op("act", {"relu": nn.ReLU, "inner": lambda: nn.Linear(3, 3)})
+        return nn.Sequential(nn.Linear(2, 3), act, nn.Linear(3, 1))
+
+    assert ModuleSpace(net, example=torch.zeros(1, 2), name="fixed").fixed_kernels() == {"0/weight"}
+
+
+def test_dropout_acts_while_gradients_are_recorded():
+    space = ModuleSpace(
+        lambda: nn.Sequential(nn.Dropout(choose("rate", [0.5, 0.1])), nn.Linear(50, 1, bias=False)), name="dropout"
+    )
+    supernet, weights = space.supernet(seed=0), one_hot(space.full_architecture())
+    x = torch.ones(1, 50)
+    assert supernet(x, weights).item() != supernet(x, weights).item()
+    with torch.no_grad():
+        assert supernet(x, weights).item() == supernet(x, weights).item()
+
+
+def test_a_shape_that_no_probe_covered_is_refused_by_name():
+    def net():
+        width, factor = choose("width", [8, 2]), choose("factor", [1, 4])
+        return nn.Linear(3, width * factor if width < 8 else 8)
+
+    space = ModuleSpace(net, name="opposite")
+    supernet = space.supernet(seed=0)
+    assert supernet(torch.ones(1, 3), one_hot(space.architecture({"width": 2, "factor": 4}))).shape == (1, 8)
+
+    def worse():
+        width, factor = choose("width", [8, 2]), choose("factor", [1, 9])
+        return nn.Linear(3, 8 if (width == 8) or (factor == 9 and width == 8) else 2 * factor)
+
+    space = ModuleSpace(worse, name="worse")
+    architecture = space.architecture({"width": 2, "factor": 9})
+    supernet = space.supernet(seed=0)
+    if "weight" in dict(supernet.named_parameters()) and supernet.get_parameter("weight").shape[0] < 18:
+        with pytest.raises(ValueError, match=r"`choose` must not make a parameter larger .* 'weight' has shape"):
+            supernet(torch.ones(1, 3), one_hot(architecture))
+
+
+def test_a_value_that_changes_the_number_of_dimensions_is_refused():
+    def net():
+        return nn.Conv1d(1, 1, 3) if choose("n", [1, 2]) == 1 else nn.Conv2d(1, 1, 3)
+
+    with pytest.raises(ValueError, match="`choose` must leave a parameter its number of dimensions but 'weight'"):
+        ModuleSpace(net, name="dimensions").supernet(seed=0)
+
+
+def test_supernets_are_copied_and_pickled():
+    architecture = TRANSFORMER.full_architecture()
+    supernet, inputs = SUPERNETS["transformer"], inputs_of(TRANSFORMER)
+    expected = supernet(inputs, one_hot(architecture))
+    for copied in (copy.deepcopy(supernet), pickle.loads(pickle.dumps(supernet))):
+        torch.testing.assert_close(copied(inputs, one_hot(architecture)), expected)
+
+
+def test_weights_are_checked():
+    supernet, weights = SUPERNETS["convolutional"], one_hot(CONVOLUTIONAL.full_architecture())
+    with pytest.raises(ValueError, match="`weights` must hold every choice of the space but lacks 'op'"):
+        supernet(inputs_of(CONVOLUTIONAL), {name: w for name, w in weights.items() if name != "op"})
+    with pytest.raises(ValueError, match=r"`weights\['op'\]` must have shape \(6,\)"):
+        supernet(inputs_of(CONVOLUTIONAL), {**weights, "op": torch.ones(2)})
