@@ -213,8 +213,8 @@ class TracedNetworks(Networks):
         frame.mixer.ones = False
         names = frame.own_names(chosen)
         # What leads nowhere has no generated weights, but the module may compute it.
-        given = {**self._initial(architecture), **weights}
-        tensors = {names[own]: tensor.reshape(frame.shapes[names[own]]) for own, tensor in given.items()}
+        tensors = {names[own]: tensor for own, tensor in self._initial(architecture).items()}
+        tensors |= {names[own]: tensor.reshape(frame.shapes[names[own]]) for own, tensor in weights.items()}
         used = {path: dict.fromkeys(of_path, 1.0) for path, of_path in chosen.items()}
         return [frame.run(tensors, used, inputs)]
 
