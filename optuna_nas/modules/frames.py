@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from optuna_nas.modules.choosing import VALUE, Everything, answering
+from optuna_nas.modules.choosing import VALUE, Everything
 from optuna_nas.modules.mixing import Mixed, MixedDepth, Mixer
-from optuna_nas.networks.graph_network import seeded_building
+from optuna_nas.modules.probing import built, with_weights
 from optuna_nas.networks.statistics import is_pretrained
 from optuna_nas.training.task import Arguments
 
@@ -83,7 +82,7 @@ class Frame:
         space: Space of the module.
         values: Name of the value by choice.
         seed: Seed of the initial weights.
-        device: Device to build on; None for PyTorch's default.
+        device: Device to build on without weights; None builds with weights.
 
     Attributes:
         module: The module.
@@ -101,8 +100,7 @@ class Frame:
     ) -> None:
         self.mixer = Mixer()
         chooser = Everything(values, self.mixer)
-        with seeded_building(seed), answering(chooser), torch.device(device) if device else nullcontext():
-            self.module = space.make()
+        self.module = built(space.make, chooser, device) if device else with_weights(space.make, chooser, seed)
         self.asked: dict[str, set[Context]] = chooser.contexts
         self.weights = dict(self.module.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.weights.items()}

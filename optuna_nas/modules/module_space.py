@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from optuna_nas.modules.choosing import INPUTS, NOTHING, OPS, VALUE, Choice, Chosen, answering
+from optuna_nas.modules.choosing import INPUTS, NOTHING, OPS, VALUE, Choice, Chosen
 from optuna_nas.modules.costs import cost_of, n_parameters
 from optuna_nas.modules.frames import Frame
-from optuna_nas.modules.probing import Declared, asked_by, built, check_runs, declare, run_without_weights
-from optuna_nas.networks.graph_network import seeded_building
+from optuna_nas.modules.probing import Declared, asked_by, built, check_runs, declare, run_without_weights, with_weights
 from optuna_nas.space import Architecture, Cost, ModelSpace
 from optuna_nas.space.canonical import CanonicalChoices
 from optuna_nas.training.task import Arguments
@@ -205,8 +204,7 @@ class ModuleSpace(ModelSpace):
         Raises:
             ValueError: A tensor has another shape, or none has a name that the module knows.
         """
-        with seeded_building(seed), answering(Chosen(dict(self.adopt(architecture).choices))):
-            module = self.make()
+        module = with_weights(self.make, Chosen(dict(self.adopt(architecture).choices)), seed)
         if weights is not None:
             self._load(module, weights)
         return module

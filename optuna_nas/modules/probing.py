@@ -53,6 +53,28 @@ def built(make: Callable[[], nn.Module], chooser: Chooser, device: str = META) -
     return module.to(device) if device == META else module  # what was copied from elsewhere, too
 
 
+def with_weights(make: Callable[[], nn.Module], chooser: Chooser, seed: int | None) -> nn.Module:
+    """Return what a constructor makes for a chooser, with initial weights.
+
+    Args:
+        make: The constructor.
+        chooser: What answers its choices.
+        seed: Seed of the initial weights; None draws from torch's global generator.
+
+    Raises:
+        ValueError: It holds parts that were made by an earlier call, without weights.
+    """
+    with seeded_building(seed), answering(chooser):
+        module = make()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"`make` must make all parts anew or take them from outside but {name!r} was kept from an earlier "
+                "call, which was without weights; build what is shared before the space is made."
+            )
+    return module
+
+
 def declare(make: Callable[[], nn.Module], name: str) -> Declared:
     """Find all choices of a constructor: with its first values, and with each other value alone.
 

@@ -1,5 +1,6 @@
 """Choices in constructors: ordinary modules outside of a search, found, named and checked within a space."""
 
+import copy
 import logging
 
 import pytest
@@ -164,6 +165,18 @@ def two_meanings():
 def test_what_cannot_be_searched_is_refused_in_one_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         space_of(make)
+
+
+def test_a_part_kept_from_a_call_without_weights_is_refused():
+    kept = {}
+
+    def net():
+        base = kept.setdefault("base", nn.Linear(2, 2))  # made by the first call, which is without weights
+        return nn.Sequential(copy.deepcopy(base), choose_op("act", {"a": nn.ReLU, "b": nn.GELU}))
+
+    space = space_of(net, example=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"`make` must make all parts anew .* '0.weight' was kept from an earlier"):
+        space.full_architecture().build()
 
 
 def test_a_choice_in_forward_is_refused():
