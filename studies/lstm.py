@@ -44,7 +44,7 @@ SPACE = ModuleSpace(Recurrent, example=torch.zeros(1, 8, 8))
 
 
 def search(trials: int = 20, epochs: int = 10, strategy: str = "free", seed: int = 0) -> Search:
-    """Search the module. A mixture can't add the states of an LSTM to those of a GRU: SNAS needs one-path steps here."""
+    """Search the module. States of an LSTM and of a GRU can't be added: SNAS needs one-path steps here."""
     digits = load_digits()
     columns = digits.images.transpose(0, 2, 1).copy()
     return Search(

@@ -189,6 +189,7 @@ def _snas(setting: Setting) -> Strategy:
         snas,
         data=data,
         budget=setting.one_shot_epochs(BY_SNAS),
+        n_trials=setting.trials,
         trials_per_round=TRIALS_PER_ROUND,
         seed=setting.seed,
     )
@@ -219,7 +220,12 @@ def _hmnas(setting: Setting) -> Strategy:
         raise ValueError(f"`strategy` {BY_HMNAS!r} must have ops on edges (CellSpace) to mask; use {AUTO!r}.")
     hmnas = HMNAS(space, HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=setting.seed), setting.task)
     pruner = HMNASPruner(
-        hmnas, data=data, budget=setting.one_shot_epochs(BY_HMNAS), trials_per_round=TRIALS_PER_ROUND, seed=setting.seed
+        hmnas,
+        data=data,
+        budget=setting.one_shot_epochs(BY_HMNAS),
+        n_trials=setting.trials,
+        trials_per_round=TRIALS_PER_ROUND,
+        seed=setting.seed,
     )
     why = "hmnas: masks learn which ops a supernet can do without, and architectures of weak ops are pruned"
     return Strategy(_tpe_sampler(setting), pruner, _objective(setting), why)
