@@ -14,7 +14,7 @@ from optuna_nas.modules.choosing import VALUE, Everything
 from optuna_nas.modules.mixing import Mixed, MixedDepth, Mixer
 from optuna_nas.modules.probing import built, with_weights
 from optuna_nas.networks.statistics import is_pretrained
-from optuna_nas.training.task import Arguments
+from optuna_nas.training.task import Arguments, MethodCall, call
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -175,6 +175,9 @@ class Frame:
             inputs: A value, or the `Arguments` of the module.
         """
         self.mixer.weights = weights
+        if isinstance(inputs, MethodCall):
+            named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+            return functional_call(_Calls(self.module), named, (inputs,))
         given = inputs if isinstance(inputs, Arguments) else Arguments((inputs,), {})
         return functional_call(self.module, dict(tensors), given.args, given.kwargs)
 
@@ -202,6 +205,17 @@ class Frame:
                 if own is not None:
                     found[own] = names[0]
         return found
+
+
+class _Calls(nn.Module):
+    """Calls a method of a module, so that `functional_call` can replace its parameters meanwhile."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, method: MethodCall) -> Any:
+        return call(self.module, method)
 
 
 class Frames:

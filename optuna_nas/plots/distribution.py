@@ -106,7 +106,7 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
         >>> study.optimize(lambda trial: str(space.suggest(trial)).count("conv"), n_trials=6)
         >>> figure = plot_distribution(space, distribution_records(study))
         >>> figure.axes[0].get_title(loc="left")
-        'entropy of an edge, nats'
+        'entropy of a choice, nats'
     """
     if not records:
         raise ValueError("`records` must hold at least one record but is empty; fit the SNAS, or run some trials.")
@@ -129,7 +129,7 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
     axes = panel(label_width, 0.35, PANEL_WIDTH, CURVE_HEIGHT)
     axes.plot(steps, [record.metrics["entropy"] for record in records], color="#0064a4", linewidth=1.5)
     axes.set_ylim(bottom=0)
-    _label_curve(axes, "entropy of an edge, nats", limits)
+    _label_curve(axes, "entropy of a choice, nats", limits)
     if costs:
         axes = panel(label_width, 0.35 + CURVE_HEIGHT + CURVE_GAP, PANEL_WIDTH, CURVE_HEIGHT)
         for name, colour, line in zip(COSTS, ("#b84a00", "#007a5a", "#5c5c5c"), ("-", "--", ":"), strict=True):

@@ -242,8 +242,8 @@ def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
         return []
     first, last = (record.metrics["entropy"] for record in (records[0], records[-1]))
     text = Text(
-        f"The mean entropy of an edge went from {first:.2f} to {last:.2f} nats over {records[-1].step} steps; at 0 the "
-        "sampler always draws the same architecture."
+        f"The mean entropy of a choice went from {first:.2f} to {last:.2f} nats over {records[-1].step} steps; at 0 "
+        "the sampler always draws the same architecture."
     )
     return [text, _picture("distribution", "Probabilities over time", lambda: plot_distribution(search.space, records))]
 

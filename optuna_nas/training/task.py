@@ -388,14 +388,37 @@ class Arguments(NamedTuple):
     kwargs: dict[str, Any]
 
 
+class MethodCall(NamedTuple):
+    """Call of another method than `forward`.
+
+    Args:
+        name: Name of the method.
+        args: Its arguments.
+        attributes: Attributes of the module during the call, such as a function that logs.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    attributes: dict[str, Any]
+
+
 def call(module: Callable[..., Any], inputs: Any) -> Any:
-    """Return the result of a module for a value or for `Arguments`.
+    """Return the result of a module for a value, for `Arguments`, or of a `MethodCall`.
 
     Example:
         >>> from optuna_nas.training.task import Arguments, call
         >>> call(max, Arguments((1, 3), {})), call(abs, -2)
         (3, 2)
     """
+    if isinstance(inputs, MethodCall):
+        before = {name: vars(module)[name] for name in inputs.attributes if name in vars(module)}
+        vars(module).update(inputs.attributes)
+        try:
+            return getattr(module, inputs.name)(*inputs.args)
+        finally:
+            for name in inputs.attributes:
+                del vars(module)[name]
+            vars(module).update(before)
     return module(*inputs.args, **inputs.kwargs) if isinstance(inputs, Arguments) else module(inputs)
 
 

@@ -1,0 +1,131 @@
+"""A user's module from a study file to MLflow, report, final training, export and comparison."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from declared import PERCEPTRON, TRANSFORMER
+from tracked import read
+
+from optuna_nas import MLflowTracker, Recipe, Search, SNASRecipe, SNASSampler, TensorData, load_network
+from optuna_nas.oneshot import SNAS
+from optuna_nas.plots import plot_architecture, plot_distribution
+from optuna_nas.samplers import distribution_records
+from optuna_nas.search.strategy import STRATEGIES
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+STUDY = """
+import torch
+from torch import nn
+from optuna_nas import ModuleSpace, Recipe, Search, TensorData, choose, choose_op
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        width = choose("width", [8, 4])
+        self.stem = nn.Linear(6, width)
+        self.act = choose_op("act", {"relu": nn.ReLU, "deep": lambda: nn.Linear(width, width)})
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.head(self.act(self.stem(x)))
+
+def search(trials: int = 4, epochs: int = 1, strategy: str = "random", seed: int = 0) -> Search:
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    data = TensorData.from_arrays(x.numpy(), (x[:, 0] > 0).long().numpy() + (x[:, 1] > 0).long().numpy(), name="signs")
+    space = ModuleSpace(Net, example=torch.zeros(1, 6))
+    recipe = Recipe(epochs=epochs, batch_size=16, seed=seed)
+    return Search("net", space, data, recipe, strategy=strategy, trials=trials, cpu_threads=1)
+"""
+
+
+def command(folder, *arguments, check=True):
+    program = shutil.which("optuna-nas", path=str(Path(sys.executable).parent))
+    done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+def signs():
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    return TensorData.from_arrays(x.numpy(), ((x[:, 0] > 0).long() + (x[:, 1] > 0).long()).numpy(), name="signs")
+
+
+def test_a_search_learns_draws_and_shows_a_module(tmp_path):
+    data, uri = signs(), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    snas = SNAS(PERCEPTRON, SNASRecipe(batch_size=16, relaxation="one_path"))
+    search = Search(
+        "module",
+        PERCEPTRON,
+        data,
+        Recipe(epochs=1, batch_size=16),
+        sampler=SNASSampler(PERCEPTRON, snas, data=data, budget=4, trials_per_round=3, seed=0),
+        trials=6,
+        tracking=MLflowTracker(uri),
+        folder=tmp_path / "run",
+        cpu_threads=1,
+    )
+    result = search.run()
+    architecture = PERCEPTRON.decode(result.best.params)
+    assert result.picture.exists()
+    texts = [text.get_text() for text in plot_architecture(architecture).texts]
+    assert [name.strip() for name in texts[::2]] == list(PERCEPTRON.asked(architecture))
+    records = distribution_records(result.study)
+    assert records
+    figure = plot_distribution(PERCEPTRON, records)
+    figure.canvas.draw()
+    assert type(load_network(result.network)).__name__ == "Perceptron"
+    shown = read(uri)
+    assert shown.children[0].data.params["width"] in ("8", "4", "12")
+
+
+@pytest.mark.process
+def test_the_command_line_runs_reports_trains_and_exports_a_module(tmp_path):
+    (tmp_path / "net.py").write_text(STUDY)
+    ran = command(tmp_path, "run", "net.py", "--set", "strategy=snas")
+    assert "width=" in ran.stdout
+    assert "Test accuracy" in ran.stdout
+    again = command(tmp_path, "run", "net.py", "--set", "strategy=snas", "--trials", "6")
+    assert "[6/6]" in again.stdout + again.stderr
+    command(tmp_path, "report", "net.py")
+    text = (tmp_path / "runs/net/report/report.md").read_text()
+    assert "act" in text
+    trained = command(tmp_path, "train", "net.py", "--recipe", "epochs=2")
+    assert re.search(r"accuracy", trained.stdout)
+    for form in ("pt2", "state-dict"):
+        command(tmp_path, "export", "net.py", "--format", form)
+    compared = command(
+        tmp_path, "compare", "net.py", "--strategy", "free", "--strategy", "snas", "--budget", "trials=3"
+    )
+    assert "free" in compared.stdout
+    other = STUDY.replace("[8, 4]", "[8, 5]")
+    (tmp_path / "net.py").write_text(other)
+    refused = command(tmp_path, "run", "net.py", "--set", "strategy=snas", "--trials", "8", check=False)
+    assert refused.returncode != 0
+    assert "space" in refused.stderr
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
+def test_every_strategy_searches_a_module(strategy, tmp_path):
+    search = Search(
+        strategy,
+        PERCEPTRON,
+        signs(),
+        Recipe(epochs=3, batch_size=32),
+        strategy=strategy,
+        trials=3,
+        tracking=None,
+        pictures=False,
+        folder=tmp_path,
+    )
+    assert search.run().best is not None
+
+
+def test_masks_need_choices_of_several_in_a_strategy_too(tmp_path):
+    with pytest.raises(ValueError, match="`space` must have a choice of several to mask"):
+        Search("masks", TRANSFORMER, signs(), strategy="hmnas", trials=3, tracking=None, folder=tmp_path)
