@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,11 +54,11 @@ def cost_of(module: nn.Module, example: Any, device: str) -> Cost:
     if example is None:
         return Cost(n_parameters(module))
     traffic, counter = _Traffic(), FlopCounterMode(display=False)
-    # The fast path of attention in evaluation mode hides its products of matrices from the counter.
+    # The fast paths of attention hide its products of matrices from the counter.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with counter, traffic:
+        with counter, traffic, sdpa_kernel(SDPBackend.MATH):
             run_without_weights(module, example, device)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

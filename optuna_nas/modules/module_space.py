@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from optuna_nas.modules.choosing import INPUTS, NOTHING, OPS, VALUE, Choice, Chosen
+from optuna_nas.modules.choosing import INPUTS, NOTHING, OPS, VALUE, Choice, Chosen, Everything
 from optuna_nas.modules.costs import cost_of, n_parameters
 from optuna_nas.modules.frames import Frame
 from optuna_nas.modules.probing import Declared, asked_by, built, check_runs, declare, run_without_weights, with_weights
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_STRUCTURES = 256
 """Largest number of combinations of values whose structure is kept."""
+MAX_COMPUTED_PARAMS = 1_000_000
+"""Largest number of parameters of a module whose costs are counted while it computes."""
 _made: dict[str, dict[str, ModuleSpace]] = {}
 """Spaces made in this process, by name and fingerprint: what files and studies name."""
 
@@ -377,11 +379,24 @@ def _structure_of(space: ModuleSpace, values: Choices) -> Frame:
 
 @lru_cache(maxsize=16384)
 def _cost(space: ModuleSpace, choices: Choices) -> Cost:
-    device = space.declared.device
+    device = _counting_device(space)
     try:
         return cost_of(built(space.make, Chosen(dict(choices)), device), space.example, device)
     except (NotImplementedError, RuntimeError):  # an operation without a meta version, or a look at a number
         return cost_of(built(space.make, Chosen(dict(choices)), "cpu"), space.example, "cpu")
+
+
+@lru_cache(maxsize=64)
+def _counting_device(space: ModuleSpace) -> str:
+    """Return the device on which costs are counted, the same for all architectures of a space.
+
+    Small modules are counted several times faster by computing one example than without weights, since operations
+    without data are taken apart in Python; recurrent ones would then run in one kernel that PyTorch can't count.
+    """
+    everything = built(space.make, Everything({}), space.declared.device)
+    recurrent = any(isinstance(part, nn.RNNBase) for part in everything.modules())
+    small = space.params(space.full_architecture()) <= MAX_COMPUTED_PARAMS
+    return "cpu" if small and not recurrent else space.declared.device
 
 
 @lru_cache(maxsize=64)

@@ -25,8 +25,9 @@ class LightningTask(Task):
     """Task of a `ModuleSpace` whose modules are LightningModules.
 
     The loss is what `training_step` returns, the metric the mean over examples of a value that `validation_step` logs,
-    or the result of a torchmetrics object that it logs. Optimizer and schedule are those of the `Recipe`: a supernet has
-    other parameters than a module, and `configure_optimizers` is not called. A step must not ask for `self.trainer`.
+    or the result of a torchmetrics object that it logs. Optimizer and schedule are those of the `Recipe`: a supernet
+    has other parameters than a module, and `configure_optimizers` is not called. A step must not ask for
+    `self.trainer`.
 
     Args:
         metric: Name of the value that `validation_step` logs.

@@ -40,8 +40,9 @@ POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
 """Architectures of a pool, and of the pool of a search of fewer seconds."""
 PATIENCE = 20
 """Trials without a better value after which `auto` and `free` end, where neither trials nor seconds are given."""
-ONE_SHOT_SHARE = 1 / 6
-"""Epochs of a one-shot model per epoch of all trials; an epoch of a supernet costs some six of a network."""
+ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 1 / 3}
+"""Epochs of a one-shot model per epoch of all trials: on NAS-Bench-201's cells an epoch of the supernet of SNAS costs
+1.5 to 2 of a network, one of HM-NAS or of a GHN of four architectures a step some 3.5."""
 TRIALS_PER_ROUND = 5
 LONGER = 3
 """Epochs of a long training per epoch of a short one."""
@@ -104,7 +105,7 @@ class Setting:
                 "`seconds` may end it earlier."
             )
         epochs = self.recipe.epochs if isinstance(self.recipe.epochs, int) else 1
-        return max(1.0, ONE_SHOT_SHARE * self.trials * epochs)
+        return max(1.0, ONE_SHOT_SHARE[strategy] * self.trials * epochs)
 
     @property
     def pool_size(self) -> int:

@@ -84,7 +84,7 @@ def seconds_a_training(search: Search, seed: int) -> float:
 def with_strategy(search: Search, name: str, trials: int, seed: int) -> Search:
     """Return a search by a strategy of the package, or by a pair of sampler and pruner."""
     if name == "hmnas and random":
-        budget = max(1.0, trials * search.recipe.epochs / 6)
+        budget = max(1.0, trials * search.recipe.epochs / 3)
         model = HMNAS(
             search.space, HMNASRecipe(batch_size=32, mask_fraction=0.25, learning_rate=0.05, seed=seed), search.task
         )
@@ -101,7 +101,7 @@ def with_strategy(search: Search, name: str, trials: int, seed: int) -> Search:
         return replace(
             plain, strategy=None, sampler=RandomSampler(seed), pruner=pruner, objective=plain.resolved_objective
         )
-    return replace(search, strategy=name, trials=trials)
+    return replace(search, strategy=name, trials=trials, seconds=SECONDS[search.name])
 
 
 STRATEGIES = ("auto", "snas", "ghn", "hmnas and random", "tpe", "random", "random and halving")
@@ -130,7 +130,9 @@ def searched(study: str, name: str, seed: int) -> Row:
             "pruner": wanted.resolved_pruner,
             "objective": wanted.resolved_objective,
         }
-        result = run(replace(wanted, strategy=None, trials=1000, folder=Path(folder), **parts), enough=enough)
+        result = run(
+            replace(wanted, strategy=None, seconds=None, trials=1000, folder=Path(folder), **parts), enough=enough
+        )
     assert result.best is not None
     architecture = architecture_of(wanted, result.best)
     network = search.space.build(architecture, seed=seed)

@@ -162,6 +162,18 @@ def test_built_modules_are_copied_pickled_compiled_and_exported(name, tmp_path):
         assert exported.max_difference < 1e-5
 
 
+def test_built_modules_train_under_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        module = CONVOLUTIONAL.architecture({"op": "grouped"}).build(seed=0)
+        parallel = nn.parallel.DistributedDataParallel(module)
+        for _ in range(2):
+            parallel(inputs_of(CONVOLUTIONAL)).sum().backward()
+        assert all(parameter.grad is not None for parameter in module.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_several_arguments_are_measured_and_exported(tmp_path):
     class Both(nn.Module):
         def __init__(self):

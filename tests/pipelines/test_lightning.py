@@ -54,17 +54,8 @@ def data():
 
 
 def test_a_search_uses_its_steps(tmp_path):
-    search = Search(
-        "net",
-        SPACE,
-        data(),
-        Recipe(epochs=6, batch_size=16),
-        TASK,
-        trials=3,
-        tracking=None,
-        folder=tmp_path,
-        cpu_threads=1,
-    )
+    recipe = Recipe(epochs=6, batch_size=16)
+    search = Search("net", SPACE, data(), recipe, TASK, trials=3, tracking=None, folder=tmp_path, cpu_threads=1)
     result = search.run()
     assert result.best.value > 0.8
     assert result.study.best_trial.user_attrs
@@ -91,6 +82,9 @@ def test_its_supernet_and_generated_weights_learn_by_its_steps():
         assert np.isfinite(model.score(architectures)).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*The number of training batches")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_lightning_trains_what_was_built(tmp_path):
     module = SPACE.architecture({"act": "layer", "width": 4}).build()
     x = torch.randn(64, 6)
@@ -99,7 +93,7 @@ def test_lightning_trains_what_was_built(tmp_path):
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(module, loader)
+    trainer.fit(module, loader, loader)
     assert trainer.global_step == 4
 
 
