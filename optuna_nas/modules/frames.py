@@ -116,6 +116,10 @@ class Frame:
             part = parts[path]
             self._rules[name] = stacked_parts(part, own), isinstance(part, nn.modules.conv._ConvNd)
             self._users[name] = [list(_within(alias, parts)) for alias in names]
+        self._groups: dict[tuple[tuple[tuple[str, frozenset[str]], ...], ...], list[str]] = {}
+        for name, users in self._users.items():
+            self._groups.setdefault(tuple(map(tuple, users)), []).append(name)
+        self._as_stored: dict[str, torch.Size] = {}
 
     def empty(self) -> Frame:
         """Leave out the weights, which are then given at every call; norms take the statistics of the batch.
@@ -147,9 +151,9 @@ class Frame:
 
     def used(self, weights: Mapping[str, Collection[str]]) -> Iterator[str]:
         """Yield the parameters that are used where only some names of every choice are computed."""
-        for name, users in self._users.items():
-            if any(all(not names.isdisjoint(weights[choice]) for choice, names in user) for user in users):
-                yield name
+        for users, names in self._groups.items():
+            if any(all(not wanted.isdisjoint(weights[choice]) for choice, wanted in user) for user in users):
+                yield from names
 
     def users(self) -> Mapping[str, list[list[tuple[str, frozenset[str]]]]]:
         """Return, for every parameter and each of its places, the choices that it belongs to."""
@@ -175,11 +179,13 @@ class Frame:
             inputs: A value, or the `Arguments` of the module.
         """
         self.mixer.weights = weights
+        # All places of tied parameters are named, or PyTorch would look for them at every call.
+        named = {alias: tensor for name, tensor in tensors.items() for alias in self.tied[name]}
         if isinstance(inputs, MethodCall):
-            named = {f"module.{name}": tensor for name, tensor in tensors.items()}
-            return functional_call(_Calls(self.module), named, (inputs,))
+            named = {f"module.{name}": tensor for name, tensor in named.items()}
+            return functional_call(_Calls(self.module), named, (inputs,), tie_weights=False)
         given = inputs if isinstance(inputs, Arguments) else Arguments((inputs,), {})
-        return functional_call(self.module, dict(tensors), given.args, given.kwargs)
+        return functional_call(self.module, named, given.args, given.kwargs, tie_weights=False)
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """Return the part of a stored tensor that is a parameter of this frame.
@@ -187,7 +193,12 @@ class Frame:
         Raises:
             ValueError: The stored tensor is too small, or has another number of dimensions.
         """
+        if tensor.shape == self._as_stored.get(name):
+            return tensor
         shape = self.shapes[name]
+        if tuple(tensor.shape) == shape:
+            self._as_stored[name] = tensor.shape
+            return tensor
         if len(shape) != tensor.ndim or any(want > have for want, have in zip(shape, tensor.shape, strict=True)):
             raise ValueError(
                 f"`choose` must not make a parameter larger than any single choice does but {name!r} has shape {shape} "

@@ -67,9 +67,7 @@ class ModuleSupernet(nn.Module):
                 learns[name] = parameter.requires_grad
                 store[name] = _joined(name, store.get(name), parameter.detach())
         for name, tensor in store.items():
-            layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-            tensor = tensor.clone(memory_format=layout)
-            self.register_parameter(_key(name), nn.Parameter(tensor, learns[name]))
+            self.register_parameter(_key(name), nn.Parameter(tensor.clone(), learns[name]))
 
     def _probes(self) -> Iterator[dict[str, tuple[str, ...]]]:
         """Yield the largest values, and those with one other value each."""
