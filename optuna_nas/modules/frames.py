@@ -206,6 +206,16 @@ class Frame:
             )
         return cut(tensor, shape, *self._rules[name])
 
+    def own_buffers(self, chosen: Mapping[str, Collection[str]]) -> dict[str, Tensor]:
+        """Return the buffers of an architecture's module by its own names, without statistics of norms."""
+        parts = dict(self.module.named_modules())
+        found = {}
+        for name, buffer in _persistent(self.module):
+            own = _own_name(name, parts, chosen)
+            if own is not None:
+                found[own] = buffer
+        return found
+
     def own_names(self, chosen: Mapping[str, Collection[str]]) -> dict[str, str]:
         """Return the names of parameters in the module of an architecture, by their names here."""
         parts = dict(self.module.named_modules())
@@ -269,6 +279,16 @@ class Frames:
                 self._frames.popitem(last=False)
         self._frames.move_to_end(key)
         return self._frames[key]
+
+
+def _persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the buffers of a module's state by name, without the statistics of norms that take those of a batch."""
+    state = module.state_dict(keep_vars=True).keys()
+    for path, part in module.named_modules():
+        if not (isinstance(part, NORMS) and not is_pretrained(part)):
+            for name, buffer in part.named_buffers(path, recurse=False):
+                if name in state:
+                    yield name, buffer
 
 
 def _within(name: str, parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, frozenset[str]]]:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from optuna_nas.modules.frames import Frame, Frames
+from optuna_nas.modules.frames import NORMS, Frame, Frames
+from optuna_nas.networks.statistics import use_batch_statistics
+from optuna_nas.training.task import call
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -34,7 +37,8 @@ class ModuleSupernet(nn.Module):
         seed: Seed of the initial weights; None draws from torch's global generator.
 
     Raises:
-        ValueError: A value changes the number of dimensions of a parameter.
+        ValueError: A value changes the number of dimensions of a parameter, or the module does not compute with
+            parameters that are given to it.
 
     Example:
         >>> import torch
@@ -68,6 +72,8 @@ class ModuleSupernet(nn.Module):
                 store[name] = _joined(name, store.get(name), parameter.detach())
         for name, tensor in store.items():
             self.register_parameter(_key(name), nn.Parameter(tensor.clone(), learns[name]))
+        if space.example is not None:
+            self._check_runs()
 
     def _probes(self) -> Iterator[dict[str, tuple[str, ...]]]:
         """Yield the largest values, and those with one other value each."""
@@ -78,6 +84,37 @@ class ModuleSupernet(nn.Module):
             for _, names in choice.options:
                 if names != choice.largest:
                     yield {**largest, choice.name: names}
+
+    def _check_runs(self) -> None:
+        """Check that a module computes with tensors of the store what it computes by itself."""
+        architecture = self.space.architecture({})
+        module = self.space.build(architecture, self.weights_of(architecture), seed=1)  # other than the store's
+        use_batch_statistics(module)
+        for part in module.eval().modules():
+            if isinstance(part, NORMS):
+                part.train(not part.track_running_stats)
+        inputs = self.space.example_inputs(2)
+        weights = {
+            name: torch.tensor([float(text in architecture[name]) for text in names])
+            for name, names in self.names.items()
+        }
+        with torch.no_grad():
+            try:
+                expected = call(module, inputs)
+            except Exception:  # it may need more than two examples; a training will say so
+                return
+            try:
+                same = _equal(self(inputs, weights), expected)
+            except Exception as error:
+                raise self._unfit(f"fails: {error}") from error
+        if not same:
+            raise self._unfit("computes something else; it may keep parameters that it has not registered")
+
+    def _unfit(self, why: str) -> ValueError:
+        return ValueError(
+            f"`space` must be of modules that `torch.func.functional_call` can run but {self.space.name} {why}; build "
+            "architectures one by one instead, by a sampler without a model."
+        )
 
     @property
     def device(self) -> torch.device:
@@ -137,11 +174,12 @@ class ModuleSupernet(nn.Module):
         return used
 
     def weights_of(self, architecture: Architecture) -> dict[str, Tensor]:
-        """Return the parameters of an architecture's module by its own names, for `space.build(architecture, weights)`.
+        """Return parameters and buffers of an architecture's module by its own names, for `space.build`.
 
-        The tensors are parts of the store, not copies, where a part is one slice.
+        The tensors are parts of the store, not copies, where a part is one slice. Statistics of norms are left out.
         """
-        return self.parts_of(architecture, dict(self.named_parameters()))
+        buffers = self._frames.of(dict(architecture.choices), self.device).own_buffers(dict(architecture.choices))
+        return {**buffers, **self.parts_of(architecture, dict(self.named_parameters()))}
 
     def parts_of(self, architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what an architecture's module would take of tensors that are named and shaped as those of the store.
@@ -186,6 +224,16 @@ def _joined(name: str, stored: Tensor | None, tensor: Tensor) -> Tensor:
     for part in (tensor, stored):
         larger[tuple(map(slice, part.shape))] = part
     return larger
+
+
+def _equal(outputs: Any, expected: Any) -> bool:
+    """Return whether outputs of equal structure are nearly equal."""
+    pairs = zip(tree_leaves(outputs), tree_leaves(expected), strict=True)
+    return all(
+        torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+        for one, other in pairs
+        if isinstance(one, Tensor) and one.is_floating_point()
+    )
 
 
 def _key(name: str) -> str:

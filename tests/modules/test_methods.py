@@ -113,6 +113,15 @@ def test_snas_learns_on_every_kind_of_choice(name, relaxation):
         torch.testing.assert_close(module(inputs), snas.predict(best, inputs))
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("name", SPACES)
+def test_half_precision_learns_too(name):
+    snas = SNAS(SPACES[name], SNASRecipe(batch_size=16, precision="bfloat16", relaxation="one_path"))
+    snas.fit(DATA[name], 1, show_progress=False)
+    assert snas.skipped == 0
+    assert np.isfinite(snas.score([SPACES[name].full_architecture()])).all()
+
+
 def test_values_learn_by_the_score_function():
     """Its gradient is the loss above its mean times that of the log-probability, and leads to the better value."""
 

@@ -161,6 +161,27 @@ def test_fixed_kernels_are_those_that_no_choice_touches_but_the_last():
     assert ModuleSpace(net, example=torch.zeros(1, 2), name="fixed").fixed_kernels() == {"0/weight"}
 
 
+def test_buffers_are_inherited_too():
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("directions", torch.randn(3, choose("width", [8, 4])))
+            self.norm = nn.BatchNorm1d(self.directions.shape[1])
+            self.act = choose_op("act", {"relu": nn.ReLU, "tanh": nn.Tanh})
+
+        def forward(self, x):
+            return self.act(self.norm(x @ self.directions))
+
+    space = ModuleSpace(Features, example=torch.zeros(1, 3))
+    supernet = space.supernet(seed=5)
+    architecture = space.architecture({"width": 4})
+    module = architecture.build(supernet.weights_of(architecture), seed=1)
+    use_batch_statistics(module)
+    x = torch.rand(5, 3)
+    torch.testing.assert_close(supernet(x, one_hot(architecture)), module(x))
+    assert supernet.weights_of(architecture).keys() == {"directions", "norm.weight", "norm.bias"}
+
+
 def test_dropout_acts_while_gradients_are_recorded():
     space = ModuleSpace(
         lambda: nn.Sequential(nn.Dropout(choose("rate", [0.5, 0.1])), nn.Linear(50, 1, bias=False)), name="dropout"
@@ -199,6 +220,29 @@ def test_a_value_that_changes_the_number_of_dimensions_is_refused():
 
     with pytest.raises(ValueError, match="`choose` must leave a parameter its number of dimensions but 'weight'"):
         ModuleSpace(net, name="dimensions").supernet(seed=0)
+
+
+def hidden_parameters():
+    """A module that keeps parameters in a list, where PyTorch does not find them."""
+
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = choose_op("act", {"a": nn.ReLU, "b": nn.GELU})
+            self.head = nn.Linear(2, 2)
+            self.parts = [nn.Linear(2, 2)]
+
+        def forward(self, x):
+            return self.parts[0](self.act(self.head(x)))
+
+    return Hidden()
+
+
+def test_a_module_that_does_not_compute_with_given_parameters_is_refused():
+    space = ModuleSpace(hidden_parameters, example=torch.ones(1, 2))
+    space.full_architecture().build()
+    with pytest.raises(ValueError, match=r"`space` must be of modules that `torch.func.functional_call` can run but"):
+        space.supernet(seed=0)
 
 
 def test_supernets_are_copied_and_pickled():
