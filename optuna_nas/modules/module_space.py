@@ -82,7 +82,7 @@ class ModuleSpace(ModelSpace):
         >>> [name for name, _ in model.named_parameters()]
         ['stem.weight', 'stem.bias', 'head.weight', 'head.bias']
         >>> space.architecture({"width": 16, "act": "relu"}).cost()
-        Cost(params=97, multiply_adds=80, memory_access=214)
+        Cost(params=97, multiply_adds=80, memory_access=166)
     """
 
     type_name: ClassVar[str] = "ModuleSpace"

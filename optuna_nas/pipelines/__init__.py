@@ -1,1 +1,12 @@
-"""Doors for other people's tools; each file imports its tool, and nothing of the package imports them."""
+"""Doors for other people's tools. Each file imports its tool when it is first asked for; nothing here is imported."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna_nas.pipelines.lightning import LightningTask
+else:
+    from optuna_nas.lazy import lazy_names
+
+    __getattr__ = lazy_names(__name__, {"lightning": "LightningTask"})
+
+__all__ = ["LightningTask"]

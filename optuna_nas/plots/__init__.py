@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from optuna_nas.plots.cells import plot_architecture
     from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
     from optuna_nas.plots.masks import plot_edge_weights, plot_family, plot_masks
+    from optuna_nas.plots.network_graph import plot_graph
     from optuna_nas.plots.progress import plot_importances, plot_pareto, plot_progress
     from optuna_nas.plots.surrogate import plot_surrogate
 else:
@@ -21,6 +22,7 @@ else:
             "cells": "plot_architecture",
             "distribution": "plot_distribution plot_most_likely",
             "masks": "plot_edge_weights plot_family plot_masks",
+            "network_graph": "plot_graph",
             "progress": "plot_importances plot_pareto plot_progress",
             "surrogate": "plot_surrogate",
         },
@@ -34,6 +36,7 @@ __all__ = [
     "plot_distribution",
     "plot_edge_weights",
     "plot_family",
+    "plot_graph",
     "plot_importances",
     "plot_masks",
     "plot_most_likely",
