@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import optuna
 import pytest
 
 from optuna_nas import CellSpace, unregister_op
@@ -34,8 +35,16 @@ def test_an_objective_of_ones_own_gets_its_network_in_one_line():
         losses.append(sum(p.numel() for p in model.parameters()))
         return learning_rate
 
-    run(block("space.suggest(trial).build()").replace("n_trials=20", "n_trials=1"), your_training=your_training)
+    run(block(").optimize(objective").replace("n_trials=20", "n_trials=1"), your_training=your_training)
     assert losses[0] > 1000
+
+
+def test_a_module_of_ones_own_asks_where_one_hesitates():
+    names = run(block("choose_depth("), optuna=optuna, your_training=lambda model, learning_rate: learning_rate)
+    study = optuna.create_study()
+    study.optimize(names["objective"], n_trials=2)
+    assert study.best_params.keys() >= {"width", "norm", "depth", "head_reads", "learning_rate"}
+    assert names["space"].size == 3 * 2 * 4 * 3
 
 
 def test_data_and_a_task_other_than_images():

@@ -346,13 +346,13 @@ def bootstrap(values: Sequence[float], draws: int = 2000) -> tuple[float, float]
 # -- judged by the table ----------------------------------------------------------------------------------------------
 
 
-def judged(choices: Sequence[Choice], truth: dict[tuple[str, ...], float]) -> dict[str, Any]:
-    """Look choices up, and compare a ranking of 1,000 random cells with the table's."""
+def judged(choices: Sequence[Choice], truth: dict[tuple[str, ...], float], n_cells: int = CELLS) -> dict[str, Any]:
+    """Look choices up, and compare a ranking of random cells with the table's."""
     points = [(round(choice.seconds, 1), truth[ops(choice.cell)]) for choice in choices]
     found: dict[str, Any] = {"points": points, "cell": choices[-1].cell.summary}
     if (score := choices[-1].score) is not None:
         random = np.random.default_rng(1000)
-        cells = [SPACE.sample(random) for _ in range(CELLS)]
+        cells = [SPACE.sample(random) for _ in range(n_cells)]
         scores, came = score(cells), np.array([truth[ops(cell)] for cell in cells])
         top = came >= np.quantile(came, 0.8)
         whole = NetworkSpace(SPACE, nasbench201_skeleton())
@@ -446,6 +446,7 @@ def main() -> None:
     parser.add_argument("--trainings", type=Path, default=Path("trainings.jsonl"), help="short trainings, to look up")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2, 5, 10], help="minutes on two cores")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cells", type=int, default=CELLS, help="random cells whose ranking is judged")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("truth.json"))
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="what other processes have measured")
@@ -483,7 +484,7 @@ def main() -> None:
         print(f"[{place}/{len(wanted)}] {method}, seed {seed}, {minutes:g} minutes", flush=True)
         data = small_cifar10(options.images, seed)
         choices = METHODS[method](data, seed, Budget(60 * CORES * minutes), trainings)
-        row = {"method": method, "seed": seed, "minutes": minutes, **judged(choices, truth)}
+        row = {"method": method, "seed": seed, "minutes": minutes, **judged(choices, truth, options.cells)}
         own, rows = [*own, row], [*rows, row]
         options.out.write_text(json.dumps(own, indent=1))
         print(f"  after {row['points'][-1][0]:.0f} CPU s: {row['points'][-1][1]:.2f} ({row['cell']})", flush=True)
