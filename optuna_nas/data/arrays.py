@@ -5,7 +5,7 @@ N images, B images of a batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from optuna_nas.data.splits import (
     CHOICES,
     SPLITS,
     WEIGHTS,
+    absent_label,
     digest_of,
     draw_splits,
     index_chunks,
@@ -132,6 +133,11 @@ class ImageData:
             raise ValueError(
                 f"`y` must hold labels from 0 to {n_classes - 1} but got {worst}; renumber the labels or set `classes`."
             )
+        if classes is None and (absent := absent_label(labels, n_classes)) is not None:
+            raise ValueError(
+                f"`y` must hold every label from 0 to {highest} but lacks {absent}; renumber them by "
+                "`np.unique(y, return_inverse=True)[1]`, or set `classes`."
+            )
         splits = draw_splits(labels, n_train, dict(fractions or {}), seed)
         train = torch.cat([splits[WEIGHTS], splits[CHOICES]])
         seen = images[train].double() / (255 if images.dtype == torch.uint8 else 1)
@@ -211,7 +217,7 @@ class ImageData:
 
     def describe(self) -> dict[str, Any]:
         """Return name, shape and seed, and sizes and hashes of data and splits, as JSON values."""
-        return {**self._description, "name": self.name}
+        return {**self._description, "name": self.name, "augmentation": asdict(self.augmentation)}
 
     @cached_property
     def _description(self) -> dict[str, Any]:

@@ -74,6 +74,19 @@ def digest_of(*tensors: Tensor) -> str:
     return hashed.hexdigest()
 
 
+def absent_label(labels: NDArray[np.int64], n_classes: int) -> int | None:
+    """Return the smallest label from 0 that no example has; None if there is one of each.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas.data.splits import absent_label
+        >>> absent_label(np.array([1, 3]), 4), absent_label(np.array([1, 0]), 2)
+        (0, None)
+    """
+    absent = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=n_classes) == 0)
+    return int(absent[0]) if len(absent) else None
+
+
 def positions_of(positions: Mapping[str, Tensor], splits: Sequence[str]) -> Tensor:
     """Return the positions of all examples in some splits.
 

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from optuna_nas.data.batches import Batch
-from optuna_nas.data.splits import CHOICES, SPLITS, WEIGHTS, digest_of, draw_splits, index_chunks, positions_of
+from optuna_nas.data.splits import (
+    CHOICES,
+    SPLITS,
+    WEIGHTS,
+    absent_label,
+    digest_of,
+    draw_splits,
+    index_chunks,
+    positions_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +115,11 @@ class TensorData:
             deviation = seen.std(0, keepdim=True)
             scale = torch.where(deviation > 0, deviation, 1)
             inputs = ((inputs - seen.mean(0, keepdim=True)) / scale).float()
+        if is_labels and (absent := absent_label(targets.numpy(), int(targets.max()) + 1)) is not None:
+            raise ValueError(
+                f"`y` must hold every label from 0 to {int(targets.max())} but lacks {absent}; renumber them by "
+                "`np.unique(y, return_inverse=True)[1]`, or give floating-point values to predict."
+            )
         outputs = int(targets.max()) + 1 if is_labels else int(np.prod(targets.shape[1:], dtype=np.int64))
         return TensorData(name, inputs, targets, splits, outputs, seed)
 

@@ -220,7 +220,7 @@ def _joined(name: str, stored: Tensor | None, tensor: Tensor) -> Tensor:
         return stored
     deviation = float(stored.float().std()) if stored.numel() > 1 else 0.0
     generator = torch.Generator().manual_seed(len(name))
-    larger = torch.randn(shape, generator=generator).mul_(deviation or 0.02).to(stored)
+    larger = torch.randn(shape, generator=generator, dtype=torch.float32).mul_(deviation or 0.02).to(stored)
     for part in (tensor, stored):
         larger[tuple(map(slice, part.shape))] = part
     return larger

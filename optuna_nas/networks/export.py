@@ -114,7 +114,7 @@ def random_like(example: Any, generator: torch.Generator) -> Any:
     def drawn(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        return torch.randn(value.shape, generator=generator)
+        return torch.randn(value.shape, generator=generator, dtype=value.dtype)
 
     return tree_map(drawn, example)
 

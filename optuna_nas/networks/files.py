@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.network_space import NetworkSpace
 from optuna_nas.networks.sums import factors_of, masks_of, restrict
 from optuna_nas.space import Architecture, CellularSpace, ModelSpace, Skeleton
-from optuna_nas.training.checkpoints import load_tensors, prefixed, save_tensors, without_prefix
+from optuna_nas.training.checkpoints import description_of, load_tensors, prefixed, save_tensors, without_prefix
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
 MASKS = "masks/"
@@ -34,13 +38,16 @@ def architecture_of(network: nn.Module, architecture: Architecture | None = None
     return architecture
 
 
-def save_network(path: Path, network: nn.Module, architecture: Architecture | None = None) -> None:
+def save_network(
+    path: Path, network: nn.Module, architecture: Architecture | None = None, owner: Mapping[str, Any] | None = None
+) -> None:
     """Write a network to a file, with its architecture and space.
 
     Args:
         path: Safetensors file to write.
         network: Network with its weights and masks.
         architecture: Architecture that the network was built from; a `DiscreteNetwork` knows its own.
+        owner: JSON values that say whose it is, such as study and trial; see `owner_of`.
 
     Raises:
         ValueError: The network needs an architecture.
@@ -56,6 +63,8 @@ def save_network(path: Path, network: nn.Module, architecture: Architecture | No
         True
     """
     description: dict[str, Any] = {"architecture": architecture_of(network, architecture).to_dict()}
+    if owner is not None:
+        description["owner"] = dict(owner)
     tensors = network.state_dict()
     if isinstance(network, DiscreteNetwork):
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("masks.")}
@@ -68,6 +77,15 @@ def save_network(path: Path, network: nn.Module, architecture: Architecture | No
             description["mixing"] = factors
     # Tied weights are written once for each of their names: safetensors refuses tensors that share memory.
     save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, description)
+
+
+def owner_of(path: Path) -> dict[str, Any] | None:
+    """Return whose a network's file is, as `save_network` was told; None where it does not say.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    return description_of(path).get("owner")
 
 
 def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
@@ -100,6 +118,9 @@ def read_network(path: str | Path, device: str = "cpu") -> tuple[nn.Module, Arch
     tensors, description = load_tensors(Path(path), device)
     if "architecture" not in description:
         raise ValueError(f"`path` must be a network of optuna_nas but {path} holds something else.")
+    broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if broken:
+        raise ValueError(f"`path` must be a network with finite weights but {broken[0]!r} in {path} has others.")
     architecture = Architecture.from_dict(description["architecture"])
     if "skeleton" in description:  # written by an earlier version, in which an architecture had no skeleton
         cells = cast("CellularSpace", architecture.space)

@@ -29,7 +29,7 @@ def seeded_building(seed: int | None) -> Iterator[None]:
     """Seed the initial weights of modules that are built inside the block.
 
     Modules draw from torch's global generator. Its state is restored afterwards, and a lock keeps other threads that
-    build modules waiting.
+    build modules waiting. Weights are float32, whatever PyTorch's default is.
 
     Args:
         seed: Seed of the initial weights; None leaves the global generator as it is.
@@ -47,7 +47,12 @@ def seeded_building(seed: int | None) -> Iterator[None]:
     with _BUILDING, torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        yield
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # as the data are, whatever the process prefers
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 class GraphNetwork(nn.Module):

@@ -154,7 +154,7 @@ class NetworkSpace(ModelSpace):
         return frozenset(name for name, parameter in parts.named_parameters() if parameter.ndim > 1)
 
     def example_inputs(self, batch_size: int = 1) -> Tensor:
-        return torch.zeros(batch_size, *self.skeleton.input_shape)
+        return torch.zeros(batch_size, *self.skeleton.input_shape, dtype=torch.float32)
 
     def check_data(self, data: Any) -> None:
         skeleton = self.skeleton

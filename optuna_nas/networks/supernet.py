@@ -190,5 +190,5 @@ def one_hot(architecture: Architecture) -> dict[str, Tensor]:
             raise ValueError(
                 f"`architecture` must keep an op once at a place but keeps {chosen} at {path!r}; build it by itself."
             )
-        weights[path] = torch.tensor([1.0 if name in chosen else 0.0 for name in names])
+        weights[path] = torch.tensor([1.0 if name in chosen else 0.0 for name in names], dtype=torch.float32)
     return weights

@@ -9,9 +9,10 @@ from functools import cached_property
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
+import optuna
 import torch
 from optuna import Trial, TrialPruned
-from optuna.trial import TrialState
+from optuna.trial import BaseTrial, TrialState
 
 from optuna_nas.data.splits import TEST
 from optuna_nas.networks.discrete import DiscreteNetwork
@@ -252,6 +253,9 @@ class TrainObjective:
     # -- a trial --------------------------------------------------------------------------------------------------
 
     def __call__(self, trial: Trial) -> float | tuple[float, ...]:
+        """Return the values of a trial; of a `FixedTrial` or a finished trial, its parameters are trained again."""
+        if not hasattr(trial, "study"):
+            return self._again(trial)
         self._check_directions(trial)
         candidate = self._candidate(trial)
         training_digest = self._announce(trial, candidate)
@@ -296,6 +300,19 @@ class TrainObjective:
     @cached_property
     def _duplicates(self) -> Duplicates:
         return Duplicates(self.space.distributions())
+
+    def _again(self, trial: BaseTrial) -> float | tuple[float, ...]:
+        """Train the parameters of a trial that belongs to no running study; leave the files of a search alone."""
+        self.space.suggest(trial)
+        resolve(self.recipe, trial)
+        resolve(self.task, trial)
+        study = optuna.create_study(directions=list(self.directions))  # type: ignore[arg-type]
+        study.enqueue_trial(trial.params)
+        again = study.ask()
+        values = replace(self, run=TrialRun())(again)
+        for key, value in again.user_attrs.items():
+            trial.set_user_attr(key, value)
+        return values
 
     def _check_directions(self, trial: Trial) -> None:
         directions = tuple(direction.name.lower() for direction in trial.study.directions)

@@ -31,6 +31,7 @@ from optuna_nas.storage.attributes import (
     TRAIN_SECONDS,
     attribute,
 )
+from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.retries import CheckpointNotes
 from optuna_nas.training.device import gpu_share, is_out_of_memory, release_memory
@@ -251,7 +252,8 @@ class TrialTraining:
             return
         file = network_path(run.folder, trial.number)
         kept = network.compact() if isinstance(network, DiscreteNetwork) else network
-        save_network(file, kept, self._candidate.architecture)
+        owner = {"study": study_uid(trial.study), "trial": trial.number}
+        save_network(file, kept, self._candidate.architecture, owner)
         trial.set_user_attr(NETWORK, str(file))
         if run.store is not None:
             try:

@@ -14,12 +14,14 @@ from optuna.trial import TrialState
 
 from optuna_nas.storage.attributes import (
     FLAGGED,
+    SCORED,
     SURROGATE_SCORE,
     Unverified,
     attribute,
     find_trial,
     has_attribute,
     hash_of,
+    params_hash,
     random_scores_key,
     read_json,
     write_json,
@@ -177,13 +179,18 @@ class SurrogatePruner(PicklesSettings, BasePruner):
                     watch.values.append(oriented(trial.values[0], study.directions[0]))
             return rank_correlation(watch.scores[-MAX_TRIALS:], watch.values[-MAX_TRIALS:])
 
+    def _is_of_another(self, trial: FrozenTrial) -> bool:
+        """Return whether the score in a trial was noted for other parameters than it has."""
+        noted = trial.user_attrs.get(SCORED)
+        return noted is not None and noted != params_hash(trial.params, self.space.options())
+
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         if not trial.intermediate_values and not self._is_ours(trial):
             self._warn_of(trial)
         if trial.intermediate_values or not self._is_ours(trial) or not self._can_score():
             return self._ask_wrapped(study, trial)
         score = self._score(trial)
-        if not has_attribute(trial.user_attrs, SURROGATE_SCORE):
+        if not has_attribute(trial.user_attrs, SURROGATE_SCORE) or self._is_of_another(trial):
             study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, score)
         reason = self._flags(study, trial, score)
         if reason is None or not self._is_enabled(study):
@@ -338,7 +345,7 @@ class QuantilePruner(SurrogatePruner):
 
     def _score(self, trial: FrozenTrial) -> float:
         stored = attribute(trial.user_attrs, SURROGATE_SCORE)
-        if isinstance(stored, int | float):
+        if isinstance(stored, int | float) and not self._is_of_another(trial):
             return float(stored)
         score = float(self._scores([self.space.decode(trial.params)])[0])
         return score if np.isfinite(score) else -np.inf

@@ -16,11 +16,13 @@ from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
 from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.storage.attributes import (
     DIGEST,
+    SCORED,
     SURROGATE_SCORE,
     Unverified,
     attribute,
     given_params,
     hash_of,
+    params_hash,
 )
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedIndex, PerStudy
@@ -208,7 +210,20 @@ class GHNSampler(ArchitectureSampler):
             given = given_params(trial)
             if all(given.get(path, choice) == choice for path, choice in self._params(candidate[0]).items()):
                 study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, candidate[1])
+                proposed = params_hash(self._params(candidate[0]), self._distributions)
+                study._storage.set_trial_user_attr(trial._trial_id, SCORED, proposed)
         return params
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Replace the score of what was proposed where another sampler around this one has changed parameters."""
+        noted = trial.user_attrs.get(SCORED)
+        if noted is not None and self._distributions.keys() <= trial.params.keys():
+            own = params_hash(trial.params, self._distributions)
+            if own != noted:
+                (score,) = self.score([self.space.decode(trial.params)])
+                study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, float(score))
+                study._storage.set_trial_user_attr(trial._trial_id, SCORED, own)
+        super().after_trial(study, trial, state, values)
 
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         candidate = self._candidate(study, trial)

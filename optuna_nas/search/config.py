@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,11 @@ from optuna.storages import BaseStorage
 
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
 from optuna_nas.objective.train_objective import TrainObjective
-from optuna_nas.storage.database import SQLITE, Heartbeat
+from optuna_nas.storage.database import Heartbeat, sqlite_address
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.training.recipe import Recipe
+from optuna_nas.training.rules import plain
 from optuna_nas.training.task import DIRECTIONS, MAXIMIZE, ImageClassification, Task
 
 if TYPE_CHECKING:
@@ -40,6 +42,37 @@ NO_OBJECTIVE = "`objective` must be given where `data` are not; pass one of them
 """Message of a search that has nothing to train."""
 MAX_TRIALS = 100_000
 """Total number of trials of a search that something else limits."""
+
+
+MAX_NAME, MAX_FOLDER_BYTES = 255, 200
+"""Largest number of characters of a name, and of bytes of a folder that is named so."""
+
+
+def check_name(name: str) -> None:
+    """Check that a study can be named so, in a database, in MLflow and as a folder.
+
+    Raises:
+        ValueError: It is empty or too long, has a slash or a control character, or is `.` or `..`.
+    """
+    if not name or any(character in name for character in "/\\"):
+        raise ValueError(f"`name` must be non-empty and without slashes but got {name!r}.")
+    if len(name) > MAX_NAME or name in (".", "..") or not name.isprintable():
+        raise ValueError(
+            f"`name` must be printable, of at most {MAX_NAME} characters, and no `.` or `..`, but got {name[:40]!r}."
+        )
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a study's folder: its own, or its beginning and a hash where that is too long for a file.
+
+    Example:
+        >>> from optuna_nas.search.config import folder_name
+        >>> folder_name("digits"), len(folder_name("x" * 255))
+        ('digits', 61)
+    """
+    if len(name.encode()) <= MAX_FOLDER_BYTES:
+        return name
+    return f"{name[:44]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 class SearchListener(TrialListener, Protocol):
@@ -159,12 +192,11 @@ class Search:
     description: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or any(character in self.name for character in "/\\"):
-            raise ValueError(f"`name` must be non-empty and without slashes but got {self.name!r}.")
+        check_name(self.name)
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
         if isinstance(self.storage, Path):
-            object.__setattr__(self, "storage", f"{SQLITE}{self.storage}")
+            object.__setattr__(self, "storage", sqlite_address(self.storage))
         if not isinstance(self.storage, str | BaseStorage | None):
             raise ValueError(
                 "`storage` must be an address such as 'sqlite:///study.db', a path or an Optuna storage but is a "
@@ -174,8 +206,10 @@ class Search:
             value = getattr(self, name)
             if value is None and name in ("trials", "patience"):
                 continue
-            if not isinstance(value, int) or value < 1:
+            value = plain(value)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1 but got {value}.")
+            object.__setattr__(self, name, value)
         if self.seconds is not None and not 0 < self.seconds < math.inf:
             raise ValueError(f"`seconds` must be a positive number but got {self.seconds}; None sets no limit.")
         if self.strategy is not None:
@@ -259,7 +293,7 @@ class Search:
 
     def resolved_folder(self) -> Path:
         """Return the folder of the search's files."""
-        return self.folder or Path("runs") / self.name
+        return self.folder or Path("runs") / folder_name(self.name)
 
     def resolved_storage(self) -> str | BaseStorage:
         """Return the URL of the Optuna storage, or the object; the PostgreSQL in `folder` is started if necessary."""
@@ -268,7 +302,7 @@ class Search:
         folder = self.resolved_folder()
         postgresql, sqlite_file = folder / POSTGRESQL, folder / "study.db"
         moved = postgresql.exists() and (not sqlite_file.exists() or (folder / MOVED).exists())
-        return own_database(postgresql) if moved else f"{SQLITE}{sqlite_file}"
+        return own_database(postgresql) if moved else sqlite_address(sqlite_file)
 
     def with_strategy(self, strategy: str, **changes: Any) -> Search:
         """Return the search with a strategy in place of its sampler and pruner.

@@ -12,7 +12,9 @@ from optuna.study import StudyDirection
 
 from optuna_nas.storage.attributes import SETTING, VERSION
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
+from optuna_nas.storage.identity import claim_folder
 from optuna_nas.storage.versions import versions
+from optuna_nas.training.checkpoints import completed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +57,8 @@ def open_study(search: Search, create: bool = True) -> Study:
                 "whose parameters have other names; it can be read, but give the search another `name` to go on."
             )
         _check_setting(study, search)
+        if create:
+            claim_folder(search.resolved_folder(), study)
     return study
 
 
@@ -158,7 +162,7 @@ def _check_setting(study: Study, search: Search) -> None:
     setting, study_setting = search.setting(), study.user_attrs.get(SETTING)
     if study_setting is None:
         study.set_user_attr(SETTING, setting)
-    elif study_setting != setting:
+    elif (study_setting := completed(study_setting, setting)) != setting:
         parts = sorted(part for part in setting if study_setting.get(part) != setting[part])
         raise ValueError(
             f"`{(*parts, 'objective')[0]}` must be that of the existing study {search.name!r} but is another; "

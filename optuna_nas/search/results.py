@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, TypedDict
 
 from optuna.trial import FrozenTrial
 
+from optuna_nas.networks.files import owner_of
 from optuna_nas.objective.protocol import Describes, Judges, Objective, metric_of
 from optuna_nas.objective.trial_training import network_path
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
+from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.storage.versions import git_commit, versions
 from optuna_nas.tracking import DatasetInfo
@@ -85,11 +87,28 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
         picture = folder / "best_architecture.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_architecture(architecture).savefig(picture, dpi=150)
-    network: Path | None = network_path(folder, attribute(best.user_attrs, DUPLICATE_OF, best.number))
-    if network is not None and not network.exists() and not _fetch_network(search, study, best, network):
-        network = None
+    network: Path | None = network_of(search, study, best)
     test_metric = _test_metric(search, study, best, network, judge)
     return SearchResult(study, best, picture, network, test_metric)
+
+
+def network_of(search: Search, study: Study, trial: FrozenTrial) -> Path | None:
+    """Return the file of a trial's network, downloaded if it was trained on another machine; None if there is none.
+
+    A file of the same name that another study has left is not believed.
+    """
+    path = network_path(search.resolved_folder(), attribute(trial.user_attrs, DUPLICATE_OF, trial.number))
+    if path.exists():
+        try:
+            owner = owner_of(path)
+        except ValueError as error:
+            logger.warning("The network of trial %d is damaged: %s", trial.number, error)
+            return None
+        if owner is None or owner["study"] == study_uid(study):  # files of before do not say
+            return path
+        logger.warning("%s is the network of another study, and is left out.", path)
+        return None
+    return path if _fetch_network(search, study, trial, path) else None
 
 
 def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:

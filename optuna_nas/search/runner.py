@@ -196,6 +196,7 @@ class _Run:
         self._shared = is_server(search.resolved_storage())
         self._quota, self._silent = Quota(study, search.total), Silent(study, search.heartbeat.grace)
         self._interrupts = _Interrupts()
+        self._stops = self._was_stopped = False  # by this class; by the objective or the sampler
         self.ended: str | None = None
         """Why the search has ended before its total number of trials."""
         self._errors: list[BaseException] = []  # errors of the trials in the current call of `Study.optimize`
@@ -235,7 +236,7 @@ class _Run:
         return reason is not None or self._given_enough(study)
 
     def _missing(self) -> int:
-        return 0 if self._enough(self._study) else self._quota.missing()
+        return 0 if self._was_stopped or self._enough(self._study) else self._quota.missing()
 
     def _run_trials(self) -> None:
         away_since: float | None = None
@@ -243,7 +244,7 @@ class _Run:
             self._errors.clear()
             try:
                 standing = self._quota.look()
-                if not standing.missing or self._enough(self._study):
+                if not standing.missing or self._was_stopped or self._enough(self._study):
                     return
                 if standing.free > 0:
                     self._optimize(min(standing.free, self._search.n_jobs) if self._shared else standing.free)
@@ -268,6 +269,7 @@ class _Run:
 
     def _optimize(self, n_trials: int) -> None:
         """Run trials with `Study.optimize`, and raise errors that it hides."""
+        self._stops = False
         try:
             self._study.optimize(
                 self._run_trial,
@@ -285,6 +287,9 @@ class _Run:
             raise
         if self._errors:  # errors in threads, of which Optuna ignores the last ones
             raise self._errors[0]
+        if self._study._stop_flag and not self._stops:
+            self.ended = "the objective or the sampler has stopped the study (`study.stop()`)"
+            self._was_stopped = True
 
     def _run_trial(self, trial: Trial) -> float | Sequence[float]:
         try:
@@ -322,6 +327,7 @@ class _Run:
         if self._store is not None:
             _remove_shared(study, trial, self._store, self._search.keep_networks)
         if self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0):
+            self._stops = not study._stop_flag
             study.stop()
 
     def _wait_for_others(self) -> None:

@@ -66,7 +66,9 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", tuple(self.cells))
-        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        object.__setattr__(self, "input_shape", tuple(map(_plain, self.input_shape)))
+        for name in ("channels", "classes", "stem_multiplier", "drop_path", "budget"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if not self.cells:
             raise ValueError("`cells` must name at least one cell but is empty; try `('normal',)`.")
         for name, value in (
@@ -317,3 +319,8 @@ def anytime_skeleton(
     kinds = [f"cell{number}" for number in range(1, cells + 1)]
     between = [part for kind in kinds for part in (kind, "factorized_reduction")]
     return Skeleton(tuple(between[:-1]), channels, input_shape, classes, budget=budget)
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as a Python number, and other values unchanged."""
+    return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from optuna import Study
     from optuna.trial import FrozenTrial
@@ -33,6 +33,8 @@ FLAGGED = PREFIX + "flagged"
 """Reason why a pruner flagged the architecture, one sentence; exempt trials have it, too, and are trained anyway."""
 SURROGATE_SCORE = PREFIX + "surrogate_score"
 """Score predicted without training, larger is better."""
+SCORED = PREFIX + "scored_params"
+"""Hash of the parameters of the space that the score was noted for: a trial may get others than were proposed."""
 SURVIVAL = PREFIX + "survival"
 """Fraction of the architecture that survives the masks (HM-NAS), in [0, 1]."""
 PARAMS = PREFIX + "params"
@@ -107,7 +109,9 @@ VERSION = PREFIX + "version"
 TEST_RESULT = PREFIX + "test"
 """Number of the trial whose network was evaluated on the test split, and the metric there."""
 UID_ATTRIBUTE = PREFIX + "study_uid"
-"""Unique id of the study in MLflow, where several studies may have a name."""
+"""Unique id of the study, by which MLflow and files know it; see `identity`."""
+HOME = PREFIX + "home"
+"""Name and storage of the study when it got its id: a copy of the study has others."""
 
 
 PROMOTES = f"{PREFIX}promotes"
@@ -232,6 +236,17 @@ def is_own(name: str) -> bool:
         (True, True, False)
     """
     return name.startswith(PREFIX) or name in _SHOWN_OLD_NAMES
+
+
+def params_hash(params: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return a hash of the parameters of some names.
+
+    Example:
+        >>> from optuna_nas.storage.attributes import params_hash
+        >>> params_hash({"a": 1, "rate": 0.1}, ["a"]) == params_hash({"a": 1}, ["a"])
+        True
+    """
+    return f"{hash_of(json.dumps([[name, params.get(name)] for name in sorted(names)])):016x}"
 
 
 def given_params(trial: FrozenTrial) -> dict[str, Any]:

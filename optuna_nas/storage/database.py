@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DatabaseError
 
 from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of, database_address
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-SQLITE = "sqlite:///"
 TABLE_ATTEMPTS = 2
 """Attempts at creating the tables of a new database, which another process may be creating."""
 
@@ -97,8 +97,23 @@ def sqlite_file(storage: str | BaseStorage) -> Path | None:
         ('study.db', None)
     """
     address = database_address(storage) or ""
-    file = address.removeprefix(SQLITE).partition("?")[0]
-    return Path(file) if address.startswith(SQLITE) and file not in ("", ":memory:") else None
+    if not address.startswith("sqlite"):
+        return None
+    file = make_url(address).database or ""
+    return None if file in ("", ":memory:") else Path(file)
+
+
+def sqlite_address(file: Path | str) -> str:
+    """Return the URL of an sqlite file; characters that mean something in a URL are escaped.
+
+    Example:
+        >>> from optuna_nas.storage.database import sqlite_address, sqlite_file
+        >>> sqlite_address("runs/a%20b?/study.db")
+        'sqlite:///runs/a%2520b%3F/study.db'
+        >>> sqlite_file(sqlite_address("runs/a%20b?/study.db"))
+        PosixPath('runs/a%20b?/study.db')
+    """
+    return URL.create("sqlite", database=str(file)).render_as_string()
 
 
 def is_server(storage: str | BaseStorage) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-import uuid
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from optuna_nas.storage.attributes import UID_ATTRIBUTE
+from optuna_nas.storage.identity import study_uid
 from optuna_nas.tracking.records import milliseconds
 from optuna_nas.tracking.view import study_filter
 
@@ -130,10 +129,3 @@ class StudyRuns:
                 runs = [self.client.mlflow.create_run(self.experiment_id, start, tags, f"{model} fit")]
             self.fits[model] = runs[0].info.run_id
         return self.fits[model]
-
-
-def study_uid(study: optuna.Study) -> str:
-    """Return the unique id of a study, which is created and stored in it at the first call."""
-    if UID_ATTRIBUTE not in study.user_attrs:
-        study.set_user_attr(UID_ATTRIBUTE, uuid.uuid4().hex[:16])
-    return str(study.user_attrs[UID_ATTRIBUTE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -9,13 +10,16 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
     from torch import Tensor
 
+CHECKSUM = "checksum"
+"""Key of the checksum in the header of a file."""
 ABANDONED_SECONDS = 3600
 """Age after which a temporary file counts as left by a process that was killed."""
 
@@ -49,13 +53,26 @@ def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Ma
     Raises:
         ValueError: They differ.
     """
-    saved, current = saved or {}, json.loads(json.dumps(current))
+    current = json.loads(json.dumps(current))
+    saved = completed(saved or {}, current)
     differing = _differing(saved, current)
     if differing:
         raise ValueError(
             f"`checkpoint` must be of the same configuration but {path} differs in {', '.join(differing)}; "
             "use another file, or delete it to start anew."
         )
+
+
+NEW_IN_DATA = ("augmentation", "files")
+"""What descriptions of data lacked in earlier versions."""
+
+
+def completed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an earlier configuration; what it could not yet describe of its data is taken to be as it is now."""
+    data, now = saved.get("data"), current.get("data")
+    if not isinstance(data, dict) or not isinstance(now, dict):
+        return dict(saved)
+    return {**saved, "data": {**{key: now[key] for key in NEW_IN_DATA if key in now}, **data}}
 
 
 def _differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -94,11 +111,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            {"optuna_nas": json.dumps(dict(description))},
-        )
+        written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        described = json.dumps(dict(description))
+        save_file(written, temporary, {"optuna_nas": described, CHECKSUM: checksum(written, described)})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -131,8 +146,44 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     from safetensors import safe_open
 
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            description = json.loads((file.metadata() or {})["optuna_nas"])
-            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+        with safe_open(path, "pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        described = metadata["optuna_nas"]
+        if metadata.get(CHECKSUM, "") not in ("", checksum(tensors, described)):  # files of before have none
+            raise ValueError("its checksum is another")
+        return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(described)
     except Exception as error:
         raise ValueError(f"`path` must be a checkpoint of optuna_nas but {path} is not readable: {error}") from error
+
+
+def description_of(path: Path) -> dict[str, Any]:
+    """Return the description of a file of `save_tensors`, without its tensors.
+
+    Raises:
+        ValueError: The file is not a checkpoint of optuna_nas, or is damaged.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads((file.metadata() or {})["optuna_nas"]))
+    except Exception as error:
+        raise ValueError(f"`path` must be a checkpoint of optuna_nas but {path} is not readable: {error}") from error
+
+
+def checksum(tensors: Mapping[str, Tensor], described: str) -> str:
+    """Return a hash of tensors on the CPU, with their names, types and shapes, and of a description.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.training.checkpoints import checksum
+        >>> checksum({"a": torch.ones(2)}, "{}") == checksum({"a": torch.ones(2)}, "{}") != checksum({}, "{}")
+        True
+    """
+    digest = hashlib.blake2b(described.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

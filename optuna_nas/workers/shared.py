@@ -14,8 +14,9 @@ from optuna_nas.objective.protocol import metric_of
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.storage.artifacts import artifact_store
-from optuna_nas.storage.database import SQLITE, connect
+from optuna_nas.storage.database import connect, sqlite_address
 from optuna_nas.storage.finished import FinishedTrials
+from optuna_nas.storage.identity import keep_identity
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.storage.quota import Quota
@@ -140,12 +141,13 @@ def _own_storage(search: Search) -> str:
     address = own_database(folder / POSTGRESQL)
     if not before.exists() or moved.exists():
         return address
-    old, new = connect(f"{SQLITE}{before}"), connect(address)
+    old, new = connect(sqlite_address(before)), connect(address)
     with suppress(KeyError):
         optuna.load_study(study_name=search.name, storage=old)
         with suppress(KeyError):  # an interrupted copy
             optuna.delete_study(study_name=search.name, storage=new)
         optuna.copy_study(from_study_name=search.name, from_storage=old, to_storage=new)
+        keep_identity(optuna.load_study(study_name=search.name, storage=new))
         logger.warning(
             "The study in %s was copied to a PostgreSQL database beside it, which is used from now on.", before
         )

@@ -84,7 +84,7 @@ class HyperNetwork(nn.Module):
         hidden = self.recipe.hidden
         outputs: list[Tensor] = []
         everything: list[Tensor] = []
-        total = torch.zeros(batch.size, hidden, device=batch.sizes.device)
+        total = torch.zeros(batch.size, hidden, device=batch.sizes.device, dtype=torch.float32)
         for module in batch.modules:
             shared = self.recipe.share_parameters
             propagation = cast("Propagation", self.propagations[0 if shared else module.number])
@@ -99,9 +99,7 @@ class HyperNetwork(nn.Module):
                 nodes = propagation.receive(nodes, module.readers, read)
             nodes = propagation.forward(nodes, module)
             summed = torch.zeros_like(total).index_add(0, module.graphs, nodes)
-            counts = torch.zeros(batch.size, device=total.device).index_add(
-                0, module.graphs, torch.ones(len(nodes), device=total.device)
-            )
+            counts = total.new_zeros(batch.size).index_add(0, module.graphs, total.new_ones(len(nodes)))
             outputs.append(summed / counts.clamp_min(1)[:, None])
             total = total + summed
             everything.append(nodes)

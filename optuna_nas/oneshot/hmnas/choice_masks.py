@@ -57,10 +57,10 @@ class ChoiceMasks(BaseMasks):
         self._least = {choice.name: min(len(names) for _, names in choice.options) for choice in several}
         draw = torch.Generator().manual_seed(recipe.seed)
         self._valid_EO = torch.from_numpy(self.valid_EO)
-        self.op_logits_EO = nn.Parameter(1e-3 * torch.randn(self.valid_EO.shape, generator=draw))
-        self.op_masks_EO = nn.Parameter(torch.full(self.valid_EO.shape, recipe.mask_start))
+        self.op_logits_EO = nn.Parameter(1e-3 * torch.randn(self.valid_EO.shape, generator=draw, dtype=torch.float32))
+        self.op_masks_EO = nn.Parameter(torch.full(self.valid_EO.shape, recipe.mask_start, dtype=torch.float32))
         self.single_logits = {
-            choice.name: nn.Parameter(1e-3 * torch.randn(len(choice.names), generator=draw))
+            choice.name: nn.Parameter(1e-3 * torch.randn(len(choice.names), generator=draw, dtype=torch.float32))
             for choice in space.choices.values()
             if choice.kind not in (OPS, INPUTS, VALUE)
         }

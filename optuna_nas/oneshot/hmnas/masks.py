@@ -178,11 +178,11 @@ class Masks(BaseMasks):
         names = supernet.names[self.paths[0]]
         self._columns_O = torch.tensor([names.index(op) for op in self.ops])
         draw = torch.Generator().manual_seed(recipe.seed)
-        self.op_logits_EO = nn.Parameter(1e-3 * torch.randn(n_edges, n_ops, generator=draw))
-        self.edge_logits_E = nn.Parameter(1e-3 * torch.randn(n_edges, generator=draw))
+        self.op_logits_EO = nn.Parameter(1e-3 * torch.randn(n_edges, n_ops, generator=draw, dtype=torch.float32))
+        self.edge_logits_E = nn.Parameter(1e-3 * torch.randn(n_edges, generator=draw, dtype=torch.float32))
         start = recipe.mask_start
-        self.op_masks_EO = nn.Parameter(torch.full((n_edges, n_ops), start))
-        self.edge_masks_E = nn.Parameter(torch.full((n_edges,), start))
+        self.op_masks_EO = nn.Parameter(torch.full((n_edges, n_ops), start, dtype=torch.float32))
+        self.edge_masks_E = nn.Parameter(torch.full((n_edges,), start, dtype=torch.float32))
         self.weight_masks = {
             name: nn.Parameter(torch.full_like(weight, start, memory_format=torch.preserve_format))
             for name, weight in supernet.named_parameters()
@@ -248,7 +248,8 @@ class Masks(BaseMasks):
     def only(self, chosen: Mapping[str, tuple[str, ...]], mixing: dict[str, Tensor]) -> dict[str, Tensor]:
         names = self._supernet.names
         return {
-            path: vector * torch.tensor([float(name in chosen[path]) for name in names[path]]).to(vector.device)
+            path: vector
+            * torch.tensor([float(name in chosen[path]) for name in names[path]], dtype=torch.float32).to(vector.device)
             for path, vector in mixing.items()
         }
 

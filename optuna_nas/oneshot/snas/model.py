@@ -154,17 +154,17 @@ class SNAS(OneShotModel[DistributionRecord]):
         self.modules = {"supernet": self.supernet}
         self._fixed_kernels = space.fixed_kernels()
         use_batch_statistics(self.supernet)
-        self.logits_EO = nn.Parameter(torch.zeros(self.table.shape))
+        self.logits_EO = nn.Parameter(torch.zeros(self.table.shape, dtype=torch.float32))
         self.penalty = (
             CostPenalty(self.costs, self.recipe)
             if isinstance(self.costs, EdgeCosts)
             else SampledPenalty(self.costs, self.recipe)
         )
-        self.credit_E = torch.zeros(len(self.paths))
+        self.credit_E = torch.zeros(len(self.paths), dtype=torch.float32)
         drawn = space.drawn_paths()
         self._drawn = tuple(number for number, path in enumerate(self.paths) if path in drawn)
         self._draws = bool(drawn) or (isinstance(self.penalty, SampledPenalty) and self.penalty.counts)
-        self._baselines = torch.full((2,), math.nan)
+        self._baselines = torch.full((2,), math.nan, dtype=torch.float32)
         """Moving means of the loss and of the cost of drawn options."""
         if self.recipe.compile and self._draws:
             raise ValueError("`compile` must be False where values are drawn, which make a new module each; unset it.")

@@ -53,7 +53,7 @@ class OptionTable:
         valid_EO = torch.arange(self.shape[1]) < torch.tensor(sizes)[:, None]
         self._valid_EO = None if bool(valid_EO.all()) else valid_EO
         members = [
-            torch.tensor([[float(name in chosen) for name in mixed[path]] for chosen in of_path])
+            torch.tensor([[float(name in chosen) for name in mixed[path]] for chosen in of_path], dtype=torch.float32)
             for path, of_path in zip(self.paths, self.names, strict=True)
         ]
         for row, of_path, path in zip(members, self.names, self.paths, strict=True):

@@ -1,0 +1,166 @@
+"""Identity of a study: an id of its own, also for a copy, and which study a folder's files belong to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import uuid
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy.engine import make_url
+
+from optuna_nas.storage.attributes import HOME, UID_ATTRIBUTE
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+logger = logging.getLogger(__name__)
+
+OWNER_FILE = ".study.json"
+"""File in a folder that names the study whose files it holds."""
+SQLITE = "sqlite"
+
+
+class Home(NamedTuple):
+    """Where a study is.
+
+    Args:
+        name: Name of the study.
+        place: Its storage: the path of an sqlite file, the URL of a server without secrets, or the class of an object.
+    """
+
+    name: str
+    place: str
+
+
+def home_of(study: Study) -> Home:
+    """Return where a study is.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.identity import home_of
+        >>> home_of(optuna.create_study(study_name="mine", storage="sqlite:///study.db")).place.endswith("study.db")
+        True
+    """
+    backend = getattr(study._storage, "_backend", study._storage)
+    address = getattr(backend, "url", None)
+    if not isinstance(address, str):
+        forgets = type(backend).__name__ == "InMemoryStorage"  # ends with the process
+        return Home(study.study_name, type(backend).__name__ + (f" {id(backend)}" if forgets else ""))
+    url = make_url(address)
+    if url.get_backend_name() == SQLITE:
+        file = url.database or ""
+        place = f"memory {id(backend)}" if file in ("", ":memory:") else str(Path(file).resolve())
+        return Home(study.study_name, place)
+    return Home(study.study_name, f"{url.get_backend_name()}://{url.host or ''}/{url.database}")
+
+
+def study_uid(study: Study) -> str:
+    """Return the unique id of a study, which is created and stored in it at the first call.
+
+    A copy (`optuna.copy_study`) has the attributes of its original; it gets an id of its own. A study that was moved or
+    renamed keeps its id.
+
+    Args:
+        study: Study; gets user attributes.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.identity import study_uid
+        >>> study = optuna.create_study(study_name="first", storage="sqlite:///studies.db")
+        >>> uid = study_uid(study)
+        >>> place = {"from_storage": "sqlite:///studies.db", "to_storage": "sqlite:///studies.db"}
+        >>> optuna.copy_study(from_study_name="first", to_study_name="second", **place)
+        >>> copy = optuna.load_study(study_name="second", storage="sqlite:///studies.db")
+        >>> study_uid(copy) != uid == study_uid(study)
+        True
+    """
+    attributes, home = study.user_attrs, home_of(study)
+    uid, noted = attributes.get(UID_ATTRIBUTE), attributes.get(HOME)
+    if uid is not None and noted is not None and Home(*noted) != home and _is_there(study, Home(*noted), str(uid)):
+        logger.info("Study %r is a copy of %r; it gets an identity of its own.", study.study_name, noted[0])
+        uid = None
+    if uid is None:
+        uid = uuid.uuid4().hex[:16]
+        study.set_user_attr(UID_ATTRIBUTE, uid)
+    if noted is None or Home(*noted) != home:
+        study.set_user_attr(HOME, list(home))
+    return str(uid)
+
+
+def keep_identity(study: Study) -> None:
+    """Note that a study was moved here on purpose: the copy keeps the id, and the original is not used any more."""
+    if UID_ATTRIBUTE in study.user_attrs:
+        study.set_user_attr(HOME, list(home_of(study)))
+
+
+def _is_there(study: Study, home: Home, uid: str) -> bool:
+    """Return whether the study of an id is still where it was; True where that can't be seen."""
+    if home.place == home_of(study).place:
+        try:
+            other = study._storage.get_study_id_from_name(home.name)
+        except KeyError:
+            return False
+        return bool(study._storage.get_study_user_attrs(other).get(UID_ATTRIBUTE) == uid)
+    if not home.place.startswith(("/", "\\")) and not Path(home.place).is_absolute():
+        return True  # a server, or the memory of a process
+    return sqlite_holds(Path(home.place), home.name, uid)
+
+
+def sqlite_holds(file: Path, name: str, uid: str) -> bool:
+    """Return whether an sqlite file holds the study of a name and an id."""
+    query = (
+        "SELECT value_json FROM study_user_attributes JOIN studies USING (study_id) WHERE study_name = ? AND key = ?"
+    )
+    if not file.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            rows = database.execute(query, (name, UID_ATTRIBUTE)).fetchall()
+    except sqlite3.Error:
+        return False
+    return any(json.loads(value) == uid for (value,) in rows)
+
+
+def claim_folder(folder: Path, study: Study) -> None:
+    """Note that a folder holds the files of a study; move aside what a study left that is no more.
+
+    Args:
+        folder: Existing folder.
+        study: Study whose files it is to hold.
+
+    Raises:
+        ValueError: It holds the files of another study.
+    """
+    file, uid, home = folder / OWNER_FILE, study_uid(study), home_of(study)
+    try:
+        noted = json.loads(file.read_text())
+        owner, owner_home = str(noted["uid"]), Home(str(noted["name"]), str(noted["storage"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        owner, owner_home = uid, home
+    if owner != uid:
+        if _is_there(study, owner_home, owner):
+            raise ValueError(
+                f"`folder` must belong to one study but {folder} holds the files of {owner_home.name!r} in "
+                f"{owner_home.place}; give this search another `folder` or another `name`."
+            )
+        _move_aside(folder, owner)
+    described = json.dumps({"uid": uid, "name": home.name, "storage": home.place})
+    if not file.exists() or file.read_text() != described:
+        file.write_text(described)
+
+
+def _move_aside(folder: Path, owner: str) -> None:
+    """Move the files of a study that is no more to a folder of their own, so that nothing of them is believed."""
+    left = folder / f"left-by-{owner}"
+    names = ("networks", "checkpoints", "artifacts", "report", "final", "best_architecture.png")
+    found = [folder / name for name in names if (folder / name).exists()] + sorted(folder.glob("*.safetensors"))
+    if not found:
+        return
+    left.mkdir(exist_ok=True)
+    for path in found:
+        path.replace(left / path.name)
+    logger.warning("Files of a study that is no more are in %s.", left)
