@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
@@ -332,6 +332,8 @@ def _restored(description: dict[str, Any], make: Callable[[], nn.Module] | None,
 
 def _importable(make: Any) -> Any:
     """Return a constructor that another process can import, None for others."""
+    if isinstance(make, partial):
+        return None if _importable(make.func) is None else make
     qualified = getattr(make, "__qualname__", "<none>")
     return None if "<" in qualified or getattr(make, "__module__", None) in (None, "__main__") else make
 

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optuna_nas.pipelines.lightning import LightningTask
+    from optuna_nas.pipelines.sklearn import NASClassifier, NASRegressor
 else:
     from optuna_nas.lazy import lazy_names
 
-    __getattr__ = lazy_names(__name__, {"lightning": "LightningTask"})
+    __getattr__ = lazy_names(__name__, {"lightning": "LightningTask", "sklearn": "NASClassifier NASRegressor"})
 
-__all__ = ["LightningTask"]
+__all__ = ["LightningTask", "NASClassifier", "NASRegressor"]
