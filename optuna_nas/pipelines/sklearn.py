@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from optuna_nas.training.task import Task
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+MIN_EXAMPLES = 8
+"""Examples without which nothing can be split off for validation."""
 PREDICTED_AT_ONCE = 1024
 """Examples of a batch of predictions."""
 
@@ -100,6 +102,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
 
     def _search(self, x: NDArray[np.float32], y: NDArray[Any], n_outputs: int, task: Task) -> None:
         """Search, and train the best architecture on all examples."""
+        if len(x) < MIN_EXAMPLES:
+            raise ValueError(f"`X` must have at least {MIN_EXAMPLES} examples but has n_samples={len(x)}; add some.")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         axes = (0,) if x.ndim == 2 else (0, *range(2, x.ndim))
         self.mean_ = x.mean(axis=axes, keepdims=True)[0]
@@ -293,6 +297,6 @@ class NASRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return predictions, shape (N,) or (N, outputs) as those that were learned from."""
-        outputs = self._outputs(X)
+        outputs = self._outputs(X).astype(np.float64)
         values: NDArray[np.float64] = outputs.reshape(len(outputs), -1) * self.target_scale_ + self.target_mean_
         return values[:, 0] if self._is_flat else values
