@@ -137,6 +137,7 @@ def run(
         print_line("Time", f"{time.monotonic() - started:.1f} s")
         if search.tracking is not None:
             options = [("--storage", storage), ("--mlflow", mlflow), *(("--set", text) for text in settings or [])]
+            options = [(option, _shown(value)) for option, value in options]
             arguments = [word for option, value in options if value is not None for word in (option, value)]
             print_line("See it in MLflow", shlex.join([program(), "view", str(study), *arguments]))
         if result.interrupted:
@@ -227,7 +228,7 @@ def report(
 
             opened = read_study(search)
         print_result(search, summarise(search, opened))
-        options = [("--storage", storage), *(("--set", text) for text in settings or [])]
+        options = [("--storage", _shown(storage)), *(("--set", text) for text in settings or [])]
         arguments = [word for option, value in options if value is not None for word in (option, value)]
         with console.status("Writing the report ..."):
             files = write_report(search, output, shlex.join(["optuna-nas", "run", str(study), *arguments]))
@@ -517,3 +518,12 @@ def _ctrl_c() -> Iterator[list[int]]:
 
 if __name__ == "__main__":
     main()
+
+
+def _shown(address: str | None) -> str | None:
+    """Return an address as a command may show it: three dots where it holds a password or a token."""
+    if address is None:
+        return None
+    from optuna_nas.storage.database import without_password
+
+    return address if without_password(address) == address or address.startswith("sqlite") else "..."

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
+MIN_SECRET = 2
+"""Characters of a piece of a URL from which on it is taken out of messages."""
 TABLE_ATTEMPTS = 2
 """Attempts at creating the tables of a new database, which another process may be creating."""
 
@@ -146,7 +148,10 @@ def clear_errors(storage: str | BaseStorage) -> Iterator[None]:
     except (*StorageError, OSError, ImportError) as error:
         if isinstance(error, ConnectionError):
             raise
-        reason = storage_reason(error)
+        address = database_address(storage) or ""
+        reason = without_secrets(storage_reason(error), address)
+        if address.partition("://")[2].count("@") > 1:
+            reason += " (in a user name or password, @ is written %40 and / %2F)"
         raise ConnectionError(
             f"`storage` must be the address of a database that answers but {shown_storage(storage)!r} does not: "
             f"{reason}; start the database, or correct the address."
@@ -171,8 +176,39 @@ def shown_storage(storage: str | BaseStorage) -> str:
 
 
 def without_password(uri: str) -> str:
-    """Return a URL without user name and password, for messages."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """Return a URL without user name, password and query, for messages.
+
+    Also of one whose password has characters that should be escaped: all up to the last `@` counts as such.
+
+    Example:
+        >>> from optuna_nas.storage.database import without_password
+        >>> without_password("postgresql://me:se@cr/et@host/studies?password=x")
+        'postgresql://host/studies'
+        >>> without_password("sqlite:///runs/a@b.db")
+        'sqlite:///runs/a@b.db'
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator or rest.startswith("/"):  # a file
+        return uri.partition("?")[0] if separator else uri
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """Return a message without the parts of a URL that may be secret: what a driver says of a password in pieces.
+
+    Example:
+        >>> from optuna_nas.storage.database import without_secrets
+        >>> without_secrets("could not find host 'cret@host'", "postgresql://me:se@cret@host/studies")
+        "could not find host '***'"
+    """
+    rest = uri.partition("://")[2]
+    before, _, query = rest.partition("?")
+    given = before.rpartition("@")[0].partition(":")[2]
+    values = [value for _, _, value in (part.partition("=") for part in query.split("&")) if value]
+    for piece in [given, *re.split(r"[@:/]", given), *values]:
+        if len(piece) >= MIN_SECRET:
+            text = re.sub(rf"(?<!\w){re.escape(piece)}(?!\w)(@[^\s'\"]*)?", "***", text)
+    return text
 
 
 def one_line(error: BaseException) -> str:
