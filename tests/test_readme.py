@@ -47,6 +47,11 @@ def test_a_module_of_ones_own_asks_where_one_hesitates():
     assert names["space"].size == 3 * 2 * 4 * 3
 
 
+def test_a_search_is_an_estimator():
+    names = run(block("NASClassifier(").replace("n_trials=4, epochs=10", "n_trials=1, epochs=1"))
+    assert names["grid"].best_params_
+
+
 def test_data_and_a_task_other_than_images():
     names = run(block("TensorData.from_arrays("))
     assert names["table"].input_shape == (10,)
