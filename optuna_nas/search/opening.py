@@ -54,7 +54,8 @@ def open_study(search: Search, create: bool = True) -> Study:
         if _is_earlier(study):
             raise ValueError(
                 f"`study` must be of this version of optuna_nas but {search.name!r} was created by an earlier one, "
-                "whose parameters have other names; it can be read, but give the search another `name` to go on."
+                "whose parameters have other names; it can be read, but give the search another `name` to go on "
+                "(`--set name=...`)."
             )
         _check_setting(study, search)
         if create:
@@ -166,5 +167,5 @@ def _check_setting(study: Study, search: Search) -> None:
         parts = sorted(part for part in setting if study_setting.get(part) != setting[part])
         raise ValueError(
             f"`{(*parts, 'objective')[0]}` must be that of the existing study {search.name!r} but is another; "
-            "give the search another `name`, or restore what it was."
+            "give the search another `name` (`--set name=...` on the command line), or restore what it was."
         )

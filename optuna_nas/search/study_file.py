@@ -34,7 +34,8 @@ def load(
 
     Args:
         path: Study file.
-        settings: Arguments of the function `search()`, as `NAME=VALUE`.
+        settings: Arguments of the function `search()`, as `NAME=VALUE`; `name=...` renames the study also where the
+            function has no such argument.
         storage: Replaces `Search.storage` unless None.
         mlflow: URI of an MLflow tracking server, replaces `Search.tracking` unless None.
         trials: Replaces `Search.trials` unless None.
@@ -87,9 +88,14 @@ def _made(path: Path, settings: list[str]) -> Search:
         raise UsageError(
             f"`study` must define a function `search()` that returns a `Search` but {path} has none; add one."
         )
-    arguments = _arguments(function, settings, path)
+    own_names = [text.partition("=")[2] for text in settings if text.startswith("name=")]
+    if "name" in inspect.signature(function).parameters:
+        own_names = []
+    arguments = _arguments(function, [text for text in settings if not own_names or not text.startswith("name=")], path)
     try:
         search = function(**arguments)
+        if own_names:  # any study can get another name, and with it a folder of its own
+            search = replace(search, name=own_names[-1], folder=None)
     except (ValueError, ConnectionError, OSError) as error:
         raise UsageError(str(error)) from error
     except Exception as error:

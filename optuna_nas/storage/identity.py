@@ -145,7 +145,7 @@ def claim_folder(folder: Path, study: Study) -> None:
         if _is_there(study, owner_home, owner):
             raise ValueError(
                 f"`folder` must belong to one study but {folder} holds the files of {owner_home.name!r} in "
-                f"{owner_home.place}; give this search another `folder` or another `name`."
+                f"{owner_home.place}; give this search another `folder` or another `name` (`--set name=...`)."
             )
         _move_aside(folder, owner)
     described = json.dumps({"uid": uid, "name": home.name, "storage": home.place})

@@ -107,7 +107,9 @@ def test_the_command_line_runs_reports_trains_and_exports_a_module(tmp_path):
     (tmp_path / "net.py").write_text(other)
     refused = command(tmp_path, "run", "net.py", "--set", "strategy=snas", "--trials", "8", check=False)
     assert refused.returncode != 0
-    assert "space" in refused.stderr
+    assert "`space` must be that of the existing study" in refused.stderr
+    renamed = command(tmp_path, "run", "net.py", "--set", "strategy=random", "--set", "name=other", "--trials", "1")
+    assert "runs/other/" in renamed.stdout
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
