@@ -8,23 +8,42 @@ import sys
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from optuna_nas.results.plain import visible
 from optuna_nas.search.study_file import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.text import Text
+
 # rich would wrap output to a file at 80 columns.
 _WIDTH = None if sys.stdout.isatty() else 120
 MAX_SUMMARY = 300
 """Largest number of characters of an architecture in the leaderboard; enough for DARTS' cells and for blocks."""
-console = Console(width=_WIDTH)
-errors = Console(stderr=True, width=None if sys.stderr.isatty() else 1000)
+
+
+class PlainConsole(Console):
+    """Console that shows control characters of texts as what they are: names and reasons may come from anybody."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+console = PlainConsole(width=_WIDTH)
+errors = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else 1000)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Formats messages without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 @contextmanager
@@ -40,7 +59,6 @@ def shown_errors(debug: bool) -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # hides its tracebacks; the display shows reasons of failures
     logging.basicConfig(
         level=logging.WARNING,
-        format="%(message)s",
         # rich would write lines of a fixed width to a file.
         handlers=[
             RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
@@ -48,6 +66,8 @@ def shown_errors(debug: bool) -> Iterator[None]:
             else logging.StreamHandler()
         ],
     )
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_PlainFormatter("%(message)s"))
     try:
         yield
     except (UsageError, ValueError, ConnectionError) as error:

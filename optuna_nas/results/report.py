@@ -24,6 +24,7 @@ from optuna_nas.plots.progress import (
     progress,
 )
 from optuna_nas.plots.surrogate import draw_scores, scores_of
+from optuna_nas.results.plain import visible, without_tags
 from optuna_nas.samplers import distribution_records
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
@@ -415,17 +416,21 @@ def _html_table(table: Table) -> str:
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
     """Return a report as Markdown, with references to picture files in the same folder."""
-    parts = [f"# {title}"]
+    parts = [f"# {without_tags(title)}"]
     for section in sections:
-        parts.append(f"## {section.title}")
+        parts.append(f"## {without_tags(section.title)}")
         for block in section.blocks:
             if isinstance(block, Text):
-                parts.append(f"```\n{block.text}\n```" if block.code else block.text)
+                parts.append(f"```\n{visible(block.text)}\n```" if block.code else without_tags(block.text))
             elif isinstance(block, Picture):
-                parts.append(f"![{block.shows.replace('[', '(').replace(']', ')')}]({block.name}.png)")
+                shows = without_tags(block.shows).replace("[", "(").replace("]", ")")
+                parts.append(f"![{shows}]({block.name}.png)")
             else:
                 rule = ["---:" if heading in block.numbers else "---" for heading in block.headings]
-                rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in block.rows]
-                lines = [list(block.headings), rule, *rows]
+                rows = [
+                    [without_tags(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in block.rows
+                ]
+                headings = [without_tags(heading).replace("|", "\\|") for heading in block.headings]
+                lines = [headings, rule, *rows]
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"

@@ -212,3 +212,13 @@ def test_pictures_of_empty_studies_are_refused():
             plot(study)
     with pytest.raises(ValueError, match="`cost` must be one of"):
         plot_pareto(study, "seconds")
+
+
+def test_texts_of_others_are_neither_html_nor_orders_to_a_terminal():
+    from optuna_nas.results.report import Section, Table, Text, as_html, as_markdown
+
+    evil = "<script>alert(1)</script>\x1b[31m|"
+    sections = [Section(evil, [Text(evil), Table((evil,), [(evil,)])])]
+    for page in (as_html(evil, sections), as_markdown(evil, sections)):
+        assert "<script>alert" not in page
+    assert "\x1b" not in as_markdown(evil, sections)
