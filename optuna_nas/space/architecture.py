@@ -130,6 +130,13 @@ class Architecture:
         Raises:
             ValueError: The description is not that of an architecture, or a choice is not of the space.
         """
+        from optuna_nas.space.reading import reading
+
+        with reading("description", description):
+            return Architecture._read(description)
+
+    @staticmethod
+    def _read(description: Mapping[str, Any]) -> Architecture:
         from optuna_nas.space.base import Space
 
         missing = {"space", "choices"} - set(description)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from optuna_nas.space.architecture import Architecture
 from optuna_nas.space.canonical import CanonicalChoices
 from optuna_nas.space.ops import NONE
+from optuna_nas.space.reading import reading
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -185,8 +186,13 @@ class Space(ABC):
         Raises:
             ValueError: The type is unknown, or a value is out of range.
         """
+        with reading("description", description):
+            return Space._read(description)
+
+    @staticmethod
+    def _read(description: Mapping[str, Any]) -> Space:
         type_name = description.get("type")
-        if type_name not in Space._types:
+        if not isinstance(type_name, str) or type_name not in Space._types:
             made_by = f" (made of {description['source']})" if "source" in description else ""
             raise ValueError(
                 f"`type` of a space must be one of {sorted(Space._types)} but got {type_name!r}{made_by}; import the "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from optuna_nas.space.cellular import CellKind, CellNode, CellularSpace, check_kinds, check_ops
 from optuna_nas.space.graph import EXIT
 from optuna_nas.space.ops import NONE, get_op
+from optuna_nas.space.reading import MAX_NODES, checked_integer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -211,8 +212,7 @@ class BlockSpace(NodeSpace):
     def __post_init__(self) -> None:
         object.__setattr__(self, "ops", tuple(self.ops))
         check_ops(self.ops, none_allowed=False)
-        if self.nodes < 1:
-            raise ValueError(f"`nodes` must be at least 1 but got {self.nodes}; the paper uses 17.")
+        checked_integer("nodes", self.nodes, 1, MAX_NODES)
         check_kinds((self.kind,), "kind")
         _check_inputs(self.max_inputs)
 
@@ -307,5 +307,4 @@ class AnytimeSpace(NodeSpace):
 
 
 def _check_inputs(max_inputs: int) -> None:
-    if max_inputs < 1:
-        raise ValueError(f"`max_inputs` must be at least 1 but got {max_inputs}; every node reads another.")
+    checked_integer("max_inputs", max_inputs, 1, MAX_NODES)

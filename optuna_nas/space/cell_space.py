@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from optuna_nas.space.cellular import CellKind, CellNode, CellularSpace, check_kinds, check_ops
 from optuna_nas.space.cost import Cost
 from optuna_nas.space.ops import NONE, Op, get_op
+from optuna_nas.space.reading import MAX_NODES
 from optuna_nas.space.ways import cheapest_way
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ class CellSpace(CellularSpace):
     def __post_init__(self) -> None:
         object.__setattr__(self, "ops", tuple(self.ops))
         object.__setattr__(self, "cell_kinds", tuple(self.cell_kinds))
+        for name in ("nodes", "inputs", "max_ops"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise ValueError(f"`{name}` must be an integer but got {getattr(self, name)!r}.")
+        if self.nodes > MAX_NODES:
+            raise ValueError(f"`nodes` must be at most {MAX_NODES} but got {self.nodes}.")
         check_ops(self.ops, none_allowed=self.max_ops == 1)
         if not 1 <= self.inputs <= 2:
             raise ValueError(f"`inputs` must be 1 or 2 but got {self.inputs}; DARTS reads two cells.")

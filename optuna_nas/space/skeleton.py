@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from optuna_nas.space.reading import MAX_SIZE, reading
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -15,6 +17,10 @@ FIXED_CELLS = ("residual_reduction", "factorized_reduction")
 """Fixed blocks that may be placed between cells; each halves height and width and doubles the channels."""
 
 STEMS = ("conv", "imagenet")
+
+
+MAX_CELLS = 1000
+"""Largest number of cells of a network."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class Skeleton:
         object.__setattr__(self, "input_shape", tuple(map(_plain, self.input_shape)))
         for name in ("channels", "classes", "stem_multiplier", "drop_path", "budget"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name, value in [("channels", self.channels), ("classes", self.classes), *_sizes(self.input_shape)]:
+            if isinstance(value, bool) or not isinstance(value, int) or value > MAX_SIZE:
+                raise ValueError(f"`{name}` must be an integer of at most {MAX_SIZE} but got {value!r}.")
+        if len(self.cells) > MAX_CELLS:
+            raise ValueError(f"`cells` must be at most {MAX_CELLS} but are {len(self.cells)}.")
         if not self.cells:
             raise ValueError("`cells` must name at least one cell but is empty; try `('normal',)`.")
         for name, value in (
@@ -102,11 +113,14 @@ class Skeleton:
         Raises:
             ValueError: A field is unknown or out of range.
         """
-        names = {field.name for field in fields(Skeleton)}
-        unknown = sorted(set(description) - names)
-        if unknown:
-            raise ValueError(f"`description` of a skeleton must use {sorted(names)} but got {unknown}; remove them.")
-        return Skeleton(**description)
+        with reading("description", description):
+            names = {field.name for field in fields(Skeleton)}
+            unknown = sorted(set(description) - names)
+            if unknown:
+                raise ValueError(
+                    f"`description` of a skeleton must use {sorted(names)} but got {unknown}; remove them."
+                )
+            return Skeleton(**description)
 
 
 def cells_with_reductions(n_cells: int) -> tuple[str, ...]:
@@ -319,6 +333,10 @@ def anytime_skeleton(
     kinds = [f"cell{number}" for number in range(1, cells + 1)]
     between = [part for kind in kinds for part in (kind, "factorized_reduction")]
     return Skeleton(tuple(between[:-1]), channels, input_shape, classes, budget=budget)
+
+
+def _sizes(shape: tuple[Any, ...]) -> list[tuple[str, Any]]:
+    return [(f"input_shape[{i}]", size) for i, size in enumerate(shape)]
 
 
 def _plain(value: Any) -> Any:

@@ -301,8 +301,8 @@ BLOCK = {f"block_{n}": "skip_connect" for n in (1, 2, 3, 4)} | {f"block_{n}_inpu
             r"`outputs` of cell kind 'a' must be nodes from 2 to 3 but got 4",
         ),
         (lambda: BlockSpace(("none", *OPS)), r"`ops` must not hold 'none' here"),
-        (lambda: BlockSpace(OPS, nodes=0), r"`nodes` must be at least 1 but got 0; the paper uses 17"),
-        (lambda: BlockSpace(OPS, max_inputs=0), r"`max_inputs` must be at least 1 but got 0; every node reads"),
+        (lambda: BlockSpace(OPS, nodes=0), r"`nodes` must be at least 1 and at most 100 but got 0"),
+        (lambda: BlockSpace(OPS, max_inputs=0), r"`max_inputs` must be at least 1 and at most 100 but got 0"),
         (lambda: TINY_BLOCK.architecture({}), r"`choices\['block_1'\]` must keep at least one name: every node has"),
         (
             lambda: TINY_BLOCK.architecture({**BLOCK, "block_2_inputs": ("0", "0")}),
