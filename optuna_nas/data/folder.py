@@ -165,8 +165,11 @@ class _DecodedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
         from torchvision.transforms import v2
 
         path, label = self._samples[position]
-        with Image.open(path) as file:
-            image = v2.functional.pil_to_tensor(file.convert("RGB"))
+        try:
+            with Image.open(path) as file:
+                image = v2.functional.pil_to_tensor(file.convert("RGB"))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow says of damaged files
+            raise ValueError(f"`root` must hold images that can be read but {path} can't: {error}.") from error
         if self._epoch is None:
             short = round(self._size * 256 / 224)
             image = v2.functional.resize(image, [short], antialias=True)

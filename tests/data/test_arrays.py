@@ -1,6 +1,7 @@
 """Promises of the data: disjoint splits, batches that depend on (seed, epoch, step) alone, augmentation per image."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -666,3 +667,15 @@ def test_a_folder_leaves_the_global_random_state_alone(image_folder):
     before = torch.get_rng_state()
     list(folder_data(image_folder).batches(TRAIN, 4, epoch=0))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named(workers, image_folder, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
+    damaged = sorted((root / "train").rglob("*.jpg"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    data = folder_data(root, workers=workers)
+    splits = [split for split in ("weights", "choices", "report") if data.size([split])]
+    with pytest.raises(ValueError, match=f"`root` must hold images that can be read but .*{damaged.name} can't"):
+        _ = [list(data.batches([split], 4)) for split in splits]
