@@ -222,6 +222,11 @@ class _Training:
                 f"`data` must have examples in the validation split 'report' but {data.name!r} has none; set its "
                 "fraction."
             )
+        if min(n_examples, recipe.batch_size) < 2 and any(map(needs_a_batch, network.modules())):
+            raise ValueError(
+                "`batch_size` must be at least 2 for a network with batch norms, which take statistics of a batch, but "
+                f"is {recipe.batch_size} for {n_examples} examples; raise it."
+            )
         self._steps_per_epoch = max(1, n_examples // recipe.batch_size)
         self._optimizer = make_optimizer(network, recipe)
         self._configuration = {
@@ -463,3 +468,15 @@ class _Training:
         self._history = [
             EpochResult(**{**result, "exit_metrics": tuple(result["exit_metrics"])}) for result in progress["history"]
         ]
+
+
+def needs_a_batch(module: nn.Module) -> bool:
+    """Return whether a layer takes statistics of a batch, so that one example may not do.
+
+    Example:
+        >>> from torch import nn
+        >>> from optuna_nas.training.loop import needs_a_batch
+        >>> needs_a_batch(nn.BatchNorm2d(3)), needs_a_batch(nn.LayerNorm(3))
+        (True, False)
+    """
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -231,6 +231,12 @@ def test_labels_without_a_zero_are_refused_with_a_way_out(labels):
     assert ImageData.from_arrays(IMAGES, labels, classes=5).classes == 5
 
 
+def test_a_batch_of_one_is_refused_where_norms_need_more(tmp_path):
+    wanted = replace(search("one", tmp_path), recipe=Recipe(epochs=1, batch_size=1))
+    with pytest.raises(ValueError, match="`batch_size` must be at least 2 for a network with batch norms"):
+        wanted.run()
+
+
 @pytest.fixture
 def _double():
     torch.set_default_dtype(torch.float64)
