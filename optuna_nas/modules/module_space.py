@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from optuna_nas.modules.supernet import ModuleSupernet
     from optuna_nas.space.canonical import Canonical
     from optuna_nas.space.graph import ComputationGraph
+
+Result = TypeVar("Result")
 
 MAX_STRUCTURES = 256
 """Largest number of combinations of values whose structure is kept."""
@@ -381,11 +383,17 @@ def _structure_of(space: ModuleSpace, values: Choices) -> Frame:
 
 @lru_cache(maxsize=16384)
 def _cost(space: ModuleSpace, choices: Choices) -> Cost:
-    device = _counting_device(space)
+    return _measured(cost_of, space, lambda: Chosen(dict(choices)), _counting_device(space))
+
+
+def _measured(
+    measure: Callable[[nn.Module, Any, str], Result], space: ModuleSpace, chooser: Callable[[], Chosen], device: str
+) -> Result:
+    """Return what `measure` says of a module and its example on `device`, or on the CPU where it fails there."""
     try:
-        return cost_of(built(space.make, Chosen(dict(choices)), device), space.example, device)
+        return measure(built(space.make, chooser(), device), space.example, device)
     except (NotImplementedError, RuntimeError):  # an operation without a meta version, or a look at a number
-        return cost_of(built(space.make, Chosen(dict(choices)), "cpu"), space.example, "cpu")
+        return measure(built(space.make, chooser(), "cpu"), space.example, "cpu")
 
 
 @lru_cache(maxsize=64)
@@ -422,11 +430,7 @@ def _n_outputs(space: ModuleSpace) -> int | None:
     """Return the number of outputs of an example where the module returns one vector of them, else None."""
     if space.example is None:
         return None
-    device = space.declared.device
-    try:
-        result = run_without_weights(built(space.make, Chosen({}, first=True), device), space.example, device)
-    except (NotImplementedError, RuntimeError):
-        result = run_without_weights(built(space.make, Chosen({}, first=True), "cpu"), space.example, "cpu")
+    result = _measured(run_without_weights, space, lambda: Chosen({}, first=True), space.declared.device)
     outputs = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
     alone = len(outputs) == 1 and outputs[0].ndim == 2
     return outputs[0].shape[1] if alone else None
