@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test bench lint types format clean
+.PHONY: study test test-pipelines bench lint types format clean
 
 study: $(VENV)/.installed ## search an architecture for handwritten digits, two minutes on two cores
 	$(BIN)/optuna-nas run studies/digits.py
 
 test: $(VENV)/.installed-dev ## run the tests, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 2 -m "not pipeline"
+
+test-pipelines: $(VENV)/.installed-pipelines ## run the tests with other tools: Ray Tune, Lightning, skorch, Hydra, ...
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 2 -m pipeline
 
 bench: $(VENV)/.installed-dev ## the short benchmarks, five minutes on one core; figures go to build/bench
 	mkdir -p build/bench
@@ -51,3 +54,8 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing optuna_nas with its development tools into $(VENV); about 3 minutes the first time."
 	$(BIN)/python -m pip install --progress-bar on -e ".[dev,benchmark]"
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-pipelines: pyproject.toml | $(VENV)/.installed-dev
+	@echo "Installing the tools that optuna_nas.pipelines has doors for; about a minute."
+	$(BIN)/python -m pip install --progress-bar on -e ".[pipelines]"
+	@touch $@

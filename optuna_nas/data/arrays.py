@@ -19,7 +19,7 @@ from optuna_nas.data.splits import (
     CHOICES,
     SPLITS,
     WEIGHTS,
-    absent_label,
+    check_every_label,
     digest_of,
     draw_splits,
     index_chunks,
@@ -133,11 +133,8 @@ class ImageData:
             raise ValueError(
                 f"`y` must hold labels from 0 to {n_classes - 1} but got {worst}; renumber the labels or set `classes`."
             )
-        if classes is None and (absent := absent_label(labels, n_classes)) is not None:
-            raise ValueError(
-                f"`y` must hold every label from 0 to {highest} but lacks {absent}; renumber them by "
-                "`np.unique(y, return_inverse=True)[1]`, or set `classes`."
-            )
+        if classes is None:
+            check_every_label(labels, "set `classes`")
         splits = draw_splits(labels, n_train, dict(fractions or {}), seed)
         train = torch.cat([splits[WEIGHTS], splits[CHOICES]])
         seen = images[train].double() / (255 if images.dtype == torch.uint8 else 1)

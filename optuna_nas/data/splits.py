@@ -74,17 +74,32 @@ def digest_of(*tensors: Tensor) -> str:
     return hashed.hexdigest()
 
 
-def absent_label(labels: NDArray[np.int64], n_classes: int) -> int | None:
-    """Return the smallest label from 0 that no example has; None if there is one of each.
+def check_every_label(labels: NDArray[np.int64], otherwise: str) -> None:
+    """Check that every label from 0 to the highest occurs.
+
+    Args:
+        labels: Labels from 0, of any shape.
+        otherwise: What else the caller can do, for the message.
+
+    Raises:
+        ValueError: A label is absent.
 
     Example:
         >>> import numpy as np
-        >>> from optuna_nas.data.splits import absent_label
-        >>> absent_label(np.array([1, 3]), 4), absent_label(np.array([1, 0]), 2)
-        (0, None)
+        >>> from optuna_nas.data.splits import check_every_label
+        >>> check_every_label(np.array([1, 0]), "set `classes`")
+        >>> check_every_label(np.array([1, 3]), "set `classes`")
+        Traceback (most recent call last):
+            ...
+        ValueError: `y` must hold every label from 0 to 3 but lacks 0; renumber them by \
+`np.unique(y, return_inverse=True)[1]`, or set `classes`.
     """
-    absent = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=n_classes) == 0)
-    return int(absent[0]) if len(absent) else None
+    absent = np.flatnonzero(np.bincount(labels.reshape(-1)) == 0)
+    if len(absent):
+        raise ValueError(
+            f"`y` must hold every label from 0 to {labels.max()} but lacks {absent[0]}; renumber them by "
+            f"`np.unique(y, return_inverse=True)[1]`, or {otherwise}."
+        )
 
 
 def positions_of(positions: Mapping[str, Tensor], splits: Sequence[str]) -> Tensor:

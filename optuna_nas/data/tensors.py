@@ -15,7 +15,7 @@ from optuna_nas.data.splits import (
     CHOICES,
     SPLITS,
     WEIGHTS,
-    absent_label,
+    check_every_label,
     digest_of,
     draw_splits,
     index_chunks,
@@ -115,11 +115,8 @@ class TensorData:
             deviation = seen.std(0, keepdim=True)
             scale = torch.where(deviation > 0, deviation, 1)
             inputs = ((inputs - seen.mean(0, keepdim=True)) / scale).float()
-        if is_labels and (absent := absent_label(targets.numpy(), int(targets.max()) + 1)) is not None:
-            raise ValueError(
-                f"`y` must hold every label from 0 to {int(targets.max())} but lacks {absent}; renumber them by "
-                "`np.unique(y, return_inverse=True)[1]`, or give floating-point values to predict."
-            )
+        if is_labels:
+            check_every_label(targets.numpy(), "give floating-point values to predict")
         outputs = int(targets.max()) + 1 if is_labels else int(np.prod(targets.shape[1:], dtype=np.int64))
         return TensorData(name, inputs, targets, splits, outputs, seed)
 

@@ -22,7 +22,7 @@ from optuna_nas.networks.sums import Pick, Sum
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-KINDS = VALUE, OP, OPS, INPUTS, DEPTH = "value", "op", "ops", "inputs", "depth"
+VALUE, OP, OPS, INPUTS, DEPTH = "value", "op", "ops", "inputs", "depth"
 NOTHING = "none"
 """Optuna choice of a `choose_ops` or `choose_inputs` that chooses nothing."""
 MAX_SETS = 256

@@ -14,11 +14,11 @@ from optuna.storages import BaseStorage
 
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
 from optuna_nas.objective.train_objective import TrainObjective
+from optuna_nas.space.reading import plain
 from optuna_nas.storage.database import Heartbeat, sqlite_address
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.training.recipe import Recipe
-from optuna_nas.training.rules import plain
 from optuna_nas.training.task import DIRECTIONS, MAXIMIZE, ImageClassification, Task
 
 if TYPE_CHECKING:

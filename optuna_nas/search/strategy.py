@@ -218,7 +218,9 @@ def _ghn(setting: Setting) -> Strategy:
 def _hmnas(setting: Setting) -> Strategy:
     space, data = setting.searched(BY_HMNAS)
     if not isinstance(space.core, CellSpace | ModuleSpace):
-        raise ValueError(f"`strategy` {BY_HMNAS!r} must have ops on edges (CellSpace) to mask; use {AUTO!r}.")
+        raise ValueError(
+            f"`strategy` {BY_HMNAS!r} needs ops on edges (CellSpace) or a ModuleSpace to mask; use {AUTO!r}."
+        )
     hmnas = HMNAS(space, HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=setting.seed), setting.task)
     pruner = HMNASPruner(
         hmnas,

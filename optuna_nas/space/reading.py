@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -58,6 +60,11 @@ def _check(what: str, value: Any, depth: int, left: list[int]) -> None:
             _check(what, item, depth + 1, left)
 
 
+def plain(value: Any) -> Any:
+    """Return a NumPy scalar as a Python number, and other values unchanged."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def checked_integer(name: str, value: Any, least: int, most: int = MAX_SIZE) -> int:
     """Return an integer in a range; NumPy's are taken, booleans and fractions are not.
 
@@ -69,8 +76,7 @@ def checked_integer(name: str, value: Any, least: int, most: int = MAX_SIZE) -> 
         >>> checked_integer("nodes", 4, 1)
         4
     """
-    if hasattr(value, "item") and hasattr(value, "dtype"):
-        value = value.item()
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"`{name}` must be an integer but got {value!r}.")
     if not least <= value <= most:

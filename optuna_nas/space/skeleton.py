@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from optuna_nas.space.reading import MAX_SIZE, reading
+from optuna_nas.space.reading import MAX_SIZE, plain, reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,9 +72,9 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", tuple(self.cells))
-        object.__setattr__(self, "input_shape", tuple(map(_plain, self.input_shape)))
+        object.__setattr__(self, "input_shape", tuple(map(plain, self.input_shape)))
         for name in ("channels", "classes", "stem_multiplier", "drop_path", "budget"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+            object.__setattr__(self, name, plain(getattr(self, name)))
         for name, value in [("channels", self.channels), ("classes", self.classes), *_sizes(self.input_shape)]:
             if isinstance(value, bool) or not isinstance(value, int) or value > MAX_SIZE:
                 raise ValueError(f"`{name}` must be an integer of at most {MAX_SIZE} but got {value!r}.")
@@ -337,8 +337,3 @@ def anytime_skeleton(
 
 def _sizes(shape: tuple[Any, ...]) -> list[tuple[str, Any]]:
     return [(f"input_shape[{i}]", size) for i, size in enumerate(shape)]
-
-
-def _plain(value: Any) -> Any:
-    """Return a NumPy scalar as a Python number, and other values unchanged."""
-    return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value

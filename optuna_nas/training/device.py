@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar, cast
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -32,8 +33,39 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     use_bfloat16 = precision == "bfloat16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
+    without_onednn = use_bfloat16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-        yield
+        if not without_onednn:
+            yield
+            return
+        with _native_kernels:
+            yield
+
+
+class _NativeKernels:
+    """Disables oneDNN while any thread is inside: its LSTM raises on a CPU without bfloat16; other layers avoid it."""
+
+    def __init__(self) -> None:
+        self._onednn: Any = torch.backends.mkldnn
+        self._lock = Lock()
+        self._inside = 0
+        self._enabled = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._enabled = self._onednn.enabled
+                self._onednn.enabled = False
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._onednn.enabled = self._enabled
+
+
+_native_kernels = _NativeKernels()
 
 
 @contextmanager

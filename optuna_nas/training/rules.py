@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from optuna_nas.space.reading import plain
+
 Rule = Callable[[str, Any], Any]
 """Function of the name and the value of a field. It returns the value, with NumPy scalars converted to Python numbers.
 
@@ -146,8 +148,3 @@ def flag() -> Rule:
 def optional(rule: Rule) -> Rule:
     """Return a rule that also accepts None."""
     return lambda name, value: None if value is None else rule(name, value)
-
-
-def plain(value: Any) -> Any:
-    """Return a NumPy scalar as a Python number, and other values unchanged."""
-    return value.item() if isinstance(value, np.generic) else value

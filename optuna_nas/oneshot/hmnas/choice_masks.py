@@ -20,7 +20,7 @@ from optuna_nas.modules.choosing import INPUTS, OPS, VALUE
 from optuna_nas.oneshot.hmnas.masks import BaseMasks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -54,6 +54,7 @@ class ChoiceMasks(BaseMasks):
             )
         super().__init__(tuple(c.name for c in several), tuple(c.names for c in several), supernet, recipe)
         self._space = space
+        self._largest = {name: c.largest for name, c in space.choices.items() if c.kind == VALUE}
         self._least = {choice.name: min(len(names) for _, names in choice.options) for choice in several}
         draw = torch.Generator().manual_seed(recipe.seed)
         self._valid_EO = torch.from_numpy(self.valid_EO)
@@ -107,15 +108,13 @@ class ChoiceMasks(BaseMasks):
         for name, logits in self.single_logits.items():
             weights = logits.softmax(0)
             mixing[name] = nn.functional.one_hot(weights.argmax(), len(weights)).float() if masked else weights
-        return {**mixing, **self._largest(self.op_logits_EO.device)}
+        largest = {name: self._chosen(name, names) for name, names in self._largest.items()}
+        return {**mixing, **largest}
 
-    def _largest(self, device: torch.device) -> dict[str, Tensor]:
-        """Return the weights of values: 1 for the largest."""
-        return {
-            name: torch.tensor([float(text in choice.largest) for text in choice.names], device=device)
-            for name, choice in self._space.choices.items()
-            if choice.kind == VALUE
-        }
+    def _chosen(self, path: str, chosen: Collection[str]) -> Tensor:
+        """Return 1 for every chosen name of a choice, else 0."""
+        names = self._space.choices[path].names
+        return torch.tensor([float(name in chosen) for name in names], device=self.op_logits_EO.device)
 
     def kept_edges(self, threshold: float | None = None) -> NDArray[np.bool_]:
         return np.ones(len(self.paths), dtype=bool)
@@ -140,8 +139,7 @@ class ChoiceMasks(BaseMasks):
             name: (self._space.choices[name].names[int(logits.detach().argmax())],)
             for name, logits in self.single_logits.items()
         }
-        values = {name: c.largest for name, c in self._space.choices.items() if c.kind == VALUE}
-        return {**values, **decided}
+        return {**self._largest, **decided}
 
     def least(self, path: str) -> int:
         """Return the smallest number of names that a choice of several may keep."""
@@ -150,8 +148,7 @@ class ChoiceMasks(BaseMasks):
     def only(self, chosen: Mapping[str, tuple[str, ...]], mixing: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = {}
         for path, vector in mixing.items():
-            names = self._space.choices[path].names
-            one_hot = torch.tensor([float(name in chosen[path]) for name in names], device=vector.device)
+            one_hot = self._chosen(path, chosen[path])
             decided = path not in self._least and bool((vector == 1).any())
             weights[path] = one_hot if decided else vector.detach() * one_hot
         return weights

@@ -68,6 +68,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
 
     recipe: HMNASRecipe
     masks: BaseMasks
+    supernet: Any
 
     def __init__(self, space: ModelSpace, recipe: HMNASRecipe | None = None, task: Task | None = None) -> None:
         cells = space.core
@@ -77,15 +78,14 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
                 "nodes have no edges to weigh."
             )
         super().__init__(space, recipe or HMNASRecipe(), task)
-        supernet: Any = self.space.supernet(self.recipe.seed)
-        self.supernet: Any = supernet
+        self.supernet: Any = self.space.supernet(self.recipe.seed)
         self._fixed_kernels = self.space.fixed_kernels()
         use_batch_statistics(self.supernet)
         self.modules = {"supernet": self.supernet}
         if isinstance(cells, CellSpace):
-            self.masks = Masks(cells, supernet, self.recipe)
+            self.masks = Masks(cells, self.supernet, self.recipe)
         else:
-            self.masks = ChoiceMasks(cells, supernet, self.recipe)
+            self.masks = ChoiceMasks(cells, self.supernet, self.recipe)
         self.paths = self.masks.paths
         self._choice: Any = None  # a batch for ops and edges, where this step lets them learn
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna_nas.space.cost import COSTS
+from optuna_nas.space.reading import plain
 from optuna_nas.training.recipe import PRECISIONS
 from optuna_nas.training.rules import (
     Rule,
@@ -18,7 +19,6 @@ from optuna_nas.training.rules import (
     not_negative,
     one_of,
     optional,
-    plain,
     positive,
     share,
 )
