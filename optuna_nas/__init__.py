@@ -129,7 +129,7 @@ if TYPE_CHECKING:
         run_workers,
     )
 
-__version__ = "0.1.0"
+from optuna_nas.version import __version__ as __version__
 
 __all__ = [
     "GHN",

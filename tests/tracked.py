@@ -110,7 +110,8 @@ def read(uri, experiment=EXPERIMENT):
     assert len(below) == len(runs) - 1
     fits = {run.data.tags["optuna_nas.model"]: run for run in below if run.data.tags["optuna_nas.kind"] == "fit"}
     children = [run for run in below if run.data.tags["optuna_nas.kind"] == "trial"]
-    assert len(children) + len(fits) == len(below)
+    finals = [run for run in below if run.data.tags["optuna_nas.kind"] == "final"]
+    assert len(children) + len(fits) + len(finals) == len(below)
     numbers = [int(run.data.tags["optuna.trial_number"]) for run in children]
     assert len(set(numbers)) == len(numbers), "a trial has two runs"
     return Shown(client, found, parent, dict(sorted(zip(numbers, children, strict=True))), fits)

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from optuna import Study
-    from torch import nn
 
+    from optuna_nas.networks.files import NetworkFile
     from optuna_nas.results.comparison import Budget, Comparison
+    from optuna_nas.results.final_training import FinalTraining
     from optuna_nas.search.config import Search
-    from optuna_nas.space import Architecture
     from optuna_nas.workers import Job
 
 
@@ -451,6 +451,7 @@ def train(
         if result.test_metric is not None:
             print_line(f"Test {result.metric}", f"{result.test_metric:.4f} on the test split")
         print_line("Network", f"{result.network}, read it with optuna_nas.load_network")
+        _log_final(search, result)
 
 
 @app.command()
@@ -465,6 +466,7 @@ def export(
     network: Annotated[Path | None, typer.Option(help="File of a network, instead of the study's.")] = None,
     output: Annotated[Path | None, typer.Option(help="Output file; by default beside the network.")] = None,
     register: Annotated[str | None, typer.Option(help="Name in MLflow's model registry, with --format mlflow.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Alias of the registered version, such as champion.")] = None,
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
@@ -481,30 +483,46 @@ def export(
             if register is not None and format != "mlflow":
                 raise UsageError(f"`--register` must go with --format mlflow but the format is {format!r}.")
             file = network or final.network_to_export(search)
-            loaded, architecture = read_network(file)
+            read = read_network(file)
         if format == "mlflow":
-            _log_model(search, loaded, architecture, register)
+            _log_model(search, file, read, register, alias)
             return
         with console.status(f"Exporting {file} ..."):
             target = output or file.parent.parent / "exported" / file.stem
-            exported = export_network(loaded, target, format, architecture)
+            exported = export_network(read.network, target, format, read.architecture, read.deployment)
         print_line("Exported", f"{file} to {exported.path}, {exported.path.stat().st_size / 1e6:.1f} MB")
         print_line("Largest difference", f"{exported.max_difference:.2g} of an output, over several batches")
 
 
-def _log_model(search: Search, network: nn.Module, architecture: Architecture, register: str | None) -> None:
-    """Log a network to the run of the study's best trial."""
+def _log_final(search: Search, result: FinalTraining) -> None:
+    """Write a final training to the MLflow of its study, if there is one."""
+    from optuna_nas.results import final_training as final
+    from optuna_nas.search.opening import read_study
+
+    if search.tracking is None or final.is_alone(result.network):
+        return
+    try:
+        with console.status("Writing the training to MLflow ..."):
+            run_id = final.run_in_mlflow(search, read_study(search), result.network)
+    except ConnectionError as error:
+        print_line("Not in MLflow", f"{error} The next `optuna-nas train` writes it.")
+    else:
+        print_line("In MLflow", f"run {run_id}, beside the trials of the study")
+
+
+def _log_model(search: Search, file: Path, read: NetworkFile, register: str | None, alias: str | None) -> None:
+    """Log a network to the run of what it is: a trial, or a final training."""
     from optuna_nas.results import final_training as final
     from optuna_nas.search.opening import read_study
     from optuna_nas.tracking import MLflowTracker
     from optuna_nas.tracking.model import log_model
 
-    best, _ = final.best_of(search)
     with console.status("Logging the network to MLflow ..."):
         tracker = search.tracking or MLflowTracker()
-        model = log_model(tracker, read_study(search), best.number, network, architecture, register)
+        run_id = final.run_in_mlflow(search, read_study(search), file)
+        model = log_model(tracker, run_id, read.network, read.architecture, read.deployment, register, alias)
     version = f", version {model.version} of {register}" if model.version else ""
-    print_line("In MLflow", f"{model.uri}, of the run of trial {best.number}{version}")
+    print_line("In MLflow", f"{model.uri}, of run {run_id}{version}")
     print_line("Largest difference", f"{model.max_difference:.2g} of an output, over several batches")
 
 
@@ -516,10 +534,6 @@ def _ctrl_c() -> Iterator[list[int]]:
         yield pressed
 
 
-if __name__ == "__main__":
-    main()
-
-
 def _shown(address: str | None) -> str | None:
     """Return an address as a command may show it: three dots where it holds a password or a token."""
     if address is None:
@@ -527,3 +541,7 @@ def _shown(address: str | None) -> str | None:
     from optuna_nas.storage.database import without_password
 
     return address if without_password(address) == address or address.startswith("sqlite") else "..."
+
+
+if __name__ == "__main__":
+    main()

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from optuna_nas.data.augmentation import Augmentation
 from optuna_nas.data.batches import Batch
+from optuna_nas.data.preprocessing import Preprocessing
 from optuna_nas.data.splits import (
     CHOICES,
     SPLITS,
     WEIGHTS,
     check_every_label,
+    checked_names,
     digest_of,
     draw_splits,
     index_chunks,
@@ -49,6 +51,7 @@ class ImageData:
         std: Standard deviation of the pixels for normalisation, shape (C,).
         augmentation: Random changes of training images.
         seed: Seed of the splits.
+        class_names: Name of every class; empty for their numbers.
 
     Example:
         >>> import numpy as np
@@ -71,6 +74,7 @@ class ImageData:
     std: Tensor
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
+    class_names: tuple[str, ...] = ()
 
     @staticmethod
     def from_arrays(
@@ -85,6 +89,7 @@ class ImageData:
         fractions: Mapping[str, float] | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        class_names: Sequence[str] = (),
     ) -> ImageData:
         """Return a data set of your own arrays. Splits are stratified by class.
 
@@ -100,6 +105,7 @@ class ImageData:
                 `choices` and `report` (validation) of the others (0.25 each by default). The rest is `weights`.
             augmentation: Random changes of training images; by default none.
             seed: Seed of the splits.
+            class_names: Name of every class, for predictions; by default their numbers.
 
         Raises:
             ValueError: Shapes differ, an image is not finite, a label is out of range, or a class has too few images
@@ -135,6 +141,7 @@ class ImageData:
             )
         if classes is None:
             check_every_label(labels, "set `classes`")
+        names = checked_names(class_names, n_classes)
         splits = draw_splits(labels, n_train, dict(fractions or {}), seed)
         train = torch.cat([splits[WEIGHTS], splits[CHOICES]])
         seen = images[train].double() / (255 if images.dtype == torch.uint8 else 1)
@@ -149,6 +156,7 @@ class ImageData:
             torch.where(std > 0, std, 1).float(),
             augmentation or Augmentation(),
             seed,
+            names,
         )
 
     @property
@@ -166,6 +174,13 @@ class ImageData:
     def outputs(self) -> int:
         """Size of a prediction: number of classes."""
         return self.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Normalisation of raw images."""
+        is_bytes = self.images.dtype == torch.uint8
+        mean, std = self.mean[:, None, None], self.std[:, None, None]
+        return Preprocessing(self.input_shape, "uint8" if is_bytes else "float32", 255 if is_bytes else 1, mean, std)
 
     def to(self, device: torch.device | str) -> ImageData:
         """Return the same data on a device; itself if it is there already."""
@@ -200,14 +215,11 @@ class ImageData:
         Raises:
             ValueError: A split is unknown, or `batch_size` is below 1.
         """
-        positions = positions_of(self.splits, splits)
+        positions, preprocessing = positions_of(self.splits, splits), self.preprocessing
         for step, chosen in enumerate(index_chunks(positions, batch_size, seed, epoch)):
             if step < start:
                 continue
-            images = self.images[chosen].float()  # a copy, so it may be changed in place
-            if self.images.dtype == torch.uint8:
-                images.div_(255)
-            images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+            images = preprocessing(self.images[chosen])
             if epoch is not None:
                 images = self.augmentation(images, seeded_generator(self.device, seed, epoch, step))
             yield Batch(images, self.labels[chosen])

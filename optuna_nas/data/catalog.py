@@ -55,7 +55,9 @@ def _from_torchvision(name: str, root: str | Path, download: bool, seed: int, au
         ) from error
     x, x_test = (np.asarray(part.data) for part in (train, test))
     y, y_test = (np.asarray(part.targets) for part in (train, test))
-    return ImageData.from_arrays(x, y, x_test, y_test, name=name, augmentation=augmentation, seed=seed)
+    return ImageData.from_arrays(
+        x, y, x_test, y_test, name=name, augmentation=augmentation, seed=seed, class_names=train.classes
+    )
 
 
 def cifar10(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optuna_nas.data.batches import Batch
+from optuna_nas.data.preprocessing import Preprocessing
 from optuna_nas.data.splits import (
     CHOICES,
     REPORT,
@@ -88,7 +89,7 @@ class ImageFolderData:
                 "add or remove the folder."
             )
         self.name = self._root.name
-        self.classes = len(train.classes)
+        self.classes, self.class_names = len(train.classes), tuple(train.classes)
         self._samples: list[tuple[str, int]] = [*train.samples, *test.samples]
         labels = np.array([label for _, label in self._samples], dtype=np.int64)
         self.splits = draw_splits(labels, len(train), {CHOICES: 0.0, REPORT: 0.1, **(fractions or {})}, seed)
@@ -103,6 +104,12 @@ class ImageFolderData:
     def outputs(self) -> int:
         """Size of a prediction: number of classes."""
         return self.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Normalisation of raw images that have been resized and cropped."""
+        mean, std = (torch.tensor(value, device=self.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+        return Preprocessing(self.input_shape, "uint8", 255, mean, std)
 
     def to(self, device: torch.device | str) -> ImageFolderData:
         """Return the same data with batches on a device."""
@@ -120,8 +127,7 @@ class ImageFolderData:
         """Yield normalised batches; see `ImageData.batches`."""
         positions = positions_of(self.splits, splits)
         chunks = [chunk.tolist() for chunk in index_chunks(positions, batch_size, seed, epoch)][start:]
-        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-        on_gpu = self.device.type == "cuda"
+        preprocessing, on_gpu = self.preprocessing, self.device.type == "cuda"
         loader = torch.utils.data.DataLoader(
             _DecodedImages(self._samples, self._size, seed, epoch),
             batch_sampler=chunks,
@@ -130,8 +136,8 @@ class ImageFolderData:
             generator=torch.Generator(),  # without one, the loader would draw from the global generator
         )
         for images, labels in loader:
-            pixels = images.to(self.device, non_blocking=on_gpu).float() / 255
-            yield Batch((pixels - mean) / std, labels.to(self.device, non_blocking=on_gpu))
+            inputs = preprocessing(images.to(self.device, non_blocking=on_gpu))
+            yield Batch(inputs, labels.to(self.device, non_blocking=on_gpu))
 
     def describe(self) -> dict[str, Any]:
         """Return name, shape and seed, and sizes and hashes of the list of files and of the splits, as JSON values."""

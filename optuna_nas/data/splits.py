@@ -102,6 +102,23 @@ def check_every_label(labels: NDArray[np.int64], otherwise: str) -> None:
         )
 
 
+def checked_names(names: Sequence[str], n_classes: int) -> tuple[str, ...]:
+    """Return names of classes.
+
+    Raises:
+        ValueError: There is not one different name for each class.
+
+    Example:
+        >>> from optuna_nas.data.splits import checked_names
+        >>> checked_names(["cat", "dog"], 2)
+        ('cat', 'dog')
+    """
+    names = tuple(map(str, names))
+    if names and len(set(names)) != n_classes:
+        raise ValueError(f"`class_names` must be {n_classes} different names but got {len(set(names))}.")
+    return names
+
+
 def positions_of(positions: Mapping[str, Tensor], splits: Sequence[str]) -> Tensor:
     """Return the positions of all examples in some splits.
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from optuna_nas.data.batches import Batch
+from optuna_nas.data.preprocessing import Preprocessing
 from optuna_nas.data.splits import (
     CHOICES,
     SPLITS,
     WEIGHTS,
     check_every_label,
+    checked_names,
     digest_of,
     draw_splits,
     index_chunks,
@@ -41,6 +43,8 @@ class TensorData:
         splits: Positions of the examples of every split (`weights`, `choices`, `report`, `test`), disjoint.
         outputs: Size of a prediction: number of classes, or of values that a regression predicts.
         seed: Seed of the splits.
+        preprocessing: How raw inputs become `inputs`; None if that is not known.
+        class_names: Name of every class; empty for their numbers.
 
     Example:
         >>> import numpy as np
@@ -59,6 +63,8 @@ class TensorData:
     splits: Mapping[str, Tensor]
     outputs: int
     seed: int = 0
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
 
     @staticmethod
     def from_arrays(
@@ -71,6 +77,7 @@ class TensorData:
         normalize: bool = True,
         fractions: Mapping[str, float] | None = None,
         seed: int = 0,
+        class_names: Sequence[str] = (),
     ) -> TensorData:
         """Return a data set of your own arrays. Splits are stratified by label if targets are integers.
 
@@ -85,6 +92,7 @@ class TensorData:
             fractions: Fractions of the splits, in [0, 1): `test` of all examples (0.2 by default, without `x_test`),
                 then `choices` and `report` (validation) of the others (0.25 each by default). The rest is `weights`.
             seed: Seed of the splits, at least 0.
+            class_names: Name of every class, for predictions; by default their numbers.
 
         Raises:
             ValueError: Lengths or shapes differ, a number is not finite, or a class has too few examples for all
@@ -110,15 +118,20 @@ class TensorData:
             raise ValueError(f"`y` must hold labels from 0 but got {int(targets.min())}; renumber the labels.")
         strata = targets.numpy() if is_labels else np.zeros(len(targets), dtype=np.int64)
         splits = draw_splits(strata, n_train, dict(fractions or {}), seed)
+        shape, mean, scale = tuple(inputs.shape[1:]), None, None
         if normalize and inputs.is_floating_point():
             seen = inputs[torch.cat([splits[WEIGHTS], splits[CHOICES]])].double()
             deviation = seen.std(0, keepdim=True)
             scale = torch.where(deviation > 0, deviation, 1)
-            inputs = ((inputs - seen.mean(0, keepdim=True)) / scale).float()
+            mean = seen.mean(0, keepdim=True)
+            inputs = ((inputs - mean) / scale).float()
+            mean, scale = mean[0].float(), scale[0].float()
         if is_labels:
             check_every_label(targets.numpy(), "give floating-point values to predict")
         outputs = int(targets.max()) + 1 if is_labels else int(np.prod(targets.shape[1:], dtype=np.int64))
-        return TensorData(name, inputs, targets, splits, outputs, seed)
+        preprocessing = Preprocessing(shape, "float32" if inputs.is_floating_point() else "int64", 1, mean, scale)
+        names = checked_names(class_names, outputs if is_labels else 0)
+        return TensorData(name, inputs, targets, splits, outputs, seed, preprocessing, names)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

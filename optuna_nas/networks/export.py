@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import warnings
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,15 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from optuna_nas.networks.deployment import RawNetwork
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.files import architecture_of, load_network, save_network
 from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.training.task import Arguments, call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from optuna_nas.data.preprocessing import Preprocessing
+    from optuna_nas.networks.deployment import Deployment
     from optuna_nas.space import Architecture
 
 PT2, ONNX, STATE_DICT = FORMATS = ("pt2", "onnx", "state-dict")
@@ -29,6 +33,8 @@ MAX_DIFFERENCE = 1e-4
 """Maximum difference between an output of the network and of its export."""
 CHECKED_BATCHES = (1, 2, 5)
 INPUT, OUTPUT = "images", "scores"
+ABOUT = "optuna_nas"
+"""Name of the description in an exported file: labels, task, normalisation, version, as JSON."""
 
 
 class Exported(NamedTuple):
@@ -49,6 +55,7 @@ def export_network(
     path: Path,
     format: str = PT2,  # noqa: A002
     architecture: Architecture | None = None,
+    deployment: Deployment | None = None,
 ) -> Exported:
     """Export a network in evaluation mode for batches of any size, and compare the file with the network.
 
@@ -56,13 +63,16 @@ def export_network(
     - `onnx`: an ONNX file with input `images` and output `scores`. Needs `pip install 'optuna_nas[onnx]'`.
     - `state-dict`: weights, architecture and space as safetensors; load it with `load_network(path)`.
 
-    Outputs are logits. Inputs must be normalised in the same way as in training.
+    Outputs are those of the network: class scores before the softmax. With a `deployment`, programs take raw inputs as
+    the data had them, and hold labels, task and normalisation as JSON (`optuna_nas.json` among the extra files of a
+    `pt2`, `optuna_nas` among the properties of an ONNX file); without, inputs must be normalised as in the training.
 
     Args:
         network: Trained network.
         path: File to write; the suffix of the format is appended if missing.
         format: `pt2`, `onnx` or `state-dict`.
         architecture: Architecture that the network was built from; a `DiscreteNetwork` knows its own.
+        deployment: Preprocessing of raw inputs, and labels of classes, as `read_network` returns them.
 
     Raises:
         ValueError: The format is unknown, its packages are not installed, or the network needs an architecture.
@@ -87,18 +97,20 @@ def export_network(
     architecture = architecture_of(network, architecture)
     space = architecture.space
     assert isinstance(space, ModelSpace)
-    example = space.example_inputs(2)
     if format == STATE_DICT:
-        save_network(path, network, architecture)
+        save_network(path, network, architecture, deployment=deployment)
+        program, raw = network, None
         read: Callable[..., Any] = load_network(path)
     else:
-        read = {PT2: _write_pt2, ONNX: _write_onnx}[format](network, example, path)
+        program, raw = for_raw_inputs(network, deployment)
+        about = {} if deployment is None else {ABOUT: json.dumps(deployment.to_dict() | _lists(deployment.tensors()))}
+        read = {PT2: write_pt2, ONNX: _write_onnx}[format](program, raw_example(space, 2, raw), path, about)
     worst = 0.0
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for size in CHECKED_BATCHES:
-            inputs = random_like(space.example_inputs(size), draw)
-            worst = max(worst, difference(call(read, inputs), call(network, inputs)))
+            inputs = random_like(raw_example(space, size, raw), draw)
+            worst = max(worst, difference(call(read, inputs), call(program, inputs)))
     if not worst <= MAX_DIFFERENCE:  # NaN too
         path.unlink()
         raise ArithmeticError(
@@ -108,10 +120,30 @@ def export_network(
     return Exported(path, worst)
 
 
+def for_raw_inputs(network: nn.Module, deployment: Deployment | None) -> tuple[nn.Module, Preprocessing | None]:
+    """Return a network that takes raw inputs, and what they are; itself and None where that is not known."""
+    if deployment is None or deployment.preprocessing is None:
+        return network, None
+    return RawNetwork(network, deployment.preprocessing).eval(), deployment.preprocessing
+
+
+def raw_example(space: ModelSpace, size: int, raw: Preprocessing | None) -> Any:
+    """Return an example of raw inputs, or else of the network's; shape (size, ...)."""
+    if raw is None:
+        return space.example_inputs(size)
+    return torch.zeros(size, *raw.shape, dtype=getattr(torch, raw.dtype))
+
+
+def _lists(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
 def random_like(example: Any, generator: torch.Generator) -> Any:
-    """Return inputs of an example's shapes: normal numbers; integers and booleans as they are."""
+    """Return inputs of an example's shapes: normal numbers, random bytes; other integers and booleans as they are."""
 
     def drawn(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype == torch.uint8:
+            return torch.randint(256, value.shape, generator=generator, dtype=torch.uint8)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         return torch.randn(value.shape, generator=generator, dtype=value.dtype)
@@ -143,14 +175,15 @@ def _dynamic(example: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     return args, kwargs, shapes[0] if not kwargs else {**dict(enumerate(shapes[0])), **shapes[1]}
 
 
-def _write_pt2(network: nn.Module, example: Any, path: Path) -> Callable[..., Any]:
+def write_pt2(network: nn.Module, example: Any, path: Path, about: dict[str, str]) -> Callable[..., Any]:
+    """Write a program of `torch.export` for batches of any size, with named texts in it, and return it as read."""
     args, kwargs, shapes = _dynamic(example)
     exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
-    torch.export.save(exported, path)
+    torch.export.save(exported, path, extra_files={f"{name}.json": text for name, text in about.items()})
     return torch.export.load(path).module()
 
 
-def _write_onnx(network: nn.Module, example: Any, path: Path) -> Callable[..., Any]:
+def _write_onnx(network: nn.Module, example: Any, path: Path, about: dict[str, str]) -> Callable[..., Any]:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"`format` 'onnx' needs {missing[0]}, which is not installed; pip install 'optuna_nas[onnx]'.")
@@ -161,18 +194,19 @@ def _write_onnx(network: nn.Module, example: Any, path: Path) -> Callable[..., A
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
-        torch.onnx.export(
+        program = torch.onnx.export(
             network,
             args,
-            path,
             kwargs=kwargs,
             input_names=names,
             output_names=[OUTPUT],
             dynamic_shapes=shapes,
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+        assert program is not None  # there is one with `dynamo`
+        program.model.metadata_props.update(about)
+        program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(*given: Tensor, **named: Tensor) -> Tensor:

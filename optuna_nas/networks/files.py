@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from torch import nn
 
+from optuna_nas.networks.deployment import Deployment, Predictor
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.network_space import NetworkSpace
 from optuna_nas.networks.sums import factors_of, masks_of, restrict
@@ -16,10 +18,24 @@ from optuna_nas.training.checkpoints import description_of, load_tensors, prefix
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-MASKS = "masks/"
-"""Prefix of the names of masks in a network's file."""
+MASKS, PREPROCESSING = "masks/", "preprocessing/"
+"""Prefixes of the names of masks, and of mean and deviation of raw inputs, in a network's file."""
+
+
+class NetworkFile(NamedTuple):
+    """Contents of a network's file.
+
+    Args:
+        network: Network in evaluation mode.
+        architecture: Its architecture.
+        deployment: What it needs to predict; None in files of earlier versions, and where nobody told.
+    """
+
+    network: nn.Module
+    architecture: Architecture
+    deployment: Deployment | None
 
 
 def architecture_of(network: nn.Module, architecture: Architecture | None = None) -> Architecture:
@@ -39,15 +55,20 @@ def architecture_of(network: nn.Module, architecture: Architecture | None = None
 
 
 def save_network(
-    path: Path, network: nn.Module, architecture: Architecture | None = None, owner: Mapping[str, Any] | None = None
+    path: Path,
+    network: nn.Module,
+    architecture: Architecture | None = None,
+    owner: Mapping[str, Any] | None = None,
+    deployment: Deployment | None = None,
 ) -> None:
-    """Write a network to a file, with its architecture and space.
+    """Write a network to a file, with its architecture and space, and what it needs to predict.
 
     Args:
         path: Safetensors file to write.
         network: Network with its weights and masks.
         architecture: Architecture that the network was built from; a `DiscreteNetwork` knows its own.
         owner: JSON values that say whose it is, such as study and trial; see `owner_of`.
+        deployment: Preprocessing of raw inputs, and labels of classes.
 
     Raises:
         ValueError: The network needs an architecture.
@@ -75,6 +96,9 @@ def save_network(
         tensors |= prefixed(MASKS, masks_of(network))
         if factors := factors_of(network):
             description["mixing"] = factors
+    if deployment is not None:
+        description["deployment"] = deployment.to_dict()
+        tensors |= prefixed(PREPROCESSING, deployment.tensors())
     # Tied weights are written once for each of their names: safetensors refuses tensors that share memory.
     save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, description)
 
@@ -89,7 +113,11 @@ def owner_of(path: Path) -> dict[str, Any] | None:
 
 
 def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
-    """Return the network of a file, in evaluation mode.
+    """Return the network of a file, in evaluation mode; `network.predict` takes raw inputs.
+
+    `network(inputs)` takes normalised inputs and returns what the task's loss takes. `network.predict(raw)` normalises
+    inputs as in the training and returns labels, `network.predict_proba(raw)` probabilities; see `Predictor`. (A module
+    of yours that has methods of these names keeps them.)
 
     Loading executes no code from the file. Register your own ops, and import the module that defines your own space,
     first.
@@ -110,30 +138,42 @@ def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
         >>> load_network("network.safetensors").architecture.summary
         'none | none none | skip none none'
     """
-    return read_network(path, device)[0]
+    network, _, deployment = read_network(path, device)
+    predictor = Predictor(network, deployment)
+    for name in ("predict", "predict_proba"):
+        if not hasattr(network, name):
+            setattr(network, name, getattr(predictor, name))
+    return network
 
 
-def read_network(path: str | Path, device: str = "cpu") -> tuple[nn.Module, Architecture]:
-    """Return the network of a file, in evaluation mode, and its architecture; see `load_network`."""
+def read_network(path: str | Path, device: str = "cpu") -> NetworkFile:
+    """Return the network of a file, in evaluation mode, its architecture and deployment; see `load_network`."""
     tensors, description = load_tensors(Path(path), device)
     if "architecture" not in description:
         raise ValueError(f"`path` must be a network of optuna_nas but {path} holds something else.")
     broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if broken:
         raise ValueError(f"`path` must be a network with finite weights but {broken[0]!r} in {path} has others.")
+    deployment = None
+    if "deployment" in description:
+        normalisation = {name: tensor.cpu() for name, tensor in without_prefix(PREPROCESSING, tensors).items()}
+        deployment = Deployment.from_parts(description["deployment"], normalisation)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREPROCESSING)}
     architecture = Architecture.from_dict(description["architecture"])
     if "skeleton" in description:  # written by an earlier version, in which an architecture had no skeleton
         cells = cast("CellularSpace", architecture.space)
         architecture = NetworkSpace(cells, Skeleton.from_dict(description["skeleton"])).adopt(architecture)
     if not isinstance(architecture.space, NetworkSpace):
-        return _built(Path(path), architecture, tensors, description).to(device).eval(), architecture
+        network = _built(Path(path), architecture, tensors, description).to(device).eval()
+        return NetworkFile(network, architecture, deployment)
     mixing = description.get("mixing")
     if mixing is not None:
         path_of = {old: path for path, old in architecture.space.old_names().items()}
         mixing = {path_of.get(path, path): weights for path, weights in mixing.items()}
     masks = without_prefix(MASKS, tensors)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASKS)}
-    return DiscreteNetwork(architecture, weights, mixing=mixing, masks=masks).to(device).eval(), architecture
+    network = DiscreteNetwork(architecture, weights, mixing=mixing, masks=masks).to(device).eval()
+    return NetworkFile(network, architecture, deployment)
 
 
 def _built(

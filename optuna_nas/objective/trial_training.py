@@ -12,6 +12,7 @@ from optuna import Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 
 from optuna_nas.data.splits import REPORT
+from optuna_nas.networks.deployment import Deployment
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.files import save_network
 from optuna_nas.objective.shared_checkpoint import SharedCheckpoint
@@ -253,7 +254,8 @@ class TrialTraining:
         file = network_path(run.folder, trial.number)
         kept = network.compact() if isinstance(network, DiscreteNetwork) else network
         owner = {"study": study_uid(trial.study), "trial": trial.number}
-        save_network(file, kept, self._candidate.architecture, owner)
+        deployment = Deployment.of(self._objective.data, self._candidate.task)
+        save_network(file, kept, self._candidate.architecture, owner, deployment)
         trial.set_user_attr(NETWORK, str(file))
         if run.store is not None:
             try:

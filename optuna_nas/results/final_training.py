@@ -7,14 +7,16 @@ import inspect
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna_nas.data.splits import TEST
 from optuna_nas.networks import NetworkSpace
-from optuna_nas.networks.files import save_network
+from optuna_nas.networks.deployment import Deployment
+from optuna_nas.networks.files import owner_of, save_network
 from optuna_nas.objective.suggestions import resolve, without_suggestions
 from optuna_nas.search.opening import read_study
-from optuna_nas.search.results import architecture_of, summarise
+from optuna_nas.search.results import architecture_of, network_of, summarise
 from optuna_nas.space import (
     PUBLISHED_CELLS,
     Architecture,
@@ -28,15 +30,20 @@ from optuna_nas.space import (
     nasbench201_skeleton,
     published_cell,
 )
+from optuna_nas.storage.attributes import DUPLICATE_OF, attribute
+from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
+from optuna_nas.tracking.final_run import FinalRecord, find_trial_run, log_final
+from optuna_nas.tracking.tracker import MLflowTracker
 from optuna_nas.training.device import choose_device
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import train
 from optuna_nas.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
@@ -64,6 +71,8 @@ class FinalTraining(NamedTuple):
         test_metric: Metric on the test split; None without one.
         params: Number of parameters of the network.
         seconds: Seconds of training.
+        curve: Metrics of every epoch.
+        settings: Choices of the architecture, and fields of the recipe.
     """
 
     network: Path
@@ -72,6 +81,16 @@ class FinalTraining(NamedTuple):
     test_metric: float | None
     params: int
     seconds: float
+    curve: Sequence[dict[str, float]] = ()
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def record(self) -> FinalRecord:
+        """What MLflow shows of the training."""
+        metrics = {self.metric: self.validation_metric, "params": self.params, "train_seconds": self.seconds}
+        if self.test_metric is not None:
+            metrics[f"test_{self.metric}"] = self.test_metric
+        return FinalRecord(self.network.stem, self.curve, metrics, self.settings)
 
 
 def data_of(search: Search) -> Data:
@@ -275,12 +294,21 @@ def train_in_full(
         return FinalTraining(file, **json.loads(record.read_text()))
     network = space.build(architecture, seed=recipe.seed)
     on_device = data.to(choose_device(device))
+    curve = stem.with_suffix(".curve")
+
+    def epoch_ended(epoch: EpochResult) -> None:
+        with curve.open("a") as lines:
+            lines.write(json.dumps(_point(epoch, task)) + "\n")
+        if on_epoch is not None:
+            on_epoch(epoch)
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
     result = train(
         network,
         on_device,
         recipe,
         task,
-        on_epoch=on_epoch,
+        on_epoch=epoch_ended,
         on_step=on_step,
         checkpoint=stem.with_suffix(".checkpoint"),
         configuration=configuration,
@@ -289,12 +317,80 @@ def train_in_full(
     tested = None
     if data.size([TEST]):
         tested = evaluate(network, on_device, TEST, task, precision=recipe.precision).metric
-    save_network(file, network, architecture)
+    owner = {"study": _uid_of(search), "final": stem.name}
+    save_network(file, network, architecture, owner, Deployment.of(data, task))
     params, validated = architecture.cost().params, result.last.validation_metric
-    final = FinalTraining(file, task.metric, validated, tested, params, result.seconds)
+    final = FinalTraining(
+        file, task.metric, validated, tested, params, result.seconds, _points(curve), _settings(architecture, recipe)
+    )
     record.write_text(json.dumps({key: value for key, value in final._asdict().items() if key != "network"}))
-    stem.with_suffix(".checkpoint").unlink(missing_ok=True)
+    for left in (stem.with_suffix(".checkpoint"), curve):
+        left.unlink(missing_ok=True)
     return final
+
+
+def _uid_of(search: Search) -> str | None:
+    """Return the id of the study of a search; None if there is no study yet."""
+    try:
+        return study_uid(read_study(search))
+    except ValueError:
+        return None
+
+
+def _point(epoch: EpochResult, task: Task) -> dict[str, float]:
+    """Return the metrics of an epoch, by the names that trials have in MLflow."""
+    metrics = {"epoch": epoch.epoch, "train_loss": epoch.train_loss, "validation_loss": epoch.validation_loss}
+    metrics |= {task.metric: epoch.validation_metric, "learning_rate": epoch.learning_rate}
+    return metrics if epoch.train_metric is None else metrics | {f"train_{task.metric}": epoch.train_metric}
+
+
+def _points(curve: Path) -> list[dict[str, float]]:
+    """Return the metrics of all epochs; of one that was trained again after an interruption, the later ones."""
+    points = {point["epoch"]: point for point in map(json.loads, curve.read_text().splitlines())}
+    return [points[epoch] for epoch in sorted(points)]
+
+
+def _settings(architecture: Architecture, recipe: Recipe) -> dict[str, Any]:
+    """Return architecture and recipe as MLflow's params."""
+    choices = architecture.space.encode(architecture)
+    return {**choices, **{f"recipe/{name}": value for name, value in asdict(recipe).items()}}
+
+
+def is_alone(file: Path) -> bool:
+    """Return whether a network was trained without a study, whose run in MLflow could show it."""
+    owner = owner_of(file)
+    return owner is None or owner["study"] is None
+
+
+def run_in_mlflow(search: Search, study: Study, file: Path) -> str:
+    """Return the id of the MLflow run that a network belongs to: that of its trial, or of its final training.
+
+    The run of a final training is made if it is not there.
+
+    Args:
+        search: Search that is mirrored in MLflow.
+        study: Its study.
+        file: File of the network.
+
+    Raises:
+        ValueError: The network is not of this study, or its trial is not in MLflow.
+        ConnectionError: MLflow cannot be used.
+    """
+    owner, tracker = owner_of(file), search.tracking or MLflowTracker()
+    if owner is None and (best := best_trial(study)) is not None and file == network_of(search, study, best):
+        owner = {"study": study_uid(study), "trial": attribute(best.user_attrs, DUPLICATE_OF, best.number)}
+    if owner is None or owner.get("study") != study_uid(study):
+        raise ValueError(
+            f"`network` must be of study {study.study_name!r} to be logged on one of its runs but {file} is not; "
+            "export it as a file."
+        )
+    if "trial" in owner:
+        return find_trial_run(tracker, study, int(owner["trial"]))
+    record = file.with_suffix(".json")
+    if not record.exists():
+        raise ValueError(f"`network` must have its record beside it but {record} is not there; train it again.")
+    final = FinalTraining(file, **json.loads(record.read_text()))
+    return log_final(tracker, study, final.record)
 
 
 def network_to_export(search: Search) -> Path:

@@ -1,38 +1,61 @@
-"""Trained network as an MLflow model in the run of its trial, with signature, example and requirements."""
+"""Trained network as an MLflow model of the run of what it is, with signature, example, metrics and requirements."""
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import numpy as np
 import torch
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from torch import Tensor
 
 with warnings.catch_warnings():  # MLflow warns of its own type hints when it is imported
     warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType")
     import mlflow.pyfunc
 
-from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, difference, for_programs, random_like
+from optuna_nas.data import arranging
+from optuna_nas.networks.export import (
+    CHECKED_BATCHES,
+    MAX_DIFFERENCE,
+    difference,
+    for_programs,
+    for_raw_inputs,
+    random_like,
+    raw_example,
+    write_pt2,
+)
 from optuna_nas.space.model_space import ModelSpace
-from optuna_nas.storage.attributes import UID_ATTRIBUTE
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import unreachable
 
 if TYPE_CHECKING:
-    import optuna
+    from collections.abc import Iterator, Sequence
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
     from torch import nn
 
+    from optuna_nas.data.preprocessing import Preprocessing
+    from optuna_nas.networks.deployment import Deployment
     from optuna_nas.space import Architecture
     from optuna_nas.tracking.tracker import MLflowTracker
 
 NAME = "network"
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
+"""Code that MLflow copies into the model."""
+ARRANGING = Path(arranging.__file__)
+"""Code that is copied beside it."""
 
 
 class LoggedModel(NamedTuple):
@@ -51,90 +74,134 @@ class LoggedModel(NamedTuple):
 
 def log_model(
     tracker: MLflowTracker,
-    study: optuna.Study,
-    trial_number: int,
+    run_id: str,
     network: nn.Module,
     architecture: Architecture,
-    register: str | None,
+    deployment: Deployment | None = None,
+    register: str | None = None,
+    alias: str | None = None,
 ) -> LoggedModel:
-    """Log a network to the run of a trial, load it with `mlflow.pyfunc`, and compare the predictions.
+    """Log a network to a run, load it with `mlflow.pyfunc`, and compare the predictions.
 
-    The model is a program of `torch.export`, so that loading it does not unpickle anything.
+    The model takes raw inputs, as the data had them, and returns labels; with `params={"output": "probabilities"}` a
+    table of probabilities, with `"outputs"` what the network returns. It belongs to the experiment of the run, and has
+    the run's metrics. It is a program of `torch.export`, so that loading it unpickles nothing.
 
     Args:
         tracker: Tracker of the study.
-        study: Study that was tracked before.
-        trial_number: Number of the trial.
+        run_id: Id of the run of what the network is: a trial or a final training.
         network: Trained network, in any mode.
         architecture: Its architecture.
+        deployment: Preprocessing of raw inputs, and labels of classes; None: inputs are normalised ones.
         register: Name in MLflow's model registry; None to not register it.
+        alias: Alias of the registered version, such as `champion`.
 
     Raises:
         ConnectionError: MLflow cannot be used at the tracking URI.
-        ValueError: MLflow has no run of the trial.
+        ValueError: The network takes more than one tensor, or an alias has no registered model.
         ArithmeticError: An output differs by more than 1e-4.
     """
-    with connected(tracker.store_uri, registry=register is not None) as client:
+    if alias is not None and register is None:
+        raise ValueError(f"`alias` must go with a registered model but `register` is None; name it for {alias!r}.")
+    space = architecture.space
+    assert isinstance(space, ModelSpace)
+    program, raw = for_raw_inputs(for_programs(network), deployment)
+    example = raw_example(space, 2, raw)
+    if not isinstance(example, Tensor):
+        raise ValueError(
+            "`architecture` must be of modules that take one tensor to be logged in MLflow but takes more; export it "
+            "as a file instead."
+        )
+    classes = () if deployment is None else deployment.classes
+    with TemporaryDirectory() as folder, connected(tracker.store_uri, registry=register is not None) as client:
         try:
-            experiment = client.get_experiment_by_name(tracker.experiment)
-            condition = f"tags.`optuna_nas.study_uid` = '{study.user_attrs.get(UID_ATTRIBUTE, '')}'"
-            condition += f" and tags.`optuna.trial_number` = '{trial_number}'"
-            runs = client.search_runs([experiment.experiment_id], condition) if experiment else []
+            run = client.get_run(run_id)
         except MlflowException as error:
             raise unreachable(tracker.tracking_uri, one_line(error)) from error
-        if not runs:
-            raise ValueError(
-                f"`study` must be in MLflow to log its network there but trial {trial_number} of {study.study_name!r} "
-                "is not; run `optuna-nas mirror` first."
-            )
-        space, program = architecture.space, for_programs(network)
-        assert isinstance(space, ModelSpace)
-        example = space.example_inputs(2)
-        if not isinstance(example, Tensor):
-            raise ValueError(
-                "`architecture` must be of modules that take one tensor to be logged in MLflow but takes more; export "
-                "it as a file instead."
-            )
-        shape, kind = example.shape[1:], example.numpy().dtype
-        with torch.no_grad():
-            outputs = program(example).shape[1:]
-        signature = ModelSignature(
-            Schema([TensorSpec(kind, (-1, *shape))]),
-            Schema([TensorSpec(np.dtype("float32"), (-1, *outputs))]),
+        artifacts = _artifacts(Path(folder), program, example, deployment)
+        model = client.create_logged_model(
+            run.info.experiment_id, NAME, run_id, params=run.data.params, model_type="pyfunc"
         )
-        before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-        level = logging.getLogger("mlflow").level
-        mlflow.set_tracking_uri(tracker.store_uri)  # a setting of the whole process, which is restored below
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        try:
+        with _used_by_mlflow(tracker.store_uri):
             info = Model.log(
                 None,
-                mlflow.pytorch,
+                mlflow.pyfunc,
                 register,
                 name=NAME,
-                run_id=runs[0].info.run_id,
-                pytorch_model=program,
-                signature=signature,
+                run_id=run_id,
+                model_id=model.model_id,
+                python_model=str(SERVED_MODEL),
+                code_paths=[str(ARRANGING)],
+                artifacts=artifacts,
+                signature=_signature(example, classes),
                 input_example=example.numpy(),
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
-                serialization_format="pt2",
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy", "pandas"],
             )
             loaded = mlflow.pyfunc.load_model(info.model_uri)
-        finally:
-            mlflow.set_tracking_uri(before)
-            logging.getLogger("mlflow").setLevel(level)
-    worst = _worst_difference(loaded, program, space)
-    if not worst <= MAX_DIFFERENCE:
-        raise ArithmeticError(f"`format` 'mlflow' must keep the outputs but differs by {worst:.3g}; report it.")
-    version = info.registered_model_version
+        worst = _worst_difference(loaded, program, space, raw)
+        if not worst <= MAX_DIFFERENCE:
+            raise ArithmeticError(f"`format` 'mlflow' must keep the outputs but differs by {worst:.3g}; report it.")
+        _log_metrics(client, run, model.model_id)
+        version = info.registered_model_version
+        if alias is not None and register is not None:
+            client.set_registered_model_alias(register, alias, str(version))
     return LoggedModel(info.model_uri, None if version is None else str(version), worst)
 
 
-def _worst_difference(loaded: Any, program: nn.Module, space: ModelSpace) -> float:
+def _artifacts(folder: Path, program: nn.Module, example: Tensor, deployment: Deployment | None) -> dict[str, str]:
+    """Write what the model is loaded from: the program, and what goes into it and comes out of it."""
+    write_pt2(program, example, folder / "network.pt2", {})
+    dtype = str(example.numpy().dtype)
+    described = {} if deployment is None else deployment.to_dict()
+    about = {"classes": [], **described, "shape": list(example.shape[1:]), "dtype": dtype}
+    (folder / "about.json").write_text(json.dumps(about))
+    return {"program": str(folder / "network.pt2"), "about": str(folder / "about.json")}
+
+
+def _signature(example: Tensor, classes: Sequence[str | int]) -> ModelSignature:
+    """Return what the model takes and gives."""
+    output = np.dtype("float32")
+    if classes:
+        output = np.dtype("str" if isinstance(classes[0], str) else "int64")
+    return ModelSignature(
+        Schema([TensorSpec(example.numpy().dtype, (-1, *example.shape[1:]))]),
+        Schema([TensorSpec(output, (-1,) if classes else (-1, -1))]),
+        ParamSchema([ParamSpec("output", "string", "label")]),
+    )
+
+
+@contextmanager
+def _used_by_mlflow(uri: str) -> Iterator[None]:
+    """Set the tracking URI of the whole process, which `Model.log` uses, and hide MLflow's advice; both restored."""
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    level = logging.getLogger("mlflow").level
+    mlflow.set_tracking_uri(uri)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*[Tt]ype hint")  # a wish of MLflow that arrays can't fulfil
+            yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        logging.getLogger("mlflow").setLevel(level)
+
+
+def _log_metrics(client: MlflowClient, run: Run, model_id: str) -> None:
+    """Give the model the last value of every metric of its run."""
+    last = [client.get_metric_history(run.info.run_id, name)[-1] for name in run.data.metrics]
+    metrics = [
+        Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id, run_id=run.info.run_id)
+        for point in last
+    ]
+    client.log_batch(run.info.run_id, metrics)
+
+
+def _worst_difference(loaded: Any, program: nn.Module, space: ModelSpace, raw: Preprocessing | None) -> float:
     """Return the largest difference of the outputs of a loaded model, over several batches."""
     draw, worst = torch.Generator().manual_seed(0), 0.0
     for size in CHECKED_BATCHES:
-        inputs = random_like(space.example_inputs(size), draw)
+        inputs = random_like(raw_example(space, size, raw), draw)
+        outputs = torch.from_numpy(loaded.predict(inputs.numpy(), params={"output": "outputs"}))
         with torch.no_grad():
-            worst = max(worst, difference(torch.from_numpy(loaded.predict(inputs.numpy())), program(inputs)))
+            worst = max(worst, difference(outputs, program(inputs).float()))
     return worst

@@ -88,6 +88,9 @@ class Task(ABC):
         True
     """
 
+    scores_classes: ClassVar[bool] = False
+    """Whether the outputs of a network are scores of classes, of which the largest is the prediction."""
+
     @property
     @abstractmethod
     def metric(self) -> str:
@@ -223,6 +226,7 @@ class ImageClassification(SummedTask):
         0.75
     """
 
+    scores_classes: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
     direction: ClassVar[str] = MAXIMIZE
 

@@ -107,16 +107,22 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch, open_connection
     assert done.exit_code == 2
     assert "`study` must be in MLflow" in " ".join(done.stderr.split())
     assert here("mirror", "tiny.py", "--mlflow", uri).exit_code == 0
-    done = here("export", "tiny.py", "--format", "mlflow", "--mlflow", uri, "--register", "tiny-net")
+    done = here(
+        "export", "tiny.py", "--format", "mlflow", "--mlflow", uri, "--register", "tiny-net", "--alias", "champion"
+    )
     assert done.exit_code == 0, done.stderr
     gc.collect()  # the traceback of the error holds its study until then
     assert not open_connections
     assert not mlflow.is_tracking_uri_set()
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{tmp_path}/runs/tiny/study.db")
-    assert f"of the run of trial {study.best_trial.number}, version 1 of tiny-net" in done.stdout
     client, _, _, children, _ = read(uri)
-    (version,) = client.search_model_versions("name = 'tiny-net'")
-    assert version.run_id == children[study.best_trial.number].info.run_id
+    winner = children[study.best_trial.number]
+    assert f"of run {winner.info.run_id}, version 1 of tiny-net" in " ".join(done.stdout.split())
+    version = client.get_model_version_by_alias("tiny-net", "champion")
+    assert version.run_id == winner.info.run_id
+    (logged,) = client.search_logged_models([winner.info.experiment_id])
+    assert logged.experiment_id == winner.info.experiment_id
+    assert {m.key: m.value for m in logged.metrics}["accuracy"] == winner.data.metrics["accuracy"]
     mlflow.set_tracking_uri(uri)
     try:
         model = mlflow.pyfunc.load_model("models:/tiny-net/1")
@@ -124,11 +130,38 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch, open_connection
         mlflow.set_tracking_uri(None)
     images = np.random.default_rng(1).normal(size=(4, 1, 6, 6)).astype(np.float32)
     network = load_network(network_path(tmp_path / "runs" / "tiny", study.best_trial.number))
-    expected = network(torch.from_numpy(images)).detach().numpy()
-    assert np.allclose(model.predict(images), expected, atol=1e-5)
+    assert np.array_equal(model.predict(images), network.predict(images))
+    assert np.array_equal(model.predict(images.reshape(4, -1)[:, None].reshape(4, 1, 6, 6)), network.predict(images))
+    probabilities = model.predict(images, params={"output": "probabilities"})
+    assert np.allclose(probabilities, network.predict_proba(images), atol=1e-5)
+    assert list(probabilities.columns) == [str(number) for number in range(probabilities.shape[1])]
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 6, 6)
     done = here("export", "tiny.py", "--register", "tiny-net")
     assert "`--register` must go with --format mlflow" in " ".join(done.stderr.split())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_final_training_and_its_model_have_a_run_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(TINY)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert here("run", "tiny.py", "--mlflow", uri).exit_code == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for _ in range(2):  # the second finds what the first has made
+        done = here("train", "tiny.py", "--recipe", "epochs=3")
+        assert done.exit_code == 0, done.stderr
+    client, experiment, parent, _, _ = read(uri)
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`optuna_nas.kind` = 'final'")
+    assert run.info.run_id in " ".join(done.stdout.split())
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.params["recipe/epochs"] == "3"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3]
+    assert f"Test accuracy {run.data.metrics['test_accuracy']:.4f}" in " ".join(done.stdout.split())
+    done = here("export", "tiny.py", "--format", "mlflow", "--mlflow", uri)
+    assert done.exit_code == 0, done.stderr
+    (logged,) = client.search_logged_models([experiment.experiment_id])
+    assert logged.source_run_id == run.info.run_id
+    assert {m.key: m.value for m in logged.metrics}["test_accuracy"] == run.data.metrics["test_accuracy"]
 
 
 def test_runs_say_what_they_were_made_with_and_what_pruning_saved(tmp_path, monkeypatch):

@@ -1,0 +1,87 @@
+"""Runs of trained networks in MLflow: that of a trial, or of a final training, a child of its study's run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from optuna_nas.storage.identity import study_uid
+from optuna_nas.tracking.client import Client, metrics_of
+from optuna_nas.tracking.keys import mlflow_keys, text_of
+from optuna_nas.tracking.records import Epoch, milliseconds_now
+from optuna_nas.tracking.view import study_filter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import optuna
+
+    from optuna_nas.tracking.tracker import MLflowTracker
+
+FINAL = "optuna_nas.final"
+"""Tag of the run of a final training: the name of its files."""
+
+
+class FinalRecord(NamedTuple):
+    """What MLflow shows of a final training.
+
+    Args:
+        name: Name of its files, which identifies it.
+        curve: Metrics of every epoch, from the first.
+        metrics: Metrics of the network, such as its test metric.
+        params: Architecture and recipe.
+    """
+
+    name: str
+    curve: Sequence[Mapping[str, float]]
+    metrics: Mapping[str, float]
+    params: Mapping[str, Any]
+
+
+def log_final(tracker: MLflowTracker, study: optuna.Study, record: FinalRecord) -> str:
+    """Write a final training to MLflow, unless it is there, and return the id of its run.
+
+    Raises:
+        ConnectionError: MLflow cannot be used at the tracking URI.
+    """
+    client = Client(tracker.store_uri)
+    client.check()
+    with client.connections:
+        experiment_id, uid = client.find_experiment(tracker.experiment), study_uid(study)
+        condition = f"{study_filter(uid)} and tags.`{FINAL}` = '{record.name}'"
+        if found := client.search(experiment_id, condition):
+            return str(found[0].info.run_id)
+        parents = client.search(experiment_id, f"{study_filter(uid)} and tags.`optuna_nas.kind` = 'study'")
+        tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid, "optuna_nas.kind": "final"}
+        if parents:
+            tags["mlflow.parentRunId"] = parents[0].info.run_id
+        now = milliseconds_now()
+        run = client.mlflow.create_run(experiment_id, now, tags, f"final training {record.name}")
+        run_id = str(run.info.run_id)
+        points = [Epoch(0, number, dict(metrics), now) for number, metrics in enumerate(record.curve, 1)]
+        points.append(Epoch(0, len(record.curve), dict(record.metrics), now))
+        keys = mlflow_keys(record.params)
+        params = {keys[name]: text_of(value) for name, value in record.params.items()}
+        client.log(run_id, metrics_of(points), params, {FINAL: record.name})  # the tag last: it says that all is there
+        client.end(run_id, "FINISHED", now)
+    return run_id
+
+
+def find_trial_run(tracker: MLflowTracker, study: optuna.Study, number: int) -> str:
+    """Return the id of a trial's run.
+
+    Raises:
+        ConnectionError: MLflow cannot be used at the tracking URI.
+        ValueError: MLflow has no run of the trial.
+    """
+    client = Client(tracker.store_uri)
+    client.check()
+    with client.connections:
+        experiment = client.mlflow.get_experiment_by_name(tracker.experiment)
+        condition = f"{study_filter(study_uid(study))} and tags.`optuna.trial_number` = '{number}'"
+        found = client.search(experiment.experiment_id, condition) if experiment else []
+    if not found:
+        raise ValueError(
+            f"`study` must be in MLflow to log its network there but trial {number} of {study.study_name!r} is not; "
+            "run `optuna-nas mirror` first."
+        )
+    return str(found[0].info.run_id)
