@@ -43,9 +43,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-StudyFile = Annotated[Path, typer.Argument(help="Python file with a function `search()` that returns a `Search`.")]
+StudyFile = Annotated[
+    Path, typer.Argument(help="Python file with a function `search()` that returns a `Search`, or YAML file.")
+]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the file's `search` function.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Argument of the file's `search` function, or a.b=VALUE of a YAML file."
+    ),
 ]
 Storage = Annotated[str | None, typer.Option(help="URL of the Optuna storage, instead of the study's.")]
 MLflow = Annotated[str | None, typer.Option(help="Tracking URI of MLflow, instead of the study's.")]
@@ -237,7 +242,7 @@ def report(
 
 @app.command()
 def mirror(
-    study: Annotated[str, typer.Argument(help="Python file of a study, or name of any study in --storage.")],
+    study: Annotated[str, typer.Argument(help="Python or YAML file of a study, or name of any study in --storage.")],
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
@@ -316,7 +321,9 @@ def view(
 
 @app.command()
 def compare(
-    studies: Annotated[list[Path], typer.Argument(help="Study files whose function `search` has an argument `seed`.")],
+    studies: Annotated[
+        list[Path], typer.Argument(help="YAML files, or Python files whose function `search` has an argument `seed`.")
+    ],
     budget: Annotated[
         str, typer.Option(help="Budget of each run: trials=30, seconds=600 or epochs=200.")
     ] = "trials=30",
