@@ -306,7 +306,7 @@ class Search:
 
     @staticmethod
     def from_yaml(path: str | Path, settings: Iterable[str] = ()) -> Search:
-        """Return the search of a YAML file, which has the names of this class's arguments as keys.
+        r"""Return the search of a YAML file, which has the names of this class's arguments as keys.
 
         Args:
             path: The file.
@@ -318,8 +318,8 @@ class Search:
         Example:
             >>> from pathlib import Path
             >>> from optuna_nas import Search
-            >>> _ = Path("study.yaml").write_text("name: digits\\ndata: digits\\nspace: nasbench201_space\\n"
-            ...     "skeleton: {type: nasbench201_skeleton, repeats: 1, channels: 4}\\ntrials: 20\\n")
+            >>> _ = Path("study.yaml").write_text("name: digits\ndata: digits\nspace: nasbench201_space\n"
+            ...     "skeleton: {type: nasbench201_skeleton, repeats: 1, channels: 4}\ntrials: 20\n")
             >>> Search.from_yaml("study.yaml", ["trials=3"]).trials
             3
         """

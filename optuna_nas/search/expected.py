@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna_nas.search.study_types import types_for
+
+if TYPE_CHECKING:
+    import inspect
 
 LISTS, MAPPINGS = ("tuple", "Sequence", "list"), ("Mapping", "dict")
 SHORT = {"Shape": "tuple[int, ...]", "Path": "str"}
@@ -84,7 +86,7 @@ class Expected:
         if types:
             said.insert(0, f"of a type such as {types[0]}")
         if not said or said == ["null"]:
-            said.insert(0, "what a file can't give, such as a function")
+            return "left out, since only Python can give it,"
         return " or ".join(dict.fromkeys(said))
 
 

@@ -1,4 +1,4 @@
-"""What a study file may name by `type`: constructors of this package, Optuna's samplers and pruners, registered ones."""
+"""What a study file may name by `type`: constructors of this package, Optuna's samplers and pruners, one's own."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _registered: dict[str, Callable[..., Any]] = {}
 
 
 def register_type(name: str, make: Callable[..., Any]) -> None:
-    """Let YAML studies name your own function or class by `type`, wherever an object is expected.
+    r"""Let YAML studies name your own function or class by `type`, wherever an object is expected.
 
     A file can't import anything, so register in the Python program that reads it: a study file in Python whose function
     `search` returns `Search.from_yaml(...)`, or a program of your own.
 
     Args:
         name: New name, a Python identifier.
-        make: Function or class. Arguments that are not in the file and are named `space`, `data`, `task`, `input_shape`,
-            `classes` or `seed` are those of the study.
+        make: Function or class. Arguments that the file does not give and that are named `space`, `data`, `task`,
+            `input_shape`, `classes` or `seed` are those of the study.
 
     Raises:
         ValueError: The name is taken, or no identifier.
@@ -55,7 +55,7 @@ def register_type(name: str, make: Callable[..., Any]) -> None:
         >>> def depth_first(seed=0):
         ...     return lambda trial: float(len(trial.params))
         >>> register_type("depth_first", depth_first)
-        >>> _ = Path("study.yaml").write_text("name: tiny\\nspace: darts_space\\nobjective: depth_first\\n")
+        >>> _ = Path("study.yaml").write_text("name: tiny\nspace: darts_space\nobjective: depth_first\n")
         >>> Search.from_yaml("study.yaml").objective is not None
         True
         >>> unregister_type("depth_first")
@@ -93,8 +93,9 @@ def built_in() -> dict[str, Callable[..., Any]]:
     """Return all types that need no registration, by name."""
     import optuna
 
-    import optuna_nas
+    from optuna_nas import data, objective, oneshot, pruners, samplers, space, storage, tracking, training
 
+    rooms = data, objective, oneshot, pruners, samplers, space, storage, tracking, training
     names = {name for several in BY_ANNOTATION.values() for name in several} | set(SUGGESTIONS)
     ours = {"SNASSampler", "GHNSampler", "GHNPruner", "HMNASPruner"}
     optunas = {
@@ -103,7 +104,8 @@ def built_in() -> dict[str, Callable[..., Any]]:
         for name in room.__all__
         if name.endswith(end) and not name.startswith("Base")
     }
-    return {name: getattr(optuna_nas, name) for name in sorted(names | ours)} | optunas
+    homes = {name: room for room in rooms for name in room.__all__}
+    return {name: getattr(homes[name], name) for name in sorted(names | ours)} | optunas
 
 
 def types_for(words: Iterable[str]) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """Studies as YAML files, with the names of Python's constructors.
 
-A key is an argument of `Search`, `skeleton` (what the cells of `space` are placed into) or `seed`. An object is a mapping
-with its `type` and its arguments, or the type alone. What Python code would pass along is filled in: `space`, `data`, `task`,
-`input_shape`, `classes` and `seed`, where a constructor has such an argument and the file does not give it. An anchor is one
-object wherever its alias stands.
+A key is an argument of `Search`, `skeleton` (what the cells of `space` are placed into) or `seed`. An object is a
+mapping with its `type` and its arguments, or the type alone. What Python code would pass along is filled in: `space`,
+`data`, `task`, `input_shape`, `classes` and `seed`, where a constructor has such an argument and the file does not give
+it. An anchor is one object wherever its alias stands.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class _Builder:
     def search(self, root: MappingNode) -> Search:
         """Return the search of the whole file."""
         from optuna_nas.search.config import Search
+        from optuna_nas.training.recipe import Recipe
 
         keys = entries(root)
         parameters = inspect.signature(Search).parameters
@@ -113,6 +114,9 @@ class _Builder:
             made["space"] = self._known["space"] = self._placed(made, keys)
         if "recipe" in keys:
             made["recipe"] = self._known["recipe"] = self._value(keys["recipe"][1], "recipe", Expected("Recipe"))
+        elif "seed" in self._known:
+            seed = self._known["seed"]
+            made["recipe"] = self._known["recipe"] = _attempt(lambda: Recipe(seed=seed), "Recipe", root, "")
         made = {name: value for name, value in made.items() if name in parameters}
         return self._call(Search, "Search", root, "", made)  # type: ignore[no-any-return]
 
@@ -143,14 +147,16 @@ class _Builder:
             expected: What is taken there.
             searched: Whether it may be a suggestion.
         """
-        types = (*expected.types, *(SUGGESTIONS if searched else ()))
+        types = expected.types
         if isinstance(node, ScalarNode):
             value = scalar(node)
             if isinstance(value, str) and types and not expected.takes(value):
                 return self._object(node, path, value, types, node)
-            if not expected.takes(value):
-                fail(node, f"`{path}` must be {expected.says} but is {value!r}")
-            return value
+            if expected.takes(value):
+                return value
+            if expected.takes("") and isinstance(value, int | float):  # `name: 2026`
+                return node.value
+            return fail(node, f"`{path}` must be {expected.says} but is {value!r}")
         if isinstance(node, SequenceNode):
             word = expected.one_of(LISTS)
             if word is None:
@@ -164,16 +170,15 @@ class _Builder:
             name = scalar(named) if isinstance(named, ScalarNode) else None
             if not isinstance(name, str):
                 fail(named, f"`{path}.type` must be a name but is {described(named)}")
-            return self._object(node, path, name, types, named)
+            return self._object(node, path, name, (*types, *(SUGGESTIONS if searched else ())), named)
         word = expected.one_of(MAPPINGS)
         if word is not None:
             items = expected.items(word)
             return {key: self._value(child, f"{path}.{key}", items) for key, (_, child) in keys.items()}
         if len(types) == 1:
             return self._object(node, path, types[0], types, node)
-        if types:
-            fail(node, f"`{path}` must name its `type`, one of {', '.join(types)}")
-        fail(node, f"`{path}` must be {expected.says} but is a mapping")
+        says = f"name its `type`, one of {', '.join(types)}" if types else f"be {expected.says} but is a mapping"
+        return fail(node, f"`{path}` must {says}")
 
     def _object(self, node: Node, path: str, name: str, types: tuple[str, ...], named: Node) -> Any:
         """Return the object of a type, the same one for every alias of its anchor."""
@@ -181,7 +186,8 @@ class _Builder:
         if name not in types and name not in own:
             known = [*types, *own]
             if not known:
-                fail(named, f"`{path}` must be a plain value but is of the type {name!r}")
+                only = "; only fields of `recipe` and `task` can be searched" if name in SUGGESTIONS else ""
+                fail(named, f"`{path}` must be a plain value but is of the type {name!r}{only}")
             way = similar(name, known) or f"; known: {', '.join(known)}"
             fail(named, f"`{path}` must be of a known type but is of {name!r}{way}")
         if (id(node), name) not in self._made:
@@ -218,8 +224,8 @@ class _Builder:
         if parameter.default is parameter.empty or key in ("seed", "task", "input_shape", "classes"):
             return True
         if key == "recipe":  # those of one-shot models are others
-            return parameter.annotation == "Recipe"
-        return ("model" in arguments) == (key == "data")  # a model has a space, and data train it
+            return bool(parameter.annotation == "Recipe")
+        return bool(("model" in arguments) == (key == "data"))  # a model has a space, and data train it
 
 
 def _check_keys(keys: Mapping[str, tuple[Node, Node]], known: list[str], where: str, kind: str) -> None:

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no annotations
     """PyYAML's safe loader, stopped at a depth; words stay texts until `scalar` reads them."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's name
@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(None, None, _TOO_DEEP, self.peek_event().start_mark)
         try:
-            return super().compose_node(parent, index)  # type: ignore[no-any-return]
+            return super().compose_node(parent, index)
         finally:
             self.depth -= 1
 
@@ -148,7 +148,7 @@ def _compose(text: str, name: str) -> Node | None:
     try:
         loader = _Loader(text)
         loader.name = name
-        return loader.get_single_node()  # type: ignore[no-any-return]
+        return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}, line {mark.line + 1}" if mark and not name.startswith(SETTING) else name
@@ -233,10 +233,10 @@ def _replace(root: MappingNode, setting: str) -> None:
         found = [number for number, (other, _) in enumerate(node.value) if other.value == word]
         word_key = ScalarNode(_TEXT, word, key.start_mark, key.end_mark)
         child = value if last else node.value[found[0]][1] if found else _mapping(key)
-        if isinstance(child, ScalarNode) and not last:
+        if isinstance(child, ScalarNode) and not last and isinstance(scalar(child), str | None):
             child = _mapping(key, child)
         if found:
-            node.value[found[0]] = node.value[found[0]][0], child
+            node.value[found[0]] = word_key if last else node.value[found[0]][0], child
         else:
             node.value.append((word_key, child))
         node = child
