@@ -71,7 +71,7 @@ def test_nothing_is_overwritten_unless_asked(folder):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--data", "cifar"], "`--data` must be one of digits, mnist, fashion_mnist, cifar10, cifar100 but got 'cifar'; "),
-    (["--space", "moon"], "`--space` must be one of nasbench201_space, darts_space, hmnas_space, ghn_space but got 'mo"),
+    (["--space", "moon"], "`--space` must be one of nasbench201_space, darts_space, hmnas_space, ghn_space but got"),
     (["--space", "ghn_space", "--strategy", "snas"], "`space` must have ops on edges (CellSpace) but is a BlockSpace"),
     (["--strategy", "best"], "`--strategy` must be one of auto, free, snas, ghn, hmnas, tpe, random but got 'best'."),
     (["--trials", "0"], "`trials` must be an integer of at least 1 but got 0."),
