@@ -42,12 +42,12 @@ def register_type(name: str, make: Callable[..., Any]) -> None:
     `search` returns `Search.from_yaml(...)`, or a program of your own.
 
     Args:
-        name: New name, a Python identifier.
+        name: New name, a Python identifier; one of your own types of this name is replaced.
         make: Function or class. Arguments that the file does not give and that are named `space`, `data`, `task`,
             `input_shape`, `classes` or `seed` are those of the study.
 
     Raises:
-        ValueError: The name is taken, or no identifier.
+        ValueError: The name is no identifier, or that of a type of the package or of Optuna.
 
     Example:
         >>> from pathlib import Path
@@ -64,8 +64,8 @@ def register_type(name: str, make: Callable[..., Any]) -> None:
         raise ValueError(f"`name` must be a Python identifier but got {name!r}.")
     if not callable(make):
         raise ValueError(f"`make` must be a function or class but is {make!r}.")
-    if name in _registered or name in built_in():
-        raise ValueError(f"`name` must be new but {name!r} is taken; choose another, or unregister yours first.")
+    if name in built_in():
+        raise ValueError(f"`name` must be new but {name!r} is a type of the package or of Optuna; choose another.")
     _registered[name] = make
 
 

@@ -132,9 +132,7 @@ class _Builder:
             return space
         if skeleton is None:
             if made.get("data") is not None and "objective" not in {*keys, *made}:
-                fail(
-                    keys["space"][0], "`skeleton` must say what the cells are placed into; add a `skeleton` with a type"
-                )
+                fail(keys["space"][0], "`skeleton` must say what cells are placed into; add a `skeleton` with a type")
             return space
         return _attempt(lambda: NetworkSpace(space, skeleton), "NetworkSpace", keys["skeleton"][1], "skeleton")
 
@@ -212,8 +210,8 @@ class _Builder:
         for key, parameter in parameters.items():
             if made is None and key not in arguments and self._passes(key, parameter, arguments):
                 arguments[key] = self._known[key]
-            needed = parameter.default is parameter.empty and parameter.kind not in (2, 4)
-            if needed and key not in arguments:
+            several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if parameter.default is parameter.empty and not several and key not in arguments:
                 fail(node, f"{f'`{path}`' if path else 'the file'} must have `{key}`; add it")
         return _attempt(lambda: make(**arguments), name, node, path)
 
