@@ -82,7 +82,9 @@ if TYPE_CHECKING:
     from optuna_nas.search import (
         Search,
         SearchResult,
+        register_type,
         run,
+        unregister_type,
     )
     from optuna_nas.space import (
         AnytimeSpace,
@@ -216,6 +218,7 @@ __all__ = [
     "plot_surrogate",
     "published_cell",
     "register_op",
+    "register_type",
     "run",
     "run_on_ray",
     "run_workers",
@@ -225,6 +228,7 @@ __all__ = [
     "suggest_int",
     "train",
     "unregister_op",
+    "unregister_type",
 ]
 
 # Where the public names live; imported when first asked for, since torch, Optuna and MLflow take seconds to load.
@@ -304,7 +308,9 @@ _HOMES = {
     "search": (
         "Search",
         "SearchResult",
+        "register_type",
         "run",
+        "unregister_type",
     ),
     "space": (
         "AnytimeSpace",

@@ -43,9 +43,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-StudyFile = Annotated[Path, typer.Argument(help="Python file with a function `search()` that returns a `Search`.")]
+StudyFile = Annotated[
+    Path, typer.Argument(help="Python file with a function `search()` that returns a `Search`, or YAML file.")
+]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the file's `search` function.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Argument of the file's `search` function, or a.b=VALUE of a YAML file."
+    ),
 ]
 Storage = Annotated[str | None, typer.Option(help="URL of the Optuna storage, instead of the study's.")]
 MLflow = Annotated[str | None, typer.Option(help="Tracking URI of MLflow, instead of the study's.")]
@@ -146,6 +151,46 @@ def run(
             raise typer.Exit(130)
 
 
+@app.command()
+def init(
+    study: Annotated[Path | None, typer.Argument(help="New file, .yaml or .py; by default study.yaml.")] = None,
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist, cifar10 or cifar100.")] = "digits",
+    space: Annotated[
+        str, typer.Option(help="nasbench201_space, darts_space, hmnas_space or ghn_space.")
+    ] = "nasbench201_space",
+    strategy: Annotated[str, typer.Option(help="auto, free, snas, ghn, hmnas, tpe or random.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="Name of the study; by default that of the file.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Total number of trials; by default 30.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds of all trials together.")] = None,
+    python: Annotated[bool, typer.Option("--python", help="Write Python instead of YAML.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented study that runs as it is, to begin with."""
+    with shown_errors(debug):
+        from optuna_nas.search.new_study import NewStudy
+        from optuna_nas.search.study_yaml import SUFFIXES
+
+        path = study or Path("study.py" if python else "study.yaml")
+        if path.suffix not in (".py",) if python else path.suffix not in (*SUFFIXES, ".py"):
+            ends = ".py, with --python," if python else f"{', '.join(SUFFIXES)} or .py"
+            raise UsageError(f"`study` must be a file that ends with {ends} but is {path}.")
+        with console.status("Loading PyTorch ..."):
+            new = NewStudy(name or path.stem, data, space, strategy, trials, seconds)
+            new.check()
+        command = shlex.join([program(), "run", str(path)])
+        text = new.python(command) if path.suffix == ".py" else new.yaml(command)
+        try:
+            with path.open("w" if force else "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            raise UsageError(f"{path} is there already; pass --force to overwrite it, or give another path.") from None
+        except OSError as error:
+            raise UsageError(f"`study` must be a file to write but {path} is not: {error.strerror}.") from None
+        print_line("Study", str(path))
+        print_line("Run it", command)
+
+
 def _job(
     study: Path,
     settings: list[str] | None,
@@ -237,7 +282,7 @@ def report(
 
 @app.command()
 def mirror(
-    study: Annotated[str, typer.Argument(help="Python file of a study, or name of any study in --storage.")],
+    study: Annotated[str, typer.Argument(help="Python or YAML file of a study, or name of any study in --storage.")],
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
@@ -316,7 +361,9 @@ def view(
 
 @app.command()
 def compare(
-    studies: Annotated[list[Path], typer.Argument(help="Study files whose function `search` has an argument `seed`.")],
+    studies: Annotated[
+        list[Path], typer.Argument(help="YAML files, or Python files whose function `search` has an argument `seed`.")
+    ],
     budget: Annotated[
         str, typer.Option(help="Budget of each run: trials=30, seconds=600 or epochs=200.")
     ] = "trials=30",

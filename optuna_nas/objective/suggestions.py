@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from optuna.trial import BaseTrial
 
@@ -67,6 +67,53 @@ def suggest_categorical(choices: Sequence[Any]) -> Any:
     return CategoricalDistribution(choices)
 
 
+def make_suggestion(name: str, description: Mapping[str, Any]) -> BaseDistribution:
+    """Return the suggestion that a configuration describes: the `type`, one of the functions above, and its arguments.
+
+    Args:
+        name: Name of the value, for messages.
+        description: The description.
+
+    Raises:
+        ValueError: There is no such function, or it refuses the arguments.
+
+    Example:
+        >>> from optuna_nas.objective.suggestions import make_suggestion
+        >>> make_suggestion("depth", {"type": "suggest_int", "low": 1, "high": 3})
+        IntDistribution(high=3, log=False, low=1, step=1)
+    """
+    makers = {function.__name__: function for function in (suggest_float, suggest_int, suggest_categorical)}
+    arguments = {key: value for key, value in description.items() if key != "type"}
+    kind = description["type"]
+    if kind not in makers:
+        raise ValueError(f"`{name}.type` must be one of {', '.join(makers)} but got {kind!r}.")
+    try:
+        return cast("BaseDistribution", makers[kind](**arguments))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be what `{kind}` takes but is {arguments}: {error}.") from None
+
+
+def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
+    """Return a trial's value of a suggestion.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.objective.suggestions import suggest
+        >>> from optuna_nas import suggest_int
+        >>> suggest(optuna.trial.FixedTrial({"depth": 2}), "depth", suggest_int(1, 3))
+        2
+    """
+    if isinstance(distribution, FloatDistribution):
+        return trial.suggest_float(
+            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(
+            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
+    return trial.suggest_categorical(name, cast("CategoricalDistribution", distribution).choices)
+
+
 def resolve(settings: Settings, trial: BaseTrial) -> Settings:
     """Return a recipe or task in which every suggestion is replaced by the trial's value.
 
@@ -86,16 +133,8 @@ def resolve(settings: Settings, trial: BaseTrial) -> Settings:
     values: dict[str, Any] = {}
     for setting in fields(settings):
         value: object = getattr(settings, setting.name)
-        if isinstance(value, FloatDistribution):
-            values[setting.name] = trial.suggest_float(
-                setting.name, value.low, value.high, log=value.log, step=value.step
-            )
-        elif isinstance(value, IntDistribution):
-            values[setting.name] = trial.suggest_int(
-                setting.name, value.low, value.high, log=value.log, step=value.step
-            )
-        elif isinstance(value, CategoricalDistribution):
-            values[setting.name] = trial.suggest_categorical(setting.name, value.choices)
+        if isinstance(value, BaseDistribution):
+            values[setting.name] = suggest(trial, setting.name, value)
     return replace(settings, **values)  # type: ignore[type-var]
 
 

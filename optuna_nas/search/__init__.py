@@ -1,4 +1,4 @@
-"""Searches: configuration, studies, running, results, torchrun, study files."""
+"""Searches: configuration, studies, running, results, torchrun, study files in Python and YAML."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from optuna_nas.search.config import Search
     from optuna_nas.search.results import SearchResult
     from optuna_nas.search.runner import run
+    from optuna_nas.search.study_types import register_type, unregister_type
 else:
     from optuna_nas.lazy import lazy_names
 
@@ -15,7 +16,8 @@ else:
             "config": "Search",
             "results": "SearchResult",
             "runner": "run",
+            "study_types": "register_type unregister_type",
         },
     )
 
-__all__ = ["Search", "SearchResult", "run"]
+__all__ = ["Search", "SearchResult", "register_type", "run", "unregister_type"]

@@ -22,7 +22,7 @@ from optuna_nas.training.recipe import Recipe
 from optuna_nas.training.task import DIRECTIONS, MAXIMIZE, ImageClassification, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from optuna import Study
     from optuna.pruners import BasePruner
@@ -303,6 +303,29 @@ class Search:
         postgresql, sqlite_file = folder / POSTGRESQL, folder / "study.db"
         moved = postgresql.exists() and (not sqlite_file.exists() or (folder / MOVED).exists())
         return own_database(postgresql) if moved else sqlite_address(sqlite_file)
+
+    @staticmethod
+    def from_yaml(path: str | Path, settings: Iterable[str] = ()) -> Search:
+        r"""Return the search of a YAML file, which has the names of this class's arguments as keys.
+
+        Args:
+            path: The file.
+            settings: Values in place of the file's, such as `recipe.epochs=5`; the value is YAML.
+
+        Raises:
+            ValueError: The file can't be read, or describes no search; the message names file and line.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from optuna_nas import Search
+            >>> _ = Path("study.yaml").write_text("name: digits\ndata: digits\nspace: nasbench201_space\n"
+            ...     "skeleton: {type: nasbench201_skeleton, repeats: 1, channels: 4}\ntrials: 20\n")
+            >>> Search.from_yaml("study.yaml", ["trials=3"]).trials
+            3
+        """
+        from optuna_nas.search.study_yaml import read_file  # which loads what a file may name
+
+        return read_file(Path(path), settings)
 
     def with_strategy(self, strategy: str, **changes: Any) -> Search:
         """Return the search with a strategy in place of its sampler and pruner.

@@ -1,4 +1,4 @@
-"""Study files: Python files with a function `search()` that returns a `Search`."""
+"""Study files: Python files with a function `search()` that returns a `Search`, or YAML files that describe one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(
     Args:
         path: Study file.
         settings: Arguments of the function `search()`, as `NAME=VALUE`; `name=...` renames the study also where the
-            function has no such argument.
+            function has no such argument. For a YAML file, values in place of the file's, such as `recipe.epochs=5`.
         storage: Replaces `Search.storage` unless None.
         mlflow: URI of an MLflow tracking server, replaces `Search.tracking` unless None.
         trials: Replaces `Search.trials` unless None.
@@ -59,15 +59,23 @@ def load(
         >>> load(Path("study.py"), ["trials=3"]).trials
         3
     """
+    from optuna_nas.search.study_yaml import SUFFIXES, read_file
     from optuna_nas.tracking import MLflowTracker
 
-    search = _made(path, settings or [])
+    if not path.is_file():
+        raise UsageError(
+            f"`study` must be a Python or YAML file but {path} is not there; give the path of a study file, or let "
+            "`optuna-nas init` write one."
+        )
     given = {"storage": storage, "trials": trials, "artifacts": artifacts, "seconds": seconds}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if mlflow is not None:
         changes["tracking"] = MLflowTracker(mlflow)
     try:
+        search = read_file(path, settings or ()) if path.suffix in SUFFIXES else _made(path, settings or [])
         return replace(search, **changes) if strategy is None else search.with_strategy(strategy, **changes)
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -76,8 +84,6 @@ def _made(path: Path, settings: list[str]) -> Search:
     """Return what the function `search` of a study file returns."""
     from optuna_nas.search.config import Search
 
-    if not path.is_file():
-        raise UsageError(f"`study` must be a Python file but {path} is not there; give the path of a study file.")
     sys.path.insert(0, str(path.parent.resolve()))  # modules beside the file, as when Python runs it
     try:
         names = runpy.run_path(str(path), run_name="optuna_nas_study")

@@ -137,6 +137,7 @@ def cells_with_reductions(n_cells: int) -> tuple[str, ...]:
         >>> cells_with_reductions(5)
         ('normal', 'reduction', 'normal', 'reduction', 'normal')
     """
+    _check_count("n_cells", n_cells)
     if n_cells < 1:
         raise ValueError(f"`n_cells` must be at least 1 but got {n_cells}; DARTS searches with 8.")
     reductions = {n_cells // 3, 2 * n_cells // 3}
@@ -257,6 +258,7 @@ def nasbench201_skeleton(
         >>> nasbench201_skeleton(repeats=1).cells
         ('cell', 'residual_reduction', 'cell', 'residual_reduction', 'cell')
     """
+    _check_count("repeats", repeats)
     stage = ("cell",) * repeats
     return Skeleton(
         (*stage, "residual_reduction", *stage, "residual_reduction", *stage),
@@ -285,6 +287,7 @@ def ghn_skeleton(blocks: int = 18, channels: int = 32, input_shape: Shape = (3, 
         >>> ghn_skeleton(blocks=3).cells
         ('block', 'factorized_reduction', 'block', 'factorized_reduction', 'block')
     """
+    _check_count("blocks", blocks)
     if blocks < 3:
         raise ValueError(f"`blocks` must be at least 3 (one per stage) but got {blocks}; the paper uses 18.")
     first, second = blocks // 3, 2 * blocks // 3
@@ -328,11 +331,18 @@ def anytime_skeleton(
         >>> anytime_skeleton(cells=2, budget=1e6).cells
         ('cell1', 'factorized_reduction', 'cell2')
     """
+    _check_count("cells", cells)
     if cells < 1:
         raise ValueError(f"`cells` must be at least 1 but got {cells}; the paper uses 3.")
     kinds = [f"cell{number}" for number in range(1, cells + 1)]
     between = [part for kind in kinds for part in (kind, "factorized_reduction")]
     return Skeleton(tuple(between[:-1]), channels, input_shape, classes, budget=budget)
+
+
+def _check_count(name: str, count: Any) -> None:
+    """Check a number of cells before as many names are made of it."""
+    if isinstance(count, bool) or not isinstance(plain(count), int) or count > MAX_CELLS:
+        raise ValueError(f"`{name}` must be an integer of at most {MAX_CELLS} but got {count!r}.")
 
 
 def _sizes(shape: tuple[Any, ...]) -> list[tuple[str, Any]]:

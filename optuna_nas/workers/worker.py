@@ -25,8 +25,8 @@ class Job:
     """Study file and settings of a worker, as plain values that can be sent to other processes and machines.
 
     Args:
-        study: Path of the study's Python file.
-        settings: `NAME=VALUE` arguments of its function `search`.
+        study: Path of the study's file, Python or YAML.
+        settings: `NAME=VALUE` arguments of its function `search`, or values in place of those of a YAML file.
         trials: Total number of trials; None for that of the file.
         storage: URL of the storage; None for that of the file.
         mlflow: Tracking URI of MLflow; None for that of the file.

@@ -72,7 +72,7 @@ def test_settings_have_the_type_of_the_default_or_the_annotation():
 
 
 BAD = {
-    "missing file": (None, [], "`study` must be a Python file but study.py is not there"),
+    "missing file": (None, [], "`study` must be a Python or YAML file but study.py is not there"),
     "no search": ("x = 1", [], "`study` must define a function `search\\(\\)`"),
     "another value": ("def search(): return 1", [], "must return a `Search` but returned int"),
     "broken": ("import nothing_of_this_name", [], "line 1 of study.py fails: ModuleNotFoundError"),
