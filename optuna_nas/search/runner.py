@@ -305,8 +305,10 @@ class _Run:
             raise
 
     def _try_trial(self, trial: Trial) -> float | Sequence[float]:
+        if (backend := backend_of(self._study)) is not None:
+            backend.runs(trial._trial_id)
         trial.set_user_attr(WORKER, this_worker())
-        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is None:
+        if backend is not None and backend.heartbeat_interval is None:
             backend.flush(trial._trial_id)  # without heartbeats, a dead process is recognised by this attribute
         try:
             self._quota.claim(trial)
