@@ -124,8 +124,7 @@ def training_parts(*parts: object) -> list[TrainsModel]:
         >>> from optuna_nas import SNASSampler, nasbench201_space
         >>> from optuna_nas.search.config import training_parts
         >>> sampler = SNASSampler(nasbench201_space())
-        >>> wrapped = optuna.samplers.PartialFixedSampler({"cell_0_1": "none"}, sampler)
-        >>> training_parts(wrapped, optuna.pruners.NopPruner()) == [sampler]
+        >>> training_parts(sampler, optuna.pruners.NopPruner()) == [sampler]
         True
     """
     found: list[TrainsModel] = []
