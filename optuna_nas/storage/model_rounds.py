@@ -247,20 +247,22 @@ class Rounds(Generic[Loaded]):
                 loaded = self._load(value, fetch)
             return Snapshot(number, value["done"], value["files"], tuple(value["previous"]), value["step"], loaded)
         except Unverified as error:
-            if any(is_of_another(study, file) for file in value["files"].values()):
-                self._leave(study, number)
+            if isinstance(error, Unreachable) and any(is_of_another(study, file) for file in value["files"].values()):
+                self._leave(study, number, error)
             else:
                 self._refuse(study, number, error)
             return None
 
-    def _leave(self, study: Study, number: int) -> None:
-        """Log one warning for all that a copy of a study can't take from its original."""
+    def _leave(self, study: Study, number: int, error: Exception) -> None:
+        """Log one warning for all snapshots of its original that a copy of a study can't reach."""
         state = self._state(study)
         if not state.left:
             logger.warning(
-                "What the %s learned in the study that %r is a copy of is not in this study's artifact store; it "
-                "learns anew, unless it gets the `artifact_store` of the original.",
+                "The %s snapshot of trial %d cannot be verified (%s); another study published it, whose "
+                "`artifact_store` has it. Without that, %r learns anew.",
                 self._name,
+                number,
+                error,
                 study.study_name,
             )
         state.left = True
