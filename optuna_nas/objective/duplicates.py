@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_nas.storage.attributes import DIGEST, DUPLICATE_OF, TRAINING_DIGEST, attribute, has_attribute
+from optuna_nas.storage.attributes import DUPLICATE_OF, TRAINING_DIGEST, attribute, digest_noted, has_attribute
 from optuna_nas.storage.finished import FinishedIndex, PerStudy
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Duplicates:
 
 def _key_of_result(trial: FrozenTrial, own_names: frozenset[str]) -> Hashable | None:
     """Return the key of a finished trial in the index, None if its result must not be reused."""
-    digest, training_digest = (attribute(trial.user_attrs, key) for key in (DIGEST, TRAINING_DIGEST))
+    digest, training_digest = digest_noted(trial, own_names), attribute(trial.user_attrs, TRAINING_DIGEST)
     is_whole = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and trial.intermediate_values)
     if not is_whole or digest is None or has_attribute(trial.user_attrs, DUPLICATE_OF):
         return None

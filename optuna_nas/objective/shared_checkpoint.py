@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from optuna_nas.storage.artifacts import fetch_file, store_file
+from optuna_nas.storage.artifacts import fetch_file, remove_file, store_file
 from optuna_nas.storage.attributes import CHECKPOINT, Unverified, attribute
 from optuna_nas.storage.optuna_rdb import backend_of
 
@@ -53,7 +52,7 @@ class SharedCheckpoint:
             return
         previous, self._written = self._reference, written
         try:
-            self._reference = store_file(self._store, self._file)
+            self._reference = store_file(self._trial.study, self._store, self._file)
         except Exception as error:  # artifact stores raise errors of their own types
             logger.warning("The checkpoint of trial %d could not be shared (%s).", self._trial.number, error)
             return
@@ -68,5 +67,4 @@ class SharedCheckpoint:
 
     def _remove(self, reference: Mapping[str, str] | None) -> None:
         if reference is not None:
-            with suppress(Exception):  # artifact stores raise errors of their own types
-                self._store.remove(reference["artifact"])
+            remove_file(self._trial.study, self._store, reference)

@@ -28,12 +28,14 @@ from optuna_nas.space import Architecture, ModelSpace
 from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
 from optuna_nas.storage.attributes import (
     DIGEST,
+    DIGESTED,
     DUPLICATE_OF,
     SHOWN_NAMES,
     START,
     SURROGATE_SCORE,
     TRAINING_DIGEST,
     cost_key,
+    params_hash,
 )
 from optuna_nas.training.device import choose_device, release_memory
 from optuna_nas.training.evaluation import evaluate
@@ -333,6 +335,7 @@ class TrainObjective:
     def _announce(self, trial: Trial, candidate: Candidate) -> str:
         """Set the attributes of costs, constraints, score and hashes; return the hash of the training's settings."""
         trial.set_user_attr(DIGEST, candidate.digest)
+        trial.set_user_attr(DIGESTED, params_hash(trial.params, self.space.options()))
         if (source := self.weights_source.source) != OWN and self.initial_weights is not None:
             trial.set_user_attr(START, source)
             if source == SCRATCH:

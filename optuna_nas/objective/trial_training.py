@@ -259,7 +259,7 @@ class TrialTraining:
         trial.set_user_attr(NETWORK, str(file))
         if run.store is not None:
             try:
-                trial.set_user_attr(SHARED_NETWORK, store_file(run.store, file))
+                trial.set_user_attr(SHARED_NETWORK, store_file(trial.study, run.store, file))
             except Exception as error:  # artifact stores raise errors of their own types
                 logger.warning("The network of trial %d could not be shared (%s).", trial.number, error)
 

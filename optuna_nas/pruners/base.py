@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import numpy as np
 from optuna.pruners import BasePruner, MedianPruner
@@ -28,13 +28,14 @@ from optuna_nas.storage.attributes import (
 )
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedTrials, PerStudy, PicklesSettings
+from optuna_nas.storage.identity import study_uid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
     from optuna import Study
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import BaseTrial, FrozenTrial, Trial
 
     from optuna_nas.space import Architecture, Space
 
@@ -91,14 +92,14 @@ def rank_correlation(scores: list[float], values: list[float], confidence: float
     return RankCorrelation(tau, math.tanh(z - spread), math.tanh(z + spread), n_pairs)
 
 
-def should_prune(trial: Trial) -> bool:
+def should_prune(trial: BaseTrial) -> bool:
     """Return whether a trial should be pruned; `trial.should_prune()` for studies with any number of objectives.
 
     With several objectives Optuna supports no pruning, since trials cannot report. The pruners of this package judge
     the architecture before its training and support it; with all other pruners the result is False.
 
     Args:
-        trial: Running trial.
+        trial: Running trial; a `FixedTrial` or a finished trial, with which an objective is called again, goes on.
 
     Example:
         >>> import optuna
@@ -107,12 +108,12 @@ def should_prune(trial: Trial) -> bool:
         >>> should_prune(study.ask())
         False
     """
-    study = trial.study
-    if len(study.directions) == 1:
+    study = getattr(trial, "study", None)
+    if study is None or len(study.directions) == 1:
         return trial.should_prune()
     if not isinstance(study.pruner, SurrogatePruner):
         return False
-    return study.pruner.prune(study, study._storage.get_trial(trial._trial_id))
+    return study.pruner.prune(study, study._storage.get_trial(cast("Trial", trial)._trial_id))
 
 
 class SurrogatePruner(PicklesSettings, BasePruner):
@@ -323,7 +324,7 @@ class QuantilePruner(SurrogatePruner):
                     scores = self._scores([self.space.sample(random) for random in randoms])
                     trial = find_trial(study, piece)
                     if piece == number and trial is not None and not trial.state.is_finished():
-                        value = {"step": step, "piece": piece, "scores": scores.tolist()}
+                        value = {"step": step, "piece": piece, "scores": scores.tolist(), "study": study_uid(study)}
                         write_json(study, trial, self._key, value)
                 pieces.append(scores)
             return pieces[: number + 1]
@@ -338,8 +339,8 @@ class QuantilePruner(SurrogatePruner):
             value = None if trial is None else read_json(trial.system_attrs, self._key)
         except Unverified:
             return None
-        # A retried trial holds copies of the attributes of an earlier trial.
-        if value is None or (value["step"], value["piece"]) != (step, piece):
+        # A retried or copied trial holds copies of the attributes of an earlier trial.
+        if value is None or (value["step"], value["piece"], value.get("study")) != (step, piece, study_uid(study)):
             return None
         return np.array(value["scores"])
 

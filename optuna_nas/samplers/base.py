@@ -10,7 +10,7 @@ import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
 
 from optuna_nas.storage.attributes import given_params, hash_of
-from optuna_nas.storage.finished import PicklesSettings
+from optuna_nas.storage.finished import PerStudy, PicklesSettings
 from optuna_nas.storage.optuna_rdb import LazyRandomState
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
 
     def __init__(self, space: Space, independent_sampler: BaseSampler | None, seed: int | None) -> None:
         self.space = space
-        self._others = independent_sampler or TPESampler()
+        self._given_others = independent_sampler
         self._seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
         self._distributions = space.distributions()
         self._positions = {
@@ -57,6 +57,7 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
     def _init_state(self) -> None:
         super()._init_state()
         self._others_lock = threading.Lock()
+        self._own_others = PerStudy(TPESampler)  # one remembers the parameters of one study
 
         self.in_study_fit = self._make_fit()
 
@@ -81,7 +82,7 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         with self._others_lock:
-            others = self._others.infer_relative_search_space(study, trial)
+            others = self._others(study).infer_relative_search_space(study, trial)
         return {**self._distributions, **{name: d for name, d in others.items() if name not in self._distributions}}
 
     def sample_relative(
@@ -97,8 +98,8 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
             params = {name: value for name, value in proposed.items() if name in search_space}
         if others:
             with self._others_lock:
-                self._reseed_others(trial, "")
-                params.update(self._others.sample_relative(study, trial, others))
+                self._reseed(self._others(study), trial, "")
+                params.update(self._others(study).sample_relative(study, trial, others))
             for name, distribution in others.items():
                 if name not in params:
                     params[name] = self.sample_independent(study, trial, name, distribution)
@@ -111,16 +112,16 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
             self._check_space({param_name: param_distribution})
             return self._propose(study, trial)[param_name]
         with self._others_lock:
-            self._reseed_others(trial, param_name)
-            return self._others.sample_independent(study, trial, param_name, param_distribution)
+            self._reseed(self._others(study), trial, param_name)
+            return self._others(study).sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._others.before_trial(study, trial)
+        self._others(study).before_trial(study, trial)
         if self.in_study_fit is not None and self._is_fixed(trial):
             self.in_study_fit.newest(study, trial.number)  # a pruner or the objective may use the model
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self._others.after_trial(study, trial, state, values)
+        self._others(study).after_trial(study, trial, state, values)
 
     def _is_fixed(self, trial: FrozenTrial) -> bool:
         """Return whether all parameters of the space are fixed, as in enqueued trials; nothing is proposed then."""
@@ -148,8 +149,9 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
     def _random(self, trial: FrozenTrial, name: str) -> np.random.Generator:
         return np.random.default_rng([self._seed, trial.number, hash_of(name)])
 
-    def _reseed_others(self, trial: FrozenTrial, name: str) -> None:
-        self._reseed(self._others, trial, name)
+    def _others(self, study: Study) -> BaseSampler:
+        """Return the sampler of parameters outside the space."""
+        return self._given_others or self._own_others.of(study)
 
     def _reseed(self, sampler: BaseSampler, trial: FrozenTrial, name: str) -> None:
         """Seed a sampler, and those it wraps, for a trial and a parameter, whatever other threads have drawn."""

@@ -15,11 +15,10 @@ from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
 from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.storage.attributes import (
-    DIGEST,
     SCORED,
     SURROGATE_SCORE,
     Unverified,
-    attribute,
+    digest_noted,
     given_params,
     hash_of,
     params_hash,
@@ -445,8 +444,8 @@ def digest_of_trial(space: Space, trial: FrozenTrial) -> int | None:
     """Return the digest of a trial's architecture, None if the trial lacks parameters of the space."""
     if not space.distributions().keys() <= trial.params.keys():
         return None
-    digest = attribute(trial.user_attrs, DIGEST)
-    return _as_int(digest) if isinstance(digest, str) else _digest(space.decode(trial.params))
+    digest = digest_noted(trial, space.distributions())
+    return _as_int(digest) if digest is not None else _digest(space.decode(trial.params))
 
 
 def _digest(architecture: Architecture) -> int:

@@ -17,10 +17,9 @@ from optuna_nas.oneshot.snas.options import best_of
 from optuna_nas.oneshot.snas.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.storage.attributes import (
-    DIGEST,
     SNAS_RECORDS,
     Unverified,
-    attribute,
+    digest_noted,
     given_params,
     read_json,
     write_fit_records,
@@ -349,7 +348,7 @@ class _Fold:
                 )
             if len(trial.params) == len(positions):
                 self._chosen.add(chosen)
-                if (digest := attribute(trial.user_attrs, DIGEST)) is not None:
+                if (digest := digest_noted(trial, positions)) is not None:
                     self._digests.add(digest)
             self.policy.learn(chosen, _outcome(trial, directions))
 

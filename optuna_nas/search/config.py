@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from optuna import Study
-    from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
     from optuna_nas.data.splits import Data
@@ -114,6 +114,28 @@ class TrainsModel(Protocol):
             store: Artifact store that workers share; None for a subfolder of `folder`.
             n_trials: Total number of the study's trials.
         """
+
+
+def training_parts(*parts: object) -> list[TrainsModel]:
+    """Return the samplers and pruners that train a model, also those that one of Optuna wraps.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import SNASSampler, nasbench201_space
+        >>> from optuna_nas.search.config import training_parts
+        >>> sampler = SNASSampler(nasbench201_space())
+        >>> training_parts(sampler, optuna.pruners.NopPruner()) == [sampler]
+        True
+    """
+    found: list[TrainsModel] = []
+    waiting = list(parts)
+    while waiting:
+        part = waiting.pop(0)
+        if isinstance(part, TrainsModel):
+            found.append(part)
+        elif isinstance(part, BaseSampler | BasePruner):
+            waiting += [inner for inner in vars(part).values() if isinstance(inner, BaseSampler | BasePruner)]
+    return found
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_nas.objective.protocol import Binds, TrialRun
 from optuna_nas.objective.trial_training import OutOfMemory
 from optuna_nas.plots import plot_architecture
-from optuna_nas.search.config import TrainsModel
+from optuna_nas.search.config import training_parts
 from optuna_nas.search.opening import WAIT_SECONDS, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.signals import handled
 from optuna_nas.search.stopping import Stopping
 from optuna_nas.search.torchrun import follow, lead
-from optuna_nas.storage.artifacts import artifact_store, folder_store
+from optuna_nas.storage.artifacts import artifact_store, folder_store, remove_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
 from optuna_nas.storage.database import closing, is_server, sqlite_file, storage_reason
 from optuna_nas.storage.leaderboard import ranking
@@ -207,8 +207,7 @@ class _Run:
         run = TrialRun(self._folder, self._events, self._interrupts.at_once.is_set, self._store)
         self._announces = isinstance(objective, Binds)
         self._objective = objective.bind(run) if isinstance(objective, Binds) else objective
-        parts: tuple[object, ...] = (search.resolved_sampler, search.resolved_pruner)
-        self._trains = [part for part in parts if isinstance(part, TrainsModel)]
+        self._trains = training_parts(search.resolved_sampler, search.resolved_pruner)
         for part in self._trains:
             on_progress = None if listener is None else partial(self._events.model_progress, type(part).__name__)
             part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.total)
@@ -305,8 +304,10 @@ class _Run:
             raise
 
     def _try_trial(self, trial: Trial) -> float | Sequence[float]:
+        if (backend := backend_of(self._study)) is not None:
+            backend.runs(trial._trial_id)
         trial.set_user_attr(WORKER, this_worker())
-        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is None:
+        if backend is not None and backend.heartbeat_interval is None:
             backend.flush(trial._trial_id)  # without heartbeats, a dead process is recognised by this attribute
         try:
             self._quota.claim(trial)
@@ -489,5 +490,4 @@ def _remove_shared(study: Study, trial: FrozenTrial, store: ArtifactStore, keep:
     kept = {attribute(best.user_attrs, DUPLICATE_OF, best.number) for best in ranked[:keep]}
     for other in (trial, *ranked[keep : keep + 1]):
         if SHARED_NETWORK in other.user_attrs and other.number not in kept:
-            with suppress(Exception):  # artifact stores raise errors of their own types
-                store.remove(other.user_attrs[SHARED_NETWORK]["artifact"])
+            remove_file(study, store, other.user_attrs[SHARED_NETWORK])

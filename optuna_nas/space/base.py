@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -281,7 +282,7 @@ class Space(ABC):
         """Return the architecture of Optuna parameters. Parameters of other names are ignored.
 
         Also accepts names of earlier versions, nested dictionaries (Ray Tune, Hydra), dashes instead of underscores,
-        and choices as text (`vars(args)` of an `argparse` parser).
+        and choices as text in the spelling of Python or JSON (`vars(args)` of an `argparse` parser).
 
         Raises:
             ValueError: A parameter of the space is missing, or its value is not one of the choices.
@@ -292,17 +293,15 @@ class Space(ABC):
         chosen_at = []
         for path, choices in options.items():
             if path not in params:
-                raise ValueError(f"`params` must hold every path of the space but lacks {path!r}.")
-            try:
-                option = choices[params[path]]
-            except (KeyError, TypeError):  # text, or a value without a hash
+                raise _lacks(path)
+            option = _option_of(choices, params[path])
+            if option is None and params[path] is None:  # an argument of `argparse` that was not given
+                raise _lacks(path)
+            if option is None:
                 text = str(params[path])
-                by_text = {str(choice): option for choice, option in choices.items()}
-                if text not in by_text:
-                    raise ValueError(
-                        f"`params[{path!r}]` must be one of the space's {len(choices)} choices but is {text!r}."
-                    ) from None
-                option = by_text[text]
+                raise ValueError(
+                    f"`params[{path!r}]` must be one of the space's {len(choices)} choices but is {text!r}."
+                )
             chosen_at.append((path, option))
         return Architecture(self, tuple(chosen_at))
 
@@ -370,6 +369,26 @@ def _distributions(space: Space) -> dict[str, CategoricalDistribution]:
 @lru_cache(maxsize=64)
 def _choice_of_names(space: Space) -> dict[tuple[str, tuple[str, ...]], str]:
     return {(path, chosen): choice for path, options in space.options().items() for choice, chosen in options.items()}
+
+
+def _option_of(choices: Mapping[Any, tuple[str, ...]], value: Any) -> tuple[str, ...] | None:
+    """Return the names that a choice stands for, given as it is or as text; None if it is not among the choices."""
+    with suppress(KeyError, TypeError):  # text, or a value without a hash
+        return choices[value]
+    text = str(value)
+    for choice, option in choices.items():
+        if str(choice) == text:
+            return option
+    with suppress(ValueError, RecursionError):  # no JSON
+        read = json.loads(text)
+        for choice, option in choices.items():
+            if read == choice and isinstance(read, bool) == isinstance(choice, bool):
+                return option
+    return None
+
+
+def _lacks(path: str) -> ValueError:
+    return ValueError(f"`params` must hold every path of the space but lacks {path!r}.")
 
 
 def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

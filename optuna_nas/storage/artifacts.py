@@ -8,6 +8,7 @@ import io
 import re
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload
 
 from optuna_nas.storage.attributes import Unreachable, Unverified
 from optuna_nas.storage.database import one_line
+from optuna_nas.storage.identity import study_uid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,21 +28,53 @@ if TYPE_CHECKING:
 
 
 def publish_file(study: Study, trial: FrozenTrial, store: ArtifactStore, path: Path) -> dict[str, str]:
-    """Upload a file as an artifact of a trial and return its reference, for `fetch_file`."""
+    """Upload a file as an artifact of a trial and return its reference, for `fetch_file` and `remove_file`."""
     digest = _sha256(path)
     artifact = upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial, storage=study._storage)
-    return {"artifact": artifact, "sha256": digest}
+    return {"artifact": artifact, "sha256": digest, "study": study_uid(study)}
 
 
-def store_file(store: ArtifactStore, path: Path) -> dict[str, str]:
-    """Copy a file into a store and return its reference, for `fetch_file`; Optuna does not list it as an artifact.
+def store_file(study: Study, store: ArtifactStore, path: Path) -> dict[str, str]:
+    """Copy a file into a store and return its reference, for `fetch_file` and `remove_file`.
+
+    Optuna does not list it as an artifact.
 
     The artifact is named after the file and its folder, whose names must consist of letters, digits, `-` and `_`.
     """
     artifact = f"{path.parent.name}-{path.stem}-{uuid.uuid4().hex}"
     with open(path, "rb") as file:
         store.write(artifact, file)
-    return {"artifact": artifact, "sha256": _sha256(path)}
+    return {"artifact": artifact, "sha256": _sha256(path), "study": study_uid(study)}
+
+
+def is_of_another(study: Study, reference: Mapping[str, str]) -> bool:
+    """Return whether another study published a file: copied and added trials have the references of their original."""
+    uid = study_uid(study)
+    return bool(reference.get("study", uid) != uid)
+
+
+def remove_file(study: Study, store: ArtifactStore, reference: Mapping[str, str]) -> None:
+    """Remove a published file, unless it is another study's or can't be removed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import optuna
+        >>> from optuna_nas.storage.artifacts import folder_store, remove_file, store_file
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "note.txt").write_text("weights")
+        >>> store, study = folder_store(folder / "store"), optuna.create_study()
+        >>> reference = store_file(study, store, folder / "note.txt")
+        >>> remove_file(optuna.create_study(), store, reference)
+        >>> len(list((folder / "store").iterdir()))
+        1
+        >>> remove_file(study, store, reference)
+        >>> len(list((folder / "store").iterdir()))
+        0
+    """
+    if not is_of_another(study, reference):
+        with suppress(Exception):  # stores raise errors of their own types
+            store.remove(reference["artifact"])
 
 
 def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -> None:
@@ -58,11 +92,13 @@ def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> import optuna
         >>> from optuna_nas.storage.artifacts import fetch_file, folder_store, store_file
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "note.txt").write_text("weights")
         >>> store = folder_store(folder / "store")
-        >>> fetch_file(store, store_file(store, folder / "note.txt"), folder / "copy.txt")
+        >>> reference = store_file(optuna.create_study(), store, folder / "note.txt")
+        >>> fetch_file(store, reference, folder / "copy.txt")
         >>> (folder / "copy.txt").read_text()
         'weights'
     """

@@ -23,6 +23,8 @@ PREFIX = "optuna_nas:"
 
 DIGEST = PREFIX + "architecture_digest"
 """Hash of the canonical graph of the architecture."""
+DIGESTED = PREFIX + "digested_params"
+"""Hash of the parameters of the space that the architecture's hash was noted for: an added trial may have others."""
 TRAINING_DIGEST = PREFIX + "training_digest"
 """Hash of skeleton, recipe, data and initial weights."""
 DUPLICATE_OF = PREFIX + "duplicate_of"
@@ -247,6 +249,28 @@ def params_hash(params: Mapping[str, Any], names: Iterable[str]) -> str:
         True
     """
     return f"{hash_of(json.dumps([[name, params.get(name)] for name in sorted(names)])):016x}"
+
+
+def digest_noted(trial: FrozenTrial, names: Iterable[str]) -> str | None:
+    """Return the hash of the architecture that a trial notes, None if there is none or it is another architecture's.
+
+    Args:
+        trial: Trial of an objective that notes hashes.
+        names: Names of the parameters of the space.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import DIGEST, DIGESTED, digest_noted, params_hash
+        >>> op = {"op": optuna.distributions.CategoricalDistribution(("a", "b"))}
+        >>> noted = {DIGEST: "0f", DIGESTED: params_hash({"op": "a"}, op)}
+        >>> for choice in ("a", "b"):
+        ...     trial = optuna.create_trial(value=1, params={"op": choice}, distributions=op, user_attrs=noted)
+        ...     print(digest_noted(trial, op))
+        0f
+        None
+    """
+    noted, digest = trial.user_attrs.get(DIGESTED), attribute(trial.user_attrs, DIGEST)
+    return digest if isinstance(digest, str) and noted in (None, params_hash(trial.params, names)) else None
 
 
 def given_params(trial: FrozenTrial) -> dict[str, Any]:

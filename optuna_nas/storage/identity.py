@@ -10,6 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 
 from optuna_nas.storage.attributes import HOME, UID_ATTRIBUTE
@@ -29,7 +31,8 @@ class Home(NamedTuple):
 
     Args:
         name: Name of the study.
-        place: Its storage: the path of an sqlite file, the URL of a server without secrets, or the class of an object.
+        place: Its storage: the path of an sqlite or journal file, the URL of a server without secrets, or the class of
+            an object.
     """
 
     name: str
@@ -47,6 +50,8 @@ def home_of(study: Study) -> Home:
     """
     backend = getattr(study._storage, "_backend", study._storage)
     address = getattr(backend, "url", None)
+    if isinstance(file := getattr(backend, "_file_path", None), str):  # a journal
+        return Home(study.study_name, str(Path(file).resolve()))
     if not isinstance(address, str):
         forgets = type(backend).__name__ == "InMemoryStorage"  # ends with the process
         return Home(study.study_name, type(backend).__name__ + (f" {id(backend)}" if forgets else ""))
@@ -86,6 +91,7 @@ def study_uid(study: Study) -> str:
     if uid is None:
         uid = uuid.uuid4().hex[:16]
         study.set_user_attr(UID_ATTRIBUTE, uid)
+        uid = study.user_attrs[UID_ATTRIBUTE]  # another process may have been faster
     if noted is None or Home(*noted) != home:
         study.set_user_attr(HOME, list(home))
     return str(uid)
@@ -107,7 +113,19 @@ def _is_there(study: Study, home: Home, uid: str) -> bool:
         return bool(study._storage.get_study_user_attrs(other).get(UID_ATTRIBUTE) == uid)
     if not home.place.startswith(("/", "\\")) and not Path(home.place).is_absolute():
         return True  # a server, or the memory of a process
-    return sqlite_holds(Path(home.place), home.name, uid)
+    file = Path(home.place)
+    return sqlite_holds(file, home.name, uid) or _journal_holds(file, home.name, uid)
+
+
+def _journal_holds(file: Path, name: str, uid: str) -> bool:
+    """Return whether a journal file holds the study of a name and an id."""
+    if not file.exists():
+        return False
+    try:
+        storage = JournalStorage(JournalFileBackend(str(file)))
+        return bool(storage.get_study_user_attrs(storage.get_study_id_from_name(name)).get(UID_ATTRIBUTE) == uid)
+    except (KeyError, TypeError, ValueError):  # no such study; no journal
+        return False
 
 
 def sqlite_holds(file: Path, name: str, uid: str) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import write_fit_records
 from optuna_nas.storage.finished import PicklesSettings
+from optuna_nas.storage.identity import Home, home_of
 from optuna_nas.storage.model_rounds import Rounds, Snapshot
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from optuna_nas.data.splits import Data
     from optuna_nas.oneshot import OneShotModel
     from optuna_nas.storage.optuna_rdb import ArtifactStore
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TRIALS = 100
 """Number of trials over which a budget is spent if neither the user nor a search gives it."""
@@ -134,6 +138,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
     def _init_state(self) -> None:
         super()._init_state()
         self._on_device: Data | None = None
+        self._home: Home | None = None  # study whose trials train the model
         self.prepare()
         self._rounds: Rounds[Content] = Rounds(
             self.name, self.trials_per_round, self._store, self._passes_over or _is_finished, self._load
@@ -225,7 +230,22 @@ class InStudyFit(PicklesSettings, Generic[Content]):
     def newest(self, study: Study, number: int) -> Snapshot[Content] | None:
         """Load the newest snapshot of trials up to `number` into the model and return it; None if there is none."""
         self.attach()
+        self._check_home(study)
         return self._rounds.newest(study, number)
+
+    def _check_home(self, study: Study) -> None:
+        """Log one warning if trials of two studies train the same model."""
+        if self.model is None or not self.trains or (home := home_of(study)) == self._home:
+            return
+        if self._home is not None and self.model.step > 0:
+            logger.warning(
+                "The %s that study %r trains has learned in study %r, which counts here, too; give each study a model "
+                "and a sampler or pruner of its own.",
+                self.name,
+                home.name,
+                self._home.name,
+            )
+        self._home = home
 
     def attach(self) -> None:
         """Move data and model to the device, once."""

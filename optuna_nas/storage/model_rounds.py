@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
-from optuna_nas.storage.artifacts import fetch_file, publish_file
+from optuna_nas.storage.artifacts import fetch_file, is_of_another, publish_file
 from optuna_nas.storage.attributes import Unreachable, Unverified, find_trial, read_json, snapshot_key, write_json
 from optuna_nas.storage.finished import PerStudy
+from optuna_nas.storage.identity import study_uid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -62,6 +63,7 @@ class _State(Generic[Loaded]):
         self.newest: Snapshot[Loaded] | None = None
         self.due = -1  # latest round that a trial of this process leads
         self.refused: set[int] = set()  # numbers of trials whose snapshots are damaged
+        self.left = False  # whether a warning was logged for what a copy left behind
         self.warned: set[int] = set()  # numbers of trials whose snapshots a warning was logged for
 
 
@@ -187,9 +189,12 @@ class Rounds(Generic[Loaded]):
         save: Callable[[Path], dict[str, Any]],
     ) -> None:
         store = self._store(study)
+        study._storage.set_trial_system_attr(trial._trial_id, f"{self._key}:study", study_uid(study))
         with tempfile.TemporaryDirectory() as folder:
             value = save(Path(folder))
             files = {path.name: publish_file(study, trial, store, path) for path in sorted(Path(folder).iterdir())}
+        if before is not None and any(is_of_another(study, file) for file in before.files.values()):
+            before = None  # the files belong to the study that this one is a copy of
         previous = () if before is None else tuple(file["artifact"] for file in before.files.values())
         own = {"trial": trial.number, "files": files, "previous": previous}
         write_json(study, trial, self._key, {**value, **own})
@@ -202,9 +207,12 @@ class Rounds(Generic[Loaded]):
     def _left_behind(self, study: Study, trial: FrozenTrial, names: Collection[str]) -> set[str]:
         """Return the artifacts of leaders of this round and the last that died before their snapshot was complete."""
         artifacts: set[str] = set()
+        uid = study_uid(study)
         for number in range(max(0, trial.number - 2 * self._trials_per_round), trial.number):
             earlier = find_trial(study, number)
-            if earlier is not None and earlier.state == TrialState.FAIL and not self._has_snapshot(earlier):
+            if earlier is None or earlier.system_attrs.get(f"{self._key}:study") != uid:
+                continue  # a copied trial's belong to the original
+            if earlier.state == TrialState.FAIL and not self._has_snapshot(earlier):
                 metas = get_all_artifact_meta(earlier, storage=study._storage)
                 artifacts.update(meta.artifact_id for meta in metas if meta.filename in names)
         return artifacts
@@ -239,8 +247,26 @@ class Rounds(Generic[Loaded]):
                 loaded = self._load(value, fetch)
             return Snapshot(number, value["done"], value["files"], tuple(value["previous"]), value["step"], loaded)
         except Unverified as error:
-            self._refuse(study, number, error)
+            if isinstance(error, Unreachable) and any(is_of_another(study, file) for file in value["files"].values()):
+                self._leave(study, number, error)
+            else:
+                self._refuse(study, number, error)
             return None
+
+    def _leave(self, study: Study, number: int, error: Exception) -> None:
+        """Log one warning for all snapshots of its original that a copy of a study can't reach."""
+        state = self._state(study)
+        if not state.left:
+            logger.warning(
+                "The %s snapshot of trial %d cannot be verified (%s); another study published it, whose "
+                "`artifact_store` has it. Without that, %r learns anew.",
+                self._name,
+                number,
+                error,
+                study.study_name,
+            )
+        state.left = True
+        state.refused.add(number)
 
     def _refuse(self, study: Study, number: int, error: Exception) -> None:
         """Log one warning for an unusable snapshot; snapshots that cannot be read now are tried again later."""

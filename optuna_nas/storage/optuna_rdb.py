@@ -66,7 +66,8 @@ class BatchingStorage(RDBStorage):
 
     User attributes are delayed until the next report, system attribute, heartbeat, change of state or reading, and then
     written in one transaction. With heartbeats, parameters are delayed likewise, until the first user attribute at the
-    latest. A process that is killed loses its delayed writes.
+    latest. A process that is killed loses its delayed writes. Only what `Study.optimize` with heartbeats or the runner
+    of a search runs is delayed: a trial that was asked for (`study.ask()`) may be told by another process.
 
     Connections are closed when the storage is garbage collected, and at the end of the process; Optuna's own storage
     does not close them reliably.
@@ -89,7 +90,7 @@ class BatchingStorage(RDBStorage):
             raise
 
     def _init_state(self) -> None:
-        self._running: set[int] = set()  # running trials of this process; writes to others are not delayed
+        self._running: set[int] = set()  # trials that this process runs to their end; writes to others are not delayed
         self._delayed: dict[int, _Delayed] = {}
         self._flushing = threading.RLock()
 
@@ -103,6 +104,10 @@ class BatchingStorage(RDBStorage):
             super().__setstate__(state)
 
     # -- delayed writes -------------------------------------------------------------------------------------------
+
+    def runs(self, trial_id: int) -> None:
+        """Delay writes of a trial from now on: this process runs it and tells its result."""
+        self._running.add(trial_id)
 
     def _waiting(self, trial_id: int) -> _Delayed:
         return self._delayed.setdefault(trial_id, _Delayed({}, {}))
@@ -188,16 +193,7 @@ class BatchingStorage(RDBStorage):
         if state == TrialState.RUNNING and self.heartbeat_interval is not None:
             # The trial may have an old heartbeat of an earlier attempt, by which other workers would declare it dead.
             super().record_heartbeat(trial_id)
-        changed = super().set_trial_state_values(trial_id, state, values)
-        if changed and state == TrialState.RUNNING:
-            self._running.add(trial_id)
-        return changed
-
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        trial = super()._create_new_trial(study_id, template_trial)
-        if trial.state == TrialState.RUNNING:
-            self._running.add(trial._trial_id)
-        return trial
+        return super().set_trial_state_values(trial_id, state, values)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         self._flush_to_read(trial_id)
@@ -281,6 +277,7 @@ class BatchingStorage(RDBStorage):
     # -- heartbeats -----------------------------------------------------------------------------------------------
 
     def record_heartbeat(self, trial_id: int) -> None:
+        self.runs(trial_id)
         try:
             self.flush(trial_id)
             super().record_heartbeat(trial_id)

@@ -37,6 +37,7 @@ from optuna_nas import (
 from optuna_nas.samplers.snas import records_of
 from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import read_json, snapshot_key
+from optuna_nas.storage.identity import study_uid
 from optuna_nas.training import TrainingStopped
 
 SNAPSHOT = snapshot_key("SNAS")
@@ -607,6 +608,7 @@ def test_what_a_dead_opener_has_left_is_removed(data, tmp_path):
     study = optuna.create_study(sampler=training_sampler(data, tmp_path))
     study.optimize(n_convolutions, n_trials=4)
     dead = study.ask()  # trial 4 opens the second round, uploads a file, and dies
+    study._storage.set_trial_system_attr(dead._trial_id, f"{SNAPSHOT}:study", study_uid(study))
     half = tmp_path / "half" / "snas.safetensors"
     half.parent.mkdir()
     half.write_bytes(b"half")

@@ -1,5 +1,6 @@
 """Files that workers share arrive as they were published, from the store's own folder, or not at all."""
 
+import optuna
 import pytest
 
 from optuna_nas.storage.artifacts import artifact_store, fetch_file, store_file
@@ -51,7 +52,7 @@ def test_a_bucket_is_a_store(tmp_path, monkeypatch):
         store = artifact_store("s3://searches")
         (tmp_path / "files").mkdir()
         (tmp_path / "files" / "file").write_bytes(b"weights")
-        fetch_file(store, store_file(store, tmp_path / "files" / "file"), tmp_path / "copy")
+        fetch_file(store, store_file(optuna.create_study(), store, tmp_path / "files" / "file"), tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == b"weights"
         with pytest.raises(Unreachable):
             fetch_file(store, {"artifact": "gone", "sha256": ""}, tmp_path / "copy")

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.storage.attributes import Unverified, find_trial, read_json, snapshot_key
 from optuna_nas.storage.finished import PicklesSettings
+from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.model_rounds import Rounds
 
 FILE, KEY = "model.json", snapshot_key("Model")
@@ -219,6 +220,7 @@ def test_two_snapshots_are_kept_and_what_a_dead_opener_left_is_removed(study, st
     dead = study.ask()  # trial 12 opens the fourth round, uploads a file, and dies
     half = tmp_path / FILE
     half.write_text("half")
+    study._storage.set_trial_system_attr(dead._trial_id, f"{KEY}:study", study_uid(study))
     upload_artifact(artifact_store=store, file_path=str(half), study_or_trial=dead)
     study.tell(dead, state=TrialState.FAIL)
     assert len(list((tmp_path / "store").iterdir())) == 3

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.storage import Heartbeat
 from optuna_nas.storage.database import connect
-from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage
+from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, backend_of
 from optuna_nas.storage.retries import fail_stale
 from storage.conftest import fall_silent, new_study
 
@@ -68,6 +68,8 @@ def transactions(storage, objective):
 
 
 def many_writes(trial):
+    if (backend := backend_of(trial.study)) is not None:
+        backend.runs(trial._trial_id)  # as a search does; `Study.optimize` says so by its first heartbeat, in a thread
     for edge in range(28):
         trial.suggest_categorical(f"normal/{edge}", ["a", "b", "c"])
     for name in range(10):
@@ -174,6 +176,7 @@ def test_a_trial_that_has_finished_takes_nothing(storage):
     with pytest.raises(UpdateFinishedTrialError):
         storage.set_trial_user_attr(study.trials[0]._trial_id, "late", 1)
     running = study._storage.create_new_trial(study._study_id)
+    storage._backend.runs(running)
     storage.set_trial_user_attr(running, "waits", 1)
     other = connect(storage._backend.url)
     other.set_trial_state_values(running, TrialState.FAIL)  # by a worker that thinks this one dead
@@ -239,10 +242,19 @@ def test_a_storage_travels_to_another_process(storage):
 # -- Optuna's own suite ------------------------------------------------------------------------------------------------
 
 
+class RunningStorage(BatchingStorage):
+    """Storage that delays the writes of all trials, as if a search ran them."""
+
+    def _create_new_trial(self, study_id, template_trial=None):
+        trial = super()._create_new_trial(study_id, template_trial)
+        self.runs(trial._trial_id)
+        return trial
+
+
 class TestBatchingStorage(StorageTestCase):
     @pytest.fixture
     def storage(self, tmp_path):
-        return BatchingStorage(f"sqlite:///{tmp_path / 'study.db'}")
+        return RunningStorage(f"sqlite:///{tmp_path / 'study.db'}")
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -251,7 +263,7 @@ class TestFlatStorage(StorageTestCase):
 
     @pytest.fixture
     def storage(self, tmp_path):
-        return FlatStorage(BatchingStorage(f"sqlite:///{tmp_path / 'study.db'}", heartbeat_interval=60))
+        return FlatStorage(RunningStorage(f"sqlite:///{tmp_path / 'study.db'}", heartbeat_interval=60))
 
 
 class TestFlatStorageOnPostgreSQL(StorageTestCase):
