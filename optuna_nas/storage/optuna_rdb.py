@@ -21,6 +21,7 @@ import threading
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +34,7 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
@@ -188,10 +189,27 @@ class BatchingStorage(RDBStorage):
         if state == TrialState.RUNNING and self.heartbeat_interval is not None:
             # The trial may have an old heartbeat of an earlier attempt, by which other workers would declare it dead.
             super().record_heartbeat(trial_id)
-        changed = super().set_trial_state_values(trial_id, state, values)
+        if state == TrialState.RUNNING:
+            changed = self._take(trial_id)
+        else:
+            changed = super().set_trial_state_values(trial_id, state, values)
         if changed and state == TrialState.RUNNING:
             self._running.add(trial_id)
         return changed
+
+    def _take(self, trial_id: int) -> bool:
+        """Set a waiting trial running in one statement; return False if it does not wait.
+
+        Optuna reads the state first and locks the row for that, which sqlite can't: two threads would take one trial.
+        """
+        trial = models.TrialModel
+        waiting = update(trial).where(trial.trial_id == trial_id, trial.state == TrialState.WAITING)
+        with _create_scoped_session(self.scoped_session) as session:
+            taken: Any = session.execute(waiting.values(state=TrialState.RUNNING, datetime_start=datetime.now()))
+            if taken.rowcount == 0:
+                found = trial.find_or_raise_by_id(trial_id, session)
+                self.check_trial_is_updatable(trial_id, found.state)  # type: ignore[arg-type] # annotated as a Column
+            return bool(taken.rowcount)
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         trial = super()._create_new_trial(study_id, template_trial)

@@ -113,16 +113,17 @@ class SharedStudy:
             self._epochs.pop(trial.number, None)
             listener.trial_finished(self.study, trial)
 
-    def conclude(self, interrupted: bool) -> SearchResult:
+    def conclude(self, interrupted: bool, ended: str | None = None) -> SearchResult:
         """Complete the mirror in MLflow and summarise the study, after all workers have ended.
 
         Args:
             interrupted: Whether a signal interrupted the workers.
+            ended: Reason why the search has ended before its total number of trials; None if it has not.
         """
         self.look()
         with suppress(*StorageError):
             requeue_interrupted(self.study)
-        missing = self.missing()
+        missing = 0 if ended is not None and not interrupted else self.missing()
         if self.search.tracking is not None:
             if self._listener is not None:
                 self._listener.closing()
@@ -131,7 +132,7 @@ class SharedStudy:
             except ConnectionError as error:
                 logger.warning("MLflow lacks part of the study: %s `optuna-nas mirror` writes it later.", error)
         result = summarise(self.search, self.study, judge=not missing)
-        return replace(result, interrupted=interrupted or missing > 0, missing=missing)
+        return replace(result, interrupted=interrupted or missing > 0, missing=missing, ended=ended)
 
 
 def _own_storage(search: Search) -> str:
