@@ -205,7 +205,8 @@ class BatchingStorage(RDBStorage):
         trial = models.TrialModel
         waiting = update(trial).where(trial.trial_id == trial_id, trial.state == TrialState.WAITING)
         with _create_scoped_session(self.scoped_session) as session:
-            taken: Any = session.execute(waiting.values(state=TrialState.RUNNING, datetime_start=datetime.now()))
+            statement = waiting.values(state=TrialState.RUNNING, datetime_start=datetime.now())
+            taken: Any = session.execute(statement.execution_options(synchronize_session=False))
             if taken.rowcount == 0:
                 found = trial.find_or_raise_by_id(trial_id, session)
                 self.check_trial_is_updatable(trial_id, found.state)  # type: ignore[arg-type] # annotated as a Column
