@@ -37,6 +37,7 @@ from optuna_nas.storage.optuna_rdb import StorageError, backend_of, has_heartbea
 from optuna_nas.storage.presence import presence, this_worker
 from optuna_nas.storage.quota import Quota, StorageAway, Surplus
 from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, requeue_interrupted
+from optuna_nas.training.device import own_default_device
 from optuna_nas.training.disk import is_disk_full
 from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
 from optuna_nas.training.process_group import RankLost, current_ranks, joined
@@ -60,6 +61,7 @@ MAX_PICTURE_WAIT_SECONDS = 10.0
 """Seconds that a finished trial waits for the drawing of its architecture."""
 
 
+@own_default_device()
 def run(
     search: Search, listener: SearchListener | None = None, enough: Callable[[Study], bool] = lambda study: False
 ) -> SearchResult:
@@ -125,6 +127,7 @@ def _present(search: Search) -> Iterator[bool]:
         yield alone
 
 
+@own_default_device()
 def work(
     search: Search,
     listener: SearchListener | None = None,
