@@ -344,9 +344,11 @@ class _Run:
             raise
 
     def _try_trial(self, trial: Trial) -> float | Sequence[float]:
-        trial.set_user_attr(WORKER, this_worker())
-        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is None:
-            backend.flush(trial._trial_id)  # without heartbeats, a dead process is recognised by this attribute
+        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is not None:
+            backend.delay(trial._trial_id)
+        trial.set_user_attr(WORKER, this_worker())  # written at once without heartbeats: the dead are recognised by it
+        if backend is not None:
+            backend.delay(trial._trial_id)
         try:
             self._quota.claim(trial)
             if not self._announces:

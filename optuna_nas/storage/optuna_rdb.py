@@ -65,9 +65,10 @@ class _Delayed(NamedTuple):
 class BatchingStorage(RDBStorage):
     """Optuna's relational storage with fewer transactions per trial.
 
-    User attributes are delayed until the next report, system attribute, heartbeat, change of state or reading, and then
-    written in one transaction. With heartbeats, parameters are delayed likewise, until the first user attribute at the
-    latest. A process that is killed loses its delayed writes.
+    Of trials that `delay` was called for, user attributes are delayed until the next report, system attribute,
+    heartbeat, change of state or reading, and then written in one transaction. With heartbeats, parameters are delayed
+    likewise, until the first user attribute at the latest. A process that is killed loses its delayed writes. All other
+    trials are written at once, as by Optuna, since they may be asked for here and told elsewhere.
 
     Connections are closed when the storage is garbage collected, and at the end of the process; Optuna's own storage
     does not close them reliably.
@@ -90,7 +91,7 @@ class BatchingStorage(RDBStorage):
             raise
 
     def _init_state(self) -> None:
-        self._running: set[int] = set()  # running trials of this process; writes to others are not delayed
+        self._running: set[int] = set()  # running trials of this process whose writes are delayed
         self._delayed: dict[int, _Delayed] = {}
         self._flushing = threading.RLock()
 
@@ -104,6 +105,10 @@ class BatchingStorage(RDBStorage):
             super().__setstate__(state)
 
     # -- delayed writes -------------------------------------------------------------------------------------------
+
+    def delay(self, trial_id: int) -> None:
+        """Delay the writes of a trial that this process has begun and will tell the end of."""
+        self._running.add(trial_id)
 
     def _waiting(self, trial_id: int) -> _Delayed:
         return self._delayed.setdefault(trial_id, _Delayed({}, {}))
@@ -190,12 +195,8 @@ class BatchingStorage(RDBStorage):
             # The trial may have an old heartbeat of an earlier attempt, by which other workers would declare it dead.
             super().record_heartbeat(trial_id)
         if state == TrialState.RUNNING:
-            changed = self._take(trial_id)
-        else:
-            changed = super().set_trial_state_values(trial_id, state, values)
-        if changed and state == TrialState.RUNNING:
-            self._running.add(trial_id)
-        return changed
+            return self._take(trial_id)
+        return super().set_trial_state_values(trial_id, state, values)
 
     def _take(self, trial_id: int) -> bool:
         """Set a waiting trial running in one statement; return False if it does not wait.
@@ -211,12 +212,6 @@ class BatchingStorage(RDBStorage):
                 found = trial.find_or_raise_by_id(trial_id, session)
                 self.check_trial_is_updatable(trial_id, found.state)  # type: ignore[arg-type] # annotated as a Column
             return bool(taken.rowcount)
-
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        trial = super()._create_new_trial(study_id, template_trial)
-        if trial.state == TrialState.RUNNING:
-            self._running.add(trial._trial_id)
-        return trial
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         self._flush_to_read(trial_id)

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.storage import Heartbeat
 from optuna_nas.storage.database import connect
-from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage
+from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, backend_of
 from optuna_nas.storage.retries import fail_stale
 from storage.conftest import fall_silent, new_study
 
@@ -67,7 +67,14 @@ def transactions(storage, objective):
     return len(commits), study
 
 
+def delayed(trial):
+    """Let a trial be written as those of a search."""
+    if (backend := backend_of(trial.study)) is not None:
+        backend.delay(trial._trial_id)
+
+
 def many_writes(trial):
+    delayed(trial)
     for edge in range(28):
         trial.suggest_categorical(f"normal/{edge}", ["a", "b", "c"])
     for name in range(10):
@@ -93,6 +100,7 @@ def test_parameters_are_there_for_others_with_the_first_thing_that_is_none(postg
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
 
     def objective(trial):
+        delayed(trial)
         value = trial.suggest_float("x", 0, 1)
         other = connect(storage._backend.url)
         trial.set_user_attr("note", 1)
@@ -120,6 +128,7 @@ def test_what_a_database_did_not_take_is_written_by_the_next_attempt(postgresql,
     monkeypatch.setattr(BatchingStorage, "_write", flaky)
 
     def objective(trial):
+        delayed(trial)
         value = trial.suggest_float("x", 0, 1)
         storage.record_heartbeat(trial._trial_id)  # its thread swallows the error
         trial.set_user_attr("note", 1)
@@ -132,11 +141,26 @@ def test_what_a_database_did_not_take_is_written_by_the_next_attempt(postgresql,
     assert trial.user_attrs == {"note": 1}
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with")
+@pytest.mark.parametrize("heartbeat", [None, Heartbeat(60, 120)])
+def test_what_is_asked_here_may_be_told_elsewhere(postgresql, heartbeat):
+    study = new_study(connect(postgresql, heartbeat))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    asked = study.ask()
+    value = asked.suggest_float("x", 0, 1)
+    there = optuna.load_study(study_name=study.study_name, storage=postgresql)
+    assert there.trials[1].params == {"x": value}
+    asked.set_user_attr("note", "kept")
+    there.tell(1, 1.0)
+    assert there.trials[1].user_attrs == {"note": "kept"}
+
+
 def test_an_attribute_is_written_as_it_was_and_must_be_json(postgresql):
     storage = connect(postgresql, Heartbeat(60, 120))
     study = new_study(storage)
 
     def objective(trial):
+        delayed(trial)
         with pytest.raises(TypeError):
             trial.set_user_attr("array", np.float32(1))
         grows = [1]
