@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from optuna_nas.objective.protocol import metric_of
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
+from optuna_nas.search.stopping import Stopping
 from optuna_nas.storage.artifacts import artifact_store
 from optuna_nas.storage.database import connect, sqlite_address
 from optuna_nas.storage.finished import FinishedTrials
@@ -123,7 +124,10 @@ class SharedStudy:
         self.look()
         with suppress(*StorageError):
             requeue_interrupted(self.study)
-        missing = 0 if ended is not None and not interrupted else self.missing()
+        missing = self.missing()
+        if missing and not interrupted:
+            ended = ended or Stopping(self.search.seconds, self.search.patience).reason(self.study)
+            missing = 0 if ended is not None else missing
         if self.search.tracking is not None:
             if self._listener is not None:
                 self._listener.closing()
