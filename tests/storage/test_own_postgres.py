@@ -8,7 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -228,13 +230,14 @@ def safely(call):
         return None
 
 
-def test_two_users_of_one_machine_at_once(folder, tmp_path, other_user):
-    mine = own_database(folder)
-    theirs = tmp_path / "theirs"
+def test_two_users_of_one_machine_at_once(made, other_user, request):
+    place = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are private
+    place.chmod(0o711)
+    request.addfinalizer(lambda: shutil.rmtree(place, ignore_errors=True))
+    folder, theirs = shutil.copytree(made, place / "mine", symlinks=True), place / "theirs"
     theirs.mkdir()
     os.chown(theirs, other_user.pw_uid, other_user.pw_gid)
-    for above in [tmp_path, *tmp_path.parents[:2]]:
-        above.chmod(0o711)  # pytest's own folders are private
+    mine = own_database(folder)
 
     def serve():
         installed = Path(importlib.util.find_spec(own_postgres.PACKAGE).origin).parent
@@ -243,23 +246,29 @@ def test_two_users_of_one_machine_at_once(folder, tmp_path, other_user):
         time.sleep(100)
 
     process, said = acting_as(other_user, serve)
+    request.addfinalizer(lambda: ended(process))
     with said:
         assert said.readline() == "ready\n"
     assert (theirs / "postgresql").stat().st_uid == other_user.pw_uid
-    place = postmaster(folder).cwd()
 
     def enter():
         psycopg.connect(plain(mine))
 
     assert "ermission denied" in said_by(other_user, enter)
-    os.chmod(place, 0o711)  # not even where the socket can be reached
-    os.chmod(f"{place}/.s.PGSQL.5432", 0o777)
+    folder.chmod(0o711)  # not even where the socket can be reached
+    (folder / ".s.PGSQL.5432").chmod(0o777)
     assert "Peer authentication failed" in said_by(other_user, enter)
     with pytest.raises(DatabaseError):
         create_engine(mine.replace(str(folder).replace("/", "%2F"), str(theirs / "postgresql"))).connect()
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+    ended(process)
     wait_until(lambda: not (theirs / "postgresql/postmaster.pid").exists())
+
+
+def ended(process):
+    """Kill a child that `acting_as` started, unless it has ended."""
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
 
 
 def acting_as(user, action):
