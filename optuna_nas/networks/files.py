@@ -14,6 +14,7 @@ from optuna_nas.networks.network_space import NetworkSpace
 from optuna_nas.networks.sums import factors_of, masks_of, restrict
 from optuna_nas.space import Architecture, CellularSpace, ModelSpace, Skeleton
 from optuna_nas.training.checkpoints import description_of, load_tensors, prefixed, save_tensors, without_prefix
+from optuna_nas.training.device import own_default_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,6 +147,7 @@ def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
     return network
 
 
+@own_default_device()
 def read_network(path: str | Path, device: str = "cpu") -> NetworkFile:
     """Return the network of a file, in evaluation mode, its architecture and deployment; see `load_network`."""
     tensors, description = load_tensors(Path(path), device)

@@ -37,7 +37,7 @@ from optuna_nas.storage.attributes import (
     cost_key,
     params_hash,
 )
-from optuna_nas.training.device import choose_device, release_memory
+from optuna_nas.training.device import choose_device, own_default_device, release_memory
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import TrainingDiverged, train
 from optuna_nas.training.process_group import current_ranks
@@ -254,6 +254,7 @@ class TrainObjective:
 
     # -- a trial --------------------------------------------------------------------------------------------------
 
+    @own_default_device()
     def __call__(self, trial: Trial) -> float | tuple[float, ...]:
         """Return the values of a trial; of a `FixedTrial` or a finished trial, its parameters are trained again."""
         if not hasattr(trial, "study"):

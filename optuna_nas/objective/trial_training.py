@@ -35,7 +35,9 @@ from optuna_nas.storage.attributes import (
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.retries import CheckpointNotes
+from optuna_nas.training.checkpoints import set_aside_if_damaged
 from optuna_nas.training.device import gpu_share, is_out_of_memory, release_memory
+from optuna_nas.training.disk import is_disk_full
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
 from optuna_nas.training.process_group import RankLost, current_ranks
@@ -107,6 +109,7 @@ class TrialTraining:
             if run.store is not None:
                 shared = SharedCheckpoint(run.store, checkpoint, trial)
                 shared.fetch()
+            set_aside_if_damaged(checkpoint)
         notes = None if checkpoint is None else CheckpointNotes(trial, checkpoint)
 
         def on_step(fraction: float) -> None:
@@ -147,8 +150,9 @@ class TrialTraining:
         except TrainingDiverged as error:
             trial.set_user_attr(REASON, str(error))
             raise
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
+        except Exception as error:
+            keep_checkpoint = is_disk_full(error)
+            if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):
                 raise
             reason = (
                 f"`batch_size` must fit the memory but {recipe.batch_size} did not, nor did {recipe.batch_size // 2} "

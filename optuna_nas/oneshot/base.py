@@ -23,7 +23,7 @@ from optuna_nas.data.splits import REPORT, TRAIN, Data, seeded_generator
 from optuna_nas.networks.statistics import recompute_statistics
 from optuna_nas.oneshot.discernment import Discernment, discern, tell
 from optuna_nas.oneshot.state import FitRecord, LearnedState, Record
-from optuna_nas.training.device import autocast, seeded_globally
+from optuna_nas.training.device import autocast, own_default_device, seeded_globally
 from optuna_nas.training.finite_steps import step_where
 from optuna_nas.training.loop import TrainingStopped
 from optuna_nas.training.task import Calling
@@ -254,6 +254,7 @@ class OneShotModel(LearnedState[Record]):
 
     # -- learning -------------------------------------------------------------------------------------------------
 
+    @own_default_device()
     def fit(
         self,
         data: Data,
@@ -338,6 +339,7 @@ class OneShotModel(LearnedState[Record]):
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
+    @own_default_device()
     def score(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         """Return scores of architectures with the weights learned here, shape (N,): negative losses (`Task.score`).
 

@@ -31,12 +31,14 @@ from optuna_nas.search.stopping import Stopping
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store, remove_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
-from optuna_nas.storage.database import closing, is_server, sqlite_file, storage_reason
+from optuna_nas.storage.database import closing, is_server, one_line, sqlite_file, storage_reason
 from optuna_nas.storage.leaderboard import ranking
 from optuna_nas.storage.optuna_rdb import StorageError, backend_of, has_heartbeats
 from optuna_nas.storage.presence import presence, this_worker
 from optuna_nas.storage.quota import Quota, StorageAway, Surplus
 from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, requeue_interrupted
+from optuna_nas.training.device import own_default_device
+from optuna_nas.training.disk import is_disk_full
 from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
 from optuna_nas.training.process_group import RankLost, current_ranks, joined
 
@@ -59,6 +61,7 @@ MAX_PICTURE_WAIT_SECONDS = 10.0
 """Seconds that a finished trial waits for the drawing of its architecture."""
 
 
+@own_default_device()
 def run(
     search: Search, listener: SearchListener | None = None, enough: Callable[[Study], bool] = lambda study: False
 ) -> SearchResult:
@@ -124,7 +127,13 @@ def _present(search: Search) -> Iterator[bool]:
         yield alone
 
 
-def work(search: Search, listener: SearchListener | None = None, closes: bool = True) -> int:
+@own_default_device()
+def work(
+    search: Search,
+    listener: SearchListener | None = None,
+    closes: bool = True,
+    on_ended: Callable[[str], None] | None = None,
+) -> int:
     """Run trials of an existing study as one of several workers, until its total number of trials is reached.
 
     While other workers run the last trials, this one waits, in case one of them dies. Signals are handled as in `run`;
@@ -138,23 +147,28 @@ def work(search: Search, listener: SearchListener | None = None, closes: bool = 
         search: Configuration with which the study was created.
         listener: Listener to the trials of this worker.
         closes: Whether the worker that reaches the total completes the mirror in MLflow; False if another process does.
+        on_ended: Callback with the reason why the search has ended before its total number of trials, such as
+            `study.stop()` in the objective.
 
     Returns:
         Number of missing trials.
 
     Raises:
+        ObjectiveFailed: The objective has raised a ValueError or ConnectionError.
         ValueError: The study does not exist or has other settings, or several ranks can't run it.
         ConnectionError: The storage does not answer at the start, or for two minutes later.
     """
     with joined() as ranks:
         if ranks.size == 1:
-            return _work(search, listener, closes)
+            return _work(search, listener, closes, on_ended)
         if ranks.rank == 0:
-            return lead(search, ranks, lambda led: _work(led, listener, closes))
+            return lead(search, ranks, lambda led: _work(led, listener, closes, on_ended))
         return follow(search, ranks)
 
 
-def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
+def _work(
+    search: Search, listener: SearchListener | None, closes: bool, on_ended: Callable[[str], None] | None = None
+) -> int:
     study = open_study(search, create=False)
     if search.resolved_sampler is not None:
         search.resolved_sampler.reseed_rng()  # the samplers of other workers have the same seed
@@ -165,11 +179,18 @@ def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
         except ConnectionError as error:  # the mirror is completed from the storage at the end of the study
             logger.warning("This worker's trials are shown in MLflow later: %s", error)
             tracker = None
-    missing = search.total
+    missing, running = search.total, None
     with closing(study):
         try:
             with _present(search):
-                missing = _Run(search, study, tracker, listener).to_the_total()
+                running = _Run(search, study, tracker, listener)
+                missing = running.to_the_total()
+                if on_ended is not None and running.ended is not None:
+                    on_ended(running.ended)
+        except (ValueError, ConnectionError) as error:
+            if not running or error not in running.raised_by_objective:
+                raise
+            raise ObjectiveFailed(f"{type(error).__name__}: {error}") from error
         finally:
             if tracker is not None:
                 tracker.finish(study, "FINISHED" if closes and not missing else None)
@@ -177,6 +198,10 @@ def _work(search: Search, listener: SearchListener | None, closes: bool) -> int:
 
 
 # -- the trials of a process -----------------------------------------------------------------------------------------
+
+
+class ObjectiveFailed(RuntimeError):
+    """Raised by a worker whose objective has raised an error that would otherwise mean wrong input of the worker."""
 
 
 class _Run:
@@ -199,6 +224,7 @@ class _Run:
         self._stops = self._was_stopped = False  # by this class; by the objective or the sampler
         self.ended: str | None = None
         """Why the search has ended before its total number of trials."""
+        self.raised_by_objective: list[BaseException] = []
         self._errors: list[BaseException] = []  # errors of the trials in the current call of `Study.optimize`
         self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
         self._events = _Events(tracker, listener, self._pictures)
@@ -221,6 +247,15 @@ class _Run:
                 with self._interrupts.installed():
                     self._run_trials()
                     requeue_interrupted(self._study, this_worker())  # with handlers, so that no signal prevents it
+            except Exception as error:
+                if not is_disk_full(error):
+                    raise
+                with suppress(*StorageError):
+                    requeue_interrupted(self._study, this_worker())
+                raise ConnectionError(
+                    f"`folder` must be on a disk with free space but that of {self._folder} or of the storage is full "
+                    f"({one_line(error)}); free some, then run this again: it goes on where it was."
+                ) from error
             finally:
                 for part in self._trains:
                     part.prepare(self._folder, None, None, self._store, self._search.total)
@@ -301,14 +336,18 @@ class _Run:
             raise away from error
         except BaseException as error:
             self._errors.append(error)
+            self.raised_by_objective.append(error)
+            if is_disk_full(error):  # no failure of these parameters
+                with suppress(*StorageError):
+                    _note_interrupted(trial)
             raise
 
     def _try_trial(self, trial: Trial) -> float | Sequence[float]:
-        if (backend := backend_of(self._study)) is not None:
-            backend.runs(trial._trial_id)
-        trial.set_user_attr(WORKER, this_worker())
-        if backend is not None and backend.heartbeat_interval is None:
-            backend.flush(trial._trial_id)  # without heartbeats, a dead process is recognised by this attribute
+        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is not None:
+            backend.delay(trial._trial_id)
+        trial.set_user_attr(WORKER, this_worker())  # written at once without heartbeats: the dead are recognised by it
+        if backend is not None:
+            backend.delay(trial._trial_id)
         try:
             self._quota.claim(trial)
             if not self._announces:
@@ -318,8 +357,7 @@ class _Run:
                 self._pictures.wait(trial.number)
             return value
         except (TrainingStopped, KeyboardInterrupt, RankLost):
-            trial.set_user_attr(REASON, INTERRUPTED)
-            trial.set_user_attr(REQUEUED, True)
+            _note_interrupted(trial)
             raise
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -357,6 +395,12 @@ class _Run:
             ) from error
         self._interrupts.after_trial.wait(WAIT_SECONDS)
         return away_since
+
+
+def _note_interrupted(trial: Trial) -> None:
+    """Note that a trial ends for no fault of its parameters, which another trial tries again."""
+    trial.set_user_attr(REASON, INTERRUPTED)
+    trial.set_user_attr(REQUEUED, True)
 
 
 def _is_taken_over(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DatabaseError
 
 from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of, database_address
+from optuna_nas.storage.own_postgres import hold
 from optuna_nas.storage.retries import TryAgain
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def connect(
     """
     if not isinstance(address, str):
         return address
+    hold(address)
     if address.startswith("postgresql://"):
         address = address.replace("postgresql", "postgresql+psycopg", 1)
     options: dict[str, Any] = {}

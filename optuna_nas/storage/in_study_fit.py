@@ -267,6 +267,11 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         if model is None or data is None or self.budget is None:
             return
         first, until = (model.share_after(rounds, self.n_rounds) for rounds in (number, number + 1))
+        checkpoint = None if self._folder is None else self._folder / self.file
+        if checkpoint is not None:
+            from optuna_nas.training.checkpoints import set_aside_if_damaged
+
+            set_aside_if_damaged(checkpoint)  # the model is that of the newest snapshot
         fit_fraction = FIT_FRACTION if self._content is not None else 0.999
 
         def on_step(share: float) -> None:
@@ -277,7 +282,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             self.budget,
             until=until,
             on_step=None if self._on_progress is None else on_step,
-            checkpoint=None if self._folder is None else self._folder / self.file,
+            checkpoint=checkpoint,
             should_stop=self._should_stop,
         )
 

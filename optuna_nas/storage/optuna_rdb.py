@@ -21,6 +21,7 @@ import threading
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +34,7 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ class _Delayed(NamedTuple):
 class BatchingStorage(RDBStorage):
     """Optuna's relational storage with fewer transactions per trial.
 
-    User attributes are delayed until the next report, system attribute, heartbeat, change of state or reading, and then
-    written in one transaction. With heartbeats, parameters are delayed likewise, until the first user attribute at the
-    latest. A process that is killed loses its delayed writes. Only what `Study.optimize` with heartbeats or the runner
-    of a search runs is delayed: a trial that was asked for (`study.ask()`) may be told by another process.
+    Of trials that `delay` was called for, user attributes are delayed until the next report, system attribute,
+    heartbeat, change of state or reading, and then written in one transaction. With heartbeats, parameters are delayed
+    likewise, until the first user attribute at the latest. A process that is killed loses its delayed writes. All other
+    trials are written at once, as by Optuna, since they may be asked for here and told elsewhere.
 
     Connections are closed when the storage is garbage collected, and at the end of the process; Optuna's own storage
     does not close them reliably.
@@ -90,7 +91,7 @@ class BatchingStorage(RDBStorage):
             raise
 
     def _init_state(self) -> None:
-        self._running: set[int] = set()  # trials that this process runs to their end; writes to others are not delayed
+        self._running: set[int] = set()  # running trials of this process whose writes are delayed
         self._delayed: dict[int, _Delayed] = {}
         self._flushing = threading.RLock()
 
@@ -105,8 +106,8 @@ class BatchingStorage(RDBStorage):
 
     # -- delayed writes -------------------------------------------------------------------------------------------
 
-    def runs(self, trial_id: int) -> None:
-        """Delay writes of a trial from now on: this process runs it and tells its result."""
+    def delay(self, trial_id: int) -> None:
+        """Delay the writes of a trial that this process has begun and will tell the end of."""
         self._running.add(trial_id)
 
     def _waiting(self, trial_id: int) -> _Delayed:
@@ -193,7 +194,24 @@ class BatchingStorage(RDBStorage):
         if state == TrialState.RUNNING and self.heartbeat_interval is not None:
             # The trial may have an old heartbeat of an earlier attempt, by which other workers would declare it dead.
             super().record_heartbeat(trial_id)
+        if state == TrialState.RUNNING:
+            return self._take(trial_id)
         return super().set_trial_state_values(trial_id, state, values)
+
+    def _take(self, trial_id: int) -> bool:
+        """Set a waiting trial running in one statement; return False if it does not wait.
+
+        Optuna reads the state first and locks the row for that, which sqlite can't: two threads would take one trial.
+        """
+        trial = models.TrialModel
+        waiting = update(trial).where(trial.trial_id == trial_id, trial.state == TrialState.WAITING)
+        with _create_scoped_session(self.scoped_session) as session:
+            statement = waiting.values(state=TrialState.RUNNING, datetime_start=datetime.now())
+            taken: Any = session.execute(statement.execution_options(synchronize_session=False))
+            if taken.rowcount == 0:
+                found = trial.find_or_raise_by_id(trial_id, session)
+                self.check_trial_is_updatable(trial_id, found.state)  # type: ignore[arg-type] # annotated as a Column
+            return bool(taken.rowcount)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         self._flush_to_read(trial_id)
@@ -277,7 +295,7 @@ class BatchingStorage(RDBStorage):
     # -- heartbeats -----------------------------------------------------------------------------------------------
 
     def record_heartbeat(self, trial_id: int) -> None:
-        self.runs(trial_id)
+        self.delay(trial_id)
         try:
             self.flush(trial_id)
             super().record_heartbeat(trial_id)

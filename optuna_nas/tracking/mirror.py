@@ -48,6 +48,19 @@ class Mirror:
         self.view_url = ""
         self._experiment, self._metric, self._space = experiment, metric, space
         self._runs = StudyRuns(self.client, self.local)
+        self._progress = (0, 0)  # trials that are done at the end of a search, and all of them
+
+    def remaining(self, seconds: float) -> str:
+        """Return a sentence that says how long it may take to write what MLflow lacks at the end of a search.
+
+        Args:
+            seconds: Seconds that it has taken so far.
+        """
+        n_done, n_all = self._progress
+        text = f"MLflow is slow: {n_done} of {n_all} trials are complete there"
+        if 0 < n_done < n_all:
+            text += f", and the rest takes about {seconds / n_done * (n_all - n_done):,.0f} s"
+        return f"{text}. Ctrl-C leaves it; the next start, or `optuna-nas mirror`, writes what is missing."
 
     def find_view(self, study: optuna.Study, local_server: str) -> str:
         """Return the URL of the comparison view of a study that was tracked before."""
@@ -138,7 +151,13 @@ class Mirror:
     def close(self, study: optuna.Study, status: str) -> None:
         """Write everything that MLflow lacks and the leaderboard, mark the best trial, and end the study's run."""
         self._trials.kill_running()
-        self.replay(study, finished_trials(study))
+        finished = finished_trials(study)
+
+        def progressed(n_done: int) -> None:
+            self._progress = (n_done, len(finished))
+
+        progressed(0)
+        self.replay(study, finished, progressed)
         self._pictures.draw(finished_trials(study), growth=1.0)
         rows = leaderboard(study, tuple(STATUSES))
         if rows and rows[0].can_win:

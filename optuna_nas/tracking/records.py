@@ -108,7 +108,14 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def unreachable(uri: str, why: str) -> ConnectionError:
-    """Return the error for a tracking URI at which MLflow cannot be used."""
-    way_out = "start a server there with `mlflow server`, or write to a file: `tracking_uri='sqlite:///mlflow.db'`"
+def unreachable(uri: str, why: str, way_out: str = "") -> ConnectionError:
+    """Return the error for a tracking URI at which MLflow cannot be used.
+
+    Args:
+        uri: Tracking URI.
+        why: Cause.
+        way_out: What to do about it; by default what helps where nothing answers.
+    """
+    elsewhere = "write to a file: `tracking_uri='sqlite:///mlflow.db'`"
+    way_out = way_out or f"start a server there with `mlflow server`, or {elsewhere}"
     return ConnectionError(f"MLflow can't be used at {without_password(uri)}: {why}; {way_out}.")

@@ -95,7 +95,9 @@ class StudyRuns:
     def trial(self, number: int, start: int) -> str:
         """Return the id of a trial's run, created if missing; `start` in milliseconds since 1970."""
         if number not in self.trials:
-            if not (runs := self._search(f"tags.`optuna.trial_number` = '{number}'")):
+            # Nobody else makes the run of a trial that runs here; one request less where MLflow is slow.
+            runs = [] if number in self.local.running else self._search(f"tags.`optuna.trial_number` = '{number}'")
+            if not runs:
                 own = {"mlflow.parentRunId": self.study_id, "optuna.trial_number": str(number)}
                 tags = self._tags | {"optuna_nas.kind": "trial"} | own
                 if number in self.local:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from optuna.trial import TrialState
 
 from optuna_nas.storage.database import one_line
+from optuna_nas.tracking.keys import text_of
 from optuna_nas.tracking.records import (
     SQLITE,
     THREAD_NAME,
@@ -58,6 +59,8 @@ START_SECONDS = 120.0
 """Timeout of `start` in seconds; a new database takes long to create its tables."""
 STALL_SECONDS = 30.0
 """Seconds without progress after which `finish` gives up."""
+SLOW_SECONDS, TELL_SECONDS = 10.0, 60.0
+"""Seconds of `finish` after which it says that it goes on and how long it may take, and until it says so again."""
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -78,7 +81,7 @@ class MLflowTracker:
         experiment: Name of the MLflow experiment; `optuna_nas` by default.
         metric: Name of the first value; `epoch` metrics of that name are its learning curve. By default the name that
             the search passes to `start`: that of the task's metric.
-        tags: Tags of all runs.
+        tags: Tags of all runs; values that are no text are written as text.
 
     Example:
         >>> from optuna_nas import MLflowTracker
@@ -95,12 +98,12 @@ class MLflowTracker:
         tracking_uri: str | None = None,
         experiment: str | None = None,
         metric: str | None = None,
-        tags: Mapping[str, str] = _EMPTY,
+        tags: Mapping[str, object] = _EMPTY,
     ) -> None:
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
         self.experiment = experiment or "optuna_nas"
         self.metric = metric
-        self.tags = dict(tags)
+        self.tags = {str(name): text_of(value) for name, value in tags.items()}
         self.store_uri = self.tracking_uri  # with the absolute path of a database file, if the working folder changes
         if self.tracking_uri.startswith(SQLITE):
             self.store_uri = SQLITE + str(Path(self.tracking_uri.removeprefix(SQLITE)).absolute())
@@ -173,7 +176,8 @@ class MLflowTracker:
             self._mirror = None
             if isinstance(error, ConnectionError):
                 raise
-            raise unreachable(self.tracking_uri, one_line(error)) from error
+            way_out = "correct what it names, or give the tracker another `tracking_uri` or `experiment`"
+            raise unreachable(self.tracking_uri, one_line(error), way_out) from error
         if replay:
             self._put(_Task(partial(mirror.replay, study, missed)))
 
@@ -209,7 +213,8 @@ class MLflowTracker:
     def finish(self, study: optuna.Study, status: str | None = "FINISHED") -> None:
         """Write everything that MLflow lacks and the leaderboard, end the study's run, and stop the thread.
 
-        Returns early, with a warning, if MLflow makes no progress for 30 seconds.
+        Returns early, with a warning, if MLflow makes no progress for 30 seconds, or at Ctrl-C. If it takes longer than
+        a few seconds, it says how long it may take.
 
         Args:
             study: Study that was passed to `start`.
@@ -220,14 +225,29 @@ class MLflowTracker:
             return
         close = partial(mirror.close_worker, study) if status is None else partial(mirror.close, study, status)
         closed = self._put_awaited(close, pauses=RETRY_PAUSES)
-        n_written = -1
-        while not closed.done() and n_written != mirror.client.n_written:
-            n_written = mirror.client.n_written
-            wait([closed], STALL_SECONDS)
+        try:
+            error = self._closing_error(mirror, closed)
+        except KeyboardInterrupt:
+            error = InterruptedError("interrupted")
         self._stop(STALL_SECONDS if closed.done() else 0.0)
-        stalled = TimeoutError(f"no progress for {STALL_SECONDS:.0f} seconds")
-        if (error := closed.exception() if closed.done() else stalled) is not None:
+        if error is not None:
             _logger.warning("MLflow lacks part of the study (%s); the next start writes it.", one_line(error))
+
+    def _closing_error(self, mirror: Mirror, closed: Future[None]) -> BaseException | None:
+        """Wait until the mirror is closed, as long as it gets on; return its error."""
+        begin = progressed = time.monotonic()
+        told, n_written = begin + SLOW_SECONDS, -1
+        while not closed.done():
+            now = time.monotonic()
+            if n_written != mirror.client.n_written:
+                n_written, progressed = mirror.client.n_written, now
+            elif now - progressed > STALL_SECONDS:
+                return TimeoutError(f"no progress for {STALL_SECONDS:.0f} seconds")
+            if now > told:
+                told = now + TELL_SECONDS
+                _logger.warning("%s", mirror.remaining(now - begin))
+            wait([closed], min(1.0, STALL_SECONDS))
+        return closed.exception()
 
     def rebuild(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 CHECKSUM = "checksum"
 """Key of the checksum in the header of a file."""
@@ -155,6 +158,27 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
         return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(described)
     except Exception as error:
         raise ValueError(f"`path` must be a checkpoint of optuna_nas but {path} is not readable: {error}") from error
+
+
+def set_aside_if_damaged(path: Path) -> None:
+    """Give a damaged file of `save_tensors` another name, with a warning, so that what it is for begins anew.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas.training.checkpoints import set_aside_if_damaged
+        >>> _ = Path("state.safetensors").write_text("damaged")
+        >>> set_aside_if_damaged(Path("state.safetensors"))
+        >>> Path("state.safetensors").exists(), Path("state.safetensors.damaged").exists()
+        (False, True)
+    """
+    if not path.exists():
+        return
+    try:
+        load_tensors(path)
+    except ValueError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        logger.warning("A damaged checkpoint is left in %s, and what it was for begins anew: %s.", aside, error)
 
 
 def description_of(path: Path) -> dict[str, Any]:

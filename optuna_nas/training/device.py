@@ -42,6 +42,27 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def own_default_device() -> Iterator[None]:
+    """Let tensors without a device be made on the CPU inside the block, whatever `torch.set_default_device` says.
+
+    Devices are chosen once, by arguments. Where the default is the CPU this does nothing, since PyTorch's own context
+    costs time in every call of a function.
+
+    Example:
+        >>> import torch
+        >>> from optuna_nas.training.device import own_default_device
+        >>> with torch.device("meta"), own_default_device():
+        ...     torch.zeros(1).device
+        device(type='cpu')
+    """
+    if torch.get_default_device().type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
 class _NativeKernels:
     """Disables oneDNN while any thread is inside: its LSTM raises on a CPU without bfloat16; other layers avoid it."""
 

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from optuna_nas.search.runner import ObjectiveFailed
 from optuna_nas.search.signals import handled
 from optuna_nas.storage.database import closing
+from optuna_nas.storage.optuna_rdb import StorageError
+from optuna_nas.storage.retries import reap_dead_trials
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import VISIBLE, GPUs, Job, divided_threads, run_job, visible_gpus
 
@@ -31,14 +34,16 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.3
 """Seconds between two checks of workers and study."""
-MAX_CRASHES = 5
-"""Crashes of a worker in a row, without a successful trial in between, after which the search fails."""
+MAX_CRASHES, MAX_KILLS = 5, 50
+"""Crashes of a worker in a row, and kills by others, after which the search fails if no trial succeeds in between."""
 MAX_PAUSE = 30.0
 """Longest pause in seconds before a worker that crashed repeatedly is restarted."""
 KILLED_AFTER = 60.0
 """Seconds after SIGTERM until workers are killed."""
-WRONG_INPUT = 2
-"""Exit code of a worker with invalid input, which is not restarted."""
+WRONG_INPUT, AWAY = 2, 3
+"""Exit codes of a worker with invalid input, which is not restarted, and of one whose database does not answer."""
+MAX_AWAY_SECONDS = 3600.0
+"""Seconds for which workers are restarted while the database does not answer."""
 PRELOADED = [
     "optuna_nas.workers.worker",
     "optuna_nas.tracking.mirror",
@@ -59,10 +64,13 @@ class _Worker:
     process: Any = None
     errors: Connection | None = None  # receives error messages of the process
     crashes: int = 0
+    kills: int = 0
+    away_since: float | None = None
     n_succeeded: int = 0  # successful trials of the study at the last crash
     next_start: float = 0.0
     done: bool = False
     error: str = ""
+    ended: str | None = None
 
 
 def run_workers(
@@ -101,8 +109,9 @@ def run_workers(
     gpus = GPUs.divide(workers, gpus_per_trial, visible_gpus())
     shared = SharedStudy(replace(job, cpu_threads=divided_threads(workers)), listener)
     with closing(shared.study):
-        interrupted = _Supervisor(shared, gpus).run()
-        return shared.conclude(interrupted)
+        supervisor = _Supervisor(shared, gpus)
+        interrupted = supervisor.run()
+        return shared.conclude(interrupted, supervisor.ended)
 
 
 class _Supervisor:
@@ -112,6 +121,8 @@ class _Supervisor:
         self._shared, self._gpus = shared, gpus
         self._workers = [_Worker(index) for index in range(len(gpus.names))]
         self._signals: list[int] = []  # received signals
+        self.ended: str | None = None
+        """Reason why a worker has ended the search before its total number of trials."""
         # A fork server with all packages loaded starts workers at once, and has not initialised a GPU.
         self._context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
         if hasattr(os, "fork"):
@@ -129,6 +140,8 @@ class _Supervisor:
                 self._shared.look()
             finally:
                 self._end_all()
+                with suppress(*StorageError):
+                    reap_dead_trials(self._shared.study)  # of workers that were killed last
         return bool(self._signals)
 
     # -- workers --------------------------------------------------------------------------------------------------
@@ -137,14 +150,14 @@ class _Supervisor:
         if worker.done:
             return
         if worker.process is None:
-            if self._signals or not self._shared.missing():
+            if self._signals or self.ended is not None or not self._shared.missing():
                 worker.done = True
             elif time.monotonic() >= worker.next_start:
                 self._start(worker)
             return
         if worker.errors is not None and worker.errors.poll():
             with suppress(EOFError):
-                worker.error = worker.errors.recv()
+                worker.ended, worker.error = worker.errors.recv()
         code = worker.process.exitcode
         if code is None:
             return
@@ -152,24 +165,44 @@ class _Supervisor:
         worker.process = None
         if code == 0 or self._signals:
             worker.done = True
+            if worker.ended is not None and self.ended is None:
+                self.ended = worker.ended
+                for other in self._workers:  # one search: all end after their running trials
+                    if other.process is not None and other.process.is_alive():
+                        os.kill(other.process.pid, signal.SIGINT)
         elif code == WRONG_INPUT:
             raise ValueError(worker.error)
         else:
             self._crashed(worker, code)
 
     def _crashed(self, worker: _Worker, code: int) -> None:
-        """Schedule the restart of a crashed worker, with growing pauses while no trial succeeds."""
-        worker.crashes = 1 if self._shared.n_succeeded > worker.n_succeeded else worker.crashes + 1
+        """Schedule the restart of a worker that has ended, with growing pauses while no trial succeeds.
+
+        Its own crashes come to an end soon; kills, by a person or for want of memory, are no fault of its code, and a
+        database that is away comes back.
+        """
+        now = time.monotonic()
+        if self._shared.n_succeeded > worker.n_succeeded:
+            worker.crashes, worker.kills, worker.away_since = 0, 0, None
         worker.n_succeeded = self._shared.n_succeeded
         reason = worker.error or _how_it_ended(code)
-        if worker.crashes >= MAX_CRASHES:
-            raise WorkersFailed(f"worker {worker.index} crashed {worker.crashes} times in a row: {reason}")
-        pause = min(MAX_PAUSE, 0.25 * 4 ** (worker.crashes - 1)) if worker.crashes > 1 else 0.0
-        worker.next_start = time.monotonic() + pause
+        if code == AWAY:
+            worker.away_since = now if worker.away_since is None else worker.away_since
+            if now - worker.away_since > MAX_AWAY_SECONDS:
+                raise ConnectionError(reason)
+        elif code in (-signal.SIGKILL, -signal.SIGTERM):
+            worker.kills += 1
+        else:
+            worker.crashes += 1
+        for number, most, how in ((worker.crashes, MAX_CRASHES, "crashed"), (worker.kills, MAX_KILLS, "was killed")):
+            if number >= most:
+                raise WorkersFailed(f"worker {worker.index} {how} {number} times in a row: {reason}")
+        ends = worker.crashes + worker.kills + (worker.away_since is not None)
+        worker.next_start = now + (min(MAX_PAUSE, 0.25 * 4 ** (min(ends, MAX_CRASHES) - 1)) if ends > 1 else 0.0)
         logger.warning("Worker %d ended (%s); it is restarted.", worker.index, reason)
 
     def _start(self, worker: _Worker) -> None:
-        worker.error = ""
+        worker.error, worker.ended = "", None
         worker.errors, sender = self._context.Pipe(duplex=False)
         arguments = (self._shared.job, self._gpus.names[worker.index], self._gpus.share, sender)
         name = f"optuna_nas worker {worker.index}"
@@ -223,16 +256,17 @@ def _be_worker(job: Job, gpu: str | None, share: float, errors: Connection) -> N
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     code = 1
     try:
-        run_job(job, share)
+        run_job(job, share, on_ended=lambda reason: errors.send((reason, "")))
         code = 0
-    except (ValueError, ConnectionError) as error:
-        errors.send(str(error))
-        code = WRONG_INPUT if isinstance(error, ValueError) else 1
+    except (ValueError, ConnectionError, ObjectiveFailed) as error:
+        errors.send((None, str(error)))
+        kinds = {ValueError: WRONG_INPUT, ConnectionError: AWAY, ObjectiveFailed: 1}
+        code = next(code for kind, code in kinds.items() if isinstance(error, kind))
     except KeyboardInterrupt:
         code = 0
     except Exception as error:  # an objective may raise any error
         logger.debug("A worker fails.", exc_info=True)
-        errors.send(f"{type(error).__name__}: {error}")
+        errors.send((None, f"{type(error).__name__}: {error}"))
     errors.close()
     raise SystemExit(code)
 

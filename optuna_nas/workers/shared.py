@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from optuna_nas.objective.protocol import metric_of
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
+from optuna_nas.search.stopping import Stopping
 from optuna_nas.storage.artifacts import artifact_store
 from optuna_nas.storage.database import connect, sqlite_address
 from optuna_nas.storage.finished import FinishedTrials
@@ -113,16 +114,20 @@ class SharedStudy:
             self._epochs.pop(trial.number, None)
             listener.trial_finished(self.study, trial)
 
-    def conclude(self, interrupted: bool) -> SearchResult:
+    def conclude(self, interrupted: bool, ended: str | None = None) -> SearchResult:
         """Complete the mirror in MLflow and summarise the study, after all workers have ended.
 
         Args:
             interrupted: Whether a signal interrupted the workers.
+            ended: Reason why the search has ended before its total number of trials; None if it has not.
         """
         self.look()
         with suppress(*StorageError):
             requeue_interrupted(self.study)
         missing = self.missing()
+        if missing and not interrupted:
+            ended = ended or Stopping(self.search.seconds, self.search.patience).reason(self.study)
+            missing = 0 if ended is not None else missing
         if self.search.tracking is not None:
             if self._listener is not None:
                 self._listener.closing()
@@ -131,7 +136,7 @@ class SharedStudy:
             except ConnectionError as error:
                 logger.warning("MLflow lacks part of the study: %s `optuna-nas mirror` writes it later.", error)
         result = summarise(self.search, self.study, judge=not missing)
-        return replace(result, interrupted=interrupted or missing > 0, missing=missing)
+        return replace(result, interrupted=interrupted or missing > 0, missing=missing, ended=ended)
 
 
 def _own_storage(search: Search) -> str:

@@ -13,7 +13,7 @@ from optuna_nas.search.study_file import load
 from optuna_nas.training.device import GPU_SHARE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from optuna_nas.search.config import Search, SearchListener
 
@@ -87,13 +87,19 @@ class Job:
         return search if self.mirrored else replace(search, tracking=None)
 
 
-def run_job(job: Job, share: float = 1.0, listener: SearchListener | None = None) -> int:
+def run_job(
+    job: Job,
+    share: float = 1.0,
+    listener: SearchListener | None = None,
+    on_ended: Callable[[str], None] | None = None,
+) -> int:
     """Run trials of an existing study in this process until its total is reached or a signal arrives.
 
     Args:
         job: Study and settings.
         share: Fraction of each visible GPU that this process may use, in (0, 1]; limits its GPU memory.
         listener: Listener to the trials of this worker.
+        on_ended: Callback with the reason why the search has ended before its total number of trials.
 
     Returns:
         Number of missing trials.
@@ -117,10 +123,16 @@ def run_job(job: Job, share: float = 1.0, listener: SearchListener | None = None
         >>> run_job(job)
         0
     """
-    return be_worker(job.search(), share, listener, job.closes)
+    return be_worker(job.search(), share, listener, job.closes, on_ended)
 
 
-def be_worker(search: Search, share: float = 1.0, listener: SearchListener | None = None, closes: bool = True) -> int:
+def be_worker(
+    search: Search,
+    share: float = 1.0,
+    listener: SearchListener | None = None,
+    closes: bool = True,
+    on_ended: Callable[[str], None] | None = None,
+) -> int:
     """Run trials of a search in this process, one at a time; as `run_job`, for a search that is already loaded.
 
     Args:
@@ -128,6 +140,7 @@ def be_worker(search: Search, share: float = 1.0, listener: SearchListener | Non
         share: Fraction of each visible GPU that this process may use, in (0, 1]; limits its GPU memory.
         listener: Listener to the trials of this worker.
         closes: Whether the worker that reaches the total completes the mirror in MLflow; False if another process does.
+        on_ended: Callback with the reason why the search has ended before its total number of trials.
 
     Returns:
         Number of missing trials.
@@ -145,7 +158,7 @@ def be_worker(search: Search, share: float = 1.0, listener: SearchListener | Non
         0
     """
     limit_gpu(share)
-    return work(replace(search, n_jobs=1), listener, closes=closes)
+    return work(replace(search, n_jobs=1), listener, closes=closes, on_ended=on_ended)
 
 
 def limit_gpu(share: float) -> None:

@@ -24,6 +24,7 @@ from optuna_nas import Search, darts_space, nasbench201_space
 from optuna_nas.search.opening import open_study
 from optuna_nas.storage import Heartbeat
 from optuna_nas.storage.database import connect
+from optuna_nas.storage.optuna_rdb import backend_of
 from optuna_nas.storage.own_postgres import own_database
 from optuna_nas.storage.quota import Quota
 from optuna_nas.workers import Job, run_workers
@@ -70,6 +71,8 @@ def milliseconds(make: Callable[[], optuna.storages.BaseStorage | None], n_trial
     space, commits = darts_space(), []
 
     def objective(trial: Trial) -> float:
+        if (backend := backend_of(trial.study)) is not None:
+            backend.delay(trial._trial_id)  # as a search does
         space.suggest(trial)
         for name in range(5):
             trial.set_user_attr(f"note {name}", name)

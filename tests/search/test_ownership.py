@@ -258,6 +258,21 @@ def test_the_default_type_of_a_process_does_not_matter(tmp_path):
         assert np.isfinite(model.score([small.architecture(dict.fromkeys(small.options(), "nor_conv_3x3"))])).all()
 
 
+@pytest.fixture
+def _elsewhere():
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_the_default_device_of_a_process_does_not_matter(tmp_path):
+    result = search("elsewhere", tmp_path).run()
+    assert np.isfinite(result.best.value)
+    network = load_network(next((tmp_path / "networks").iterdir()))
+    assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a\nb", "a\0b", "\x1b[31m", "x" * 256])
 def test_a_name_that_cannot_be_a_folder_is_refused_at_once(name):
     with pytest.raises(ValueError, match="`name` must be printable, of at most 255 characters"):

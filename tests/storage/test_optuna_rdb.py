@@ -67,9 +67,14 @@ def transactions(storage, objective):
     return len(commits), study
 
 
-def many_writes(trial):
+def delayed(trial):
+    """Let a trial be written as those of a search."""
     if (backend := backend_of(trial.study)) is not None:
-        backend.runs(trial._trial_id)  # as a search does; `Study.optimize` says so by its first heartbeat, in a thread
+        backend.delay(trial._trial_id)
+
+
+def many_writes(trial):
+    delayed(trial)
     for edge in range(28):
         trial.suggest_categorical(f"normal/{edge}", ["a", "b", "c"])
     for name in range(10):
@@ -95,6 +100,7 @@ def test_parameters_are_there_for_others_with_the_first_thing_that_is_none(postg
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
 
     def objective(trial):
+        delayed(trial)
         value = trial.suggest_float("x", 0, 1)
         other = connect(storage._backend.url)
         trial.set_user_attr("note", 1)
@@ -122,6 +128,7 @@ def test_what_a_database_did_not_take_is_written_by_the_next_attempt(postgresql,
     monkeypatch.setattr(BatchingStorage, "_write", flaky)
 
     def objective(trial):
+        delayed(trial)
         value = trial.suggest_float("x", 0, 1)
         storage.record_heartbeat(trial._trial_id)  # its thread swallows the error
         trial.set_user_attr("note", 1)
@@ -134,11 +141,26 @@ def test_what_a_database_did_not_take_is_written_by_the_next_attempt(postgresql,
     assert trial.user_attrs == {"note": 1}
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with")
+@pytest.mark.parametrize("heartbeat", [None, Heartbeat(60, 120)])
+def test_what_is_asked_here_may_be_told_elsewhere(postgresql, heartbeat):
+    study = new_study(connect(postgresql, heartbeat))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    asked = study.ask()
+    value = asked.suggest_float("x", 0, 1)
+    there = optuna.load_study(study_name=study.study_name, storage=postgresql)
+    assert there.trials[1].params == {"x": value}
+    asked.set_user_attr("note", "kept")
+    there.tell(1, 1.0)
+    assert there.trials[1].user_attrs == {"note": "kept"}
+
+
 def test_an_attribute_is_written_as_it_was_and_must_be_json(postgresql):
     storage = connect(postgresql, Heartbeat(60, 120))
     study = new_study(storage)
 
     def objective(trial):
+        delayed(trial)
         with pytest.raises(TypeError):
             trial.set_user_attr("array", np.float32(1))
         grows = [1]
@@ -176,7 +198,7 @@ def test_a_trial_that_has_finished_takes_nothing(storage):
     with pytest.raises(UpdateFinishedTrialError):
         storage.set_trial_user_attr(study.trials[0]._trial_id, "late", 1)
     running = study._storage.create_new_trial(study._study_id)
-    storage._backend.runs(running)
+    storage._backend.delay(running)
     storage.set_trial_user_attr(running, "waits", 1)
     other = connect(storage._backend.url)
     other.set_trial_state_values(running, TrialState.FAIL)  # by a worker that thinks this one dead
@@ -247,7 +269,7 @@ class RunningStorage(BatchingStorage):
 
     def _create_new_trial(self, study_id, template_trial=None):
         trial = super()._create_new_trial(study_id, template_trial)
-        self.runs(trial._trial_id)
+        self.delay(trial._trial_id)
         return trial
 
 

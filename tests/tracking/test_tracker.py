@@ -2,6 +2,7 @@
 
 import pickle
 import resource
+import signal
 import threading
 import time
 
@@ -147,3 +148,42 @@ def test_an_experiment_that_is_deleted_meanwhile_costs_one_warning(tmp_path, cap
     assert len(study.trials) == 4
     warnings = [record for record in caplog.records if record.name.startswith("optuna_nas.tracking")]
     assert 1 <= len(warnings) <= 2  # one while the search runs, one at its end
+
+
+def test_tags_that_are_no_text_are_written_as_text(uri):
+    tracker, study = MLflowTracker(uri, tags={"seed": 3, "layers": [1, 2]}), new_study()
+    search(tracker, study, 1)
+    tags = read(uri).parent.data.tags
+    assert (tags["seed"], tags["layers"]) == ("3", "[1, 2]")
+
+
+def test_a_deleted_experiment_is_named_with_its_own_way_out(uri):
+    client = MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(
+        ConnectionError, match=r"experiment 'gone' was deleted there; restore it \(`mlflow exp"
+    ) as raised:
+        MLflowTracker(uri, "gone").start(new_study())
+    assert "start a server" not in str(raised.value)
+
+
+def test_a_slow_mlflow_says_how_long_it_takes_and_can_be_left(uri, monkeypatch, caplog):
+    monkeypatch.setattr(tracker_module, "SLOW_SECONDS", 0.3)
+    write = MlflowClient.log_batch
+    tracker, study = MLflowTracker(uri), new_study()
+    tracker.start(study)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=8)
+
+    def slowly(*arguments, **named):
+        time.sleep(0.5)
+        return write(*arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", slowly)
+    threading.Timer(3, signal.raise_signal, (signal.SIGINT,)).start()
+    tracker.finish(study)
+    assert "of 8 trials are complete there" in caplog.text
+    assert "Ctrl-C leaves it" in caplog.text
+    assert "MLflow lacks part of the study (interrupted); the next start writes it." in caplog.text
+    monkeypatch.setattr(MlflowClient, "log_batch", write)
+    MLflowTracker(uri).rebuild(study)
+    assert len(read(uri).children) == 8
