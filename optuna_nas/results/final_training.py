@@ -28,11 +28,13 @@ from optuna_nas.space import (
     nasbench201_skeleton,
     published_cell,
 )
+from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.training.device import choose_device
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import train
 from optuna_nas.training.recipe import Recipe
+from optuna_nas.training.rules import Rule, at_least, checked, not_negative, number, optional, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +53,15 @@ SKELETONS: dict[str, Callable[..., Skeleton]] = {
     "darts_search": darts_search_skeleton,
     "ghn": ghn_skeleton,
     "nasbench201": nasbench201_skeleton,
+}
+
+
+RECORD: dict[str, Rule] = {
+    "metric": text(),
+    "validation_metric": number(),
+    "test_metric": optional(number()),
+    "params": at_least(0),
+    "seconds": not_negative(),
 }
 
 
@@ -138,12 +149,8 @@ def read_architecture(text: str) -> Architecture:
         raise ValueError(
             f"`architecture` must be a JSON file or one of {', '.join(PUBLISHED_CELLS)} but {text!r} is neither."
         )
-    try:
-        return Architecture.from_json(Path(text).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"`architecture` must be a JSON file of an architecture but {text} is not: {error}."
-        ) from error
+    with named_file("an architecture", text):
+        return Architecture.from_dict(read_json_file(text))
 
 
 def read_skeleton(text: str, data: Data) -> Skeleton:
@@ -182,7 +189,8 @@ def read_skeleton(text: str, data: Data) -> Skeleton:
         return make(**values)
     if not Path(text).is_file():
         raise ValueError(f"`skeleton` must be a JSON file or one of {', '.join(SKELETONS)} but {text!r} is neither.")
-    return Skeleton.from_dict(json.loads(Path(text).read_text()))
+    with named_file("a skeleton", text):
+        return Skeleton.from_dict(read_json_file(text))
 
 
 def read_recipe(recipe: Recipe, settings: list[str]) -> Recipe:
@@ -272,7 +280,8 @@ def train_in_full(
     stem = search.resolved_folder() / "final" / hashlib.blake2b(parts.encode(), digest_size=6).hexdigest()
     record, file = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
     if record.exists() and file.exists():
-        return FinalTraining(file, **json.loads(record.read_text()))
+        with named_file("the result of a final training", record):
+            return FinalTraining(file, **checked(read_json_file(record), RECORD))
     network = space.build(architecture, seed=recipe.seed)
     on_device = data.to(choose_device(device))
     result = train(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.storage.attributes import REQUEUED, WORKER
+from optuna_nas.storage.attributes import REQUEUED, WORKER, attribute, has_attribute
 from optuna_nas.storage.finished import FinishedTrials
 from optuna_nas.storage.optuna_rdb import has_heartbeats
 from optuna_nas.storage.retries import replaced_by
@@ -101,10 +101,10 @@ class Quota:
 
     def _runs(self, trial: FrozenTrial) -> bool:
         """Return whether a trial will end: a worker of this package runs it, or heartbeats reveal its death."""
-        return trial.state == TrialState.RUNNING and (self._has_heartbeat or WORKER in trial.user_attrs)
+        return trial.state == TrialState.RUNNING and (self._has_heartbeat or has_attribute(trial.user_attrs, WORKER))
 
     def _see(self, trial: FrozenTrial) -> None:
-        if REQUEUED in trial.user_attrs and trial.state == TrialState.FAIL:
+        if attribute(trial.user_attrs, REQUEUED, False) and trial.state == TrialState.FAIL:
             self._replaced.add(trial.number)
         self._replaced.update(replaced_by(trial))
 

@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # MLflow warns of its own type hints when it is
 
 from optuna_nas.networks.export import CHECKED_BATCHES, MAX_DIFFERENCE, difference, for_programs, random_like
 from optuna_nas.space.model_space import ModelSpace
-from optuna_nas.storage.attributes import UID_ATTRIBUTE
+from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import unreachable
@@ -77,7 +77,7 @@ def log_model(
     with connected(tracker.store_uri, registry=register is not None) as client:
         try:
             experiment = client.get_experiment_by_name(tracker.experiment)
-            condition = f"tags.`optuna_nas.study_uid` = '{study.user_attrs.get(UID_ATTRIBUTE, '')}'"
+            condition = f"tags.`optuna_nas.study_uid` = '{attribute(study.user_attrs, UID_ATTRIBUTE, '')}'"
             condition += f" and tags.`optuna.trial_number` = '{trial_number}'"
             runs = client.search_runs([experiment.experiment_id], condition) if experiment else []
         except MlflowException as error:
