@@ -66,8 +66,8 @@ class NetworkSpace(ModelSpace):
         n_names = sum(len(chosen) for _, chosen in self.cells.full_architecture().choices)
         if n_names * len(self.skeleton.cells) > MAX_GRAPH:
             raise ValueError(
-                f"`skeleton` must have fewer cells: {len(self.skeleton.cells)} of {n_names} ops and inputs are more than "
-                f"the {MAX_GRAPH} that a supernet may have."
+                f"`skeleton` must have fewer cells: {len(self.skeleton.cells)} of {n_names} ops and inputs are more "
+                f"than the {MAX_GRAPH} of a supernet."
             )
         # Raises where the skeleton does not fit, instead of in the first trial.
         self.graph(self.full_architecture())

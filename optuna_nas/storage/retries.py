@@ -155,9 +155,10 @@ def is_given_up(trial: FrozenTrial) -> bool:
 
 
 def replaced_by(trial: FrozenTrial) -> list[int]:
-    """Return the numbers of the trials that a trial retries."""
+    """Return the numbers of the trials that a trial retries; all are of earlier trials."""
     retried = attribute(trial.user_attrs, RETRY_OF)
-    return [*([] if retried is None else [retried]), *attribute(trial.system_attrs, RETRY_HISTORY, ())]
+    noted = [*([] if retried is None else [retried]), *attribute(trial.system_attrs, RETRY_HISTORY, ())]
+    return [number for number in noted if number < trial.number]
 
 
 # -- retries ----------------------------------------------------------------------------------------------------------

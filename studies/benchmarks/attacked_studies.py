@@ -13,13 +13,15 @@ import json
 import logging
 import re
 import time
+import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import optuna
-from mutations import VALUES, Attempt, Door, as_json, changed_values, deep_list
+from mutations import SECONDS, VALUES, Attempt, Door, Hang, as_json, changed_values, deep_list, limited
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_nas import (
@@ -275,7 +277,7 @@ class Attack:
             return Attempt((self._outcome([], {key: mutated(STUDY[key], draw)}),), key)
         changes = [change(draw) for _ in range(TOGETHER)]
         together = self._outcome(changes, {})
-        if together == "same":
+        if together not in BAD:
             return Attempt(tuple("refused" if wrong(one) else "same" for one in changes))
         outcomes = [self._outcome([one], {}) for one in changes]
         alone = [
@@ -285,15 +287,17 @@ class Attack:
 
     def _outcome(self, changes: list[Change], of_study: dict[str, Any]) -> str:
         try:
-            shown = "".join(self._use(changes, of_study))
+            with limited(self.seconds):
+                shown = "".join(self._use(changes, of_study))
+        except Hang:
+            self.last = traceback.format_exc(limit=-6)
+            return "hangs"
         except ValueError as error:
             if (of_study.keys() & {keys.SETTING} and "setting" in str(error)) or "another" in str(error):
                 return "refused"  # another setting: as documented
             self.last = f"ValueError: {error}"[:500]
             return "raw"
         except Exception as error:
-            import traceback
-
             self.last = "".join(traceback.format_exception(error, limit=-5))[-1500:]
             return "raw"
         if found := RAW.search(shown):
@@ -302,9 +306,12 @@ class Attack:
         return "same"
 
     last = ""
+    """What the last bad one said."""
+    seconds = 600.0
+    """CPU time that a study may take."""
 
 
-BAD = ("raw", "wrong")
+BAD = ("raw", "wrong", "hangs")
 
 
 def wrong(one: Change) -> bool:
@@ -350,8 +357,8 @@ def report_door(folder: Path) -> Door:
         search, terminal = new_search(folder), io.StringIO()
         opened(search, changes, of_study)
         study = read_study(search)
-        result.console.file = terminal
-        result.print_result(search, summarise(search, study))
+        with redirect_stdout(terminal):
+            result.print_result(search, summarise(search, study))
         sections = sections_of(search, study, "optuna-nas run study.py")
         page, markdown = as_html(search.name, sections), as_markdown(search.name, sections)
         for one in changes:
@@ -448,7 +455,7 @@ def mirror_door(folder: Path) -> Door:
 
 
 def door(use: Callable[[Sequence[Change], dict[str, Any]], list[str]], folder: Path) -> Door:
-    """Return a door, with the CPU time of a study without mutations."""
+    """Return a door, with the CPU time that an attempt may take."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna_nas").addHandler(logging.NullHandler())
     logging.getLogger("optuna_nas").propagate = False
@@ -456,7 +463,8 @@ def door(use: Callable[[Sequence[Change], dict[str, Any]], list[str]], folder: P
     attack.once()  # the first loads libraries and makes databases
     began = time.process_time()
     use([change_of_nothing()] * TOGETHER, {})
-    return Door(attack, time.process_time() - began, folder / "executed")
+    attack.seconds = SECONDS + 3 * (time.process_time() - began)
+    return Door(attack, 2 * TOGETHER * attack.seconds, folder / "executed")  # where it must look for the bad one
 
 
 def change_of_nothing() -> Change:

@@ -20,20 +20,18 @@ import json
 import os
 import random
 import resource
-import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mutations import Attempt, Door
+from mutations import Attempt, Door, Hang, limited
 
-SECONDS, BYTES = 2.0, 2**30
+BYTES = 2**30
 HEADROOM = 3 * 2**30
 """Bytes beyond those in use that the operating system gives; more is a MemoryError, not the end of the machine."""
 COLUMNS = ("same", "refused", "raw", "hangs", "memory", "wrong", "executed")
@@ -41,10 +39,6 @@ BAD = COLUMNS[2:]
 DANGEROUS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "ctypes.dlopen")
 """Events of Python's audit that reading data never needs."""
 _events: list[str] = []
-
-
-class Hang(BaseException):
-    """Raised in a mutation that takes too long; no `except Exception` hides it."""
 
 
 def watch() -> None:
@@ -55,22 +49,6 @@ def watch() -> None:
             _events.append(f"{event} {arguments!r}"[:200])
 
     sys.addaudithook(hook)
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise `Hang` after so many seconds of CPU time of this process."""
-
-    def late(number: int, frame: object) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def peak_bytes(reset: bool = False) -> int:
@@ -89,7 +67,7 @@ def tried(door: Door, draw: random.Random) -> Attempt:
     before, _ = peak_bytes(reset=True), _events.clear()
     began = time.process_time()
     try:
-        with limited(SECONDS + 3 * door.seconds):
+        with limited(door.seconds):
             attempt = door.attack(draw)
     except Hang:
         return Attempt(("hangs",), "".join(traceback.format_exc(limit=-6)))
@@ -100,7 +78,7 @@ def tried(door: Door, draw: random.Random) -> Attempt:
     if door.marker.exists() or _events:
         door.marker.unlink(missing_ok=True)
         return Attempt(("executed",), f"{_events[:3]}")
-    if time.process_time() - began > SECONDS + 3 * door.seconds:
+    if time.process_time() - began > door.seconds:
         return Attempt(("hangs",), f"{time.process_time() - began:.1f} s; {attempt.note}")
     if peak_bytes() - before > BYTES:
         return Attempt(("memory",), f"{(peak_bytes() - before) / 2**20:.0f} MiB; {attempt.note}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -41,6 +43,8 @@ VALUES: tuple[Any, ...] = (
     *("y" * 200_000, list(range(20_000)), {str(number): number for number in range(5000)}),
     *HOSTILE_TEXTS,
 )
+SECONDS = 2.0
+"""CPU time that a mutation may take beyond three times that of what is whole."""
 DEPTH = 3000
 """Levels of a nest that is deeper than Python may call itself."""
 
@@ -62,7 +66,7 @@ class Door(NamedTuple):
 
     Args:
         attack: Function of a random source that tries one mutation, or some together, and says how they ended.
-        seconds: CPU time of the unmutated attempt.
+        seconds: CPU time that an attempt may take.
         marker: File that exists as soon as a payload was executed.
     """
 
@@ -76,6 +80,26 @@ def refusal(error: ValueError, names: str) -> Attempt:
     said = str(error)
     is_clear = 10 < len(said) < 1500 and "\n" not in said.strip() and names in said
     return Attempt(("refused" if is_clear else "raw",), said[:2000])
+
+
+class Hang(BaseException):
+    """Raised in a mutation that takes too long; no `except Exception` hides it."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise `Hang` after so many seconds of CPU time of this process."""
+
+    def late(number: int, frame: object) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 class Payload:
