@@ -124,7 +124,7 @@ def sqlite_holds(file: Path, name: str, uid: str) -> bool:
             rows = database.execute(query, (name, UID_ATTRIBUTE)).fetchall()
     except sqlite3.Error:
         return False
-    return any(json.loads(value) == uid for (value,) in rows)
+    return any(value == json.dumps(uid) for (value,) in rows)
 
 
 def claim_folder(folder: Path, study: Study) -> None:
