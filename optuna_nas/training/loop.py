@@ -284,6 +284,7 @@ class _Training:
         self._skipped = 0
         self._skipped_in_a_row = 0
         self._verdicts = Verdicts()
+        self._resumed: Path | None = None  # the checkpoint that it goes on from
         self._accumulation = 1
 
     def run(
@@ -411,7 +412,10 @@ class _Training:
         step_where(finite, self._optimizer)
         applied_sums = torch.where(finite, sums, 0.0)
         if self._sums is not None and (self._sums.shape, self._sums.dtype) != (sums.shape, sums.dtype):
-            raise ValueError("`checkpoint` must hold sums of this task but holds others; delete it to start anew.")
+            raise ValueError(
+                f"`checkpoint` must hold the sums of this task but those in {self._resumed} are of another; delete it to "
+                "start anew."
+            )
         self._sums = applied_sums if self._sums is None else self._sums + applied_sums
         self._verdicts.put(finite)
         self._count_skipped(wait=self._ranks.size > 1)  # all ranks must know the same decisions
@@ -492,6 +496,7 @@ class _Training:
 
     def _load(self, path: Path) -> None:
         tensors, description = load_tensors(path, self._device)
+        self._resumed = path
         check_configuration(path, description.get("configuration"), self._configuration)
         with reading_checkpoint(path):
             self._restore(tensors, {**description["progress"], **checked(description["progress"], PROGRESS)})
