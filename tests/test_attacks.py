@@ -35,9 +35,9 @@ def attacks(monkeypatch):
 
 
 MUTATIONS = {
-    **dict.fromkeys(("network", "checkpoint", "architecture", "skeleton"), 200),
-    **dict.fromkeys(("snas", "ghn", "resume", "strategies"), 50),
-    **dict.fromkeys(("hmnas", "report", "mirror"), 25),
+    **dict.fromkeys(("network", "checkpoint", "architecture", "skeleton"), 150),
+    **dict.fromkeys(("snas", "ghn", "hmnas", "resume", "strategies"), 40),
+    **dict.fromkeys(("report", "mirror"), 20),
 }
 """Less than a minute of CPU time in all."""
 

@@ -413,8 +413,8 @@ class _Training:
         applied_sums = torch.where(finite, sums, 0.0)
         if self._sums is not None and (self._sums.shape, self._sums.dtype) != (sums.shape, sums.dtype):
             raise ValueError(
-                f"`checkpoint` must hold the sums of this task but those in {self._resumed} are of another; delete it to "
-                "start anew."
+                f"`checkpoint` must hold the sums of this task but those in {self._resumed} are of another; delete it "
+                "to start anew."
             )
         self._sums = applied_sums if self._sums is None else self._sums + applied_sums
         self._verdicts.put(finite)

@@ -31,6 +31,8 @@ from optuna_nas import (
     HMNAS,
     SNAS,
     Architecture,
+    CellKind,
+    CellSpace,
     GHNRecipe,
     HMNASRecipe,
     ImageData,
@@ -41,7 +43,6 @@ from optuna_nas import (
     darts_space,
     ghn_skeleton,
     ghn_space,
-    hmnas_space,
     load_network,
     nasbench201_skeleton,
     nasbench201_space,
@@ -63,7 +64,8 @@ CELLS = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, SHAPE, CLAS
 SEARCHED = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, SHAPE, CLASSES, affine=False))
 DARTS = NetworkSpace(darts_space(), Skeleton(("normal", "reduction"), 4, SHAPE, CLASSES, stem_multiplier=3))
 BLOCKS = NetworkSpace(ghn_space(nodes=3), ghn_skeleton(3, 4, SHAPE, CLASSES))
-MASKED = NetworkSpace(hmnas_space(), Skeleton(("normal", "reduction"), 4, SHAPE, CLASSES, affine=False))
+OPS, KINDS = ("skip_connect", "nor_conv_3x3", "avg_pool_3x3"), (CellKind("cell"), CellKind("reduction", 2))
+MASKED = NetworkSpace(CellSpace(OPS, 2, 1, KINDS, 3), Skeleton(("cell", "reduction"), 4, SHAPE, CLASSES, affine=False))
 
 
 class Seen(NamedTuple):
