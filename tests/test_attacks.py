@@ -43,6 +43,7 @@ MUTATIONS = {
 
 
 @pytest.mark.fuzz
+@pytest.mark.filterwarnings("ignore")  # of letters that no font has, and of MLflow's use of its database
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_nothing_that_was_changed_ends_in_more_than_a_sentence(kind, attacks, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["mutations"], "SECONDS", 60.0)  # time decides nothing here
