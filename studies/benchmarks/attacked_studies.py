@@ -366,7 +366,11 @@ def report_door(folder: Path) -> Door:
                 assert "What can&#x27;t be read" in page, "no word about what can't be read"
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in re.findall(r"^\| \d+ \|.*$", markdown, re.MULTILINE)}
         assert len(widths) < 6, widths
-        return [re.sub(r'src="data:[^"]*"', "", page), markdown, terminal.getvalue()]
+        return [
+            re.sub(r'src="data:[^"]*"', "", page),
+            markdown,
+            terminal.getvalue().replace("<", ""),
+        ]  # a terminal has no tags
 
     return door(use, folder)
 
