@@ -281,7 +281,9 @@ class Attack:
             return Attempt(tuple("refused" if wrong(one) else "same" for one in changes))
         outcomes = [self._outcome([one], {}) for one in changes]
         alone = [
-            f"{o}: {c.place} {c.key} {str(c.values)[:150]}" for o, c in zip(outcomes, changes, strict=True) if o in BAD
+            f"{o}: {c.place} {c.key} {as_json(c.values)[:150]}"
+            for o, c in zip(outcomes, changes, strict=True)
+            if o in BAD
         ]
         return Attempt(tuple(outcomes), f"together {together}; {self.last}\n" + "\n".join(alone))
 
