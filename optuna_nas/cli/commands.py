@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 
 from optuna_nas import __version__
-from optuna_nas.cli.console import console, escaped, print_line, shown_errors
+from optuna_nas.cli.console import console, print_line, shown_errors
 from optuna_nas.cli.display import Display, Displays
 from optuna_nas.cli.mlflow_server import program, start_mlflow
 from optuna_nas.cli.result import print_result
@@ -439,7 +439,7 @@ def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: in
     for heading in compared.headings:
         table.add_column(heading, justify="left" if heading == "strategy" else "right")
     for row in compared.rows:
-        table.add_row(*map(escaped, comparison.cells(row)))
+        table.add_row(*comparison.cells(row))
     console.print(table)
     compared.figure(budget).savefig(folder / "comparison.png")
     (folder / "comparison.json").write_text(comparison.as_json(compared))

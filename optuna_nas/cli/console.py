@@ -13,30 +13,44 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import TextColumn
+from rich.text import Text
 
-from optuna_nas.results.plain import visible
 from optuna_nas.search.study_file import UsageError
+from optuna_nas.storage.plain import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.text import Text
+    from rich.progress import Task
 
 # rich would wrap output to a file at 80 columns.
 _WIDTH = None if sys.stdout.isatty() else 120
-MAX_SUMMARY = 300
-"""Largest number of characters of an architecture in the leaderboard; enough for DARTS' cells and for blocks."""
 
 
 class PlainConsole(Console):
-    """Console that shows control characters of texts as what they are: names and reasons may come from anybody."""
+    """Console that shows texts as what they are: names and reasons may come from anybody.
+
+    Neither their control characters nor rich's own `[bold]` have an effect, unless `markup=True` asks for the latter.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
 
 
-console = PlainConsole(width=_WIDTH)
-errors = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else 1000)
+console = PlainConsole(markup=False, width=_WIDTH)
+errors = PlainConsole(markup=False, stderr=True, width=None if sys.stderr.isatty() else 1000)
+
+
+class PlainColumn(TextColumn):
+    """Column of a progress bar that shows its text as what it is."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, markup=False)
+
+    def render(self, task: Task) -> Text:
+        return Text(visible(self.text_format.format(task=task)))
 
 
 class _PlainFormatter(logging.Formatter):
@@ -73,7 +87,7 @@ def shown_errors(debug: bool) -> Iterator[None]:
     except (UsageError, ValueError, ConnectionError) as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"[bold red]Error:[/] {escaped(str(error))}")
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", markup=True)
         raise typer.Exit(2) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -82,22 +96,11 @@ def shown_errors(debug: bool) -> Iterator[None]:
             traceback.print_exc()
         origin = traceback.extract_tb(error.__traceback__)[-1]
         errors.print(
-            f"[bold red]Failed:[/] {type(error).__name__}: {escaped(str(error))} "
-            f"({Path(origin.filename).name}, line {origin.lineno}); see --debug. Finished trials are kept."
+            f"[bold red]Failed:[/] {type(error).__name__}: {escape(str(error))} "
+            f"({escape(Path(origin.filename).name)}, line {origin.lineno}); see --debug. Finished trials are kept.",
+            markup=True,
         )
         raise typer.Exit(1) from None
-
-
-def escaped(text: str) -> str:
-    """Return a text with its brackets escaped for rich."""
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def shortened(summary: str) -> str:
-    """Return the summary of an architecture, truncated if it is long; picture and file show all of it."""
-    return summary if len(summary) <= MAX_SUMMARY else summary[: MAX_SUMMARY - 4] + " ..."
 
 
 def print_line(name: str, text: str) -> None:

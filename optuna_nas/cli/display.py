@@ -6,9 +6,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
-from optuna_nas.cli.console import console
+from optuna_nas.cli.console import PlainColumn, console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,11 +35,11 @@ class Display:
         self._trials = trials
         self._lock = threading.Lock()
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            PlainColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            PlainColumn("{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
         )
@@ -58,7 +58,7 @@ class Display:
                     self._bars.remove_task(self._models.pop(name))
             elif time.monotonic() - self._last_line > SLOW_EPOCH_SECONDS:
                 self._last_line = time.monotonic()
-                console.print(f"{name} trains: {100 * fraction:.0f} %", markup=False, highlight=False)
+                console.print(f"{name} trains: {100 * fraction:.0f} %", highlight=False)
 
     def closing(self) -> None:
         """Show that the last records are written to MLflow."""
@@ -88,7 +88,7 @@ class Display:
         if task is not None:
             self._bars.update(task, note=note)
         if not console.is_terminal and metrics.get("epoch_seconds", 0) > SLOW_EPOCH_SECONDS:
-            console.print(f"trial {trial_number}: {note}", markup=False, highlight=False)
+            console.print(f"trial {trial_number}: {note}", highlight=False)
 
     def mirrored(self, n_done: int) -> None:
         """Show the number of trials in MLflow as a bar, or as a line every few seconds."""
@@ -96,7 +96,7 @@ class Display:
             self._bars.update(self._total, completed=n_done, description="to MLflow", note="")
         elif time.monotonic() - self._last_line > SLOW_EPOCH_SECONDS:
             self._last_line = time.monotonic()
-            console.print(f"{n_done} of {self._trials} trials are in MLflow", markup=False, highlight=False)
+            console.print(f"{n_done} of {self._trials} trials are in MLflow", highlight=False)
 
     def final_epoch(self, result: EpochResult) -> None:
         """Move the bar of a final training, or print a line per epoch."""
@@ -104,7 +104,7 @@ class Display:
         if console.is_terminal:
             self._bars.update(self._total, completed=result.epoch, description="epochs", note=note)
         else:
-            console.print(f"[{result.epoch}/{self._trials}] {note}", markup=False, highlight=False)
+            console.print(f"[{result.epoch}/{self._trials}] {note}", highlight=False)
 
     def progress(self, trial_number: int, fraction: float) -> None:
         """Move the bar of a trial."""
@@ -116,6 +116,7 @@ class Display:
         """Move the bar of all trials, or print a line."""
         from optuna_nas.storage.attributes import REASON, attribute
         from optuna_nas.storage.leaderboard import best_trial
+        from optuna_nas.storage.plain import shortened
         from optuna_nas.storage.quota import counted_trials
 
         done, best = counted_trials(study), best_trial(study)
@@ -132,11 +133,10 @@ class Display:
         )
         default = "the objective returned no valid value" if trial.state.name == "FAIL" else ""
         reason = attribute(trial.user_attrs, REASON, default)
-        reason = f" ({reason})" if reason else ""
+        reason = f" ({shortened(reason)})" if reason else ""
         total = "" if self._trials is None else f"/{self._trials}"
         console.print(
             f"[{done}{total}] trial {trial.number}: {outcome}{reason}; {note}",
-            markup=False,
             highlight=False,
             soft_wrap=True,
         )

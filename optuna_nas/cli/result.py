@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from optuna_nas.cli.console import console, escaped, print_line, shortened
+from optuna_nas.cli.console import console, print_line
 
 if TYPE_CHECKING:
     from optuna_nas.search.config import Search
@@ -19,9 +19,15 @@ def print_result(search: Search, result: SearchResult) -> None:
     """Print the leaderboard of a search and its files."""
     from optuna_nas.objective.protocol import judged_metric_of, metric_of
     from optuna_nas.search.results import architecture_of
+    from optuna_nas.storage.attributes import unreadable
     from optuna_nas.storage.leaderboard import leaderboard
+    from optuna_nas.storage.plain import shortened
     from optuna_nas.storage.quota import counted_trials
 
+    for one in (left_out := unreadable(result.study))[:MAX_ROWS]:
+        print_line("Left out", shortened(str(one)))
+    if len(left_out) > MAX_ROWS:
+        print_line("", f"and {len(left_out) - MAX_ROWS} more attributes that can't be read")
     rows = leaderboard(result.study)
     if not rows:
         console.print("No trial has finished yet; nothing to rank.")
@@ -42,7 +48,7 @@ def print_result(search: Search, result: SearchResult) -> None:
             f"{numbers['params']:,}" if "params" in numbers else "",
             f"{numbers['multiply_adds']:,}" if "multiply_adds" in numbers else "",
             f"{numbers['train_seconds']:.1f}" if "train_seconds" in numbers else "",
-            escaped(shortened(architecture.summary) if architecture else ""),
+            shortened(architecture.summary) if architecture else "",
         )
     console.print(table)
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import torch
-from torch import nn
-
 from optuna_nas.networks.deployment import Deployment, Predictor
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.network_space import NetworkSpace
 from optuna_nas.networks.sums import factors_of, masks_of, restrict
 from optuna_nas.space import Architecture, CellularSpace, ModelSpace, Skeleton
-from optuna_nas.training.checkpoints import description_of, load_tensors, prefixed, save_tensors, without_prefix
+from optuna_nas.space.reading import named_file
+from optuna_nas.training.checkpoints import (
+    check_tensors,
+    load_tensors,
+    prefixed,
+    reading_checkpoint,
+    save_tensors,
+    without_prefix,
+)
 from optuna_nas.training.device import own_default_device
+from optuna_nas.training.rules import anything, mapping, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 MASKS, PREPROCESSING = "masks/", "preprocessing/"
 """Prefixes of the names of masks, and of mean and deviation of raw inputs, in a network's file."""
@@ -110,7 +116,9 @@ def owner_of(path: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: The file is damaged.
     """
-    return description_of(path).get("owner")
+    owner = load_tensors(path)[1].get("owner")
+    with reading_checkpoint(path):
+        return None if owner is None else mapping(anything())("owner", owner)
 
 
 def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
@@ -150,45 +158,52 @@ def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
 @own_default_device()
 def read_network(path: str | Path, device: str = "cpu") -> NetworkFile:
     """Return the network of a file, in evaluation mode, its architecture and deployment; see `load_network`."""
-    tensors, description = load_tensors(Path(path), device)
+    path = Path(path)
+    tensors, description = load_tensors(path, device)
     if "architecture" not in description:
         raise ValueError(f"`path` must be a network of optuna_nas but {path} holds something else.")
-    broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if broken:
-        raise ValueError(f"`path` must be a network with finite weights but {broken[0]!r} in {path} has others.")
-    deployment = None
-    if "deployment" in description:
-        normalisation = {name: tensor.cpu() for name, tensor in without_prefix(PREPROCESSING, tensors).items()}
-        deployment = Deployment.from_parts(description["deployment"], normalisation)
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREPROCESSING)}
+    with named_file("a network of optuna_nas", path):
+        architecture, deployment = _architecture(description), None
+        if "deployment" in description:
+            normalisation = {name: tensor.cpu() for name, tensor in without_prefix(PREPROCESSING, tensors).items()}
+            deployment = Deployment.from_parts(description["deployment"], normalisation)
+        mixing = mapping(mapping(number(finite=True)))("mixing", description.get("mixing") or {})
+        masks = without_prefix(MASKS, tensors)
+        prefixes = MASKS, PREPROCESSING
+        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+        if isinstance(architecture.space, NetworkSpace):
+            n_weights = sum(tensor.numel() for tensor in weights.values())
+            if (params := architecture.cost().params) > n_weights:  # before any is allocated
+                raise ValueError(f"its architecture has {params} parameters but it holds {n_weights}")
+            path_of = {old: path for path, old in architecture.space.old_names().items()}
+            mixing = {path_of.get(path, path): of_path for path, of_path in mixing.items()}
+            network: nn.Module = DiscreteNetwork(
+                architecture, mixing=None if description.get("mixing") is None else mixing
+            )
+        else:
+            network = cast("ModelSpace", architecture.space).build(architecture)
+        check_tensors(weights, network.state_dict())
+        _check_masks(masks, dict(network.named_parameters()))
+        network.load_state_dict(weights)
+        if isinstance(network, DiscreteNetwork):
+            network.remove((), masks)
+        else:
+            restrict(network, mixing, masks)
+    return NetworkFile(network.to(device).eval(), architecture, deployment)
+
+
+def _architecture(description: Mapping[str, Any]) -> Architecture:
     architecture = Architecture.from_dict(description["architecture"])
-    if "skeleton" in description:  # written by an earlier version, in which an architecture had no skeleton
-        cells = cast("CellularSpace", architecture.space)
-        architecture = NetworkSpace(cells, Skeleton.from_dict(description["skeleton"])).adopt(architecture)
-    if not isinstance(architecture.space, NetworkSpace):
-        network = _built(Path(path), architecture, tensors, description).to(device).eval()
-        return NetworkFile(network, architecture, deployment)
-    mixing = description.get("mixing")
-    if mixing is not None:
-        path_of = {old: path for path, old in architecture.space.old_names().items()}
-        mixing = {path_of.get(path, path): weights for path, weights in mixing.items()}
-    masks = without_prefix(MASKS, tensors)
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASKS)}
-    network = DiscreteNetwork(architecture, weights, mixing=mixing, masks=masks).to(device).eval()
-    return NetworkFile(network, architecture, deployment)
+    if "skeleton" not in description:
+        return architecture
+    # Written by an earlier version, in which an architecture had no skeleton.
+    cells = cast("CellularSpace", architecture.space)
+    return NetworkSpace(cells, Skeleton.from_dict(description["skeleton"])).adopt(architecture)
 
 
-def _built(
-    path: Path, architecture: Architecture, tensors: dict[str, Tensor], description: dict[str, Any]
-) -> nn.Module:
-    """Return the network of a space without cells."""
-    masks = without_prefix(MASKS, tensors)
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MASKS)}
-    network = cast("ModelSpace", architecture.space).build(architecture, weights)
-    different = network.state_dict().keys() ^ weights.keys()
-    if different:
-        raise ValueError(
-            f"`path` must hold all tensors of its network but {path} and the network differ in {min(different)!r}; "
-            "the module that it was made of has changed."
-        )
-    return restrict(network, description.get("mixing", {}), masks)
+def _check_masks(masks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    for name, mask in masks.items():
+        if name not in parameters or mask.shape != parameters[name].shape:
+            raise ValueError(f"tensor {MASKS + name!r} must be of the shape of a parameter but is not")
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(f"tensor {MASKS + name!r} must be zeros and ones but is not")

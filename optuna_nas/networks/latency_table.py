@@ -22,7 +22,9 @@ from optuna_nas.space.base import Space
 from optuna_nas.space.block_space import NodeSpace
 from optuna_nas.space.graph import AUXILIARY
 from optuna_nas.space.ops import NONE, STRUCTURAL, get_op
+from optuna_nas.space.reading import reading
 from optuna_nas.training.device import choose_device
+from optuna_nas.training.rules import Rule, anything, at_least, checked, mapping, not_negative, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +74,16 @@ class LatencyResidual(NamedTuple):
     def __str__(self) -> str:
         error = f"median relative error {100 * self.median_relative_error:.1f} %"
         return f"Spearman {self.rank_correlation:.2f}, {error} of {len(self.pairs)} networks"
+
+
+DESCRIBED: dict[str, Rule] = {
+    "space": mapping(anything()),
+    "device": text(),
+    "batch_size": at_least(1),
+    "fixed": not_negative(),
+    "ops": mapping(mapping(not_negative())),
+}
+"""Rules of the JSON values of a table."""
 
 
 @dataclass(frozen=True)
@@ -229,13 +241,11 @@ class LatencyTable:
         Raises:
             ValueError: An op is unknown, or the seconds are not those of the space.
         """
-        return cls(
-            cast("NetworkSpace", Space.from_dict(description["space"])),
-            description["device"],
-            description["batch_size"],
-            description["fixed"],
-            {(path, op): value for path, ops in description["ops"].items() for op, value in ops.items()},
-        )
+        with reading("description", description):
+            found = checked(description, DESCRIBED)
+            ops = {(path, op): seconds for path, of_path in found["ops"].items() for op, seconds in of_path.items()}
+            space = cast("NetworkSpace", Space.from_dict(found["space"]))
+            return cls(space, found["device"], found["batch_size"], found["fixed"], ops)
 
 
 def _check_space(space: NetworkSpace) -> None:

@@ -15,6 +15,7 @@ from optuna_nas.networks.supernet import Supernet
 from optuna_nas.space.base import Space
 from optuna_nas.space.cellular import CellularSpace
 from optuna_nas.space.model_space import ModelSpace
+from optuna_nas.space.reading import MAX_GRAPH
 from optuna_nas.space.skeleton import Skeleton
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ class NetworkSpace(ModelSpace):
             raise ValueError(f"`cells` must be a space of cells but is a {type(self.cells).__name__}.")
         if not isinstance(self.skeleton, Skeleton):
             raise ValueError(f"`skeleton` must be a Skeleton but is a {type(self.skeleton).__name__}.")
+        n_names = sum(len(chosen) for _, chosen in self.cells.full_architecture().choices)
+        if n_names * len(self.skeleton.cells) > MAX_GRAPH:
+            raise ValueError(
+                f"`skeleton` must have fewer cells: {len(self.skeleton.cells)} of {n_names} ops and inputs are more "
+                f"than the {MAX_GRAPH} of a supernet."
+            )
         # Raises where the skeleton does not fit, instead of in the first trial.
         self.graph(self.full_architecture())
 

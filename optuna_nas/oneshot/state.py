@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, 
 
 from optuna_nas.oneshot.tally import StepTally
 from optuna_nas.space.model_space import ModelSpace
-from optuna_nas.training.checkpoints import check_configuration, load_tensors, prefixed, save_tensors, without_prefix
-from optuna_nas.training.optimizers import load_optimizer_tensors, optimizer_tensors
+from optuna_nas.training.checkpoints import (
+    check_configuration,
+    check_tensors,
+    load_tensors,
+    prefixed,
+    reading_checkpoint,
+    save_tensors,
+    without_prefix,
+)
+from optuna_nas.training.optimizers import check_optimizer_tensors, load_optimizer_tensors, optimizer_tensors
+from optuna_nas.training.rules import Rule, anything, at_least, checked, items, mapping, not_negative, number, row
 from optuna_nas.training.task import ImageClassification
 
 if TYPE_CHECKING:
@@ -78,6 +87,16 @@ class FitRecord(NamedTuple):
 
 Record = TypeVar("Record")
 
+
+RECORD = row(at_least(0), mapping(number()))
+"""Rule of a record in a checkpoint: step and metrics."""
+PROGRESS: dict[str, Rule] = {
+    **dict.fromkeys(("step", "total_steps", "skipped"), at_least(0)),
+    "seconds": not_negative(),
+    "records": items(RECORD),
+}
+DESCRIBED: dict[str, Rule] = {"configuration": mapping(anything()), "progress": mapping(anything())}
+"""Rules of what a checkpoint holds beside its tensors."""
 
 BEFORE = {"freeze_fraction": 0.0}
 """Values of fields of recipes that fits of an earlier version lack."""
@@ -159,15 +178,24 @@ class LearnedState(ABC, Generic[Record]):
     def restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Take what `tensors` and `progress` returned.
 
+        A subclass checks what is its own before it calls this, so that nothing is taken of a file that is refused.
+
         Raises:
             KeyError: They are of something else.
+            ValueError: They are of something else.
         """
+        records = items(RECORD)("records", progress["records"])
+        check_tensors({"sums": tensors["sums"]}, {"sums": self.tally.sums})
+        for name, module in self.modules.items():
+            check_tensors(without_prefix(f"{name}/", tensors), module.state_dict(), f"{name}/")
+        for name, optimizer in self.optimizers.items():
+            check_optimizer_tensors(optimizer, without_prefix(f"{name}/", tensors))
         self.tally.sums.copy_(tensors["sums"])
         for name, module in self.modules.items():
             module.load_state_dict(without_prefix(f"{name}/", tensors))
         for name, optimizer in self.optimizers.items():
             load_optimizer_tensors(optimizer, without_prefix(f"{name}/", tensors))
-        self.records = [cast("Record", FitRecord(step, metrics)) for step, metrics in progress["records"]]
+        self.records = [cast("Record", FitRecord(step, metrics)) for step, metrics in records]
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -240,19 +268,23 @@ class LearnedState(ABC, Generic[Record]):
             tensors, description = load_tensors(path, self.device)
             if description.get("kind") != self.name:
                 raise ValueError(f"`path` must be a checkpoint of a {self.name} but {path} holds something else.")
-            stored = description["configuration"]
-            for name, value in BEFORE.items():  # what a field that a fit of before lacks was
-                if hasattr(self.recipe, name):
-                    stored["recipe"].setdefault(name, value)
+            with reading_checkpoint(path):
+                stored = checked(description, DESCRIBED)["configuration"]
+                for name, value in BEFORE.items():  # what a field that a fit of before lacks was
+                    if hasattr(self.recipe, name):
+                        stored["recipe"].setdefault(name, value)
             # What neither has begun to train on can't disagree.
             shared = stored.keys() & self.configuration.keys() | self.describe().keys()
             check_configuration(
                 path, {k: stored.get(k) for k in shared}, {k: self.configuration.get(k) for k in shared}
             )
-            progress = description["progress"]
-            if self.step > progress["step"]:
-                return
+            with reading_checkpoint(path):
+                progress = {**description["progress"], **checked(description["progress"], PROGRESS)}
+                if self.step > progress["step"]:
+                    return
+                if progress["step"] > (progress["total_steps"] or self.total_steps) > 0:
+                    raise ValueError(f"it can't stand at step {progress['step']} of {progress['total_steps']}")
+                self.restore(tensors, progress)
             self._configuration = {**self.configuration, **stored}
-            self.restore(tensors, progress)
             self.step, self.total_steps = progress["step"], progress["total_steps"] or self.total_steps
             self.tally.skipped, self.seconds = progress["skipped"], progress["seconds"]

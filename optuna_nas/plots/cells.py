@@ -16,6 +16,7 @@ from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
 from optuna_nas.plots.cell_render import draw_cell
 from optuna_nas.plots.style import FONT, GREY, INK, PANEL_GAP, TITLE_SIZE, new_figure
 from optuna_nas.space import CellularSpace
+from optuna_nas.storage.plain import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,9 @@ def draw_choices(architecture: Architecture) -> Figure:
     for number, row in enumerate(rows, 1):
         for text, left, colour in zip(row, (LETTER, widths[0] + 2 * LETTER), (GREY, INK), strict=True):
             place = (left / width, 1 - number * LINE / height)
-            figure.text(*place, text, family=FONT, size=TITLE_SIZE, color=colour, va="center")
+            figure.text(
+                *place, visible(text), family=FONT, size=TITLE_SIZE, color=colour, va="center", parse_math=False
+            )
     return figure
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from optuna.study import StudyDirection
 
 from optuna_nas.plots.style import LEGEND_FONT, label_axes, new_plot
+from optuna_nas.storage.plain import label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ def draw_bands(
     shown: list[float] = []
     for number, band in enumerate(bands):
         colour, (mean, error) = COLOURS[number % len(COLOURS)], band.mean_and_error()
-        axes.plot(band.spent, mean, color=colour, linewidth=2, label=band.strategy, drawstyle="steps-post")
+        axes.plot(band.spent, mean, color=colour, linewidth=2, label=label(band.strategy), drawstyle="steps-post")
         axes.fill_between(band.spent, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0, step="post")
         shown += mean[np.isfinite(mean)].tolist()
     if shown:

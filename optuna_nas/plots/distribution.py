@@ -18,6 +18,7 @@ from optuna_nas.plots.cell_render import draw_cell
 from optuna_nas.plots.progress import COST_NAMES
 from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE, new_figure
 from optuna_nas.space.cost import COSTS
+from optuna_nas.storage.plain import label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,8 +136,8 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
         for name, colour, line in zip(COSTS, ("#b84a00", "#007a5a", "#5c5c5c"), ("-", "--", ":"), strict=True):
             if name in costs:
                 values = np.array([record.metrics[name] for record in records])
-                label = f"{COST_NAMES[name]}, {_short(values[-1])} at the end"
-                axes.plot(steps, values / values[0], color=colour, linestyle=line, linewidth=1.5, label=label)
+                says = f"{COST_NAMES[name]}, {_short(values[-1])} at the end"
+                axes.plot(steps, values / values[0], color=colour, linestyle=line, linewidth=1.5, label=says)
         axes.legend(fontsize=7, frameon=False, loc="best")
         _label_curve(axes, "expected cost / first", limits)
     top = 0.35 + n_curves * (CURVE_HEIGHT + CURVE_GAP) + 0.15
@@ -222,7 +223,7 @@ def _draw_heat_map(axes: Axes, heat: HeatMap, limits: tuple[float, float]):  # t
     )
     axes.set_ylim(n_rows, 0)
     axes.set_xlim(limits)
-    axes.set_yticks(np.arange(n_rows) + 0.5, [option for _, option in heat.rows], fontsize=5.5, family=FONT)
+    axes.set_yticks(np.arange(n_rows) + 0.5, [label(str(option)) for _, option in heat.rows], fontsize=5.5, family=FONT)
     axes.tick_params(axis="y", length=0, pad=2)
     axes.tick_params(axis="x", labelsize=7, length=2)
     place = 0
@@ -231,7 +232,7 @@ def _draw_heat_map(axes: Axes, heat: HeatMap, limits: tuple[float, float]):  # t
         axes.text(
             -1.62 / PANEL_WIDTH,
             1 - (place + n_options / 2) / n_rows,
-            path,
+            label(path),
             transform=axes.transAxes,
             fontsize=7.5,
             family=FONT,

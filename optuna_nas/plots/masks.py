@@ -12,6 +12,7 @@ import numpy as np
 from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
 from optuna_nas.plots.cells import draw_drawings
 from optuna_nas.plots.style import BLUE, GREY, INK, LEGEND_FONT, label_axes, new_figure, new_plot
+from optuna_nas.storage import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -141,7 +142,7 @@ def draw_edge_weights(space: Space, weights: Sequence[Mapping[str, float]]) -> F
         for row in table_MP:
             axes.plot(places, row, "o", color=BLUE, markersize=3.2, markeredgewidth=0)
         axes.set_ylim(0, top)
-        axes.set_xticks(places, [space.label(path) for path in paths])
+        axes.set_xticks(places, [plain.label(space.label(path)) for path in paths])
         label_axes(axes, space.group(paths[0]), "edge: node read \u2192 node", "weight")
         _add_grid(axes)
     return figure

@@ -82,6 +82,7 @@ def plot_graph(architecture: Architecture) -> Figure:
             size=FONT_SIZE,
             ha="center",
             va="center",
+            parse_math=False,
         )
     return figure
 

@@ -13,6 +13,7 @@ from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import attribute, cost_key, has_attribute
 from optuna_nas.storage.directions import better, oriented
 from optuna_nas.storage.leaderboard import can_win, spent_seconds
+from optuna_nas.storage.plain import label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,14 +142,14 @@ def draw_progress(progress: Progress, value_name: str = "value") -> Figure:
     if not any(best is not None for best in progress.best):
         raise ValueError("`study` must have completed trials but has none; run it first.")
     figure = new_figure(7.6, 3.2, layout="constrained")
-    for place, (x, label) in enumerate(((progress.numbers, "trial"), (progress.seconds, "seconds of training"))):
+    for place, (x, name) in enumerate(((progress.numbers, "trial"), (progress.seconds, "seconds of training"))):
         axes = figure.add_subplot(1, 2, place + 1)
         values = [(a, b) for a, b in zip(x, progress.values, strict=True) if b is not None]
         axes.scatter([a for a, _ in values], [b for _, b in values], s=14, color=GREY, alpha=0.7, linewidths=0)
         best = [(a, b) for a, b in zip(x, progress.best, strict=True) if b is not None]
         axes.step([a for a, _ in best], [b for _, b in best], where="post", color=BLUE, linewidth=2)
         title, y = ("best so far", value_name) if place == 0 else ("", "")
-        label_axes(axes, title, label, y, engineering=place == 1)
+        label_axes(axes, title, name, y, engineering=place == 1)
     return figure
 
 
@@ -182,7 +183,7 @@ def draw_importances(importances: dict[str, float]) -> Figure:
         raise ValueError("`study` must have four completed trials with different values for importances; run more.")
     shown = list(importances.items())[:MAX_BARS]
     figure, axes = new_plot(5.4, 0.9 + 0.24 * len(shown))
-    axes.barh([name for name, _ in shown][::-1], [share for _, share in shown][::-1], color=BLUE, height=0.62)
+    axes.barh([label(name) for name, _ in shown][::-1], [share for _, share in shown][::-1], color=BLUE, height=0.62)
     label_axes(axes, "importance of parameters", "fraction of the variance of values", "")
     return figure
 

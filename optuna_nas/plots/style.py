@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+from optuna_nas.storage.plain import label
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -108,12 +110,12 @@ def label_axes(axes: Axes, title: str | None, x: str, y: str, *, engineering: bo
     """
     axes.set_facecolor(PAPER)
     if title is not None:
-        axes.set_title(title, color=INK, family=FONT, size=TITLE_SIZE, loc="left")
+        axes.set_title(label(title), color=INK, family=FONT, size=TITLE_SIZE, loc="left")
     if engineering:
         from matplotlib.ticker import EngFormatter
 
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel(x, color=INK, family=FONT)
-    axes.set_ylabel(y, color=INK, family=FONT)
+    axes.set_xlabel(label(x), color=INK, family=FONT)
+    axes.set_ylabel(label(y), color=INK, family=FONT)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -29,6 +29,7 @@ from optuna_nas.storage.attributes import (
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedTrials, PerStudy, PicklesSettings
 from optuna_nas.storage.identity import study_uid
+from optuna_nas.training.rules import at_least, fields_of, items, number, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 SCORED_A_TRIAL = 100
 """Random architectures that a trial scores at most."""
+_PUBLISHED = fields_of({"step": at_least(0), "piece": at_least(0), "scores": items(number()), "study": text()})
+"""Rule of scores of random architectures that a trial has published."""
 MAX_TRIALS = 200
 """Newest finished trials over which the rank correlation is computed."""
 
@@ -182,7 +185,7 @@ class SurrogatePruner(PicklesSettings, BasePruner):
 
     def _is_of_another(self, trial: FrozenTrial) -> bool:
         """Return whether the score in a trial was noted for other parameters than it has."""
-        noted = trial.user_attrs.get(SCORED)
+        noted = attribute(trial.user_attrs, SCORED)
         return noted is not None and noted != params_hash(trial.params, self.space.options())
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
@@ -336,17 +339,19 @@ class QuantilePruner(SurrogatePruner):
     def _published(self, study: Study, piece: int, step: int) -> NDArray[np.float64] | None:
         trial = find_trial(study, piece)
         try:
-            value = None if trial is None else read_json(trial.system_attrs, self._key)
+            value = None if trial is None else read_json(trial.system_attrs, self._key, _PUBLISHED)
         except Unverified:
             return None
         # A retried or copied trial holds copies of the attributes of an earlier trial.
-        if value is None or (value["step"], value["piece"], value.get("study")) != (step, piece, study_uid(study)):
+        if value is None or (value["step"], value["piece"], value["study"]) != (step, piece, study_uid(study)):
+            return None
+        if len(value["scores"]) != min(self._n_random, (piece + 1) * SCORED_A_TRIAL) - piece * SCORED_A_TRIAL:
             return None
         return np.array(value["scores"])
 
     def _score(self, trial: FrozenTrial) -> float:
         stored = attribute(trial.user_attrs, SURROGATE_SCORE)
-        if isinstance(stored, int | float) and not self._is_of_another(trial):
+        if stored is not None and not self._is_of_another(trial):
             return float(stored)
         score = float(self._scores([self.space.decode(trial.params)])[0])
         return score if np.isfinite(score) else -np.inf

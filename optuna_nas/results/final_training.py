@@ -30,6 +30,7 @@ from optuna_nas.space import (
     nasbench201_skeleton,
     published_cell,
 )
+from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.attributes import DUPLICATE_OF, attribute
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
@@ -39,6 +40,18 @@ from optuna_nas.training.device import choose_device
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import train
 from optuna_nas.training.recipe import Recipe
+from optuna_nas.training.rules import (
+    Rule,
+    anything,
+    at_least,
+    checked,
+    items,
+    mapping,
+    not_negative,
+    number,
+    optional,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +72,16 @@ SKELETONS: dict[str, Callable[..., Skeleton]] = {
     "ghn": ghn_skeleton,
     "nasbench201": nasbench201_skeleton,
 }
+
+
+RECORD: dict[str, Rule] = {
+    "metric": text(),
+    "validation_metric": number(),
+    "test_metric": optional(number()),
+    "params": at_least(0),
+    "seconds": not_negative(),
+}
+CURVE: dict[str, Rule] = {"curve": items(mapping(number())), "settings": mapping(anything())}
 
 
 class FinalTraining(NamedTuple):
@@ -157,12 +180,8 @@ def read_architecture(text: str) -> Architecture:
         raise ValueError(
             f"`architecture` must be a JSON file or one of {', '.join(PUBLISHED_CELLS)} but {text!r} is neither."
         )
-    try:
-        return Architecture.from_json(Path(text).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"`architecture` must be a JSON file of an architecture but {text} is not: {error}."
-        ) from error
+    with named_file("an architecture", text):
+        return Architecture.from_dict(read_json_file(text))
 
 
 def read_skeleton(text: str, data: Data) -> Skeleton:
@@ -201,7 +220,8 @@ def read_skeleton(text: str, data: Data) -> Skeleton:
         return make(**values)
     if not Path(text).is_file():
         raise ValueError(f"`skeleton` must be a JSON file or one of {', '.join(SKELETONS)} but {text!r} is neither.")
-    return Skeleton.from_dict(json.loads(Path(text).read_text()))
+    with named_file("a skeleton", text):
+        return Skeleton.from_dict(read_json_file(text))
 
 
 def read_recipe(recipe: Recipe, settings: list[str]) -> Recipe:
@@ -291,7 +311,7 @@ def train_in_full(
     stem = search.resolved_folder() / "final" / hashlib.blake2b(parts.encode(), digest_size=6).hexdigest()
     record, file = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
     if record.exists() and file.exists():
-        return FinalTraining(file, **json.loads(record.read_text()))
+        return _read(file, record)
     network = space.build(architecture, seed=recipe.seed)
     on_device = data.to(choose_device(device))
     curve = stem.with_suffix(".curve")
@@ -327,6 +347,13 @@ def train_in_full(
     for left in (stem.with_suffix(".checkpoint"), curve):
         left.unlink(missing_ok=True)
     return final
+
+
+def _read(file: Path, record: Path) -> FinalTraining:
+    """Return the result of a final training that is in a file; those of before have no curve."""
+    with named_file("the result of a final training", record):
+        values = {"curve": [], "settings": {}, **mapping(anything())("record", read_json_file(record))}
+        return FinalTraining(file, **checked(values, RECORD | CURVE))
 
 
 def _uid_of(search: Search) -> str | None:
@@ -389,8 +416,7 @@ def run_in_mlflow(search: Search, study: Study, file: Path) -> str:
     record = file.with_suffix(".json")
     if not record.exists():
         raise ValueError(f"`network` must have its record beside it but {record} is not there; train it again.")
-    final = FinalTraining(file, **json.loads(record.read_text()))
-    return log_final(tracker, study, final.record)
+    return log_final(tracker, study, _read(file, record).record)
 
 
 def network_to_export(search: Search) -> Path:

@@ -24,12 +24,13 @@ from optuna_nas.plots.progress import (
     progress,
 )
 from optuna_nas.plots.surrogate import draw_scores, scores_of
-from optuna_nas.results.plain import visible, without_tags
 from optuna_nas.samplers import distribution_records
+from optuna_nas.samplers.snas import records_of_space
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
-from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of
+from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of, unreadable
 from optuna_nas.storage.leaderboard import best_trial, leaderboard, spent_seconds
+from optuna_nas.storage.plain import code_block, markdown_cell, shortened, visible, without_tags
 from optuna_nas.storage.versions import git_commit, versions
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ MIN_SCORES = 5
 """Smallest number of scored trials for a plot of scores against values."""
 MAX_REASONS = 8
 """Largest number of reasons in the table of stopped trials."""
+MAX_UNREADABLE = 50
+"""Largest number of rows of the table of attributes that can't be read."""
 
 
 class Text(NamedTuple):
@@ -162,6 +165,7 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
         Section("Scores against values", _scores(study, finished, metric)),
         Section(f"Cost and {metric}", _costs(study, finished, metric)),
         Section("What was stopped", _stopped(search, finished)),
+        Section("What can't be read", _unreadable(study)),
         Section("How to reproduce", _reproduction(search, study, command)),
     ]
     return [section for section in sections if section.blocks]
@@ -205,7 +209,11 @@ def _leaderboard(search: Search, study: Study, metric: str) -> list[Text | Table
     rows = []
     for row in ranked[:MAX_ROWS]:
         architecture = architecture_of(search, row.trial)
-        summary = architecture.summary if architecture else ", ".join(f"{k}={v}" for k, v in row.trial.params.items())
+        summary = (
+            architecture.summary
+            if architecture
+            else shortened(", ".join(f"{k}={v}" for k, v in row.trial.params.items()))
+        )
         costs = [f"{row.numbers[name]:,}" if name in row.numbers else "" for name in ("params", "multiply_adds")]
         place = str(row.rank) if row.can_win else "breaks a constraint"
         metrics = [f"{row.value:.4f}", *(["" if row.metric is None else f"{row.metric:.4f}"] if judged else [])]
@@ -233,12 +241,14 @@ def _importances(study: Study) -> list[Text | Table | Picture]:
     if not by_parameter:
         return []
     first = next(iter(by_parameter))
-    text = Text(f"{first} explains {by_parameter[first]:.0%} of the variance of values (fANOVA, Hutter et al. 2014).")
+    text = Text(
+        f"{shortened(first)} explains {by_parameter[first]:.0%} of the variance of values (fANOVA, Hutter et al. 2014)."
+    )
     return [text, _picture("importances", "Importance of every parameter", lambda: draw_importances(by_parameter))]
 
 
 def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
-    records = distribution_records(study)
+    records = records_of_space(search.space, distribution_records(study))
     if not records:
         return []
     first, last = (record.metrics["entropy"] for record in (records[0], records[-1]))
@@ -250,7 +260,7 @@ def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
 
 
 def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table | Picture]:
-    stored = [masks for trial in finished if (masks := masks_of(trial))]
+    stored = [masks for trial in finished if (masks := masks_of(trial, search.space))]
     if not stored:
         return []
     newest = max(stored, key=lambda masks: int(masks["step"]))
@@ -316,11 +326,20 @@ def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Tab
     blocks.append(Text(text))
     reasons: dict[str, list[int]] = {}
     for trial in (*pruned, *failed):
-        reason = str(attribute(trial.user_attrs, REASON, "no reason given"))
+        reason = shortened(attribute(trial.user_attrs, REASON, "no reason given"))
         reasons.setdefault(reason, []).append(trial.number)
     common = sorted(reasons.items(), key=lambda item: -len(item[1]))[:MAX_REASONS]
     rows = [(str(len(numbers)), reason, ", ".join(map(str, numbers[:10]))) for reason, numbers in common]
     return [*blocks, Table(("trials", "reason", "numbers of the first"), rows, frozenset({"trials"}))]
+
+
+def _unreadable(study: Study) -> list[Text | Table | Picture]:
+    found = unreadable(study)
+    if not found:
+        return []
+    rows = [("study" if one.trial is None else str(one.trial), shortened(one.key), shortened(one.why)) for one in found]
+    note = Text(f"{len(found)} attributes are not of the type that they must have, and are left out of this report.")
+    return [note, Table(("trial", "attribute", "why"), rows[:MAX_UNREADABLE], frozenset({"trial"}))]
 
 
 def _is_whole(trial: FrozenTrial) -> bool:
@@ -379,15 +398,15 @@ th { border-bottom: 2px solid #ccc; } .number { text-align: right; overflow-wrap
 
 def as_html(title: str, sections: Sequence[Section]) -> str:
     """Return a report as one HTML page with embedded pictures."""
-    body = [f"<h1>{html.escape(title)}</h1>"]
+    body = [f"<h1>{_escaped(title)}</h1>"]
     for section in sections:
-        body.append(f"<section><h2>{html.escape(section.title)}</h2>")
+        body.append(f"<section><h2>{_escaped(section.title)}</h2>")
         for block in section.blocks:
             if isinstance(block, Text):
                 tag = "pre" if block.code else "p"
-                body.append(f"<{tag}>{html.escape(block.text)}</{tag}>")
+                body.append(f"<{tag}>{_escaped(block.text)}</{tag}>")
             elif isinstance(block, Picture):
-                data, shows = base64.b64encode(block.png).decode(), html.escape(block.shows, quote=True)
+                data, shows = base64.b64encode(block.png).decode(), _escaped(block.shows)
                 caption = f"<figcaption>{shows}</figcaption>"
                 image = f'<img src="data:image/png;base64,{data}" alt="{shows}" width="{block.width}">'
                 body.append(f"<figure>{image}{caption}</figure>")
@@ -397,17 +416,21 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f"<title>{_escaped(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )
 
 
+def _escaped(text: str) -> str:
+    return html.escape(visible(text))
+
+
 def _html_table(table: Table) -> str:
     classes = [' class="number"' if heading in table.numbers else "" for heading in table.headings]
-    head = "".join(f"<th{c}>{html.escape(h)}</th>" for h, c in zip(table.headings, classes, strict=True))
+    head = "".join(f"<th{c}>{_escaped(h)}</th>" for h, c in zip(table.headings, classes, strict=True))
     rows = [
-        "<tr>" + "".join(f"<td{c}>{html.escape(cell)}</td>" for cell, c in zip(row, classes, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td{c}>{_escaped(cell)}</td>" for cell, c in zip(row, classes, strict=True)) + "</tr>"
         for row in table.rows
     ]
     shown = f"<thead><tr>{head}</tr></thead>" if any(table.headings) else ""
@@ -416,21 +439,16 @@ def _html_table(table: Table) -> str:
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:
     """Return a report as Markdown, with references to picture files in the same folder."""
-    parts = [f"# {without_tags(title)}"]
+    parts = [f"# {markdown_cell(title)}"]
     for section in sections:
-        parts.append(f"## {without_tags(section.title)}")
+        parts.append(f"## {markdown_cell(section.title)}")
         for block in section.blocks:
             if isinstance(block, Text):
-                parts.append(f"```\n{visible(block.text)}\n```" if block.code else without_tags(block.text))
+                parts.append(code_block(block.text) if block.code else without_tags(block.text))
             elif isinstance(block, Picture):
-                shows = without_tags(block.shows).replace("[", "(").replace("]", ")")
-                parts.append(f"![{shows}]({block.name}.png)")
+                parts.append(f"![{markdown_cell(block.shows)}]({block.name}.png)")
             else:
                 rule = ["---:" if heading in block.numbers else "---" for heading in block.headings]
-                rows = [
-                    [without_tags(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in block.rows
-                ]
-                headings = [without_tags(heading).replace("|", "\\|") for heading in block.headings]
-                lines = [headings, rule, *rows]
-                parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+                lines = [list(map(markdown_cell, row)) for row in (block.headings, *block.rows)]
+                parts.append("\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])))
     return "\n\n".join(parts) + "\n"

@@ -18,6 +18,7 @@ from optuna_nas.storage.attributes import (
     SCORED,
     SURROGATE_SCORE,
     Unverified,
+    attribute,
     digest_noted,
     given_params,
     hash_of,
@@ -26,7 +27,7 @@ from optuna_nas.storage.attributes import (
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedIndex, PerStudy
 from optuna_nas.storage.in_study_fit import FIT_FRACTION, InStudyFit
-from optuna_nas.training.checkpoints import load_tensors, save_tensors
+from optuna_nas.training.checkpoints import check_tensors, load_tensors, reading_checkpoint, save_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -194,7 +195,9 @@ class GHNSampler(ArchitectureSampler):
             artifact_store=self._given_store,
             device=self._device,
             name="GHN" if self.model is None else self.model.name,
-            content=_Pools(len(self._distributions), self._make_pool),
+            content=_Pools(
+                [len(distribution.choices) for distribution in self._distributions.values()], self._make_pool
+            ),
             passes_over=self._is_fixed,
         )
 
@@ -215,7 +218,7 @@ class GHNSampler(ArchitectureSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Replace the score of what was proposed where another sampler around this one has changed parameters."""
-        noted = trial.user_attrs.get(SCORED)
+        noted = attribute(trial.user_attrs, SCORED)
         if noted is not None and self._distributions.keys() <= trial.params.keys():
             own = params_hash(trial.params, self._distributions)
             if own != noted:
@@ -398,8 +401,8 @@ class GHNSampler(ArchitectureSampler):
 class _Pools:
     """Content of a round: a pool, stored as a file."""
 
-    def __init__(self, n_paths: int, make: Callable[[Study, FrozenTrial, int, Pool | None], Pool]) -> None:
-        self._n_paths, self.make = n_paths, make
+    def __init__(self, sizes: Sequence[int], make: Callable[[Study, FrozenTrial, int, Pool | None], Pool]) -> None:
+        self._sizes, self.make = np.array(sizes, dtype=np.int64), make
 
     def save(self, content: Pool, folder: Path) -> dict[str, Any]:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in content._asdict().items()}
@@ -407,9 +410,17 @@ class _Pools:
         return {"done": False}  # rounds never end: there is always another pool
 
     def load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> Pool:
-        tensors, _ = load_tensors(fetch(POOL), torch.device("cpu"))
+        tensors, _ = load_tensors(file := fetch(POOL), torch.device("cpu"))
+        n_candidates, n_taken = (len(tensors.get(name, ())) for name in ("chosen", "taken"))
+        like = Pool(
+            np.zeros((n_candidates, len(self._sizes)), np.int64),
+            np.zeros(n_candidates, np.float64),
+            np.zeros((n_taken, 2), np.int64),
+        )
+        with reading_checkpoint(file):
+            check_tensors(tensors, {name: torch.from_numpy(array) for name, array in like._asdict().items()})
         pool = Pool(*(tensors[name].numpy() for name in Pool._fields))
-        if pool.chosen.ndim != 2 or pool.chosen.shape[1] != self._n_paths:
+        if not ((pool.chosen >= 0) & (pool.chosen < self._sizes)).all():
             raise Unverified("its pool belongs to another space")
         return pool
 

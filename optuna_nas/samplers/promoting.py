@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from optuna_nas.storage.attributes import PROMOTES
+from optuna_nas.storage.attributes import PROMOTES, attribute
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedTrials, PerStudy, PicklesSettings
 
@@ -138,15 +138,21 @@ class _Promotions:
         for trial in self._finished.take(trials):
             self._read(study, trial, parameter, short)
         running = [trials[number] for number in self._finished.unfinished if number < len(trials)]
-        self.promoted |= {trial.system_attrs[PROMOTES] for trial in running if PROMOTES in trial.system_attrs}
+        self.promoted |= {number for trial in running if (number := _promotes(trial)) is not None}
         if self._n_short // every <= len(self.promoted):
             return None
         return next((trial for _, number, trial in self._complete if number not in self.promoted), None)
 
     def _read(self, study: Study, trial: FrozenTrial, parameter: str, short: int) -> None:
-        if PROMOTES in trial.system_attrs:
-            self.promoted.add(trial.system_attrs[PROMOTES])
+        if (promoted := _promotes(trial)) is not None:
+            self.promoted.add(promoted)
         elif trial.params.get(parameter) == short and trial.state != TrialState.FAIL:
             self._n_short += 1
             if trial.state == TrialState.COMPLETE:
                 insort(self._complete, (-oriented(trial.values[0], study.directions[0]), trial.number, trial))
+
+
+def _promotes(trial: FrozenTrial) -> int | None:
+    """Return the number of the trial that a trial trains again, None for most trials."""
+    number: int | None = attribute(trial.system_attrs, PROMOTES)
+    return number

@@ -19,6 +19,7 @@ from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.storage.attributes import (
     SNAS_RECORDS,
     Unverified,
+    constraints_of,
     digest_noted,
     given_params,
     read_json,
@@ -31,7 +32,7 @@ from optuna_nas.storage.in_study_fit import InStudyFit
 from optuna_nas.training.rules import not_negative
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -307,7 +308,10 @@ class _Logits:
 
     def load(self, value: dict[str, Any], fetch: Callable[[str], Path]) -> NDArray[np.float64]:
         try:
-            logits = np.frombuffer(base64.b64decode(value["logits"]), "<f4").reshape(value["shape"])
+            own = logits_of(self._model)
+            logits = np.frombuffer(base64.b64decode(value["logits"]), "<f4").reshape(own.shape)
+            if value["shape"] != list(own.shape) or (np.isfinite(logits) != np.isfinite(own)).any():
+                raise ValueError("they are of another space")
         except (KeyError, TypeError, ValueError) as error:
             raise Unverified(f"its logits can't be read: {error}") from error
         return logits.astype(np.float64)
@@ -364,7 +368,7 @@ def _never(chosen: NDArray[np.int64], architecture: Architecture) -> bool:
 
 
 def records_of(trial: FrozenTrial) -> list[DistributionRecord]:
-    """Return the records of the distribution that a trial stores; most trials store none."""
+    """Return the records of the distribution that a trial stores; most trials store none, and damaged ones none."""
     try:
         published = read_json(trial.system_attrs, SNAS_RECORDS)
     except Unverified:
@@ -404,6 +408,13 @@ def distribution_records(study: Study) -> list[DistributionRecord]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+def records_of_space(space: Space, records: Iterable[DistributionRecord]) -> list[DistributionRecord]:
+    """Return the records of a distribution over the options of a space; those of another are left out."""
+    sizes = [len(options) for options in space.options().values()]
+    shape = (len(sizes), max(sizes, default=0))
+    return [record for record in records if record.probabilities.shape == shape]
+
+
 def _write_round(name: str, study: Study, trial: FrozenTrial, records: Sequence[Any]) -> None:
     """Store records of a round in its trial: about 10 distributions, or the learning curve of another model."""
     if all(isinstance(record, DistributionRecord) for record in records):
@@ -427,7 +438,7 @@ def _write_records(study: Study, trial: FrozenTrial, records: Sequence[Distribut
 
 
 def _outcome(trial: FrozenTrial, directions: Sequence[StudyDirection]) -> Outcome:
-    violation = sum(max(0.0, excess) for excess in trial.constraints.values())
+    violation = sum(max(0.0, excess) for excess in constraints_of(trial).values())
     if trial.state == TrialState.COMPLETE:
         progress = float("inf")
     else:

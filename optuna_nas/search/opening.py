@@ -10,7 +10,7 @@ import optuna
 from optuna import Study
 from optuna.study import StudyDirection
 
-from optuna_nas.storage.attributes import SETTING, VERSION
+from optuna_nas.storage.attributes import SETTING, VERSION, attribute, unreadable
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
 from optuna_nas.storage.identity import claim_folder
 from optuna_nas.storage.versions import versions
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 0.5
 """Seconds between two checks of what other workers do."""
+MAX_UNREADABLE = 10
+"""Maximum number of attributes that a warning names."""
 MAX_CREATION_CHECKS = 20
 """Maximum number of checks whether another process has finished the creation of a study."""
 
@@ -60,7 +62,17 @@ def open_study(search: Search, create: bool = True) -> Study:
         _check_setting(study, search)
         if create:
             claim_folder(search.resolved_folder(), study)
+            warn_of_unreadable(study)
     return study
+
+
+def warn_of_unreadable(study: Study) -> None:
+    """Log a line for each of the first attributes that can't be read, which the search then does without."""
+    found = unreadable(study)
+    for one in found[:MAX_UNREADABLE]:
+        logger.warning("%s", one)
+    if len(found) > MAX_UNREADABLE:
+        logger.warning("%d more attributes can't be read.", len(found) - MAX_UNREADABLE)
 
 
 def read_study(search: Search) -> Study:
@@ -127,7 +139,7 @@ def _wait_until_created(study: Study) -> None:
         ValueError: The study has no settings after `MAX_CREATION_CHECKS`.
     """
     for _ in range(MAX_CREATION_CHECKS):
-        if SETTING in study.user_attrs:
+        if SETTING in study.user_attrs:  # perhaps unreadable
             return
         time.sleep(WAIT_SECONDS)
     raise ValueError(
@@ -138,7 +150,7 @@ def _wait_until_created(study: Study) -> None:
 
 def _check_version(study: Study, create: bool) -> None:
     """Check that all workers of a study have the same version: that of the process that created or resumed it last."""
-    version, study_version = versions().get("optuna_nas"), study.user_attrs.get(VERSION)
+    version, study_version = versions().get("optuna_nas"), attribute(study.user_attrs, VERSION)
     if create and version != study_version:
         study.set_user_attr(VERSION, version)
     elif not create and study_version is not None and version != study_version:
@@ -150,7 +162,7 @@ def _check_version(study: Study, create: bool) -> None:
 
 def _is_earlier(study: Study) -> bool:
     """Return whether an earlier version created the study, with a skeleton of its own and other parameter names."""
-    return "skeleton" in study.user_attrs.get(SETTING, {})
+    return "skeleton" in attribute(study.user_attrs, SETTING, {})
 
 
 def _check_setting(study: Study, search: Search) -> None:
@@ -160,8 +172,13 @@ def _check_setting(study: Study, search: Search) -> None:
             f"`directions` must be those of the existing study {search.name!r}, "
             f"{tuple(d.name.lower() for d in study.directions)}, but are {search.directions}; use another name."
         )
-    setting, study_setting = search.setting(), study.user_attrs.get(SETTING)
+    setting, study_setting = search.setting(), attribute(study.user_attrs, SETTING)
     if study_setting is None:
+        if SETTING in study.user_attrs:
+            raise ValueError(
+                f"`study` must have the setting that it was created with but attribute {SETTING!r} of {search.name!r} "
+                "can't be read; give the search another `name` (`--set name=...`), or restore what it was."
+            )
         study.set_user_attr(SETTING, setting)
     elif (study_setting := completed(study_setting, setting)) != setting:
         parts = sorted(part for part in setting if study_setting.get(part) != setting[part])

@@ -12,7 +12,14 @@ from optuna_nas.networks.files import owner_of
 from optuna_nas.objective.protocol import Describes, Judges, Objective, metric_of
 from optuna_nas.objective.trial_training import network_path
 from optuna_nas.storage.artifacts import artifact_store, fetch_file
-from optuna_nas.storage.attributes import DUPLICATE_OF, SHARED_NETWORK, TEST_RESULT, Unverified, attribute
+from optuna_nas.storage.attributes import (
+    DUPLICATE_OF,
+    SHARED_NETWORK,
+    TEST_RESULT,
+    Unverified,
+    attribute,
+    find_trial,
+)
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.storage.versions import git_commit, versions
@@ -104,7 +111,7 @@ def network_of(search: Search, study: Study, trial: FrozenTrial) -> Path | None:
         except ValueError as error:
             logger.warning("The network of trial %d is damaged: %s", trial.number, error)
             return None
-        if owner is None or owner["study"] == study_uid(study):  # files of before do not say
+        if owner is None or owner.get("study") == study_uid(study):  # files of before do not say
             return path
         logger.warning("%s is the network of another study, and is left out.", path)
         return None
@@ -113,12 +120,13 @@ def network_of(search: Search, study: Study, trial: FrozenTrial) -> Path | None:
 
 def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:
     """Download a network that was trained on another machine; return whether there is one."""
-    trained = study.trials[attribute(best.user_attrs, DUPLICATE_OF, best.number)]
-    if search.artifacts is None or SHARED_NETWORK not in trained.user_attrs:
+    trained = find_trial(study, attribute(best.user_attrs, DUPLICATE_OF, best.number))
+    reference = None if trained is None else attribute(trained.user_attrs, SHARED_NETWORK)
+    if search.artifacts is None or trained is None or reference is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        fetch_file(artifact_store(search.artifacts), trained.user_attrs[SHARED_NETWORK], path)
+        fetch_file(artifact_store(search.artifacts), reference, path)
     except Unverified as error:
         path.unlink(missing_ok=True)
         logger.warning("The network of trial %d is not available: %s.", trained.number, error)
@@ -127,9 +135,9 @@ def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) 
 
 
 def _test_metric(search: Search, study: Study, best: FrozenTrial, network: Path | None, judge: bool) -> float | None:
-    judged = study.user_attrs.get(TEST_RESULT)
+    judged = attribute(study.user_attrs, TEST_RESULT)
     if judged is not None and judged["trial"] == best.number:
-        return float(judged["accuracy"] if "accuracy" in judged else judged["metric"])
+        return float(judged["metric"])
     objective = search.resolved_objective
     if not judge or network is None or not isinstance(objective, Judges):
         return None

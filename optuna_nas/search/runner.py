@@ -377,7 +377,7 @@ class _Run:
         if not has_heartbeats(self._study):
             reap_dead_trials(self._study)
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if trial.user_attrs.get(WORKER) == this_worker():  # this process runs no trial at the moment
+                if attribute(trial.user_attrs, WORKER) == this_worker():  # this process runs no trial at the moment
                     fail_dead(self._study, trial)
 
     def _wait_for_storage(self, error: BaseException, away_since: float | None) -> float:
@@ -533,5 +533,6 @@ def _remove_shared(study: Study, trial: FrozenTrial, store: ArtifactStore, keep:
     ranked = ranking(study)
     kept = {attribute(best.user_attrs, DUPLICATE_OF, best.number) for best in ranked[:keep]}
     for other in (trial, *ranked[keep : keep + 1]):
-        if SHARED_NETWORK in other.user_attrs and other.number not in kept:
-            remove_file(study, store, other.user_attrs[SHARED_NETWORK])
+        reference = attribute(other.user_attrs, SHARED_NETWORK)
+        if reference is not None and other.number not in kept:
+            remove_file(study, store, reference)

@@ -149,5 +149,11 @@ class Architecture:
 
     @staticmethod
     def from_json(text: str) -> Architecture:
-        """Return the architecture of `to_json`'s result. Register your own ops first."""
-        return Architecture.from_dict(json.loads(text))
+        """Return the architecture of `to_json`'s result. Register your own ops first.
+
+        Raises:
+            ValueError: The text is not that of an architecture.
+        """
+        from optuna_nas.space.reading import parse_json
+
+        return Architecture.from_dict(parse_json("text", text))

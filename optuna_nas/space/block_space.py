@@ -6,15 +6,16 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, pairwise
+from math import comb
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optuna_nas.space.cellular import CellKind, CellNode, CellularSpace, check_kinds, check_ops
 from optuna_nas.space.graph import EXIT
 from optuna_nas.space.ops import NONE, get_op
-from optuna_nas.space.reading import MAX_NODES, checked_integer
+from optuna_nas.space.reading import MAX_NODES, check_choices, checked_integer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from optuna_nas.space.architecture import Architecture
 
@@ -214,7 +215,7 @@ class BlockSpace(NodeSpace):
         check_ops(self.ops, none_allowed=False)
         checked_integer("nodes", self.nodes, 1, MAX_NODES)
         check_kinds((self.kind,), "kind")
-        _check_inputs(self.max_inputs)
+        _check_inputs((self.nodes,), self.max_inputs)
 
     @property
     def blocks(self) -> Mapping[str, int]:
@@ -280,7 +281,9 @@ class AnytimeSpace(NodeSpace):
         check_ops(self.ops, none_allowed=False)
         if not self.nodes or min(self.nodes) < 1:
             raise ValueError(f"`nodes` must be one or more positive numbers but got {self.nodes}; try (24, 16, 8).")
-        _check_inputs(self.max_inputs)
+        for number in self.nodes:
+            checked_integer("nodes", number, 1, MAX_NODES)
+        _check_inputs(self.nodes, self.max_inputs)
         growing = all(fine >= 1 and coarse > fine and coarse % fine == 0 for fine, coarse in pairwise(self.scales))
         if self.scales[:1] != (1,) or not growing:
             raise ValueError(
@@ -306,5 +309,8 @@ class AnytimeSpace(NodeSpace):
         return cls(*(description[name] for name in names))
 
 
-def _check_inputs(max_inputs: int) -> None:
+def _check_inputs(nodes: Sequence[int], max_inputs: int) -> None:
     checked_integer("max_inputs", max_inputs, 1, MAX_NODES)
+    checked_integer("len(nodes)", len(nodes), 1, MAX_NODES)
+    ways = (comb(node, n) for last in nodes for node in range(1, last + 1) for n in range(1, min(max_inputs, node) + 1))
+    check_choices(sum(ways))

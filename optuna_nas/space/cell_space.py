@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
+from math import comb
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optuna_nas.space.cellular import CellKind, CellNode, CellularSpace, check_kinds, check_ops
 from optuna_nas.space.cost import Cost
 from optuna_nas.space.ops import NONE, Op, get_op
-from optuna_nas.space.reading import MAX_NODES
+from optuna_nas.space.reading import MAX_NODES, check_choices, checked_integer
 from optuna_nas.space.ways import cheapest_way
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ class CellSpace(CellularSpace):
         if not 1 <= self.max_ops <= len(self.ops):
             raise ValueError(f"`max_ops` must be from 1 to {len(self.ops)}, the number of ops, but got {self.max_ops}.")
         check_kinds([kind.name for kind in self.cell_kinds])
+        n_edges = sum(range(self.inputs, self.inputs + self.nodes)) * len(self.cell_kinds)
+        check_choices(n_edges * sum(comb(len(self.ops), n_chosen) for n_chosen in range(1, self.max_ops + 1)))
         for kind in self.cell_kinds:
+            checked_integer("stride", kind.stride, 1, 2)
             for node in kind.outputs:
                 if not self.inputs <= node < self.inputs + self.nodes:
                     raise ValueError(
@@ -168,6 +172,8 @@ class CellSpace(CellularSpace):
         return dict.fromkeys(self.paths, choices)
 
     def check_choice(self, path: str, chosen: tuple[str, ...]) -> None:
+        if len(chosen) > MAX_NODES:
+            raise ValueError(f"`choices[{path!r}]` must name at most {MAX_NODES} ops but names {len(chosen)}.")
         for name in chosen:
             if name not in self.ops:
                 raise ValueError(f"`choices[{path!r}]` must name ops of the space {self.ops} but got {name!r}.")

@@ -1,7 +1,8 @@
 """Keys of attributes of studies and trials, and JSON values of any length.
 
 All keys of this package have the prefix `optuna_nas:`, so that they never collide with keys of the user. Older studies
-have some of them without the prefix; `attribute` reads both.
+have some of them without the prefix; `attribute` reads both. What it returns has the type of its key (`RULES`): others
+may have written to the study, too, and a bad attribute costs no more than itself.
 """
 
 from __future__ import annotations
@@ -9,13 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from math import inf
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from optuna_nas.space.reading import WRONG, brief, is_number, parse_json, shown
+from optuna_nas.training.rules import (
+    Rule,
+    anything,
+    between,
+    checked,
+    fields_of,
+    flag,
+    items,
+    mapping,
+    number,
+    optional,
+    row,
+    share,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from optuna import Study
     from optuna.trial import FrozenTrial
+
+    from optuna_nas.space import Space
 
 PREFIX = "optuna_nas:"
 
@@ -101,6 +123,8 @@ RETRY_HISTORY = "retry_history"
 """Numbers of the trials that a trial retries, ascending; a key of Optuna."""
 FAILED_TRIAL = "failed_trial"
 """Number of the first trial in the retry history; a key of Optuna."""
+OPTUNAS = (FIXED_PARAMS, RETRY_HISTORY, FAILED_TRIAL)
+"""Keys of Optuna among the system attributes that are read."""
 
 # -- user attributes of studies ---------------------------------------------------------------------------------------
 
@@ -184,46 +208,172 @@ SHOWN_NAMES = OLD_NAMES | {FLAGGED: "flagged"}
 _SHOWN_OLD_NAMES = {old: SHOWN_NAMES[key] for key, old in OLD_NAMES.items()}
 
 
+# -- types ------------------------------------------------------------------------------------------------------------
+
+_COST, _NUMBER = between(0, 1e18), between(0, 10**9, kind=int)
+
+
+def reference(name: str, value: Any) -> Any:
+    """Return a reference to a file in an artifact store, as the rule of it; see `artifacts`."""
+    found = fields_of({"artifact": text(), "sha256": text()})(name, value)
+    return found | checked(value, {"study": text()}) if "study" in value else found  # those of before name no study
+
+
+JSON_HEADER = fields_of({"pieces": _NUMBER, "sha256": text()})
+"""Rule of the header of a value of `write_json`."""
+
+
+def _anytime_curve(name: str, value: Any) -> Any:
+    curve = mapping(anything())(name, value)
+    metrics = curve.keys() - {"multiply_adds", "budget"}
+    if len(metrics) != 1:
+        raise ValueError(f"`{name}` must hold `multiply_adds`, `budget` and a metric but holds {shown(sorted(curve))}.")
+    columns = checked(curve, dict.fromkeys(("multiply_adds", *metrics), items(between(-1e300, 1e300), least=1)))
+    if len({len(column) for column in columns.values()}) > 1:
+        raise ValueError(f"`{name}` must have as many metrics as exits but has others.")
+    return {**columns, **checked(curve, {"budget": _COST})}
+
+
+def _test_result(name: str, value: Any) -> Any:
+    result = mapping(anything())(name, value)
+    metric = "accuracy" if "accuracy" in result else "metric"  # the name in studies of before
+    found = checked(result, {"trial": _NUMBER, metric: number()})
+    return {"trial": found["trial"], "metric": found[metric]}
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys((PARAMS, MULTIPLY_ADDS, MEMORY_ACCESS, TRAIN_SECONDS, GPU_SECONDS, PEAK_MEMORY_BYTES), _COST),
+    **dict.fromkeys((DUPLICATE_OF, RETRY_OF, RESUMES, PROMOTES, FAILED_TRIAL, SKIPPED_STEPS), _NUMBER),
+    **dict.fromkeys((TRAINING_DIGEST, REASON, FLAGGED, SCORED, DIGESTED, START, NETWORK, WORKER, VERSION), text()),
+    **dict.fromkeys((SURROGATE_SCORE, METRIC), number()),
+    **dict.fromkeys((SURVIVAL, CHECKPOINTED), share()),
+    **dict.fromkeys((BATCH_HALVED, REQUEUED), flag()),
+    **dict.fromkeys((CHECKPOINT, SHARED_NETWORK), reference),
+    DIGEST: text("[0-9a-f]{16}", "16 hexadecimal digits"),
+    ATTEMPT: between(1, 10**9, kind=int),
+    FURTHEST: row(optional(number(finite=True)), share()),
+    ANYTIME_CURVE: _anytime_curve,
+    MASKED: items(anything()),
+    FIXED_PARAMS: mapping(anything()),
+    RETRY_HISTORY: items(_NUMBER),
+    SETTING: mapping(anything()),
+    TEST_RESULT: _test_result,
+    UID_ATTRIBUTE: text("[0-9A-Za-z_-]{1,64}", "letters and digits"),
+    HOME: row(text(), text()),
+}
+"""Types of the attributes that are read, by key. Whoever writes to a study may write anything into them."""
+
+
 def attribute(attributes: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """Return the attribute with a key, or else the attribute with its name in older studies.
 
+    An attribute of another type than it must have is left out, as if it were not there; `unreadable` names it.
+
     Args:
-        attributes: User attributes of a trial or study.
+        attributes: User or system attributes of a trial or study.
         key: One of the constants of this module.
         default: Value to return if there is no such attribute.
 
     Example:
-        >>> from optuna_nas.storage.attributes import REASON, WORKER, attribute
+        >>> from optuna_nas.storage.attributes import PARAMS, REASON, WORKER, attribute
         >>> attribute({"optuna_nas:reason": "too large"}, REASON), attribute({"reason": "too large"}, REASON)
         ('too large', 'too large')
         >>> attribute({"worker": "the user's own"}, WORKER) is None
         True
+        >>> attribute({"optuna_nas:params": "many"}, PARAMS, 0)
+        0
     """
-    if key in attributes:
-        return attributes[key]
-    old_name = OLD_NAMES.get(key)
-    return default if old_name is None else attributes.get(old_name, default)
+    name = key if key in attributes else OLD_NAMES.get(key)
+    if name is None or name not in attributes:
+        return default
+    try:
+        return RULES.get(key, anything())(name, attributes[name])
+    except ValueError:
+        return default
 
 
 def has_attribute(attributes: Mapping[str, Any], key: str) -> bool:
-    """Return whether there is an attribute with a key or its name in older studies.
+    """Return whether there is an attribute with a key or its name in older studies, of the type that it must have.
 
     Example:
         >>> from optuna_nas.storage.attributes import FLAGGED, has_attribute
         >>> has_attribute({"condemned": "its score is low"}, FLAGGED)
         True
     """
-    return key in attributes or OLD_NAMES.get(key) in attributes
+    return attribute(attributes, key, _ABSENT) is not _ABSENT
+
+
+_ABSENT = object()
+
+
+class Unreadable(NamedTuple):
+    """Attribute of another type than it must have, which is left out.
+
+    Args:
+        trial: Number of its trial; None for an attribute of the study.
+        key: Its key.
+        why: What is wrong with it.
+    """
+
+    trial: int | None
+    key: str
+    why: str
+
+    def __str__(self) -> str:
+        where = "the study" if self.trial is None else f"trial {self.trial}"
+        return f"attribute {self.key!r} of {where} can't be read: {self.why}"
+
+
+def unreadable(study: Study) -> list[Unreadable]:
+    """Return the attributes of a study and its trials that can't be read, which are left out wherever they are used.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import unreadable
+        >>> study = optuna.create_study()
+        >>> study.add_trial(optuna.create_trial(value=1.0, user_attrs={"optuna_nas:params": "many"}))
+        >>> print(unreadable(study)[0])
+        attribute 'optuna_nas:params' of trial 0 can't be read: `optuna_nas:params` must be a number but got 'many'.
+    """
+    found = [Unreadable(None, key, why) for key, why in unreadable_in(study.user_attrs)]
+    for trial in study.get_trials(deepcopy=False):
+        found += [
+            Unreadable(trial.number, key, why) for key, why in unreadable_in(trial.user_attrs, trial.system_attrs)
+        ]
+    return found
+
+
+def unreadable_in(user: Mapping[str, Any], system: Mapping[str, Any] = MappingProxyType({})) -> list[tuple[str, str]]:
+    """Return key of, and what is wrong with, the attributes that can't be read.
+
+    What bears a name of an older version but is of another type is the user's own, and is not named.
+
+    Args:
+        user: User attributes of a trial or study.
+        system: System attributes of a trial.
+    """
+    wrong = []
+    for attributes, name in [*((user, name) for name in user), *((system, name) for name in system)]:
+        is_read = name.startswith(PREFIX) or (attributes is system and name in OPTUNAS)
+        rule = (RULES.get(name) or _rule_of_json(attributes, name)) if is_read else None
+        try:
+            if rule is not None:
+                rule(name, attributes[name])
+        except (ValueError, Unverified) as error:
+            wrong.append((name, brief(str(error))))
+    return wrong
 
 
 def shown_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return attributes by display name: without the prefix, unless they are bookkeeping.
+    """Return the readable attributes by display name: without the prefix, unless they are bookkeeping.
 
     Example:
         >>> from optuna_nas.storage.attributes import shown_attributes
         >>> shown_attributes({"optuna_nas:params": 1300, "optuna_nas:worker": "host:1:ab", "note": "mine"})
         {'optuna_nas:worker': 'host:1:ab', 'note': 'mine', 'params': 1300}
     """
+    left_out = {name for name, _ in unreadable_in(attributes)}
+    attributes = {name: value for name, value in attributes.items() if name not in left_out}
     others = {_SHOWN_OLD_NAMES.get(name, name): value for name, value in attributes.items() if name not in SHOWN_NAMES}
     # Keys with the prefix take precedence over old names that a retried trial of an older study has inherited.
     return others | {SHOWN_NAMES[name]: value for name, value in attributes.items() if name in SHOWN_NAMES}
@@ -275,7 +425,31 @@ def digest_noted(trial: FrozenTrial, names: Iterable[str]) -> str | None:
 
 def given_params(trial: FrozenTrial) -> dict[str, Any]:
     """Return the parameters that a trial has or was enqueued with."""
-    return {**trial.system_attrs.get(FIXED_PARAMS, {}), **trial.params}
+    return {**attribute(trial.system_attrs, FIXED_PARAMS, {}), **trial.params}
+
+
+def constraints_of(trial: FrozenTrial) -> dict[str, float]:
+    """Return the constraints of a trial, satisfied where they are at most 0; what is no number is not satisfied.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import constraints_of
+        >>> constraints_of(optuna.create_trial(value=1.0, system_attrs={"constraints": [-1.0, "small"]}))
+        {'0': -1.0, '1': inf}
+    """
+    try:
+        found = trial.constraints
+    except (TypeError, AttributeError, ValueError):  # of another type than Optuna writes
+        return {"constraints": inf}
+    return {name: value if is_number(value) else inf for name, value in found.items()}
+
+
+def objective_names(study: Study) -> list[str]:
+    """Return the names of the objectives: those that the study has been given, or numbers."""
+    names = study.metric_names
+    if isinstance(names, list) and len(names) == len(study.directions) and all(isinstance(n, str) for n in names):
+        return names
+    return [f"objective {place}" for place in range(len(study.directions))]
 
 
 # -- JSON values of any length ----------------------------------------------------------------------------------------
@@ -303,42 +477,81 @@ def write_json(study: Study, trial: FrozenTrial, key: str, value: object) -> Non
 
     Example:
         >>> import optuna
-        >>> from optuna_nas.storage.attributes import MASKS, find_trial, read_json, write_json
+        >>> from optuna_nas.storage.attributes import find_trial, read_json, write_json
         >>> study = optuna.create_study()
         >>> trial = find_trial(study, study.ask().number)
-        >>> write_json(study, trial, MASKS, {"step": 3})
-        >>> read_json(find_trial(study, 0).system_attrs, MASKS)
+        >>> write_json(study, trial, "optuna_nas:snas:snapshot", {"step": 3})
+        >>> read_json(find_trial(study, 0).system_attrs, "optuna_nas:snas:snapshot")
         {'step': 3}
     """
-    text = json.dumps(value, separators=(",", ":"))
+    written = json.dumps(value, separators=(",", ":"))
     storage = study._storage
-    pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
-    for number, piece in enumerate(pieces):
-        storage.set_trial_system_attr(trial._trial_id, f"{key}:{number}", piece)
-    header: dict[str, Any] = {"pieces": len(pieces), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    pieces = [written[start : start + PIECE] for start in range(0, len(written), PIECE)]
+    for place, piece in enumerate(pieces):
+        storage.set_trial_system_attr(trial._trial_id, f"{key}:{place}", piece)
+    header: dict[str, Any] = {"pieces": len(pieces), "sha256": hashlib.sha256(written.encode()).hexdigest()}
     storage.set_trial_system_attr(trial._trial_id, key, header)
 
 
-def read_json(attributes: Mapping[str, Any], key: str) -> Any | None:
+def read_json(attributes: Mapping[str, Any], key: str, rule: Rule | None = None) -> Any | None:
     """Return a value that `write_json` stored, None if there is none.
 
     Args:
         attributes: System attributes of the trial.
         key: Key of the value.
+        rule: Rule of the value; by default that of its key in `JSON_RULES`, if it has one.
 
     Raises:
-        Unverified: A part of the value is missing or changed.
+        Unverified: A part of the value is missing or changed, or it violates the rule.
     """
     if key not in attributes:
         return None
     try:
-        header = attributes[key]
-        text = "".join(attributes[f"{key}:{number}"] for number in range(header["pieces"]))
-        if hashlib.sha256(text.encode()).hexdigest() != header["sha256"]:
+        header = JSON_HEADER(key, attributes[key])
+        written = "".join(attributes[f"{key}:{place}"] for place in range(header["pieces"]))
+        if hashlib.sha256(written.encode()).hexdigest() != header["sha256"]:
             raise ValueError("its sha256 differs")
-        return json.loads(text)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unverified(f"attribute {key!r} is damaged: {error}") from error
+        value = parse_json(key, written)
+        return (rule or _json_rule(key))(key, value)
+    except (ValueError, *WRONG) as error:
+        raise Unverified(f"attribute {key!r} is damaged: {brief(str(error))}") from error
+
+
+_METRICS = mapping(number())
+
+
+def _record(name: str, value: Any) -> Any:
+    rules: dict[str, Rule] = {
+        "step": _NUMBER,
+        "metrics": _METRICS,
+        "probabilities": items(items(share(), least=1), least=1),
+    }
+    record = fields_of({**rules, "credit": optional(items(number()))})(name, value)
+    rows = record["probabilities"]
+    if len(set(map(len, rows))) > 1 or len(record["credit"] or rows) != len(rows) or "entropy" not in record["metrics"]:
+        raise ValueError(f"`{name}` must hold rows of one length, a credit for each, and an entropy, but does not.")
+    return record
+
+
+JSON_RULES: dict[str, Rule] = {
+    MASKS: fields_of(
+        {"step": _NUMBER, "kept": mapping(items(text())), "weights": mapping(between(-1e300, 1e300))},
+    ),
+    SNAS_RECORDS: items(_record),
+    FIT: items(row(_NUMBER, _METRICS)),
+}
+"""Types of values of `write_json`, by key or, for learning curves, the prefix of the key."""
+
+
+def _json_rule(key: str) -> Rule:
+    return JSON_RULES.get(FIT if key.startswith(FIT) else key) or anything()
+
+
+def _rule_of_json(attributes: Mapping[str, Any], key: str) -> Rule | None:
+    """Return a rule that reads all of a value of `write_json`, None for other attributes."""
+    if key not in JSON_RULES and not (key.startswith(FIT) and ":" not in key.removeprefix(FIT)):
+        return None
+    return lambda name, value: read_json(attributes, name)
 
 
 def write_fit_records(
@@ -356,15 +569,17 @@ def fit_records_of(trial: FrozenTrial) -> dict[str, list[tuple[int, dict[str, fl
         model = key.removeprefix(FIT)
         if model != key and ":" not in model:
             with suppress(Unverified):
-                published = read_json(trial.system_attrs, key)
-                curves[model] = [(step, metrics) for step, metrics in published or ()]
+                curves[model] = [(step, metrics) for step, metrics in read_json(trial.system_attrs, key) or ()]
     return curves
 
 
-def masks_of(trial: FrozenTrial) -> dict[str, Any] | None:
-    """Return the masks stored in a trial, None for most trials; see `MASKS`."""
-    with suppress(Unverified):
-        return read_json(trial.system_attrs, MASKS)
+def masks_of(trial: FrozenTrial, space: Space) -> dict[str, Any] | None:
+    """Return the masks stored in a trial, None for most trials and for masks of another space; see `MASKS`."""
+    with suppress(Unverified, ValueError):
+        masks = read_json(trial.system_attrs, MASKS)
+        if masks is not None and masks["weights"].keys() >= space.options().keys() <= masks["kept"].keys():
+            space.architecture(masks["kept"])  # raises where it is of another space
+            return masks if max(masks["weights"].values()) > 0 else None
     return None
 
 

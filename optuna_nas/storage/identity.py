@@ -14,7 +14,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 
-from optuna_nas.storage.attributes import HOME, UID_ATTRIBUTE
+from optuna_nas.space.reading import named_file, read_json_file
+from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute
+from optuna_nas.training.rules import checked, text
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -84,7 +86,7 @@ def study_uid(study: Study) -> str:
         True
     """
     attributes, home = study.user_attrs, home_of(study)
-    uid, noted = attributes.get(UID_ATTRIBUTE), attributes.get(HOME)
+    uid, noted = attribute(attributes, UID_ATTRIBUTE), attribute(attributes, HOME)
     if uid is not None and noted is not None and Home(*noted) != home and _is_there(study, Home(*noted), str(uid)):
         logger.info("Study %r is a copy of %r; it gets an identity of its own.", study.study_name, noted[0])
         uid = None
@@ -99,7 +101,7 @@ def study_uid(study: Study) -> str:
 
 def keep_identity(study: Study) -> None:
     """Note that a study was moved here on purpose: the copy keeps the id, and the original is not used any more."""
-    if UID_ATTRIBUTE in study.user_attrs:
+    if has_attribute(study.user_attrs, UID_ATTRIBUTE):
         study.set_user_attr(HOME, list(home_of(study)))
 
 
@@ -140,7 +142,7 @@ def sqlite_holds(file: Path, name: str, uid: str) -> bool:
             rows = database.execute(query, (name, UID_ATTRIBUTE)).fetchall()
     except sqlite3.Error:
         return False
-    return any(json.loads(value) == uid for (value,) in rows)
+    return any(value == json.dumps(uid) for (value,) in rows)
 
 
 def claim_folder(folder: Path, study: Study) -> None:
@@ -155,9 +157,11 @@ def claim_folder(folder: Path, study: Study) -> None:
     """
     file, uid, home = folder / OWNER_FILE, study_uid(study), home_of(study)
     try:
-        noted = json.loads(file.read_text())
-        owner, owner_home = str(noted["uid"]), Home(str(noted["name"]), str(noted["storage"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        with named_file("a note of optuna_nas", file):
+            noted = checked(read_json_file(file), dict.fromkeys(("uid", "name", "storage"), text()))
+        owner, owner_home = noted["uid"], Home(noted["name"], noted["storage"])
+        RULES[UID_ATTRIBUTE]("uid", owner)  # a folder is named after it
+    except ValueError:
         owner, owner_home = uid, home
     if owner != uid:
         if _is_there(study, owner_home, owner):
@@ -167,7 +171,7 @@ def claim_folder(folder: Path, study: Study) -> None:
             )
         _move_aside(folder, owner)
     described = json.dumps({"uid": uid, "name": home.name, "storage": home.place})
-    if not file.exists() or file.read_text() != described:
+    if not file.exists() or file.read_bytes() != described.encode():
         file.write_text(described)
 
 

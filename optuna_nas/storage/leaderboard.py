@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.storage.attributes import METRIC, PREFIX, TRAIN_SECONDS, attribute, shown_attributes
+from optuna_nas.space.reading import is_number
+from optuna_nas.storage.attributes import METRIC, PREFIX, TRAIN_SECONDS, attribute, constraints_of, shown_attributes
 from optuna_nas.storage.directions import oriented
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def best_trial(study: Study) -> FrozenTrial | None:
 
 def feasible(trial: FrozenTrial) -> bool:
     """Return whether a trial satisfies all its constraints."""
-    return all(excess <= 0 for excess in trial.constraints.values())
+    return all(excess <= 0 for excess in constraints_of(trial).values())
 
 
 def can_win(trial: FrozenTrial) -> bool:
@@ -115,5 +116,5 @@ def numbers_of(trial: FrozenTrial) -> dict[str, float]:
     return {
         name: value
         for name, value in shown_attributes(trial.user_attrs).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith(PREFIX)
+        if is_number(value, finite=False) and not name.startswith(PREFIX)
     }

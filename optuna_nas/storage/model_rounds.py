@@ -18,9 +18,18 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 
 from optuna_nas.storage.artifacts import fetch_file, is_of_another, publish_file
-from optuna_nas.storage.attributes import Unreachable, Unverified, find_trial, read_json, snapshot_key, write_json
+from optuna_nas.storage.attributes import (
+    Unreachable,
+    Unverified,
+    find_trial,
+    read_json,
+    reference,
+    snapshot_key,
+    write_json,
+)
 from optuna_nas.storage.finished import PerStudy
 from optuna_nas.storage.identity import study_uid
+from optuna_nas.training.rules import Rule, anything, at_least, checked, flag, items, mapping, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -34,6 +43,20 @@ logger = logging.getLogger(__name__)
 
 
 Loaded = TypeVar("Loaded")
+
+_OWN: dict[str, Rule] = {
+    "trial": at_least(0),
+    "step": at_least(0),
+    "done": flag(),
+    "files": mapping(reference),
+    "previous": items(text()),
+}
+
+
+def _snapshot(name: str, value: Any) -> Any:
+    """Check a snapshot's JSON value, the rule of `read_json`; what a model has added to it is left as it is."""
+    own = mapping(anything())(name, value)
+    return {**own, **checked({"step": 0, **own}, _OWN)}
 
 
 class Snapshot(NamedTuple, Generic[Loaded]):
@@ -178,8 +201,8 @@ class Rounds(Generic[Loaded]):
 
     def _value(self, trial: FrozenTrial) -> dict[str, Any] | None:
         """Return the JSON value that a trial published itself; retried trials hold copies of other trials' values."""
-        value = read_json(trial.system_attrs, self._key)
-        return value if value is not None and value.get("trial") == trial.number else None
+        value = read_json(trial.system_attrs, self._key, _snapshot)
+        return value if value is not None and value["trial"] == trial.number else None
 
     def _publish(
         self,
@@ -246,7 +269,7 @@ class Rounds(Generic[Loaded]):
 
                 loaded = self._load(value, fetch)
             return Snapshot(number, value["done"], value["files"], tuple(value["previous"]), value["step"], loaded)
-        except Unverified as error:
+        except (Unverified, ValueError) as error:  # ValueError: the file is not what it should be
             if isinstance(error, Unreachable) and any(is_of_another(study, file) for file in value["files"].values()):
                 self._leave(study, number, error)
             else:

@@ -281,8 +281,8 @@ class BatchingStorage(RDBStorage):
                         for name, number, text in params[trial.trial_id]
                     },
                     distributions={name: _distribution(text) for name, _, text in params[trial.trial_id]},
-                    user_attrs={key: json.loads(text) for key, text in users[trial.trial_id]},
-                    system_attrs={key: json.loads(text) for key, text in systems[trial.trial_id]},
+                    user_attrs={key: _value_of(text) for key, text in users[trial.trial_id]},
+                    system_attrs={key: _value_of(text) for key, text in systems[trial.trial_id]},
                     intermediate_values={
                         number: step.stored_repr_to_intermediate_value(*stored)
                         for number, *stored in steps[trial.trial_id]
@@ -391,3 +391,11 @@ def backend_of(study: Study) -> BatchingStorage | None:
     """Return the database behind a study's storage if `database.connect` made it, else None."""
     backend = getattr(study._storage, "_backend", None)
     return backend if isinstance(backend, BatchingStorage) else None
+
+
+def _value_of(text: str) -> Any:
+    """Return the value of an attribute, or its text where that is no JSON: a bad row costs no more than itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

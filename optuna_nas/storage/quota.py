@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.storage.attributes import REQUEUED, WORKER
+from optuna_nas.storage.attributes import REQUEUED, WORKER, attribute, has_attribute
 from optuna_nas.storage.finished import FinishedTrials
 from optuna_nas.storage.optuna_rdb import has_heartbeats
 from optuna_nas.storage.retries import replaced_by
@@ -85,6 +85,7 @@ class Quota:
         self._has_heartbeat = has_heartbeats(study)
         self._trials = FinishedTrials()
         self._finished: set[int] = set()
+        self._failed: set[int] = set()  # only these can be tried again, whatever a trial says that it replaces
         self._replaced: set[int] = set()
 
     def look(self) -> Standing:
@@ -92,19 +93,21 @@ class Quota:
         trials = self._study.get_trials(deepcopy=False)
         for trial in self._trials.take(trials):
             self._finished.add(trial.number)
+            if trial.state == TrialState.FAIL:
+                self._failed.add(trial.number)
             self._see(trial)
         open_trials = [trials[place] for place in self._trials.unfinished]
         for trial in open_trials:
             self._see(trial)
         running = (trial.number for trial in open_trials if self._runs(trial))
-        return Standing(len(self._finished - self._replaced), tuple(running), self.total)
+        return Standing(len(self._finished - (self._replaced & self._failed)), tuple(running), self.total)
 
     def _runs(self, trial: FrozenTrial) -> bool:
         """Return whether a trial will end: a worker of this package runs it, or heartbeats reveal its death."""
-        return trial.state == TrialState.RUNNING and (self._has_heartbeat or WORKER in trial.user_attrs)
+        return trial.state == TrialState.RUNNING and (self._has_heartbeat or has_attribute(trial.user_attrs, WORKER))
 
     def _see(self, trial: FrozenTrial) -> None:
-        if REQUEUED in trial.user_attrs and trial.state == TrialState.FAIL:
+        if attribute(trial.user_attrs, REQUEUED, False) and trial.state == TrialState.FAIL:
             self._replaced.add(trial.number)
         self._replaced.update(replaced_by(trial))
 

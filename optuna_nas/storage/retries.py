@@ -71,8 +71,8 @@ def attempt_of(trial: FrozenTrial) -> int:
         >>> [attempt_of(optuna.create_trial(value=1.0, user_attrs=attrs)) for attrs in ({}, {ATTEMPT: 2})]
         [1, 2]
     """
-    last = int(attribute(trial.user_attrs, RETRY_OF, -1))
-    others = [number for number in trial.system_attrs.get(RETRY_HISTORY, ()) if number > last]
+    last: int = attribute(trial.user_attrs, RETRY_OF, -1)
+    others = [number for number in attribute(trial.system_attrs, RETRY_HISTORY, ()) if number > last]
     return int(attribute(trial.user_attrs, ATTEMPT, 1)) + len(others)
 
 
@@ -155,9 +155,10 @@ def is_given_up(trial: FrozenTrial) -> bool:
 
 
 def replaced_by(trial: FrozenTrial) -> list[int]:
-    """Return the numbers of the trials that a trial retries."""
-    retried = [trial.user_attrs[RETRY_OF]] if RETRY_OF in trial.user_attrs else []
-    return [*retried, *trial.system_attrs.get(RETRY_HISTORY, ())]
+    """Return the numbers of the trials that a trial retries; all are of earlier trials."""
+    retried = attribute(trial.user_attrs, RETRY_OF)
+    noted = [*([] if retried is None else [retried]), *attribute(trial.system_attrs, RETRY_HISTORY, ())]
+    return [number for number in noted if number < trial.number]
 
 
 # -- retries ----------------------------------------------------------------------------------------------------------
@@ -195,8 +196,8 @@ def try_again(study: Study, trial: FrozenTrial) -> None:
             attributes[CHECKPOINT] = attribute(trial.user_attrs, CHECKPOINT)
     system = {
         FIXED_PARAMS: params,
-        FAILED_TRIAL: trial.system_attrs.get(FAILED_TRIAL, trial.number),
-        RETRY_HISTORY: [*trial.system_attrs.get(RETRY_HISTORY, ()), trial.number],
+        FAILED_TRIAL: attribute(trial.system_attrs, FAILED_TRIAL, trial.number),
+        RETRY_HISTORY: [*attribute(trial.system_attrs, RETRY_HISTORY, ()), trial.number],
     }
     study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes, system_attrs=system))
 
@@ -230,7 +231,7 @@ def requeue_interrupted(study: Study, worker: str | None = None) -> None:
     taken = {number for trial in trials for number in replaced_by(trial)}
     for trial in trials:
         is_selected = worker is None or attribute(trial.user_attrs, WORKER) == worker
-        is_interrupted = trial.state == TrialState.FAIL and REQUEUED in trial.user_attrs
+        is_interrupted = trial.state == TrialState.FAIL and attribute(trial.user_attrs, REQUEUED, False)
         if is_selected and is_interrupted and trial.number not in taken:
             try_again(study, trial)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, UID_ATTRIBUTE, has_attribute
+from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, UID_ATTRIBUTE, attribute, has_attribute
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, page_url, parallel_axes, view_key
 
@@ -66,7 +66,7 @@ def save_comparison(
             trial for study in studies for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()
         ]
         maximize = studies[0].directions[0].name == "MAXIMIZE"
-        key = str(studies[0].user_attrs.get(UID_ATTRIBUTE, KIND))
+        key = str(attribute(studies[0].user_attrs, UID_ATTRIBUTE, KIND))
         scored = any(has_attribute(trial.user_attrs, SURROGATE_SCORE) for trial in finished)
         view = comparison_view(
             tracker.metric or metric,

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import re
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from optuna_nas.storage.attributes import unreadable_in
+from optuna_nas.storage.plain import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+UNREADABLE = "optuna_nas.unreadable"
+"""Tag of a run that names the attributes of its trial or study that can't be read."""
 MAX_KEY_CHARACTERS = 250
 MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS = 6000, 8000
 
@@ -72,7 +78,7 @@ def text_of(value: object) -> str:
         >>> text_of([1, 2]), text_of("adam")
         ('[1, 2]', 'adam')
     """
-    return json.dumps(value, default=str) if isinstance(value, (dict, list, tuple)) else str(value)
+    return visible(json.dumps(value, default=str) if isinstance(value, (dict, list, tuple)) else str(value))
 
 
 def param_texts(params: Mapping[str, object]) -> dict[str, str]:
@@ -96,3 +102,15 @@ def cut(text: str, max_characters: int) -> str:
     """
     note = f" ... (cut; {len(text)} characters in Optuna)"
     return text if len(text) <= max_characters else text[: max_characters - len(note)] + note
+
+
+def unreadable_tag(user: Mapping[str, Any], system: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
+    """Return the tag that names the attributes that can't be read; none if all can.
+
+    Example:
+        >>> from optuna_nas.tracking.keys import unreadable_tag
+        >>> unreadable_tag({"optuna_nas:params": "many"})
+        {'optuna_nas.unreadable': "optuna_nas:params: `optuna_nas:params` must be a number but got 'many'."}
+    """
+    wrong = [f"{key}: {why}" for key, why in unreadable_in(user, system)]
+    return {UNREADABLE: text_of("; ".join(wrong))} if wrong else {}

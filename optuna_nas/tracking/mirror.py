@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.study import StudyDirection
 
-from optuna_nas.storage.attributes import UID_ATTRIBUTE
+from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute, objective_names
 from optuna_nas.storage.database import without_password
 from optuna_nas.storage.leaderboard import leaderboard
 from optuna_nas.tracking.client import Client, silence
 from optuna_nas.tracking.fits import FitRuns
+from optuna_nas.tracking.keys import unreadable_tag
 from optuna_nas.tracking.pictures import StudyPictures
 from optuna_nas.tracking.records import STATUSES, LocalTrials, finished_trials
 from optuna_nas.tracking.runs import StudyRuns
@@ -65,7 +66,7 @@ class Mirror:
     def find_view(self, study: optuna.Study, local_server: str) -> str:
         """Return the URL of the comparison view of a study that was tracked before."""
         self.client.check()
-        uid = str(study.user_attrs.get(UID_ATTRIBUTE, ""))
+        uid = str(attribute(study.user_attrs, UID_ATTRIBUTE, ""))
         with self.client.connections:
             experiment = self.client.mlflow.get_experiment_by_name(self._experiment) if uid else None
         if experiment is None:
@@ -92,12 +93,12 @@ class Mirror:
         run = self._runs.open(self._experiment, study)
         self.view_url = self._page_url(study, LOCAL_SERVER, self._runs.experiment_id, self._runs.uid)
         direction = study.directions[0]
-        names = study.metric_names or [f"objective {i}" for i in range(len(study.directions))]
+        names = objective_names(study)
         self._pictures = StudyPictures(self._runs, self._metric, direction, self._space)
         self._trials = TrialRuns(self._runs, self._metric, names[1:], self._space)
         self._fits = FitRuns(self._runs, self._pictures)
         self._study = StudyRun(self._runs, self._metric, direction, self._space, self._pictures)
-        self._study.describe(run, description, dataset, params, tags)
+        self._study.describe(run, description, dataset, params, {**tags, **unreadable_tag(study.user_attrs)})
         self._study.save_view(study, self._trials.winner())
 
     def trial_started(self, started: StartedTrial, first: Epoch) -> None:

@@ -14,6 +14,7 @@ from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_lik
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.masks import draw_masks
 from optuna_nas.plots.surrogate import draw_scores, scores_of
+from optuna_nas.samplers.snas import records_of_space
 from optuna_nas.space import CellularSpace
 from optuna_nas.storage.attributes import masks_of
 from optuna_nas.tracking.view import PICTURE_KEY
@@ -110,16 +111,21 @@ class StudyPictures:
     def draw_distribution(self) -> None:
         """Draw the history of the distribution and, in a space of cells, its most likely cells."""
         if (space := self._space) is not None:
-            records = [self._distribution[step] for step in sorted(self._distribution)]
+            records = records_of_space(space, (self._distribution[step] for step in sorted(self._distribution)))
+            if not records:
+                return
             self._save(partial(plot_distribution, space, records), "distribution.png")
             if isinstance(space.core, CellularSpace):
                 self._save(partial(plot_most_likely, space, records), "most_likely_cells.png")
 
     def draw_masks(self, trials: Sequence[FrozenTrial]) -> None:
         """Draw the newest masks."""
-        newest = max((masks for trial in trials if (masks := masks_of(trial))), key=itemgetter("step"), default=None)
-        if newest is not None and newest["step"] > self._masks_step and self._space is not None:
-            self._save(partial(draw_masks, self._space, newest["kept"], newest["weights"]), "masks.png")
+        if (space := self._space) is None:
+            return
+        stored = (masks for trial in trials if (masks := masks_of(trial, space)))
+        newest = max(stored, key=itemgetter("step"), default=None)
+        if newest is not None and newest["step"] > self._masks_step:
+            self._save(partial(draw_masks, space, newest["kept"], newest["weights"]), "masks.png")
             self._masks_step = newest["step"]
 
     def _save(self, figure: Callable[[], Figure], name: str) -> None:

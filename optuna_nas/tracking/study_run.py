@@ -11,6 +11,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from optuna.study import StudyDirection
 
 from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, has_attribute, shown_attributes
+from optuna_nas.storage.plain import visible
 from optuna_nas.tracking.client import metrics_of
 from optuna_nas.tracking.curves import CurvePoints
 from optuna_nas.tracking.keys import mlflow_keys, text_of
@@ -74,8 +75,8 @@ class StudyRun:
         logged = run.data.params
         texts = {keys[name]: text_of(value) for name, value in params.items()}
         changed = {f"changed.{key}": text for key, text in texts.items() if logged.get(key, text) != text}
-        self._description = description
-        note = {"mlflow.note.content": description} if description else {}
+        self._description = visible(description).replace("<", "&lt;")  # Markdown, of which no part is HTML
+        note = {"mlflow.note.content": self._description} if description else {}
         new = {key: text for key, text in texts.items() if key not in logged}
         self._client.log(self._runs.study_id, (), new, {**note, **changed, **tags})
         self._runs.source_tags = dict(tags)

@@ -11,7 +11,7 @@ from mlflow.entities import Metric
 from optuna_nas.storage.attributes import shown_attributes
 from optuna_nas.storage.leaderboard import numbers_of
 from optuna_nas.tracking.client import metrics_of
-from optuna_nas.tracking.keys import keyed, param_texts, text_of
+from optuna_nas.tracking.keys import keyed, param_texts, text_of, unreadable_tag
 from optuna_nas.tracking.pictures import save_architecture
 from optuna_nas.tracking.records import STATUSES, milliseconds, milliseconds_now
 from optuna_nas.tracking.runs import COLOURS
@@ -73,6 +73,7 @@ class TrialRuns:
         texts = {
             name: text_of(value) for name, value in shown_attributes(trial.user_attrs).items() if name not in numbers
         }
+        texts |= unreadable_tag(trial.user_attrs, trial.system_attrs)
         tags = keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state.name]}
         self._client.log(run_id, metrics, param_texts(trial.params), tags)
         if "mlflow.loggedImages" not in run.data.tags:

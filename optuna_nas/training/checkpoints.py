@@ -13,16 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from optuna_nas.space.reading import brief, named_file, parse_json, within_limits
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-CHECKSUM = "checksum"
-"""Key of the checksum in the header of a file."""
+DESCRIPTION, CHECKSUM = "optuna_nas", "checksum"
+"""Keys of description and checksum in the header of a file."""
+MAX_VALUES = 1_000_000
+"""Largest number of JSON values in a description."""
 ABANDONED_SECONDS = 3600
 """Age after which a temporary file counts as left by a process that was killed."""
 
@@ -57,11 +62,11 @@ def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Ma
         ValueError: They differ.
     """
     current = json.loads(json.dumps(current))
-    saved = completed(saved or {}, current)
+    saved = completed(saved if isinstance(saved, dict) else {}, current)
     differing = _differing(saved, current)
     if differing:
         raise ValueError(
-            f"`checkpoint` must be of the same configuration but {path} differs in {', '.join(differing)}; "
+            f"`checkpoint` must be of the same configuration but {path} differs in {brief(', '.join(differing))}; "
             "use another file, or delete it to start anew."
         )
 
@@ -116,7 +121,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
     try:
         written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         described = json.dumps(dict(description))
-        save_file(written, temporary, {"optuna_nas": described, CHECKSUM: checksum(written, described)})
+        save_file(written, temporary, {DESCRIPTION: described, CHECKSUM: checksum(written, described)})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -130,6 +135,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and description of a file of `save_tensors`. Loading executes no code from the file.
+
+    Read further within `reading_checkpoint`, and compare the tensors with those that are expected by `check_tensors`.
 
     Args:
         path: File to read.
@@ -146,18 +153,24 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
         >>> description["epoch"]
         3
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, "pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        described = metadata["optuna_nas"]
+    with reading_checkpoint(path):
+        try:
+            with safe_open(path, "pt", device="cpu") as file:  # compares all sizes with that of the file
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+        if DESCRIPTION not in metadata or metadata.keys() - {DESCRIPTION, CHECKSUM}:
+            raise ValueError("it holds something else")
+        described = metadata[DESCRIPTION]
         if metadata.get(CHECKSUM, "") not in ("", checksum(tensors, described)):  # files of before have none
             raise ValueError("its checksum is another")
-        return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(described)
-    except Exception as error:
-        raise ValueError(f"`path` must be a checkpoint of optuna_nas but {path} is not readable: {error}") from error
+        description = parse_json("description", described)
+        if not isinstance(description, dict) or not within_limits(description, MAX_VALUES, finite=False):
+            raise ValueError("its description is too large or deep")
+        return {name: tensor.to(device) for name, tensor in tensors.items()}, description
 
 
 def set_aside_if_damaged(path: Path) -> None:
@@ -181,19 +194,47 @@ def set_aside_if_damaged(path: Path) -> None:
         logger.warning("A damaged checkpoint is left in %s, and what it was for begins anew: %s.", aside, error)
 
 
-def description_of(path: Path) -> dict[str, Any]:
-    """Return the description of a file of `save_tensors`, without its tensors.
+def reading_checkpoint(path: Path) -> AbstractContextManager[None]:
+    """Turn errors of reading a file, and of taking over what is in it, into a ValueError that names it."""
+    return named_file("a checkpoint of optuna_nas", path)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str = "") -> None:
+    """Check that tensors have names, types and shapes of others, and finite numbers where those do.
+
+    Args:
+        tensors: Tensors of a file.
+        expected: Tensors of what they are for; none is changed.
+        what: Prefix of the names in messages.
 
     Raises:
-        ValueError: The file is not a checkpoint of optuna_nas, or is damaged.
-    """
-    from safetensors import safe_open
+        ValueError: They do not.
 
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(json.loads((file.metadata() or {})["optuna_nas"]))
-    except Exception as error:
-        raise ValueError(f"`path` must be a checkpoint of optuna_nas but {path} is not readable: {error}") from error
+    Example:
+        >>> import torch
+        >>> from optuna_nas.training.checkpoints import check_tensors
+        >>> check_tensors({"weight": torch.ones(2)}, {"weight": torch.ones(3)})
+        Traceback (most recent call last):
+            ...
+        ValueError: tensor 'weight' must be float32 of shape (3,) but is float32 of shape (2,)
+    """
+    for name in sorted(tensors.keys() ^ expected.keys()):
+        raise ValueError(f"tensor {what + name!r} must {'be there but is not' if name in expected else 'not be there'}")
+    for name, like in expected.items():
+        tensor = tensors[name]
+        if tensor.dtype != like.dtype or tensor.shape != like.shape:
+            raise ValueError(f"tensor {what + name!r} must be {_kind(like)} but is {_kind(tensor)}")
+        if not is_finite(tensor) and is_finite(like):
+            raise ValueError(f"tensor {what + name!r} must be finite but is not")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers of a tensor are finite."""
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 def checksum(tensors: Mapping[str, Tensor], described: str) -> str:

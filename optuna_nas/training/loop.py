@@ -12,12 +12,34 @@ from torch import Tensor, nn
 
 from optuna_nas.data.batches import batch_length, every_nth, split_batch
 from optuna_nas.data.splits import REPORT, TRAIN, Data, seeded_generator
-from optuna_nas.training.checkpoints import check_configuration, load_tensors, prefixed, save_tensors, without_prefix
+from optuna_nas.training.checkpoints import (
+    check_configuration,
+    check_tensors,
+    is_finite,
+    load_tensors,
+    prefixed,
+    reading_checkpoint,
+    save_tensors,
+    without_prefix,
+)
 from optuna_nas.training.device import autocast, is_out_of_memory, release_memory
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.finite_steps import Verdicts, step_where
 from optuna_nas.training.optimizers import cosine, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from optuna_nas.training.process_group import Packed, Ranks, current_ranks, is_agreed, pack
+from optuna_nas.training.rules import (
+    Rule,
+    at_least,
+    between,
+    checked,
+    fields_of,
+    items,
+    not_negative,
+    number,
+    optional,
+    row,
+    text,
+)
 from optuna_nas.training.task import ImageClassification, Task, step_of
 
 if TYPE_CHECKING:
@@ -197,6 +219,23 @@ def train(
         )
 
 
+EPOCH: dict[str, Rule] = {
+    "epoch": at_least(1),
+    **dict.fromkeys(("train_loss", "validation_loss", "validation_metric", "learning_rate"), number()),
+    "train_metric": optional(number()),
+    "seconds": not_negative(),
+    "exit_metrics": items(number()),
+}
+PROGRESS: dict[str, Rule] = {
+    **dict.fromkeys(("epoch", "step", "skipped", "skipped_in_a_row"), at_least(0)),
+    **dict.fromkeys(("seconds", "epoch_started"), not_negative()),
+    "accumulation": between(1, 2, "[]", int),
+    "history": items(fields_of(EPOCH)),
+}
+SHRUNK: dict[str, Rule] = {"removed": items(row(text(), text())), "masked": items(text())}
+"""Rules of what a checkpoint holds beside its tensors."""
+
+
 class _Training:
     """A training and its state, which is the content of a checkpoint."""
 
@@ -245,6 +284,7 @@ class _Training:
         self._skipped = 0
         self._skipped_in_a_row = 0
         self._verdicts = Verdicts()
+        self._resumed: Path | None = None  # the checkpoint that it goes on from
         self._accumulation = 1
 
     def run(
@@ -371,6 +411,11 @@ class _Training:
         finite = torch.isfinite(sums[0]) & torch.isfinite(norm)
         step_where(finite, self._optimizer)
         applied_sums = torch.where(finite, sums, 0.0)
+        if self._sums is not None and (self._sums.shape, self._sums.dtype) != (sums.shape, sums.dtype):
+            raise ValueError(
+                f"`checkpoint` must hold the sums of this task but those in {self._resumed} are of another; delete it "
+                "to start anew."
+            )
         self._sums = applied_sums if self._sums is None else self._sums + applied_sums
         self._verdicts.put(finite)
         self._count_skipped(wait=self._ranks.size > 1)  # all ranks must know the same decisions
@@ -451,23 +496,33 @@ class _Training:
 
     def _load(self, path: Path) -> None:
         tensors, description = load_tensors(path, self._device)
+        self._resumed = path
         check_configuration(path, description.get("configuration"), self._configuration)
-        self._restore(tensors, description["progress"])
+        with reading_checkpoint(path):
+            self._restore(tensors, {**description["progress"], **checked(description["progress"], PROGRESS)})
 
     def _restore(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Restore the result of `_state`."""
+        epoch, step, history = progress["epoch"], progress["step"], progress["history"]
+        if epoch > self._recipe.epochs or step > self._steps_per_epoch or len(history) != epoch:
+            raise ValueError(f"it can't stand at epoch {epoch} and step {step}, after {len(history)} epochs")
         if isinstance(self._network, Shrinking) and progress.get("shrunk"):
-            self._network.shrink_again(progress["shrunk"])
-        self._network.load_state_dict(without_prefix("network/", tensors))
+            self._network.shrink_again(checked(progress["shrunk"], SHRUNK))
+        weights, sums = without_prefix("network/", tensors), tensors.get("sums")
+        unknown = tensors.keys() - {f"network/{name}" for name in weights} - {"sums"}
+        if foreign := [name for name in unknown if not name.startswith("optimizer/")]:
+            raise ValueError(f"tensor {min(foreign)!r} must not be there")
+        if (sums is None) != (step == 0) or (sums is not None and not is_finite(sums)):
+            raise ValueError(f"tensor 'sums' must be finite sums of {step} steps but is not")
+        check_tensors(weights, self._network.state_dict(), "network/")
         load_optimizer_tensors(self._optimizer, without_prefix("optimizer/", tensors))
-        self._sums = tensors["sums"].to(self._device) if "sums" in tensors else None
+        self._network.load_state_dict(weights)
+        self._sums = None if sums is None else sums.to(self._device)
         self._epoch, self._step, self._seconds = progress["epoch"], progress["step"], progress["seconds"]
         self._epoch_started = progress["epoch_started"]
         self._skipped, self._skipped_in_a_row = progress["skipped"], progress["skipped_in_a_row"]
         self._accumulation = progress["accumulation"]
-        self._history = [
-            EpochResult(**{**result, "exit_metrics": tuple(result["exit_metrics"])}) for result in progress["history"]
-        ]
+        self._history = [EpochResult(**{**result, "exit_metrics": tuple(result["exit_metrics"])}) for result in history]
 
 
 def needs_a_batch(module: nn.Module) -> bool:

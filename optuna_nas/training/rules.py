@@ -20,13 +20,14 @@ ValueError: `value` must be in [0, 1) but got 1.5.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from optuna_nas.space.reading import plain
+from optuna_nas.space.reading import is_number, plain, shown
 
 Rule = Callable[[str, Any], Any]
 """Function of the name and the value of a field. It returns the value, with NumPy scalars converted to Python numbers.
@@ -82,13 +83,13 @@ class Interval:
     def __call__(self, name: str, value: Any) -> int | float:
         value = plain(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"`{name}` must be a number but got {value!r}.")
+            raise ValueError(f"`{name}` must be a number but got {shown(value)}.")
         if self.kind is int and not isinstance(value, int):
             raise ValueError(f"`{name}` must be an integer but got {value}; use int({value}).")
         at_an_open_end = (value == self.low and self.ends[0] == "(") or (value == self.high and self.ends[1] == ")")
         if not self.low <= value <= self.high or at_an_open_end:
             says = self.says or f"be in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
-            raise ValueError(f"`{name}` must {says} but got {value}{self.hint and '; ' + self.hint}.")
+            raise ValueError(f"`{name}` must {says} but got {shown(value)}{self.hint and '; ' + self.hint}.")
         return value
 
 
@@ -127,7 +128,7 @@ def one_of(choices: tuple[str | int, ...]) -> Rule:
 
     def rule(name: str, value: Any) -> Any:
         if value not in choices:
-            raise ValueError(f"`{name}` must be one of {choices} but got {value!r}.")
+            raise ValueError(f"`{name}` must be one of {choices} but got {shown(value)}.")
         return value
 
     return rule
@@ -139,7 +140,7 @@ def flag() -> Rule:
     def rule(name: str, value: Any) -> Any:
         value = plain(value)
         if not isinstance(value, bool):
-            raise ValueError(f"`{name}` must be of type bool but got {value!r}.")
+            raise ValueError(f"`{name}` must be of type bool but got {shown(value)}.")
         return value
 
     return rule
@@ -148,3 +149,106 @@ def flag() -> Rule:
 def optional(rule: Rule) -> Rule:
     """Return a rule that also accepts None."""
     return lambda name, value: None if value is None else rule(name, value)
+
+
+# -- values of files and studies --------------------------------------------------------------------------------------
+
+
+def number(finite: bool = False) -> Rule:
+    """Return the rule of a number, which may be NaN or infinite unless `finite` says so."""
+
+    def rule(name: str, value: Any) -> Any:
+        if not is_number(value, finite):
+            raise ValueError(f"`{name}` must be a {'finite ' * finite}number but got {shown(value)}.")
+        return value
+
+    return rule
+
+
+def text(pattern: str = ".*", says: str = "a text") -> Rule:
+    """Return the rule of a text that matches a regular expression."""
+
+    def rule(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
+            raise ValueError(f"`{name}` must be {says} but got {shown(value)}.")
+        return value
+
+    return rule
+
+
+def items(rule: Rule, least: int = 0) -> Rule:
+    """Return the rule of a list of at least `least` values that follow a rule."""
+
+    def rule_of_list(name: str, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) < least:
+            raise ValueError(
+                f"`{name}` must be a list{f' of at least {least} values' * (least > 0)} but got {shown(value)}."
+            )
+        return [rule(name, item) for item in value]
+
+    return rule_of_list
+
+
+def row(*rules: Rule) -> Rule:
+    """Return the rule of a list of as many values as there are rules, one for each."""
+
+    def rule(name: str, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != len(rules):
+            raise ValueError(f"`{name}` must be {len(rules)} values but got {shown(value)}.")
+        return [rule(name, item) for rule, item in zip(rules, value, strict=True)]
+
+    return rule
+
+
+def mapping(rule: Rule) -> Rule:
+    """Return the rule of a dictionary whose keys are texts and whose values follow a rule."""
+
+    def rule_of_mapping(name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"`{name}` must be a dictionary but got {shown(value)}.")
+        return {key: rule(f"{name}[{key!r}]"[:100], item) for key, item in value.items()}
+
+    return rule_of_mapping
+
+
+def fields_of(rules: Mapping[str, Rule]) -> Rule:
+    """Return the rule of a dictionary with these fields; see `checked`."""
+
+    def rule(name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"`{name}` must be a dictionary but got {shown(value)}.")
+        return checked(value, rules)
+
+    return rule
+
+
+def anything() -> Rule:
+    """Return the rule of any value."""
+    return lambda name, value: value
+
+
+def checked(values: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Return the fields of a dictionary that rules are for; others are left out.
+
+    Args:
+        values: Values that somebody else may have written.
+        rules: Rules by the name of a field; all fields must be there.
+
+    Raises:
+        ValueError: It is no dictionary, or a field is missing or violates its rule.
+
+    Example:
+        >>> from optuna_nas.training.rules import at_least, checked
+        >>> checked({"epoch": 3, "note": ""}, {"epoch": at_least(0)})
+        {'epoch': 3}
+        >>> checked({"epoch": "3"}, {"epoch": at_least(0)})
+        Traceback (most recent call last):
+            ...
+        ValueError: `epoch` must be a number but got '3'.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"values must be a dictionary but are {shown(values)}.")
+    missing = [name for name in rules if name not in values]
+    if missing:
+        raise ValueError(f"`{missing[0]}` must be there but is not.")
+    return {name: rule(name, values[name]) for name, rule in rules.items()}

@@ -115,7 +115,7 @@ def test_a_changed_byte_or_a_weight_that_is_no_number_is_refused(tmp_path):
     tensors, description = load_tensors(network)
     next(iter(tensors.values())).fill_(torch.nan)
     save_tensors(tmp_path / "nan", tensors, description)
-    with pytest.raises(ValueError, match="`path` must be a network with finite weights but"):
+    with pytest.raises(ValueError, match="must be finite but is not"):
         load_network(tmp_path / "nan")
 
 

@@ -105,14 +105,44 @@ def test_every_key_is_prefixed_and_no_two_are_equal():
     assert len(set(ours.values())) == len(ours)
 
 
+TEXTS, FLAGS = (attributes.TRAINING_DIGEST, REASON, FLAGGED, attributes.START, NETWORK), (attributes.BATCH_HALVED,)
+CURVE = {"multiply_adds": [1, 2], "accuracy": [0.1, 0.2], "budget": 3}
+PAIRS = {
+    **dict.fromkeys(TEXTS, ("new", "old")),
+    **dict.fromkeys(FLAGS, (True, False)),
+    attributes.DIGEST: ("0" * 16, "1" * 16),
+    ANYTIME_CURVE: (CURVE, {**CURVE, "budget": 4}),
+    attributes.MASKED: ([], [{"epoch": 1}]),
+}
+
+
 @pytest.mark.parametrize(("key", "old_name"), OLD_NAMES.items())
 def test_an_attribute_is_read_under_its_key_and_under_its_old_name(key, old_name):
-    assert attribute({key: 1, old_name: 2}, key) == 1
-    assert attribute({old_name: 2}, key) == 2
+    new, old = PAIRS.get(key, (1, 0))
+    assert attribute({key: new, old_name: old}, key) == new
+    assert attribute({old_name: old}, key) == old
     assert attribute({}, key, 3) == 3
-    assert [has_attribute({name: None}, key) for name in (key, old_name, "other")] == [True, True, False]
+    assert [has_attribute({name: new}, key) for name in (key, old_name, "other")] == [True, True, False]
     assert is_own(key)
     assert is_own(old_name)
+
+
+@pytest.mark.parametrize("key", [key for key in attributes.RULES if key.startswith(PREFIX)])
+def test_an_attribute_of_another_type_is_left_out_and_named(key):
+    for value in (object(), [object()], float("nan"), "\x1b[31m" if key not in TEXTS else None):
+        if attribute({key: value}, key, "absent") == "absent":
+            break
+    assert attribute({key: value}, key, "absent") == "absent"
+    assert not has_attribute({key: value}, key)
+    assert [name for name, _ in attributes.unreadable_in({key: value})] == [key]
+    assert shown_attributes({key: value}) == {}
+
+
+def test_what_a_user_calls_as_an_older_version_did_is_the_users_own():
+    own = {"params": {"width": 3}, "reason": 5, "failed_trial": "mine"}
+    assert attribute(own, PARAMS) is None
+    assert attributes.unreadable_in(own) == []
+    assert shown_attributes(own) == own
 
 
 def test_what_never_had_another_name_is_not_taken_from_the_users_attributes():

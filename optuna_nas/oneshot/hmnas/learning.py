@@ -23,7 +23,7 @@ from optuna_nas.oneshot.hmnas.choice_masks import ChoiceMasks
 from optuna_nas.oneshot.hmnas.masks import BaseMasks, Masks
 from optuna_nas.oneshot.hmnas.recipe import MASK_DECAY, MASK_DECAY_AT, PAPER_LOGIT_RATE, PAPER_MASK_RATE, HMNASRecipe
 from optuna_nas.space import CellSpace
-from optuna_nas.training.checkpoints import prefixed, without_prefix
+from optuna_nas.training.checkpoints import check_tensors, prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
@@ -258,8 +258,12 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         return tensors
 
     def restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
-        super().restore(tensors, progress)
-        self.masks.restore(without_prefix("learned/", tensors))
-        described = progress["records"]
+        described, learned = progress["records"], without_prefix("learned/", tensors)
+        check_tensors(learned, self.masks.tensors(), "learned/")
+        if described:
+            like = torch.zeros(len(described), len(self.masks.paths), dtype=torch.float64)
+            check_tensors({"edge_weights": tensors["edge_weights"]}, {"edge_weights": like})
         rows = list(tensors["edge_weights"].cpu().numpy()) if described else []
+        super().restore(tensors, progress)
+        self.masks.restore(learned)
         self.records = [MaskRecord(s, m, row) for (s, m), row in zip(described, rows, strict=True)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from optuna_nas.space import Architecture
+from optuna_nas.training.checkpoints import check_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,8 +127,19 @@ def record_tensors(records: Sequence[DistributionRecord]) -> dict[str, Tensor]:
     }
 
 
-def records_from(described: Sequence[list[Any]], tensors: Mapping[str, Tensor]) -> list[DistributionRecord]:
-    """Return the records of a checkpoint: (step, metrics) of each, and what `record_tensors` returned."""
+def records_from(
+    described: Sequence[list[Any]], tensors: Mapping[str, Tensor], shape: tuple[int, int]
+) -> list[DistributionRecord]:
+    """Return the records of a checkpoint: (step, metrics) of each, and what `record_tensors` returned.
+
+    Raises:
+        ValueError: They are not of a distribution of this shape, (E, O).
+    """
+    like = {
+        "probabilities": torch.zeros(len(described), *shape, dtype=torch.float64),
+        "credit": torch.zeros(len(described), shape[0], dtype=torch.float64),
+    }
+    check_tensors(tensors, like if described else {}, "records/")
     if not described:
         return []
     arrays = zip(tensors["probabilities"].cpu().numpy(), tensors["credit"].cpu().numpy(), strict=True)

@@ -40,11 +40,11 @@ from optuna_nas.oneshot.snas.recipe import PAPER_LOGIT_RATE, SNASRecipe
 from optuna_nas.oneshot.snas.sampled_costs import SampledCosts, SampledPenalty
 from optuna_nas.space import CellSpace
 from optuna_nas.space.cellular import CellularSpace
-from optuna_nas.training.checkpoints import prefixed, without_prefix
+from optuna_nas.training.checkpoints import check_tensors, prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
-from optuna_nas.training.rules import not_negative
+from optuna_nas.training.rules import mapping, not_negative, number
 from optuna_nas.training.task import Calling, Task
 
 if TYPE_CHECKING:
@@ -373,9 +373,9 @@ class SNAS(OneShotModel[DistributionRecord]):
         else:
             mixing_EO = logits_EO.softmax(dim=-1)
         weights = self.table.weights(mixing_EO)
-        for number in self._drawn:
-            weights[self.paths[number]] = nn.functional.one_hot(
-                torch.tensor(drawn[number]), len(weights[self.paths[number]])
+        for place in self._drawn:
+            weights[self.paths[place]] = nn.functional.one_hot(
+                torch.tensor(drawn[place]), len(weights[self.paths[place]])
             ).float()
         return Mix(mixing_EO, weights, active, log_p, drawn)
 
@@ -447,10 +447,19 @@ class SNAS(OneShotModel[DistributionRecord]):
         return {**super().progress(), "prices": {name: float(price) for name, price in self.penalty.prices.items()}}
 
     def restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
+        own = {"logits": self.logits_EO.detach(), "credit": self.credit_E}
+        if self._draws:
+            own["baselines"] = torch.full_like(self._baselines, math.nan)  # before the first step they are none
+        check_tensors({name: tensors[name] for name in own}, own)
+        prices = mapping(number(finite=True))("prices", progress["prices"])
+        if prices.keys() != self.penalty.prices.keys():
+            raise ValueError(f"`prices` must be of {sorted(self.penalty.prices)} but are of {sorted(prices)}")
+        shape = (len(self.paths), max(map(len, self.space.options().values())))
+        records = records_from(progress["records"], without_prefix("records/", tensors), shape)
         super().restore(tensors, progress)
         self.logits_EO.data.copy_(tensors["logits"])
         self.credit_E = tensors["credit"]
         if self._draws:
             self._baselines = tensors["baselines"]
-        self.penalty.prices = progress["prices"]
-        self.records = records_from(progress["records"], without_prefix("records/", tensors))
+        self.penalty.prices = prices
+        self.records = records

@@ -1,0 +1,81 @@
+"""Texts of others, such as names and reasons in a study, made harmless for terminals, pages, plots and MLflow."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_MARKS = re.compile(r"[\\`|\[\]]")
+MAX_LABEL, MAX_TEXT = 50, 300
+"""Largest number of characters of a text in a plot, and in a table: enough for DARTS' cells and for blocks."""
+
+
+def visible(text: str) -> str:
+    r"""Return a text whose control characters are written out, so that a terminal does not obey them.
+
+    Line breaks and tabs stay. Characters that turn the direction of writing count as control characters, and so do
+    halves of characters, which no file can hold.
+
+    Example:
+        >>> from optuna_nas.storage.plain import visible
+        >>> print(visible("a\x1b[31mb"))
+        a\x1b[31mb
+    """
+    return _CONTROLS.sub(lambda found: repr(found.group())[1:-1], text)
+
+
+def without_tags(text: str) -> str:
+    """Return a text for Markdown in which nothing is HTML.
+
+    Example:
+        >>> from optuna_nas.storage.plain import without_tags
+        >>> without_tags("<b>1 & 2</b>")
+        '&lt;b&gt;1 & 2&lt;/b&gt;'
+    """
+    return visible(text).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_cell(text: str) -> str:
+    r"""Return a text for a heading or a cell of a table in Markdown: one line, without tags, links, code or columns.
+
+    Example:
+        >>> from optuna_nas.storage.plain import markdown_cell
+        >>> print(markdown_cell("a|b [c](d)"))
+        a\|b \[c\](d)
+    """
+    return _MARKS.sub(r"\\\g<0>", without_tags(" ".join(text.split())))
+
+
+def code_block(text: str) -> str:
+    """Return a block of code in Markdown that a text can't end.
+
+    Example:
+        >>> from optuna_nas.storage.plain import code_block
+        >>> code_block("optuna-nas run study.py").splitlines()
+        ['```', 'optuna-nas run study.py', '```']
+    """
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{visible(text)}\n{fence}"
+
+
+def label(text: str) -> str:
+    r"""Return a text for a plot: one line, in which matplotlib takes no dollar for the beginning of a formula.
+
+    Example:
+        >>> from optuna_nas.storage.plain import label
+        >>> print(label("$5 or $6"))
+        \$5 or \$6
+    """
+    return shortened(visible(" ".join(text.split())), MAX_LABEL).replace("$", r"\$")
+
+
+def shortened(text: str, most: int = MAX_TEXT) -> str:
+    """Return a text, cut off with dots if it is long.
+
+    Example:
+        >>> from optuna_nas.storage.plain import shortened
+        >>> len(shortened("a" * 10_000))
+        300
+    """
+    return text if len(text) <= most else text[: most - 4] + " ..."
