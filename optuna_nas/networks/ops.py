@@ -43,8 +43,9 @@ def _separable(kernel: int, dilation: int, stacked: bool) -> ModuleFactory:
 
 
 def _convolution(kernel: int) -> ModuleFactory:
+    layer = PointConvolution if kernel == 1 else nn.Conv2d
     return lambda site: nn.Sequential(
-        nn.Conv2d(site.in_channels, site.out_channels, kernel, site.stride, kernel // 2, bias=not site.affine),
+        layer(site.in_channels, site.out_channels, kernel, site.stride, kernel // 2, bias=not site.affine),
         _norm(site),
     )
 
@@ -73,6 +74,18 @@ def _pool(pool: ModuleFactory) -> ModuleFactory:
     return factory
 
 
+class PointConvolution(nn.Conv2d):
+    """Convolution of 1 x 1 pixel that reads every `stride`-th pixel, by a convolution without stride.
+
+    oneDNN, PyTorch's backend on a CPU, writes beyond its memory in the weight gradient of strided ones of few channels
+    in `channels_last` format (torch 2.14, 4 channels of 8 x 8 pixels).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return feature maps of height and width divided by the stride, rounded up."""
+        return F.conv2d(images[..., :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+
+
 class FactorizedReduction(nn.Module):
     """Two 1 x 1 convolutions of stride 2, the second shifted by one pixel, concatenated and normalised (DARTS).
 
@@ -85,8 +98,8 @@ class FactorizedReduction(nn.Module):
         super().__init__()
         half = site.out_channels // 2
         self.relu = relu
-        self.even = nn.Conv2d(site.in_channels, half, 1, 2, bias=False)
-        self.odd = nn.Conv2d(site.in_channels, site.out_channels - half, 1, 2, bias=False)
+        self.even = PointConvolution(site.in_channels, half, 1, 2, bias=False)
+        self.odd = PointConvolution(site.in_channels, site.out_channels - half, 1, 2, bias=False)
         self.norm = _norm(site)
 
     def forward(self, images: Tensor) -> Tensor:
