@@ -14,6 +14,7 @@ from optuna_nas.space import (
     BlockSpace,
     CellKind,
     CellSpace,
+    ComputationGraph,
     Skeleton,
     Space,
     darts_space,
@@ -124,3 +125,8 @@ def counted_parameters(module: nn.Module) -> int:
 def placed(architecture: Architecture, skeleton: Skeleton) -> Architecture:
     """Return an architecture of cells as one of networks in a skeleton."""
     return NetworkSpace(architecture.space.core, skeleton).adopt(architecture)
+
+
+def whole(architecture: Architecture) -> ComputationGraph:
+    """Return the graph of a network with what leads nowhere, which published sizes and sums of costs count."""
+    return architecture.space.cells.network_graph(architecture, architecture.space.skeleton, whole=True)

@@ -15,6 +15,7 @@ from optuna_nas.modules.choosing import INPUTS, NOTHING, OPS, VALUE, Choice, Cho
 from optuna_nas.modules.costs import cost_of, n_parameters
 from optuna_nas.modules.frames import Frame
 from optuna_nas.modules.probing import Declared, asked_by, built, check_runs, declare, run_without_weights, with_weights
+from optuna_nas.modules.unread import learning, reading_all
 from optuna_nas.space import Architecture, Cost, ModelSpace
 from optuna_nas.space.canonical import CanonicalChoices
 from optuna_nas.training.task import Arguments
@@ -198,6 +199,9 @@ class ModuleSpace(ModelSpace):
     ) -> nn.Module:
         """Return your module with what the architecture chose.
 
+        Parameters that only tensors left out by a choice depend on do not learn (`requires_grad` is False), so that
+        the module trains under `DistributedDataParallel`; spaces without an example don't find them.
+
         Args:
             architecture: Architecture of this space.
             weights: Tensors by the names of the module's parameters and buffers, such as those of a supernet, a
@@ -211,6 +215,8 @@ class ModuleSpace(ModelSpace):
         module = with_weights(self.make, Chosen(dict(self.adopt(architecture).choices)), seed)
         if weights is not None:
             self._load(module, weights)
+        for name in _unread(self, self.adopt(architecture).choices):
+            module.get_parameter(name).requires_grad_(False)
         return module
 
     def _load(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -379,6 +385,22 @@ def _structure(space: ModuleSpace, chosen: Mapping[str, tuple[str, ...]]) -> Fra
 @lru_cache(maxsize=2 * MAX_STRUCTURES)
 def _structure_of(space: ModuleSpace, values: Choices) -> Frame:
     return Frame(space, dict(values), device=space.declared.device)
+
+
+@lru_cache(maxsize=16384)
+def _unread(space: ModuleSpace, choices: Choices) -> tuple[str, ...]:
+    """Return the names of the parameters that learn nothing, since a choice leaves out what depends on them.
+
+    What would learn nothing either if nothing were left out is not among them: it is as its author wants it.
+    """
+    everything = reading_all(space.choices, dict(choices))
+    if space.example is None or everything == dict(choices):
+        return ()
+
+    def reached(chosen: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
+        return _measured(learning, space, lambda: Chosen(chosen), space.declared.device)
+
+    return tuple(sorted(reached(everything) - reached(dict(choices))))
 
 
 @lru_cache(maxsize=16384)

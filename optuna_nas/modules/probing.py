@@ -199,10 +199,10 @@ def _check_run(make: Callable[[], nn.Module], declared: Declared, example: Any, 
         raise ValueError(f"`example` must fit the module but {what} fails: {type(error).__name__}: {error}") from error
 
 
-def run_without_weights(module: nn.Module, example: Any, device: str = META) -> Any:
-    """Return the outputs of a module for example inputs, in evaluation mode."""
+def run_without_weights(module: nn.Module, example: Any, device: str = META, gradients: bool = False) -> Any:
+    """Return the outputs of a module for example inputs, in evaluation mode; with `gradients` they can be derived."""
     inputs = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, example)
-    with torch.no_grad(), torch.device(device), answering(Refusing()):
+    with torch.set_grad_enabled(gradients), torch.device(device), answering(Refusing()):
         return call(module.eval(), inputs)
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class DiscreteNetwork(GraphNetwork):
     """Network of one architecture: its cells in a skeleton.
 
-    Ops without a reader have weights, and count as parameters, but are not computed.
+    What leads nowhere (an op that nothing reads, or that reads nothing) is not built and costs nothing, so that every
+    parameter learns. Tensors for it among `weights` and `masks` are left out.
 
     Args:
         architecture: Architecture of a `NetworkSpace`.
@@ -75,10 +76,10 @@ class DiscreteNetwork(GraphNetwork):
         self._drop_path = 0.0
         self._generator: torch.Generator | None = None
         if weights is not None:
-            self.load_state_dict(dict(weights))
+            self.load_state_dict(self.own_tensors(weights))
         self.masks = torch.nn.Module()
         self._masked: dict[str, str] = {}
-        self._add_masks(masks)
+        self._add_masks(self.own_tensors(masks))
         self.mixing = None if mixing is None else {path: dict(mixing.get(path, {})) for path in architecture}
         self._weights = None if self.mixing is None else self._mixing_weights(self.mixing)
 
@@ -86,6 +87,15 @@ class DiscreteNetwork(GraphNetwork):
     def skeleton(self) -> Skeleton:
         """Skeleton around the cells."""
         return self.space.skeleton
+
+    def own_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors by the names of parameters without those of what leads nowhere, which files of before have."""
+        unknown = {name for name in tensors if name.startswith("parts.") and name.split(".")[1] not in self.parts}
+        if not unknown:
+            return dict(tensors)
+        whole = self.space.cells.network_graph(self.architecture, self.skeleton, whole=True)
+        unread = {node.name for node in whole} - {node.name for node in self.graph}
+        return {name: t for name, t in tensors.items() if name not in unknown or name.split(".")[1] not in unread}
 
     def _mixing_weights(self, mixing: Mapping[str, Mapping[str, float]]) -> list[list[Weight]]:
         """Return the factors of the inputs of every node."""

@@ -182,6 +182,8 @@ def read_network(path: str | Path, device: str = "cpu") -> NetworkFile:
             )
         else:
             network = cast("ModelSpace", architecture.space).build(architecture)
+        if isinstance(network, DiscreteNetwork):
+            weights, masks = network.own_tensors(weights), network.own_tensors(masks)
         check_tensors(weights, network.state_dict())
         _check_masks(masks, dict(network.named_parameters()))
         network.load_state_dict(weights)

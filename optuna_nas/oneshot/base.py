@@ -131,6 +131,17 @@ class OneShotModel(LearnedState[Record]):
 
     # -- hooks: what a subclass may say otherwise -------------------------------------------------------------------
 
+    def step_loss(self, batch: Any) -> Tensor:
+        """Return what a step lowers, for `loss`; parameters that do not learn in this step must have no part in it.
+
+        Args:
+            batch: What the data yield, on `self.device`.
+
+        Raises:
+            ValueError: The method does not say, since its steps are more than the descent of one loss.
+        """
+        raise ValueError(f"`loss` must be the loss of a step, which a {self.name} does not name; train it by `fit`.")
+
     def begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
         """Prepare a fit: take the device of the data, and check that a fit that goes on is the same fit.
 
@@ -320,6 +331,71 @@ class OneShotModel(LearnedState[Record]):
                 self.save(checkpoint)
             if self.fitted and self._scoring is not None and batch_length(self._scoring) >= 4:
                 tell(self.name, self.discern())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return all that is learned, such as weights and logits, for an optimizer of your own; see `loss`."""
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        return [parameter for group in groups for parameter in group["params"]]
+
+    def plan(self, total_steps: int, device: torch.device | str | None = None) -> None:
+        """Prepare for a training loop of your own, which calls `loss` so often; see `loss`.
+
+        Args:
+            total_steps: Steps of the whole training; schedules end there.
+            device: Device of the batches; by default that of before.
+
+        Raises:
+            ValueError: The steps are fewer than those done, or none.
+        """
+        if total_steps < max(1, self.step):
+            raise ValueError(
+                f"`total_steps` must be at least 1 and the {self.step} steps done but is {total_steps}; make a new "
+                f"{self.name} to begin anew."
+            )
+        with self.lock:
+            self.total_steps = int(total_steps)
+            if device is not None and torch.device(device) != self.device:
+                self.move(torch.device(device))
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of the next step, for a training loop of your own instead of `fit`.
+
+        Call it once a step, between `plan(total_steps)` and the last step: `loss(batch).backward()`, then a step of an
+        optimizer over `parameters()`. What `fit` changes with its progress changes with the number of calls: what is
+        drawn, the temperature, warm-ups, which kernels are frozen, which phase it is. What learns nothing in a phase
+        has no gradient. The loop's own are optimizer, learning rates, clipping, precision, and what to do about a loss
+        that is not finite; there are no records. Ranks are not synchronised: use one process.
+
+        Args:
+            batch: What the data yield, such as (inputs, targets), on `self.device`.
+
+        Raises:
+            ValueError: `plan` was not called, or all its steps are done.
+
+        Example:
+            >>> import torch
+            >>> from optuna_nas import NetworkSpace, SNAS, nasbench201_skeleton, nasbench201_space
+            >>> space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, (1, 8, 8), 10, affine=False))
+            >>> snas = SNAS(space)
+            >>> optimizer = torch.optim.Adam(snas.parameters(), 0.01)
+            >>> snas.plan(total_steps=2)
+            >>> for _ in range(2):
+            ...     optimizer.zero_grad()
+            ...     snas.loss((torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))).backward()
+            ...     optimizer.step()
+            >>> snas.fitted, snas.most_likely().connected
+            (True, True)
+        """
+        with self.lock:
+            if self.step >= self.total_steps:
+                raise ValueError(
+                    f"`loss` must be called at most as often as planned but {self.step} of {self.total_steps} steps "
+                    "are done; call `plan(total_steps)` first."
+                )
+            with seeded_globally(self.generator(7)):
+                loss = self.step_loss(batch)
+            self.step += 1
+            return loss
 
     def _steps(self, data: Data, splits: Sequence[str], last: int) -> Iterator[Record | None]:
         """Train up to a step; yield after each what there is to record."""

@@ -34,7 +34,7 @@ class LightningTask(Task):
         direction: `maximize` or `minimize`.
 
     Raises:
-        ValueError: The direction is unknown.
+        ValueError: The direction is unknown; in use, a module has no `validation_step`, or does not log the metric.
 
     Example:
         >>> import torch
@@ -82,6 +82,8 @@ class LightningTask(Task):
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> float:
         total, n_examples, last = 0.0, 0, None
         for number, batch in enumerate(batches):
+            if number == 0:
+                _check_validates(model)
             _, logged = _step(model, "validation_step", batch, number)
             if self.metric not in logged:
                 raise ValueError(
@@ -98,6 +100,22 @@ class LightningTask(Task):
         return total / max(1, n_examples)
 
 
+def _check_validates(model: nn.Module) -> None:
+    """Raise ValueError where a LightningModule has no `validation_step`; Lightning's own does nothing."""
+    module = _lightning(model)
+    if module is not None and type(module).validation_step is LightningModule.validation_step:
+        raise ValueError(
+            f"`validation_step` must be a method of {type(module).__name__}, whose value it logs is the metric of a "
+            "trial, but there is none; add one that calls `self.log`."
+        )
+
+
+def _lightning(model: nn.Module) -> LightningModule | None:
+    """Return the LightningModule that a module is or wraps; None for what stands in its place, such as a supernet."""
+    module = getattr(model, "module", None) if not isinstance(model, LightningModule) else model
+    return module if isinstance(module, LightningModule) else None
+
+
 def _step(model: nn.Module, name: str, batch: Any, number: int) -> tuple[Any, dict[str, Any]]:
     """Return the result of a step of a LightningModule, or of what stands in its place, and what it logs."""
     logged: dict[str, Any] = {}
@@ -109,5 +127,5 @@ def _step(model: nn.Module, name: str, batch: Any, number: int) -> tuple[Any, di
         logged.update(values)
 
     step = MethodCall(name, (batch, number), {"log": log, "log_dict": log_dict})
-    module = model if not isinstance(getattr(model, "module", None), LightningModule) else model.module
-    return (call(module, step) if isinstance(module, LightningModule) else model(step)), logged
+    module = _lightning(model)
+    return (model(step) if module is None else call(module, step)), logged

@@ -8,11 +8,13 @@ import numpy as np
 
 from optuna_nas.oneshot.base import score_of
 from optuna_nas.pruners.base import QuantilePruner
+from optuna_nas.space.choice_space import as_space
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+    from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
 
     from optuna_nas.oneshot.base import OneShotModel, Score
@@ -29,7 +31,7 @@ class GHNPruner(QuantilePruner):
 
     Args:
         model: Fitted `OneShotModel`, such as a `GHN`.
-        space: Search space of the trials; by default that of the model.
+        space: Search space of the trials, or Optuna distributions, for a `ChoiceSpace`; by default that of the model.
         score: Function that scores architectures instead of a model; larger is better.
         quantile: Quantile of the scores of random architectures below which trials are pruned, in (0, 1).
         n_random: Number of random architectures for the quantile, at least 10; each of the first trials scores 100.
@@ -67,7 +69,7 @@ class GHNPruner(QuantilePruner):
         self,
         model: OneShotModel[Any] | None = None,
         *,
-        space: Space | None = None,
+        space: Space | Mapping[str, BaseDistribution] | None = None,
         score: Score | None = None,
         quantile: float = 0.25,
         n_random: int = 1000,
@@ -81,7 +83,7 @@ class GHNPruner(QuantilePruner):
             if model is None:
                 raise ValueError("`space` must be given, unless there is a `model`, which has one.")
             space = model.space
-        super().__init__(space, pruner, quantile, n_random, exempt, n_startup_trials, seed)
+        super().__init__(as_space(space), pruner, quantile, n_random, exempt, n_startup_trials, seed)
 
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         return np.asarray(self._scorer(architectures), dtype=np.float64)

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from optuna_nas.oneshot.base import score_of
 from optuna_nas.oneshot.ghn.regression import regress_if_better
 from optuna_nas.samplers.base import ArchitectureSampler
+from optuna_nas.space.choice_space import as_space
 from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
 from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.storage.attributes import (
@@ -30,7 +31,7 @@ from optuna_nas.storage.in_study_fit import FIT_FRACTION, InStudyFit
 from optuna_nas.training.checkpoints import check_tensors, load_tensors, reading_checkpoint, save_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -87,7 +88,7 @@ class GHNSampler(ArchitectureSampler):
     non-dominated rank of (score, -costs).
 
     Args:
-        space: Search space, of any kind.
+        space: Search space, of any kind; Optuna distributions stand for a `ChoiceSpace`.
         model: `OneShotModel` that scores: a `GHN`, or a supernet with inherited weights.
         score: Function that scores architectures instead of a model, such as a zero-cost proxy; larger is better.
         data: Data to train the model on in the first trial; not needed for a fitted model.
@@ -128,7 +129,7 @@ class GHNSampler(ArchitectureSampler):
 
     def __init__(
         self,
-        space: Space,
+        space: Space | Mapping[str, BaseDistribution],
         model: OneShotModel[Any] | None = None,
         *,
         score: Score | None = None,
@@ -147,6 +148,7 @@ class GHNSampler(ArchitectureSampler):
         seed: int | None = None,
     ) -> None:
         self.model, self.score = model, score_of(model, score)
+        space = as_space(space)
         if model is not None and model.space.core != space.core:
             raise ValueError("`model` must have the sampler's space but has another; pass `model.space`.")
         for name, value in (("pool_size", pool_size), ("trials_per_round", trials_per_round)):

@@ -16,6 +16,7 @@ from optuna_nas.oneshot.snas.distribution import DistributionRecord, draw, entro
 from optuna_nas.oneshot.snas.options import best_of
 from optuna_nas.oneshot.snas.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
+from optuna_nas.space.choice_space import as_space
 from optuna_nas.storage.attributes import (
     SNAS_RECORDS,
     Unverified,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from optuna import Study
+    from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
@@ -77,7 +79,8 @@ class SNASSampler(ArchitectureSampler):
     and the name of the parameter.
 
     Args:
-        space: Search space; of any kind if there is no model.
+        space: Search space; of any kind if there is no model. Optuna distributions stand for a `ChoiceSpace` of those
+            that are categorical; the others go to the independent sampler.
         model: `SNAS` of the same space, or another `OneShotModel` with `logits`, an array of shape (paths, options) in
             the order of the space's parameters and choices; rows of fewer options end with minus infinity.
         data: Data to train the model on during the study.
@@ -113,7 +116,7 @@ class SNASSampler(ArchitectureSampler):
 
     def __init__(
         self,
-        space: Space,
+        space: Space | Mapping[str, BaseDistribution],
         model: OneShotModel[Any] | None = None,
         *,
         data: Data | None = None,
@@ -130,6 +133,7 @@ class SNASSampler(ArchitectureSampler):
         device: str = "auto",
         seed: int | None = None,
     ) -> None:
+        space = as_space(space)
         if model is not None and model.space.core != space.core:
             raise ValueError("`model` must have the sampler's space but has another; pass `model.space`.")
         if model is not None and not hasattr(model, "logits"):

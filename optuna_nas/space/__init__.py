@@ -5,6 +5,7 @@ from optuna_nas.space.base import Space
 from optuna_nas.space.block_space import AnytimeSpace, BlockSpace
 from optuna_nas.space.cell_space import CellSpace, CostTable, cost_table
 from optuna_nas.space.cellular import CellKind, CellularSpace
+from optuna_nas.space.choice_space import ChoiceSpace
 from optuna_nas.space.cost import (
     Cost,
     PredictedCost,
@@ -40,6 +41,7 @@ __all__ = [
     "CellKind",
     "CellSpace",
     "CellularSpace",
+    "ChoiceSpace",
     "ComputationGraph",
     "Cost",
     "CostTable",

@@ -98,6 +98,9 @@ class Architecture:
     def cost(self) -> Cost:
         """Return parameters, multiply-adds (MACs) and memory access of the network, without building a module.
 
+        They are those of what `build` makes: an op that leads nowhere costs nothing. Published sizes, such as those of
+        NAS-Bench-201's table, count it; `cost_table` does, too.
+
         Raises:
             ValueError: The space is not a `ModelSpace`.
         """

@@ -211,6 +211,9 @@ class CellSpace(CellularSpace):
         return "; ".join(kinds)
 
     def network_cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
+        cells = architecture.cells
+        if not all(position in cells.live or node.op in ("sum", "concat") for position, node in enumerate(cells)):
+            return super().network_cost(architecture, skeleton)  # costs add up only where everything is read
         table = cost_table(self, skeleton)
         return sum(
             (table.ops[path, op] for path, chosen in architecture.choices for op in chosen),
@@ -240,7 +243,9 @@ class CellSpace(CellularSpace):
 
 @dataclass(frozen=True)
 class CostTable:
-    """Cost of every op at every path. Costs add up, so sums over the table are exact.
+    """Cost of every op at every path. Costs add up, so sums over the table are exact where every op is read.
+
+    An op that leads nowhere is not built and costs nothing; sums over the table count it, as published sizes do.
 
     Args:
         fixed: Cost of the parts that do not depend on the choices.

@@ -131,18 +131,22 @@ class CellularSpace(Space):
         exits = [position for position, node in enumerate(nodes) if node.op == EXIT]
         return ComputationGraph(tuple(nodes), (*outputs, *exits))
 
-    def network_graph(self, architecture: Architecture, skeleton: Skeleton, mixed: bool = False) -> ComputationGraph:
+    def network_graph(
+        self, architecture: Architecture, skeleton: Skeleton, mixed: bool = False, whole: bool = False
+    ) -> ComputationGraph:
         """Return the graph of the network of an architecture in a skeleton, with shapes.
 
         Args:
             architecture: Choices of the cells.
             skeleton: Skeleton around the cells.
             mixed: The graph is that of a supernet, and the architecture is the full one.
+            whole: The graph also has what nothing reads, which published sizes count and `build` does not make.
 
         Raises:
             ValueError: The skeleton names a cell that the space lacks, or its image is too small for its reductions.
         """
-        return NetworkBuilder(self, dict(architecture.choices), skeleton, mixed).graph()
+        graph = NetworkBuilder(self, dict(architecture.choices), skeleton, mixed).graph()
+        return graph if whole or mixed else graph.trimmed
 
     def network_cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
         """Return parameters, multiply-adds and memory access in a skeleton, without building a module."""

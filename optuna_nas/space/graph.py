@@ -105,6 +105,35 @@ class ComputationGraph:
         return frozenset(live_positions([node.inputs for node in self.nodes], set(inputs), self.outputs))
 
     @property
+    def trimmed(self) -> ComputationGraph:
+        """The graph without what nothing reads or feeds; itself if an output depends on no input.
+
+        A slot of a concatenation that nothing feeds stays, as a sum of nothing: it has channels.
+        """
+        if not self.connected:
+            return self
+        live = self.live
+        empty = {
+            source
+            for position in live
+            if self.nodes[position].op == "concat"
+            for source in self.nodes[position].inputs
+            if source not in live
+        }
+        kept = sorted(live | empty)
+        if len(kept) == len(self.nodes):
+            return self
+        place = {position: number for number, position in enumerate(kept)}
+
+        def moved(position: int) -> Node:
+            node = self.nodes[position]
+            if position in empty:
+                return node._replace(op="sum", inputs=(), path="")
+            return node._replace(inputs=tuple(place[source] for source in node.inputs if source in place))
+
+        return ComputationGraph(tuple(map(moved, kept)), tuple(place[output] for output in self.outputs))
+
+    @property
     def connected(self) -> bool:
         """Whether every output depends on an input."""
         return all(output in self.live for output in self.outputs)

@@ -105,6 +105,10 @@ class Mirror:
         """Create the run of a trial, with its parameters and first metrics."""
         self._trials.start(started, first)
 
+    def run_id(self, number: int) -> str:
+        """Return the id of the run of a trial that has started."""
+        return self._runs.trial(number, self.local.running[number].start)
+
     def epochs(self, epochs: Sequence[Epoch]) -> None:
         """Add points to learning curves."""
         self._trials.add_epochs(epochs)

@@ -195,6 +195,30 @@ class MLflowTracker:
         first = Epoch(trial.number, 0, dict(metrics), milliseconds_now())
         self._put(_Task(partial(mirror.trial_started, started, first)))
 
+    def run_id(self, trial: optuna.Trial | FrozenTrial) -> str:
+        """Return the id of the run of a running trial, for loggers such as Lightning's `MLFlowLogger(run_id=...)`.
+
+        The run is created if it does not exist, with the parameters suggested so far. This is the one call of a trial
+        that waits for MLflow.
+
+        Args:
+            trial: Running trial.
+
+        Raises:
+            RuntimeError: The tracker is not started.
+            ConnectionError: MLflow does not answer.
+        """
+        if (mirror := self._mirror) is None or self._thread is None:
+            raise RuntimeError("`run_id` needs a started tracker; call `start(study)` first.")
+        self.trial_started(trial)
+        found: list[str] = []
+        asked = self._put_awaited(lambda: found.append(mirror.run_id(trial.number)), RETRY_PAUSES)
+        try:
+            asked.result(START_SECONDS)
+        except Exception as error:
+            raise unreachable(self.tracking_uri, one_line(error)) from error
+        return found[0]
+
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
         """Add a point to the learning curves of a trial, at the step reported to Optuna, the epoch."""
         self._put(Epoch(trial_number, step, dict(metrics), milliseconds_now()))

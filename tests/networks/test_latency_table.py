@@ -21,6 +21,7 @@ from strategies import (
     architectures,
     few_digits,
     small_skeleton,
+    whole,
 )
 from torch import nn
 
@@ -92,7 +93,7 @@ def test_an_op_takes_what_its_modules_take_in_all_cells_of_the_kind(clock):
 
 
 def computes_all_fixed_parts(architecture):
-    graph = architecture.graph()
+    graph = whole(architecture)
     return all(node.path or position in graph.live for position, node in enumerate(graph))
 
 

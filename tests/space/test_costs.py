@@ -18,6 +18,7 @@ from strategies import (
     placed,
     small_skeleton,
     spaces,
+    whole,
 )
 
 from optuna_nas.networks import DiscreteNetwork, NetworkSpace
@@ -40,6 +41,7 @@ from optuna_nas.space import (
     norm_cost,
     published_cell,
 )
+from optuna_nas.space.graph import EXIT
 
 # -- formulas by hand ---------------------------------------------------------------------------------------------
 
@@ -85,8 +87,26 @@ def cell(row):
 
 def test_params_equal_the_table_for_all_15625_cells(table):
     assert len(table) == 15_625
-    wrong = [row["index"] for row in table if abs(cell(row).cost().params - 1e6 * float(row["params_M"])) > 0.501]
-    assert wrong == []
+    priced = cost_table(NASBENCH201, CIFAR10.skeleton)
+    leads_nowhere = 0
+    for row in table:
+        architecture, counted = cell(row), 1e6 * float(row["params_M"])
+        kept = sum((priced.ops[place, op] for place, chosen in architecture.choices for op in chosen), priced.fixed)
+        assert abs(kept.params - counted) < 0.501, row["index"]
+        # What nothing reads is in the table, and is not built.
+        all_read = all(i in architecture.cells.live for i, node in enumerate(architecture.cells) if node.path)
+        if all_read:
+            assert architecture.cost() == kept, row["index"]
+        leads_nowhere += not all_read
+    assert leads_nowhere == 6_180
+
+
+@settings(max_examples=10)
+@given(architectures(NASBENCH201))
+def test_the_whole_network_of_a_cell_has_the_tables_size(architecture):
+    priced = cost_table(NASBENCH201, CIFAR10.skeleton)
+    kept = sum((priced.ops[place, op] for place, chosen in architecture.choices for op in chosen), priced.fixed)
+    assert whole(CIFAR10.adopt(architecture)).cost == kept
 
 
 def test_multiply_adds_of_cell_0_are_nasbench201s_own(table):
@@ -171,9 +191,8 @@ def test_published_cells_cost_what_quark0_darts_builds(published):
     assert len(published) == 12
     for name, entry in published.items():
         expected, architecture = entry["built_with_quark0_darts"], published_architecture(entry)
-        on_cifar = placed(architecture, darts_cifar_skeleton())
-        cifar, imagenet = on_cifar.cost(), placed(architecture, darts_imagenet_skeleton()).cost()
-        graph = on_cifar.graph()
+        graph = whole(placed(architecture, darts_cifar_skeleton()))
+        cifar, imagenet = graph.cost, whole(placed(architecture, darts_imagenet_skeleton())).cost
         assert {
             "params_cifar_C36_L20": cifar.params,
             "params_with_auxiliary": cifar.params + graph.node_cost(graph["auxiliary"]).params,
@@ -183,15 +202,11 @@ def test_published_cells_cost_what_quark0_darts_builds(published):
         } == {key: expected[key] for key in expected}, name
 
 
-def not_computed(graph):
-    """Multiply-adds of nodes with weights whose result no class score depends on."""
-    last = graph.index("classifier")
-    needed = {last}
-    for position in range(last, -1, -1):
-        if position in needed:
-            needed.update(graph.nodes[position].inputs)
-    dead = [node for i, node in enumerate(graph) if (i not in needed or i not in graph.live)]
-    return sum(graph.node_cost(node).multiply_adds for node in dead if node.name != "auxiliary")
+def not_built(architecture):
+    """Cost of the parts of the whole network that its graph lacks."""
+    names = {node.name for node in architecture.graph()}
+    graph = whole(architecture)
+    return sum((graph.node_cost(node) for node in graph if node.name not in names), Cost())
 
 
 @pytest.mark.parametrize("name", ["NASNet", "AmoebaNet", "DARTS_V2", "SNAS_aggressive", "PNASNet"])
@@ -201,14 +216,15 @@ def test_published_cells_built_have_the_published_size(published, name):
         cifar = DiscreteNetwork(placed(architecture, darts_cifar_skeleton())).eval()
         imagenet = DiscreteNetwork(placed(architecture, darts_imagenet_skeleton())).eval()
         cifar_images, imagenet_images = torch.empty(1, 3, 32, 32), torch.empty(1, 3, 224, 224)
-    assert counted_parameters(cifar) == expected["params_with_auxiliary"]
-    without = counted_parameters(imagenet) - counted_parameters(imagenet.parts["auxiliary"])
-    assert without == expected["params_imagenet_C48_L14"]
     # SNAS_aggressive never reads one input of its normal cells; quark0/darts prepares it all the same.
-    assert (not_computed(cifar.graph) > 0) == (name == "SNAS_aggressive")
-    macs = counted_multiply_adds(cifar, cifar_images) + not_computed(cifar.graph)
+    unread_cifar, unread_imagenet = not_built(cifar.architecture), not_built(imagenet.architecture)
+    assert (unread_cifar != Cost()) == (name == "SNAS_aggressive")
+    assert counted_parameters(cifar) + unread_cifar.params == expected["params_with_auxiliary"]
+    without = counted_parameters(imagenet) - counted_parameters(imagenet.parts["auxiliary"])
+    assert without + unread_imagenet.params == expected["params_imagenet_C48_L14"]
+    macs = counted_multiply_adds(cifar, cifar_images) + unread_cifar.multiply_adds
     assert macs == expected["conv_linear_macs_cifar_C36_L20"]
-    macs = counted_multiply_adds(imagenet, imagenet_images) + not_computed(imagenet.graph)
+    macs = counted_multiply_adds(imagenet, imagenet_images) + unread_imagenet.multiply_adds
     assert macs == expected["conv_linear_macs_imagenet_C48_L14"]
 
 
@@ -228,9 +244,9 @@ def check_cost_against_built(architecture, skeleton):
     assert cost == graph.cost
     auxiliary = counted_parameters(network.parts["auxiliary"]) if skeleton.auxiliary else 0
     assert cost.params == counted_parameters(network) - auxiliary
-    # What is kept but leads nowhere has its price and is not computed.
-    counted = counted_multiply_adds(network, torch.zeros(2, *skeleton.input_shape))
-    assert counted == cost.multiply_adds - not_computed(graph)
+    exits = sum(graph.node_cost(node).multiply_adds for node in graph if node.op == EXIT)  # asked in training only
+    assert cost.multiply_adds == exits + counted_multiply_adds(network, torch.zeros(2, *skeleton.input_shape))
+    assert whole(architecture).cost - not_built(architecture) == cost
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -286,15 +302,15 @@ def test_cost_table_prices_every_architecture_by_a_sum(architecture):
     skeleton = small_skeleton(TINY)
     table = cost_table(TINY, skeleton)
     kept = [table.ops[path, op] for path, names in architecture.choices for op in names]
-    assert sum(kept, table.fixed) == placed(architecture, skeleton).graph().cost
+    assert sum(kept, table.fixed) == whole(placed(architecture, skeleton)).cost
     assert {(path, op) for path in TINY.paths for op in TINY.ops} == set(table.ops)
     assert all(table.ops[path, "none"] == Cost() for path in TINY.paths)
 
 
-def test_an_op_that_leads_nowhere_is_priced_while_it_is_kept():
+def test_an_op_that_leads_nowhere_costs_nothing():
     reached = CIFAR10.architecture({"cell_0_3": "nor_conv_3x3"})
-    with_dead = CIFAR10.architecture({"cell_0_3": "nor_conv_3x3", "cell_1_2": "nor_conv_3x3"})
-    assert with_dead.cost().params > reached.cost().params
+    for dead_end in ({"cell_1_2": "nor_conv_3x3"}, {"cell_0_1": "nor_conv_3x3"}, {"cell_1_3": "nor_conv_3x3"}):
+        assert CIFAR10.architecture({"cell_0_3": "nor_conv_3x3", **dead_end}).cost() == reached.cost()
 
 
 def test_an_op_of_a_block_runs_once_for_each_predecessor_and_has_its_weights_once():

@@ -238,21 +238,28 @@ class GHN(OneShotModel[FitRecord]):
     def train_step(self, batch: Any) -> FitRecord | None:
         """Do one step: generate the weights of `meta_batch` random architectures, and lower their mean loss."""
         recipe, optimizer = self.recipe, self.optimizers["optimizer"]
-        random = np.random.default_rng([recipe.seed, self.step])
-        architectures = [self.training_space.sample(random) for _ in range(recipe.meta_batch)]
         optimizer.param_groups[0]["lr"] = cosine(recipe.learning_rate, 0.0, self.fraction)
         optimizer.zero_grad(set_to_none=True)
+        loss, metric = self._descent(batch)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm or math.inf)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        step_where(finite, optimizer)
+        return self.finish_step(finite, loss, metric)
+
+    def step_loss(self, batch: Any) -> Tensor:
+        return self._descent(batch)[0]
+
+    def _descent(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of the next random architectures with generated weights, and their mean metric."""
+        random = np.random.default_rng([self.recipe.seed, self.step])
+        architectures = [self.training_space.sample(random) for _ in range(self.recipe.meta_batch)]
         losses, metrics = [], []
         for architecture, weights in zip(architectures, self.generate(architectures), strict=True):
             steps = [self.task.training_step(one, batch) for one in self._classifiers(architecture, weights, batch)]
             losses.append(torch.stack([loss for loss, _ in steps]).mean())
             metrics.append(torch.stack([self.step_metric(sums) for _, sums in steps]).mean())
-        loss = torch.stack(losses).mean()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm or math.inf)
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        step_where(finite, optimizer)
-        return self.finish_step(finite, loss, torch.stack(metrics).mean())
+        return torch.stack(losses).mean(), torch.stack(metrics).mean()
 
     # -- asking ---------------------------------------------------------------------------------------------------
 

@@ -136,6 +136,22 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         finite, loss, sums = (self._train_weights if self.step < self.supernet_steps else self._train_masks)(batch)
         return self.finish_step(finite, loss, self.step_metric(sums))
 
+    def step_loss(self, batch: Any) -> Tensor:
+        """Return the loss of weights, ops and edges, which all learn from this batch; in the last steps of the masks.
+
+        A fit has another batch for ops and edges, and lets them learn ever less often; here they learn once the warm-up
+        is over.
+        """
+        masking = self.step >= self.supernet_steps
+        progress = self.step / max(1, self.supernet_steps)
+        for logit in self.masks.logits:
+            logit.requires_grad_(not masking and progress >= self.recipe.warmup_fraction)
+        if masking:
+            self.supernet.requires_grad_(False)  # for good: masks come last
+            return self.loss_of(batch, self.masks.masked_weights(), self.masks.mixing(masked=True))[0]
+        freeze(self.supernet, self._fixed_kernels, progress < self.recipe.freeze_fraction)
+        return self.loss_of(batch, {})[0]
+
     def outputs(self, inputs: Any, weights: Mapping[str, Tensor], mixing: dict[str, Tensor]) -> Any:
         """Return the outputs of the supernet at other weights and mixing weights than its own."""
         return functional_call(self.supernet, dict(weights), (inputs, mixing))

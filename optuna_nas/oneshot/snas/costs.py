@@ -35,6 +35,9 @@ SMALLEST_SECONDS = 1e-9
 class EdgeCosts:
     """What every option of every edge costs; expectations follow in closed form, since costs add up (section 2.4).
 
+    An option counts wherever it is chosen, also where nothing reads it: sums are at least what `Architecture.cost`
+    says, which leaves out what is not built, so that bounds are kept.
+
     C costs: parameters, multiply-adds and memory access, then those of tables.
 
     Args:

@@ -223,7 +223,8 @@ class SNAS(OneShotModel[DistributionRecord]):
     def expected_cost(self) -> dict[str, float]:
         """Return expected parameters, multiply-adds, memory access and latencies.
 
-        Of cells in closed form (section 2.4), of modules as a mean over 50 draws.
+        Of cells in closed form (section 2.4), where options that nothing reads count as well; of modules as a mean over
+        50 draws.
         """
         return dict(zip(self.costs.names, map(float, self.costs.expected(self.probabilities_EO)), strict=True))
 
@@ -279,34 +280,17 @@ class SNAS(OneShotModel[DistributionRecord]):
     def train_step(self, batch: Any) -> DistributionRecord | None:
         """Do one step: one backward pass for weights and logits; return a record when it is time for one."""
         recipe, fraction = self.recipe, self.fraction
-        if self.step == 0 and self._prior is not None:
-            effects_EO = self._prior_strength * main_effects(self.space, self._prior, seed=recipe.seed)
-            self.logits_EO.data.copy_(torch.from_numpy(effects_EO))
-        learning = fraction >= recipe.warmup_fraction
         by_weights, by_logits = self.optimizers["weights"], self.optimizers["logits"]
         by_weights.param_groups[0]["lr"] = cosine(recipe.learning_rate, recipe.final_learning_rate, fraction)
         by_logits.param_groups[0]["lr"] = recipe.logit_rate(self.total_steps)
         by_weights.zero_grad(set_to_none=True)
         by_logits.zero_grad(set_to_none=True)
-        freeze(self.supernet, self._fixed_kernels, fraction < recipe.freeze_fraction)
-        mix = self.mix(fraction, self.generator())
+        total, loss, sums, mix, values = self._descent(batch)
         mixing_EO = mix.options
         mixing_EO.retain_grad()
-        with autocast(self.device, recipe.precision):
-            mixture = Calling(lambda inputs: self._outputs(inputs, mix))
-            loss, sums = self.task.training_step(mixture, batch)
-        total = loss
-        if learning and isinstance(self.penalty, CostPenalty):
-            total = loss + self.penalty(self.logits_EO, self.total_steps)
-        values = None
-        if mix.log_p is not None:
-            credited, values = self._credit_of_draw(mix, loss.detach(), learning)
-            total = total + credited
         total.backward()
         parameters = [p for p in self.supernet.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm or math.inf)
-        if not learning:
-            self.logits_EO.grad = None
         logit_norm = nn.utils.clip_grad_norm_([self.logits_EO], LOGIT_CLIP_NORM)
         with torch.no_grad():
             finite = torch.isfinite(loss) & torch.isfinite(norm) & torch.isfinite(logit_norm)
@@ -315,11 +299,41 @@ class SNAS(OneShotModel[DistributionRecord]):
             if mixing_EO.grad is not None:
                 credit_E = -(mixing_EO * mixing_EO.grad).sum(1)
             self.credit_E = torch.where(finite, credit_E, self.credit_E)
-            if values is not None:
-                before = torch.where(self._baselines.isnan(), values, self._baselines)
-                moved = BASELINE_DECAY * before + (1 - BASELINE_DECAY) * values
-                self._baselines = torch.where(finite, moved, self._baselines)
+            self._move_baselines(values, finite)
         return self.finish_step(finite, loss, self.step_metric(sums), self.credit_E)
+
+    def step_loss(self, batch: Any) -> Tensor:
+        """Return the loss of weights and logits, costs included; logits have no part in it during the warm-up."""
+        total, loss, _, _, values = self._descent(batch)
+        self._move_baselines(values, torch.isfinite(loss.detach()))
+        return total
+
+    def _descent(self, batch: Any) -> tuple[Tensor, Tensor, Tensor, Mix, Tensor | None]:
+        """Return what a step lowers, the task's loss and sums, the draw, and what the baselines follow."""
+        recipe, fraction = self.recipe, self.fraction
+        if self.step == 0 and self._prior is not None:
+            effects_EO = self._prior_strength * main_effects(self.space, self._prior, seed=recipe.seed)
+            self.logits_EO.data.copy_(torch.from_numpy(effects_EO))
+        learning = fraction >= recipe.warmup_fraction
+        freeze(self.supernet, self._fixed_kernels, fraction < recipe.freeze_fraction)
+        mix = self.mix(fraction, self.generator())
+        with autocast(self.device, recipe.precision):
+            mixture = Calling(lambda inputs: self._outputs(inputs, mix))
+            loss, sums = self.task.training_step(mixture, batch)
+        total, values = loss, None
+        if learning and isinstance(self.penalty, CostPenalty):
+            total = loss + self.penalty(self.logits_EO, self.total_steps)
+        if mix.log_p is not None:
+            credited, values = self._credit_of_draw(mix, loss.detach(), learning)
+            total = total + credited
+        return total, loss, sums, mix, values
+
+    def _move_baselines(self, values: Tensor | None, finite: Tensor) -> None:
+        """Let the baselines follow the loss and the cost of what was drawn, if they are finite."""
+        if values is not None:
+            before = torch.where(self._baselines.isnan(), values, self._baselines)
+            moved = BASELINE_DECAY * before + (1 - BASELINE_DECAY) * values
+            self._baselines = torch.where(finite, moved, self._baselines)
 
     def _credit_of_draw(self, mix: Mix, loss: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
         """Return a term whose gradient is the score function of what was drawn, and the loss and cost of that.
@@ -356,6 +370,8 @@ class SNAS(OneShotModel[DistributionRecord]):
         """
         recipe, logits_EO = self.recipe, self.table.padded(self.logits_EO)
         warming_up = fraction < recipe.warmup_fraction
+        if warming_up:  # the logits do not learn yet; the mixture still tells the credit of its parts
+            logits_EO = logits_EO.detach().requires_grad_()
         relaxation = (warming_up and recipe.warmup_relaxation) or recipe.relaxation
         log_p: Tensor | None = None
         drawn: tuple[int, ...] = ()

@@ -1,0 +1,4 @@
+from optuna_nas import GHNPruner
+
+
+__all__ = ["GHNPruner"]

@@ -1,0 +1,4 @@
+from optuna_nas import HMNASPruner
+
+
+__all__ = ["HMNASPruner"]

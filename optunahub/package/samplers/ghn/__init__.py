@@ -1,0 +1,4 @@
+from optuna_nas import GHNSampler
+
+
+__all__ = ["GHNSampler"]

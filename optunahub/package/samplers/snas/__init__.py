@@ -1,0 +1,4 @@
+from optuna_nas import SNASSampler
+
+
+__all__ = ["SNASSampler"]
