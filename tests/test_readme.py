@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""What the README and the pages of `docs/` show works as it stands."""
 
 import re
 from pathlib import Path
@@ -6,16 +6,18 @@ from pathlib import Path
 import optuna
 import pytest
 
-from optuna_nas import CellSpace, unregister_op
+from optuna_nas import CellSpace, Search, unregister_op
 from optuna_nas.networks import build_op
 from optuna_nas.space import Site
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PIPELINES = ROOT / "docs" / "pipelines.md"
 
 
-def block(word):
-    (found,) = [text for text in BLOCKS if word in text]
+def block(word, page=README, language="python"):
+    blocks = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    (found,) = [text for text in blocks if word in text]
     return found
 
 
@@ -48,8 +50,41 @@ def test_a_module_of_ones_own_asks_where_one_hesitates():
 
 
 def test_a_search_is_an_estimator():
-    names = run(block("NASClassifier(").replace("n_trials=4, epochs=10", "n_trials=1, epochs=1"))
+    names = run(block("NASClassifier(", PIPELINES).replace("n_trials=4, epochs=10", "n_trials=1, epochs=1"))
     assert names["grid"].best_params_
+
+
+def test_ask_here_and_tell_there():
+    assert run(block("study.ask(", PIPELINES))["study"].best_value == 0.9
+
+
+def test_a_one_shot_model_in_a_loop_of_ones_own():
+    snas = run(block("snas.plan(", PIPELINES))["snas"]
+    assert all(parameter.grad is not None for parameter in snas.parameters() if parameter.requires_grad)
+
+
+def test_ordinary_categoricals_need_no_space():
+    assert len(run(block("CategoricalDistribution", PIPELINES))["study"].trials) == 5
+
+
+def test_a_study_as_a_file(tmp_path):
+    (tmp_path / "study.yaml").write_text(block("name: digits-darts", PIPELINES, "yaml"))
+    search = Search.from_yaml(tmp_path / "study.yaml", ["recipe.epochs=20", "name=longer"])
+    assert (search.name, search.recipe.epochs, search.trials) == ("longer", 20, 30)
+
+
+@pytest.mark.pipeline
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_ray_tune_is_put_together():
+    pytest.importorskip("ray.tune")
+    names = run(block("PrunerScheduler(", PIPELINES), your_training=lambda model: 0.5)
+    assert type(names["tuner"]).__name__ == "Tuner"
+
+
+@pytest.mark.pipeline
+def test_a_script_of_hydra_is_a_search():
+    pytest.importorskip("hydra")
+    assert callable(run(block("@hydra.main", PIPELINES))["train"])
 
 
 def test_data_and_a_task_other_than_images():

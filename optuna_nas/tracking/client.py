@@ -109,6 +109,16 @@ class Client:
         except (sqlite3.Error, OSError, ValueError) as error:
             raise unreachable(self.uri, one_line(error)) from error
 
+    def experiment_of(self, name: str, uid: str) -> str | None:
+        """Return the id of the experiment that has the run of a study, first that of a name; None without one."""
+        named = self.mlflow.get_experiment_by_name(name)
+        others = [experiment.experiment_id for experiment in self.mlflow.search_experiments()]
+        condition = f"tags.`optuna_nas.study_uid` = '{uid}' and tags.`optuna_nas.kind` = 'study'"
+        for ids in ([named.experiment_id] if named else [], others):
+            if ids and (found := self.mlflow.search_runs(ids, condition, max_results=1)):
+                return str(found[0].info.experiment_id)
+        return None
+
     def find_experiment(self, name: str) -> str:
         """Return the id of an experiment, created if missing; the artifacts of a SQLite file are stored beside it."""
         experiment = self.mlflow.get_experiment_by_name(name)

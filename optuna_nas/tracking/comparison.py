@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, UID_ATTRIBUTE, attribute, has_attribute
 from optuna_nas.tracking.client import connected
+from optuna_nas.tracking.records import DEFAULT_EXPERIMENT
 from optuna_nas.tracking.view import LOCAL_SERVER, comparison_view, page_url, parallel_axes, view_key
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def save_comparison(
         note: Markdown text of the run.
     """
     with connected(tracker.store_uri) as client:
-        experiment = client.get_experiment_by_name(tracker.experiment)
+        experiment = client.get_experiment_by_name(tracker.experiment or DEFAULT_EXPERIMENT)
         assert experiment is not None  # the studies are in it
         runs = client.search_runs([experiment.experiment_id], f"tags.`optuna_nas.kind` = '{KIND}'")
         if runs:

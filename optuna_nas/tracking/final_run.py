@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.tracking.client import Client, metrics_of
 from optuna_nas.tracking.keys import mlflow_keys, text_of
-from optuna_nas.tracking.records import Epoch, milliseconds_now
+from optuna_nas.tracking.records import DEFAULT_EXPERIMENT, Epoch, milliseconds_now
 from optuna_nas.tracking.view import study_filter
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def log_final(tracker: MLflowTracker, study: optuna.Study, record: FinalRecord) 
     client = Client(tracker.store_uri)
     client.check()
     with client.connections:
-        experiment_id, uid = client.find_experiment(tracker.experiment), study_uid(study)
+        uid, name = study_uid(study), tracker.experiment or DEFAULT_EXPERIMENT
+        experiment_id = client.experiment_of(name, uid) or client.find_experiment(name)
         condition = f"{study_filter(uid)} and tags.`{FINAL}` = '{record.name}'"
         if found := client.search(experiment_id, condition):
             return str(found[0].info.run_id)
@@ -76,9 +77,9 @@ def find_trial_run(tracker: MLflowTracker, study: optuna.Study, number: int) -> 
     client = Client(tracker.store_uri)
     client.check()
     with client.connections:
-        experiment = client.mlflow.get_experiment_by_name(tracker.experiment)
+        experiment_id = client.experiment_of(tracker.experiment or DEFAULT_EXPERIMENT, study_uid(study))
         condition = f"{study_filter(study_uid(study))} and tags.`optuna.trial_number` = '{number}'"
-        found = client.search(experiment.experiment_id, condition) if experiment else []
+        found = client.search(experiment_id, condition) if experiment_id else []
     if not found:
         raise ValueError(
             f"`study` must be in MLflow to log its network there but trial {number} of {study.study_name!r} is not; "

@@ -14,7 +14,7 @@ from optuna_nas.tracking.client import Client, silence
 from optuna_nas.tracking.fits import FitRuns
 from optuna_nas.tracking.keys import unreadable_tag
 from optuna_nas.tracking.pictures import StudyPictures
-from optuna_nas.tracking.records import STATUSES, LocalTrials, finished_trials
+from optuna_nas.tracking.records import DEFAULT_EXPERIMENT, STATUSES, LocalTrials, finished_trials
 from optuna_nas.tracking.runs import StudyRuns
 from optuna_nas.tracking.study_run import StudyRun
 from optuna_nas.tracking.trial_runs import TrialRuns
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.space import Space
+    from optuna_nas.tracking.parent import Parent
     from optuna_nas.tracking.records import DatasetInfo, Epoch, StartedTrial
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -39,12 +40,12 @@ class Mirror:
 
     Args:
         uri: Tracking URI of MLflow.
-        experiment: Name of the experiment.
+        experiment: Name of the experiment; None for that of the run around the search, or else the default.
         metric: Name of the first value.
         space: Search space that decodes parameters to architectures; None for no pictures.
     """
 
-    def __init__(self, uri: str, experiment: str, metric: str, space: Space | None) -> None:
+    def __init__(self, uri: str, experiment: str | None, metric: str, space: Space | None) -> None:
         self.client, self.local = Client(uri), LocalTrials()
         self.view_url = ""
         self._experiment, self._metric, self._space = experiment, metric, space
@@ -68,13 +69,13 @@ class Mirror:
         self.client.check()
         uid = str(attribute(study.user_attrs, UID_ATTRIBUTE, ""))
         with self.client.connections:
-            experiment = self.client.mlflow.get_experiment_by_name(self._experiment) if uid else None
-        if experiment is None:
+            experiment_id = self.client.experiment_of(self._experiment or DEFAULT_EXPERIMENT, uid) if uid else None
+        if experiment_id is None:
             raise ValueError(
                 f"`study` must have been tracked at {without_password(self.client.uri)} but MLflow has no run of "
                 f"{study.study_name!r}; run it with this tracker first."
             )
-        return self._page_url(study, local_server, experiment.experiment_id, uid)
+        return self._page_url(study, local_server, experiment_id, uid)
 
     def _page_url(self, study: optuna.Study, local_server: str, experiment_id: str, uid: str) -> str:
         maximize = study.directions[0] == StudyDirection.MAXIMIZE
@@ -87,10 +88,11 @@ class Mirror:
         dataset: DatasetInfo | None,
         params: Mapping[str, object],
         tags: Mapping[str, str] = _EMPTY,
+        parent: Parent | None = None,
     ) -> None:
         """Find or create the experiment and the study's run; called before anything else is written."""
         silence()
-        run = self._runs.open(self._experiment, study)
+        run = self._runs.open(self._experiment, study, parent)
         self.view_url = self._page_url(study, LOCAL_SERVER, self._runs.experiment_id, self._runs.uid)
         direction = study.directions[0]
         names = objective_names(study)

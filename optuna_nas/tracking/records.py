@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 STATUSES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 """Status of a run in MLflow by state of its trial."""
+DEFAULT_EXPERIMENT = "optuna_nas"
+"""Name of the experiment of studies for which none is given and that have no run around them."""
 THREAD_NAME = "optuna_nas.tracking"
 SQLITE = "sqlite:///"
 

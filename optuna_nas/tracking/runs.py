@@ -6,8 +6,11 @@ import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlflow.exceptions import MlflowException
+
 from optuna_nas.storage.identity import study_uid
-from optuna_nas.tracking.records import milliseconds
+from optuna_nas.tracking.parent import RUN_ID
+from optuna_nas.tracking.records import DEFAULT_EXPERIMENT, milliseconds, unreachable
 from optuna_nas.tracking.view import study_filter
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Run
 
     from optuna_nas.tracking.client import Client
+    from optuna_nas.tracking.parent import Parent
     from optuna_nas.tracking.records import LocalTrials
 
 RIVAL_SECONDS = 2.0
@@ -62,21 +66,46 @@ class StudyRuns:
         self.dataset: DatasetInput | None = None  # shown on the runs of study and trials
         self._tags: dict[str, str] = {}  # tags of all runs
 
-    def open(self, experiment: str, study: optuna.Study) -> Run:
-        """Find or create the experiment and the study's run, set its status to running, and return it."""
-        self.experiment_id = self.client.find_experiment(experiment)
-        self.uid = study_uid(study)
+    def open(self, experiment: str | None, study: optuna.Study, parent: Parent | None = None) -> Run:
+        """Find or create the experiment and the study's run, set its status to running, and return it.
+
+        Args:
+            experiment: Name of the experiment; None for that of the parent, or else the default.
+            study: Study.
+            parent: Run under which a new run of the study is put.
+
+        Raises:
+            ConnectionError: The experiment was deleted, or a run that must be there is not.
+        """
+        self.uid, above = study_uid(study), self._parent(parent)
+        found = self.client.experiment_of(experiment or DEFAULT_EXPERIMENT, self.uid)
+        if found is None and experiment is None and above is not None:
+            found = str(above.info.experiment_id)
+        self.experiment_id = found or self.client.find_experiment(experiment or DEFAULT_EXPERIMENT)
         self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": self.uid}
-        run = self._find_study(study)
+        run = self._find_study(study, {} if above is None else {"mlflow.parentRunId": above.info.run_id})
         self.study_id = run.info.run_id
         self.client.mlflow.update_run(self.study_id, status="RUNNING")
         return run
 
-    def _find_study(self, study: optuna.Study) -> Run:
+    def _parent(self, parent: Parent | None) -> Run | None:
+        """Return the run that a new run of the study belongs to, None without one."""
+        if parent is None:
+            return None
+        try:
+            return self.client.mlflow.get_run(parent.run_id)
+        except MlflowException as error:
+            if not parent.required:
+                return None
+            raise unreachable(
+                self.client.uri, f"it has no run {parent.run_id!r}, which {RUN_ID} names; unset that variable"
+            ) from error
+
+    def _find_study(self, study: optuna.Study, above: Mapping[str, str]) -> Run:
         condition = "tags.`optuna_nas.kind` = 'study'"
         if not (runs := self._search(condition)):
             starts = [trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start]
-            tags = self._tags | {"optuna_nas.kind": "study", "mlflow.runColor": COLOURS["study"]}
+            tags = self._tags | {"optuna_nas.kind": "study", "mlflow.runColor": COLOURS["study"], **above}
             start = milliseconds(min(starts, default=None))
             made = self.client.mlflow.create_run(self.experiment_id, start, tags, study.study_name)
             runs = self._search(condition)

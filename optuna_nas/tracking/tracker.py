@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.keys import text_of
+from optuna_nas.tracking.parent import parent_of_searches
 from optuna_nas.tracking.records import (
     SQLITE,
     THREAD_NAME,
@@ -72,13 +73,16 @@ class MLflowTracker:
     warning is logged, and `finish` or the next `start` writes the rest from the study. Calls before `start` and after
     `finish` have no effect. A tracker is pickled in the state before `start`.
 
+    In `with mlflow.start_run():`, and where `MLFLOW_RUN_ID` is set, as by `mlflow run`, the study's run is a child of
+    that run, if it is a run at the same tracking URI.
+
     MLflow tries to reach a lost server for four minutes. While the tracker of a server runs, the environment variable
     `MLFLOW_HTTP_REQUEST_MAX_RETRIES` is therefore 1 in the whole process, unless it is set already.
 
     Args:
         tracking_uri: `http(s)://...` of an MLflow server, or URL of a database. By default the environment variable
             `MLFLOW_TRACKING_URI`, or else `sqlite:///mlflow.db` in the working folder.
-        experiment: Name of the MLflow experiment; `optuna_nas` by default.
+        experiment: Name of the MLflow experiment; by default that of the run around the search, or else `optuna_nas`.
         metric: Name of the first value; `epoch` metrics of that name are its learning curve. By default the name that
             the search passes to `start`: that of the task's metric.
         tags: Tags of all runs; values that are no text are written as text.
@@ -101,7 +105,7 @@ class MLflowTracker:
         tags: Mapping[str, object] = _EMPTY,
     ) -> None:
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        self.experiment = experiment or "optuna_nas"
+        self.experiment = experiment
         self.metric = metric
         self.tags = {str(name): text_of(value) for name, value in tags.items()}
         self.store_uri = self.tracking_uri  # with the absolute path of a database file, if the working folder changes
@@ -167,7 +171,8 @@ class MLflowTracker:
         self._thread.start()
         missed = finished_trials(study) if replay else []  # trials that finish later arrive by `trial_finished`
         opened = self._put_awaited(
-            partial(mirror.open, study, description, dataset, params, {**tags, **self.tags}), pauses=()
+            partial(mirror.open, study, description, dataset, params, {**tags, **self.tags}, parent_of_searches()),
+            pauses=(),
         )
         try:
             opened.result(START_SECONDS)
@@ -305,7 +310,7 @@ class MLflowTracker:
         from optuna_nas.tracking.mirror import Mirror
 
         mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
-        open_runs = partial(mirror.open, study, description, dataset, params, tags)
+        open_runs = partial(mirror.open, study, description, dataset, params, tags, parent_of_searches())
         _write_all(mirror, study, open_runs, on_progress or (lambda n_done: None))
         return mirror.view_url
 

@@ -15,9 +15,6 @@ from tracked import read
 from optuna_nas import load_network
 from optuna_nas.objective.trial_training import network_path
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 @pytest.fixture
 def storage(tmp_path):

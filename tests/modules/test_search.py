@@ -17,8 +17,6 @@ from optuna_nas.plots import plot_architecture, plot_distribution
 from optuna_nas.samplers import distribution_records
 from optuna_nas.search.strategy import STRATEGIES
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 STUDY = """
 import torch
 from torch import nn

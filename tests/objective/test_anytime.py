@@ -275,7 +275,6 @@ def test_the_scale_of_a_node_is_one_of_its_properties():
     assert sum(scale >= 0 for scale in scales) == 3 + 1 + 1
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_a_study_of_anytime_networks_from_the_pool_to_the_pictures(data, tmp_path):
     from mlflow import MlflowClient
 

@@ -116,7 +116,6 @@ def test_names_of_modules_and_optimizers_must_differ(data):
         Clash(NETWORKS, SNASRecipe(batch_size=16)).fit(data, 1)
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_a_study_trains_it_in_rounds_under_its_own_name(data, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     sampler = SNASSampler(SPACE, gdas(), data=data, budget=4, trials_per_round=2, seed=0)

@@ -366,7 +366,6 @@ def test_masks_are_told_once_for_their_picture(tmp_path):
     assert told[1:] == [None] * 4
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_mlflow_shows_the_masks_and_how_they_fell(data, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     recipe = Recipe(epochs=1, batch_size=32)

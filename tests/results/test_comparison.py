@@ -18,8 +18,6 @@ from optuna_nas.data import ImageData
 from optuna_nas.results.comparison import Budget, cells, judge, strategies
 from optuna_nas.search import SearchResult
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 STUDY = """
 import numpy as np
 from optuna.samplers import RandomSampler

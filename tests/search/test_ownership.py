@@ -35,7 +35,6 @@ from optuna_nas.storage.attributes import SURROGATE_SCORE
 from optuna_nas.storage.identity import home_of, study_uid
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
     pytest.mark.filterwarnings("ignore:PartialFixedSampler is experimental"),
 ]
 

@@ -46,8 +46,6 @@ from optuna_nas.training.evaluation import evaluate
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import Job
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 CELLS = CellSpace(
     (NONE, "skip_connect", "nor_conv_1x1"), nodes=2, inputs=1, cell_kinds=(CellKind("cell", outputs=(2,)),)
 )

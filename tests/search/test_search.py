@@ -153,8 +153,6 @@ def test_an_objective_that_asks_for_no_architecture_has_a_result_without_a_pictu
     assert result.picture is None
 
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_a_search_that_fails_says_so_in_mlflow(tmp_path):
     def objective(trial):
         SPACE.suggest(trial)
@@ -167,7 +165,6 @@ def test_a_search_that_fails_says_so_in_mlflow(tmp_path):
     assert {r.info.run_name: r.info.status for r in runs} == {"failing": "FAILED", "trial 0": "FAILED"}
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_a_search_closes_its_connections_at_its_end(search, tmp_path, open_connections):
     result = run(replace(search, tracking=MLflowTracker(f"sqlite:///{tmp_path}/mlflow.db")))
     assert not open_connections
@@ -177,7 +174,6 @@ def test_a_search_closes_its_connections_at_its_end(search, tmp_path, open_conne
     assert not open_connections, "and closes it by dropping the study"
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_a_worker_closes_its_connections_at_its_end(search, tmp_path, open_connections):
     open_study(search)
     assert work(replace(search, tracking=MLflowTracker(f"sqlite:///{tmp_path}/mlflow.db"))) == 0

@@ -41,8 +41,6 @@ from optuna_nas.tracking.model import log_model
 from optuna_nas.training import evaluate
 from optuna_nas.training.task import Calling
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 def linear_targets():
     draw = np.random.default_rng(0)

@@ -10,9 +10,6 @@ from tracked import new_study
 
 from optuna_nas.tracking import MLflowTracker, client
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 def test_a_new_database_is_made_without_a_word(database):
     assert database.said == ""

@@ -9,9 +9,6 @@ from tracked import EPOCHS, new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 def test_the_study_has_curves_over_trial_numbers(finished):
     mirror, _, _ = finished

@@ -15,9 +15,6 @@ from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.client import Client
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 def test_a_distribution_that_learns_is_shown_on_the_study_once(uri, tmp_path):
     tracker = MLflowTracker(uri)

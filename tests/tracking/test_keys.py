@@ -2,14 +2,10 @@
 
 import numpy as np
 import optuna
-import pytest
 from tracked import read
 
 from optuna_nas.tracking import MLflowTracker, mlflow_keys
 from optuna_nas.tracking.keys import is_mlflow_key
-
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 
 def test_mlflow_keys_read_well_and_stay_different():

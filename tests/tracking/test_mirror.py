@@ -1,14 +1,10 @@
 """A study and its runs after resuming, interrupting, rebuilding."""
 
 import optuna
-import pytest
 from optuna.trial import TrialState
 from tracked import SPACE, new_study, objective, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker
-
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 
 def test_a_resumed_study_goes_on_in_the_same_runs(uri, tmp_path):

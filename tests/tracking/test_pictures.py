@@ -14,9 +14,6 @@ from optuna_nas.tracking import (
     MLflowTracker,
 )
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 def test_the_architecture_is_a_picture_a_tile_of_the_grid_and_a_value(finished):
     mirror, study, _ = finished

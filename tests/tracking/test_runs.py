@@ -1,13 +1,11 @@
 """The runs of a study: one of each, whoever makes them and however often."""
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from tracked import new_study, read, search
 
 from optuna_nas.tracking import MLflowTracker, runs
-
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 
 def test_studies_of_one_name_in_two_storages_stay_apart(uri):
@@ -67,3 +65,49 @@ def test_two_processes_that_begin_at_once_make_one_run_of_the_study(rival_is_fir
     monkeypatch.setattr(runs, "RIVAL_SECONDS", 0)
     MLflowTracker(uri).rebuild(new_study())
     assert read(uri).parent.info.run_id == made[0].info.run_id, "the rival has not seen this one and keeps its own"
+
+
+def test_a_search_inside_of_an_active_run_is_its_child(uri):
+    mlflow.set_tracking_uri(uri)
+    try:
+        study = new_study()
+        with mlflow.start_run(experiment_id=MlflowClient(uri).create_experiment("theirs")) as theirs:
+            search(MLflowTracker(uri), study, 2)
+        search(MLflowTracker(uri), study, 1)  # goes on without that run: in the same place
+    finally:
+        mlflow.set_tracking_uri(None)
+    client = MlflowClient(uri)
+    assert client.get_experiment_by_name("optuna_nas") is None
+    runs = client.search_runs([client.get_experiment_by_name("theirs").experiment_id])
+    (parent,) = [run for run in runs if run.data.tags.get("optuna_nas.kind") == "study"]
+    assert parent.data.tags["mlflow.parentRunId"] == theirs.info.run_id
+    trials = [run for run in runs if run.data.tags.get("optuna_nas.kind") == "trial"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
+    assert len(trials) == 3
+    assert MLflowTracker(uri).find_view(study)
+
+
+def test_the_environment_names_the_run_around_a_search(uri, monkeypatch):
+    client = MlflowClient(uri)
+    theirs = client.create_run(client.create_experiment("theirs"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs.info.run_id)
+    search(MLflowTracker(uri, experiment="mine"), new_study(), 1)
+    runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    (parent,) = [run for run in runs if run.data.tags.get("optuna_nas.kind") == "study"]
+    assert parent.data.tags["mlflow.parentRunId"] == theirs.info.run_id
+
+
+def test_a_run_that_the_environment_names_must_be_there(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(ConnectionError, match="MLFLOW_RUN_ID names; unset that variable"):
+        MLflowTracker(uri).start(new_study())
+
+
+def test_an_active_run_of_another_place_is_left_alone(uri, tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    try:
+        with mlflow.start_run():
+            search(MLflowTracker(uri), new_study(), 1)
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert "mlflow.parentRunId" not in read(uri).parent.data.tags

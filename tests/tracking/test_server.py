@@ -15,10 +15,8 @@ from tracked import SPACE, new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker, records, trial_runs
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
 

@@ -2,13 +2,9 @@
 
 import json
 
-import pytest
 from tracked import new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker
-
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 
 def test_the_study_shows_its_description_params_and_dataset(finished):

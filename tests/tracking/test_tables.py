@@ -9,9 +9,7 @@ from tracked import new_study, read, search
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking import client as client_module
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
     pytest.mark.filterwarnings("ignore:Unnamed CHECK constraint"),  # of MLflow's steps, in Alembic
 ]
 

@@ -14,9 +14,6 @@ from tracked import new_study, read, search
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking import tracker as tracker_module
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 @pytest.fixture
 def gate(monkeypatch):

@@ -10,9 +10,6 @@ from tracked import EPOCHS, new_study, read, value_of
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.runs import COLOURS
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 def test_each_trial_is_a_child_of_the_study_with_its_status(finished):
     mirror, study, _ = finished

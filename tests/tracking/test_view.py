@@ -10,9 +10,6 @@ from tracked import SPACE, new_study, read
 from optuna_nas.tracking import MLflowTracker, comparison_view, records, view
 from optuna_nas.tracking.view import page_url
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
 
 def test_parameters_that_explain_more_are_drawn_first():
     def trial(number, good, noise):

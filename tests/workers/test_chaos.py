@@ -23,8 +23,6 @@ from optuna_nas.storage.retries import replaced_by
 pytestmark = [
     pytest.mark.process,
     pytest.mark.chaos,
-    # MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
 TRIALS = 200

@@ -16,10 +16,8 @@ from optuna_nas.storage.own_postgres import own_database
 from optuna_nas.storage.quota import counted_trials
 from optuna_nas.workers import local
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
 STUDY = """

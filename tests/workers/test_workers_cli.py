@@ -20,10 +20,8 @@ from optuna_nas.storage.quota import Quota
 from optuna_nas.storage.versions import versions
 from optuna_nas.workers import local
 
-# MLflow 3.17 uses an option of SQLAlchemy that SQLAlchemy 2.1 announces to remove.
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
 STUDY = """
