@@ -135,6 +135,7 @@ def log_model(
                 artifacts=artifacts,
                 signature=_signature(example, classes),
                 input_example=example.numpy(),
+                metadata={"shape": list(example.shape[1:]), "dtype": str(example.numpy().dtype)},
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy", "pandas"],
             )
             loaded = mlflow.pyfunc.load_model(info.model_uri)
@@ -159,12 +160,16 @@ def _artifacts(folder: Path, program: nn.Module, example: Tensor, deployment: De
 
 
 def _signature(example: Tensor, classes: Sequence[str | int]) -> ModelSignature:
-    """Return what the model takes and gives."""
+    """Return what the model takes and gives.
+
+    Inputs of several dimensions are left out: MLflow would insist on one layout, where the model takes images with
+    channels first or last, and rows, as `mlflow.models.evaluate` passes them. The model's metadata name the shape.
+    """
     output = np.dtype("float32")
     if classes:
         output = np.dtype("str" if isinstance(classes[0], str) else "int64")
     return ModelSignature(
-        Schema([TensorSpec(example.numpy().dtype, (-1, *example.shape[1:]))]),
+        Schema([TensorSpec(example.numpy().dtype, (-1, *example.shape[1:]))]) if example.ndim == 2 else None,
         Schema([TensorSpec(output, (-1,) if classes else (-1, -1))]),
         ParamSchema([ParamSpec("output", "string", "label")]),
     )

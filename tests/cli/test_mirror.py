@@ -128,11 +128,12 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch, open_connection
     images = np.random.default_rng(1).normal(size=(4, 1, 6, 6)).astype(np.float32)
     network = load_network(network_path(tmp_path / "runs" / "tiny", study.best_trial.number))
     assert np.array_equal(model.predict(images), network.predict(images))
-    assert np.array_equal(model.predict(images.reshape(4, -1)[:, None].reshape(4, 1, 6, 6)), network.predict(images))
+    for layout in (images[:, 0], images.reshape(4, -1), images.transpose(0, 2, 3, 1)):
+        assert np.array_equal(model.predict(layout), network.predict(images))
     probabilities = model.predict(images, params={"output": "probabilities"})
     assert np.allclose(probabilities, network.predict_proba(images), atol=1e-5)
     assert list(probabilities.columns) == [str(number) for number in range(probabilities.shape[1])]
-    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 6, 6)
+    assert model.metadata.metadata == {"shape": [1, 6, 6], "dtype": "float32"}
     done = here("export", "tiny.py", "--register", "tiny-net")
     assert "`--register` must go with --format mlflow" in " ".join(done.stderr.split())
 

@@ -1,0 +1,127 @@
+"""The exported winner where others use it: MLflow's model server over HTTP, `mlflow.models.evaluate`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
+import mlflow
+import numpy as np
+import pytest
+from servers import QUIET_MLFLOW, free_port
+from sklearn.datasets import load_digits
+from terminal import here
+
+from optuna_nas import digits
+
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),  # MLflow's evaluation leaves files open
+]
+
+STUDY = """
+name: served
+data: digits
+space: nasbench201_space
+skeleton: {type: nasbench201_skeleton, repeats: 1, channels: 8}
+recipe: {epochs: 4, batch_size: 32}
+trials: 1
+seed: 0
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The trained winner of a study as a registered model: its address, and the study's test accuracy."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "study.yaml").write_text(STUDY)
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = here("run", "study.yaml", "--mlflow", uri)
+        assert done.exit_code == 0, done.stderr
+        accuracy = float(done.stdout.split("Test accuracy")[1].split()[0])
+        exported = here("export", "study.yaml", "--format", "mlflow", "--mlflow", uri, "--register", "served")
+        assert exported.exit_code == 0, exported.stderr
+    return uri, accuracy
+
+
+def test_images():
+    """The raw images of the test split, and their labels."""
+    data, loaded = digits(), load_digits()
+    positions = data.splits["test"].numpy()
+    return loaded.images[positions] / 16, loaded.target[positions]
+
+
+test_images.__test__ = False
+
+
+def test_the_served_model_has_the_accuracy_of_the_study(served, tmp_path):
+    uri, accuracy = served
+    images, labels = test_images()
+    port = free_port()
+    command = [
+        "models",
+        "serve",
+        "-m",
+        "models:/served/1",
+        "--env-manager",
+        "local",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    environment = os.environ | QUIET_MLFLOW | {"MLFLOW_TRACKING_URI": uri}
+    with open(tmp_path / "server.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+                time.sleep(0.2)
+
+        def ask(**content):
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations",
+                json.dumps(content).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)["predictions"]
+
+        predicted = ask(inputs=images.tolist())
+        assert (np.array(predicted) == labels).mean() == pytest.approx(accuracy, abs=1e-4)
+        rows = ask(inputs=images[:3].reshape(3, -1).tolist(), params={"output": "probabilities"})
+        assert [max(row, key=row.get) for row in rows] == [str(label) for label in predicted[:3]]
+    finally:
+        os.killpg(server.pid, 9)
+        server.wait()
+
+
+def test_mlflow_evaluates_it_on_rows(served):
+    uri, accuracy = served
+    images, labels = test_images()
+    mlflow.set_tracking_uri(uri)
+    try:
+        evaluated = mlflow.models.evaluate(
+            "models:/served/1",
+            images.reshape(len(images), -1),
+            targets=labels,
+            model_type="classifier",
+            evaluator_config={"log_model_explainability": False},
+        )
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert evaluated.metrics["accuracy_score"] == pytest.approx(accuracy, abs=1e-4)
