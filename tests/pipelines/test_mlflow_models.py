@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -125,3 +126,37 @@ def test_mlflow_evaluates_it_on_rows(served):
     finally:
         mlflow.set_tracking_uri(None)
     assert evaluated.metrics["accuracy_score"] == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_mlflow_run_of_the_project_is_the_parent_of_the_study(tmp_path):
+    (tmp_path / "MLproject").write_text((Path(__file__).parents[2] / "MLproject").read_text())
+    (tmp_path / "study.yaml").write_text(STUDY.replace("epochs: 4", "epochs: 1"))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "run",
+            ".",
+            "--env-manager",
+            "local",
+            "-P",
+            "study=study.yaml",
+            "-P",
+            "trials=1",
+        ],
+        cwd=tmp_path,
+        env=os.environ | QUIET_MLFLOW | {"MLFLOW_TRACKING_URI": uri, "PATH": scripts},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (study,) = [run for run in runs if run.data.tags.get("optuna_nas.kind") == "study"]
+    (project,) = [run for run in runs if "mlflow.project.entryPoint" in run.data.tags]
+    assert study.data.tags["mlflow.parentRunId"] == project.info.run_id
+    assert project.info.status == "FINISHED"
