@@ -51,7 +51,7 @@ class Expected:
         found = {}
         for part in _split(self.annotation or "Any", "|"):
             word, _, inner = SHORT.get(part, part).partition("[")
-            found[word.rpartition(".")[2]] = inner.removesuffix("]")
+            found["Any" if word == "object" else word.rpartition(".")[2]] = inner.removesuffix("]")
         return found
 
     @property

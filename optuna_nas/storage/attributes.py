@@ -412,11 +412,11 @@ def digest_noted(trial: FrozenTrial, names: Iterable[str]) -> str | None:
         >>> import optuna
         >>> from optuna_nas.storage.attributes import DIGEST, DIGESTED, digest_noted, params_hash
         >>> op = {"op": optuna.distributions.CategoricalDistribution(("a", "b"))}
-        >>> noted = {DIGEST: "0f", DIGESTED: params_hash({"op": "a"}, op)}
+        >>> noted = {DIGEST: "0123456789abcdef", DIGESTED: params_hash({"op": "a"}, op)}
         >>> for choice in ("a", "b"):
         ...     trial = optuna.create_trial(value=1, params={"op": choice}, distributions=op, user_attrs=noted)
         ...     print(digest_noted(trial, op))
-        0f
+        0123456789abcdef
         None
     """
     noted, digest = trial.user_attrs.get(DIGESTED), attribute(trial.user_attrs, DIGEST)

@@ -29,6 +29,7 @@ from optuna_nas.storage.attributes import (
 )
 from optuna_nas.storage.finished import PerStudy
 from optuna_nas.storage.identity import study_uid
+from optuna_nas.training.checkpoints import OtherConfiguration
 from optuna_nas.training.rules import Rule, anything, at_least, checked, flag, items, mapping, text
 
 if TYPE_CHECKING:
@@ -269,6 +270,8 @@ class Rounds(Generic[Loaded]):
 
                 loaded = self._load(value, fetch)
             return Snapshot(number, value["done"], value["files"], tuple(value["previous"]), value["step"], loaded)
+        except OtherConfiguration:
+            raise
         except (Unverified, ValueError) as error:  # ValueError: the file is not what it should be
             if isinstance(error, Unreachable) and any(is_of_another(study, file) for file in value["files"].values()):
                 self._leave(study, number, error)

@@ -50,6 +50,10 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+class OtherConfiguration(ValueError):
+    """A checkpoint is whole, and of another configuration than is asked for."""
+
+
 def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Mapping[str, Any]) -> None:
     """Check that a checkpoint has the current configuration; both are compared as JSON.
 
@@ -65,7 +69,7 @@ def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Ma
     saved = completed(saved if isinstance(saved, dict) else {}, current)
     differing = _differing(saved, current)
     if differing:
-        raise ValueError(
+        raise OtherConfiguration(
             f"`checkpoint` must be of the same configuration but {path} differs in {brief(', '.join(differing))}; "
             "use another file, or delete it to start anew."
         )

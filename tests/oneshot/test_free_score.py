@@ -99,7 +99,11 @@ def test_codes_count_the_units_on_which_two_examples_agree(untrained, inputs):
     net = Given(Net).build(3)
     signs = torch.cat(responses(net, inputs), dim=1) > 0
     kernel = np.array([[float((one == other).sum()) for other in signs] for one in signs])
-    assert INDICATORS["codes"](untrained) == pytest.approx(np.linalg.slogdet(kernel)[1])
+    value = INDICATORS["codes"](untrained)
+    if np.linalg.matrix_rank(kernel) < len(kernel):  # the determinant is 0, up to the rounding of a processor
+        assert value < -15
+    else:
+        assert value == pytest.approx(np.linalg.slogdet(kernel)[1])
 
 
 def test_patterns_are_the_distinct_signs_of_units(untrained, inputs):

@@ -16,6 +16,8 @@ from optuna_nas import ModuleSpace
 from optuna_nas.pipelines import NASClassifier, NASRegressor
 from optuna_nas.pipelines.sklearn import Perceptron
 
+ROUNDED = {"check_methods_subset_invariance": "float32 sums depend on the size of the batch, on some processors"}
+"""scikit-learn compares to 1e-7; a prediction of -0.044 differs by 1.8e-7 on a CPU without AVX-512."""
 QUICK = {"n_trials": 2, "epochs": 10, "random_state": 0}
 
 
@@ -88,7 +90,8 @@ def test_a_time_limit_and_a_folder(tmp_path):
 
 @parametrize_with_checks(
     [NASClassifier(n_trials=1, epochs=30, strategy="random", random_state=0),
-     NASRegressor(n_trials=1, epochs=30, strategy="random", random_state=0)]
+     NASRegressor(n_trials=1, epochs=30, strategy="random", random_state=0)],
+    expected_failed_checks=lambda estimator: ROUNDED,
 )  # fmt: skip
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)

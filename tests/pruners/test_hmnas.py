@@ -359,7 +359,7 @@ def test_trials_of_another_space_go_to_the_wrapped_pruner_and_it_is_said_once(ca
 def test_masks_are_told_once_for_their_picture(tmp_path):
     hmnas = masked()
     study = run(HMNASPruner(hmnas), lambda a: 1.0, 5)
-    told = [masks_of(trial) for trial in study.trials]
+    told = [masks_of(trial, SPACE) for trial in study.trials]
     assert told[0]["step"] == hmnas.step
     assert {path: tuple(kept) for path, kept in told[0]["kept"].items()} == hmnas.kept()
     assert told[0]["weights"] == pytest.approx(hmnas.edge_weights, rel=1e-3)

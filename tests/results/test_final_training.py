@@ -214,6 +214,6 @@ def test_what_the_options_mean(tmp_path):
     assert recipe == Recipe(epochs=7, learning_rate=0.5, optimizer="adamw", compile=True)
     assert read_architecture("pdarts") == published_cell("PDARTS")
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ValueError, match="`architecture` must be a JSON file of an architecture"):
+    with pytest.raises(ValueError, match=r"must be an architecture but .* is not readable"):
         read_architecture(str(tmp_path / "a.json"))
     save_network(tmp_path / "n.safetensors", mixed())

@@ -48,7 +48,7 @@ def test_a_study_that_stops_itself_ends_the_search_with_its_reason(n_jobs, tmp_p
 @pytest.mark.parametrize("kind", ["grid", "brute"])
 def test_an_exhausted_sampler_ends_the_search(kind, n_jobs, tmp_path):
     grid = {name: distribution.choices for name, distribution in TINY.distributions().items()}
-    sampler = GridSampler(grid, seed=0) if kind == "grid" else BruteForceSampler(seed=0)
+    sampler = GridSampler(grid, seed=0) if kind == "grid" else BruteForceSampler(seed=0, avoid_premature_stop=True)
     result = run(search(tmp_path, objective=plain, trials=30, sampler=sampler, n_jobs=n_jobs))
     points = {tuple(trial.params.values()) for trial in result.study.trials}
     assert len(points) == 9

@@ -36,7 +36,9 @@ def test_every_kept_op_is_one_node_a_cell_and_nothing_else_has_a_path(data):
     kept = sorted((path, op) for path, names in architecture.choices if not path.endswith(properties) for op in names)
     assert sorted((node.path, node.op) for node in architecture.cells if node.path) == kept
     skeleton = small_skeleton(space)
-    found = sorted((node.path, node.op) for node in placed(architecture, skeleton).graph() if node.path)
+    found = sorted(
+        (node.path, node.op) for node in space.network_graph(architecture, skeleton, whole=True) if node.path
+    )
     assert found == sorted((path, op) for path, op in kept for cell in skeleton.cells if cell == path.split("_")[0])
 
 
@@ -65,7 +67,10 @@ def test_shapes_fit_from_node_to_node(data):
 def test_a_nasbench201_network_node_by_node():
     space = nasbench201_space()
     architecture = space.architecture({"cell_0_1": "nor_conv_3x3", "cell_0_3": "skip_connect", "cell_1_3": "none"})
-    graph = placed(architecture, nasbench201_skeleton(repeats=1, channels=4, input_shape=(3, 9, 8), classes=5)).graph()
+    skeleton = nasbench201_skeleton(repeats=1, channels=4, input_shape=(3, 9, 8), classes=5)
+    built = [node.name for node in placed(architecture, skeleton).graph().cell(0)]  # without what leads nowhere
+    assert built == ["cell0/3<-0/skip_connect", "cell0/3", "cell0/output"]
+    graph = space.network_graph(architecture, skeleton, whole=True)
     assert [(node.name, node.op, node.inputs, node.site.out_shape) for node in graph.cell(0)] == [
         ("cell0/1<-0/nor_conv_3x3", "nor_conv_3x3", (1,), (4, 9, 8)),
         ("cell0/1", "sum", (2,), (4, 9, 8)),

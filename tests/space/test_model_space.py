@@ -198,10 +198,10 @@ def test_a_search_runs_from_the_trials_to_report_and_mlflow(kind, tmp_path):
     assert network_to_export(search) == result.network
     final = train_in_full(search, architecture, search.recipe)
     assert network_to_export(search) == final.network
-    trained, stored = read_network(final.network)
+    trained, stored, _ = read_network(final.network)
     assert stored == architecture
     assert evaluate(trained, DATA, TEST, search.task).metric == pytest.approx(final.test_metric)
-    model = log_model(search.tracking, study, result.best.number, trained, architecture, None)
+    model = log_model(search.tracking, shown.children[result.best.number].info.run_id, trained, architecture)
     assert model.max_difference < 1e-5
     assert len(read_study(search).trials) == 8
 

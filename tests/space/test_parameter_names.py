@@ -17,7 +17,7 @@ ANY = st.sampled_from(list(SPACES.values())).flatmap(lambda space: architectures
 MANY_NODES = {
     **SPACES,
     "many nodes": CellSpace(("skip_connect", "nor_conv_1x1"), nodes=12),
-    "many blocks": AnytimeSpace(("skip_connect",), nodes=(9, 10, 101), max_inputs=1, scales=(1,)),
+    "many blocks": AnytimeSpace(("skip_connect",), nodes=(9, 10, 100), max_inputs=1, scales=(1,)),
 }
 
 

@@ -176,6 +176,6 @@ def test_only_a_worker_runs_one_trial_at_a_time(tmp_path, monkeypatch):
     )
     search = Job(str(tmp_path / "threads.py")).search()
     assert search.n_jobs == 2, "`optuna-nas run` without workers does what the study says"
-    monkeypatch.setattr(worker, "work", lambda search, listener, closes: search.n_jobs)
+    monkeypatch.setattr(worker, "work", lambda search, listener, **options: search.n_jobs)
     monkeypatch.setenv("OPTUNA_NAS_GPU_SHARE", "1")  # which a worker sets
     assert worker.be_worker(search) == 1
