@@ -149,7 +149,7 @@ for x, y in loader:
     accelerator.backward(nn.functional.cross_entropy(model(x), y))
     optimizer.step()
     steps += 1
-print(f"rank {accelerator.process_index} of {accelerator.num_processes}: {steps} steps", flush=True)
+print(f"rank {accelerator.process_index} of {accelerator.num_processes}: {steps} steps\\n", end="", flush=True)
 accelerator.end_training()
 """
 
@@ -168,7 +168,7 @@ for _ in range(3):
     nn.functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)).backward()
     optimizer.step()
     steps += 1
-print(f"rank {rank} of {size}: {steps} steps", flush=True)
+print(f"rank {rank} of {size}: {steps} steps\\n", end="", flush=True)
 distributed.destroy_process_group()
 """
 
