@@ -177,13 +177,11 @@ def read_network(path: str | Path, device: str = "cpu") -> NetworkFile:
                 raise ValueError(f"its architecture has {params} parameters but it holds {n_weights}")
             path_of = {old: path for path, old in architecture.space.old_names().items()}
             mixing = {path_of.get(path, path): of_path for path, of_path in mixing.items()}
-            network: nn.Module = DiscreteNetwork(
-                architecture, mixing=None if description.get("mixing") is None else mixing
-            )
+            discrete = DiscreteNetwork(architecture, mixing=None if description.get("mixing") is None else mixing)
+            weights, masks = discrete.own_tensors(weights), discrete.own_tensors(masks)
+            network: nn.Module = discrete
         else:
             network = cast("ModelSpace", architecture.space).build(architecture)
-        if isinstance(network, DiscreteNetwork):
-            weights, masks = network.own_tensors(weights), network.own_tensors(masks)
         check_tensors(weights, network.state_dict())
         _check_masks(masks, dict(network.named_parameters()))
         network.load_state_dict(weights)

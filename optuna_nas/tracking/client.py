@@ -111,13 +111,12 @@ class Client:
 
     def experiment_of(self, name: str, uid: str) -> str | None:
         """Return the id of the experiment that has the run of a study, first that of a name; None without one."""
-        named = self.mlflow.get_experiment_by_name(name)
-        others = [experiment.experiment_id for experiment in self.mlflow.search_experiments()]
         condition = f"tags.`optuna_nas.study_uid` = '{uid}' and tags.`optuna_nas.kind` = 'study'"
-        for ids in ([named.experiment_id] if named else [], others):
-            if ids and (found := self.mlflow.search_runs(ids, condition, max_results=1)):
-                return str(found[0].info.experiment_id)
-        return None
+        named = self.mlflow.get_experiment_by_name(name)
+        found = self.mlflow.search_runs([named.experiment_id], condition, max_results=1) if named else []
+        if not found and (others := [other.experiment_id for other in self.mlflow.search_experiments()]):
+            found = self.mlflow.search_runs(others, condition, max_results=1)
+        return str(found[0].info.experiment_id) if found else None
 
     def find_experiment(self, name: str) -> str:
         """Return the id of an experiment, created if missing; the artifacts of a SQLite file are stored beside it."""

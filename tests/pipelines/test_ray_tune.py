@@ -25,7 +25,6 @@ from optuna_nas import (
 pytestmark = [
     pytest.mark.pipeline,
     pytest.mark.process,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # by MLflow
     pytest.mark.filterwarnings("ignore:::ray.*"),  # Ray's own, of what it will change
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of files that Ray's processes log to
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # the same, when collected
