@@ -314,21 +314,12 @@ def train_in_full(
         return _read(file, record)
     network = space.build(architecture, seed=recipe.seed)
     on_device = data.to(choose_device(device))
-    curve = stem.with_suffix(".curve")
-
-    def epoch_ended(epoch: EpochResult) -> None:
-        with curve.open("a") as lines:
-            lines.write(json.dumps(_point(epoch, task)) + "\n")
-        if on_epoch is not None:
-            on_epoch(epoch)
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
     result = train(
         network,
         on_device,
         recipe,
         task,
-        on_epoch=epoch_ended,
+        on_epoch=on_epoch,
         on_step=on_step,
         checkpoint=stem.with_suffix(".checkpoint"),
         configuration=configuration,
@@ -341,11 +332,17 @@ def train_in_full(
     save_network(file, network, architecture, owner, Deployment.of(data, task))
     params, validated = architecture.cost().params, result.last.validation_metric
     final = FinalTraining(
-        file, task.metric, validated, tested, params, result.seconds, _points(curve), _settings(architecture, recipe)
+        file,
+        task.metric,
+        validated,
+        tested,
+        params,
+        result.seconds,
+        [_point(epoch, task) for epoch in result.history],
+        _settings(architecture, recipe),
     )
     record.write_text(json.dumps({key: value for key, value in final._asdict().items() if key != "network"}))
-    for left in (stem.with_suffix(".checkpoint"), curve):
-        left.unlink(missing_ok=True)
+    stem.with_suffix(".checkpoint").unlink(missing_ok=True)
     return final
 
 
@@ -369,12 +366,6 @@ def _point(epoch: EpochResult, task: Task) -> dict[str, float]:
     metrics = {"epoch": epoch.epoch, "train_loss": epoch.train_loss, "validation_loss": epoch.validation_loss}
     metrics |= {task.metric: epoch.validation_metric, "learning_rate": epoch.learning_rate}
     return metrics if epoch.train_metric is None else metrics | {f"train_{task.metric}": epoch.train_metric}
-
-
-def _points(curve: Path) -> list[dict[str, float]]:
-    """Return the metrics of all epochs; of one that was trained again after an interruption, the later ones."""
-    points = {point["epoch"]: point for point in map(json.loads, curve.read_text().splitlines())}
-    return [points[epoch] for epoch in sorted(points)]
 
 
 def _settings(architecture: Architecture, recipe: Recipe) -> dict[str, Any]:

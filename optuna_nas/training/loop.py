@@ -94,6 +94,7 @@ class TrainingResult:
         skipped_steps: Number of steps that were skipped since loss or gradient was not finite.
         accumulation: Number of parts of a batch whose gradients are accumulated: 2 if a whole batch did not fit the
             memory, otherwise 1.
+        history: Results of all epochs, also of those before an interruption.
 
     Example:
         >>> from optuna_nas.training import EpochResult, TrainingResult
@@ -107,6 +108,7 @@ class TrainingResult:
     peak_memory_bytes: int
     skipped_steps: int
     accumulation: int
+    history: tuple[EpochResult, ...] = ()
 
 
 @runtime_checkable
@@ -350,7 +352,8 @@ class _Training:
             if self._epoch < self._recipe.epochs:
                 adapt(result)
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
-        return TrainingResult(self._history[-1], self._seconds, peak, self._skipped, self._accumulation)
+        last, history = self._history[-1], tuple(self._history)
+        return TrainingResult(last, self._seconds, peak, self._skipped, self._accumulation, history)
 
     def _train_step(self, batch: Any) -> None:
         """Do one step; if the batch does not fit the memory, halve this and all later batches."""
