@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from contextlib import suppress
-from pathlib import Path
 
 from optuna_nas.cli.console import console
 from optuna_nas.search.study_file import UsageError
@@ -41,9 +39,3 @@ def start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
     log.seek(0)
     last = log.read().decode(errors="replace").strip().splitlines()[-1:]
     raise UsageError(f"`--port` must be free for MLflow but it did not start on {port} {last}; try another.")
-
-
-def program() -> str:
-    """Return the command that calls this program again, with its path if it is not on the search path."""
-    called = Path(sys.argv[0])
-    return str(called) if called.name == "optuna-nas" and shutil.which(called.name) is None else "optuna-nas"

@@ -15,7 +15,7 @@ from optuna_nas.objective.protocol import metric_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
-from optuna_nas.search.config import MAX_TRIALS
+from optuna_nas.search.checks import MAX_TRIALS
 from optuna_nas.search.runner import run
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.leaderboard import spent_seconds
