@@ -54,6 +54,8 @@ class Display:
             self._opened()
             if console.is_terminal:
                 if self._model is None:
+                    if fraction >= 1:
+                        return
                     self._model = self._bars.add_task(what, total=100, note="")
                 self._bars.update(self._model, description=what, completed=round(100 * fraction))
                 if fraction >= 1:

@@ -60,7 +60,7 @@ class JSONLines:
 
     def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
         """Print number and costs of a trial."""
-        self._print("trial_started", trial=trial.number, params=trial.params, **metrics)
+        self._print("trial_started", trial=trial.number, params=trial.params, costs=dict(metrics))
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
         """Print the metrics of an epoch."""

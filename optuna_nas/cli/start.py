@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from optuna_nas.cli.application import command
 from optuna_nas.cli.console import console, print_line
+from optuna_nas.cli.json_lines import print_json
 from optuna_nas.cli.options import AsJSON, Debug, program, strategies, to_copy
 from optuna_nas.search.new_study import DATA, SKELETONS, STRATEGIES_OF, NewStudy
 from optuna_nas.search.study_file import YAML_SUFFIXES, UsageError
@@ -97,7 +97,7 @@ def list_studies(
         found = listing.studies_in(folder) if storage is None else listing.studies_of(storage)
     if as_json:
         for one in found:
-            print(json.dumps(one._asdict(), default=str))
+            print_json("study", **{name: value for name, value in one._asdict().items() if name != "storage"})
         return
     if not found:
         console.print(f"No study in {folder if storage is None else 'the storage'} yet.")

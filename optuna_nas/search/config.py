@@ -322,20 +322,27 @@ class Search:
         return replace(self, strategy=strategy, sampler=None, pruner=None, directions=None, **changes)
 
     def run(self, listener: SearchListener | None = None) -> SearchResult:
-        """Run the search to its total of trials and sum it up: `optuna_nas.run(search)`.
+        """Run the search to its total of trials and sum it up: `optuna_nas.run(search)`, with a bar in a notebook.
 
         Ctrl-C, or the notebook's stop button, ends after the running trial. Whatever was interrupted goes on when the
         search is run again.
 
         Args:
-            listener: Listener of the trials, such as a progress display.
+            listener: Listener of the trials, such as a progress display; by default a bar in a notebook, else none.
 
         Raises:
             ValueError, ConnectionError: As `optuna_nas.run`.
         """
+        from optuna_nas.search.notebook import NotebookBar, in_notebook
         from optuna_nas.search.runner import run  # which runs what is put together here
 
-        return run(self, listener)
+        if listener is not None or not in_notebook():
+            return run(self, listener)
+        bar = NotebookBar(self.shown_total)
+        try:
+            return run(self, bar)
+        finally:
+            bar.close()
 
     def setting(self) -> dict[str, Any]:
         """Return the settings that must not change when a study is resumed, as JSON values."""
