@@ -8,6 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import optuna
+
 from optuna_nas.space.notebook import html_table, html_text
 from optuna_nas.storage.leaderboard import best_trial, leaderboard
 from optuna_nas.storage.quota import counted_trials
@@ -52,6 +54,8 @@ class NotebookBar:
         self._trials, self._done = trials, 0
         self._best, self._running, self._now = "", "", "opening the study"
         self._started = time.monotonic()
+        self._verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(max(self._verbosity, optuna.logging.WARNING))  # the bar says what its lines say
         self._last_shown = 0.0
         self._handle = display(self._html(), display_id=True)
 
@@ -109,6 +113,7 @@ class NotebookBar:
 
     def close(self) -> None:
         """Show the last state, in which nothing runs any more."""
+        optuna.logging.set_verbosity(self._verbosity)
         with self._lock:
             self._running = self._now = ""
             self._show(now=True)

@@ -122,7 +122,7 @@ class Space(ABC):
         """Return what a notebook shows: how many architectures there are, and the options of every path."""
         from optuna_nas.space.notebook import html_table
 
-        rows = [(path, ", ".join(options)) for path, options in self.options().items()]
+        rows = [(path, ", ".join(map(str, options))) for path, options in self.options().items()]
         cells = "" if self.core is self else f" of {type(self.core).__name__}"
         return html_table(f"{type(self).__name__}{cells}: {self.size:,} architectures", ("path", "options"), rows)
 
