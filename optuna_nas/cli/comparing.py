@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,8 @@ def compare(
             raise UsageError(f"`--strategy` must go with one study but there are {len(studies)}; leave out the others.")
 
         def make(seed: int) -> list[Search]:
-            searches = [load(study, [*(settings or []), f"seed={seed}"]) for study in studies]
+            loaded = (load(study, [*(settings or []), f"seed={seed}"]) for study in studies)
+            searches = [replace(search, command=same_command()) for search in loaded]
             return comparison.by_strategies(searches[0], strategy, spending) if strategy else searches
 
         first = make(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,6 @@ from optuna_nas.cli.application import command
 from optuna_nas.cli.console import console, ctrl_c, print_line
 from optuna_nas.cli.display import Display
 from optuna_nas.cli.json_lines import print_json, result_values
-from optuna_nas.cli.mlflow_server import start_mlflow
 from optuna_nas.cli.options import AsJSON, Debug, MLflow, Name, Settings, Storage, StudyFile, renamed, to_copy
 from optuna_nas.cli.result import print_result
 from optuna_nas.search.study_file import UsageError, load
@@ -126,6 +124,10 @@ def view(
     """Open a study or a comparison in MLflow; starts MLflow's server if the tracking URI is a database."""
     with console.status("Loading PyTorch and the study ..."):
         address, tracker = _view(study, renamed(settings, name), storage, mlflow, f"http://127.0.0.1:{port}")
+    import webbrowser
+
+    from optuna_nas.cli.mlflow_server import start_mlflow  # which loads clients of HTTP, as a browser does
+
     server = start_mlflow(tracker.store_uri, port) if not tracker.served else None
     with ctrl_c() as pressed:  # an exception raised while the browser opens may be lost
         console.print(f"Opening {address}", soft_wrap=True)

@@ -7,8 +7,6 @@ import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from optuna_nas.space.reading import plain
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -56,6 +54,8 @@ def checked_count(name: str, value: Any) -> int:
     Raises:
         ValueError: It is no integer, or less than 1.
     """
+    from optuna_nas.space.reading import plain  # which loads NumPy and all spaces; the terminal's help needs none
+
     value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` must be an integer of at least 1 but got {value}.")
