@@ -111,7 +111,9 @@ def shown_errors(debug: bool, given: Mapping[str, str]) -> Iterator[None]:
 
 
 def with_flags(message: str, given: Mapping[str, str]) -> str:
-    """Return a message in which arguments are called by the flags that a person gave.
+    """Return a message in which the argument that it begins with is called by the flag that a person gave.
+
+    A message that begins with a place in a file is about what stands there.
 
     Args:
         message: Message with names in backticks.
@@ -122,7 +124,7 @@ def with_flags(message: str, given: Mapping[str, str]) -> str:
         >>> with_flags("`trials` must be an integer of at least 1 but got 0.", {"trials": "--trials"})
         '`--trials` must be an integer of at least 1 but got 0.'
     """
-    return re.sub(r"`(\w+)`", lambda found: f"`{given.get(found[1], found[1])}`", message)
+    return re.sub(r"^`(\w+)`", lambda found: f"`{given.get(found[1], found[1])}`", message)
 
 
 @contextmanager

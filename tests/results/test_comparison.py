@@ -205,9 +205,9 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "other.py").write_text(STUDY.replace("NAME", "other").replace("epochs: int = 2", "epochs: int = 3"))
     (tmp_path / "seedless.py").write_text(STUDY.replace("seed: int = 0, ", "").replace("seed=seed", "seed=0"))
     for arguments, sentence in (
-        (("one.py", "--budget", "hours=1"), "`budget` must be such as"),
+        (("one.py", "--budget", "hours=1"), "`--budget` must be such as"),
         (("one.py", "other.py"), "`recipe` must be the same in all studies"),
-        (("one.py", "--seeds", "0"), "`seeds` must be at least 1"),
+        (("one.py", "--seeds", "0"), "`--seeds` must be at least 1"),
         (("seedless.py",), "`--set` must be NAME=VALUE for an argument of `search`"),
     ):
         done = nas("compare", *arguments, "--no-mlflow")
