@@ -56,7 +56,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in self.commands and not args[0].startswith("-"):
+        if args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             known = ", ".join(self.commands)
             way = similar(args[0], self.commands) or f"; known: {known}."
             raise WrongUse(f"`{NAME}` must be followed by a command but {args[0]!r} is none{way}")

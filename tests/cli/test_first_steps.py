@@ -170,6 +170,19 @@ def test_quiet_shows_the_result_only(folder):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(("typed", "completed"), [
+    ("optuna-nas li", "list"), ("optuna-nas run a.py --strategy hm", "hmnas"),
+    ("optuna-nas init --data fas", "fashion_mnist"),
+    ("optuna-nas nothing x", ""),
+])  # fmt: skip
+def test_a_shell_completes_commands_and_names(typed, completed):
+    program = "import sys; sys.argv[0] = 'optuna-nas'; from optuna_nas.cli import main; main()"
+    asked = {"_OPTUNA_NAS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | asked, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (completed, "")
+
+
+@pytest.mark.process
 def test_in_a_terminal_ctrl_c_says_its_sentence_above_the_bars(folder):
     """The sentence is whole, the bars are drawn below it again, and the note of the opening has ended."""
     ours, theirs = pty.openpty()
