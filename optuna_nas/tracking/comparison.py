@@ -9,7 +9,7 @@ from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute
 from optuna_nas.storage.plain import visible
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import DEFAULT_EXPERIMENT
-from optuna_nas.tracking.view import LOCAL_SERVER, page_url, plain_url, strategies_view, view_key
+from optuna_nas.tracking.view import LOCAL_SERVER, page_url, plain_url, strategies_view, view_key, view_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.tracker import MLflowTracker
 
 KIND = "comparison"
+PREFIX = "compare-"
+"""Beginning of the name of a comparison's experiment."""
+_STATE = "mlflow.sharedViewState."
 
 
 def save_comparison(
@@ -69,8 +72,32 @@ def save_comparison(
         client.set_terminated(run_id)
         key = f"{KIND}_{attribute(studies[0].user_attrs, UID_ATTRIBUTE, KIND)}"
         view = json.dumps(strategies_view(maximize=maximize))
-        client.set_experiment_tag(experiment.experiment_id, f"mlflow.sharedViewState.{view_key(key)}", view)
+        client.set_experiment_tag(experiment.experiment_id, f"{_STATE}{view_key(key)}", view)
     return page_url(tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, key, metric, maximize=maximize)
+
+
+def find_comparison(tracker: MLflowTracker, local_server: str = LOCAL_SERVER) -> str:
+    """Return the URL of the view of a comparison that `save_comparison` has written before.
+
+    Args:
+        tracker: Tracker with the experiment of the comparison.
+        local_server: URL of the server of a database.
+
+    Raises:
+        ValueError: MLflow has no comparison of that name.
+        ConnectionError: MLflow does not answer.
+    """
+    begin = f"{_STATE}{view_key(f'{KIND}_')}"
+    with connected(tracker.store_uri) as client:
+        experiment = client.get_experiment_by_name(tracker.experiment or DEFAULT_EXPERIMENT)
+        views = [tag for tag in (experiment.tags if experiment else ()) if tag.startswith(begin)]
+        if experiment is None or not views:
+            raise ValueError(
+                f"`study` must be a study or a comparison but MLflow has no comparison {tracker.experiment!r}; run "
+                "`optuna-nas compare`, or name the right database with --mlflow."
+            )
+    uid = f"{KIND}_{views[-1].removeprefix(begin)}"
+    return view_url(tracker.tracking_uri, local_server, experiment.experiment_id, uid)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
