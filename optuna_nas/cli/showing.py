@@ -86,9 +86,10 @@ def mirror(
         opened, tracker, shown = _named_study(study, storage), MLflowTracker(mlflow), {}
     total = sum(trial.state.is_finished() for trial in opened.get_trials(deepcopy=False))
     with Display(total) as display:
-        tracker.rebuild(opened, on_progress=display.mirrored, **shown)
+        address = tracker.rebuild(opened, on_progress=display.mirrored, **shown)
     print_line("In MLflow", f"{total} trials of {opened.study_name}")
-    print_line("See it", to_copy("view", study, storage=storage, mlflow=mlflow, settings=settings))
+    seen = to_copy("view", study, storage=storage, mlflow=mlflow, settings=settings)
+    print_line("See it", address if tracker.served else seen)
 
 
 def _named_study(name: str, storage: str | None) -> Study:
