@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 if TYPE_CHECKING:
@@ -53,3 +54,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"]({'../' * depth}{target}{anchor})"
 
     return re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)", link, markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> None:
+    """Refuse a page that would fetch something from elsewhere when it is read."""
+    if found := re.search(
+        r'<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|preload)")[^>]*"https?:[^>]*>', output
+    ):
+        raise PluginError(f"{page.file.src_uri} must fetch nothing from elsewhere but has {found[0]}")

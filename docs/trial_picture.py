@@ -23,7 +23,7 @@ STEPS = (
 BESIDE = {
     0: ("One-shot model", "learns in rounds, shared by all"),
     1: ("Same function as before?", "then that trial's result is taken"),
-    2: ("Cannot win?", "PRUNED"),
+    2: ("Clearly behind?", "the trial ends as PRUNED"),
     4: ("After each epoch", "pruner, checkpoint, MLflow"),
     5: ("Optuna's storage", "what all workers and MLflow read"),
 }
