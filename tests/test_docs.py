@@ -390,6 +390,18 @@ def test_figures_are_those_of_the_benchmarks(name):
     assert numbers(said) - known == set()
 
 
+def test_means_of_strategies_are_those_of_the_benchmarks():
+    measured = (ROOT / "docs/strategies.md").read_text().replace("**", "")
+    means = re.findall(r"\d+\.\d+ \[\d[^]]*\]", measured)
+    assert len(means) > 15
+    benchmarks = BENCHMARKS.read_text().replace("**", "")
+    assert [mean for mean in means if mean not in benchmarks] == []
+    short = re.findall(r"(\d+\.\d+) \((\d+)\)", README.read_text().replace("**", ""))
+    assert len(short) > 15
+    without = [(mean, n) for mean, n in short if not re.search(rf"{mean}( \[[^]]*\])?, {n} ", measured)]
+    assert without == []
+
+
 def test_every_study_is_in_the_gallery_with_its_question():
     gallery = (ROOT / "docs/studies.md").read_text()
     rows = dict(re.findall(r"^\| \[`([\w.]+)`\]\([^)]*\) \| ([^|]+) \|", gallery, re.MULTILINE))
