@@ -218,6 +218,16 @@ def test_the_code_of_a_page_runs(ran, name):
             unregister_op("wide_conv_9x9")
 
 
+def test_the_study_of_the_readme_goes_from_run_to_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in blocks_of(README, "python") if "def search(" in block.text]
+    Path("net.py").write_text(block.text.replace("trials=20", "trials=2, tracking=None, pictures=False"))
+    for command in ("run", "train --recipe epochs=1", "export"):
+        done = here(command.split()[0], "net.py", *command.split()[1:])
+        assert done.exit_code == 0, done.output
+    assert list(tmp_path.glob("runs/net/exported/*.pt2"))
+
+
 @pytest.mark.pipeline
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
