@@ -85,12 +85,11 @@ def compare(
         address = save_comparison(
             mlflow_tracker,
             compared.studies,
-            first[0].space,
             compared.metric,
             compared.headings,
             [comparison.cells(row) for row in compared.rows],
             compared.figure(spending),
-            f"{seeds} seeds of every strategy, {budget} each; best first.",
+            f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
         )
         seen = to_copy("view", experiment, mlflow=mlflow)
         print_line("See it in MLflow", address if mlflow_tracker.served else seen)
@@ -107,6 +106,7 @@ def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: in
     for row in compared.rows:
         table.add_row(*comparison.cells(row))
     console.print(table)
+    console.print(compared.told, soft_wrap=True)
     compared.figure(budget).savefig(folder / "comparison.png")
     (folder / "comparison.json").write_text(comparison.as_json(compared))
     print_line("Files", f"{folder / 'comparison.png'}, {folder / 'comparison.json'}")

@@ -71,12 +71,15 @@ def mirror(
     settings = renamed(settings, name)
     if Path(study).is_file():
         from optuna_nas.search.opening import read_study
-        from optuna_nas.search.results import shown_in_mlflow
+        from optuna_nas.search.results import network_of, shown_in_mlflow
+        from optuna_nas.storage.leaderboard import best_trial
 
         with console.status("Loading PyTorch and the study ..."):
             search = load(Path(study), settings, storage, mlflow)
             opened, tracker = read_study(search), search.tracking or MLflowTracker()
-            shown: dict[str, Any] = dict(shown_in_mlflow(search))
+            best = best_trial(opened)
+            network = None if best is None else network_of(search, opened, best)
+            shown: dict[str, Any] = {**shown_in_mlflow(search), "network": network}
     else:
         opened, tracker, shown = _named_study(study, storage), MLflowTracker(mlflow), {}
     total = sum(trial.state.is_finished() for trial in opened.get_trials(deepcopy=False))

@@ -56,6 +56,24 @@ class SearchListener(TrialListener, Protocol):
         """Handle the end of all trials, before the remaining events are sent to MLflow."""
 
 
+LISTENED = ("trial_started", "epoch", "progress", "model_progress", "trial_finished", "closing")
+"""Methods of a `SearchListener`."""
+
+
+def check_listener(listener: SearchListener | None) -> None:
+    """Check that a listener can be told everything.
+
+    Raises:
+        ValueError: A method is missing.
+    """
+    missing = [name for name in LISTENED if not callable(getattr(listener, name, None))]
+    if listener is not None and missing:
+        raise ValueError(
+            f"`listener` must have the methods of a SearchListener but {type(listener).__name__} lacks "
+            f"{', '.join(missing)}; an MLflowTracker belongs in `Search(tracking=...)`."
+        )
+
+
 @runtime_checkable
 class TrainsModel(Protocol):
     """Protocol of samplers and pruners that train a one-shot model during a study."""

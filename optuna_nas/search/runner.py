@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_nas.objective.protocol import Binds, TrialRun
 from optuna_nas.objective.trial_training import OutOfMemory
 from optuna_nas.plots import plot_architecture
-from optuna_nas.search.config import training_parts
+from optuna_nas.search.config import check_listener, training_parts
 from optuna_nas.search.opening import WAIT_SECONDS, note_run, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.signals import handled
@@ -76,7 +76,7 @@ def run(
             trials was reached.
 
     Raises:
-        ValueError: The study exists with another space, data, recipe or direction.
+        ValueError: The study exists with another space, data, recipe or direction, or the listener lacks a method.
         ConnectionError: The storage or MLflow does not answer at the start.
 
     Example:
@@ -92,6 +92,7 @@ def run(
         >>> len(result.study.trials), result.best.value
         (3, 1.0)
     """
+    check_listener(listener)
     study = open_study(search)
     with closing(study), _present(search) as alone:
         # An sqlite file belongs to one machine: if no other process runs the study there, its running trials are dead.
@@ -101,7 +102,7 @@ def run(
         tracker = search.tracking
         if tracker is not None:
             tracker.start(study, **shown_in_mlflow(search))
-        status = "FAILED"
+        status, network = "FAILED", None
         try:
             running = _Run(search, study, tracker, listener, enough)
             missing = running.to_the_total()
@@ -109,12 +110,12 @@ def run(
                 note_run(study, search, running.ended)
             result = summarise(search, study, judge=not missing)
             result = replace(result, interrupted=missing > 0, missing=missing, ended=running.ended)
-            status = "KILLED" if result.interrupted else "FINISHED"
+            status, network = "KILLED" if result.interrupted else "FINISHED", result.network
         finally:
             if tracker is not None:
                 if listener is not None:
                     listener.closing()
-                tracker.finish(study, status=status)
+                tracker.finish(study, status, network)
         return result
 
 
@@ -170,6 +171,7 @@ def work(
 def _work(
     search: Search, listener: SearchListener | None, closes: bool, on_ended: Callable[[str], None] | None = None
 ) -> int:
+    check_listener(listener)
     study = open_study(search, create=False)
     if search.resolved_sampler is not None:
         search.resolved_sampler.reseed_rng()  # the samplers of other workers have the same seed

@@ -412,3 +412,10 @@ def test_every_trial_that_trains_has_its_picture_for_optunas_dashboard(search, t
     without = replace(search, name="plain", pictures=False, folder=tmp_path / "plain")
     run(without)
     assert not (tmp_path / "plain" / "artifacts").exists()
+
+
+@pytest.mark.parametrize("start", [run, work])
+def test_a_listener_that_cannot_be_told_everything_is_refused_at_once(search, start):
+    with pytest.raises(ValueError, match=r"MLflowTracker lacks progress, model_progress, closing; .*tracking="):
+        start(search, MLflowTracker())
+    assert not search.resolved_folder().exists()
