@@ -73,15 +73,19 @@ class Display:
 
     def closing(self) -> None:
         """Show that the last records are written to MLflow."""
+        self._end_bars()
         if console.is_terminal:
-            with self._lock:
-                self._opened()
-                for task in (*self._running.values(), *([] if self._model is None else [self._model])):
-                    self._bars.remove_task(task)  # of trials that were interrupted
-                self._running, self._model = {}, None
             self._bars.add_task("writing to MLflow", total=None, note="")
         else:
             console.print("Writing the last records to MLflow ...")
+
+    def _end_bars(self) -> None:
+        """Remove the bars of what does not run any more, such as an interrupted trial."""
+        with self._lock:
+            self._opened()
+            for task in (*self._running.values(), *([] if self._model is None else [self._model])):
+                self._bars.remove_task(task)
+            self._running, self._model = {}, None
 
     def __enter__(self) -> Display:
         self._bars.start()
@@ -89,6 +93,7 @@ class Display:
         return self
 
     def __exit__(self, *unused: object) -> None:
+        self._end_bars()
         self._bars.stop()
 
     def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
@@ -109,6 +114,7 @@ class Display:
 
     def mirrored(self, n_done: int) -> None:
         """Show the number of trials in MLflow as a bar, or as a line every few seconds."""
+        self._opening = False
         if console.is_terminal:
             self._bars.update(self._total, completed=n_done, description="to MLflow", note="")
         elif time.monotonic() - self._last_line > SLOW_EPOCH_SECONDS:
@@ -118,6 +124,7 @@ class Display:
     def final_epoch(self, result: EpochResult) -> None:
         """Move the bar of a final training, or print a line per epoch."""
         note = f"validation {result.validation_metric:.4f}, loss {result.train_loss:.4f}, {result.seconds:.1f} s"
+        self._opening = False
         if console.is_terminal:
             self._bars.update(self._total, completed=result.epoch, description="epochs", note=note)
         else:

@@ -17,6 +17,7 @@ from optuna_nas.cli.options import (
     Name,
     Settings,
     Storage,
+    Strategy,
     StudyFile,
     renamed,
     same_command,
@@ -50,6 +51,7 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="Torch device; auto for a GPU if there is one.")] = "auto",
     name: Name = None,
+    strategy: Strategy = None,
     storage: Storage = None,
     settings: Settings = None,
     debug: Debug = False,
@@ -57,7 +59,7 @@ def train(
     """Train the best architecture of a study, or another one, from scratch; resumes an interrupted training."""
     settings = renamed(settings, name)
     with console.status("Loading PyTorch and the study ..."):
-        search = load(study, settings, storage)
+        search = load(study, settings, storage, strategy=strategy)
         from optuna_nas.results import final_training as final
         from optuna_nas.training.loop import TrainingStopped
 
@@ -89,7 +91,7 @@ def train(
         print_line(f"Test {result.metric}", f"{result.test_metric:.4f} on the test split")
     print_line("Network", f"{result.network}, read it with optuna_nas.load_network")
     _log_final(search, result)
-    print_line("Export it", to_copy("export", study, storage=storage, settings=settings))
+    print_line("Export it", to_copy("export", study, strategy=strategy, storage=storage, settings=settings))
 
 
 @command()
@@ -106,6 +108,7 @@ def export(
     register: Annotated[str | None, typer.Option(help="Name in MLflow's model registry, with --format mlflow.")] = None,
     alias: Annotated[str | None, typer.Option(help="Alias of the registered version, such as champion.")] = None,
     name: Name = None,
+    strategy: Strategy = None,
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
@@ -114,7 +117,7 @@ def export(
     """Export the newest final network of a study, or that of its best trial, and check its predictions."""
     settings = renamed(settings, name)
     with console.status("Loading PyTorch and the study ..."):
-        search = load(study, settings, storage, mlflow)
+        search = load(study, settings, storage, mlflow, strategy=strategy)
         from optuna_nas.networks.export import SUFFIXES, export_network
         from optuna_nas.networks.files import read_network
         from optuna_nas.results import final_training as final

@@ -15,10 +15,22 @@ from optuna_nas.search.checks import STRATEGIES
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+
+def strategies() -> list[str]:
+    """Return the names of strategies, which shells complete."""
+    return list(STRATEGIES)
+
+
 StudyFile = Annotated[
     Path, typer.Argument(help="Python file with a function `search()` that returns a `Search`, or YAML file.")
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the study, and of its folder in `runs`, instead of its own.")]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(strategies())}: instead of the study's sampler and pruner.", autocompletion=strategies
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,11 +48,6 @@ AsJSON = Annotated[
     bool, typer.Option("--json", help="Print JSON, one object a line; the last is the result. --quiet prints no other.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-def strategies() -> list[str]:
-    """Return the names of strategies, which shells complete."""
-    return list(STRATEGIES)
 
 
 def renamed(settings: list[str] | None, name: str | None) -> list[str]:

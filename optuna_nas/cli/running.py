@@ -27,10 +27,10 @@ from optuna_nas.cli.options import (
     Quiet,
     Settings,
     Storage,
+    Strategy,
     StudyFile,
     renamed,
     same_command,
-    strategies,
     to_copy,
 )
 from optuna_nas.cli.result import print_result
@@ -48,12 +48,7 @@ if TYPE_CHECKING:
 def run(
     study: StudyFile,
     trials: Annotated[int | None, typer.Option(help="Total number of trials, instead of the study's.")] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{', '.join(strategies())}: instead of the study's sampler and pruner.", autocompletion=strategies
-        ),
-    ] = None,
+    strategy: Strategy = None,
     seconds: Annotated[
         float | None, typer.Option(help="Seconds of all trials together at which the search ends.")
     ] = None,
@@ -83,8 +78,8 @@ def run(
     """Run or resume a study until its total number of trials; with --workers, in several processes."""
     settings = renamed(settings, name)
     with _loading("the study", quiet or as_json):
-        job = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts)
-        job = replace(job, strategy=strategy, seconds=seconds, command=same_command())
+        job = _job(study, settings, strategy, trials, storage, mlflow, no_mlflow, artifacts)
+        job = replace(job, seconds=seconds, command=same_command())
         search = job.search()
     for flag, option in (("gpus-per-trial", gpus_per_trial), ("ray", ray)):
         if option is not None and workers is None:
@@ -93,9 +88,9 @@ def run(
         raise UsageError(
             "`torchrun` must start `optuna-nas worker` but started `run`; create the study, then start workers."
         )
-    go_on = to_copy("view", study, storage=storage, mlflow=mlflow, settings=settings)
+    go_on = to_copy("view", study, strategy=strategy, storage=storage, mlflow=mlflow, settings=settings)
     if search.tracking is None:
-        go_on = to_copy("report", study, storage=storage, settings=settings)
+        go_on = to_copy("report", study, strategy=strategy, storage=storage, settings=settings)
     if dry_run:
         _show_plan(search, workers or 1, as_json)
         return
@@ -173,6 +168,7 @@ def _loading(what: str, silent: bool) -> AbstractContextManager[object]:
 def _job(
     study: Path,
     settings: list[str],
+    strategy: str | None,
     trials: int | None,
     storage: str | None,
     mlflow: str | None,
@@ -182,13 +178,15 @@ def _job(
     """Return study and settings of a worker."""
     from optuna_nas.workers import Job
 
-    return Job(str(study), tuple(settings), trials, storage, mlflow, not no_mlflow, artifacts=artifacts)
+    mirrored = not no_mlflow
+    return Job(str(study), tuple(settings), trials, storage, mlflow, mirrored, artifacts=artifacts, strategy=strategy)
 
 
 @command()
 def create(
     study: StudyFile,
     name: Name = None,
+    strategy: Strategy = None,
     storage: Storage = None,
     settings: Settings = None,
     debug: Debug = False,
@@ -198,8 +196,8 @@ def create(
     with _loading("the study", False):
         from optuna_nas.search.opening import open_study
 
-        search = load(study, settings, storage)
-        worker_command = to_copy("worker", study, storage=storage, settings=settings)
+        search = load(study, settings, storage, strategy=strategy)
+        worker_command = to_copy("worker", study, strategy=strategy, storage=storage, settings=settings)
         open_study(replace(search, command=worker_command))
     print_line("Study", f"{search.name} is ready for workers.")
     print_line("Start one", worker_command)
@@ -209,6 +207,7 @@ def create(
 def worker(
     study: StudyFile,
     name: Name = None,
+    strategy: Strategy = None,
     storage: Storage = None,
     trials: Annotated[
         int | None, typer.Option(help="Total number of trials of all workers, instead of the study's.")
@@ -228,7 +227,7 @@ def worker(
     with _loading("the study", quiet):
         from optuna_nas.workers import be_worker
 
-        search = _job(study, settings, trials, storage, mlflow, no_mlflow, artifacts).search()
+        search = _job(study, settings, strategy, trials, storage, mlflow, no_mlflow, artifacts).search()
     with _listener(search, quiet, False) as listener:
         missing = be_worker(search, gpu_share, listener)
     if os.environ.get("RANK", "0") != "0":  # rank 0 of `torchrun` prints for all ranks
@@ -238,4 +237,4 @@ def worker(
         print_line("To resume", same_command())
         raise typer.Exit(130)
     print_line("Total reached", f"{search.total} trials")
-    print_line("To see them", to_copy("report", study, storage=storage, settings=settings))
+    print_line("To see them", to_copy("report", study, strategy=strategy, storage=storage, settings=settings))

@@ -12,7 +12,7 @@ from optuna_nas.cli.application import command
 from optuna_nas.cli.console import console, ctrl_c, print_line
 from optuna_nas.cli.display import Display
 from optuna_nas.cli.json_lines import print_json, result_values
-from optuna_nas.cli.options import AsJSON, Debug, MLflow, Name, Settings, Storage, StudyFile, renamed, to_copy
+from optuna_nas.cli.options import AsJSON, Debug, MLflow, Name, Settings, Storage, Strategy, StudyFile, renamed, to_copy
 from optuna_nas.cli.result import print_result
 from optuna_nas.search.study_file import UsageError, load
 
@@ -27,6 +27,7 @@ def report(
     study: StudyFile,
     output: Annotated[Path | None, typer.Option(help="Folder of the report, instead of the study's.")] = None,
     name: Name = None,
+    strategy: Strategy = None,
     storage: Storage = None,
     settings: Settings = None,
     as_json: AsJSON = False,
@@ -35,7 +36,7 @@ def report(
     """Show the leaderboard of an existing study, and write its report as HTML and Markdown."""
     settings = renamed(settings, name)
     with console.status("Loading PyTorch and the study ..."):
-        search = load(study, settings, storage)
+        search = load(study, settings, storage, strategy=strategy)
         from optuna_nas.results.report import write_report
         from optuna_nas.search.opening import read_study
         from optuna_nas.search.results import summarise
@@ -45,8 +46,10 @@ def report(
     if not as_json:
         print_result(search, result)
     with console.status("Writing the report ..."):
-        files = write_report(search, output, to_copy("run", study, storage=storage, settings=settings))
-    next_one = to_copy("train", study, storage=storage, settings=settings)
+        files = write_report(
+            search, output, to_copy("run", study, strategy=strategy, storage=storage, settings=settings)
+        )
+    next_one = to_copy("train", study, strategy=strategy, storage=storage, settings=settings)
     if as_json:
         pages = {"report": str(files.page), "markdown": str(files.markdown)}
         print_json("result", **result_values(search, result), **pages, next=next_one)
@@ -60,6 +63,7 @@ def report(
 def mirror(
     study: Annotated[str, typer.Argument(help="Python or YAML file of a study, or name of any study in --storage.")],
     name: Name = None,
+    strategy: Strategy = None,
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
@@ -75,7 +79,7 @@ def mirror(
         from optuna_nas.storage.leaderboard import best_trial
 
         with console.status("Loading PyTorch and the study ..."):
-            search = load(Path(study), settings, storage, mlflow)
+            search = load(Path(study), settings, storage, mlflow, strategy=strategy)
             opened, tracker = read_study(search), search.tracking or MLflowTracker()
             best = best_trial(opened)
             network = None if best is None else network_of(search, opened, best)
@@ -86,7 +90,7 @@ def mirror(
     with Display(total) as display:
         address = tracker.rebuild(opened, on_progress=display.mirrored, **shown)
     print_line("In MLflow", f"{total} trials of {opened.study_name}")
-    seen = to_copy("view", study, storage=storage, mlflow=mlflow, settings=settings)
+    seen = to_copy("view", study, strategy=strategy, storage=storage, mlflow=mlflow, settings=settings)
     print_line("See it", address if tracker.served else seen)
 
 
@@ -119,6 +123,7 @@ def view(
     ],
     port: Annotated[int, typer.Option(help="Port of the MLflow server that is started.", min=1, max=65535)] = 5000,
     name: Name = None,
+    strategy: Strategy = None,
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
@@ -126,7 +131,7 @@ def view(
 ) -> None:
     """Open a study or a comparison in MLflow; starts MLflow's server if the tracking URI is a database."""
     with console.status("Loading PyTorch and the study ..."):
-        address, tracker = _view(study, renamed(settings, name), storage, mlflow, f"http://127.0.0.1:{port}")
+        address, tracker = _view(study, renamed(settings, name), strategy, storage, mlflow, f"http://127.0.0.1:{port}")
     import webbrowser
 
     from optuna_nas.cli.mlflow_server import start_mlflow  # which loads clients of HTTP, as a browser does
@@ -143,7 +148,7 @@ def view(
 
 
 def _view(
-    study: str, settings: list[str], storage: str | None, mlflow: str | None, local_server: str
+    study: str, settings: list[str], strategy: str | None, storage: str | None, mlflow: str | None, local_server: str
 ) -> tuple[str, MLflowTracker]:
     """Return the address of what is to be seen, and who knows where it is."""
     from optuna_nas.tracking import MLflowTracker
@@ -156,7 +161,7 @@ def _view(
         if storage is not None:
             tracker = MLflowTracker(mlflow)
             return tracker.find_view(_named_study(study, storage), local_server), tracker
-    search = load(Path(study), settings, storage, mlflow)
+    search = load(Path(study), settings, storage, mlflow, strategy=strategy)
     if search.tracking is None:
         raise UsageError(f"`tracking` of {study} must not be None to view MLflow; remove it from the study.")
     from optuna_nas.objective.protocol import metric_of

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -157,9 +158,11 @@ def test_events_and_result_are_json(folder):
     result = done[-1]
     assert (result["event"], result["trials"], result["interrupted"]) == ("result", 3, False)
     assert os.path.exists(result["network"])
-    assert result["next"] == "optuna-nas report tiny.py --set epochs=1 --set name=events"
+    assert result["next"] == "optuna-nas report tiny.py --strategy snas --set epochs=1 --set name=events"
     (again,) = json_lines(here("run", "tiny.py", "--json", "--quiet", *options))
-    assert again["best"] == result["best"]
+    (reported,) = json_lines(here(*shlex.split(result["next"])[1:], "--json"))
+    assert again["best"] == reported["best"] == result["best"]
+    assert os.path.exists(reported["report"])
 
 
 def test_quiet_shows_the_result_only(folder):
