@@ -44,25 +44,41 @@ class Display:
             disable=not console.is_terminal,
         )
         self._running: dict[int, TaskID] = {}
-        self._models: dict[str, TaskID] = {}
+        self._model: TaskID | None = None  # one round is made at a time
+        self._opening = True
         self._last_line = time.monotonic()
 
-    def model_progress(self, name: str, fraction: float) -> None:
-        """Show the training of a one-shot model as a bar, or as a line every few seconds."""
+    def model_progress(self, what: str, fraction: float) -> None:
+        """Show what a one-shot model does as a bar, or as a line every few seconds."""
         with self._lock:
+            self._opened()
             if console.is_terminal:
-                if name not in self._models:
-                    self._models[name] = self._bars.add_task(f"{name} trains", total=100, note="")
-                self._bars.update(self._models[name], completed=round(100 * fraction))
+                if self._model is None:
+                    if fraction >= 1:
+                        return
+                    self._model = self._bars.add_task(what, total=100, note="")
+                self._bars.update(self._model, description=what, completed=round(100 * fraction))
                 if fraction >= 1:
-                    self._bars.remove_task(self._models.pop(name))
+                    self._bars.remove_task(self._model)
+                    self._model = None
             elif time.monotonic() - self._last_line > SLOW_EPOCH_SECONDS:
                 self._last_line = time.monotonic()
-                console.print(f"{name} trains: {100 * fraction:.0f} %", highlight=False)
+                console.print(f"{what}: {100 * fraction:.0f} %", highlight=False)
+
+    def _opened(self) -> None:
+        """End the note that the study is being opened."""
+        if self._opening:
+            self._opening = False
+            self._bars.update(self._total, note="")
 
     def closing(self) -> None:
         """Show that the last records are written to MLflow."""
         if console.is_terminal:
+            with self._lock:
+                self._opened()
+                for task in (*self._running.values(), *([] if self._model is None else [self._model])):
+                    self._bars.remove_task(task)  # of trials that were interrupted
+                self._running, self._model = {}, None
             self._bars.add_task("writing to MLflow", total=None, note="")
         else:
             console.print("Writing the last records to MLflow ...")
@@ -78,6 +94,7 @@ class Display:
     def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
         """Add a bar for a trial."""
         with self._lock:
+            self._opened()
             self._running[trial.number] = self._bars.add_task(f"trial {trial.number}", total=100, note="")
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:

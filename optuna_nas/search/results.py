@@ -70,6 +70,12 @@ class SearchResult:
     missing: int = 0
     ended: str | None = None
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from optuna_nas.search.notebook import result_html
+
+        return result_html(self)
+
 
 # -- summary --------------------------------------------------------------------------------------------------------
 
@@ -180,6 +186,11 @@ def shown_in_mlflow(search: Search) -> _Shown:
         "tags": {f"version.{name}": version for name, version in versions().items()}
         | ({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
     }
+
+
+def network_note(result: SearchResult) -> str:
+    """Return the line that gives the trained network of a result, in Markdown; empty if there is none."""
+    return "" if result.network is None else f'Its network: `optuna_nas.load_network("{result.network}")`'
 
 
 def _dataset_info(objective: Objective) -> DatasetInfo | None:

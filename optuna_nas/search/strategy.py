@@ -16,6 +16,17 @@ from optuna_nas.oneshot import GHN, HMNAS, SNAS, FreeScore, GHNRecipe, HMNASReci
 from optuna_nas.pruners import HMNASPruner
 from optuna_nas.pruners.only_where import OnlyWhere
 from optuna_nas.samplers import GHNSampler, PromotingSampler, SNASSampler
+from optuna_nas.search.checks import (
+    AUTO,
+    BY_GHN,
+    BY_HMNAS,
+    BY_SNAS,
+    FREE,
+    RANDOM,
+    STRATEGIES,
+    TPE,
+    check_one_of,
+)
 from optuna_nas.search.config import NO_OBJECTIVE
 from optuna_nas.space import CellSpace, ModelSpace
 from optuna_nas.training.task import LOSS
@@ -33,9 +44,6 @@ if TYPE_CHECKING:
     from optuna_nas.training.recipe import Recipe
     from optuna_nas.training.task import Task
 
-STRATEGIES = AUTO, FREE, BY_SNAS, BY_GHN, BY_HMNAS, TPE, RANDOM = (
-    "auto", "free", "snas", "ghn", "hmnas", "tpe", "random",
-)  # fmt: skip
 POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
 """Architectures of a pool, and of the pool of a search of fewer seconds."""
 PATIENCE = 20
@@ -155,8 +163,7 @@ def make_strategy(name: str, setting: Setting) -> Strategy:
         >>> make_strategy("auto", setting).explanation
         'tpe: Optuna proposes architectures (multivariate TPE), since nothing is known of their networks'
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"`strategy` must be one of {STRATEGIES} but got {name!r}.")
+    check_one_of("strategy", name, STRATEGIES)
     return _MAKERS[name](setting)
 
 

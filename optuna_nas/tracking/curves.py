@@ -15,6 +15,7 @@ from optuna_nas.storage.attributes import GPU_SECONDS, SURROGATE_SCORE, attribut
 from optuna_nas.storage.directions import better
 from optuna_nas.storage.leaderboard import can_win, spent_seconds
 from optuna_nas.tracking.records import Epoch, milliseconds
+from optuna_nas.tracking.view import SPENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -95,6 +96,7 @@ class StudyCurves:
         self._direction = direction
         self._best: float | None = None
         self._counts: Counter[TrialState] = Counter()
+        self._seconds = 0.0
         names = ("seconds_saved", "gpu_seconds_saved")
         self._spent: dict[str, defaultdict[TrialState, float]] = {name: defaultdict(float) for name in names}
 
@@ -108,10 +110,12 @@ class StudyCurves:
         self.numbers.append(trial.number)
         self._counts[trial.state] += 1
         self._spent["seconds_saved"][trial.state] += spent_seconds(trial)
+        self._seconds += spent_seconds(trial)
         self._spent["gpu_seconds_saved"][trial.state] += attribute(trial.user_attrs, GPU_SECONDS, 0)
         complete, pruned = (self._counts[state] for state in (TrialState.COMPLETE, TrialState.PRUNED))
         point = {"n_complete": complete, "n_pruned": pruned, "n_failed": self._counts[TrialState.FAIL]}
         values = {name: float(count) for name, count in point.items()} | {"pruned_share": pruned / len(self.numbers)}
+        values[SPENT] = self._seconds
         for name, spent in self._spent.items():
             mean = spent[TrialState.COMPLETE] / max(1, complete)
             if name == "seconds_saved" or mean:

@@ -155,8 +155,14 @@ class Mirror:
         self._trials.write_local(finished_trials(study))
         self._study.write_curves(study, set(self.local.finished))
 
-    def close(self, study: optuna.Study, status: str) -> None:
-        """Write everything that MLflow lacks and the leaderboard, mark the best trial, and end the study's run."""
+    def close(self, study: optuna.Study, status: str, note: str = "") -> None:
+        """Write everything that MLflow lacks and the leaderboard, mark the best trial, and end the study's run.
+
+        Args:
+            study: Study.
+            status: Status of its run.
+            note: Markdown text below the best value.
+        """
         self._trials.kill_running()
         finished = finished_trials(study)
 
@@ -169,8 +175,8 @@ class Mirror:
         rows = leaderboard(study, tuple(STATUSES))
         if rows and rows[0].can_win:
             self._trials.crown(rows[0].trial)
-            self._study.note_winner(rows)
+            self._study.note_result(study, rows, note)
         self._fits.end("FINISHED" if status == "RUNNING" else status)
-        self._study.save_view(study, self._trials.winner())
+        self._study.save_view(study, self._trials.winner(), ended=status == "FINISHED")
         self._study.save_leaderboard(rows)
         self._study.end(status)

@@ -239,7 +239,7 @@ class MLflowTracker:
         mirror.local.running.pop(trial.number, None)
         self._put(_Task(partial(mirror.trial_finished, study, trial)))
 
-    def finish(self, study: optuna.Study, status: str | None = "FINISHED") -> None:
+    def finish(self, study: optuna.Study, status: str | None = "FINISHED", note: str = "") -> None:
         """Write everything that MLflow lacks and the leaderboard, end the study's run, and stop the thread.
 
         Returns early, with a warning, if MLflow makes no progress for 30 seconds, or at Ctrl-C. If it takes longer than
@@ -249,10 +249,11 @@ class MLflowTracker:
             study: Study that was passed to `start`.
             status: `FINISHED`, or `KILLED` for an interrupted search; None for one of several workers, which writes
                 only its own trials.
+            note: Markdown text of the study's run below the best value, such as the file of the network.
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
-        close = partial(mirror.close_worker, study) if status is None else partial(mirror.close, study, status)
+        close = partial(mirror.close_worker, study) if status is None else partial(mirror.close, study, status, note)
         closed = self._put_awaited(close, pauses=RETRY_PAUSES)
         try:
             error = self._closing_error(mirror, closed)

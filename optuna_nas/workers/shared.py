@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_nas.objective.protocol import metric_of
-from optuna_nas.search.opening import open_study
+from optuna_nas.search.opening import note_run, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.stopping import Stopping
 from optuna_nas.storage.artifacts import artifact_store
@@ -128,6 +128,8 @@ class SharedStudy:
         if missing and not interrupted:
             ended = ended or Stopping(self.search.seconds, self.search.patience).reason(self.study)
             missing = 0 if ended is not None else missing
+        if ended is not None:
+            note_run(self.study, self.search, ended)
         if self.search.tracking is not None:
             if self._listener is not None:
                 self._listener.closing()

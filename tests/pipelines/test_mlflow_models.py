@@ -160,3 +160,46 @@ def test_mlflow_run_of_the_project_is_the_parent_of_the_study(tmp_path):
     (project,) = [run for run in runs if "mlflow.project.entryPoint" in run.data.tags]
     assert study.data.tags["mlflow.parentRunId"] == project.info.run_id
     assert project.info.status == "FINISHED"
+
+
+AUTOLOG = """
+import mlflow
+from sklearn.linear_model import LogisticRegression
+mlflow.set_tracking_uri(ADDRESS)
+mlflow.autolog(log_models=False, silent=True)
+import optuna_nas
+search = optuna_nas.Search.from_yaml("study.yaml", ["trials=2", "strategy=snas"])
+with mlflow.start_run(run_name="mine"):
+    LogisticRegression().fit([[0.0], [1.0]] * 4, [0, 1] * 4)
+    result = search.run()
+assert mlflow.active_run() is None
+LogisticRegression().fit([[0.0], [1.0]] * 4, [0, 1] * 4)
+print(result.best.value)
+"""
+
+
+def test_autolog_is_the_users_and_the_search_is_ours(tmp_path):
+    (tmp_path / "study.yaml").write_text(STUDY.replace("epochs: 4", "epochs: 1"))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", AUTOLOG.replace("ADDRESS", repr(uri))],
+        cwd=tmp_path,
+        env=os.environ | QUIET_MLFLOW,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    ours = sorted(run.data.tags["optuna_nas.kind"] for run in runs if "optuna_nas.kind" in run.data.tags)
+    assert ours == ["fit", "study", "trial", "trial"]
+    theirs = [run for run in runs if "optuna_nas.kind" not in run.data.tags]
+    assert all(run.data.tags["estimator_name"] == "LogisticRegression" for run in theirs)
+    assert all("training_accuracy_score" in run.data.metrics and "loss" not in run.data.metrics for run in theirs)
+    (mine,) = [run for run in theirs if run.info.run_name == "mine"]
+    assert len(theirs) == 2
+    (study,) = [run for run in runs if run.data.tags.get("optuna_nas.kind") == "study"]
+    assert study.data.tags["mlflow.parentRunId"] == mine.info.run_id
+    best = min(run.data.metrics["loss"] for run in runs if run.data.tags.get("optuna_nas.kind") == "trial")
+    assert best == float(done.stdout.split()[-1])

@@ -77,6 +77,39 @@ def test_the_table_by_hand():
     assert found.headings[1] == "best accuracy"
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        ([0.5], [0.4], "1 seed tells nothing about which strategy is better; at least 3"),
+        ([0.5, 0.6], [0.4, 0.5], "2 seeds tell nothing"),
+        ([0.9, 0.9, 0.9], [0.9, 0.9, 0.9], "found the same values: nothing can be told"),
+        ([0.9, 0.5, 0.7], [0.6, 0.7, 0.65], "a is 0.0500 ahead of b, which may be chance (paired"),
+        ([0.90, 0.91, 0.89], [0.80, 0.82, 0.78], "a is 0.1000 ahead of b, which is more than chance (paired"),
+    ],
+)
+def test_a_comparison_says_what_can_be_told(ours, theirs, told):
+    results = {"a": runs(*(study_of([v]) for v in ours)), "b": runs(*(study_of([v]) for v in theirs))}
+    assert told in judge(results, Budget("trials", 1)).told
+
+
+def test_strategies_that_propose_the_same_first_trials_are_named():
+    def study(*choices):
+        made = optuna.create_study(direction="maximize")
+        for choice in choices:
+            made.enqueue_trial({"op": choice})
+        made.optimize(lambda trial: float(trial.suggest_categorical("op", "abc") == "a"), n_trials=len(choices))
+        return made
+
+    results = {
+        "random": runs(study(*"abc"), study(*"bca")),
+        "tpe": runs(study(*"aba"), study(*"bcb")),
+        "own": runs(study(*"bbb"), study(*"bca")),
+    }
+    assert judge(results, Budget("trials", 3)).told.endswith(
+        "random and tpe propose the same first 2 trials in every seed."
+    )
+
+
 def test_errors_are_compared_by_who_has_the_smallest():
     values = {"a": [0.5, 0.7], "b": [0.6, 0.4]}
     results = {name: runs(study_of(found, direction="minimize")) for name, found in values.items()}

@@ -353,12 +353,12 @@ def trained_search(search, **changes):
 def test_a_sampler_that_trains_keeps_its_rounds_in_the_folder_and_says_how_far_it_is(search):
     search, heard = trained_search(search, pictures=False), []
     recorder = Recorder()
-    recorder.model_progress = lambda name, fraction: heard.append((name, fraction))
+    recorder.model_progress = lambda what, fraction: heard.append((what, fraction))
     result = run(search, recorder)
     assert counted_trials(result.study) == 6
     assert len(list((search.folder / "artifacts").iterdir())) == 2
     assert search.sampler.model.step == search.sampler.model.total_steps
-    assert {name for name, _ in heard} == {"SNASSampler"}
+    assert list(dict.fromkeys(what for what, _ in heard)) == [f"SNAS trains, round {n} of 3" for n in (1, 2, 3)]
     fractions = [fraction for _, fraction in heard]
     assert fractions.count(1.0) == 3
     assert 0 < min(fractions) < 0.3
@@ -412,3 +412,10 @@ def test_every_trial_that_trains_has_its_picture_for_optunas_dashboard(search, t
     without = replace(search, name="plain", pictures=False, folder=tmp_path / "plain")
     run(without)
     assert not (tmp_path / "plain" / "artifacts").exists()
+
+
+@pytest.mark.parametrize("start", [run, work])
+def test_a_listener_that_cannot_be_told_everything_is_refused_at_once(search, start):
+    with pytest.raises(ValueError, match=r"MLflowTracker lacks progress, model_progress, closing; .*tracking="):
+        start(search, MLflowTracker())
+    assert not search.resolved_folder().exists()

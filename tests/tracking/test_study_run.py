@@ -11,9 +11,14 @@ def test_the_study_shows_its_description_params_and_dataset(finished):
     mirror, _, _ = finished
     note = mirror.parent.data.tags["mlflow.note.content"]
     best = max((0, 3, 4, 5), key=value_of)
-    assert note.startswith("Which cell is *best*?\n\n**Best accuracy: ")
-    assert f"of trial {best}." in note
-    assert "4 complete, 1 pruned, 1 fail." in note
+    run = f"#/experiments/{mirror.experiment.experiment_id}/runs/{mirror.children[best].info.run_id}"
+    first, *_ = note.splitlines()
+    assert first.startswith(f"**Best accuracy: {value_of(best):.4g}**, of [trial {best}]({run}). Trials: ")
+    assert "4 complete, 1 pruned, 1 fail; 0 s of training." in first
+    assert note.endswith("\n\nWhich cell is *best*?")
+    numbers = mirror.parent.data.metrics
+    assert (numbers["best_trial"], numbers["n_pruned"]) == (best, 1)
+    assert 0 < numbers["seconds_spent"] < 60
     picture = f"get-artifact?path=architecture.png&run_uuid={mirror.children[best].info.run_id}"
     assert f"![the best architecture]({picture})" in note
     assert f"| 1 | {best} | {value_of(best):.4g} |" in note
