@@ -59,7 +59,7 @@ class Commands(TyperGroup):
         if args[0] not in self.commands and not args[0].startswith("-"):
             known = ", ".join(self.commands)
             way = similar(args[0], self.commands) or f"; known: {known}."
-            raise WrongUse(f"`{NAME}` must be followed by a command but {args[0]!r} is none{way}", ctx)
+            raise WrongUse(f"`{NAME}` must be followed by a command but {args[0]!r} is none{way}")
         return super().resolve_command(ctx, args)
 
 

@@ -80,7 +80,7 @@ def compare(
     if mlflow_tracker is not None:
         from optuna_nas.tracking.comparison import save_comparison
 
-        save_comparison(
+        address = save_comparison(
             mlflow_tracker,
             compared.studies,
             compared.metric,
@@ -89,7 +89,8 @@ def compare(
             compared.figure(spending),
             f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
         )
-        print_line("See it in MLflow", to_copy("view", experiment, mlflow=mlflow))
+        seen = to_copy("view", experiment, mlflow=mlflow)
+        print_line("See it in MLflow", address if mlflow_tracker.served else seen)
 
 
 def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: int, folder: Path) -> None:

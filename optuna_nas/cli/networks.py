@@ -23,12 +23,16 @@ from optuna_nas.cli.options import (
     shown_address,
     to_copy,
 )
+from optuna_nas.search.checks import check_one_of
 from optuna_nas.search.study_file import UsageError, load
 
 if TYPE_CHECKING:
     from optuna_nas.networks.files import NetworkFile
     from optuna_nas.results.final_training import FinalTraining
     from optuna_nas.search.config import Search
+
+MLFLOW = "mlflow"
+"""Format of a network that becomes a model in MLflow."""
 
 
 @command()
@@ -111,15 +115,18 @@ def export(
     settings = renamed(settings, name)
     with console.status("Loading PyTorch and the study ..."):
         search = load(study, settings, storage, mlflow)
-        from optuna_nas.networks.export import export_network
+        from optuna_nas.networks.export import SUFFIXES, export_network
         from optuna_nas.networks.files import read_network
         from optuna_nas.results import final_training as final
 
-        if register is not None and format != "mlflow":
-            raise UsageError(f"`--register` must go with --format mlflow but the format is {format!r}.")
+        if register is not None and format != MLFLOW:
+            raise UsageError(f"`--register` must go with --format mlflow but the format is {format!r}; add it.")
+        check_one_of("format", format, (*SUFFIXES, MLFLOW))
+        if network is not None and not network.is_file():
+            raise UsageError(f"`network` must be the file of a network but {network} is not there; give its path.")
         file = network or final.network_to_export(search)
         read = read_network(file)
-    if format == "mlflow":
+    if format == MLFLOW:
         _log_model(search, file, read, register, alias)
         return
     with console.status(f"Exporting {file} ..."):

@@ -73,19 +73,23 @@ def mirror(
     settings = renamed(settings, name)
     if Path(study).is_file():
         from optuna_nas.search.opening import read_study
-        from optuna_nas.search.results import shown_in_mlflow
+        from optuna_nas.search.results import network_of, shown_in_mlflow
+        from optuna_nas.storage.leaderboard import best_trial
 
         with console.status("Loading PyTorch and the study ..."):
             search = load(Path(study), settings, storage, mlflow)
             opened, tracker = read_study(search), search.tracking or MLflowTracker()
-            shown: dict[str, Any] = dict(shown_in_mlflow(search))
+            best = best_trial(opened)
+            network = None if best is None else network_of(search, opened, best)
+            shown: dict[str, Any] = {**shown_in_mlflow(search), "network": network}
     else:
         opened, tracker, shown = _named_study(study, storage), MLflowTracker(mlflow), {}
     total = sum(trial.state.is_finished() for trial in opened.get_trials(deepcopy=False))
     with Display(total) as display:
-        tracker.rebuild(opened, on_progress=display.mirrored, **shown)
+        address = tracker.rebuild(opened, on_progress=display.mirrored, **shown)
     print_line("In MLflow", f"{total} trials of {opened.study_name}")
-    print_line("See it", to_copy("view", study, storage=storage, mlflow=mlflow, settings=settings))
+    seen = to_copy("view", study, storage=storage, mlflow=mlflow, settings=settings)
+    print_line("See it", address if tracker.served else seen)
 
 
 def _named_study(name: str, storage: str | None) -> Study:

@@ -50,9 +50,9 @@ def init(
     if path.suffix not in (".py",) if python else path.suffix not in (*YAML_SUFFIXES, ".py"):
         ends = ".py, with --python," if python else f"{', '.join(YAML_SUFFIXES)} or .py"
         raise UsageError(f"`study` must be a file that ends with {ends} but is {path}; give another name.")
-    if path.exists() and not force:
-        raise _is_there(path)
     if data is space is strategy is None and sys.stdin.isatty() and console.is_terminal:
+        if path.exists() and not force:  # before anything is asked
+            raise _is_there(path)
         data = Prompt.ask("Data", console=console, choices=list(DATA), default=DATA[0])
         space = Prompt.ask(
             "What may be chosen", console=console, choices=list(SKELETONS), default=next(iter(SKELETONS))

@@ -133,7 +133,7 @@ def result_html(result: SearchResult) -> str:
             row.rank if row.can_win else "breaks a constraint",
             row.trial.number,
             *(("" if value is None else f"{value:.4f}") for value in (row.value, *([row.metric] if metrics else []))),
-            *(f"{row.numbers[name]:,.4g}" if name in row.numbers else "" for name in names),
+            *(f"{round(row.numbers[name], 1):,}" if name in row.numbers else "" for name in names),
         ]
         for row in rows[:MAX_ROWS]
     ]

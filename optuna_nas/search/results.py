@@ -188,11 +188,6 @@ def shown_in_mlflow(search: Search) -> _Shown:
     }
 
 
-def network_note(result: SearchResult) -> str:
-    """Return the line that gives the trained network of a result, in Markdown; empty if there is none."""
-    return "" if result.network is None else f'Its network: `optuna_nas.load_network("{result.network}")`'
-
-
 def _dataset_info(objective: Objective) -> DatasetInfo | None:
     data = getattr(objective, "data", None)
     if data is None:

@@ -24,7 +24,7 @@ from optuna_nas.objective.trial_training import OutOfMemory
 from optuna_nas.plots import plot_architecture
 from optuna_nas.search.config import check_listener, training_parts
 from optuna_nas.search.opening import WAIT_SECONDS, note_run, open_study
-from optuna_nas.search.results import SearchResult, network_note, shown_in_mlflow, summarise
+from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.signals import handled
 from optuna_nas.search.stopping import Stopping
 from optuna_nas.search.torchrun import follow, lead
@@ -102,7 +102,7 @@ def run(
         tracker = search.tracking
         if tracker is not None:
             tracker.start(study, **shown_in_mlflow(search))
-        status, note = "FAILED", ""
+        status, network = "FAILED", None
         try:
             running = _Run(search, study, tracker, listener, enough)
             missing = running.to_the_total()
@@ -110,12 +110,12 @@ def run(
                 note_run(study, search, running.ended)
             result = summarise(search, study, judge=not missing)
             result = replace(result, interrupted=missing > 0, missing=missing, ended=running.ended)
-            status, note = "KILLED" if result.interrupted else "FINISHED", network_note(result)
+            status, network = "KILLED" if result.interrupted else "FINISHED", result.network
         finally:
             if tracker is not None:
                 if listener is not None:
                     listener.closing()
-                tracker.finish(study, status, note)
+                tracker.finish(study, status, network)
         return result
 
 

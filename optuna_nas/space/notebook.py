@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import TYPE_CHECKING
 
 from optuna_nas.space.reading import brief
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 60
 """Largest number of rows of a table."""
+_TABLE = "border-collapse:collapse; color:inherit; font-size:inherit"
+_NUMBER = re.compile(r"-?[0-9][0-9.,]*")
 _CELL = "border:0; border-bottom:1px solid rgba(128,128,128,.4); background:none; color:inherit; padding:2px 10px 2px 0"
 
 
@@ -43,14 +46,14 @@ def html_table(
         1
     """
     rows = list(rows)
-    lines = [f"<p style='margin:4px 0'><b>{html_text(title)}</b></p>", "<table style='border-collapse:collapse'>"]
+    lines = [f"<p style='margin:4px 0'><b>{html_text(title)}</b></p>", f"<table style='{_TABLE}'>"]
     if headings:
         cells = "".join(f"<th style='{_CELL}; text-align:left'>{html_text(heading)}</th>" for heading in headings)
         lines.append(f"<thead><tr>{cells}</tr></thead>")
     for number, row in enumerate(rows[:MAX_ROWS]):
         indent = f"; padding-left:{1.5 * indents[number]:g}em" if number < len(indents) and indents[number] else ""
         cells = "".join(
-            f"<td style='{_CELL}; text-align:{'right' if isinstance(value, int | float) else 'left'}"
+            f"<td style='{_CELL}; text-align:{'right' if _NUMBER.fullmatch(str(value)) else 'left'}"
             f"{indent if place == 0 else ''}'>{html_text(value)}</td>"
             for place, value in enumerate(row)
         )

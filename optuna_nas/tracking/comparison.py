@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute
+from optuna_nas.storage.database import sqlite_file
 from optuna_nas.storage.plain import visible
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import DEFAULT_EXPERIMENT
@@ -88,14 +89,17 @@ def find_comparison(tracker: MLflowTracker, local_server: str = LOCAL_SERVER) ->
         ConnectionError: MLflow does not answer.
     """
     begin = f"{_STATE}{view_key(f'{KIND}_')}"
+    absent = ValueError(
+        f"`study` must be a study or a comparison but MLflow has no comparison {tracker.experiment!r}; run "
+        "`optuna-nas compare`, or name the right database with --mlflow."
+    )
+    if (file := sqlite_file(tracker.store_uri)) is not None and not file.exists():
+        raise absent  # before MLflow creates the file
     with connected(tracker.store_uri) as client:
         experiment = client.get_experiment_by_name(tracker.experiment or DEFAULT_EXPERIMENT)
         views = [tag for tag in (experiment.tags if experiment else ()) if tag.startswith(begin)]
         if experiment is None or not views:
-            raise ValueError(
-                f"`study` must be a study or a comparison but MLflow has no comparison {tracker.experiment!r}; run "
-                "`optuna-nas compare`, or name the right database with --mlflow."
-            )
+            raise absent
     uid = f"{KIND}_{views[-1].removeprefix(begin)}"
     return view_url(tracker.tracking_uri, local_server, experiment.experiment_id, uid)
 

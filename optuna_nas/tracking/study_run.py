@@ -147,13 +147,13 @@ class StudyRun:
         """Return whether this trial is the first with a metric that the saved view should show instead."""
         return self._scatter != SCATTER_METRICS[0] and has_attribute(trial.user_attrs, SURROGATE_SCORE)
 
-    def note_result(self, study: optuna.Study, rows: Sequence[LeaderboardRow], note: str) -> None:
+    def note_result(self, study: optuna.Study, rows: Sequence[LeaderboardRow], network: str | None) -> None:
         """Begin the description with the result, its picture and the best trials; write its numbers as metrics.
 
         Args:
             study: Study.
             rows: Leaderboard, which begins with a trial that can win.
-            note: Markdown text below the best value.
+            network: File of the best trial's network, None if there is none.
         """
         best, states = rows[0].trial, Counter(row.trial.state for row in rows)
         run = self._runs.trials[best.number].run_id
@@ -166,7 +166,9 @@ class StudyRun:
             numbers[TESTED] = judged["metric"]
             result += f"; on the test split {judged['metric']:.4g}"
         counts = ", ".join(f"{count} {state.name.lower()}" for state, count in states.items())
-        lines = [f"{result}. Trials: {counts}; {seconds:,.0f} s of training.", note.strip()]
+        lines = [f"{result}. Trials: {counts}; {seconds:,.0f} s of training."]
+        if network is not None:
+            lines.append(visible(f'Its network: `optuna_nas.load_network("{network}")`').replace("<", "&lt;"))
         if self._space is not None:
             lines.append(f"![the best architecture](get-artifact?path=architecture.png&run_uuid={run})")
         leaders = [

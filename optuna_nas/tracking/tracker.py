@@ -239,7 +239,7 @@ class MLflowTracker:
         mirror.local.running.pop(trial.number, None)
         self._put(_Task(partial(mirror.trial_finished, study, trial)))
 
-    def finish(self, study: optuna.Study, status: str | None = "FINISHED", note: str = "") -> None:
+    def finish(self, study: optuna.Study, status: str | None = "FINISHED", network: str | Path | None = None) -> None:
         """Write everything that MLflow lacks and the leaderboard, end the study's run, and stop the thread.
 
         Returns early, with a warning, if MLflow makes no progress for 30 seconds, or at Ctrl-C. If it takes longer than
@@ -249,11 +249,14 @@ class MLflowTracker:
             study: Study that was passed to `start`.
             status: `FINISHED`, or `KILLED` for an interrupted search; None for one of several workers, which writes
                 only its own trials.
-            note: Markdown text of the study's run below the best value, such as the file of the network.
+            network: File of the best trial's network, which is shown as a model; None if there is none.
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
-        close = partial(mirror.close_worker, study) if status is None else partial(mirror.close, study, status, note)
+        if status is None:
+            close = partial(mirror.close_worker, study)
+        else:
+            close = partial(mirror.close, study, status, None if network is None else str(network))
         closed = self._put_awaited(close, pauses=RETRY_PAUSES)
         try:
             error = self._closing_error(mirror, closed)
@@ -289,6 +292,7 @@ class MLflowTracker:
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
         tags: Mapping[str, str] = _EMPTY,
+        network: str | Path | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> str:
         """Write everything that MLflow lacks of any study of Optuna, wait for it, and return the URL of the view.
@@ -303,6 +307,7 @@ class MLflowTracker:
             dataset: Data set of the study's run.
             params: Params of the study's run.
             tags: Tags of the study's run only.
+            network: File of the best trial's network, as for `finish`.
             on_progress: Callback with the number of finished trials in MLflow, called in another thread.
 
         Raises:
@@ -312,7 +317,8 @@ class MLflowTracker:
 
         mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
         open_runs = partial(mirror.open, study, description, dataset, params, tags, parent_of_searches())
-        _write_all(mirror, study, open_runs, on_progress or (lambda n_done: None))
+        file = None if network is None else str(network)
+        _write_all(mirror, study, open_runs, file, on_progress or (lambda n_done: None))
         return mirror.view_url
 
     @property
@@ -460,7 +466,11 @@ class _Task(NamedTuple):
 
 
 def _write_all(
-    mirror: Mirror, study: optuna.Study, open_runs: Callable[[], None], on_progress: Callable[[int], None]
+    mirror: Mirror,
+    study: optuna.Study,
+    open_runs: Callable[[], None],
+    network: str | None,
+    on_progress: Callable[[int], None],
 ) -> None:
     """Write a whole study in a thread of the tracker's name, in which MLflow's messages are hidden; wait for it."""
     finished = finished_trials(study)
@@ -473,7 +483,7 @@ def _write_all(
                 mirror.client.check()
                 open_runs()
                 mirror.replay(study, finished, on_progress)
-                mirror.close(study, "RUNNING" if running else "FINISHED")
+                mirror.close(study, "RUNNING" if running else "FINISHED", network)
         except BaseException as error:
             done.set_exception(error)
         else:

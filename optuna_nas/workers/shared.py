@@ -130,14 +130,15 @@ class SharedStudy:
             missing = 0 if ended is not None else missing
         if ended is not None:
             note_run(self.study, self.search, ended)
+        result = summarise(self.search, self.study, judge=not missing)
         if self.search.tracking is not None:
             if self._listener is not None:
                 self._listener.closing()
+            shown = shown_in_mlflow(self.search)
             try:
-                self.search.tracking.rebuild(self.study, **shown_in_mlflow(self.search))
+                self.search.tracking.rebuild(self.study, network=result.network, **shown)
             except ConnectionError as error:
                 logger.warning("MLflow lacks part of the study: %s `optuna-nas mirror` writes it later.", error)
-        result = summarise(self.search, self.study, judge=not missing)
         return replace(result, interrupted=interrupted or missing > 0, missing=missing, ended=ended)
 
 

@@ -162,7 +162,7 @@ def test_ctrl_c_once_ends_after_the_running_trial_and_says_how_to_go_on(folder):
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "To resume: optuna-nas run tiny.py --no-mlflow --trials 50 --set epochs=6" in output
+    assert "To resume           optuna-nas run tiny.py --no-mlflow --trials 50 --set epochs=6" in output
     assert "ending after the running trial" in error
     trials = trials_of(folder)
     assert 0 < len(trials) < 50

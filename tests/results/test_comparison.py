@@ -17,6 +17,8 @@ from optuna_nas.cli import app
 from optuna_nas.data import ImageData
 from optuna_nas.results.comparison import Budget, cells, judge, strategies
 from optuna_nas.search import SearchResult
+from optuna_nas.tracking import MLflowTracker
+from optuna_nas.tracking.comparison import find_comparison
 
 STUDY = """
 import numpy as np
@@ -208,7 +210,8 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     assert strategies_seen == {(name, seed) for name in best for seed in "0"}
     views = [tag for tag in experiment.tags if "sharedViewState.optuna_nas_comparison" in tag]
     assert len(views) == 1
-    assert views[0].removeprefix("mlflow.sharedViewState.") in done.stdout.replace("\n", "")
+    assert done.stdout.splitlines()[-1].endswith(f"optuna-nas view compare-one-two --mlflow {uri}")
+    assert views[0].removeprefix("mlflow.sharedViewState.") in find_comparison(MLflowTracker(uri, "compare-one-two"))
 
 
 def test_strategies_are_compared_by_name_on_one_study(tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 """What MLflow shows of a study: description, params, data set, leaderboard, saved view."""
 
 import json
+import re
 
-from tracked import new_study, read, search, value_of
+from tracked import SPACE, new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker
 
@@ -14,7 +15,7 @@ def test_the_study_shows_its_description_params_and_dataset(finished):
     run = f"#/experiments/{mirror.experiment.experiment_id}/runs/{mirror.children[best].info.run_id}"
     first, *_ = note.splitlines()
     assert first.startswith(f"**Best accuracy: {value_of(best):.4g}**, of [trial {best}]({run}). Trials: ")
-    assert "4 complete, 1 pruned, 1 fail; 0 s of training." in first
+    assert re.search("4 complete, 1 pruned, 1 fail; [0-9]+ s of training\\.$", first)
     assert note.endswith("\n\nWhich cell is *best*?")
     numbers = mirror.parent.data.metrics
     assert (numbers["best_trial"], numbers["n_pruned"]) == (best, 1)
@@ -63,3 +64,21 @@ def test_the_view_draws_the_surrogate_score_where_trials_have_one(uri):
     search(tracker, study, 1, during=lambda trial: trial.set_user_attr("surrogate_score", 0.5))
     (scatter,) = [chart for chart in read(uri).view["compareRunCharts"] if chart["type"] == "SCATTER"]
     assert scatter["xaxis"] == {"key": "surrogate_score", "type": "METRIC"}
+
+
+def test_the_best_network_is_a_model_with_the_metrics_of_its_trial(uri, tmp_path):
+    study, tracker = new_study(folder=tmp_path), MLflowTracker(uri)
+    search(tracker, study, 2)
+    for n_trials in (2, 5):  # the best one changes
+        search(tracker, study, n_trials - 2)
+        tracker.start(study, space=SPACE, metric="accuracy")
+        tracker.finish(study, network=tmp_path / "trial.safetensors")
+        mirror, best = read(uri), study.best_trial
+        (model,) = mirror.client.search_logged_models([mirror.experiment.experiment_id])
+        assert model.source_run_id == mirror.children[best.number].info.run_id
+        assert model.status == "READY"
+        assert {metric.key: metric.value for metric in model.metrics}["accuracy"] == best.value
+        assert model.params["load_with"] == f'optuna_nas.load_network("{tmp_path / "trial.safetensors"}")'
+    note = mirror.parent.data.tags["mlflow.note.content"]
+    assert f'\n\nIts network: `optuna_nas.load_network("{tmp_path / "trial.safetensors"}")`\n\n' in note
+    assert study.best_trial.number == 4

@@ -173,7 +173,7 @@ def test_ctrl_c_ends_all_workers_and_the_study_goes_on(folder, postgresql):
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "To resume: optuna-nas run fast.py --workers 2" in output
+    assert "To resume           optuna-nas run fast.py --workers 2" in output
     states = states_of(postgresql, "cut")
     assert set(states) == {TrialState.COMPLETE}, "the running trials were ended first"
     total = len(states) + 3
