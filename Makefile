@@ -26,7 +26,7 @@ bench: $(VENV)/.installed-dev ## the short benchmarks, five minutes on one core;
 	$(BIN)/python studies/benchmarks/tracking.py --trials 100 --seconds 0.02 --stores sqlite --json build/bench/tracking.json
 
 docs: $(VENV)/.installed-docs ## the documentation as a site in build/site; a broken link or a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # with --quiet, warnings would not count
 	@echo "Open build/site/index.html; with search: $(BIN)/python -m http.server --directory build/site"
 
 lint: $(VENV)/.installed-dev ## format, habits, floors, Dockerfile

@@ -287,7 +287,11 @@ def test_commands_and_options_exist(name):
             source = (ROOT / words[1]).read_text()
             assert [word for word in words[2:] if word.startswith("--") and f'"{word}"' not in source] == [], line
         called = words[words.index("optuna-nas") + 1 :] if "optuna-nas" in words else []
-        if not called or words[:2] == ["docker", "build"] or called[0] in ("COMMAND", "--version", "--help"):
+        if (
+            not called
+            or words[:2] == ["docker", "build"]
+            or called[0] in ("COMMAND", "--version", "--help", "--install-completion")
+        ):
             continue
         assert called[0] in COMMANDS, line
         unknown = {word for word in called[1:] if word.startswith("--")} - options_of(called[0])
@@ -363,7 +367,9 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_that_are_named_exist(name):
-    named = re.findall(r"`((?:studies|tests|docs|optuna_nas|optunahub)/[\w./-]*)[`:]", (ROOT / name).read_text())
+    named = re.findall(
+        r"`((?:studies|tests|docs|examples|optuna_nas|optunahub)/[\w./-]*)[`:]", (ROOT / name).read_text()
+    )
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 

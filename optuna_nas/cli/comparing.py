@@ -90,6 +90,7 @@ def compare(
             [comparison.cells(row) for row in compared.rows],
             compared.figure(spending),
             f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
+            compared.by_second(),
         )
         seen = to_copy("view", experiment, mlflow=mlflow)
         print_line("See it in MLflow", address if mlflow_tracker.served else seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import combinations
+from math import ceil, inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -149,6 +150,21 @@ class Comparison(NamedTuple):
         with one seed, are named.
         """
         return " ".join([_ahead(self.rows), *_same_starts(self.starts)])
+
+    def by_second(self) -> dict[str, list[tuple[int, float]]]:
+        """Return the best value after each second, (second, value), by study name.
+
+        The seconds are the same for all studies, from the first at which all have a value, so that means are of all.
+        """
+        curves = {study.study_name: anytime(study, Budget(SECONDS, inf)) for study in self.studies}
+        longest = max(1, ceil(max(spent[-1] for spent, _ in curves.values())))
+        grid = np.unique(np.linspace(0, longest, min(longest, POINTS) + 1).round().astype(int))
+        values = np.stack([_at(grid, *curve) for curve in curves.values()])  # shape (studies, seconds)
+        known = np.isfinite(values).all(0)
+        return {
+            name: list(zip(grid[known].tolist(), row[known].tolist(), strict=True))
+            for name, row in zip(curves, values, strict=True)
+        }
 
     def figure(self, budget: Budget) -> Figure:
         """Plot the best value against the spent budget, as mean over seeds with a band of one standard error."""

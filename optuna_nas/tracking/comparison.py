@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from mlflow.entities import Metric
+
 from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute
 from optuna_nas.storage.database import sqlite_file
 from optuna_nas.storage.plain import visible
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import DEFAULT_EXPERIMENT
-from optuna_nas.tracking.view import LOCAL_SERVER, page_url, plain_url, strategies_view, view_key, view_url
+from optuna_nas.tracking.view import BY_SECOND, LOCAL_SERVER, page_url, plain_url, strategies_view, view_key, view_url
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import optuna
     from matplotlib.figure import Figure
@@ -34,6 +36,7 @@ def save_comparison(
     rows: Sequence[Sequence[object]],
     figure: Figure,
     note: str,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
 ) -> str:
     """Write table, picture and view of a comparison whose runs are in one experiment; return the URL of the view.
 
@@ -46,7 +49,8 @@ def save_comparison(
         headings: Headings of the table.
         rows: Rows of the table, best first.
         figure: Plot of the best value against the spent budget.
-        note: Plain text below the table: what can be told from it, and from how much.
+        note: Plain text: what can be told from the table, and from how much.
+        curves: Best value after each second of training, (second, value) at the same seconds for all, by study name.
     """
     metric = tracker.metric or metric
     maximize = studies[0].directions[0].name == "MAXIMIZE"
@@ -67,12 +71,18 @@ def save_comparison(
         client.set_tag(run_id, "mlflow.loggedArtifacts", '[{"path": "table.json", "type": "table"}]')
         trials = plain_url("", "", experiment.experiment_id, metric, maximize=maximize).lstrip("/")
         picture = f"![best values](get-artifact?path=best_against_spent.png&run_uuid={run_id})"
-        text = "\n\n".join([_table(headings, rows), visible(note), picture, f"[All trials, best first]({trials})"])
-        client.set_tag(run_id, "mlflow.note.content", text)
+        told, rest = visible(note).replace("<", "&lt;"), [picture, f"[All trials, best first]({trials})"]
+        table = _table(headings, rows)
+        client.set_tag(run_id, "mlflow.note.content", "\n\n".join([table, told, *rest]))
+        text = "\n\n".join([told, table, *rest])  # of which the page of the experiment shows the first line
         client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", text)
         client.set_terminated(run_id)
+        for run in client.search_runs([experiment.experiment_id], "tags.`optuna_nas.kind` = 'study'"):
+            curve = curves.get(run.data.tags["optuna.study_name"], ())
+            client.log_batch(run.info.run_id, [Metric(BY_SECOND, value, 0, second) for second, value in curve])
         key = f"{KIND}_{attribute(studies[0].user_attrs, UID_ATTRIBUTE, KIND)}"
-        view = json.dumps(strategies_view(maximize=maximize))
+        values = [value for curve in curves.values() for _, value in curve]
+        view = json.dumps(strategies_view(values, maximize=maximize))
         client.set_experiment_tag(experiment.experiment_id, f"{_STATE}{view_key(key)}", view)
     return page_url(tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, key, metric, maximize=maximize)
 

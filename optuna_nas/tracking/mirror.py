@@ -179,7 +179,7 @@ class Mirror:
             self._trials.crown(rows[0].trial)
             self._study.note_result(study, rows, network)
             if network is not None:
-                self.client.store(partial(show_winner, self._runs, rows[0].trial.number, network))
+                self.client.store(partial(show_winner, self._runs, study.study_name, rows[0].trial.number, network))
         self._fits.end("FINISHED" if status == "RUNNING" else status)
         self._study.save_view(study, self._trials.winner(), ended=status == "FINISHED")
         self._study.save_leaderboard(rows)

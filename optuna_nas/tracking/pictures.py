@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
+from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely, plot_objectives
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.cells import draw_choices
 from optuna_nas.plots.masks import draw_masks
@@ -24,6 +24,7 @@ from optuna_nas.tracking.view import PICTURE_KEY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import optuna
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from optuna.study import StudyDirection
@@ -124,6 +125,10 @@ class StudyPictures:
         n_scores = len(scores.numbers)
         self._draw_grown("surrogate.png", n_scores, MIN_SCORES, growth, lambda: draw_scores(scores, self._metric))
         self._draw_grown("anytime.png", len(curves), 1, growth, lambda: draw_anytime(curves))
+
+    def draw_objectives(self, study: optuna.Study, names: Sequence[str]) -> None:
+        """Draw the values of a study of several objectives, and their Pareto front."""
+        self._save(partial(plot_objectives, study, names), "pareto_front.png")
 
     def _draw_grown(
         self, name: str, n_trials: int, min_trials: int, growth: float, figure: Callable[[], Figure]

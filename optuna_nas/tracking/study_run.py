@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from optuna.study import StudyDirection
 
+from optuna_nas.plots.objectives import front_of
 from optuna_nas.storage.attributes import (
     PARAMS,
     SHOWN_NAMES,
@@ -171,10 +172,13 @@ class StudyRun:
             lines.append(visible(f'Its network: `optuna_nas.load_network("{network}")`').replace("<", "&lt;"))
         if self._space is not None:
             lines.append(f"![the best architecture](get-artifact?path=architecture.png&run_uuid={run})")
-        leaders = [
-            f"| {row.rank} | {row.trial.number} | {row.value:.4g} |" for row in rows[:MAX_LEADERS] if row.can_win
-        ]
-        lines.append("\n".join([f"| rank | trial | {self._metric} |", "| --- | --- | --- |", *leaders]))
+        names = [self._metric, *objective_names(study)[1:]]
+        if several := len(names) > 1:
+            self._pictures.draw_objectives(study, names)
+            picture = f"get-artifact?path=pareto_front.png&run_uuid={self._runs.study_id}"
+            lines.append(f"![trials and their Pareto front]({picture})")
+        leaders = front_of(study) if several else [row.trial for row in rows if row.can_win]
+        lines.append(_table("Pareto front" if several else "best", names, leaders[:MAX_LEADERS]))
         lines.append(self._description.strip())
         step = max(row.trial.number for row in rows)  # where the curves end
         points = [Epoch(step, step, numbers, milliseconds_now())]
@@ -193,6 +197,14 @@ class StudyRun:
     def end(self, status: str) -> None:
         """End the run."""
         self._client.end(self._runs.study_id, status, milliseconds_now())
+
+
+def _table(title: str, names: Sequence[str], trials: Sequence[FrozenTrial]) -> str:
+    """Return the values of trials as a table in Markdown."""
+    shown = [visible(name).replace("<", "&lt;").replace("|", "\\|") for name in names]
+    rows = [[f"{trial.number}", *(f"{value:.4g}" for value in trial.values)] for trial in trials]
+    lines = [[f"{title}: trial", *shown], ["---"] * (len(names) + 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, Any]:

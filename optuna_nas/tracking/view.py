@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
@@ -30,6 +31,8 @@ WORKFLOW = {"workflowType": "machine_learning"}
 """Query of MLflow's pages, which else open among traces, prompts and judges."""
 SPENT = "seconds_spent"
 """Key of the curve of a study's seconds of training, up to each trial."""
+BY_SECOND = "best_value_by_second"
+"""Key of the curve of a study's best value whose steps are seconds of training."""
 TESTED = "test_metric"
 """Key of the metric of a study's best network on the test split."""
 MAX_PARALLEL_AXES = 8
@@ -92,10 +95,11 @@ def comparison_view(shown: Shown, search_filter: str) -> dict[str, Any]:
     }
 
 
-def strategies_view(*, maximize: bool) -> dict[str, Any]:
+def strategies_view(values: Sequence[float], *, maximize: bool) -> dict[str, Any]:
     """Return the state of MLflow's run page that compares strategies: the runs of studies, in groups of a strategy.
 
     Args:
+        values: Values of the curves, whose range the charts show.
         maximize: Whether larger values are better.
 
     Returns:
@@ -103,13 +107,16 @@ def strategies_view(*, maximize: bool) -> dict[str, Any]:
 
     Example:
         >>> from optuna_nas.tracking.view import strategies_view
-        >>> strategies_view(maximize=True)["groupBy"]["groupByKeys"]
+        >>> strategies_view([0.9, 0.95], maximize=True)["groupBy"]["groupByKeys"]
         [{'mode': 'tag', 'groupByData': 'strategy'}]
     """
-    against_seconds = _line("best_value") | {"xAxisKey": "metric", "selectedXAxisMetricKey": SPENT}
+    seen = [value for value in values if math.isfinite(value)]
+    room = 0.05 * (max(seen) - min(seen)) if seen else 0.0
+    span = {"range": {"yMin": min(seen) - room, "yMax": max(seen) + room}} if room else {}  # else from 0, for bands
+    lines = [_line(key) | span for key in ("best_value", BY_SECOND)]
     bars = [{"type": "BAR", "metricKey": key} for key in ("best_value", TESTED, SPENT)]
     sections = {
-        "1. Best value against trials and seconds": [_line("best_value"), against_seconds],
+        "1. Best value against trials and seconds": lines,
         "2. Where each strategy ended": bars,
     }
     return _page(sections, "tags.`optuna_nas.kind` = 'study'", "best_value", maximize) | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from mlflow.entities import LoggedModelStatus, Metric
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
     from optuna_nas.tracking.runs import StudyRuns
 
-NAME = "best_network"
-"""Name of the model; the tag `optuna_nas.study_uid` tells those of several studies apart."""
+KIND = "best_network"
+"""Value of the tag `optuna_nas.kind` of the model."""
 
 
-def show_winner(runs: StudyRuns, number: int, network: str) -> None:
+def show_winner(runs: StudyRuns, study_name: str, number: int, network: str) -> None:
     """Show the network of the best trial as a model, unless it is shown; that of an earlier best trial is removed.
 
     The model is external, as MLflow calls it: the file stays where it is. `optuna-nas export --format mlflow` makes a
@@ -29,11 +30,12 @@ def show_winner(runs: StudyRuns, number: int, network: str) -> None:
 
     Args:
         runs: Runs of the study.
+        study_name: Name of the study, after which the model is named.
         number: Number of the best trial.
         network: Path of the file.
     """
     client, run_id = runs.client.mlflow, runs.trials[number].run_id
-    condition = f"tags.`optuna_nas.study_uid` = '{runs.uid}' AND name = '{NAME}'"
+    condition = f"tags.`optuna_nas.study_uid` = '{runs.uid}' AND tags.`optuna_nas.kind` = '{KIND}'"
     shown = client.search_logged_models([runs.experiment_id], condition)
     for model in shown:
         if model.source_run_id != run_id:
@@ -41,9 +43,10 @@ def show_winner(runs: StudyRuns, number: int, network: str) -> None:
     if any(model.source_run_id == run_id for model in shown):
         return
     run = client.get_run(run_id)
-    tags = {"optuna_nas.study_uid": runs.uid, "optuna_nas.trial": str(number), MLFLOW_MODEL_IS_EXTERNAL: "true"}
+    tags = {"optuna_nas.study_uid": runs.uid, "optuna_nas.kind": KIND, MLFLOW_MODEL_IS_EXTERNAL: "true"}
+    name = re.sub(r"[/:.%\"']", "_", f"best of {study_name}")  # which MLflow forbids
     params = {**run.data.params, "load_with": visible(f'optuna_nas.load_network("{network}")')}
-    made = client.create_logged_model(runs.experiment_id, NAME, run_id, tags, params, "optuna_nas")
+    made = client.create_logged_model(runs.experiment_id, name, run_id, tags, params, "optuna_nas")
     with TempDir() as folder:  # so that the registry takes it, too
         get_external_mlflow_model_spec(made).save(folder.path("MLmodel"))
         client.log_model_artifacts(made.model_id, folder.path())

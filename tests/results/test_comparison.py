@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import optuna
@@ -77,6 +78,22 @@ def test_the_table_by_hand():
     assert cells(row)[:3] == ["a", "0.8000", "+- 0.2484"]
     assert len(cells(row)) == len(found.headings)
     assert found.headings[1] == "best accuracy"
+
+
+def test_curves_by_second_begin_where_all_have_a_value():
+    def study(name, *values_and_seconds):
+        made = optuna.create_study(direction="maximize", study_name=name)
+        for value, seconds in values_and_seconds:
+            trial = create_trial(value=value)
+            trial.datetime_complete = trial.datetime_start + timedelta(seconds=seconds)
+            made.add_trial(trial)
+        return made
+
+    results = {"a": runs(study("a-0", (0.5, 1), (0.7, 2))), "b": runs(study("b-0", (0.6, 2.5), (0.4, 2)))}
+    assert judge(results, Budget("trials", 2)).by_second() == {
+        "a-0": [(3, 0.7), (4, 0.7), (5, 0.7)],
+        "b-0": [(3, 0.6), (4, 0.6), (5, 0.6)],
+    }
 
 
 @pytest.mark.parametrize(
@@ -212,6 +229,17 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     assert len(views) == 1
     assert done.stdout.splitlines()[-1].endswith(f"optuna-nas view compare-one-two --mlflow {uri}")
     assert views[0].removeprefix("mlflow.sharedViewState.") in find_comparison(MLflowTracker(uri, "compare-one-two"))
+    assert json.loads(experiment.tags[views[0]])["groupBy"]["groupByKeys"] == [
+        {"mode": "tag", "groupByData": "strategy"}
+    ]
+    assert summary.info.run_name == f"comparison: {rows[0]['strategy']} first"
+    assert summary.data.tags["mlflow.note.content"].startswith("| strategy | best accuracy |")
+    assert experiment.tags["mlflow.note.content"].startswith(
+        "1 seed of every strategy, epochs=4 each. 1 seed tells nothing"
+    )
+    studies = [run for run in found if run.data.tags["optuna_nas.kind"] == "study"]
+    ends = {run.data.tags["strategy"]: run.data.metrics["best_value_by_second"] for run in studies}
+    assert ends == {row["strategy"]: row["best"][0] for row in rows}
 
 
 def test_strategies_are_compared_by_name_on_one_study(tmp_path, monkeypatch):

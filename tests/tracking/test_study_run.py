@@ -3,6 +3,7 @@
 import json
 import re
 
+import optuna
 from tracked import SPACE, new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker
@@ -22,7 +23,7 @@ def test_the_study_shows_its_description_params_and_dataset(finished):
     assert 0 < numbers["seconds_spent"] < 60
     picture = f"get-artifact?path=architecture.png&run_uuid={mirror.children[best].info.run_id}"
     assert f"![the best architecture]({picture})" in note
-    assert f"| 1 | {best} | {value_of(best):.4g} |" in note
+    assert f"| best: trial | accuracy |\n| --- | --- |\n| {best} | {value_of(best):.4g} |" in note
     assert mirror.parent.data.params == {"sampler": "RandomSampler", "trials": "6"}
     (used,) = mirror.parent.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("digits", "d" * 36)
@@ -82,3 +83,22 @@ def test_the_best_network_is_a_model_with_the_metrics_of_its_trial(uri, tmp_path
     note = mirror.parent.data.tags["mlflow.note.content"]
     assert f'\n\nIts network: `optuna_nas.load_network("{tmp_path / "trial.safetensors"}")`\n\n' in note
     assert study.best_trial.number == 4
+
+
+def test_a_foreign_study_of_several_objectives_shows_its_front_and_no_empty_charts(uri):
+    study = optuna.create_study(study_name="theirs", directions=["maximize", "minimize", "minimize"])
+    study.set_metric_names(["accuracy", "size<b>", "latency"])
+    for values in ([0.9, 30, 3], [0.8, 40, 4], [0.7, 10, 3]):
+        study.add_trial(optuna.create_trial(values=values))
+    MLflowTracker(uri, metric="accuracy").rebuild(study)
+    mirror = read(uri, "theirs")
+    note = mirror.parent.data.tags["mlflow.note.content"]
+    assert "| Pareto front: trial | accuracy | size&lt;b> | latency |\n| --- | --- | --- | --- |\n" in note
+    assert "| 0 | 0.9 | 30 | 3 |\n| 2 | 0.7 | 10 | 3 |" in note
+    run_id = mirror.parent.info.run_id
+    assert f"![trials and their Pareto front](get-artifact?path=pareto_front.png&run_uuid={run_id})" in note
+    assert "pareto_front.png" in {file.path for file in mirror.client.list_artifacts(run_id)}
+    charts = [(chart["type"], chart.get("xaxis", {}).get("key")) for chart in mirror.view["compareRunCharts"]]
+    logged = mirror.children[0].data.metrics
+    assert [kind for kind, _ in charts] == ["LINE", "SCATTER", "SCATTER"]
+    assert all(key in logged for kind, key in charts if kind == "SCATTER")
