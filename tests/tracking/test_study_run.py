@@ -4,6 +4,7 @@ import json
 import re
 
 import optuna
+import pytest
 from tracked import SPACE, new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker
@@ -85,6 +86,7 @@ def test_the_best_network_is_a_model_with_the_metrics_of_its_trial(uri, tmp_path
     assert study.best_trial.number == 4
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_foreign_study_of_several_objectives_shows_its_front_and_no_empty_charts(uri):
     study = optuna.create_study(study_name="theirs", directions=["maximize", "minimize", "minimize"])
     study.set_metric_names(["accuracy", "size<b>", "latency"])
