@@ -93,7 +93,7 @@ def test_a_foreign_study_of_several_objectives_shows_its_front_and_no_empty_char
     for values in ([0.9, 30, 3], [0.8, 40, 4], [0.7, 10, 3]):
         study.add_trial(optuna.create_trial(values=values))
     MLflowTracker(uri, metric="accuracy").rebuild(study)
-    mirror = read(uri, "theirs")
+    mirror = read(uri)
     note = mirror.parent.data.tags["mlflow.note.content"]
     assert "| Pareto front: trial | accuracy | size&lt;b> | latency |\n| --- | --- | --- | --- |\n" in note
     assert "| 0 | 0.9 | 30 | 3 |\n| 2 | 0.7 | 10 | 3 |" in note
