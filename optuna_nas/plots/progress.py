@@ -12,8 +12,9 @@ from optuna_nas.plots.style import BLUE, GREY, ORANGE, label_axes, new_figure, n
 from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import attribute, cost_key, has_attribute
 from optuna_nas.storage.directions import better, oriented
-from optuna_nas.storage.leaderboard import can_win, spent_seconds
+from optuna_nas.storage.leaderboard import can_win
 from optuna_nas.storage.plain import label
+from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,7 @@ def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progre
         if not trial.state.is_finished():
             continue
         value = float(trial.values[0]) if can_win(trial) and isfinite(trial.values[0]) else None
-        spent += spent_seconds(trial)
+        spent += spending_of(trial).total
         if value is not None:
             best = value if best is None else better((best, value), direction)
         rows.append((trial.number, spent, value, best))

@@ -18,8 +18,8 @@ from optuna_nas.plots.progress import progress
 from optuna_nas.search.config import MAX_TRIALS
 from optuna_nas.search.runner import run
 from optuna_nas.storage.directions import oriented
-from optuna_nas.storage.leaderboard import spent_seconds
 from optuna_nas.storage.quota import counted_trials
+from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +88,7 @@ class Budget(NamedTuple):
             return 1.0
         if self.kind == EPOCHS:
             return float(max(trial.intermediate_values, default=0))
-        return trial.duration.total_seconds() if trial.duration else 0.0
+        return spending_of(trial).total
 
 
 class Row(NamedTuple):
@@ -100,7 +100,7 @@ class Row(NamedTuple):
         mean: Mean of the best values.
         interval: Half of the 95 % confidence interval of the mean (Student's t); NaN for one seed.
         rank: Mean rank among the strategies, 1 is best.
-        seconds: Mean seconds of training per run.
+        seconds: Mean seconds of the trials of a run, with the training of one-shot models in them.
         tested: Mean metric of the best networks on the test split; None if it was not measured.
         p_value: P value of a paired t-test against Optuna's TPE; NaN for one seed, and for TPE itself.
     """
@@ -324,7 +324,7 @@ def _at(grid: NDArray[np.float64], spent: NDArray[np.float64], best: NDArray[np.
 
 
 def _seconds(study: Study) -> float:
-    return sum(spent_seconds(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+    return sum(spending_of(trial).total for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
 
 
 def cells(row: Row) -> list[str]:

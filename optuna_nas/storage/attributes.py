@@ -68,9 +68,13 @@ MULTIPLY_ADDS = PREFIX + "multiply_adds"
 MEMORY_ACCESS = PREFIX + "memory_access"
 """Elements read and written by one prediction."""
 TRAIN_SECONDS = PREFIX + "train_seconds"
-"""Seconds of training, including validation."""
+"""Seconds of training in this trial, including validation; see `spending` for all seconds."""
+MODEL_SECONDS = PREFIX + "model_seconds"
+"""Seconds for which this trial trained a one-shot model."""
 GPU_SECONDS = PREFIX + "gpu_seconds"
-"""Seconds on the GPU, times the fraction of the GPU that the trial had."""
+"""Seconds of training and of a one-shot model, times the GPUs, or the fraction of one, that the trial had."""
+EPOCHS = PREFIX + "epochs"
+"""Number of epochs of the whole training, whether or not the trial came to its end."""
 PEAK_MEMORY_BYTES = PREFIX + "peak_memory_bytes"
 """Peak GPU memory of the training in bytes."""
 SKIPPED_STEPS = PREFIX + "skipped_steps"
@@ -203,7 +207,7 @@ _ONCE_PLAIN = (
 )
 OLD_NAMES = {key: key.removeprefix(PREFIX) for key in _ONCE_PLAIN} | {NETWORK: "network", FLAGGED: "condemned"}
 """Names of attributes in older studies, before all keys had the prefix."""
-SHOWN_NAMES = OLD_NAMES | {FLAGGED: "flagged"}
+SHOWN_NAMES = OLD_NAMES | {FLAGGED: "flagged", MODEL_SECONDS: "model_seconds", EPOCHS: "epochs"}
 """Display names in MLflow and tables; all other keys are bookkeeping and keep their prefix."""
 _SHOWN_OLD_NAMES = {old: SHOWN_NAMES[key] for key, old in OLD_NAMES.items()}
 
@@ -242,8 +246,9 @@ def _test_result(name: str, value: Any) -> Any:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((PARAMS, MULTIPLY_ADDS, MEMORY_ACCESS, TRAIN_SECONDS, GPU_SECONDS, PEAK_MEMORY_BYTES), _COST),
-    **dict.fromkeys((DUPLICATE_OF, RETRY_OF, RESUMES, PROMOTES, FAILED_TRIAL, SKIPPED_STEPS), _NUMBER),
+    **dict.fromkeys((PARAMS, MULTIPLY_ADDS, MEMORY_ACCESS, PEAK_MEMORY_BYTES), _COST),
+    **dict.fromkeys((TRAIN_SECONDS, MODEL_SECONDS, GPU_SECONDS), _COST),
+    **dict.fromkeys((DUPLICATE_OF, RETRY_OF, RESUMES, PROMOTES, FAILED_TRIAL, SKIPPED_STEPS, EPOCHS), _NUMBER),
     **dict.fromkeys((TRAINING_DIGEST, REASON, FLAGGED, SCORED, DIGESTED, START, NETWORK, WORKER, VERSION), text()),
     **dict.fromkeys((SURROGATE_SCORE, METRIC), number()),
     **dict.fromkeys((SURVIVAL, CHECKPOINTED), share()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import Counter
 from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState
 
 from optuna_nas.plots.surrogate import scores_of
-from optuna_nas.storage.attributes import GPU_SECONDS, SURROGATE_SCORE, attribute, has_attribute
+from optuna_nas.storage.attributes import SURROGATE_SCORE, has_attribute
 from optuna_nas.storage.directions import better
-from optuna_nas.storage.leaderboard import can_win, spent_seconds
+from optuna_nas.storage.leaderboard import can_win
+from optuna_nas.storage.spending import Savings
 from optuna_nas.tracking.records import Epoch, milliseconds
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ class CurvePoints:
 class StudyCurves:
     """Values of a study's curves, updated per trial at a constant cost.
 
-    The seconds saved by pruning are the differences between the mean seconds of completed trials and the seconds of
-    each pruned trial.
+    What pruning has saved is defined by `Savings`.
 
     Args:
         direction: Direction of the first objective.
@@ -95,8 +95,7 @@ class StudyCurves:
         self._direction = direction
         self._best: float | None = None
         self._counts: Counter[TrialState] = Counter()
-        names = ("seconds_saved", "gpu_seconds_saved")
-        self._spent: dict[str, defaultdict[TrialState, float]] = {name: defaultdict(float) for name in names}
+        self._savings = Savings()
 
     def begins(self, trials: Sequence[FrozenTrial]) -> bool:
         """Return whether the added trials are the first of these."""
@@ -107,15 +106,15 @@ class StudyCurves:
         """Add a finished trial, and return the values of the curves at this trial."""
         self.numbers.append(trial.number)
         self._counts[trial.state] += 1
-        self._spent["seconds_saved"][trial.state] += spent_seconds(trial)
-        self._spent["gpu_seconds_saved"][trial.state] += attribute(trial.user_attrs, GPU_SECONDS, 0)
+        self._savings.add(trial)
         complete, pruned = (self._counts[state] for state in (TrialState.COMPLETE, TrialState.PRUNED))
         point = {"n_complete": complete, "n_pruned": pruned, "n_failed": self._counts[TrialState.FAIL]}
         values = {name: float(count) for name, count in point.items()} | {"pruned_share": pruned / len(self.numbers)}
-        for name, spent in self._spent.items():
-            mean = spent[TrialState.COMPLETE] / max(1, complete)
-            if name == "seconds_saved" or mean:
-                values[name] = max(0.0, mean * pruned - spent[TrialState.PRUNED])
+        values |= {"seconds_saved": self._savings.seconds, "epochs_saved": float(self._savings.spent.epochs_saved)}
+        spent = self._savings.spent
+        values |= {"seconds_training": spent.training, "seconds_model": spent.model, "seconds_waiting": spent.waiting}
+        if (gpu_seconds := self._savings.gpu_seconds) is not None:
+            values["gpu_seconds_saved"] = gpu_seconds
         if can_win(trial):
             values["trial_value"] = trial.values[0]
             self._best = (
