@@ -163,7 +163,7 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
         Section("Importance of parameters", _importances(study)),
         Section("What the sampler learned", _distribution(search, study)),
         Section("What the masks keep", _masks(search, finished)),
-        Section("Scores against values", _scores(study, finished, metric)),
+        Section("Scores against values", _scores(search, study, finished, metric)),
         Section(f"Cost and {metric}", _costs(study, finished, metric)),
         Section("What was stopped", _stopped(search, finished)),
         Section("What can't be read", _unreadable(study)),
@@ -281,8 +281,8 @@ def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table
     ]
 
 
-def _scores(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
-    scores = scores_of(finished, study.directions[0])
+def _scores(search: Search, study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
+    scores = scores_of(finished, study.directions[0], search.space)
     if len(scores.numbers) < MIN_SCORES:
         return []
     tau = scores.correlation

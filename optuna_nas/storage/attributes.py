@@ -428,6 +428,30 @@ def digest_noted(trial: FrozenTrial, names: Iterable[str]) -> str | None:
     return digest if isinstance(digest, str) and noted in (None, params_hash(trial.params, names)) else None
 
 
+def score_noted(trial: FrozenTrial, names: Iterable[str] | None = None) -> float | None:
+    """Return the score that a trial notes, None if there is none or it was noted for other parameters.
+
+    Args:
+        trial: Trial, which may have come by `copy_study` or `add_trial`.
+        names: Names of the parameters of the space; None to believe whatever a trial notes.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import SCORED, SURROGATE_SCORE, params_hash, score_noted
+        >>> op = {"op": optuna.distributions.CategoricalDistribution(("a", "b"))}
+        >>> noted = {SURROGATE_SCORE: 0.7, SCORED: params_hash({"op": "a"}, op)}
+        >>> for choice in ("a", "b"):
+        ...     trial = optuna.create_trial(value=1, params={"op": choice}, distributions=op, user_attrs=noted)
+        ...     print(score_noted(trial, op))
+        0.7
+        None
+    """
+    score, noted = attribute(trial.user_attrs, SURROGATE_SCORE), attribute(trial.user_attrs, SCORED)
+    if names is not None and noted is not None and noted != params_hash(trial.params, names):
+        return None
+    return None if score is None else float(score)
+
+
 def given_params(trial: FrozenTrial) -> dict[str, Any]:
     """Return the parameters that a trial has or was enqueued with."""
     return {**attribute(trial.system_attrs, FIXED_PARAMS, {}), **trial.params}

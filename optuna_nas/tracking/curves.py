@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
+    from optuna_nas.space import Space
+
 TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
 TAU_GROWTH = 1.01
 """The rank correlation is recomputed whenever the number of trials has grown by this factor."""
@@ -36,9 +38,11 @@ class CurvePoints:
 
     Args:
         direction: Direction of the first objective.
+        space: Search space, None if it is not known.
     """
 
-    def __init__(self, direction: StudyDirection) -> None:
+    def __init__(self, direction: StudyDirection, space: Space | None = None) -> None:
+        self._space = space
         self.written: set[int] = set()  # numbers of trials whose points are in MLflow
         self._direction = direction
         self._curves = StudyCurves(direction)
@@ -63,7 +67,7 @@ class CurvePoints:
                 continue
             if has_attribute(trial.user_attrs, SURROGATE_SCORE) and n_seen + 1 >= TAU_GROWTH * self._n_tau:
                 self._n_tau = n_seen + 1
-                tau = scores_of(settled[: n_seen + 1], self._direction).correlation
+                tau = scores_of(settled[: n_seen + 1], self._direction, self._space).correlation
                 point |= {f"surrogate/kendall_tau{name}": getattr(tau, field) for name, field in TAU_CURVES}
             moment = milliseconds(trial.datetime_complete)
             self._unwritten[trial.number] = Epoch(trial.number, trial.number, point, moment)

@@ -58,7 +58,7 @@ class StudyRun:
     ) -> None:
         self._runs, self._client, self._pictures = runs, runs.client, pictures
         self._metric, self._direction, self._space = metric, direction, space
-        self._points = CurvePoints(direction)
+        self._points = CurvePoints(direction, space)
         self._description = ""
         self._scatter = SCATTER_METRICS[-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -145,7 +146,7 @@ def understands_view(uri: str) -> bool:
 
 def parallel_axes(finished: Sequence[FrozenTrial], space: Space | None) -> list[str]:
     """Return the keys of the parameters that vary, sorted by the variance of the values that they explain."""
-    valued = [trial for trial in finished if trial.values]
+    valued = [trial for trial in finished if trial.values and isfinite(trial.values[0])]
     names = {name: None for trial in valued for name in trial.params}
     varying = [name for name in names if len({trial.params.get(name) for trial in valued}) > 1]
     if not varying and space is not None:
