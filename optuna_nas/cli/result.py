@@ -47,7 +47,7 @@ def print_result(search: Search, result: SearchResult) -> None:
             *("" if row.metric is None else f"{row.metric:.4f}" for _ in list(metrics)[1:]),
             f"{numbers['params']:,}" if "params" in numbers else "",
             f"{numbers['multiply_adds']:,}" if "multiply_adds" in numbers else "",
-            f"{numbers['train_seconds']:.1f}" if "train_seconds" in numbers else "",
+            f"{row.seconds:.1f}",
             shortened(architecture.summary) if architecture else "",
         )
     console.print(table)

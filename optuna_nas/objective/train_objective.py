@@ -30,6 +30,7 @@ from optuna_nas.storage.attributes import (
     DIGEST,
     DIGESTED,
     DUPLICATE_OF,
+    EPOCHS,
     SHOWN_NAMES,
     START,
     SURROGATE_SCORE,
@@ -329,6 +330,7 @@ class TrainObjective:
         """Suggest architecture and settings; prune architectures whose output depends on no input."""
         architecture = self.space.suggest(trial)
         recipe, task = resolve(self.recipe, trial), resolve(self.task, trial)
+        trial.set_user_attr(EPOCHS, recipe.epochs)
         if not architecture.connected:
             prune(trial, "the architecture does not reach its output: 'none' cuts every path of a cell")
         return Candidate(architecture, recipe, task, architecture.canonical().digest, self._costs(architecture))

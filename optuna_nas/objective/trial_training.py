@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +35,7 @@ from optuna_nas.storage.attributes import (
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.retries import CheckpointNotes
+from optuna_nas.storage.spending import Meter
 from optuna_nas.training.checkpoints import set_aside_if_damaged
 from optuna_nas.training.device import gpu_share, is_out_of_memory, release_memory
 from optuna_nas.training.disk import is_disk_full
@@ -119,10 +120,14 @@ class TrialTraining:
                 run.listener.progress(trial.number, fraction)
 
         keep_checkpoint = False
-        started = time.monotonic()
         if run.lead is not None:
             run.lead(_plan(network, candidate))
         ranks = current_ranks()
+        gpus, earlier = ranks.size * gpu_share(data.device), 0.0
+        if gpus:  # the storage has those of a one-shot model that the sampler trained in this trial
+            attributes = trial.study._storage.get_trial_user_attrs(trial._trial_id)
+            earlier = attribute(attributes, GPU_SECONDS, 0.0)
+        meter = Meter(TRAIN_SECONDS, gpus, earlier, trial.set_user_attr)
         try:
             with ranks.together():
                 result = train(
@@ -130,7 +135,7 @@ class TrialTraining:
                     data,
                     recipe,
                     candidate.task,
-                    on_epoch=lambda result: self._after_epoch(shared, result),
+                    on_epoch=lambda result: self._after_epoch(shared, meter, result),
                     on_step=on_step,
                     adapt=None
                     if self._objective.masks is None
@@ -164,8 +169,8 @@ class TrialTraining:
                 checkpoint.unlink(missing_ok=True)
                 if shared is not None:
                     shared.remove()
-            if share := ranks.size * gpu_share(data.device):
-                trial.set_user_attr(GPU_SECONDS, round(share * (time.monotonic() - started), 3))
+            with suppress(*StorageError, UpdateFinishedTrialError):  # its own error says more
+                meter.store()
             release_memory(data.device)
         return network, result
 
@@ -184,9 +189,10 @@ class TrialTraining:
             return objective.space.build(candidate.architecture, start, candidate.recipe.seed)
         return start
 
-    def _after_epoch(self, shared: SharedCheckpoint | None, result: EpochResult) -> None:
+    def _after_epoch(self, shared: SharedCheckpoint | None, meter: Meter, result: EpochResult) -> None:
         """Report an epoch to listener and pruner; stop if the pruner decides so."""
         trial, epochs = self._trial, self._candidate.recipe.epochs
+        meter.store()  # before the report, with which it is written: a process may be killed
         if self._run.listener:
             self._run.listener.epoch(trial.number, result.epoch, self._curves(result))
         if shared is not None:
@@ -241,7 +247,6 @@ class TrialTraining:
     def keep(self, network: nn.Module, result: TrainingResult) -> None:
         """Set the attributes of a finished training, and write its network."""
         trial, run = self._trial, self._run
-        trial.set_user_attr(TRAIN_SECONDS, round(result.seconds, 3))
         if self._objective.metric == LOSS:
             trial.set_user_attr(METRIC, result.last.validation_metric)
         for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):

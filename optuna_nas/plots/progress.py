@@ -12,8 +12,9 @@ from optuna_nas.plots.style import BLUE, GREY, ORANGE, label_axes, new_figure, n
 from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import attribute, cost_key, has_attribute
 from optuna_nas.storage.directions import better, oriented
-from optuna_nas.storage.leaderboard import can_win, spent_seconds
+from optuna_nas.storage.leaderboard import can_win
 from optuna_nas.storage.plain import label
+from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,8 @@ class Progress(NamedTuple):
     Args:
         numbers: Numbers of the trials, ascending.
         seconds: Cumulated seconds of the trials.
-        values: First value of each trial; None for pruned, failed and infeasible trials.
-        best: Best value so far; None before the first value.
+        values: First value of each trial, which may be infinite; None for pruned, failed and infeasible trials.
+        best: Best value so far, as Optuna has it; None before the first value. Plots leave out infinite ones.
     """
 
     numbers: tuple[int, ...]
@@ -67,8 +68,8 @@ def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progre
     for trial in trials:
         if not trial.state.is_finished():
             continue
-        value = float(trial.values[0]) if can_win(trial) and isfinite(trial.values[0]) else None
-        spent += spent_seconds(trial)
+        value = float(trial.values[0]) if can_win(trial) else None
+        spent += spending_of(trial).total
         if value is not None:
             best = value if best is None else better((best, value), direction)
         rows.append((trial.number, spent, value, best))
@@ -132,7 +133,7 @@ def plot_progress(study: Study) -> Figure:
         >>> study = optuna.create_study(direction="maximize")
         >>> study.add_trials([optuna.create_trial(value=value) for value in (0.8, 0.7, 0.9)])
         >>> [axes.get_xlabel() for axes in plot_progress(study).axes]
-        ['trial', 'seconds of training']
+        ['trial', 'seconds of trials']
     """
     return draw_progress(progress(study.get_trials(deepcopy=False), study.directions[0]))
 
@@ -142,11 +143,11 @@ def draw_progress(progress: Progress, value_name: str = "value") -> Figure:
     if not any(best is not None for best in progress.best):
         raise ValueError("`study` must have completed trials but has none; run it first.")
     figure = new_figure(7.6, 3.2, layout="constrained")
-    for place, (x, name) in enumerate(((progress.numbers, "trial"), (progress.seconds, "seconds of training"))):
+    for place, (x, name) in enumerate(((progress.numbers, "trial"), (progress.seconds, "seconds of trials"))):
         axes = figure.add_subplot(1, 2, place + 1)
-        values = [(a, b) for a, b in zip(x, progress.values, strict=True) if b is not None]
+        values = [(a, b) for a, b in zip(x, progress.values, strict=True) if b is not None and isfinite(b)]
         axes.scatter([a for a, _ in values], [b for _, b in values], s=14, color=GREY, alpha=0.7, linewidths=0)
-        best = [(a, b) for a, b in zip(x, progress.best, strict=True) if b is not None]
+        best = [(a, b) for a, b in zip(x, progress.best, strict=True) if b is not None and isfinite(b)]
         axes.step([a for a, _ in best], [b for _, b in best], where="post", color=BLUE, linewidth=2)
         title, y = ("best so far", value_name) if place == 0 else ("", "")
         label_axes(axes, title, name, y, engineering=place == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from optuna.trial import TrialState
 
 from optuna_nas.plots.style import BLUE, LEGEND_FONT, ORANGE, label_axes, new_plot
 from optuna_nas.pruners.base import RankCorrelation, rank_correlation
-from optuna_nas.storage.attributes import FLAGGED, SURROGATE_SCORE, attribute, has_attribute
+from optuna_nas.storage.attributes import FLAGGED, has_attribute, score_noted
 from optuna_nas.storage.directions import oriented
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
+
+    from optuna_nas.space import Space
 
 
 class Scores(NamedTuple):
@@ -39,16 +42,19 @@ class Scores(NamedTuple):
     correlation: RankCorrelation
 
 
-def scores_of(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Scores:
-    """Return scores and values of the completed trials with a `surrogate_score`."""
-    scored = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE
-        and has_attribute(trial.user_attrs, SURROGATE_SCORE)
-        and np.isfinite([attribute(trial.user_attrs, SURROGATE_SCORE), trial.values[0]]).all()
-    ]
-    scores = tuple(float(attribute(trial.user_attrs, SURROGATE_SCORE)) for trial in scored)
+def scores_of(trials: Sequence[FrozenTrial], direction: StudyDirection, space: Space | None = None) -> Scores:
+    """Return scores and values of the completed trials with a `surrogate_score`; both are finite.
+
+    Args:
+        trials: Trials.
+        direction: Direction of the first objective.
+        space: Space of the architectures, by which the score of another architecture is told and left out.
+    """
+    names = None if space is None else space.options()
+    found = [(trial, score_noted(trial, names)) for trial in trials if trial.state == TrialState.COMPLETE]
+    pairs = [(trial, score) for trial, score in found if score is not None and isfinite(score)]
+    pairs = [(trial, score) for trial, score in pairs if isfinite(trial.values[0])]
+    scored, scores = [trial for trial, _ in pairs], tuple(score for _, score in pairs)
     values = tuple(float(trial.values[0]) for trial in scored)
     correlation = rank_correlation(list(scores), [oriented(value, direction) for value in values], confidence=0.975)
     return Scores(
@@ -60,13 +66,14 @@ def scores_of(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Score
     )
 
 
-def plot_surrogate(study: Study) -> Figure:
+def plot_surrogate(study: Study, space: Space | None = None) -> Figure:
     """Plot predicted scores against the first values of completed trials.
 
     Trials that a pruner flagged but exempted are highlighted.
 
     Args:
         study: Study with predicted scores, as `GHNSampler`, `GHNPruner` and `HMNASPruner` store them.
+        space: Space of the architectures, by which the score of another architecture is told and left out.
 
     Returns:
         Figure of matplotlib.
@@ -83,7 +90,7 @@ def plot_surrogate(study: Study) -> Figure:
         >>> plot_surrogate(study).axes[0].get_xlabel()
         'surrogate score'
     """
-    return draw_scores(scores_of(study.get_trials(deepcopy=False), study.directions[0]))
+    return draw_scores(scores_of(study.get_trials(deepcopy=False), study.directions[0], space))
 
 
 def draw_scores(scored: Scores, value_name: str = "value") -> Figure:

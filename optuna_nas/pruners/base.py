@@ -17,13 +17,13 @@ from optuna_nas.storage.attributes import (
     SCORED,
     SURROGATE_SCORE,
     Unverified,
-    attribute,
     find_trial,
     has_attribute,
     hash_of,
     params_hash,
     random_scores_key,
     read_json,
+    score_noted,
     write_json,
 )
 from optuna_nas.storage.directions import oriented
@@ -183,19 +183,17 @@ class SurrogatePruner(PicklesSettings, BasePruner):
                     watch.values.append(oriented(trial.values[0], study.directions[0]))
             return rank_correlation(watch.scores[-MAX_TRIALS:], watch.values[-MAX_TRIALS:])
 
-    def _is_of_another(self, trial: FrozenTrial) -> bool:
-        """Return whether the score in a trial was noted for other parameters than it has."""
-        noted = attribute(trial.user_attrs, SCORED)
-        return noted is not None and noted != params_hash(trial.params, self.space.options())
-
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         if not trial.intermediate_values and not self._is_ours(trial):
             self._warn_of(trial)
         if trial.intermediate_values or not self._is_ours(trial) or not self._can_score():
             return self._ask_wrapped(study, trial)
         score = self._score(trial)
-        if not has_attribute(trial.user_attrs, SURROGATE_SCORE) or self._is_of_another(trial):
+        if score_noted(trial, self.space.options()) is None:
             study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, score)
+            if has_attribute(trial.user_attrs, SCORED):
+                own = params_hash(trial.params, self.space.options())
+                study._storage.set_trial_user_attr(trial._trial_id, SCORED, own)
         reason = self._flags(study, trial, score)
         if reason is None or not self._is_enabled(study):
             return False
@@ -350,9 +348,9 @@ class QuantilePruner(SurrogatePruner):
         return np.array(value["scores"])
 
     def _score(self, trial: FrozenTrial) -> float:
-        stored = attribute(trial.user_attrs, SURROGATE_SCORE)
-        if stored is not None and not self._is_of_another(trial):
-            return float(stored)
+        stored = score_noted(trial, self.space.options())
+        if stored is not None:
+            return stored
         score = float(self._scores([self.space.decode(trial.params)])[0])
         return score if np.isfinite(score) else -np.inf
 

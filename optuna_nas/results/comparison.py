@@ -21,8 +21,8 @@ from optuna_nas.plots.progress import progress
 from optuna_nas.search.checks import MAX_TRIALS
 from optuna_nas.search.runner import run
 from optuna_nas.storage.directions import oriented
-from optuna_nas.storage.leaderboard import spent_seconds
 from optuna_nas.storage.quota import counted_trials
+from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from optuna import Study
+    from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
     from optuna_nas.search.config import Search, SearchListener
@@ -93,7 +94,7 @@ class Budget(NamedTuple):
             return 1.0
         if self.kind == EPOCHS:
             return float(max(trial.intermediate_values, default=0))
-        return trial.duration.total_seconds() if trial.duration else 0.0
+        return spending_of(trial).total
 
 
 class Row(NamedTuple):
@@ -105,7 +106,7 @@ class Row(NamedTuple):
         mean: Mean of the best values.
         interval: Half of the 95 % confidence interval of the mean (Student's t); NaN for one seed.
         rank: Mean rank among the strategies, 1 is best.
-        seconds: Mean seconds of training per run.
+        seconds: Mean seconds of the trials of a run, with the training of one-shot models in them.
         tested: Mean metric of the best networks on the test split; None if it was not measured.
         p_value: P value of a paired t-test against Optuna's TPE; NaN for one seed, and for TPE itself.
     """
@@ -306,20 +307,21 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
     direction = next(iter(studies.values()))[0].directions[0]
     curves = {name: [anytime(study, budget) for study in runs] for name, runs in studies.items()}
     best = {name: np.array([values[-1] for _, values in runs]) for name, runs in curves.items()}
-    ranks = dict(
-        zip(best, rankdata(-oriented(np.stack(list(best.values())), direction), axis=0).mean(1).tolist(), strict=True)
-    )
+    losses = -_comparable(np.stack(list(best.values())), direction)
+    ranks = dict(zip(best, rankdata(losses, axis=0).mean(1).tolist(), strict=True))
     rows = []
     for name, values in best.items():
         n_seeds = len(values)
-        spread = float(values.std(ddof=1)) if n_seeds > 1 else float("nan")
+        is_finite = bool(np.isfinite(values).all())  # there is no interval around infinity
+        spread = float(values.std(ddof=1)) if n_seeds > 1 and is_finite else float("nan")
         tested = [result.test_metric for result in results[name] if result.test_metric is not None]
         differs = n_seeds > 1 and name != TPE and TPE in best and bool((values != best[TPE]).any())
+        differs = differs and is_finite and bool(np.isfinite(best[TPE]).all())
         rows.append(
             Row(
                 name,
                 values,
-                float(values.mean()),
+                _mean(values),
                 spread / n_seeds**0.5 * float(t.ppf((1 + CONFIDENCE) / 2, max(1, n_seeds - 1))),
                 ranks[name],
                 float(np.mean([_seconds(study) for study in studies[name]])),
@@ -327,7 +329,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
                 float(ttest_rel(values, best[TPE]).pvalue) if differs else float("nan"),
             )
         )
-    rows.sort(key=lambda row: -oriented(row.mean, direction))
+    rows.sort(key=lambda row: -float(_comparable(np.array(row.mean), direction)))
     grid = np.linspace(0, budget.amount, POINTS)
     bands = [
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
@@ -354,8 +356,18 @@ def _at(grid: NDArray[np.float64], spent: NDArray[np.float64], best: NDArray[np.
     return np.where(places >= 0, best[np.maximum(places, 0)], np.nan)
 
 
+def _comparable(values: NDArray[np.float64], direction: StudyDirection) -> NDArray[np.float64]:
+    """Return values such that larger is better; NaN, that of a run without any value, is the worst."""
+    return np.where(np.isnan(values), -np.inf, oriented(values, direction))
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    with np.errstate(invalid="ignore"):  # of infinities of both signs there is none
+        return float(values.mean())
+
+
 def _seconds(study: Study) -> float:
-    return sum(spent_seconds(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+    return sum(spending_of(trial).total for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
 
 
 def _ahead(rows: Sequence[Row]) -> str:

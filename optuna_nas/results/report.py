@@ -29,8 +29,9 @@ from optuna_nas.samplers.snas import records_of_space
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
 from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of, unreadable
-from optuna_nas.storage.leaderboard import best_trial, leaderboard, spent_seconds
+from optuna_nas.storage.leaderboard import best_trial, leaderboard
 from optuna_nas.storage.plain import code_block, markdown_cell, shortened, visible, without_tags
+from optuna_nas.storage.spending import Savings, spending_of
 from optuna_nas.storage.versions import git_commit, versions
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
         Section("Importance of parameters", _importances(study)),
         Section("What the sampler learned", _distribution(search, study)),
         Section("What the masks keep", _masks(search, finished)),
-        Section("Scores against values", _scores(study, finished, metric)),
+        Section("Scores against values", _scores(search, study, finished, metric)),
         Section(f"Cost and {metric}", _costs(study, finished, metric)),
         Section("What was stopped", _stopped(search, finished)),
         Section("What can't be read", _unreadable(study)),
@@ -185,7 +186,7 @@ def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
     for name, text in COST_NAMES.items():
         if has_attribute(best.user_attrs, cost_key(name)):
             rows.append((text, f"{attribute(best.user_attrs, cost_key(name)):,}"))
-    rows.append(("seconds of the trial", f"{spent_seconds(best):,.1f}"))
+    rows.append(("seconds of training", f"{spending_of(best).training:,.1f}"))
     if summed.network is not None:
         rows.append(("network", str(summed.network)))
     architecture = architecture_of(search, best)
@@ -229,9 +230,14 @@ def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> lis
     if not bests:
         return []
     when = curve.best.index(bests[-1])
+    savings = _savings(finished)
+    parts = ", ".join(
+        f"{seconds:,.0f} of {name}"
+        for name, seconds in zip(("training", "one-shot models", "waiting"), savings.spent, strict=False)
+    )
     text = Text(
-        f"{len(finished)} trials took {curve.seconds[-1]:,.0f} seconds in total; trial {curve.numbers[when]} reached "
-        f"the best value, after {curve.seconds[when]:,.0f} seconds."
+        f"{len(finished)} trials took {savings.spent.total:,.0f} seconds in total ({parts}); trial "
+        f"{curve.numbers[when]} reached the best value, after {curve.seconds[when]:,.0f} seconds."
     )
     return [text, _picture("progress", "Best value so far", lambda: draw_progress(curve, metric))]
 
@@ -275,8 +281,8 @@ def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table
     ]
 
 
-def _scores(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
-    scores = scores_of(finished, study.directions[0])
+def _scores(search: Search, study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
+    scores = scores_of(finished, study.directions[0], search.space)
     if len(scores.numbers) < MIN_SCORES:
         return []
     tau = scores.correlation
@@ -316,13 +322,10 @@ def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Tab
     text = (
         f"Of {len(finished)} trials, {len(pruned)} were pruned ({at_once} before the first step), {len(failed)} failed."
     )
-    recipe = getattr(search.resolved_objective, "recipe", None)
-    epochs = getattr(recipe, "epochs", None)
-    whole = [spent_seconds(t) / max(t.intermediate_values) for t in finished if _is_whole(t)]
-    if isinstance(epochs, int) and pruned:
-        saved = sum(epochs - max(trial.intermediate_values, default=0) for trial in pruned)
-        text += f" That saved {saved} of {saved + _epochs(finished)} epochs"
-        text += f", about {saved * sum(whole) / len(whole):,.0f} seconds." if whole else "."
+    savings = _savings(finished)
+    if saved := savings.spent.epochs_saved:
+        text += f" Pruning saved {saved} of {saved + savings.trained} epochs"
+        text += f", about {savings.seconds:,.0f} seconds of training." if savings.seconds else "."
     blocks.append(Text(text))
     reasons: dict[str, list[int]] = {}
     for trial in (*pruned, *failed):
@@ -333,6 +336,13 @@ def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Tab
     return [*blocks, Table(("trials", "reason", "numbers of the first"), rows, frozenset({"trials"}))]
 
 
+def _savings(finished: Sequence[FrozenTrial]) -> Savings:
+    savings = Savings()
+    for trial in finished:
+        savings.add(trial)
+    return savings
+
+
 def _unreadable(study: Study) -> list[Text | Table | Picture]:
     found = unreadable(study)
     if not found:
@@ -340,14 +350,6 @@ def _unreadable(study: Study) -> list[Text | Table | Picture]:
     rows = [("study" if one.trial is None else str(one.trial), shortened(one.key), shortened(one.why)) for one in found]
     note = Text(f"{len(found)} attributes are not of the type that they must have, and are left out of this report.")
     return [note, Table(("trial", "attribute", "why"), rows[:MAX_UNREADABLE], frozenset({"trial"}))]
-
-
-def _is_whole(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.COMPLETE and bool(trial.intermediate_values)
-
-
-def _epochs(trials: Sequence[FrozenTrial]) -> int:
-    return sum(max(trial.intermediate_values, default=0) for trial in trials)
 
 
 def _reproduction(search: Search, study: Study, command: str) -> list[Text | Table | Picture]:

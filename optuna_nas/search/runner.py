@@ -32,10 +32,10 @@ from optuna_nas.storage.artifacts import artifact_store, folder_store, remove_fi
 from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
 from optuna_nas.storage.database import closing, is_server, one_line, sqlite_file, storage_reason
 from optuna_nas.storage.leaderboard import ranking
-from optuna_nas.storage.optuna_rdb import StorageError, backend_of, has_heartbeats
+from optuna_nas.storage.optuna_rdb import StorageError, Surplus, backend_of, has_heartbeats
 from optuna_nas.storage.presence import presence, this_worker
-from optuna_nas.storage.quota import Quota, StorageAway, Surplus
-from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, requeue_interrupted
+from optuna_nas.storage.quota import Quota, StorageAway
+from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, retry_on_fail
 from optuna_nas.training.device import own_default_device
 from optuna_nas.training.disk import is_disk_full
 from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
@@ -96,7 +96,10 @@ def run(
     study = open_study(search)
     with closing(study), _present(search) as alone:
         # An sqlite file belongs to one machine: if no other process runs the study there, its running trials are dead.
-        reap_dead_trials(study, alone and sqlite_file(search.resolved_storage()) is not None)
+        alone = alone and sqlite_file(search.resolved_storage()) is not None
+        reap_dead_trials(study, alone)
+        if alone:
+            Quota(study, search.total).requeue_interrupted()
         if search.resolved_sampler is not None and study.get_trials(deepcopy=False):
             search.resolved_sampler.reseed_rng()  # else it proposes what it did before
         tracker = search.tracking
@@ -249,12 +252,12 @@ class _Run:
             try:
                 with self._interrupts.installed():
                     self._run_trials()
-                    requeue_interrupted(self._study, this_worker())  # with handlers, so that no signal prevents it
+                    self._quota.requeue_interrupted(this_worker())  # with handlers, so that no signal prevents it
             except Exception as error:
                 if not is_disk_full(error):
                     raise
                 with suppress(*StorageError):
-                    requeue_interrupted(self._study, this_worker())
+                    self._quota.requeue_interrupted(this_worker())
                 raise ConnectionError(
                     f"`folder` must be on a disk with free space but that of {self._folder} or of the storage is full "
                     f"({one_line(error)}); free some, then run this again: it goes on where it was."
@@ -284,7 +287,8 @@ class _Run:
                 if not standing.missing or self._was_stopped or self._enough(self._study):
                     return
                 if standing.free > 0:
-                    self._optimize(min(standing.free, self._search.n_jobs) if self._shared else standing.free)
+                    with self._quota.admitting(standing):
+                        self._optimize(min(standing.free, self._search.n_jobs) if self._shared else standing.free)
                 else:
                     self._wait_for_others()
                 away_since = None
@@ -404,6 +408,7 @@ def _note_interrupted(trial: Trial) -> None:
     """Note that a trial ends for no fault of its parameters, which another trial tries again."""
     trial.set_user_attr(REASON, INTERRUPTED)
     trial.set_user_attr(REQUEUED, True)
+    retry_on_fail(trial)
 
 
 def _is_taken_over(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedTrials
 from optuna_nas.storage.leaderboard import feasible
+from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -56,7 +57,7 @@ class Stopping:
         return None
 
     def _read(self, study: Study, trial: FrozenTrial) -> None:
-        duration = trial.duration.total_seconds() if trial.duration else 0.0
+        duration = spending_of(trial).total
         self._spent += duration
         if trial.number > 0:  # the first one may train a model or score a pool
             self._longest = max(self._longest, duration)

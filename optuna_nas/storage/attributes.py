@@ -68,9 +68,13 @@ MULTIPLY_ADDS = PREFIX + "multiply_adds"
 MEMORY_ACCESS = PREFIX + "memory_access"
 """Elements read and written by one prediction."""
 TRAIN_SECONDS = PREFIX + "train_seconds"
-"""Seconds of training, including validation."""
+"""Seconds of training in this trial, including validation; see `spending` for all seconds."""
+MODEL_SECONDS = PREFIX + "model_seconds"
+"""Seconds for which this trial trained a one-shot model."""
 GPU_SECONDS = PREFIX + "gpu_seconds"
-"""Seconds on the GPU, times the fraction of the GPU that the trial had."""
+"""Seconds of training and of a one-shot model, times the GPUs, or the fraction of one, that the trial had."""
+EPOCHS = PREFIX + "epochs"
+"""Number of epochs of the whole training, whether or not the trial came to its end."""
 PEAK_MEMORY_BYTES = PREFIX + "peak_memory_bytes"
 """Peak GPU memory of the training in bytes."""
 SKIPPED_STEPS = PREFIX + "skipped_steps"
@@ -205,7 +209,7 @@ _ONCE_PLAIN = (
 )
 OLD_NAMES = {key: key.removeprefix(PREFIX) for key in _ONCE_PLAIN} | {NETWORK: "network", FLAGGED: "condemned"}
 """Names of attributes in older studies, before all keys had the prefix."""
-SHOWN_NAMES = OLD_NAMES | {FLAGGED: "flagged"}
+SHOWN_NAMES = OLD_NAMES | {FLAGGED: "flagged", MODEL_SECONDS: "model_seconds", EPOCHS: "epochs"}
 """Display names in MLflow and tables; all other keys are bookkeeping and keep their prefix."""
 _SHOWN_OLD_NAMES = {old: SHOWN_NAMES[key] for key, old in OLD_NAMES.items()}
 
@@ -244,8 +248,9 @@ def _test_result(name: str, value: Any) -> Any:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys((PARAMS, MULTIPLY_ADDS, MEMORY_ACCESS, TRAIN_SECONDS, GPU_SECONDS, PEAK_MEMORY_BYTES), _COST),
-    **dict.fromkeys((DUPLICATE_OF, RETRY_OF, RESUMES, PROMOTES, FAILED_TRIAL, SKIPPED_STEPS), _NUMBER),
+    **dict.fromkeys((PARAMS, MULTIPLY_ADDS, MEMORY_ACCESS, PEAK_MEMORY_BYTES), _COST),
+    **dict.fromkeys((TRAIN_SECONDS, MODEL_SECONDS, GPU_SECONDS), _COST),
+    **dict.fromkeys((DUPLICATE_OF, RETRY_OF, RESUMES, PROMOTES, FAILED_TRIAL, SKIPPED_STEPS, EPOCHS), _NUMBER),
     **dict.fromkeys((TRAINING_DIGEST, REASON, FLAGGED, SCORED, DIGESTED, START, NETWORK, WORKER, VERSION), text()),
     **dict.fromkeys((SURROGATE_SCORE, METRIC), number()),
     **dict.fromkeys((SURVIVAL, CHECKPOINTED), share()),
@@ -424,6 +429,30 @@ def digest_noted(trial: FrozenTrial, names: Iterable[str]) -> str | None:
     """
     noted, digest = trial.user_attrs.get(DIGESTED), attribute(trial.user_attrs, DIGEST)
     return digest if isinstance(digest, str) and noted in (None, params_hash(trial.params, names)) else None
+
+
+def score_noted(trial: FrozenTrial, names: Iterable[str] | None = None) -> float | None:
+    """Return the score that a trial notes, None if there is none or it was noted for other parameters.
+
+    Args:
+        trial: Trial, which may have come by `copy_study` or `add_trial`.
+        names: Names of the parameters of the space; None to believe whatever a trial notes.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import SCORED, SURROGATE_SCORE, params_hash, score_noted
+        >>> op = {"op": optuna.distributions.CategoricalDistribution(("a", "b"))}
+        >>> noted = {SURROGATE_SCORE: 0.7, SCORED: params_hash({"op": "a"}, op)}
+        >>> for choice in ("a", "b"):
+        ...     trial = optuna.create_trial(value=1, params={"op": choice}, distributions=op, user_attrs=noted)
+        ...     print(score_noted(trial, op))
+        0.7
+        None
+    """
+    score, noted = attribute(trial.user_attrs, SURROGATE_SCORE), attribute(trial.user_attrs, SCORED)
+    if names is not None and noted is not None and noted != params_hash(trial.params, names):
+        return None
+    return None if score is None else float(score)
 
 
 def given_params(trial: FrozenTrial) -> dict[str, Any]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
+from optuna.exceptions import UpdateFinishedTrialError
+
 from optuna_nas.storage.artifacts import folder_store
-from optuna_nas.storage.attributes import write_fit_records
+from optuna_nas.storage.attributes import GPU_SECONDS, MODEL_SECONDS, attribute, write_fit_records
 from optuna_nas.storage.finished import PicklesSettings
 from optuna_nas.storage.identity import Home, home_of
 from optuna_nas.storage.model_rounds import Rounds, Snapshot
+from optuna_nas.storage.optuna_rdb import StorageError
+from optuna_nas.storage.spending import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TRIALS = 100
 """Number of trials over which a budget is spent if neither the user nor a search gives it."""
+STORED_SECONDS = 5.0
+"""Seconds between two notes of how long a model trains."""
 FIT_FRACTION = 0.8
 """Fraction of a round's progress that counts for the training if the round also makes other content."""
 
@@ -209,10 +217,15 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         def make(number: int, earlier: Snapshot[Content] | None) -> None:
             self._round = number
             steps.append(0 if earlier is None else earlier.step)
-            self._fit(number)
-            if self._content is not None:
-                before = None if earlier is None else earlier.loaded
-                contents.append(self._content.make(study, trial, number, before))
+            meter = self._meter(study, trial)
+            try:
+                self._fit(number, meter)
+                if self._content is not None:
+                    before = None if earlier is None else earlier.loaded
+                    contents.append(self._content.make(study, trial, number, before))
+            finally:
+                with suppress(*StorageError, UpdateFinishedTrialError):  # its own error says more
+                    meter.store()
             self.report(1.0, self._last_doing)
 
         def save(folder: Path) -> dict[str, Any]:
@@ -265,7 +278,16 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             rounds = f", round {self._round + 1} of {self.n_rounds}" if self.n_rounds > 1 else ""
             self._on_progress(doing + rounds, share)
 
-    def _fit(self, number: int) -> None:
+    def _meter(self, study: Study, trial: FrozenTrial) -> Meter:
+        gpus = 0.0
+        if self._on_device is not None:
+            from optuna_nas.training.device import gpu_share
+
+            gpus = gpu_share(self._on_device.device)
+        write = partial(study._storage.set_trial_user_attr, trial._trial_id)
+        return Meter(MODEL_SECONDS, gpus, attribute(trial.user_attrs, GPU_SECONDS, 0.0), write)
+
+    def _fit(self, number: int, meter: Meter) -> None:
         """Train to the end of a round, from the checkpoint of an earlier attempt if there is one."""
         model, data = self.model, self._on_device
         if model is None or data is None or self.budget is None:
@@ -279,6 +301,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         fit_fraction = FIT_FRACTION if self._content is not None else 0.999
 
         def on_step(share: float) -> None:
+            meter.store(after=STORED_SECONDS)
             done = min(1.0, max(0.0, (share - first) / max(until - first, 1e-9)))
             self.report(fit_fraction * done, f"{self.name} trains")
 
@@ -286,7 +309,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             data,
             self.budget,
             until=until,
-            on_step=None if self._on_progress is None else on_step,
+            on_step=on_step,
             checkpoint=checkpoint,
             should_stop=self._should_stop,
         )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from optuna.trial import TrialState
 
 from optuna_nas.space.reading import is_number
-from optuna_nas.storage.attributes import METRIC, PREFIX, TRAIN_SECONDS, attribute, constraints_of, shown_attributes
+from optuna_nas.storage.attributes import METRIC, PREFIX, attribute, constraints_of, shown_attributes
 from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ class LeaderboardRow(NamedTuple):
         can_win: Whether the trial completed and satisfies its constraints.
         value: First value; None for a trial without one.
         metric: The task's metric, where the value is the loss; None where the value is the metric itself.
-        seconds: Duration of the trial; see `spent_seconds`.
+        seconds: Seconds of training; see `spending`.
         numbers: Numeric user attributes, such as `params` and `multiply_adds`, by display name.
     """
 
@@ -66,7 +67,7 @@ def leaderboard(study: Study, states: Sequence[TrialState] = (TrialState.COMPLET
             can_win(trial),
             trial.values[0] if trial.values else None,
             attribute(trial.user_attrs, METRIC),
-            spent_seconds(trial),
+            spending_of(trial).training,
             numbers_of(trial),
         )
         for rank, trial in enumerate(ranked, 1)
@@ -101,14 +102,6 @@ def feasible(trial: FrozenTrial) -> bool:
 def can_win(trial: FrozenTrial) -> bool:
     """Return whether a trial can be the best trial: it completed and is feasible."""
     return trial.state == TrialState.COMPLETE and feasible(trial)
-
-
-def spent_seconds(trial: FrozenTrial) -> float:
-    """Return the seconds of training of a trial if they were measured, else the seconds from its start to its end."""
-    measured = attribute(trial.user_attrs, TRAIN_SECONDS)
-    if isinstance(measured, int | float):
-        return float(measured)
-    return max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # the clock may have been set back
 
 
 def numbers_of(trial: FrozenTrial) -> dict[str, float]:

@@ -34,11 +34,11 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import or_, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -55,6 +55,10 @@ StorageError = (StorageInternalError, SQLAlchemyError)
 """Errors raised if a database does not answer."""
 
 
+class Surplus(BaseException):
+    """Raised if a trial exceeds the total of its study, before it starts or put back; not an error of the objective."""
+
+
 class _Delayed(NamedTuple):
     """Delayed writes of a running trial."""
 
@@ -69,6 +73,10 @@ class BatchingStorage(RDBStorage):
     heartbeat, change of state or reading, and then written in one transaction. With heartbeats, parameters are delayed
     likewise, until the first user attribute at the latest. A process that is killed loses its delayed writes. All other
     trials are written at once, as by Optuna, since they may be asked for here and told elsewhere.
+
+    A trial that fails and is tried again becomes both in one transaction (`retry_on_fail`), and no trial starts beyond
+    a limit that is checked in the transaction of its start (`limited`): a process may be killed at any moment, and
+    others may ask at the same time.
 
     Connections are closed when the storage is garbage collected, and at the end of the process; Optuna's own storage
     does not close them reliably.
@@ -93,11 +101,14 @@ class BatchingStorage(RDBStorage):
     def _init_state(self) -> None:
         self._running: set[int] = set()  # running trials of this process whose writes are delayed
         self._delayed: dict[int, _Delayed] = {}
+        self._retries: dict[int, Callable[[FrozenTrial], FrozenTrial | None]] = {}
+        self._limits: dict[int, int] = {}  # by study
         self._flushing = threading.RLock()
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in ("_running", "_delayed", "_flushing")}
+        own = ("_running", "_delayed", "_retries", "_limits", "_flushing")
+        return {name: value for name, value in state.items() if name not in own}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self._init_state()
@@ -178,6 +189,73 @@ class BatchingStorage(RDBStorage):
         for key, value in delayed.attributes.items():
             self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
 
+    # -- starts and ends ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def limited(self, study_id: int, started: int) -> Iterator[None]:
+        """Let no trial of a study start inside the block if more than so many have started, by whatever process.
+
+        Args:
+            study_id: Id of the study.
+            started: Largest number of trials of the study that do not wait.
+
+        Raises:
+            Surplus: In the block, where a trial is asked for; it stays in the queue, or is not created.
+        """
+        self._limits[study_id] = started
+        try:
+            yield
+        finally:
+            del self._limits[study_id]
+
+    def _check_limit(self, session: Session, study_id: int) -> None:
+        if (limit := self._limits.get(study_id)) is None:
+            return
+        started = models.TrialModel.state != TrialState.WAITING
+        query = select(func.count()).where(models.TrialModel.study_id == study_id, started)
+        if session.execute(query).scalar_one() > limit:
+            raise Surplus
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
+        """Create a trial; the study's row is locked by the caller."""
+        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
+        if template_trial is None:
+            self._check_limit(session, study_id)
+        return trial
+
+    def retry_on_fail(self, trial_id: int, retry: Callable[[FrozenTrial], FrozenTrial | None]) -> None:
+        """Add what a function returns for a running trial when this process sets it failed, in the same transaction.
+
+        Args:
+            trial_id: Id of the running trial.
+            retry: Function of the trial that returns the trial to add, or None.
+        """
+        self._retries[trial_id] = retry
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        stale: list[int] = super()._get_stale_trial_ids(study_id)
+        if (retry := getattr(self.heartbeat_stale_trial_callback, "retry", None)) is not None:
+            for trial_id in stale:  # which Optuna sets failed one by one
+                self.retry_on_fail(trial_id, retry)
+        return stale
+
+    def _fail(self, trial_id: int) -> None:
+        """Set a running trial failed and add its retry."""
+        retry = self._retries[trial_id](self.get_trial(trial_id))
+        model = models.TrialModel
+        with _create_scoped_session(self.scoped_session) as session:
+            study_id: Any = model.find_or_raise_by_id(trial_id, session).study_id
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            running = update(model).where(model.trial_id == trial_id, model.state == TrialState.RUNNING)
+            failed = running.values(state=TrialState.FAIL, datetime_complete=datetime.now())
+            done: Any = session.execute(failed.execution_options(synchronize_session=False))
+            if done.rowcount == 0:
+                del self._retries[trial_id]
+                raise UpdateFinishedTrialError(f"Trial id {trial_id} is not running any more.")
+            if retry is not None:
+                self._get_prepared_new_trial(study_id, retry, session)
+        del self._retries[trial_id]
+
     # -- immediate writes and reads -------------------------------------------------------------------------------
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -196,6 +274,10 @@ class BatchingStorage(RDBStorage):
             super().record_heartbeat(trial_id)
         if state == TrialState.RUNNING:
             return self._take(trial_id)
+        if state == TrialState.FAIL and trial_id in self._retries:
+            self._fail(trial_id)
+            return True
+        self._retries.pop(trial_id, None)
         return super().set_trial_state_values(trial_id, state, values)
 
     def _take(self, trial_id: int) -> bool:
@@ -206,11 +288,16 @@ class BatchingStorage(RDBStorage):
         trial = models.TrialModel
         waiting = update(trial).where(trial.trial_id == trial_id, trial.state == TrialState.WAITING)
         with _create_scoped_session(self.scoped_session) as session:
+            if self._limits:
+                study_id: Any = trial.find_or_raise_by_id(trial_id, session).study_id
+                models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             statement = waiting.values(state=TrialState.RUNNING, datetime_start=datetime.now())
             taken: Any = session.execute(statement.execution_options(synchronize_session=False))
             if taken.rowcount == 0:
                 found = trial.find_or_raise_by_id(trial_id, session)
                 self.check_trial_is_updatable(trial_id, found.state)  # type: ignore[arg-type] # annotated as a Column
+            elif self._limits:
+                self._check_limit(session, study_id)
             return bool(taken.rowcount)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
 from optuna_nas.storage.attributes import REQUEUED, WORKER, attribute, has_attribute
 from optuna_nas.storage.finished import FinishedTrials
-from optuna_nas.storage.optuna_rdb import has_heartbeats
-from optuna_nas.storage.retries import replaced_by
+from optuna_nas.storage.optuna_rdb import Surplus, backend_of, has_heartbeats
+from optuna_nas.storage.retries import replaced_by, requeue_interrupted
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
-
-
-class Surplus(BaseException):
-    """Raised if a trial exceeds the total and was put back into the queue; not an error of the objective."""
 
 
 class StorageAway(BaseException):
@@ -40,11 +39,15 @@ class Standing(NamedTuple):
     Args:
         finished: Number of finished trials that count towards the total, without those that another trial retries.
         running: Numbers of the running trials.
+        waiting: Number of the trials in the queue.
+        started: Number of all trials that do not wait.
         total: Total number of trials to run.
     """
 
     finished: int
     running: tuple[int, ...]
+    waiting: int
+    started: int
     total: int
 
     @property
@@ -56,6 +59,11 @@ class Standing(NamedTuple):
     def free(self) -> int:
         """Number of trials that may be started; negative if too many are running."""
         return self.total - self.finished - len(self.running)
+
+    @property
+    def unclaimed(self) -> int:
+        """Number of trials that may be started besides those in the queue."""
+        return max(0, self.free - self.waiting)
 
 
 class Quota:
@@ -99,8 +107,10 @@ class Quota:
         open_trials = [trials[place] for place in self._trials.unfinished]
         for trial in open_trials:
             self._see(trial)
-        running = (trial.number for trial in open_trials if self._runs(trial))
-        return Standing(len(self._finished - (self._replaced & self._failed)), tuple(running), self.total)
+        running = tuple(trial.number for trial in open_trials if self._runs(trial))
+        waiting = sum(trial.state == TrialState.WAITING for trial in open_trials)
+        finished = len(self._finished - (self._replaced & self._failed))
+        return Standing(finished, running, waiting, len(trials) - waiting, self.total)
 
     def _runs(self, trial: FrozenTrial) -> bool:
         """Return whether a trial will end: a worker of this package runs it, or heartbeats reveal its death."""
@@ -118,6 +128,24 @@ class Quota:
     def missing(self) -> int:
         """Return the number of trials that have not finished."""
         return self.look().missing
+
+    def admitting(self, standing: Standing) -> AbstractContextManager[object]:
+        """Let the storage start no more trials inside the block than a standing leaves free, by whatever process.
+
+        Only the storages of this package can do so; with others, trials too many are put back by `claim`.
+        """
+        backend = backend_of(self._study)
+        if backend is None:
+            return nullcontext()
+        return backend.limited(self._study._study_id, standing.started + standing.free)
+
+    def requeue_interrupted(self, worker: str | None = None) -> None:
+        """Enqueue the parameters of interrupted trials that no other trial retries yet, as far as trials are missing.
+
+        Args:
+            worker: Name of the worker whose trials are enqueued; None for those of all workers.
+        """
+        requeue_interrupted(self._study, worker, self.look().unclaimed)
 
     def claim(self, trial: Trial) -> None:
         """Confirm a running trial, or put it back into the queue.

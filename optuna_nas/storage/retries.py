@@ -14,6 +14,7 @@ import socket
 import time
 import warnings
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING
 
 import optuna
@@ -186,6 +187,11 @@ def try_again(study: Study, trial: FrozenTrial) -> None:
         >>> attempt_of(study.trials[1]), study.ask().suggest_float("x", 0, 1) == trial.params["x"]
         (2, True)
     """
+    study.add_trial(retry_of(trial))
+
+
+def retry_of(trial: FrozenTrial) -> FrozenTrial:
+    """Return the waiting trial that tries the parameters of a trial again; see `try_again`."""
     params = given_params(trial)
     attempt, furthest = _next_attempt(trial)
     attributes: dict[str, Any] = {RETRY_OF: trial.number, ATTEMPT: attempt, FURTHEST: furthest}
@@ -199,11 +205,13 @@ def try_again(study: Study, trial: FrozenTrial) -> None:
         FAILED_TRIAL: attribute(trial.system_attrs, FAILED_TRIAL, trial.number),
         RETRY_HISTORY: [*attribute(trial.system_attrs, RETRY_HISTORY, ()), trial.number],
     }
-    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes, system_attrs=system))
+    return optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes, system_attrs=system)
 
 
 class TryAgain:
-    """Callback for trials that Optuna failed because of missing heartbeats; enqueues their parameters again.
+    """Callback for trials that Optuna fails because of missing heartbeats; their parameters are enqueued again.
+
+    A `BatchingStorage` adds the `retry` in the transaction that fails the trial.
 
     Args:
         on_dead: Callback for each such trial after its retry is enqueued.
@@ -212,28 +220,38 @@ class TryAgain:
     def __init__(self, on_dead: Callable[[Study, FrozenTrial], None] | None = None) -> None:
         self._on_dead = on_dead
 
+    def retry(self, trial: FrozenTrial) -> FrozenTrial | None:
+        """Return the retry of a trial, None if its parameters are given up."""
+        return None if is_given_up(trial) else retry_of(trial)
+
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        if not is_given_up(trial):
-            try_again(study, trial)
         if self._on_dead is not None:
             self._on_dead(study, trial)
 
 
-def requeue_interrupted(study: Study, worker: str | None = None) -> None:
-    """Enqueue the parameters of every interrupted trial that no other trial retries yet.
+def retry_on_fail(trial: Trial) -> None:
+    """Let the storage try a running trial of this process again once it fails, if it can do so in one transaction."""
+    if (backend := backend_of(trial.study)) is not None:
+        backend.retry_on_fail(trial._trial_id, retry_of)
+
+
+def requeue_interrupted(study: Study, worker: str | None = None, most: float = inf) -> None:
+    """Enqueue the parameters of interrupted trials that no other trial retries yet.
 
     Args:
         study: Study with interrupted trials.
         worker: Name of the worker whose trials are enqueued; None for those of all workers. Workers that are
             interrupted together each enqueue their own trials.
+        most: Largest number of trials to enqueue; more would wait for ever in a study that has its total.
     """
     trials = study.get_trials(deepcopy=False)
     taken = {number for trial in trials for number in replaced_by(trial)}
     for trial in trials:
         is_selected = worker is None or attribute(trial.user_attrs, WORKER) == worker
         is_interrupted = trial.state == TrialState.FAIL and attribute(trial.user_attrs, REQUEUED, False)
-        if is_selected and is_interrupted and trial.number not in taken:
+        if is_selected and is_interrupted and trial.number not in taken and most > 0:
             try_again(study, trial)
+            most -= 1
 
 
 # -- detection of dead trials -----------------------------------------------------------------------------------------
@@ -251,13 +269,11 @@ def reap_dead_trials(study: Study, alone: bool = False) -> None:
         worker = str(attribute(trial.user_attrs, WORKER, ""))
         if worker and (alone or (worker.startswith(f"{host}:") and not is_alive(worker))):
             fail_dead(study, trial)
-    if alone:
-        requeue_interrupted(study)
 
 
 def fail_dead(study: Study, trial: FrozenTrial) -> None:
     """Fail a running trial whose process has ended, and enqueue its parameters unless they are given up."""
-    storage, given_up = study._storage, is_given_up(trial)
+    storage, given_up, backend = study._storage, is_given_up(trial), backend_of(study)
     with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
         if attribute(trial.user_attrs, REASON) != INTERRUPTED:
             attempt = _next_attempt(trial)[0] - 1
@@ -265,8 +281,10 @@ def fail_dead(study: Study, trial: FrozenTrial) -> None:
             storage.set_trial_user_attr(trial._trial_id, REASON, reason)
         if not given_up:
             storage.set_trial_user_attr(trial._trial_id, REQUEUED, True)
+            if backend is not None:
+                backend.retry_on_fail(trial._trial_id, retry_of)
         study.tell(trial.number, state=TrialState.FAIL)
-        if not given_up:
+        if not given_up and backend is None:
             try_again(study, study._storage.get_trial(trial._trial_id))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import Counter
 from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 from optuna.trial import TrialState
 
 from optuna_nas.plots.surrogate import scores_of
-from optuna_nas.storage.attributes import GPU_SECONDS, SURROGATE_SCORE, attribute, has_attribute
+from optuna_nas.storage.attributes import SURROGATE_SCORE, has_attribute
 from optuna_nas.storage.directions import better
-from optuna_nas.storage.leaderboard import can_win, spent_seconds
+from optuna_nas.storage.leaderboard import can_win
+from optuna_nas.storage.spending import Savings
 from optuna_nas.tracking.records import Epoch, milliseconds
-from optuna_nas.tracking.view import SPENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
+
+    from optuna_nas.space import Space
 
 TAU_CURVES = (("", "tau"), ("_lower", "lower"), ("_upper", "upper"))
 TAU_GROWTH = 1.01
@@ -36,9 +38,11 @@ class CurvePoints:
 
     Args:
         direction: Direction of the first objective.
+        space: Search space, None if it is not known.
     """
 
-    def __init__(self, direction: StudyDirection) -> None:
+    def __init__(self, direction: StudyDirection, space: Space | None = None) -> None:
+        self._space = space
         self.written: set[int] = set()  # numbers of trials whose points are in MLflow
         self._direction = direction
         self._curves = StudyCurves(direction)
@@ -63,7 +67,7 @@ class CurvePoints:
                 continue
             if has_attribute(trial.user_attrs, SURROGATE_SCORE) and n_seen + 1 >= TAU_GROWTH * self._n_tau:
                 self._n_tau = n_seen + 1
-                tau = scores_of(settled[: n_seen + 1], self._direction).correlation
+                tau = scores_of(settled[: n_seen + 1], self._direction, self._space).correlation
                 point |= {f"surrogate/kendall_tau{name}": getattr(tau, field) for name, field in TAU_CURVES}
             moment = milliseconds(trial.datetime_complete)
             self._unwritten[trial.number] = Epoch(trial.number, trial.number, point, moment)
@@ -77,8 +81,7 @@ class CurvePoints:
 class StudyCurves:
     """Values of a study's curves, updated per trial at a constant cost.
 
-    The seconds saved by pruning are the differences between the mean seconds of completed trials and the seconds of
-    each pruned trial.
+    What pruning has saved is defined by `Savings`.
 
     Args:
         direction: Direction of the first objective.
@@ -96,9 +99,7 @@ class StudyCurves:
         self._direction = direction
         self._best: float | None = None
         self._counts: Counter[TrialState] = Counter()
-        self._seconds = 0.0
-        names = ("seconds_saved", "gpu_seconds_saved")
-        self._spent: dict[str, defaultdict[TrialState, float]] = {name: defaultdict(float) for name in names}
+        self._savings = Savings()
 
     def begins(self, trials: Sequence[FrozenTrial]) -> bool:
         """Return whether the added trials are the first of these."""
@@ -109,17 +110,15 @@ class StudyCurves:
         """Add a finished trial, and return the values of the curves at this trial."""
         self.numbers.append(trial.number)
         self._counts[trial.state] += 1
-        self._spent["seconds_saved"][trial.state] += spent_seconds(trial)
-        self._seconds += spent_seconds(trial)
-        self._spent["gpu_seconds_saved"][trial.state] += attribute(trial.user_attrs, GPU_SECONDS, 0)
+        self._savings.add(trial)
         complete, pruned = (self._counts[state] for state in (TrialState.COMPLETE, TrialState.PRUNED))
         point = {"n_complete": complete, "n_pruned": pruned, "n_failed": self._counts[TrialState.FAIL]}
         values = {name: float(count) for name, count in point.items()} | {"pruned_share": pruned / len(self.numbers)}
-        values[SPENT] = self._seconds
-        for name, spent in self._spent.items():
-            mean = spent[TrialState.COMPLETE] / max(1, complete)
-            if name == "seconds_saved" or mean:
-                values[name] = max(0.0, mean * pruned - spent[TrialState.PRUNED])
+        values |= {"seconds_saved": self._savings.seconds, "epochs_saved": float(self._savings.spent.epochs_saved)}
+        spent = self._savings.spent
+        values |= {"seconds_training": spent.training, "seconds_model": spent.model, "seconds_waiting": spent.waiting}
+        if (gpu_seconds := self._savings.gpu_seconds) is not None:
+            values["gpu_seconds_saved"] = gpu_seconds
         if can_win(trial):
             values["trial_value"] = trial.values[0]
             self._best = (

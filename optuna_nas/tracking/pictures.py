@@ -121,7 +121,7 @@ class StudyPictures:
             trials: Finished trials.
             growth: Factor by which the number of trials must have grown, at least 1.
         """
-        scores, curves = scores_of(trials, self._direction), anytime_curves(trials, self._direction)
+        scores, curves = scores_of(trials, self._direction, self._space), anytime_curves(trials, self._direction)
         n_scores = len(scores.numbers)
         self._draw_grown("surrogate.png", n_scores, MIN_SCORES, growth, lambda: draw_scores(scores, self._metric))
         self._draw_grown("anytime.png", len(curves), 1, growth, lambda: draw_anytime(curves))

@@ -22,13 +22,13 @@ from optuna_nas.storage.attributes import (
     shown_attributes,
 )
 from optuna_nas.storage.plain import visible
+from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking.client import metrics_of
 from optuna_nas.tracking.curves import CurvePoints
 from optuna_nas.tracking.keys import mlflow_keys, text_of
 from optuna_nas.tracking.records import Epoch, finished_trials, milliseconds_now
 from optuna_nas.tracking.view import (
     PICTURE_KEY,
-    SPENT,
     TESTED,
     Shown,
     comparison_view,
@@ -78,7 +78,7 @@ class StudyRun:
     ) -> None:
         self._runs, self._client, self._pictures = runs, runs.client, pictures
         self._metric, self._direction, self._space = metric, direction, space
-        self._points = CurvePoints(direction)
+        self._points = CurvePoints(direction, space)
         self._description = ""
         self._scatter = SCATTER_METRICS[-1]
 
@@ -159,15 +159,17 @@ class StudyRun:
         best, states = rows[0].trial, Counter(row.trial.state for row in rows)
         run = self._runs.trials[best.number].run_id
         link = f"[trial {best.number}](#/experiments/{self._runs.experiment_id}/runs/{run})"
-        seconds = sum(row.seconds for row in rows)
-        numbers = {"best_trial": best.number, SPENT: seconds}
+        spent = [spending_of(row.trial) for row in rows]
+        training, model = sum(each.training for each in spent), sum(each.model for each in spent)
+        seconds = f"{training:,.0f} s of training" + (f", {model:,.0f} s of one-shot models" if model else "")
+        numbers = {"best_trial": float(best.number)}
         result = f"**Best {self._metric}: {best.values[0]:.4g}**, of {link}"
         judged = attribute(study.user_attrs, TEST_RESULT)
         if judged is not None and judged["trial"] == best.number:
             numbers[TESTED] = judged["metric"]
             result += f"; on the test split {judged['metric']:.4g}"
         counts = ", ".join(f"{count} {state.name.lower()}" for state, count in states.items())
-        lines = [f"{result}. Trials: {counts}; {seconds:,.0f} s of training."]
+        lines = [f"{result}. Trials: {counts}; {seconds}."]
         if network is not None:
             lines.append(visible(f'Its network: `optuna_nas.load_network("{network}")`').replace("<", "&lt;"))
         if self._space is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -29,7 +29,7 @@ VERSION_SECONDS = 5
 """Timeout of the query of a server's version in seconds."""
 WORKFLOW = {"workflowType": "machine_learning"}
 """Query of MLflow's pages, which else open among traces, prompts and judges."""
-SPENT = "seconds_spent"
+SPENT = "seconds_training"
 """Key of the curve of a study's seconds of training, up to each trial."""
 BY_SECOND = "best_value_by_second"
 """Key of the curve of a study's best value whose steps are seconds of training."""
@@ -110,7 +110,7 @@ def strategies_view(values: Sequence[float], *, maximize: bool) -> dict[str, Any
         >>> strategies_view([0.9, 0.95], maximize=True)["groupBy"]["groupByKeys"]
         [{'mode': 'tag', 'groupByData': 'strategy'}]
     """
-    seen = [value for value in values if math.isfinite(value)]
+    seen = [value for value in values if isfinite(value)]
     room = 0.05 * (max(seen) - min(seen)) if seen else 0.0
     span = {"range": {"yMin": min(seen) - room, "yMax": max(seen) + room}} if room else {}  # else from 0, for bands
     lines = [_line(key) | span for key in ("best_value", BY_SECOND)]
@@ -225,7 +225,7 @@ def understands_view(uri: str) -> bool:
 
 def parallel_axes(finished: Sequence[FrozenTrial], space: Space | None) -> list[str]:
     """Return the keys of the parameters that vary, sorted by the variance of the values that they explain."""
-    valued = [trial for trial in finished if trial.values]
+    valued = [trial for trial in finished if trial.values and isfinite(trial.values[0])]
     names = {name: None for trial in valued for name in trial.params}
     varying = [name for name in names if len({trial.params.get(name) for trial in valued}) > 1]
     if not varying and space is not None:

@@ -21,7 +21,6 @@ from optuna_nas.storage.identity import keep_identity
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.storage.quota import Quota
-from optuna_nas.storage.retries import requeue_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +122,7 @@ class SharedStudy:
         """
         self.look()
         with suppress(*StorageError):
-            requeue_interrupted(self.study)
+            self._quota.requeue_interrupted()
         missing = self.missing()
         if missing and not interrupted:
             ended = ended or Stopping(self.search.seconds, self.search.patience).reason(self.study)

@@ -7,9 +7,9 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from scipy.stats import kendalltau
 
-from optuna_nas import plot_surrogate
+from optuna_nas import nasbench201_space, plot_surrogate
 from optuna_nas.plots.surrogate import scores_of
-from optuna_nas.storage.attributes import PREFIX
+from optuna_nas.storage.attributes import PREFIX, SCORED, params_hash
 
 
 def trial(value, **named):
@@ -41,6 +41,18 @@ def test_trials_that_finished_and_were_guessed_are_counted():
     assert found.scores == (0.1, 0.3)
     assert found.values == (0.5, 0.6)
     assert found.flagged == (False, True)
+
+
+def test_the_score_of_another_architecture_is_left_out_where_the_space_is_known():
+    space = nasbench201_space()
+    ours, other = (space.encode(space.sample(np.random.default_rng(seed))) for seed in (0, 1))
+    noted = {"optuna_nas:surrogate_score": 0.3, SCORED: params_hash(ours, space.options())}
+    study = optuna.create_study(direction="maximize")
+    for params in (ours, other):  # as `add_trial` brings it
+        arguments = {"params": params, "distributions": space.distributions(), "user_attrs": noted}
+        study.add_trial(optuna.create_trial(value=0.5, **arguments))
+    assert scores_of(study.trials, StudyDirection.MAXIMIZE, space).numbers == (0,)
+    assert scores_of(study.trials, StudyDirection.MAXIMIZE).numbers == (0, 1)
 
 
 @pytest.mark.parametrize("direction", [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE])

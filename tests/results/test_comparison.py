@@ -129,6 +129,26 @@ def test_strategies_that_propose_the_same_first_trials_are_named():
     )
 
 
+@pytest.mark.parametrize(
+    ("direction", "order"), [("maximize", ["up", "tpe", "down"]), ("minimize", ["down", "tpe", "up"])]
+)
+def test_infinite_values_are_ranked_and_shown_as_what_they_are(direction, order):
+    endless = float("inf")
+    values = {"up": [[0.5, endless]] * 2, "tpe": [[0.5, 0.5]] * 2, "down": [[-endless, 0.5]] * 2}
+    values["none"] = [[None, None]] * 2  # a strategy of which no trial completed is behind all others
+    worst = {"maximize": "down", "minimize": "up"}[direction]
+    values[worst] = [[{"down": -endless, "up": endless}[worst]]] * 2
+    results = {
+        name: runs(*(study_of(of_seed, direction=direction) for of_seed in of_seeds))
+        for name, of_seeds in values.items()
+    }
+    found = judge(results, Budget("trials", 2))
+    assert [row.strategy for row in found.rows] == [*order, "none"]
+    shown = {row.strategy: cells(row)[1] for row in found.rows}
+    assert shown == {"up": "inf", "tpe": "0.5000", "down": "-inf", "none": ""}
+    found.figure(Budget("trials", 2))
+
+
 def test_errors_are_compared_by_who_has_the_smallest():
     values = {"a": [0.5, 0.7], "b": [0.6, 0.4]}
     results = {name: runs(study_of(found, direction="minimize")) for name, found in values.items()}

@@ -26,7 +26,7 @@ from optuna_nas import (
 from optuna_nas.plots.progress import pareto, progress
 from optuna_nas.results.report import Picture, Section, Table, Text, as_html, as_markdown, write_report
 from optuna_nas.search.opening import open_study
-from optuna_nas.storage.attributes import MASKS, write_json
+from optuna_nas.storage.attributes import EPOCHS, MASKS, write_json
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 
@@ -38,7 +38,13 @@ def trial(number, value=None, state=TrialState.COMPLETE, seconds=1.0, epochs=2, 
         value=value if state == TrialState.COMPLETE else None,
         params=SPACE.encode(architecture),
         distributions=SPACE.distributions(),
-        user_attrs={"train_seconds": seconds, "params": 100 + number, "multiply_adds": 1000 - number, **attributes},
+        user_attrs={
+            "train_seconds": seconds,
+            EPOCHS: 4,
+            "params": 100 + number,
+            "multiply_adds": 1000 - number,
+            **attributes,
+        },
         intermediate_values={epoch: 0.1 * epoch for epoch in range(1, epochs + 1)},
     )
 
@@ -111,7 +117,7 @@ def test_a_report_says_what_happened_in_html_and_markdown(search, tmp_path):
     assert f"{study.best_value:.4f} (trial {study.best_trial.number})" in page.text
     # 12 whole trials of two epochs, one of one; of four epochs each pruned trial saved three and four.
     assert "Of 16 trials, 2 were pruned (1 before the first step), 2 failed." in page.text
-    assert "That saved 7 of 32 epochs" in page.text
+    assert "Pruning saved 7 of 32 epochs" in page.text
     assert "MedianPruner stopped it" in page.text
     assert "optuna-nas run study.py" in page.text
     assert all(source.startswith("data:") for source in page.sources)

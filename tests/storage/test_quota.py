@@ -58,12 +58,42 @@ def test_what_another_trial_goes_on_with_does_not_count(storage):
     assert quota.missing() == 3
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("queued", [0, 2])
+def test_of_two_workers_that_saw_the_last_free_place_one_begins_and_nothing_is_left_in_the_queue(address, queued):
+    studies = [new_study(connect(address, Heartbeat(1, 3)))]
+    for _ in range(queued):
+        studies[0].enqueue_trial({"x": 0.5})
+    name = studies[0].study_name
+    studies.append(optuna.load_study(study_name=name, storage=connect(address, Heartbeat(1, 3))))
+    quotas = [Quota(study, 1) for study in studies]
+    first, second = [quota.look() for quota in quotas]
+    with quotas[0].admitting(first):
+        studies[0].ask()
+    with quotas[1].admitting(second), pytest.raises(Surplus):
+        studies[1].ask()
+    states = [trial.state for trial in studies[1].trials]
+    assert states == [TrialState.RUNNING] + [TrialState.WAITING] * max(0, queued - 1)
+    studies[1].ask()  # a study that is used without a search has no total
+    assert len(studies[1].trials) == 2
+
+
+def test_the_interrupted_are_tried_again_only_as_far_as_trials_are_missing(storage):
+    study = new_study(storage)
+    for _ in range(2):
+        study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs={REQUEUED: True}))
+    study.add_trial(optuna.create_trial(value=1.0))
+    for total, waiting in ((1, 0), (2, 1), (3, 2)):
+        Quota(study, total).requeue_interrupted()
+        assert Quota(study, total).look().waiting == waiting
+
+
 def test_twelve_threads_of_their_own_storages_do_not_exceed_a_total_of_seven(postgresql):
-    first = new_study(connect(postgresql, Heartbeat(1, 3)))
+    first = new_study(connect(postgresql, Heartbeat(1, 60)))
     ran, started = [], threading.Barrier(12)
 
     def run():
-        storage = connect(postgresql, Heartbeat(1, 3))
+        storage = connect(postgresql, Heartbeat(1, 60))
         study = optuna.load_study(study_name=first.study_name, storage=storage)
         quota = Quota(study, 7)
 

@@ -37,6 +37,7 @@ from optuna_nas.storage.retries import (
     fail_dead,
     fail_stale,
     requeue_interrupted,
+    retry_on_fail,
 )
 from storage.conftest import asked, fall_silent, new_study
 
@@ -99,6 +100,38 @@ def test_a_dead_trial_is_tried_three_times_and_then_counts_as_failed(postgresql)
     assert [trial.user_attrs.get(RESUMES) for trial in study.trials] == [None, 0, 0]
     assert Quota(study, 5).look().finished == 1
     assert told == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("by_silence", [False, True])
+def test_a_trial_fails_and_is_tried_again_at_once_or_neither(by_silence, study, monkeypatch):
+    trial = asked(study)
+    trial.suggest_float("x", 0, 1)
+    find = found_by_silence if by_silence else found_by_number
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchingStorage, "_get_prepared_new_trial", killed)
+        with pytest.raises(KeyboardInterrupt):
+            find(study, trial)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING], "else nobody tries its parameters again"
+    find(study, trial)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert study.ask().suggest_float("x", 0, 1) == trial.params["x"]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_an_interrupted_trial_is_tried_again_once_it_fails(study):
+    trial = asked(study)
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr(REQUEUED, True)
+    retry_on_fail(trial)
+    study.tell(trial, state=TrialState.FAIL)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    requeue_interrupted(study)
+    assert len(study.trials) == 2
+
+
+def killed(*arguments):
+    raise KeyboardInterrupt
 
 
 # -- one counter -------------------------------------------------------------------------------------------------------

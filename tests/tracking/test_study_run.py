@@ -21,7 +21,7 @@ def test_the_study_shows_its_description_params_and_dataset(finished):
     assert note.endswith("\n\nWhich cell is *best*?")
     numbers = mirror.parent.data.metrics
     assert (numbers["best_trial"], numbers["n_pruned"]) == (best, 1)
-    assert 0 < numbers["seconds_spent"] < 60
+    assert 0 < numbers["seconds_training"] < 60
     picture = f"get-artifact?path=architecture.png&run_uuid={mirror.children[best].info.run_id}"
     assert f"![the best architecture]({picture})" in note
     assert f"| best: trial | accuracy |\n| --- | --- |\n| {best} | {value_of(best):.4g} |" in note

@@ -24,6 +24,9 @@ def test_parameters_that_explain_more_are_drawn_first():
         )
 
     trials = [trial(number, "ab"[number % 2], number * 37 % 20 / 20) for number in range(20)]
+    endless = trial(20, "a", 0.5)
+    endless.values = [float("inf")]
+    trials.append(endless)
     assert view.parallel_axes(trials, None) == ["good", "noise"]
     assert view.parallel_axes([], SPACE) == list(SPACE.options())
 
