@@ -72,7 +72,8 @@ def studies_in(folder: Path) -> list[StudySummary]:
         ValueError: There is no such folder.
 
     Example:
-        >>>         >>> import optuna
+        >>> from pathlib import Path
+        >>> import optuna
         >>> from optuna_nas.results.listing import studies_in
         >>> Path("runs/mine").mkdir(parents=True)
         >>> study = optuna.create_study(study_name="mine", storage="sqlite:///runs/mine/study.db")

@@ -4,6 +4,7 @@ import json
 import re
 
 import optuna
+import pytest
 from tracked import SPACE, new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker
@@ -85,13 +86,14 @@ def test_the_best_network_is_a_model_with_the_metrics_of_its_trial(uri, tmp_path
     assert study.best_trial.number == 4
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_foreign_study_of_several_objectives_shows_its_front_and_no_empty_charts(uri):
     study = optuna.create_study(study_name="theirs", directions=["maximize", "minimize", "minimize"])
     study.set_metric_names(["accuracy", "size<b>", "latency"])
     for values in ([0.9, 30, 3], [0.8, 40, 4], [0.7, 10, 3]):
         study.add_trial(optuna.create_trial(values=values))
     MLflowTracker(uri, metric="accuracy").rebuild(study)
-    mirror = read(uri, "theirs")
+    mirror = read(uri)
     note = mirror.parent.data.tags["mlflow.note.content"]
     assert "| Pareto front: trial | accuracy | size&lt;b> | latency |\n| --- | --- | --- | --- |\n" in note
     assert "| 0 | 0.9 | 30 | 3 |\n| 2 | 0.7 | 10 | 3 |" in note
