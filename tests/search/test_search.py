@@ -378,7 +378,7 @@ def test_a_stop_in_the_middle_of_a_round_is_heard_and_the_round_is_made_up_for(s
     first = trained_search(search)
     steps = []
 
-    def interrupt(fraction):
+    def interrupt(what, fraction):
         steps.append(fraction)
         if len(steps) == 3:
             raise KeyboardInterrupt
