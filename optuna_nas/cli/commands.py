@@ -70,6 +70,9 @@ def main() -> None:
         >>> sys.argv = ["optuna-nas", "run", "study.py", "--trials", "20"]  # doctest: +SKIP
         >>> main()  # doctest: +SKIP
     """
+    from optuna_nas.tracking.records import have_home
+
+    have_home()
     app()
 
 

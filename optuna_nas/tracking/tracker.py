@@ -29,6 +29,7 @@ from optuna_nas.tracking.records import (
     Epoch,
     StartedTrial,
     finished_trials,
+    have_home,
     is_server,
     milliseconds,
     milliseconds_now,
@@ -160,6 +161,7 @@ class MLflowTracker:
         Raises:
             ConnectionError: MLflow cannot be used at the tracking URI; raised within 10 seconds if it does not answer.
         """
+        have_home()
         from optuna_nas.tracking.mirror import Mirror  # importing MLflow was measured to take more than a second
 
         self._stop()
@@ -307,6 +309,7 @@ class MLflowTracker:
         Raises:
             ConnectionError: MLflow cannot be used at the tracking URI.
         """
+        have_home()
         from optuna_nas.tracking.mirror import Mirror
 
         mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
@@ -350,6 +353,7 @@ class MLflowTracker:
             ConnectionError: MLflow cannot be used at the tracking URI.
             ValueError: MLflow has no run of the study.
         """
+        have_home()
         from optuna_nas.tracking.mirror import Mirror
 
         return Mirror(self.store_uri, self.experiment, self._name(metric), None).find_view(study, local_server)
