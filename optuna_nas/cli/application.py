@@ -16,6 +16,7 @@ from optuna_nas import __version__
 from optuna_nas.cli.console import console, errors, print_line, shown_errors
 from optuna_nas.cli.options import program
 from optuna_nas.search.checks import similar
+from optuna_nas.storage.home import have_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,6 +129,7 @@ def main() -> None:
         >>> sys.argv = ["optuna-nas", "run", "study.py", "--trials", "20"]  # doctest: +SKIP
         >>> main()  # doctest: +SKIP
     """
+    have_home()
     app()
 
 

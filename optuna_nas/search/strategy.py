@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
 """Architectures of a pool, and of the pool of a search of fewer seconds."""
+POOL_PER_TRIAL = 50
+"""Largest number of architectures of a pool per trial, where the number of trials is given."""
 PATIENCE = 20
 """Trials without a better value after which `auto` and `free` end, where neither trials nor seconds are given."""
 ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 1 / 3}
@@ -117,8 +119,9 @@ class Setting:
 
     @property
     def pool_size(self) -> int:
-        """Architectures of a pool."""
-        return SMALL_POOL if self.seconds is not None and self.seconds <= SHORT_SECONDS else POOL
+        """Architectures of a pool; of a few trials the scores would take longer than the trainings."""
+        most = SMALL_POOL if self.seconds is not None and self.seconds <= SHORT_SECONDS else POOL
+        return most if self.trials is None else min(most, POOL_PER_TRIAL * self.trials)
 
     @property
     def trials_in_pool(self) -> int:

@@ -62,6 +62,8 @@ class Mirror:
         """
         n_done, n_all = self._progress
         text = f"MLflow is slow: {n_done} of {n_all} trials are complete there"
+        if not n_all:
+            text = "MLflow is slow: it still gets what the search noted meanwhile"
         if 0 < n_done < n_all:
             text += f", and the rest takes about {seconds / n_done * (n_all - n_done):,.0f} s"
         return f"{text}. Ctrl-C leaves it; the next start, or `optuna-nas mirror`, writes what is missing."

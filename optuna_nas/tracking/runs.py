@@ -27,6 +27,8 @@ RIVAL_SECONDS = 2.0
 """Seconds after which another process that creates the run of the same study at the same time sees this one."""
 COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
 """Colours of runs in charts; all but those of the best trial are pale."""
+PARENT = "mlflow.parentRunId"
+"""Tag of the run that a run belongs to."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -83,7 +85,7 @@ class StudyRuns:
             found = str(above.info.experiment_id)
         self.experiment_id = found or self.client.find_experiment(experiment or DEFAULT_EXPERIMENT)
         self._tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": self.uid}
-        run = self._find_study(study, {} if above is None else {"mlflow.parentRunId": above.info.run_id})
+        run = self._find_study(study, {} if above is None else {PARENT: above.info.run_id})
         self.study_id = run.info.run_id
         self.client.mlflow.update_run(self.study_id, status="RUNNING")
         return run
@@ -126,7 +128,7 @@ class StudyRuns:
             # Nobody else makes the run of a trial that runs here; one request less where MLflow is slow.
             runs = [] if number in self.local.running else self._search(f"tags.`optuna.trial_number` = '{number}'")
             if not runs:
-                own = {"mlflow.parentRunId": self.study_id, "optuna.trial_number": str(number)}
+                own = {PARENT: self.study_id, "optuna.trial_number": str(number)}
                 tags = self._tags | {"optuna_nas.kind": "trial"} | own
                 if number in self.local:
                     tags |= dict(self.source_tags)
@@ -136,6 +138,11 @@ class StudyRuns:
             self.trials[number] = TrialRun.of(runs[0])
         return self.trials[number].run_id
 
+    def _adopt(self, run: Run) -> None:
+        """Put a run under the study's run, if it belongs to one that was deleted."""
+        if run.data.tags.get(PARENT) != self.study_id:
+            self.client.log(run.info.run_id, tags={PARENT: self.study_id})
+
     def find_trials(self) -> None:
         """Read the runs of all trials; of runs that two processes created for a trial, the first is kept."""
         self.trials = {}
@@ -144,6 +151,7 @@ class StudyRuns:
             if number in self.trials:
                 self.client.mlflow.delete_run(run.info.run_id)
             else:
+                self._adopt(run)
                 self.trials[number] = TrialRun.of(run)
 
     def forget_trials(self) -> None:
@@ -154,8 +162,9 @@ class StudyRuns:
         """Return the id of a one-shot model's run, created if missing; `start` in milliseconds since 1970."""
         if model not in self.fits:
             if not (runs := self._search(f"tags.`optuna_nas.kind` = 'fit' and tags.`optuna_nas.model` = '{model}'")):
-                own = {"mlflow.parentRunId": self.study_id, "optuna_nas.kind": "fit", "optuna_nas.model": model}
+                own = {PARENT: self.study_id, "optuna_nas.kind": "fit", "optuna_nas.model": model}
                 tags = self._tags | own | dict(self.source_tags)
                 runs = [self.client.mlflow.create_run(self.experiment_id, start, tags, f"{model} fit")]
+            self._adopt(runs[0])
             self.fits[model] = runs[0].info.run_id
         return self.fits[model]

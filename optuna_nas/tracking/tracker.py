@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from optuna.trial import TrialState
 
 from optuna_nas.storage.database import one_line
+from optuna_nas.storage.home import have_home
 from optuna_nas.tracking.keys import text_of
 from optuna_nas.tracking.parent import parent_of_searches
 from optuna_nas.tracking.records import (
@@ -160,6 +161,7 @@ class MLflowTracker:
         Raises:
             ConnectionError: MLflow cannot be used at the tracking URI; raised within 10 seconds if it does not answer.
         """
+        have_home()
         from optuna_nas.tracking.mirror import Mirror  # importing MLflow was measured to take more than a second
 
         self._stop()
@@ -313,6 +315,7 @@ class MLflowTracker:
         Raises:
             ConnectionError: MLflow cannot be used at the tracking URI.
         """
+        have_home()
         from optuna_nas.tracking.mirror import Mirror
 
         mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
@@ -357,6 +360,7 @@ class MLflowTracker:
             ConnectionError: MLflow cannot be used at the tracking URI.
             ValueError: MLflow has no run of the study.
         """
+        have_home()
         from optuna_nas.tracking.mirror import Mirror
 
         return Mirror(self.store_uri, self.experiment, self._name(metric), None).find_view(study, local_server)

@@ -1,12 +1,14 @@
 """Addresses: those that can't be used are one sentence, new databases are made without a word."""
 
 import socket
+import subprocess
+import sys
 import time
 
 import optuna
 import pytest
 from servers import answering, free_port
-from tracked import new_study
+from tracked import new_study, read
 
 from optuna_nas.tracking import MLflowTracker, client
 
@@ -62,3 +64,24 @@ def test_a_server_that_lets_nobody_in_is_one_sentence_at_the_start():
 
     with answering(answer) as address, pytest.raises(ConnectionError, match="403"):
         MLflowTracker(address).start(optuna.create_study())
+
+
+NOBODY = """
+import os, pwd
+del os.environ["HOME"]
+def unknown(user): raise KeyError(user)
+pwd.getpwuid = unknown
+import optuna
+from optuna_nas import MLflowTracker
+tracker, study = MLflowTracker("sqlite:///mlflow.db"), optuna.create_study()
+tracker.start(study)
+study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1, callbacks=[tracker.trial_finished])
+tracker.finish(study)
+"""
+
+
+@pytest.mark.process
+def test_a_user_whom_the_system_does_not_know_has_a_mirror(tmp_path):
+    done = subprocess.run([sys.executable, "-c", NOBODY], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(read(f"sqlite:///{tmp_path / 'mlflow.db'}").children) == 1

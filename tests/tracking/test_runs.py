@@ -26,6 +26,21 @@ def test_a_retried_trial_gets_a_run_of_its_own(uri, tmp_path):
     assert [run.info.status for run in read(uri).children.values()] == ["FAILED", "FINISHED"]
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_runs_below_a_study_run_that_was_deleted_move_to_the_new_one(is_alone, uri, tmp_path):
+    study, client = new_study(folder=tmp_path), MlflowClient(uri)
+    search(MLflowTracker(uri), study, 2)
+    client.delete_run(read(uri).parent.info.run_id)
+    if is_alone:
+        MLflowTracker(uri).rebuild(study)
+    else:
+        search(MLflowTracker(uri), study, 1)
+    mirror = read(uri)
+    parents = {run.data.tags["mlflow.parentRunId"] for run in mirror.children.values()}
+    assert parents == {mirror.parent.info.run_id}
+    assert sorted(mirror.children) == list(range(2 if is_alone else 3))
+
+
 def test_a_run_whose_making_was_not_answered_is_not_made_twice(uri, monkeypatch):
     make, lost = MlflowClient.create_run, []
 
