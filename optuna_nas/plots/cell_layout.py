@@ -301,9 +301,8 @@ def _op_words(graph: ComputationGraph, ops: Sequence[int]) -> list[list[tuple[st
     words = []
     for position in ops:
         op = get_op(graph.nodes[position].op)
-        family = "identity" if op.identity else "free" if op.parameter_free else "weights"
         plus = " +" if position != ops[-1] else ""
-        words.append((op.label + plus, family))
+        words.append((op.label + plus, op.family))
     # Up to three labels in one row, up to eight in two rows, more in rows of four.
     n_rows = 1 if len(words) <= 3 else max(2, ceil(len(words) / 4))
     bounds = [ceil(i * len(words) / n_rows) for i in range(n_rows + 1)]

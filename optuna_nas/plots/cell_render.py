@@ -26,6 +26,7 @@ from optuna_nas.plots.style import (
     TITLE_SIZE,
     text_width,
 )
+from optuna_nas.space.ops import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,14 +35,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from optuna_nas.plots.cell_layout import CellDrawing, DrawnEdge, Word
+    from optuna_nas.plots.cell_layout import CellDrawing, DrawnEdge, DrawnNode, Word
 
-DASHES = (0, (4, 2.5))
+DASHES: tuple[float, Sequence[float]] = (0, (4, 2.5))
 PASSED, DEAD, STRUCK, WIDTH = "passed", "dead", "struck", "width"
 SIGNS = {
-    "weights": "op with weights",
-    "free": "op without weights",
-    "identity": "identity",
+    **FAMILIES,
     PASSED: "value passed on",
     DEAD: "no effect on the output",
     STRUCK: "cut by the masks",
@@ -178,8 +177,8 @@ def signs_of(drawings: Sequence[CellDrawing]) -> list[str]:
         >>> signs_of([cell_drawing(published_cell("DARTS_V2").cells, 0)])
         ['weights', 'identity', 'passed']
     """
-    parts = [part for drawing in drawings for part in (*drawing.nodes, *drawing.edges)]
     edges = [edge for drawing in drawings for edge in drawing.edges]
+    parts: list[DrawnNode | DrawnEdge] = [*edges, *(node for drawing in drawings for node in drawing.nodes)]
     used = {word.family for part in parts for word in part.words}
     used |= {
         sign
@@ -223,7 +222,7 @@ def draw_legend(rows: Sequence[Sequence[tuple[float, str]]], figure: Figure) -> 
                 artists.append(Line2D([x, x + text_width("op")], [y, y], color=_pale(INK), linewidth=0.9))
             else:
                 width, colour = {PASSED: (0.8, GREY), DEAD: (1.2, _pale(SLATE)), WIDTH: (3.5, SLATE)}[sign]
-                line = DASHES if sign == DEAD else "solid"
+                line = DASHES if sign == DEAD else (0, ())
                 artists.append(
                     Line2D([x, x + SIGN_WIDTH - SPACE], [y, y], color=colour, linewidth=width, linestyle=line)
                 )
