@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
 from optuna_nas.plots.cell_render import LEGEND_ROW, draw_cell, draw_legend, legend_rows
-from optuna_nas.plots.style import FONT, GREY, INK, PANEL_GAP, TITLE_SIZE, new_figure
+from optuna_nas.plots.style import FONT, INK, PANEL_GAP, SLATE, TITLE_SIZE, new_figure
 from optuna_nas.space import CellularSpace
 from optuna_nas.storage.plain import visible
 
@@ -70,7 +70,7 @@ def draw_choices(architecture: Architecture) -> Figure:
     width, height = sum(widths) + 3 * LETTER, (len(rows) + 1) * LINE
     figure = new_figure(width, height, dpi=150)
     for number, row in enumerate(rows, 1):
-        for text, left, colour in zip(row, (LETTER, widths[0] + 2 * LETTER), (GREY, INK), strict=True):
+        for text, left, colour in zip(row, (LETTER, widths[0] + 2 * LETTER), (SLATE, INK), strict=True):
             place = (left / width, 1 - number * LINE / height)
             figure.text(
                 *place, visible(text), family=FONT, size=TITLE_SIZE, color=colour, va="center", parse_math=False

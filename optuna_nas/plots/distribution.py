@@ -40,7 +40,12 @@ MAX_ROWS = 8  # largest number of options of an edge that are shown, those most 
 MAX_OPTION = 18  # largest number of characters of an option
 SIZE = 8.0  # points of all labels; a page of 7.5 inches shows the figure without making it smaller
 WIDTH, PAGE = 7.5, 9.2  # inches
-ROW, GAP, SCALE = 0.135, 0.1, 2.4  # height of a row, space beside a panel, width of the colour scale, inches
+ROW, GAP, SCALE, HEADER = (
+    0.125,
+    0.1,
+    2.4,
+    1.35,
+)  # height of a row, space beside a panel, width of the colour scale, inches; name of an edge, rows
 CURVE_WIDTH, CURVE_HEIGHT = 3.05, 1.15
 COLOUR_MAP, LOWEST = "Blues", 1 / 32
 """Colours go with the logarithm of a probability, so that 1/8 and 1/4 are as far apart as 1/4 and 1/2; what is below
@@ -221,7 +226,7 @@ def _parts(space: Space, records: Sequence[DistributionRecord]) -> list[tuple[st
     parts: list[tuple[str, list[_Strip]]] = [("Entropy and expected costs over time", [_Curves(records)])]
     for heat in heat_maps(space, records):
         of = f" of {heat.kind}" if heat.kind else ""
-        parts += [(f"Probabilities{of} over time", [_Map(space, page)]) for page in _pages(heat)]
+        parts += [(f"Probabilities{of} over time", [_Map(space, page)]) for page in _pages(space, heat)]
     return parts
 
 
@@ -327,14 +332,14 @@ def _joined(heat: HeatMap, edges: Sequence[Sequence[int]]) -> HeatMap:
 
 
 def _column_height(heat: HeatMap) -> float:
-    return (len(heat.rows) + len(_edges(heat))) * ROW
+    return (len(heat.rows) + HEADER * len(_edges(heat))) * ROW
 
 
-def _pages(heat: HeatMap) -> list[HeatMap]:
+def _pages(space: Space, heat: HeatMap) -> list[HeatMap]:
     """Return the heat map in parts whose two columns fit a page."""
     pages: list[list[list[int]]] = [[]]
     for edge in _edges(heat):
-        if pages[-1] and _Map.top + ROW * (sum(len(other) + 1 for other in pages[-1]) / 2 + len(edge) + 1) > PAGE:
+        if pages[-1] and _Map(space, _joined(heat, [*pages[-1], edge])).height > PAGE:
             pages.append([])
         pages[-1].append(edge)
     return [_joined(heat, page) for page in pages]
@@ -357,21 +362,22 @@ def _draw_column(axes: Axes, heat: HeatMap, words: Mapping[str, str], indent: fl
     blocks, names, places = [], [], []
     beside = axes.get_yaxis_transform()
     text: dict[str, Any] = {"fontsize": SIZE, "family": FONT, "va": "center", "color": INK, "transform": beside}
-    top = 0
+    heights: list[float] = []
+    top = 0.0
     for rows in _edges(heat):
-        axes.text(-indent, top + 0.45, label(heat.rows[rows[0]][0]), weight="bold", **text)
+        axes.text(-indent, top + HEADER / 2, label(heat.rows[rows[0]][0]), weight="bold", **text)
         blocks += [np.full((1, len(steps)), np.nan), heat.probabilities[rows]]
-        for place, row in enumerate(rows, top + 1):
-            axes.text(1.02, place + 0.5, f"{heat.probabilities[row, -1]:.2f}", **text)
+        heights += [HEADER, *(1.0 for _ in rows)]
+        for number, row in enumerate(rows):
+            places.append(top + HEADER + number + 0.5)
+            axes.text(1.02, places[-1], f"{heat.probabilities[row, -1]:.2f}", **text)
             names.append(label(words[heat.rows[row][1]]))
-            places.append(place + 0.5)
-        axes.add_patch(
-            Rectangle((0, top + 1), 1, len(rows), fill=False, edgecolor=GREY, linewidth=0.6, transform=beside)
-        )
-        top += len(rows) + 1
+        frame: dict[str, Any] = {"fill": False, "edgecolor": GREY, "linewidth": 0.6, "clip_on": False, "zorder": 3}
+        axes.add_patch(Rectangle((0, top + HEADER), 1, len(rows), transform=beside, **frame))
+        top += HEADER + len(rows)
     image = axes.pcolormesh(
         borders,
-        np.arange(top + 1),
+        np.cumsum([0.0, *heights]),
         np.ma.masked_invalid(np.concatenate(blocks).clip(LOWEST, 1)),
         cmap=COLOUR_MAP,
         norm=LogNorm(LOWEST, 1),

@@ -185,7 +185,7 @@ def draw_importances(found: Importances) -> Figure:
             bars = places[chosen], shares[chosen]
             axes.barh(*bars, height=0.62, label=says, facecolor=fill, edgecolor=edge, hatch=hatch)
     ends = np.array([(importance.lower, importance.upper) for _, importance in shown])
-    axes.hlines(places, ends[:, 0], ends[:, 1], color=INK, linewidth=1.2, label=f"{CONFIDENCE:.0%} interval")
+    axes.hlines(places, ends[:, 0], ends[:, 1], color=INK, linewidth=1.2, label=f"{100 * CONFIDENCE:.0f} % interval")
     axes.axvline(found.chance, color=INK, linewidth=1, linestyle="--", label="largest by chance")
     axes.set_yticks(places, [label(name) for name, _ in shown])
     axes.set_xlim(left=0)

@@ -441,13 +441,14 @@ th { border-bottom-width: 2px; }
 @media screen and (max-width: 40rem) {
   .wide { display: grid; grid-template-columns: repeat(var(--columns), auto); }
   .wide :is(thead, tbody, tr) { display: grid; grid-template-columns: subgrid; grid-column: 1 / -1; }
-  .wide :is(th, td) { padding: .2rem .3rem; border: 0; min-width: 0; font-size: .75rem; }
+  .wide :is(th, td) { padding: .2rem; border: 0; min-width: min-content; font-size: .75rem; }
+  .wide th { font-size: .68rem; hyphens: auto; }
   .wide :is(th, td):last-child { grid-column: 1 / -1; border-bottom: 1px solid var(--line); }
 }
 @media print {
   :root { font-size: 11px; --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --code: #f4f4f4; }
   body { max-width: none; padding: 0; } .picture, .table { overflow: visible; } pre { white-space: pre-wrap; }
-  img { max-width: 100%; max-height: 23cm; width: auto; height: auto; filter: none; }
+  img { max-width: 100%; max-height: 24cm; height: auto; object-fit: contain; object-position: left; filter: none; }
   h1, h2, thead { break-after: avoid; }
   figure, tr, p, pre { break-inside: avoid; } p:has(+ .table, + figure), pre:has(+ .table) { break-after: avoid; }
   tbody tr:nth-child(-n+2) { break-after: avoid; } tbody tr:nth-last-child(-n+3) { break-before: avoid; }
