@@ -99,6 +99,10 @@ class NetworkSpace(ModelSpace):
     def summary(self, architecture: Architecture) -> str:
         return self.cells.summary(architecture)
 
+    @property
+    def notation(self) -> str:
+        return self.cells.notation
+
     def old_names(self) -> Mapping[str, str]:
         return self.cells.old_names()
 

@@ -7,10 +7,11 @@ if TYPE_CHECKING:
     from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
     from optuna_nas.plots.cells import plot_architecture
     from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
+    from optuna_nas.plots.importances import plot_importances
     from optuna_nas.plots.masks import plot_edge_weights, plot_family, plot_masks
     from optuna_nas.plots.network_graph import plot_graph
     from optuna_nas.plots.objectives import plot_objectives
-    from optuna_nas.plots.progress import plot_importances, plot_pareto, plot_progress
+    from optuna_nas.plots.progress import plot_pareto, plot_progress
     from optuna_nas.plots.surrogate import plot_surrogate
 else:
     from optuna_nas.lazy import lazy_names
@@ -24,8 +25,9 @@ else:
             "distribution": "plot_distribution plot_most_likely",
             "masks": "plot_edge_weights plot_family plot_masks",
             "network_graph": "plot_graph",
+            "importances": "plot_importances",
             "objectives": "plot_objectives",
-            "progress": "plot_importances plot_pareto plot_progress",
+            "progress": "plot_pareto plot_progress",
             "surrogate": "plot_surrogate",
         },
     )

@@ -69,7 +69,8 @@ class DrawnNode:
     Args:
         name: Name in the graph.
         box: Position and size.
-        words: Label: its number, with its op in spaces of blocks; c with subscript k-2 for the first input of DARTS.
+        words: Label: its number, as in names of parameters; with its op in spaces of blocks, and with c and its
+            subscript k-2 for the first input of DARTS.
         ops: Names of the op nodes of the graph that its label shows (blocks).
         dead: Whether it has no effect on the output.
     """
@@ -96,7 +97,7 @@ class DrawnEdge:
         route: Points from source to target: bends alternating with horizontal lines, first and last a bend.
         ops: Names of the op nodes of the graph between source and target; empty if the value is passed on unchanged, to
             the output or the op of a block.
-        words: Names or labels of the ops, joined by plus signs.
+        words: Short labels of the ops, joined by plus signs.
         box: Position and size of the label, None without words.
         dead: Whether it has no effect on the output.
         width: Line width in points; 0 for the default.
@@ -133,7 +134,7 @@ class CellDrawing:
         >>> from optuna_nas.plots import cell_drawing
         >>> drawing = cell_drawing(published_cell("DARTS_V2").cells, 0)
         >>> drawing.edges[0].source, drawing.edges[0].label
-        ('normal/in0', 'sep_conv_3x3')
+        ('normal/in0', 'sep3')
     """
 
     title: str
@@ -185,7 +186,7 @@ def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
         between = range(column[arrow.source] + 1, column[arrow.target])
         chain = [plan.add(number) for number in between]
         if arrow.ops:
-            text = _op_text(graph, sketch, arrow)
+            text = _op_text(graph, arrow)
             plan.width[chain[-1]], plan.height[chain[-1]] = text.width, text.height
         chains.append([vertex[arrow.source], *chain, vertex[arrow.target]])
         plan.connect(chains[-1])
@@ -210,7 +211,7 @@ def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
                 graph.nodes[arrow.target].name,
                 plan.route(chain),
                 tuple(graph.nodes[op].name for op in arrow.ops),
-                _op_text(graph, sketch, arrow).words(box) if box else (),
+                _op_text(graph, arrow).words(box) if box else (),
                 box,
                 not {arrow.source, arrow.target} <= graph.live,
             )
@@ -240,14 +241,12 @@ class _Sketch(NamedTuple):
         arrows: Arrows between them.
         ops: Ops in the label of each node (blocks).
         exits: Nodes with an early exit.
-        spelled_out: Whether labels have names of ops instead of short labels.
     """
 
     values: list[int]
     arrows: list[_Arrow]
     ops: dict[int, list[int]]
     exits: frozenset[int]
-    spelled_out: bool
 
 
 def _contract(graph: ComputationGraph, cell: int) -> _Sketch:
@@ -278,9 +277,8 @@ def _contract(graph: ComputationGraph, cell: int) -> _Sketch:
     if not values or any(source not in values for source, _ in on_arrow):
         raise ValueError("`graph` must be a graph of cells but is that of a network; pass `architecture.cells`.")
     arrows = [_Arrow(source, target, tuple(ops)) for (source, target), ops in on_arrow.items()]
-    crowded = max([len(arrow.ops) - 1 for arrow in arrows] + [len(ops) for ops in on_node.values()], default=0)
     exits = frozenset(node.inputs[0] for node in graph.cell(cell) if node.op == EXIT)
-    return _Sketch(values, arrows, on_node, exits, crowded <= 1)
+    return _Sketch(values, arrows, on_node, exits)
 
 
 def _layers(graph: ComputationGraph, sketch: _Sketch) -> dict[int, int]:
@@ -299,32 +297,32 @@ def _layers(graph: ComputationGraph, sketch: _Sketch) -> dict[int, int]:
     return layer
 
 
-def _op_words(graph: ComputationGraph, sketch: _Sketch, ops: Sequence[int]) -> list[list[tuple[str, str]]]:
+def _op_words(graph: ComputationGraph, ops: Sequence[int]) -> list[list[tuple[str, str]]]:
     words = []
     for position in ops:
         op = get_op(graph.nodes[position].op)
-        family = "identity" if op.identity else "free" if op.parameter_free else "weights"
         plus = " +" if position != ops[-1] else ""
-        words.append(((op.name if sketch.spelled_out else op.label) + plus, family))
-    # One name per row; up to three short labels in one row, up to eight in two rows, more in rows of four.
-    n_rows = len(words) if sketch.spelled_out else 1 if len(words) <= 3 else max(2, ceil(len(words) / 4))
+        words.append((op.label + plus, op.family))
+    # Up to three labels in one row, up to eight in two rows, more in rows of four.
+    n_rows = 1 if len(words) <= 3 else max(2, ceil(len(words) / 4))
     bounds = [ceil(i * len(words) / n_rows) for i in range(n_rows + 1)]
     return [words[start:end] for start, end in pairwise(bounds)]
 
 
-def _op_text(graph: ComputationGraph, sketch: _Sketch, arrow: _Arrow) -> _Text:
-    return _Text(_op_words(graph, sketch, arrow.ops))
+def _op_text(graph: ComputationGraph, arrow: _Arrow) -> _Text:
+    return _Text(_op_words(graph, arrow.ops))
 
 
 def _node_text(graph: ComputationGraph, sketch: _Sketch, value: int) -> _Text:
     name = graph.nodes[value].name.rpartition("/")[2]
     if graph.nodes[value].op == "input":
         n_inputs = sum(graph.nodes[other].op == "input" for other in sketch.values)
-        back = n_inputs - int(name.removeprefix("in"))
-        return _Text([[("input" if n_inputs == 1 else f"c\u2096\u208b{chr(0x2080 + back)}", "")]])  # c with index k-2
+        number = int(name.removeprefix("in"))
+        what = "input" if n_inputs == 1 else f"c\u2096\u208b{chr(0x2080 + n_inputs - number)}"  # c with index k-2
+        return _Text([[(f"{number}: {what}", "")]])
     if value not in sketch.ops:
         return _Text([[(name, "")]])
-    first, *rest = _op_words(graph, sketch, sketch.ops[value])
+    first, *rest = _op_words(graph, sketch.ops[value])
     scale = graph.nodes[value].scale
     properties = [f"1/{scale} size"] * (scale > 1) + ["exit"] * (value in sketch.exits)
     if properties:

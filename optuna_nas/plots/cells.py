@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
-from optuna_nas.plots.cell_render import draw_cell
-from optuna_nas.plots.style import FONT, GREY, INK, PANEL_GAP, TITLE_SIZE, new_figure
+from optuna_nas.plots.cell_render import LEGEND_ROW, draw_cell, draw_legend, legend_rows
+from optuna_nas.plots.style import FONT, INK, PANEL_GAP, SLATE, TITLE_SIZE, new_figure
 from optuna_nas.space import CellularSpace
 from optuna_nas.storage.plain import visible
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from optuna_nas.space import Architecture
 
 
+MIN_WIDTH = 3.2
+"""Smallest width of cells with their legend, inches."""
 LETTER, LINE = 0.11, 0.22
 """Width of a letter and height of a line in a table of choices, inches."""
 
@@ -35,9 +37,10 @@ def plot_architecture(architecture: Architecture) -> Figure:
 
     A space without cells is shown as a table of its choices.
 
-    Ops are shown by name (`sep_conv_3x3`), or by short labels in cells where an edge has more than two ops. Colours
-    show their family: blue ops have weights, orange ops have none, green is the identity. Grey arrows pass a value on.
-    Nodes and arrows without an effect on the output are pale and dashed.
+    Ops are shown by their short labels (`sep3` for `sep_conv_3x3`), as in `architecture.summary`. Colours and shapes
+    show their family: ops with weights are blue and rounded, ops without orange and angular, the identity is green and
+    oval. Grey arrows pass a value on. Nodes and arrows without an effect on the output are pale and dashed. A legend
+    below says so.
 
     The function does not use matplotlib's global state and is thread-safe.
 
@@ -67,7 +70,7 @@ def draw_choices(architecture: Architecture) -> Figure:
     width, height = sum(widths) + 3 * LETTER, (len(rows) + 1) * LINE
     figure = new_figure(width, height, dpi=150)
     for number, row in enumerate(rows, 1):
-        for text, left, colour in zip(row, (LETTER, widths[0] + 2 * LETTER), (GREY, INK), strict=True):
+        for text, left, colour in zip(row, (LETTER, widths[0] + 2 * LETTER), (SLATE, INK), strict=True):
             place = (left / width, 1 - number * LINE / height)
             figure.text(
                 *place, visible(text), family=FONT, size=TITLE_SIZE, color=colour, va="center", parse_math=False
@@ -76,10 +79,12 @@ def draw_choices(architecture: Architecture) -> Figure:
 
 
 def draw_drawings(drawings: Sequence[CellDrawing]) -> Figure:
-    """Draw cells one below the other; see `plot_architecture`."""
-    width = max(drawing.width for drawing in drawings)
-    height = sum(drawing.height for drawing in drawings) + PANEL_GAP * (len(drawings) - 1)
+    """Draw cells one below the other, and a legend of the signs in them; see `plot_architecture`."""
+    width = max(MIN_WIDTH, *(drawing.width for drawing in drawings))
+    legend = legend_rows(drawings, width)
+    height = sum(drawing.height for drawing in drawings) + PANEL_GAP * len(drawings) + LEGEND_ROW * len(legend)
     figure = new_figure(width, height, dpi=150)
+    draw_legend(legend, figure)
     top = height
     for drawing in drawings:
         top -= drawing.height

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
 """Okabe and Ito's colour-blind-safe palette."""
+LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
+"""Line styles beside the colours, for prints in grey."""
 
 
 class AnytimeBand(NamedTuple):
@@ -56,8 +58,9 @@ def draw_bands(
     figure, axes = new_plot(6.4, 4.0)
     shown: list[float] = []
     for number, band in enumerate(bands):
-        colour, (mean, error) = COLOURS[number % len(COLOURS)], band.mean_and_error()
-        axes.plot(band.spent, mean, color=colour, linewidth=2, label=label(band.strategy), drawstyle="steps-post")
+        look, (mean, error) = number % len(COLOURS), band.mean_and_error()
+        colour, line = COLOURS[look], LINES[look]
+        axes.step(band.spent, mean, where="post", color=colour, linestyle=line, linewidth=2, label=label(band.strategy))
         axes.fill_between(band.spent, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0, step="post")
         shown += mean[np.isfinite(mean)].tolist()
     if shown:

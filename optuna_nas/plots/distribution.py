@@ -6,24 +6,30 @@ E edges (paths of the space), O options of an edge, T steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Rectangle
 
 from optuna_nas.oneshot.snas.distribution import architecture_of
 from optuna_nas.plots.cell_layout import cell_drawing
-from optuna_nas.plots.cell_render import draw_cell
+from optuna_nas.plots.cell_render import LEGEND_ROW, draw_cell, draw_legend, legend_rows
 from optuna_nas.plots.progress import COST_NAMES
-from optuna_nas.plots.style import FONT, INK, PAPER, TITLE_SIZE, new_figure
+from optuna_nas.plots.style import BLUE, FONT, GREEN, GREY, INK, SLATE, TITLE_SIZE, VERMILION, new_figure, text_width
+from optuna_nas.space import CellularSpace
 from optuna_nas.space.cost import COSTS
-from optuna_nas.storage.plain import label
+from optuna_nas.space.ops import NONE, choosable_ops, get_op
+from optuna_nas.storage.plain import label, shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -31,9 +37,19 @@ if TYPE_CHECKING:
     from optuna_nas.space import Architecture, Space
 
 MAX_ROWS = 8  # largest number of options of an edge that are shown, those most probable at the end
-ROW, MARGIN = 0.115, 0.35  # inches
-PANEL_WIDTH, CURVE_HEIGHT, CURVE_GAP = 5.2, 1.15, 0.45
-COLOUR_MAP = "Blues"
+MAX_OPTION = 18  # largest number of characters of an option
+SIZE = 8.0  # points of all labels; a page of 7.5 inches shows the figure without making it smaller
+WIDTH, PAGE = 7.5, 9.2  # inches
+ROW, GAP, SCALE, HEADER = (
+    0.125,
+    0.1,
+    2.4,
+    1.35,
+)  # height of a row, space beside a panel, width of the colour scale, inches; name of an edge, rows
+CURVE_WIDTH, CURVE_HEIGHT = 3.05, 1.15
+COLOUR_MAP, LOWEST = "Blues", 1 / 32
+"""Colours go with the logarithm of a probability, so that 1/8 and 1/4 are as far apart as 1/4 and 1/2; what is below
+1/32 is as pale as that."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,8 @@ def likeliest_over_time(
 def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Figure:
     """Plot entropy and expected costs over the steps, and a heat map of the probabilities below.
 
+    The number at the end of a row is the probability at the last step.
+
     Args:
         space: Search space of the distribution.
         records: Records of the distribution, `snas.records` or `distribution_records(study)`; at least one.
@@ -111,45 +129,17 @@ def plot_distribution(space: Space, records: Sequence[DistributionRecord]) -> Fi
     """
     if not records:
         raise ValueError("`records` must hold at least one record but is empty; fit the SNAS, or run some trials.")
-    maps = heat_maps(space, records)
-    costs = [name for name in COSTS if all(name in record.metrics for record in records)]
-    n_curves = 1 + bool(costs)
-    label_width = 1.75
-    width = len(maps) * (PANEL_WIDTH + label_width) + MARGIN
-    map_height = max(len(heat.rows) for heat in maps) * ROW
-    height = map_height + n_curves * (CURVE_HEIGHT + CURVE_GAP) + 1.1
-    figure = new_figure(width, height)
+    return _figure([strip for _, strips in _parts(space, records) for strip in strips])
 
-    def panel(left: float, top: float, panel_width: float, panel_height: float) -> Axes:
-        return figure.add_axes(
-            (left / width, 1 - (top + panel_height) / height, panel_width / width, panel_height / height)
-        )
 
-    steps = maps[0].steps
-    limits = (float(steps[0]) - 0.5, float(steps[-1]) + 0.5)
-    axes = panel(label_width, 0.35, PANEL_WIDTH, CURVE_HEIGHT)
-    axes.plot(steps, [record.metrics["entropy"] for record in records], color="#0064a4", linewidth=1.5)
-    axes.set_ylim(bottom=0)
-    _label_curve(axes, "entropy of a choice, nats", limits)
-    if costs:
-        axes = panel(label_width, 0.35 + CURVE_HEIGHT + CURVE_GAP, PANEL_WIDTH, CURVE_HEIGHT)
-        for name, colour, line in zip(COSTS, ("#b84a00", "#007a5a", "#5c5c5c"), ("-", "--", ":"), strict=True):
-            if name in costs:
-                values = np.array([record.metrics[name] for record in records])
-                says = f"{COST_NAMES[name]}, {_short(values[-1])} at the end"
-                axes.plot(steps, values / values[0], color=colour, linestyle=line, linewidth=1.5, label=says)
-        axes.legend(fontsize=7, frameon=False, loc="best")
-        _label_curve(axes, "expected cost / first", limits)
-    top = 0.35 + n_curves * (CURVE_HEIGHT + CURVE_GAP) + 0.15
-    for number, heat in enumerate(maps):
-        left = number * (PANEL_WIDTH + label_width) + label_width
-        image = _draw_heat_map(panel(left, top, PANEL_WIDTH, len(heat.rows) * ROW), heat, limits)
-    bar = figure.colorbar(
-        image, cax=panel(label_width + PANEL_WIDTH - 1.6, top - 0.17, 1.6, 0.07), orientation="horizontal"
-    )
-    bar.ax.tick_params(labelsize=6, length=2, pad=1, top=True, labeltop=True, bottom=False, labelbottom=False)
-    bar.ax.set_ylabel("probability", fontsize=7, rotation=0, ha="right", va="center")
-    return figure
+def distribution_pages(space: Space, records: Sequence[DistributionRecord]) -> list[tuple[str, Callable[[], Figure]]]:
+    """Return `plot_distribution` in pages: what each shows and what draws it, the curves, then every kind of cell.
+
+    Args:
+        space: Search space of the distribution.
+        records: Records of the distribution; at least one.
+    """
+    return [(shows, partial(_figure, strips)) for shows, strips in _parts(space, records)]
 
 
 def plot_most_likely(space: Space, records: Sequence[DistributionRecord], moments: int = 6) -> Figure:
@@ -189,8 +179,10 @@ def plot_most_likely(space: Space, records: Sequence[DistributionRecord], moment
     ]
     title = 0.3
     width = max(sum(drawing.width for drawing in drawings) for _, drawings in rows)
-    height = sum(title + max(drawing.height for drawing in drawings) for _, drawings in rows)
+    legend = legend_rows([drawing for _, drawings in rows for drawing in drawings], width)
+    height = sum(title + max(drawing.height for drawing in drawings) for _, drawings in rows) + LEGEND_ROW * len(legend)
     figure = new_figure(width, height)
+    draw_legend(legend, figure)
     top = height
     for step, drawings in rows:
         figure.text(
@@ -206,44 +198,198 @@ def plot_most_likely(space: Space, records: Sequence[DistributionRecord], moment
     return figure
 
 
-def _label_curve(axes: Axes, title: str, limits: tuple[float, float]) -> None:
-    axes.set_xlim(limits)
-    axes.set_title(title, fontsize=8, loc="left", pad=3, color=INK)
-    axes.tick_params(labelsize=7, length=2)
+# -- strips of a figure, one below the other ---------------------------------------------------------------------------
+
+
+class _Strip(Protocol):
+    """Part of a figure over its whole width, of a height in inches."""
+
+    @property
+    def height(self) -> float: ...
+
+    def draw(self, place: _Place) -> None: ...
+
+
+class _Place(NamedTuple):
+    """Place of a strip: lengths are inches from its upper left corner."""
+
+    figure: Figure
+    top: float
+
+    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
+        full_width, full_height = self.figure.get_size_inches()
+        bottom = full_height - self.top - top - height
+        return self.figure.add_axes((left / full_width, bottom / full_height, width / full_width, height / full_height))
+
+
+def _parts(space: Space, records: Sequence[DistributionRecord]) -> list[tuple[str, list[_Strip]]]:
+    parts: list[tuple[str, list[_Strip]]] = [("Entropy and expected costs over time", [_Curves(records)])]
+    for heat in heat_maps(space, records):
+        of = f" of {heat.kind}" if heat.kind else ""
+        parts += [(f"Probabilities{of} over time", [_Map(space, page)]) for page in _pages(space, heat)]
+    return parts
+
+
+def _figure(strips: Sequence[_Strip]) -> Figure:
+    figure = new_figure(WIDTH, sum(strip.height for strip in strips))
+    top = 0.0
+    for strip in strips:
+        strip.draw(_Place(figure, top))
+        top += strip.height
+    return figure
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """Entropy on the left, expected costs on the right if all records have them."""
+
+    records: Sequence[DistributionRecord]
+
+    @property
+    def costs(self) -> list[str]:
+        return [name for name in COSTS if all(name in record.metrics for record in self.records)]
+
+    @property
+    def top(self) -> float:
+        return 0.3 + 0.17 * len(self.costs)
+
+    @property
+    def height(self) -> float:
+        return self.top + CURVE_HEIGHT + 0.5
+
+    def draw(self, place: _Place) -> None:
+        steps = np.array([record.step for record in self.records])
+        axes = place.panel(0.45, self.top, CURVE_WIDTH, CURVE_HEIGHT)
+        axes.plot(steps, [record.metrics["entropy"] for record in self.records], color=BLUE, linewidth=1.5)
+        axes.set_ylim(bottom=0)
+        _label_curve(axes, "entropy of a choice, nats", steps)
+        if not self.costs:
+            return
+        axes = place.panel(WIDTH - CURVE_WIDTH - GAP, self.top, CURVE_WIDTH, CURVE_HEIGHT)
+        for name, colour, line in zip(COSTS, (VERMILION, GREEN, SLATE), ("-", "--", ":"), strict=True):
+            if name in self.costs:
+                values = np.array([record.metrics[name] for record in self.records])
+                says = f"{COST_NAMES[name]}, {_short(values[-1])} at the end"
+                axes.plot(steps, values / values[0], color=colour, linestyle=line, linewidth=1.5, label=says)
+        axes.legend(
+            fontsize=SIZE, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, labelspacing=0.2
+        )
+        _label_curve(axes, "expected cost / first", steps, above=len(self.costs))
+
+
+@dataclass(frozen=True)
+class _Map:
+    """Heat map with the edges in two columns, every edge under its name, and the colour scale above."""
+
+    space: Space
+    heat: HeatMap
+
+    top = 0.5
+
+    @property
+    def columns(self) -> list[HeatMap]:
+        edges = _edges(self.heat)
+        half = -(-len(edges) // 2)
+        return [_joined(self.heat, some) for some in (edges[:half], edges[half:]) if some]
+
+    @property
+    def height(self) -> float:
+        return self.top + max(map(_column_height, self.columns)) + 0.45
+
+    def draw(self, place: _Place) -> None:
+        own = {op: get_op(op).label for op in choosable_ops() if op != NONE}
+        names = own if isinstance(self.space.core, CellularSpace) else {}
+        words = {option: shortened(names.get(option, str(option)), MAX_OPTION) for _, option in self.heat.rows}
+        label_width = max(map(text_width, words.values())) * SIZE / 8.5 + 0.1
+        for number, column in enumerate(self.columns):
+            left = number * WIDTH / 2 + label_width + GAP
+            width = WIDTH / 2 - label_width - 2 * GAP - 0.3
+            axes = place.panel(left, self.top, width, _column_height(column))
+            image = _draw_column(axes, column, words, label_width / width)
+        scale = place.panel(WIDTH - SCALE - 2 * GAP, 0.08, SCALE, 0.1)
+        bar = place.figure.colorbar(image, cax=scale, orientation="horizontal")
+        ticks = [LOWEST * 2**power for power in range(6)]
+        bar.set_ticks(ticks, labels=[f"\u2264{Fraction(LOWEST)}", *(str(Fraction(tick)) for tick in ticks[1:])])
+        bar.ax.minorticks_off()
+        bar.ax.tick_params(labelsize=SIZE, length=2, pad=1)
+        bar.ax.text(-0.04, 0.5, "probability", transform=bar.ax.transAxes, fontsize=SIZE, ha="right", va="center")
+        title = place.panel(0, 0, 1, 0.2)
+        title.axis("off")
+        title.text(
+            GAP, 0.5, label(self.heat.kind), fontsize=TITLE_SIZE, weight="bold", family=FONT, va="center", color=INK
+        )
+
+
+def _edges(heat: HeatMap) -> list[list[int]]:
+    """Return the rows of every edge."""
+    return [[row for row, _ in rows] for _, rows in groupby(enumerate(heat.rows), key=lambda row: row[1][0])]
+
+
+def _joined(heat: HeatMap, edges: Sequence[Sequence[int]]) -> HeatMap:
+    """Return the heat map of some edges."""
+    rows = [row for edge in edges for row in edge]
+    return HeatMap(heat.kind, tuple(heat.rows[row] for row in rows), heat.steps, heat.probabilities[rows])
+
+
+def _column_height(heat: HeatMap) -> float:
+    return (len(heat.rows) + HEADER * len(_edges(heat))) * ROW
+
+
+def _pages(space: Space, heat: HeatMap) -> list[HeatMap]:
+    """Return the heat map in parts whose two columns fit a page."""
+    pages: list[list[list[int]]] = [[]]
+    for edge in _edges(heat):
+        if pages[-1] and _Map(space, _joined(heat, [*pages[-1], edge])).height > PAGE:
+            pages.append([])
+        pages[-1].append(edge)
+    return [_joined(heat, page) for page in pages]
+
+
+def _label_curve(axes: Axes, title: str, steps: NDArray[np.int64], above: int = 0) -> None:
+    """Label a panel of curves, with space for rows of a legend above it."""
+    axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
+    axes.set_title(title, fontsize=SIZE + 1, loc="left", pad=4 + 12 * above, color=INK)
+    axes.set_xlabel("step", fontsize=SIZE, labelpad=1)
+    axes.tick_params(labelsize=SIZE, length=2)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
-def _draw_heat_map(axes: Axes, heat: HeatMap, limits: tuple[float, float]):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    n_rows = len(heat.rows)
-    middles = (heat.steps[1:] + heat.steps[:-1]) / 2
-    edges = np.concatenate([[limits[0]], middles, [limits[1]]])
+def _draw_column(axes: Axes, heat: HeatMap, words: Mapping[str, str], indent: float) -> QuadMesh:
+    """Draw the edges of a column; `indent` is the width of the labels as a fraction of that of the axes."""
+    steps = heat.steps
+    borders = np.concatenate([[steps[0] - 0.5], (steps[1:] + steps[:-1]) / 2, [steps[-1] + 0.5]])
+    blocks, names, places = [], [], []
+    beside = axes.get_yaxis_transform()
+    text: dict[str, Any] = {"fontsize": SIZE, "family": FONT, "va": "center", "color": INK, "transform": beside}
+    heights: list[float] = []
+    top = 0.0
+    for rows in _edges(heat):
+        axes.text(-indent, top + HEADER / 2, label(heat.rows[rows[0]][0]), weight="bold", **text)
+        blocks += [np.full((1, len(steps)), np.nan), heat.probabilities[rows]]
+        heights += [HEADER, *(1.0 for _ in rows)]
+        for number, row in enumerate(rows):
+            places.append(top + HEADER + number + 0.5)
+            axes.text(1.02, places[-1], f"{heat.probabilities[row, -1]:.2f}", **text)
+            names.append(label(words[heat.rows[row][1]]))
+        frame: dict[str, Any] = {"fill": False, "edgecolor": GREY, "linewidth": 0.6, "clip_on": False, "zorder": 3}
+        axes.add_patch(Rectangle((0, top + HEADER), 1, len(rows), transform=beside, **frame))
+        top += HEADER + len(rows)
     image = axes.pcolormesh(
-        edges, np.arange(n_rows + 1), heat.probabilities, cmap=COLOUR_MAP, norm=PowerNorm(0.6, 0, 1), rasterized=True
+        borders,
+        np.cumsum([0.0, *heights]),
+        np.ma.masked_invalid(np.concatenate(blocks).clip(LOWEST, 1)),
+        cmap=COLOUR_MAP,
+        norm=LogNorm(LOWEST, 1),
+        rasterized=True,
     )
-    axes.set_ylim(n_rows, 0)
-    axes.set_xlim(limits)
-    axes.set_yticks(np.arange(n_rows) + 0.5, [label(str(option)) for _, option in heat.rows], fontsize=5.5, family=FONT)
+    axes.set_ylim(top, 0)
+    axes.set_xlim(borders[0], borders[-1])
+    axes.set_yticks(places, names, fontsize=SIZE, family=FONT)
     axes.tick_params(axis="y", length=0, pad=2)
-    axes.tick_params(axis="x", labelsize=7, length=2)
-    place = 0
-    for path, rows in groupby(heat.rows, key=lambda row: row[0]):
-        n_options = len(list(rows))
-        axes.text(
-            -1.62 / PANEL_WIDTH,
-            1 - (place + n_options / 2) / n_rows,
-            label(path),
-            transform=axes.transAxes,
-            fontsize=7.5,
-            family=FONT,
-            va="center",
-            color=INK,
-        )
-        place += n_options
-        if place < n_rows:
-            axes.axhline(place, color=PAPER, linewidth=2)
-            axes.axhline(place, color="#a0a0a0", linewidth=0.5)
-    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(axis="x", labelsize=SIZE, length=2)
+    axes.set_xlabel("step", fontsize=SIZE, labelpad=1)
+    axes.spines[:].set_visible(False)
     return image
 
 

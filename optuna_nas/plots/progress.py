@@ -1,30 +1,28 @@
-"""Plots of a study: best value so far, importances of parameters, value against cost."""
+"""Plots of a study: best value so far, value against cost."""
 
 from __future__ import annotations
 
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
-import optuna
 from optuna.trial import TrialState
 
-from optuna_nas.plots.style import BLUE, GREY, ORANGE, label_axes, new_figure, new_plot
+from optuna_nas.plots.style import BLUE, LEGEND_FONT, SLATE, VERMILION, label_axes, new_figure, new_plot
 from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import attribute, cost_key, has_attribute
 from optuna_nas.storage.directions import better, oriented
 from optuna_nas.storage.leaderboard import can_win
-from optuna_nas.storage.plain import label
 from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from optuna import Study
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
-MAX_BARS = 20
 COST_NAMES = {"params": "parameters", "multiply_adds": "multiply-adds", "memory_access": "memory access"}
 
 
@@ -98,23 +96,6 @@ def pareto(trials: Sequence[FrozenTrial], cost: str, direction: StudyDirection) 
     return points
 
 
-def importances(study: Study) -> dict[str, float]:
-    """Return the fraction of the variance of values that each parameter explains (fANOVA), largest first.
-
-    The result is empty with fewer than four completed trials, or if they have equal values.
-    """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    values = {trial.values[0] for trial in complete if isfinite(trial.values[0])}
-    if len(complete) < 4 or len(values) < 2:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    target = None if len(study.directions) == 1 else (lambda trial: float(trial.values[0]))
-    try:
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, target=target))
-    except (ValueError, RuntimeError):  # raised if no parameter is in all trials, or none varies
-        return {}
-
-
 def plot_progress(study: Study) -> Figure:
     """Plot the best value so far against the number of trials and against their seconds.
 
@@ -142,51 +123,26 @@ def draw_progress(progress: Progress, value_name: str = "value") -> Figure:
     """Plot the progress of a study; see `plot_progress`."""
     if not any(best is not None for best in progress.best):
         raise ValueError("`study` must have completed trials but has none; run it first.")
-    figure = new_figure(7.6, 3.2, layout="constrained")
+    figure = new_figure(7.4, 3.3, layout="constrained")
     for place, (x, name) in enumerate(((progress.numbers, "trial"), (progress.seconds, "seconds of trials"))):
         axes = figure.add_subplot(1, 2, place + 1)
         values = [(a, b) for a, b in zip(x, progress.values, strict=True) if b is not None and isfinite(b)]
-        axes.scatter([a for a, _ in values], [b for _, b in values], s=14, color=GREY, alpha=0.7, linewidths=0)
+        _scatter(axes, values)
         best = [(a, b) for a, b in zip(x, progress.best, strict=True) if b is not None and isfinite(b)]
-        axes.step([a for a, _ in best], [b for _, b in best], where="post", color=BLUE, linewidth=2)
-        title, y = ("best so far", value_name) if place == 0 else ("", "")
-        label_axes(axes, title, name, y, engineering=place == 1)
+        axes.step(
+            [a for a, _ in best], [b for _, b in best], where="post", color=BLUE, linewidth=2, label="best so far"
+        )
+        label_axes(axes, None, name, "" if place else value_name, engineering=place == 1)
+    figure.legend(
+        *axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2, prop=LEGEND_FONT
+    )
     return figure
 
 
-def plot_importances(study: Study) -> Figure:
-    """Plot the 20 largest fractions of the variance of values that parameters explain (Optuna's fANOVA).
-
-    Args:
-        study: Study with at least four completed trials.
-
-    Returns:
-        Figure of matplotlib.
-
-    Raises:
-        ValueError: Too few trials have completed, or all have the same value.
-
-    Example:
-        >>> import optuna
-        >>> from optuna_nas.plots import plot_importances
-        >>> study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("y", 0, 9), n_trials=5)
-        >>> labels = plot_importances(study).axes[0].get_yticklabels()
-        >>> sorted(label.get_text() for label in labels)
-        ['x', 'y']
-    """
-    return draw_importances(importances(study))
-
-
-def draw_importances(importances: dict[str, float]) -> Figure:
-    """Plot importances by parameter, largest first; see `plot_importances`."""
-    if not importances:
-        raise ValueError("`study` must have four completed trials with different values for importances; run more.")
-    shown = list(importances.items())[:MAX_BARS]
-    figure, axes = new_plot(5.4, 0.9 + 0.24 * len(shown))
-    axes.barh([label(name) for name, _ in shown][::-1], [share for _, share in shown][::-1], color=BLUE, height=0.62)
-    label_axes(axes, "importance of parameters", "fraction of the variance of values", "")
-    return figure
+def _scatter(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Draw a circle for every trial; filled ones would hide the line that they lie on."""
+    x, y = zip(*points, strict=True)
+    axes.scatter(x, y, s=16, facecolors="none", edgecolors=SLATE, linewidths=0.9, label="a trial")
 
 
 def plot_pareto(study: Study, cost: str = "params") -> Figure:
@@ -220,10 +176,17 @@ def draw_pareto(points: Sequence[Point], cost_name: str, value_name: str = "valu
     if not points:
         raise ValueError("`study` must have completed trials with a cost but has none; use `TrainObjective`.")
     figure, axes = new_plot(5.4, 3.6)
-    axes.scatter([p.cost for p in points], [p.value for p in points], s=16, color=GREY, alpha=0.7, linewidths=0)
-    front = [point for point in points if point.on_front]
+    _scatter(axes, [(point.cost, point.value) for point in points])
+    front = [(point.cost, point.value) for point in points if point.on_front]
     axes.step(
-        [p.cost for p in front], [p.value for p in front], "-o", where="post", color=ORANGE, markersize=4, linewidth=1.6
+        *zip(*front, strict=True),
+        "-o",
+        where="post",
+        color=VERMILION,
+        markersize=4,
+        linewidth=1.6,
+        label="Pareto front",
     )
-    label_axes(axes, "trials and their Pareto front", cost_name, value_name, engineering=True)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, prop=LEGEND_FONT)
+    label_axes(axes, None, cost_name, value_name, engineering=True)
     return figure

@@ -30,10 +30,10 @@ MARGIN, TITLE_ROOM, PANEL_GAP = 0.12, 0.32, 0.12
 HEAD = 0.09, 0.035  # length and half the width of an arrowhead
 
 INK, SLATE, GREY, PAPER = "#333333", "#5c5c5c", "#a0a0a0", "#ffffff"
-BLUE, ORANGE = "#3b6ea8", "#d9822b"
-"""Colours of data."""
-FAMILY_COLOURS = {"weights": "#0064a4", "free": "#b84a00", "identity": "#007a5a"}
-"""Blue, vermilion and green of Okabe and Ito's colour-blind-safe palette, darkened for text on white."""
+BLUE, VERMILION, GREEN = "#0064a4", "#b84a00", "#007a5a"
+"""Colours of data: those of Okabe and Ito's colour-blind-safe palette, darkened for text on white. In grey they are
+alike, so that a second sign (shape, dashes, marker) always goes with them."""
+FAMILY_COLOURS = {"weights": BLUE, "free": VERMILION, "identity": GREEN}
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from optuna.trial import TrialState
 
-from optuna_nas.plots.style import BLUE, LEGEND_FONT, ORANGE, label_axes, new_plot
+from optuna_nas.plots.style import BLUE, LEGEND_FONT, VERMILION, label_axes, new_plot
 from optuna_nas.pruners.base import RankCorrelation, rank_correlation
 from optuna_nas.storage.attributes import FLAGGED, has_attribute, score_noted
 from optuna_nas.storage.directions import oriented
@@ -102,14 +102,16 @@ def draw_scores(scored: Scores, value_name: str = "value") -> Figure:
         )
     figure, axes = new_plot(5.2, 4.4)
     scores, values, flagged = (np.array(column) for column in (scored.scores, scored.values, scored.flagged))
-    for chosen, colour, label in ((~flagged, BLUE, "passed"), (flagged, ORANGE, "flagged, but exempt")):
+    looks = ((~flagged, BLUE, "o", "passed"), (flagged, VERMILION, "X", "flagged, but exempt"))
+    for chosen, colour, marker, label in looks:
         if chosen.any():
-            axes.scatter(scores[chosen], values[chosen], s=22, color=colour, alpha=0.75, linewidths=0, label=label)
+            x, y = scores[chosen], values[chosen]
+            axes.scatter(x, y, s=24, color=colour, marker=marker, alpha=0.75, linewidths=0, label=label)
     if flagged.any():
-        axes.legend(frameon=False, prop=LEGEND_FONT)
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, prop=LEGEND_FONT)
     tau = scored.correlation
     title = (
-        f"Kendall's tau {tau.tau:.2f}, 95 % interval {tau.lower:.2f} to {tau.upper:.2f} ({tau.n_trials} trials)"
+        f"Kendall's tau {tau.tau:.2f} ({tau.lower:.2f} to {tau.upper:.2f}), {tau.n_trials} trials"
         if tau.lower > -1
         else f"too few trials for a correlation ({tau.n_trials})"
     )

@@ -6,28 +6,26 @@ import base64
 import html
 import io
 from functools import partial
+from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
 
+from optuna_nas.data.splits import REPORT
 from optuna_nas.objective.protocol import Describes, judged_metric_of, metric_of
-from optuna_nas.plots import plot_architecture, plot_distribution
+from optuna_nas.plots import plot_architecture
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
+from optuna_nas.plots.distribution import distribution_pages
+from optuna_nas.plots.importances import MIN_TRIALS, draw_importances, importances
 from optuna_nas.plots.masks import draw_masks
-from optuna_nas.plots.progress import (
-    COST_NAMES,
-    draw_importances,
-    draw_pareto,
-    draw_progress,
-    importances,
-    pareto,
-    progress,
-)
+from optuna_nas.plots.progress import COST_NAMES, draw_pareto, draw_progress, pareto, progress
 from optuna_nas.plots.surrogate import draw_scores, scores_of
 from optuna_nas.samplers import distribution_records
 from optuna_nas.samplers.snas import records_of_space
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
+from optuna_nas.space import CellularSpace
+from optuna_nas.space.ops import FAMILIES, NONE, choosable_ops, get_op
 from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of, unreadable
 from optuna_nas.storage.leaderboard import best_trial, leaderboard
 from optuna_nas.storage.plain import code_block, markdown_cell, shortened, visible, without_tags
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.search.config import Search
+    from optuna_nas.storage.leaderboard import LeaderboardRow
 
 
 MAX_ROWS = 20
@@ -53,6 +52,10 @@ MAX_REASONS = 8
 """Largest number of reasons in the table of stopped trials."""
 MAX_UNREADABLE = 50
 """Largest number of rows of the table of attributes that can't be read."""
+
+
+DOTS = 192
+"""Dots per inch of pictures: two for every pixel of a screen, so that labels stay sharp on phones and paper."""
 
 
 class Text(NamedTuple):
@@ -154,13 +157,14 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
     """
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished()]
-    metric = metric_of(search.resolved_objective)
+    metric, ranked = metric_of(search.resolved_objective), leaderboard(study)
     sections = [
         Section("Question", [Text(search.description.strip())] if search.description.strip() else []),
         Section("Result", _result(search, study)),
-        Section("Leaderboard", _leaderboard(search, study, metric)),
+        Section("Leaderboard", _leaderboard(search, ranked, metric)),
+        Section("Names", _names(search) if ranked else []),
         Section("Best so far", _progress(study, finished, metric)),
-        Section("Importance of parameters", _importances(study)),
+        Section("What mattered", _importances(study)),
         Section("What the sampler learned", _distribution(search, study)),
         Section("What the masks keep", _masks(search, finished)),
         Section("Scores against values", _scores(search, study, finished, metric)),
@@ -202,8 +206,7 @@ def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
     return blocks
 
 
-def _leaderboard(search: Search, study: Study, metric: str) -> list[Text | Table | Picture]:
-    ranked = leaderboard(study)
+def _leaderboard(search: Search, ranked: Sequence[LeaderboardRow], metric: str) -> list[Text | Table | Picture]:
     if not ranked:
         return []
     judged = {judged_metric_of(search.resolved_objective)} - {metric}  # another where the value is the loss
@@ -220,8 +223,27 @@ def _leaderboard(search: Search, study: Study, metric: str) -> list[Text | Table
         metrics = [f"{row.value:.4f}", *(["" if row.metric is None else f"{row.metric:.4f}"] if judged else [])]
         rows.append((place, str(row.trial.number), *metrics, *costs, f"{row.seconds:.1f}", summary))
     headings = ("rank", "trial", metric, *judged, "parameters", "multiply-adds", "seconds", "architecture")
-    note = [Text(f"The best {MAX_ROWS} of {len(ranked)} completed trials.")] if len(ranked) > MAX_ROWS else []
-    return [*note, Table(headings, rows, frozenset(headings[:-1]))]
+    note = [f"The best {MAX_ROWS} of {len(ranked)} completed trials."] if len(ranked) > MAX_ROWS else []
+    text = " ".join([*note, *_noise(search, ranked, metric)])
+    return [*([Text(text)] if text else []), Table(headings, rows, frozenset(headings[:-1]))]
+
+
+def _noise(search: Search, ranked: Sequence[LeaderboardRow], metric: str) -> list[str]:
+    """Return sentences on which of the best are as good as equal, where the value is an accuracy."""
+    objective = search.resolved_objective
+    described = objective.describe() if isinstance(objective, Describes) else {}
+    n_examples = described.get("data", {}).get("sizes", {}).get(REPORT, 0)
+    values = [row.value for row in ranked if row.can_win and row.value is not None]
+    if metric != "accuracy" or not n_examples or len(values) < 2 or not all(0 <= value <= 1 for value in values):
+        return []
+    share = (values[0] * n_examples + 0.5) / (n_examples + 1)  # also of all examples the next may be wrong
+    error = sqrt(share * (1 - share) / n_examples)
+    equal = sum(values[0] - value < error for value in values)
+    of = f"one standard error: {100 * error:.1f} points on {n_examples:,} examples"
+    if equal == 1:
+        return [f"Ranks 1 and 2 differ by {(values[0] - values[1]) / error:.1f} times {of}."]
+    named = "1 and 2" if equal == 2 else f"1 to {equal}"
+    return [f"Ranks {named} differ by less than {of}. This study can't tell which of them is best."]
 
 
 def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
@@ -243,14 +265,21 @@ def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> lis
 
 
 def _importances(study: Study) -> list[Text | Table | Picture]:
-    by_parameter = importances(study)
-    if not by_parameter:
-        return []
-    first = next(iter(by_parameter))
-    text = Text(
-        f"{shortened(first)} explains {by_parameter[first]:.0%} of the variance of values (fANOVA, Hutter et al. 2014)."
-    )
-    return [text, _picture("importances", "Importance of every parameter", lambda: draw_importances(by_parameter))]
+    found = importances(study)
+    if not found.by_parameter:
+        has_few = 0 < found.n_trials < MIN_TRIALS and any(trial.params for trial in study.get_trials(deepcopy=False))
+        needed = f"{found.n_trials} trials have completed, and {MIN_TRIALS} are needed to tell anything from chance."
+        return [Text(needed)] if has_few else []
+    (first, importance), *_ = found.by_parameter.items()
+    told, chance = len(found.told), f"the {found.chance:.0%} that the largest of them reaches by chance (in 1 of 20)"
+    texts = [
+        f"{shortened(first)} explains {importance.share:.0%} of the variance of values by itself, with a 90 % interval "
+        f"of {importance.lower:.0%} to {importance.upper:.0%} (bootstrap over {found.n_trials} trials).",
+        f"{told} of {len(found.by_parameter)} parameters explain more than {chance}; the others may be chance."
+        if told
+        else f"No parameter explains more than {chance}: nothing is told from chance.",
+    ]
+    return [Text(" ".join(texts)), _picture("importances", "What parameters explain", lambda: draw_importances(found))]
 
 
 def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
@@ -262,7 +291,8 @@ def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
         f"The mean entropy of a choice went from {first:.2f} to {last:.2f} nats over {records[-1].step} steps; at 0 "
         "the sampler always draws the same architecture."
     )
-    return [text, _picture("distribution", "Probabilities over time", lambda: plot_distribution(search.space, records))]
+    pages = enumerate(distribution_pages(search.space, records), 1)
+    return [text, *(_picture(f"distribution_{page}", shows, draw) for page, (shows, draw) in pages)]
 
 
 def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table | Picture]:
@@ -352,6 +382,19 @@ def _unreadable(study: Study) -> list[Text | Table | Picture]:
     return [note, Table(("trial", "attribute", "why"), rows[:MAX_UNREADABLE], frozenset({"trial"}))]
 
 
+def _names(search: Search) -> list[Text | Table | Picture]:
+    """Return what the notation of architectures means, and the table of short names of ops."""
+    core = search.space.core
+    blocks: list[Text | Table | Picture] = [Text(core.notation)]
+    if isinstance(core, CellularSpace):
+        known = {name for options in core.options().values() for chosen in options.values() for name in chosen}
+        ops = [get_op(name) for name in choosable_ops() if name in known]
+        rows = [(op.label, op.name, FAMILIES[op.family]) for op in ops]
+        empty = [(NONE, NONE, "no op, and no edge")] if NONE in getattr(core, "ops", ()) else []
+        blocks.append(Table(("in tables and pictures", "in parameters", "what it is"), [*rows, *empty]))
+    return blocks
+
+
 def _reproduction(search: Search, study: Study, command: str) -> list[Text | Table | Picture]:
     objective = search.resolved_objective
     rows = [
@@ -373,29 +416,51 @@ def _reproduction(search: Search, study: Study, command: str) -> list[Text | Tab
 
 def _picture(name: str, shows: str, draw: Callable[[], Figure]) -> Picture:
     file, figure = io.BytesIO(), draw()
-    figure.savefig(file, format="png", dpi=150)
+    figure.savefig(file, format="png", dpi=DOTS)
     return Picture(name, shows, file.getvalue(), round(96 * figure.get_figwidth()))
 
 
 # -- rendering ----------------------------------------------------------------------------------------------------
 
 STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
-p { white-space: pre-line; } pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #555; font-size: .85rem;
-  overflow-wrap: anywhere; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid #eee;
+:root { color-scheme: light dark; --ink: #222; --soft: #595959; --paper: #fff; --line: #ddd; --code: #f4f4f4; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --soft: #a9a9a9; --paper: #17191c; --line: #3c4046;
+  --code: #24272c; } img { filter: brightness(.9); } }
+body { font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
+  margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid var(--line); }
+p { white-space: pre-line; overflow-wrap: anywhere; } pre { background: var(--code); padding: .6rem; overflow-x: auto; }
+figure { margin: 1rem 0; } figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
+.picture, .table { overflow-x: auto; } img { display: block; background: #fff; border-radius: 4px; }
+table { border-collapse: collapse; font-size: .85rem; }
+th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; min-width: 5rem; }
 td:last-child:not(:nth-child(-n+2)) { min-width: 16rem; }
-th { border-bottom: 2px solid #ccc; } .number { text-align: right; overflow-wrap: normal; min-width: 0;
-  font-variant-numeric: tabular-nums; }
-@media print { body { max-width: none; font-size: 11px; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
-  .table { overflow: visible; } }
+th { border-bottom-width: 2px; }
+.number { text-align: right; overflow-wrap: normal; min-width: 0; font-variant-numeric: tabular-nums; }
+@media screen and (min-width: 40.01rem) { img { max-width: 100%; height: auto; } }
+@media screen and (max-width: 40rem) {
+  .wide { display: grid; grid-template-columns: repeat(var(--columns), auto); }
+  .wide :is(thead, tbody, tr) { display: grid; grid-template-columns: subgrid; grid-column: 1 / -1; }
+  .wide :is(th, td) { padding: .2rem; border: 0; min-width: min-content; font-size: .75rem; }
+  .wide th { font-size: .68rem; hyphens: auto; }
+  .wide :is(th, td):last-child { grid-column: 1 / -1; border-bottom: 1px solid var(--line); }
+}
+@media print {
+  :root { font-size: 11px; --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --code: #f4f4f4; }
+  body { max-width: none; padding: 0; } .picture, .table { overflow: visible; } pre { white-space: pre-wrap; }
+  img { max-width: 100%; max-height: 24cm; height: auto; object-fit: contain; object-position: left; filter: none; }
+  h1, h2, thead { break-after: avoid; }
+  figure, tr, p, pre { break-inside: avoid; } p:has(+ .table, + figure), pre:has(+ .table) { break-after: avoid; }
+  tbody tr:nth-child(-n+2) { break-after: avoid; } tbody tr:nth-last-child(-n+3) { break-before: avoid; }
+  td:last-child:not(:nth-child(-n+2)) { width: 60%; }
+}
 """
+"""Wide tables have, on a phone, their last column below the others; pictures, always on white paper, keep their size
+there and are moved sideways. On paper the last four rows of a table stay together."""
+WIDE = 5
+"""Smallest number of columns of a wide table."""
 
 
 def as_html(title: str, sections: Sequence[Section]) -> str:
@@ -411,7 +476,7 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
                 data, shows = base64.b64encode(block.png).decode(), _escaped(block.shows)
                 caption = f"<figcaption>{shows}</figcaption>"
                 image = f'<img src="data:image/png;base64,{data}" alt="{shows}" width="{block.width}">'
-                body.append(f"<figure>{image}{caption}</figure>")
+                body.append(f'<figure><div class="picture">{image}</div>{caption}</figure>')
             else:
                 body.append(_html_table(block))
         body.append("</section>")
@@ -436,7 +501,9 @@ def _html_table(table: Table) -> str:
         for row in table.rows
     ]
     shown = f"<thead><tr>{head}</tr></thead>" if any(table.headings) else ""
-    return f'<div class="table"><table>{shown}<tbody>{"".join(rows)}</tbody></table></div>'
+    n_columns = len(table.headings)
+    look = f' class="wide" style="--columns: {n_columns - 1}"' if n_columns >= WIDE else ""
+    return f'<div class="table"><table{look}>{shown}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def as_markdown(title: str, sections: Sequence[Section]) -> str:

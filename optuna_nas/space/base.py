@@ -114,6 +114,17 @@ class Space(ABC):
         """Return the choices of an architecture as rows of a table: level of indentation, name, what is chosen."""
         return [(0, path, " + ".join(chosen) or NONE) for path, chosen in architecture.choices]
 
+    @property
+    def notation(self) -> str:
+        """Explanation of `summary` and of the names of parameters, for readers of tables and pictures.
+
+        Example:
+            >>> from optuna_nas import ChoiceSpace
+            >>> ChoiceSpace((("op", ("conv", "pool")),)).notation
+            'An architecture is written as name=choice for each of its choices; names are those of the parameters.'
+        """
+        return "An architecture is written as name=choice for each of its choices; names are those of the parameters."
+
     def group(self, path: str) -> str:
         """Return the group of a path in drawings and tables, such as its kind of cell."""
         return ""

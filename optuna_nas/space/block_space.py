@@ -175,6 +175,23 @@ class NodeSpace(CellularSpace):
             return one_line[self.kinds[0].name]
         return "; ".join(f"{kind}: {nodes}" for kind, nodes in one_line.items())
 
+    @property
+    def notation(self) -> str:
+        """Explanation of `summary` and of the names of parameters, for readers of tables and pictures.
+
+        Example:
+            >>> from optuna_nas import BlockSpace
+            >>> print(BlockSpace(("skip_connect", "nor_conv_3x3"), nodes=2).notation[:90])
+            A block is written as op(nodes that it reads), from node 1 on; node 0 is the block's input
+        """
+        name = self.path(self.kinds[0].name, 1)
+        scales = " /2 means half the height and width." if len(self.scales) > 1 else ""
+        exits = " ! means an early exit." if self.has_exits else ""
+        return (
+            f"A block is written as op(nodes that it reads), from node 1 on; node 0 is the block's input.{scales}"
+            f"{exits} The parameter {name} is the op of node 1, and {name}_inputs are the nodes that it reads."
+        )
+
 
 @dataclass(frozen=True)
 class BlockSpace(NodeSpace):

@@ -210,6 +210,35 @@ class CellSpace(CellularSpace):
             kinds.append(f"{kind.name}: {' | '.join(nodes)}" if len(self.cell_kinds) > 1 else " | ".join(nodes))
         return "; ".join(kinds)
 
+    @property
+    def notation(self) -> str:
+        """Explanation of `summary` and of the names of parameters, for readers of tables and pictures.
+
+        Example:
+            >>> from optuna_nas import nasbench201_space
+            >>> print(nasbench201_space().notation[:110])
+            A cell is written node by node, as a | b c | d e f: node 0 is its input; node 1 reads node 0 through the op
+        """
+        letters = iter("abcdefghijklmnopqrstuvwxyz")
+        shown = min(self.nodes, 3)
+        nodes = [[next(letters) for _ in range(self.inputs + place)] for place in range(shown)]
+        pattern = " | ".join(map(" ".join, nodes)) + " | ..." * (self.nodes > shown)
+        inputs = "node 0 is its input" if self.inputs == 1 else "nodes 0 and 1 are the outputs of the two cells before"
+        reads = []
+        for node, ops in enumerate(nodes[:2], self.inputs):
+            if node == 1:
+                reads.append("node 1 reads node 0 through the op a")
+            else:
+                sources = f"{', '.join(map(str, range(node - 1)))} and {node - 1}"
+                reads.append(f"node {node} reads nodes {sources} through {', '.join(ops[:-1])} and {ops[-1]}")
+        last = self.inputs + min(shown, 2) - 1
+        more = " A plus sign joins the ops of one edge." if self.max_ops > 1 else ""
+        return (
+            f"A cell is written node by node, as {pattern}: {inputs}; {'; '.join(reads)}.{more} The parameter "
+            f"{self.path(self.cell_kinds[0], last, last - 1)} is the edge from node {last - 1} to node {last}, here "
+            f"{nodes[min(shown, 2) - 1][-1]}."
+        )
+
     def network_cost(self, architecture: Architecture, skeleton: Skeleton) -> Cost:
         cells = architecture.cells
         if not all(position in cells.live or node.op in ("sum", "concat") for position, node in enumerate(cells)):

@@ -24,6 +24,9 @@ STRUCTURAL = frozenset({"input", "sum", "concat"})
 RESIZING = frozenset({"downsample", "upsample"})
 """Ops that bring a value to the scale of its reader."""
 
+FAMILIES = {"weights": "op with weights", "free": "op without weights", "identity": "identity"}
+"""Families of ops, and what drawings and tables call them."""
+
 CostRule = Callable[[Site], Cost]
 
 NONE = "none"
@@ -55,6 +58,11 @@ class Op:
     parameter_free: bool = False
     relu_first: bool = False
     identity: bool = False
+
+    @property
+    def family(self) -> str:
+        """Family in drawings and tables, a key of `FAMILIES`."""
+        return "identity" if self.identity else "free" if self.parameter_free else "weights"
 
     def free_at(self, stride: int) -> bool:
         """Return whether the op has no weights at this stride; a strided skip is a factorized reduction."""

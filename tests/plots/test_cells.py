@@ -7,6 +7,8 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.text import Text
 from strategies import placed
 
 from optuna_nas.plots import cell_drawing, plot_architecture
@@ -131,9 +133,9 @@ def test_what_has_no_share_in_the_output_is_flagged(architecture, drawings):
 def test_dead_ops_by_hand():
     drawing = cell_drawing(ARCHITECTURES["dead"].cells, 0)
     assert {(edge.label, edge.dead) for edge in drawing.edges} == {
-        ("nor_conv_1x1", False),
-        ("nor_conv_3x3", True),
-        ("skip_connect", True),
+        ("conv1", False),
+        ("conv3", True),
+        ("skip", True),
         ("", False),
     }
     assert {node.label for node in drawing.nodes if node.dead} == {"1", "2"}
@@ -189,25 +191,24 @@ def test_everything_is_within_the_panel(drawings):
         assert all(0 < x < drawing.width and 0 < y < drawing.height for x, y in points)
 
 
-def test_names_are_written_out_until_an_edge_keeps_more_than_two():
+def test_ops_have_the_labels_that_summaries_have():
     space = CellSpace(("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=1, max_ops=3)
-    for ops, label in (
-        (("sep_conv_3x3",), "sep_conv_3x3"),
-        (("sep_conv_3x3", "skip_connect"), "sep_conv_3x3 + skip_connect"),
-        (("sep_conv_3x3", "skip_connect", "max_pool_3x3"), "max3 + sep3 + skip"),
-    ):
-        drawing = cell_drawing(space.architecture({"normal_0_2": ops}).cells, 0)
-        assert [edge.label for edge in drawing.edges] == [label, ""]
+    for ops in (("sep_conv_3x3",), ("sep_conv_3x3", "skip_connect"), space.ops):
+        architecture = space.architecture({"normal_0_2": ops})
+        label = architecture.summary.removeprefix("normal: ").split()[0]
+        drawing = cell_drawing(architecture.cells, 0)
+        assert [edge.label for edge in drawing.edges] == [label.replace("+", " + "), ""]
 
 
 def test_labels_of_nodes():
     def labels(architecture):
         return [node.label for node in cell_drawing(architecture.cells, 0).nodes]
 
-    assert labels(ARCHITECTURES["dense"]) == ["c\u2096\u208b\u2082", "c\u2096\u208b\u2081", *"2345", "output"]
-    assert labels(ARCHITECTURES["dead"]) == ["input", *"123", "output"]
+    assert labels(ARCHITECTURES["dense"]) == ["0: c\u2096\u208b\u2082", "1: c\u2096\u208b\u2081", *"2345", "output"]
+    assert labels(ARCHITECTURES["dead"]) == ["0: input", *"123", "output"]
     block = GHN.sample(np.random.default_rng(0))
-    assert labels(block) == ["input", *(f"{i}: {block[f'block_{i:02d}'][0]}" for i in range(1, 18)), "output"]
+    ops = [word.split("(")[0] for word in block.summary.split()]
+    assert labels(block) == ["0: input", *(f"{i}: {op}" for i, op in enumerate(ops, 1)), "output"]
 
 
 def test_inputs_stand_from_top_to_bottom(drawings):
@@ -265,6 +266,32 @@ def test_one_panel_a_kind_under_its_name():
         assert [axes.texts[0].get_text() for axes in figure.axes] == [kind.name for kind in space.kinds]
         tops = [axes.get_position().y1 for axes in figure.axes]
         assert tops == sorted(tops, reverse=True)
+
+
+def test_a_legend_within_the_figure_says_what_the_signs_in_it_mean():
+    for name, signs in {
+        "dense": {"op with weights", "op without weights", "identity", "value passed on"},
+        "dead": {"op with weights", "identity", "value passed on", "no effect on the output"},
+        "nothing": {"value passed on", "no effect on the output"},
+    }.items():
+        figure = plot_architecture(ARCHITECTURES[name])
+        texts = [artist for artist in figure.artists if isinstance(artist, Text)]
+        assert {text.get_text() for text in texts} == signs
+        panels = [axes.get_window_extent() for axes in figure.axes]
+        for text in texts:
+            extent = text.get_window_extent(figure.canvas.get_renderer())
+            assert extent.x1 <= figure.bbox.x1
+            assert not any(extent.overlaps(panel) for panel in panels)
+
+
+def test_families_of_ops_differ_in_shape_where_colours_cannot_be_seen():
+    space = CellSpace(("skip_connect", "sep_conv_3x3", "max_pool_3x3"), nodes=1)
+    shapes = set()
+    for op in space.ops:
+        (axes, _) = plot_architecture(space.architecture({"normal_0_2": [op]})).axes
+        box = next(patch for patch in axes.patches if isinstance(patch, FancyBboxPatch) and patch.get_linewidth() < 1)
+        shapes.add((type(box.get_boxstyle()), getattr(box.get_boxstyle(), "rounding_size", None)))
+    assert len(shapes) == 3
 
 
 def test_the_figure_grows_with_the_cell():
