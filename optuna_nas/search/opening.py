@@ -10,7 +10,7 @@ import optuna
 from optuna import Study
 from optuna.study import StudyDirection
 
-from optuna_nas.storage.attributes import SETTING, VERSION, attribute, unreadable
+from optuna_nas.storage.attributes import SETTING, VERSION, attribute, unreadable, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
 from optuna_nas.storage.identity import claim_folder
 from optuna_nas.storage.versions import versions
@@ -139,7 +139,7 @@ def _wait_until_created(study: Study) -> None:
         ValueError: The study has no settings after `MAX_CREATION_CHECKS`.
     """
     for _ in range(MAX_CREATION_CHECKS):
-        if SETTING in study.user_attrs:  # perhaps unreadable
+        if SETTING in user_attributes(study):  # perhaps unreadable
             return
         time.sleep(WAIT_SECONDS)
     raise ValueError(
@@ -150,7 +150,7 @@ def _wait_until_created(study: Study) -> None:
 
 def _check_version(study: Study, create: bool) -> None:
     """Check that all workers of a study have the same version: that of the process that created or resumed it last."""
-    version, study_version = versions().get("optuna_nas"), attribute(study.user_attrs, VERSION)
+    version, study_version = versions().get("optuna_nas"), attribute(user_attributes(study), VERSION)
     if create and version != study_version:
         study.set_user_attr(VERSION, version)
     elif not create and study_version is not None and version != study_version:
@@ -162,7 +162,7 @@ def _check_version(study: Study, create: bool) -> None:
 
 def _is_earlier(study: Study) -> bool:
     """Return whether an earlier version created the study, with a skeleton of its own and other parameter names."""
-    return "skeleton" in attribute(study.user_attrs, SETTING, {})
+    return "skeleton" in attribute(user_attributes(study), SETTING, {})
 
 
 def _check_setting(study: Study, search: Search) -> None:
@@ -172,9 +172,9 @@ def _check_setting(study: Study, search: Search) -> None:
             f"`directions` must be those of the existing study {search.name!r}, "
             f"{tuple(d.name.lower() for d in study.directions)}, but are {search.directions}; use another name."
         )
-    setting, study_setting = search.setting(), attribute(study.user_attrs, SETTING)
+    setting, study_setting = search.setting(), attribute(user_attributes(study), SETTING)
     if study_setting is None:
-        if SETTING in study.user_attrs:
+        if SETTING in user_attributes(study):
             raise ValueError(
                 f"`study` must have the setting that it was created with but attribute {SETTING!r} of {search.name!r} "
                 "can't be read; give the search another `name` (`--set name=...`), or restore what it was."
