@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: study test test-pipelines bench lint types format clean
+.PHONY: study test test-pipelines bench docs lint types format clean
 
 study: $(VENV)/.installed ## search an architecture for handwritten digits, two minutes on two cores
 	$(BIN)/optuna-nas run studies/digits.py
@@ -24,6 +24,10 @@ bench: $(VENV)/.installed-dev ## the short benchmarks, five minutes on one core;
 	$(BIN)/python studies/benchmarks/latency.py --cpu-seconds --json build/bench/latency.json
 	$(BIN)/python studies/benchmarks/growth.py --repeats 1 --trials 200 1000 --json build/bench/growth.json
 	$(BIN)/python studies/benchmarks/tracking.py --trials 100 --seconds 0.02 --stores sqlite --json build/bench/tracking.json
+
+docs: $(VENV)/.installed-docs ## the documentation as a site in build/site; a broken link or a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # with --quiet, warnings would not count
+	@echo "Open build/site/index.html; with search: $(BIN)/python -m http.server --directory build/site"
 
 lint: $(VENV)/.installed-dev ## format, habits, floors, Dockerfile
 	$(BIN)/ruff format --check .
@@ -58,4 +62,9 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-pipelines: pyproject.toml | $(VENV)/.installed-dev
 	@echo "Installing the tools that optuna_nas.pipelines has doors for; about a minute."
 	$(BIN)/python -m pip install --progress-bar on -e ".[pipelines]"
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed-dev
+	@echo "Installing what makes the documentation; half a minute."
+	$(BIN)/python -m pip install --progress-bar on -e ".[docs]"
 	@touch $@

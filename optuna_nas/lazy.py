@@ -16,13 +16,14 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object
     Loading torch takes two seconds of a processor, MLflow and scikit-learn more than one each: `optuna-nas --help`,
     and a process that only looks at a study, need none of them.
 
-    >>> find = lazy_names("optuna_nas.space", {"cost": "Cost Site"})
-    >>> find("Cost")
-    <class 'optuna_nas.space.cost.Cost'>
-
     Args:
         package: Its `__name__`. No public name may be that of a module of the package.
         homes: Names, separated by spaces, by the module below the package that defines them.
+
+    Example:
+        >>> find = lazy_names("optuna_nas.space", {"cost": "Cost Site"})
+        >>> find("Cost")
+        <class 'optuna_nas.space.cost.Cost'>
     """
     modules = {name: f"{package}.{home}" for home, names in homes.items() for name in names.split()}
 

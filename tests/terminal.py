@@ -31,7 +31,7 @@ def here(*arguments):
     """Run a command in this process; signals and a clean start have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, "basicConfig", lambda **unused: None)
-        return CliRunner().invoke(app, list(map(str, arguments)))
+        return CliRunner().invoke(app, list(map(str, arguments)), prog_name="optuna-nas")
 
 
 def wait_for(condition, seconds=150):

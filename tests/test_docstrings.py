@@ -1,5 +1,6 @@
 """Examples in docstrings run, and every public name has one."""
 
+import ast
 import doctest
 import inspect
 from importlib import import_module
@@ -28,6 +29,19 @@ def test_examples_run(name, tmp_path, monkeypatch):
     results = doctest.testmod(module, optionflags=options)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_examples_have_a_heading():
+    """Without one, the pages made of docstrings show quotes in quotes."""
+    without = [
+        f"{file.relative_to(PACKAGE)}: {node.name}"
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        and ">>> " in (text := ast.get_docstring(node) or "")
+        and "Example:\n" not in text
+    ]
+    assert without == []
 
 
 @pytest.mark.parametrize("room", ROOMS)

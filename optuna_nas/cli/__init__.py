@@ -1,4 +1,4 @@
-"""Command line: `optuna-nas run`, `report`, `view`, `train`, `export` and `compare`."""
+"""Command line: `optuna-nas init`, `run`, `list`, `report`, `view`, `train`, `export` and `compare`."""
 
 from optuna_nas.cli.commands import app, main
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
 import sys
 import traceback
 from contextlib import contextmanager
@@ -17,11 +19,12 @@ from rich.markup import escape
 from rich.progress import TextColumn
 from rich.text import Text
 
+from optuna_nas.search.signals import handled
 from optuna_nas.search.study_file import UsageError
 from optuna_nas.storage.plain import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rich.progress import Task
 
@@ -61,11 +64,12 @@ class _PlainFormatter(logging.Formatter):
 
 
 @contextmanager
-def shown_errors(debug: bool) -> Iterator[None]:
+def shown_errors(debug: bool, given: Mapping[str, str]) -> Iterator[None]:
     """Turn errors into one sentence and an exit code: 2 for invalid input, 1 for all others.
 
     Args:
         debug: Whether to print tracebacks, too.
+        given: Flags of the options that were given, by the name that messages have for them.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import optuna
@@ -75,7 +79,10 @@ def shown_errors(debug: bool) -> Iterator[None]:
         level=logging.WARNING,
         # rich would write lines of a fixed width to a file.
         handlers=[
-            RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
+            # Through the console of the bars, if there are any, so that a message is above them and whole.
+            RichHandler(
+                console=console if console.is_terminal else errors, show_time=False, show_path=False, show_level=False
+            )
             if errors.is_terminal
             else logging.StreamHandler()
         ],
@@ -87,7 +94,7 @@ def shown_errors(debug: bool) -> Iterator[None]:
     except (UsageError, ValueError, ConnectionError) as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", markup=True)
+        errors.print(f"[bold red]Error:[/] {escape(with_flags(str(error), given))}", markup=True)
         raise typer.Exit(2) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -121,6 +128,31 @@ def _why_not_written(error: Exception) -> str | None:
         f"Files and database of a study must be on a disk {must} but one is {but} ({storage_reason(error)}); "
         f"{way_out}, then run this again: what is finished is kept."
     )
+
+
+def with_flags(message: str, given: Mapping[str, str]) -> str:
+    """Return a message in which the argument that it begins with is called by the flag that a person gave.
+
+    A message that begins with a place in a file is about what stands there.
+
+    Args:
+        message: Message with names in backticks.
+        given: Flags by name.
+
+    Example:
+        >>> from optuna_nas.cli.console import with_flags
+        >>> with_flags("`trials` must be an integer of at least 1 but got 0.", {"trials": "--trials"})
+        '`--trials` must be an integer of at least 1 but got 0.'
+    """
+    return re.sub(r"^`(\w+)`", lambda found: f"`{given.get(found[1], found[1])}`", message)
+
+
+@contextmanager
+def ctrl_c() -> Iterator[list[int]]:
+    """Collect the signals of Ctrl-C in a list instead of raising KeyboardInterrupt."""
+    pressed: list[int] = []
+    with handled({signal.SIGINT: lambda number, frame: pressed.append(number)}):
+        yield pressed
 
 
 def print_line(name: str, text: str) -> None:

@@ -44,28 +44,48 @@ class Display:
             disable=not console.is_terminal,
         )
         self._running: dict[int, TaskID] = {}
-        self._models: dict[str, TaskID] = {}
+        self._model: TaskID | None = None  # one round is made at a time
+        self._opening = True
         self._last_line = time.monotonic()
 
-    def model_progress(self, name: str, fraction: float) -> None:
-        """Show the training of a one-shot model as a bar, or as a line every few seconds."""
+    def model_progress(self, what: str, fraction: float) -> None:
+        """Show what a one-shot model does as a bar, or as a line every few seconds."""
         with self._lock:
+            self._opened()
             if console.is_terminal:
-                if name not in self._models:
-                    self._models[name] = self._bars.add_task(f"{name} trains", total=100, note="")
-                self._bars.update(self._models[name], completed=round(100 * fraction))
+                if self._model is None:
+                    if fraction >= 1:
+                        return
+                    self._model = self._bars.add_task(what, total=100, note="")
+                self._bars.update(self._model, description=what, completed=round(100 * fraction))
                 if fraction >= 1:
-                    self._bars.remove_task(self._models.pop(name))
+                    self._bars.remove_task(self._model)
+                    self._model = None
             elif time.monotonic() - self._last_line > SLOW_EPOCH_SECONDS:
                 self._last_line = time.monotonic()
-                console.print(f"{name} trains: {100 * fraction:.0f} %", highlight=False)
+                console.print(f"{what}: {100 * fraction:.0f} %", highlight=False)
+
+    def _opened(self) -> None:
+        """End the note that the study is being opened."""
+        if self._opening:
+            self._opening = False
+            self._bars.update(self._total, note="")
 
     def closing(self) -> None:
         """Show that the last records are written to MLflow."""
+        self._end_bars()
         if console.is_terminal:
             self._bars.add_task("writing to MLflow", total=None, note="")
         else:
             console.print("Writing the last records to MLflow ...")
+
+    def _end_bars(self) -> None:
+        """Remove the bars of what does not run any more, such as an interrupted trial."""
+        with self._lock:
+            self._opened()
+            for task in (*self._running.values(), *([] if self._model is None else [self._model])):
+                self._bars.remove_task(task)
+            self._running, self._model = {}, None
 
     def __enter__(self) -> Display:
         self._bars.start()
@@ -73,11 +93,13 @@ class Display:
         return self
 
     def __exit__(self, *unused: object) -> None:
+        self._end_bars()
         self._bars.stop()
 
     def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
         """Add a bar for a trial."""
         with self._lock:
+            self._opened()
             self._running[trial.number] = self._bars.add_task(f"trial {trial.number}", total=100, note="")
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
@@ -92,6 +114,7 @@ class Display:
 
     def mirrored(self, n_done: int) -> None:
         """Show the number of trials in MLflow as a bar, or as a line every few seconds."""
+        self._opening = False
         if console.is_terminal:
             self._bars.update(self._total, completed=n_done, description="to MLflow", note="")
         elif time.monotonic() - self._last_line > SLOW_EPOCH_SECONDS:
@@ -101,6 +124,7 @@ class Display:
     def final_epoch(self, result: EpochResult) -> None:
         """Move the bar of a final training, or print a line per epoch."""
         note = f"validation {result.validation_metric:.4f}, loss {result.train_loss:.4f}, {result.seconds:.1f} s"
+        self._opening = False
         if console.is_terminal:
             self._bars.update(self._total, completed=result.epoch, description="epochs", note=note)
         else:

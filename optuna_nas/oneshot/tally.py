@@ -23,14 +23,15 @@ class StepTally:
     A GPU decides by itself whether a step is made (`training.finite_steps`), so the count may lag behind by some steps
     until `count(..., wait=True)`.
 
-    >>> tally = StepTally(1)
-    >>> tally.add(torch.tensor(True), torch.tensor([2.0]))
-    >>> tally.add(torch.tensor(False), torch.tensor([torch.inf]))
-    >>> tally.take()
-    (1, array([2.]))
-
     Args:
         n_metrics: Metrics of a step.
+
+    Example:
+        >>> tally = StepTally(1)
+        >>> tally.add(torch.tensor(True), torch.tensor([2.0]))
+        >>> tally.add(torch.tensor(False), torch.tensor([torch.inf]))
+        >>> tally.take()
+        (1, array([2.]))
     """
 
     def __init__(self, n_metrics: int) -> None:

@@ -82,7 +82,7 @@ class CurvesListener(ABC):
         run = FinishedRun(trial.state.name, dict(map(_plain, trial.params.items())), results, texts)
         self._safely(lambda: self._end(trial.number, run))
 
-    def model_progress(self, name: str, fraction: float) -> None:  # noqa: B027
+    def model_progress(self, what: str, fraction: float) -> None:  # noqa: B027
         """Do nothing: training steps of one-shot models are not shown."""
 
     def closing(self) -> None:  # noqa: B027

@@ -24,6 +24,7 @@ from optuna_nas.networks import NetworkSpace
 from optuna_nas.search import Search
 from optuna_nas.search.results import architecture_of
 from optuna_nas.space import ModelSpace, nasbench201_skeleton, nasbench201_space
+from optuna_nas.space.reading import checked_integer
 from optuna_nas.training import ImageClassification, Recipe, Regression, train
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         """Search, and train the best architecture on all examples."""
         if len(x) < MIN_EXAMPLES:
             raise ValueError(f"`X` must have at least {MIN_EXAMPLES} examples but has n_samples={len(x)}; add some.")
+        if self.n_trials is not None:
+            checked_integer("n_trials", self.n_trials, 1)
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"`timeout` must be a positive number of seconds but got {self.timeout}; None sets none.")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         axes = (0,) if x.ndim == 2 else (0, *range(2, x.ndim))
         self.mean_ = x.mean(axis=axes, keepdims=True)[0]
@@ -242,7 +247,7 @@ class NASClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"`y` must have at least two classes but has 1 class: {self.classes_[0]!r}.")
+            raise ValueError(f"`y` must have at least two classes but has 1 class: {self.classes_.tolist()[0]!r}.")
         self._search(self._shaped(x), numbers.astype(np.int64), len(self.classes_), ImageClassification())
         return self
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from optuna_nas.plots.distribution import plot_distribution, plot_most_likely
     from optuna_nas.plots.masks import plot_edge_weights, plot_family, plot_masks
     from optuna_nas.plots.network_graph import plot_graph
+    from optuna_nas.plots.objectives import plot_objectives
     from optuna_nas.plots.progress import plot_importances, plot_pareto, plot_progress
     from optuna_nas.plots.surrogate import plot_surrogate
 else:
@@ -23,6 +24,7 @@ else:
             "distribution": "plot_distribution plot_most_likely",
             "masks": "plot_edge_weights plot_family plot_masks",
             "network_graph": "plot_graph",
+            "objectives": "plot_objectives",
             "progress": "plot_importances plot_pareto plot_progress",
             "surrogate": "plot_surrogate",
         },
@@ -40,6 +42,7 @@ __all__ = [
     "plot_importances",
     "plot_masks",
     "plot_most_likely",
+    "plot_objectives",
     "plot_pareto",
     "plot_progress",
     "plot_surrogate",

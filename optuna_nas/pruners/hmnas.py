@@ -136,7 +136,7 @@ class HMNASPruner(QuantilePruner):
     def prepare(
         self,
         folder: Path | None = None,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: Callable[[str, float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         store: ArtifactStore | None = None,
         n_trials: int | None = None,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
+from math import ceil, inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,7 +18,7 @@ from optuna_nas.objective.protocol import metric_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
-from optuna_nas.search.config import MAX_TRIALS
+from optuna_nas.search.checks import MAX_TRIALS
 from optuna_nas.search.runner import run
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.quota import counted_trials
@@ -40,6 +43,8 @@ TRIALS, SECONDS, EPOCHS = BUDGETS = ("trials", "seconds", "epochs")
 RANDOM, TPE = BASELINES = ("random", "tpe")
 CONFIDENCE = 0.95
 """Confidence of the intervals of means."""
+MIN_SEEDS = 3
+"""Smallest number of seeds from which a comparison says who is ahead."""
 POINTS = 200
 """Number of points of anytime curves."""
 
@@ -124,17 +129,43 @@ class Comparison(NamedTuple):
         bands: Anytime curves of the strategies, in the same order.
         studies: Studies of all runs.
         metric: Name of the values.
+        starts: Number of equal trials at the start of two strategies in every seed, where it is not 0, by their names.
     """
 
     rows: list[Row]
     bands: list[AnytimeBand]
     studies: list[Study]
     metric: str = "value"
+    starts: Mapping[tuple[str, str], int] = MappingProxyType({})
 
     @property
     def headings(self) -> tuple[str, ...]:
         """Headings of the table of `cells`."""
         return ("strategy", f"best {self.metric}", "95 % interval", "rank", "seconds", "test", "p against TPE")
+
+    @property
+    def told(self) -> str:
+        """What can be told from the table, in sentences: who is ahead, by how much, and whether that is chance.
+
+        Strategies whose first trials are the same in every seed, such as the start-up draws of TPE and random search
+        with one seed, are named.
+        """
+        return " ".join([_ahead(self.rows), *_same_starts(self.starts)])
+
+    def by_second(self) -> dict[str, list[tuple[int, float]]]:
+        """Return the best value after each second, (second, value), by study name.
+
+        The seconds are the same for all studies, from the first at which all have a value, so that means are of all.
+        """
+        curves = {study.study_name: anytime(study, Budget(SECONDS, inf)) for study in self.studies}
+        longest = max(1, ceil(max(spent[-1] for spent, _ in curves.values())))
+        grid = np.unique(np.linspace(0, longest, min(longest, POINTS) + 1).round().astype(int))
+        values = np.stack([_at(grid, *curve) for curve in curves.values()])  # shape (studies, seconds)
+        known = np.isfinite(values).all(0)
+        return {
+            name: list(zip(grid[known].tolist(), row[known].tolist(), strict=True))
+            for name, row in zip(curves, values, strict=True)
+        }
 
     def figure(self, budget: Budget) -> Figure:
         """Plot the best value against the spent budget, as mean over seeds with a band of one standard error."""
@@ -303,7 +334,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
     bands = [
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
     ]
-    return Comparison(rows, bands, [study for runs in studies.values() for study in runs], metric)
+    return Comparison(rows, bands, [study for runs in studies.values() for study in runs], metric, _starts(studies))
 
 
 def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -337,6 +368,49 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _seconds(study: Study) -> float:
     return sum(spending_of(trial).total for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+
+
+def _ahead(rows: Sequence[Row]) -> str:
+    """Return who is ahead, by a paired test of the best two over the seeds."""
+    if len(rows) < 2:
+        return "One strategy: there is nothing to compare it with."
+    first, second = rows[:2]
+    n_seeds = len(first.best)
+    if n_seeds < MIN_SEEDS:
+        seeds = "1 seed tells" if n_seeds == 1 else f"{n_seeds} seeds tell"
+        return f"{seeds} nothing about which strategy is better; at least {MIN_SEEDS} are needed (--seeds {MIN_SEEDS})."
+    differences = first.best - second.best
+    if not differences.any():
+        return f"{first.strategy} and {second.strategy} found the same values: nothing can be told about the best."
+    p_value = float(ttest_rel(first.best, second.best).pvalue) if np.ptp(differences) else 0.0
+    gap = f"{first.strategy} is {abs(first.mean - second.mean):.4f} ahead of {second.strategy}"
+    if p_value < 1 - CONFIDENCE:
+        return f"{gap}, which is more than chance (paired t-test over {n_seeds} seeds, p = {p_value:.3f})."
+    chance = f"(paired t-test over {n_seeds} seeds, p = {p_value:.2f})"
+    return f"{gap}, which may be chance {chance}: nothing can be told about the best."
+
+
+def _starts(studies: Mapping[str, Sequence[Study]]) -> dict[tuple[str, str], int]:
+    """Return how many trials at the start of two strategies are the same in every seed, where there are any."""
+    params = {
+        name: [[trial.params for trial in study.get_trials(deepcopy=False)] for study in runs]
+        for name, runs in studies.items()
+    }
+    equal = {
+        (one, other): min(
+            next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+            for mine, theirs in zip(params[one], params[other], strict=True)
+        )
+        for one, other in combinations(params, 2)
+    }
+    return {pair: n for pair, n in equal.items() if n}
+
+
+def _same_starts(starts: Mapping[tuple[str, str], int]) -> list[str]:
+    return [
+        f"{one} and {other} propose the same {'first trial' if n == 1 else f'first {n} trials'} in every seed."
+        for (one, other), n in starts.items()
+    ]
 
 
 def cells(row: Row) -> list[str]:

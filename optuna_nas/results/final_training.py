@@ -15,6 +15,7 @@ from optuna_nas.networks import NetworkSpace
 from optuna_nas.networks.deployment import Deployment
 from optuna_nas.networks.files import owner_of, save_network
 from optuna_nas.objective.suggestions import resolve, without_suggestions
+from optuna_nas.search.checks import similar
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, network_of, summarise
 from optuna_nas.space import (
@@ -224,6 +225,9 @@ def read_skeleton(text: str, data: Data) -> Skeleton:
         return Skeleton.from_dict(read_json_file(text))
 
 
+_WORDS = {"true": True, "1": True, "false": False, "0": False}
+
+
 def read_recipe(recipe: Recipe, settings: list[str]) -> Recipe:
     """Return a recipe with fields replaced by `NAME=VALUE` settings.
 
@@ -242,14 +246,18 @@ def read_recipe(recipe: Recipe, settings: list[str]) -> Recipe:
     """
     values: dict[str, Any] = {}
     for setting in settings:
-        name, _, text = setting.partition("=")
+        name, equals, text = setting.partition("=")
         kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Recipe)}
+        if not equals:
+            raise ValueError(f"`recipe` must be NAME=VALUE but got {setting!r}; write such as epochs=600.")
         if name not in kinds:
-            raise ValueError(f"`recipe` must be NAME=VALUE for one of {', '.join(kinds)} but got {setting!r}.")
+            way = similar(name, kinds) or f"; it has {', '.join(kinds)}."
+            raise ValueError(f"`recipe` must name one of its fields but has none named {name!r}{way}")
         try:
-            values[name] = text.lower() in ("true", "1") if kinds[name] is bool else kinds[name](text)
-        except ValueError:
-            raise ValueError(f"`recipe` {name!r} must be of type {kinds[name].__name__} but got {text!r}.") from None
+            values[name] = _WORDS[text.lower()] if kinds[name] is bool else kinds[name](text)
+        except (KeyError, ValueError):
+            kind = "true or false" if kinds[name] is bool else f"of type {kinds[name].__name__}"
+            raise ValueError(f"`recipe` {name!r} must be {kind} but got {text!r}; correct the value.") from None
     return replace(recipe, **values)
 
 

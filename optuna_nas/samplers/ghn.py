@@ -350,7 +350,7 @@ class GHNSampler(ArchitectureSampler):
                 raise ValueError(f"`score` must return {len(chunk)} numbers but returned shape {part.shape}.")
             parts.append(part)
             done = (start + len(chunk)) / len(architectures)
-            self.in_study_fit.report(FIT_FRACTION + (1 - FIT_FRACTION) * done)
+            self.in_study_fit.report(FIT_FRACTION + (1 - FIT_FRACTION) * done, "candidates are scored")
         scores = np.concatenate(parts)
         finite = np.isfinite(scores)
         if not finite.all():

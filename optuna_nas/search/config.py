@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +14,7 @@ from optuna.storages import BaseStorage
 
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
 from optuna_nas.objective.train_objective import TrainObjective
-from optuna_nas.space.reading import plain
+from optuna_nas.search.checks import DEFAULT_TRIALS, MAX_TRIALS, check_name, check_seconds, checked_count, folder_name
 from optuna_nas.storage.database import Heartbeat, sqlite_address
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.tracking import MLflowTracker
@@ -36,43 +34,8 @@ if TYPE_CHECKING:
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
-DEFAULT_TRIALS = 50
-"""Total number of trials of a search without limits."""
 NO_OBJECTIVE = "`objective` must be given where `data` are not; pass one of them."
 """Message of a search that has nothing to train."""
-MAX_TRIALS = 100_000
-"""Total number of trials of a search that something else limits."""
-
-
-MAX_NAME, MAX_FOLDER_BYTES = 255, 200
-"""Largest number of characters of a name, and of bytes of a folder that is named so."""
-
-
-def check_name(name: str) -> None:
-    """Check that a study can be named so, in a database, in MLflow and as a folder.
-
-    Raises:
-        ValueError: It is empty or too long, has a slash or a control character, or is `.` or `..`.
-    """
-    if not name or any(character in name for character in "/\\"):
-        raise ValueError(f"`name` must be non-empty and without slashes but got {name!r}.")
-    if len(name) > MAX_NAME or name in (".", "..") or not name.isprintable():
-        raise ValueError(
-            f"`name` must be printable, of at most {MAX_NAME} characters, and no `.` or `..`, but got {name[:40]!r}."
-        )
-
-
-def folder_name(name: str) -> str:
-    """Return the name of a study's folder: its own, or its beginning and a hash where that is too long for a file.
-
-    Example:
-        >>> from optuna_nas.search.config import folder_name
-        >>> folder_name("digits"), len(folder_name("x" * 255))
-        ('digits', 61)
-    """
-    if len(name.encode()) <= MAX_FOLDER_BYTES:
-        return name
-    return f"{name[:44]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 class SearchListener(TrialListener, Protocol):
@@ -81,11 +44,11 @@ class SearchListener(TrialListener, Protocol):
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Handle the end of a trial in any state."""
 
-    def model_progress(self, name: str, fraction: float) -> None:
-        """Handle a training step of a one-shot model.
+    def model_progress(self, what: str, fraction: float) -> None:
+        """Handle a step of a sampler or pruner that trains a one-shot model or scores candidates.
 
         Args:
-            name: Name of the sampler or pruner that trains the model.
+            what: What is done, such as `SNAS trains, round 2 of 6`.
             fraction: Fraction of the training round that is done, in [0, 1].
         """
 
@@ -118,7 +81,7 @@ class TrainsModel(Protocol):
     def prepare(
         self,
         folder: Path,
-        on_progress: Callable[[float], None] | None,
+        on_progress: Callable[[str, float], None] | None,
         should_stop: Callable[[], bool] | None,
         store: ArtifactStore | None,
         n_trials: int,
@@ -127,7 +90,7 @@ class TrainsModel(Protocol):
 
         Args:
             folder: Folder of files.
-            on_progress: Callback with the fraction of a training round that is done, in [0, 1].
+            on_progress: Callback with what is done, in words, and its fraction of a training round, in [0, 1].
             should_stop: Callback after every training step; True interrupts the training.
             store: Artifact store that workers share; None for a subfolder of `folder`.
             n_trials: Total number of the study's trials.
@@ -194,6 +157,7 @@ class Search:
         pictures: Whether to draw the architecture of every trial for MLflow, and as an Optuna artifact in the folder
             `artifacts` (for `optuna-dashboard STORAGE --artifact-dir runs/NAME/artifacts`). It takes 0.2 s per trial.
         description: Markdown text for MLflow.
+        command: Shell command that runs or resumes the study, which `optuna-nas list` shows.
 
     Raises:
         ValueError: A value is out of range, or neither `objective` nor `data` is given.
@@ -230,6 +194,7 @@ class Search:
     keep_networks: int = 5
     pictures: bool = True
     description: str = ""
+    command: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -244,14 +209,9 @@ class Search:
             )
         for name in ("trials", "patience", "n_jobs", "keep_networks"):
             value = getattr(self, name)
-            if value is None and name in ("trials", "patience"):
-                continue
-            value = plain(value)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1 but got {value}.")
-            object.__setattr__(self, name, value)
-        if self.seconds is not None and not 0 < self.seconds < math.inf:
-            raise ValueError(f"`seconds` must be a positive number but got {self.seconds}; None sets no limit.")
+            if value is not None or name not in ("trials", "patience"):
+                object.__setattr__(self, name, checked_count(name, value))
+        check_seconds(self.seconds)
         if self.strategy is not None:
             for name in ("sampler", "pruner"):
                 if getattr(self, name) is not None:
@@ -380,20 +340,27 @@ class Search:
         return replace(self, strategy=strategy, sampler=None, pruner=None, directions=None, **changes)
 
     def run(self, listener: SearchListener | None = None) -> SearchResult:
-        """Run the search to its total of trials and sum it up: `optuna_nas.run(search)`.
+        """Run the search to its total of trials and sum it up: `optuna_nas.run(search)`, with a bar in a notebook.
 
         Ctrl-C, or the notebook's stop button, ends after the running trial. Whatever was interrupted goes on when the
         search is run again.
 
         Args:
-            listener: Listener of the trials, such as a progress display.
+            listener: Listener of the trials, such as a progress display; by default a bar in a notebook, else none.
 
         Raises:
             ValueError, ConnectionError: As `optuna_nas.run`.
         """
+        from optuna_nas.search.notebook import NotebookBar, in_notebook
         from optuna_nas.search.runner import run  # which runs what is put together here
 
-        return run(self, listener)
+        if listener is not None or not in_notebook():
+            return run(self, listener)
+        bar = NotebookBar(self.shown_total)
+        try:
+            return run(self, bar)
+        finally:
+            bar.close()
 
     def setting(self) -> dict[str, Any]:
         """Return the settings that must not change when a study is resumed, as JSON values."""

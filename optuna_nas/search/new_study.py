@@ -6,7 +6,20 @@ import json
 import re
 from typing import NamedTuple
 
-from optuna_nas.search.yaml_reading import similar
+from optuna_nas.search.checks import (
+    AUTO,
+    BY_GHN,
+    BY_HMNAS,
+    BY_SNAS,
+    FREE,
+    RANDOM,
+    STRATEGIES,
+    TPE,
+    check_name,
+    check_one_of,
+    check_seconds,
+    checked_count,
+)
 
 DATA = "digits", "mnist", "fashion_mnist", "cifar10", "cifar100"
 SKELETONS = {
@@ -17,7 +30,9 @@ SKELETONS = {
 }
 """Skeleton of small networks and its arguments, by space."""
 DEFAULT_TRIALS = 30
-PLANNED = "snas", "ghn", "hmnas"
+STRATEGIES_OF = dict.fromkeys(SKELETONS, STRATEGIES) | {"ghn_space": (AUTO, FREE, BY_GHN, TPE, RANDOM)}
+"""Strategies that fit, by space: the graphs of a BlockSpace have no ops on edges to weigh or to mask."""
+PLANNED = BY_SNAS, BY_GHN, BY_HMNAS
 """Strategies that need a number of trials, by which they plan the training of their models."""
 _PLAIN = re.compile(r"(?!(true|false|null)$)[A-Za-z][\w-]*", re.IGNORECASE | re.ASCII)
 
@@ -52,26 +67,18 @@ class NewStudy(NamedTuple):
         Raises:
             ValueError: A setting is unknown or out of range.
         """
-        from optuna_nas import space
-        from optuna_nas.data import digits
-        from optuna_nas.networks import NetworkSpace
-        from optuna_nas.search.config import Search
-        from optuna_nas.search.strategy import STRATEGIES
-
-        for argument, value, known in (
-            ("data", self.data, DATA),
-            ("space", self.space, tuple(SKELETONS)),
-            ("strategy", self.strategy, STRATEGIES),
-        ):
-            if value not in known:
-                way = similar(value, known) or "."
-                raise ValueError(f"`--{argument}` must be one of {', '.join(known)} but got {value!r}{way}")
-        skeleton, arguments = SKELETONS[self.space]
-        networks = NetworkSpace(
-            getattr(space, self.space)(), getattr(space, skeleton)(input_shape=(1, 8, 8), **arguments)
-        )
-        trials = DEFAULT_TRIALS if self.trials is None else self.trials
-        Search(self.name, networks, digits(), strategy=self.strategy, trials=trials, seconds=self.seconds)
+        check_name(self.name)
+        check_one_of("data", self.data, DATA)
+        check_one_of("space", self.space, tuple(SKELETONS))
+        check_one_of("strategy", self.strategy, STRATEGIES)
+        if self.strategy not in (fitting := STRATEGIES_OF[self.space]):
+            raise ValueError(
+                f"`strategy` must be one of {', '.join(fitting)} for {self.space}, which has no ops on edges, but got "
+                f"{self.strategy!r}."
+            )
+        if self.trials is not None:
+            checked_count("trials", self.trials)
+        check_seconds(self.seconds)
 
     @property
     def limits(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ import optuna
 from optuna import Study
 from optuna.study import StudyDirection
 
-from optuna_nas.storage.attributes import SETTING, VERSION, attribute, unreadable, user_attributes
+from optuna_nas.storage.attributes import RUN, SETTING, VERSION, attribute, unreadable, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
 from optuna_nas.storage.identity import claim_folder
 from optuna_nas.storage.versions import versions
@@ -62,8 +62,22 @@ def open_study(search: Search, create: bool = True) -> Study:
         _check_setting(study, search)
         if create:
             claim_folder(search.resolved_folder(), study)
+            note_run(study, search)
             warn_of_unreadable(study)
     return study
+
+
+def note_run(study: Study, search: Search, ended: str | None = None) -> None:
+    """Note in a study how it is run, for whoever looks at it without its file.
+
+    Args:
+        study: Study.
+        search: Configuration.
+        ended: Why the search has ended before its total number of trials; None if it has not.
+    """
+    noted = {"total": search.total, "command": search.command, "ended": ended}
+    if attribute(user_attributes(study), RUN) != noted:
+        study.set_user_attr(RUN, noted)
 
 
 def warn_of_unreadable(study: Study) -> None:

@@ -71,6 +71,12 @@ class SearchResult:
     missing: int = 0
     ended: str | None = None
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        from optuna_nas.search.notebook import result_html
+
+        return result_html(self)
+
 
 # -- summary --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from optuna_nas.objective.protocol import Binds, TrialRun
 from optuna_nas.objective.trial_training import OutOfMemory
 from optuna_nas.plots import plot_architecture
 from optuna_nas.search.config import check_listener, training_parts
-from optuna_nas.search.opening import WAIT_SECONDS, open_study
+from optuna_nas.search.opening import WAIT_SECONDS, note_run, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.signals import handled
 from optuna_nas.search.stopping import Stopping
@@ -106,18 +105,20 @@ def run(
         tracker = search.tracking
         if tracker is not None:
             tracker.start(study, **shown_in_mlflow(search))
-        status = "FAILED"
+        status, network = "FAILED", None
         try:
             running = _Run(search, study, tracker, listener, enough)
             missing = running.to_the_total()
+            if running.ended is not None:
+                note_run(study, search, running.ended)
             result = summarise(search, study, judge=not missing)
             result = replace(result, interrupted=missing > 0, missing=missing, ended=running.ended)
-            status = "KILLED" if result.interrupted else "FINISHED"
+            status, network = "KILLED" if result.interrupted else "FINISHED", result.network
         finally:
             if tracker is not None:
                 if listener is not None:
                     listener.closing()
-                tracker.finish(study, status=status)
+                tracker.finish(study, status, network)
         return result
 
 
@@ -240,7 +241,7 @@ class _Run:
         self._objective = objective.bind(run) if isinstance(objective, Binds) else objective
         self._trains = training_parts(search.resolved_sampler, search.resolved_pruner)
         for part in self._trains:
-            on_progress = None if listener is None else partial(self._events.model_progress, type(part).__name__)
+            on_progress = None if listener is None else self._events.model_progress
             part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.total)
 
     def to_the_total(self) -> int:
@@ -479,9 +480,9 @@ class _Events:
         if self._listener:
             self._listener.progress(trial_number, fraction)
 
-    def model_progress(self, name: str, fraction: float) -> None:
+    def model_progress(self, what: str, fraction: float) -> None:
         if self._listener:
-            self._listener.model_progress(name, fraction)
+            self._listener.model_progress(what, fraction)
 
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         if self._tracker:

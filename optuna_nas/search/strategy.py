@@ -16,6 +16,17 @@ from optuna_nas.oneshot import GHN, HMNAS, SNAS, FreeScore, GHNRecipe, HMNASReci
 from optuna_nas.pruners import HMNASPruner
 from optuna_nas.pruners.only_where import OnlyWhere
 from optuna_nas.samplers import GHNSampler, PromotingSampler, SNASSampler
+from optuna_nas.search.checks import (
+    AUTO,
+    BY_GHN,
+    BY_HMNAS,
+    BY_SNAS,
+    FREE,
+    RANDOM,
+    STRATEGIES,
+    TPE,
+    check_one_of,
+)
 from optuna_nas.search.config import NO_OBJECTIVE
 from optuna_nas.space import CellSpace, ModelSpace
 from optuna_nas.training.task import LOSS
@@ -33,11 +44,10 @@ if TYPE_CHECKING:
     from optuna_nas.training.recipe import Recipe
     from optuna_nas.training.task import Task
 
-STRATEGIES = AUTO, FREE, BY_SNAS, BY_GHN, BY_HMNAS, TPE, RANDOM = (
-    "auto", "free", "snas", "ghn", "hmnas", "tpe", "random",
-)  # fmt: skip
 POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
 """Architectures of a pool, and of the pool of a search of fewer seconds."""
+POOL_PER_TRIAL = 50
+"""Largest number of architectures of a pool per trial, where the number of trials is given."""
 PATIENCE = 20
 """Trials without a better value after which `auto` and `free` end, where neither trials nor seconds are given."""
 ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 1 / 3}
@@ -109,8 +119,9 @@ class Setting:
 
     @property
     def pool_size(self) -> int:
-        """Architectures of a pool."""
-        return SMALL_POOL if self.seconds is not None and self.seconds <= SHORT_SECONDS else POOL
+        """Architectures of a pool; of a few trials the scores would take longer than the trainings."""
+        most = SMALL_POOL if self.seconds is not None and self.seconds <= SHORT_SECONDS else POOL
+        return most if self.trials is None else min(most, POOL_PER_TRIAL * self.trials)
 
     @property
     def trials_in_pool(self) -> int:
@@ -155,8 +166,7 @@ def make_strategy(name: str, setting: Setting) -> Strategy:
         >>> make_strategy("auto", setting).explanation
         'tpe: Optuna proposes architectures (multivariate TPE), since nothing is known of their networks'
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"`strategy` must be one of {STRATEGIES} but got {name!r}.")
+    check_one_of("strategy", name, STRATEGIES)
     return _MAKERS[name](setting)
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from optuna_nas.search.config import Search
 
 
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
 class UsageError(ValueError):
     """Raised for errors that the user can correct; the command line shows one sentence and exits with code 2."""
 
@@ -59,7 +62,7 @@ def load(
         >>> load(Path("study.py"), ["trials=3"]).trials
         3
     """
-    from optuna_nas.search.study_yaml import SUFFIXES, read_file
+    from optuna_nas.search.study_yaml import read_file
     from optuna_nas.tracking import MLflowTracker
 
     if not path.is_file():
@@ -72,7 +75,7 @@ def load(
     if mlflow is not None:
         changes["tracking"] = MLflowTracker(mlflow)
     try:
-        search = read_file(path, settings or ()) if path.suffix in SUFFIXES else _made(path, settings or [])
+        search = read_file(path, settings or ()) if path.suffix in YAML_SUFFIXES else _made(path, settings or [])
         return replace(search, **changes) if strategy is None else search.with_strategy(strategy, **changes)
     except UsageError:
         raise

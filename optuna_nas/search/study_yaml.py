@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
+from optuna_nas.search.checks import similar
 from optuna_nas.search.expected import LISTS, MAPPINGS, Expected
 from optuna_nas.search.study_types import SEARCHED, SUGGESTIONS, built_in, registered
-from optuna_nas.search.yaml_reading import described, entries, fail, place, read_yaml, scalar, similar
+from optuna_nas.search.yaml_reading import described, entries, fail, place, read_yaml, scalar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from optuna_nas.search.config import Search
 
-SUFFIXES = (".yaml", ".yml")
 _FIRST = {"seed": "int", "data": "Data | None", "skeleton": "Skeleton | None", "task": "Task", "space": "Space"}
 """Keys that are made before the others, in this order, and what they take."""
 _PASSED_ALONG = ("seed", "task", "recipe", "data", "space", "input_shape", "classes")

@@ -5,7 +5,6 @@ Values are those of YAML 1.2's core schema, in which `1e-3` is a number and `no`
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -94,18 +93,6 @@ def described(node: Node) -> str:
     if isinstance(node, ScalarNode):
         return repr(scalar(node))
     return "a mapping" if isinstance(node, MappingNode) else "a list"
-
-
-def similar(word: str, words: Iterable[str]) -> str:
-    """Return a question with the most similar of several words, or nothing.
-
-    Example:
-        >>> from optuna_nas.search.yaml_reading import similar
-        >>> similar("epoch", ["epochs", "seed"])
-        "; did you mean 'epochs'?"
-    """
-    close = difflib.get_close_matches(word, list(words), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def entries(node: MappingNode) -> dict[str, tuple[Node, Node]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,17 @@ class Architecture:
 
     def __str__(self) -> str:
         return "  ".join(f"{path}={'+'.join(chosen) or 'none'}" for path, chosen in self.choices)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the choices, and what they cost."""
+        from optuna_nas.space.notebook import html_table
+
+        title = self.summary
+        with suppress(ValueError):  # not of a `ModelSpace`
+            cost = self.cost()
+            title += f": {cost.params:,} parameters, {cost.multiply_adds:,} multiply-adds"
+        outline = self.space.outline(self)
+        return html_table(title, (), [row[1:] for row in outline], [row[0] for row in outline])
 
     @cached_property
     def _mapping(self) -> Mapping[str, tuple[str, ...]]:

@@ -118,6 +118,14 @@ class Space(ABC):
         """Return the group of a path in drawings and tables, such as its kind of cell."""
         return ""
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: how many architectures there are, and the options of every path."""
+        from optuna_nas.space.notebook import html_table
+
+        rows = [(path, ", ".join(map(str, options))) for path, options in self.options().items()]
+        cells = "" if self.core is self else f" of {type(self.core).__name__}"
+        return html_table(f"{type(self).__name__}{cells}: {self.size:,} architectures", ("path", "options"), rows)
+
     def label(self, path: str) -> str:
         """Return the short name of a path within its group, such as `0\N{RIGHTWARDS ARROW}2` for an edge."""
         return path

@@ -140,6 +140,8 @@ TEST_RESULT = PREFIX + "test"
 """Number of the trial whose network was evaluated on the test split, and the metric there."""
 UID_ATTRIBUTE = PREFIX + "study_uid"
 """Unique id of the study, by which MLflow and files know it; see `identity`."""
+RUN = PREFIX + "run"
+"""How the study was last run: its `total` number of trials, the `command`, and why it `ended` before its total."""
 HOME = PREFIX + "home"
 """Name and storage of the study when it got its id: a copy of the study has others."""
 
@@ -265,6 +267,7 @@ RULES: dict[str, Rule] = {
     TEST_RESULT: _test_result,
     UID_ATTRIBUTE: text("[0-9A-Za-z_-]{1,64}", "letters and digits"),
     HOME: row(text(), text()),
+    RUN: fields_of({"total": _NUMBER, "command": text(), "ended": optional(text())}),
 }
 """Types of the attributes that are read, by key. Whoever writes to a study may write anything into them."""
 

@@ -146,6 +146,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
     def _init_state(self) -> None:
         super()._init_state()
         self._on_device: Data | None = None
+        self._round, self._last_doing = 0, f"{self.name} is made"
         self._home: Home | None = None  # study whose trials train the model
         self.prepare()
         self._rounds: Rounds[Content] = Rounds(
@@ -155,7 +156,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
     def prepare(
         self,
         folder: Path | None = None,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: Callable[[str, float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         store: ArtifactStore | None = None,
         n_trials: int | None = None,
@@ -164,7 +165,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
 
         Args:
             folder: Folder of checkpoints, and of snapshots if there is no artifact store.
-            on_progress: Callback with the fraction of the running round that is done, in [0, 1].
+            on_progress: Callback with what is done, in words, and its fraction of the running round, in [0, 1].
             should_stop: Callback after every training step; True interrupts the training with a checkpoint.
             store: Artifact store of the search; the constructor's takes precedence.
             n_trials: Total number of trials of the study; the constructor's takes precedence.
@@ -214,6 +215,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         steps: list[int] = []  # training step of the snapshot that the round continues from
 
         def make(number: int, earlier: Snapshot[Content] | None) -> None:
+            self._round = number
             steps.append(0 if earlier is None else earlier.step)
             meter = self._meter(study, trial)
             try:
@@ -224,7 +226,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             finally:
                 with suppress(*StorageError, UpdateFinishedTrialError):  # its own error says more
                     meter.store()
-            self.report(1.0)
+            self.report(1.0, self._last_doing)
 
         def save(folder: Path) -> dict[str, Any]:
             value: dict[str, Any] = {"step": 0, "done": False}
@@ -269,10 +271,12 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             self.model.attach(data)
             self._on_device = data
 
-    def report(self, share: float) -> None:
-        """Report the fraction of the round that is done, in [0, 1], to the listener of the search."""
+    def report(self, share: float, doing: str) -> None:
+        """Report what is done, and the fraction of the round in [0, 1], to the listener of the search."""
+        self._last_doing = doing
         if self._on_progress is not None:
-            self._on_progress(share)
+            rounds = f", round {self._round + 1} of {self.n_rounds}" if self.n_rounds > 1 else ""
+            self._on_progress(doing + rounds, share)
 
     def _meter(self, study: Study, trial: FrozenTrial) -> Meter:
         gpus = 0.0
@@ -298,7 +302,8 @@ class InStudyFit(PicklesSettings, Generic[Content]):
 
         def on_step(share: float) -> None:
             meter.store(after=STORED_SECONDS)
-            self.report(fit_fraction * min(1.0, max(0.0, (share - first) / max(until - first, 1e-9))))
+            done = min(1.0, max(0.0, (share - first) / max(until - first, 1e-9)))
+            self.report(fit_fraction * done, f"{self.name} trains")
 
         model.fit(
             data,

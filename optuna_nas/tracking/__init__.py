@@ -3,6 +3,5 @@
 from optuna_nas.tracking.keys import mlflow_keys
 from optuna_nas.tracking.records import DatasetInfo
 from optuna_nas.tracking.tracker import MLflowTracker
-from optuna_nas.tracking.view import comparison_view
 
-__all__ = ["DatasetInfo", "MLflowTracker", "comparison_view", "mlflow_keys"]
+__all__ = ["DatasetInfo", "MLflowTracker", "mlflow_keys"]

@@ -124,7 +124,8 @@ class Client:
         if experiment is None:
             folder = self._database and self._database.parent / "mlruns" / quote(name, safe="")
             try:
-                return str(self.mlflow.create_experiment(name, folder and folder.as_uri()))
+                kind = {"mlflow.experimentKind": "custom_model_development"}  # its page opens among runs, not traces
+                return str(self.mlflow.create_experiment(name, folder and folder.as_uri(), kind))
             except MlflowException:  # another process created it first
                 experiment = self.mlflow.get_experiment_by_name(name)
                 if experiment is None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.pictures import StudyPictures
     from optuna_nas.tracking.runs import StudyRuns
 
+FIT = "fit/"
+"""Prefix of the metrics of a model's own run, whose steps are those of training and not epochs of trials."""
 SNAS_MODEL = "SNAS"
 """Name of the model whose learning curve is in the records of the distribution."""
 
@@ -71,21 +73,24 @@ class FitRuns:
 
     def _log_on_study(self, group: str, points: Sequence[Epoch]) -> None:
         """Add points to the curves of a group on the study's run."""
-        named = [
-            point._replace(metrics={f"{group}/{name}": value for name, value in point.metrics.items()})
-            for point in points
-        ]
-        self._client.log(self._runs.study_id, metrics_of(named))
+        self._client.log(self._runs.study_id, metrics_of(_named(f"{group}/", points)))
 
     def _log_on_model(self, model: str, points: Sequence[Epoch]) -> None:
         """Add the points that have a loss to the curves on the model's own run."""
         points = [point for point in points if "loss" in point.metrics]
         if points:
             run_id = self._runs.fit(model, points[0].time)
-            steps = self._client.steps(run_id, "loss")
-            self._client.log(run_id, metrics_of(point for point in points if point.step not in steps))
+            steps = self._client.steps(run_id, f"{FIT}loss")
+            self._client.log(run_id, metrics_of(_named(FIT, [point for point in points if point.step not in steps])))
 
     def end(self, status: str) -> None:
         """End the runs of the models."""
         for run_id in self._runs.fits.values():
             self._client.end(run_id, status, milliseconds_now())
+
+
+def _named(prefix: str, points: Sequence[Epoch]) -> list[Epoch]:
+    """Return points whose metrics have a prefix."""
+    return [
+        point._replace(metrics={f"{prefix}{name}": value for name, value in point.metrics.items()}) for point in points
+    ]

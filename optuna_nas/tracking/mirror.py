@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from optuna_nas.tracking.runs import StudyRuns
 from optuna_nas.tracking.study_run import StudyRun
 from optuna_nas.tracking.trial_runs import TrialRuns
 from optuna_nas.tracking.view import LOCAL_SERVER, page_url
+from optuna_nas.tracking.winner import show_winner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -157,8 +159,14 @@ class Mirror:
         self._trials.write_local(finished_trials(study))
         self._study.write_curves(study, set(self.local.finished))
 
-    def close(self, study: optuna.Study, status: str) -> None:
-        """Write everything that MLflow lacks and the leaderboard, mark the best trial, and end the study's run."""
+    def close(self, study: optuna.Study, status: str, network: str | None = None) -> None:
+        """Write everything that MLflow lacks and the leaderboard, mark the best trial, and end the study's run.
+
+        Args:
+            study: Study.
+            status: Status of its run.
+            network: File of the best trial's network, None if there is none.
+        """
         self._trials.kill_running()
         finished = finished_trials(study)
 
@@ -171,8 +179,10 @@ class Mirror:
         rows = leaderboard(study, tuple(STATUSES))
         if rows and rows[0].can_win:
             self._trials.crown(rows[0].trial)
-            self._study.note_winner(rows)
+            self._study.note_result(study, rows, network)
+            if network is not None:
+                self.client.store(partial(show_winner, self._runs, study.study_name, rows[0].trial.number, network))
         self._fits.end("FINISHED" if status == "RUNNING" else status)
-        self._study.save_view(study, self._trials.winner())
+        self._study.save_view(study, self._trials.winner(), ended=status == "FINISHED")
         self._study.save_leaderboard(rows)
         self._study.end(status)

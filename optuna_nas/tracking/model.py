@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mlflow
 import numpy as np
 import torch
-from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
@@ -38,12 +37,11 @@ from optuna_nas.space.model_space import ModelSpace
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import unreachable
+from optuna_nas.tracking.winner import give_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
     from torch import nn
 
     from optuna_nas.data.preprocessing import Preprocessing
@@ -142,7 +140,7 @@ def log_model(
         worst = _worst_difference(loaded, program, space, raw)
         if not worst <= MAX_DIFFERENCE:
             raise ArithmeticError(f"`format` 'mlflow' must keep the outputs but differs by {worst:.3g}; report it.")
-        _log_metrics(client, run, model.model_id)
+        give_metrics(client, run, model.model_id)
         version = info.registered_model_version
         if alias is not None and register is not None:
             client.set_registered_model_alias(register, alias, str(version))
@@ -189,16 +187,6 @@ def _used_by_mlflow(uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(before)
         logging.getLogger("mlflow").setLevel(level)
-
-
-def _log_metrics(client: MlflowClient, run: Run, model_id: str) -> None:
-    """Give the model the last value of every metric of its run."""
-    last = [client.get_metric_history(run.info.run_id, name)[-1] for name in run.data.metrics]
-    metrics = [
-        Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id, run_id=run.info.run_id)
-        for point in last
-    ]
-    client.log_batch(run.info.run_id, metrics)
 
 
 def _worst_difference(loaded: Any, program: nn.Module, space: ModelSpace, raw: Preprocessing | None) -> float:

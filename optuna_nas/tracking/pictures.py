@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
-from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely
+from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely, plot_objectives
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
+from optuna_nas.plots.cells import draw_choices
 from optuna_nas.plots.masks import draw_masks
 from optuna_nas.plots.surrogate import draw_scores, scores_of
 from optuna_nas.samplers.snas import records_of_space
@@ -22,6 +24,7 @@ from optuna_nas.tracking.view import PICTURE_KEY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import optuna
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from optuna.study import StudyDirection
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.client import Client
     from optuna_nas.tracking.runs import StudyRuns
 
+MAX_ROWS = 16
+"""Largest number of choices in a table that is legible in a tile of MLflow's grid of images."""
+DRAWING_SHARE = 1.25
+"""Width of a drawing above a table of choices, as a multiple of the table's."""
 MIN_SCORES = 5
 """Smallest number of scored trials for a plot of scores against values."""
 REDRAW_GROWTH = 1.2
@@ -55,15 +62,37 @@ def save_architecture(
     except ValueError:  # the trial failed before all suggestions, or belongs to an earlier search of another space
         architecture = None
     if architecture is not None:
-        picture = architecture_picture(architecture)
+        picture = pixels(plot_architecture(architecture))
         client.mlflow.log_text(run_id, architecture.to_json(), "architecture.json")
         client.mlflow.log_image(run_id, picture, "architecture.png")
-        client.mlflow.log_image(run_id, picture, key=key, step=0)
+        client.mlflow.log_image(run_id, card_picture(architecture, picture), key=key, step=0)
 
 
-def architecture_picture(architecture: Architecture) -> NDArray[np.uint8]:
-    """Return the drawing of an architecture as RGBA pixels, shape (height, width, 4)."""
-    canvas = FigureCanvasAgg(plot_architecture(architecture))
+def card_picture(architecture: Architecture, drawing: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture for the grid of images in MLflow, whose tiles are square and about 250 pixels wide.
+
+    Cells are wide, and their ops are not legible there; a table of the choices is, up to sixteen of them.
+
+    Args:
+        architecture: Architecture.
+        drawing: Its drawing as RGBA pixels, shape (height, width, 4).
+
+    Returns:
+        The drawing above the table, RGBA pixels; the drawing alone where it is a table, or the table would be too long.
+    """
+    if not isinstance(architecture.space.core, CellularSpace) or len(architecture.choices) > MAX_ROWS:
+        return drawing
+    table = pixels(draw_choices(architecture))
+    width = round(DRAWING_SHARE * table.shape[1])
+    height = max(1, round(drawing.shape[0] * width / drawing.shape[1]))
+    small = np.asarray(Image.fromarray(drawing).resize((width, height), Image.Resampling.LANCZOS))
+    paper = np.full((table.shape[0], width - table.shape[1], 4), 255, np.uint8)
+    return np.vstack([small, np.hstack([table, paper])])
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Return a figure as RGBA pixels, shape (height, width, 4)."""
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.array(canvas.buffer_rgba(), np.uint8)  # type: ignore[no-untyped-call]
 
@@ -96,6 +125,10 @@ class StudyPictures:
         n_scores = len(scores.numbers)
         self._draw_grown("surrogate.png", n_scores, MIN_SCORES, growth, lambda: draw_scores(scores, self._metric))
         self._draw_grown("anytime.png", len(curves), 1, growth, lambda: draw_anytime(curves))
+
+    def draw_objectives(self, study: optuna.Study, names: Sequence[str]) -> None:
+        """Draw the values of a study of several objectives, and their Pareto front."""
+        self._save(partial(plot_objectives, study, names), "pareto_front.png")
 
     def _draw_grown(
         self, name: str, n_trials: int, min_trials: int, growth: float, figure: Callable[[], Figure]

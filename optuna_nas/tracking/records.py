@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
@@ -123,14 +121,3 @@ def unreachable(uri: str, why: str, way_out: str = "") -> ConnectionError:
     elsewhere = "write to a file: `tracking_uri='sqlite:///mlflow.db'`"
     way_out = way_out or f"start a server there with `mlflow server`, or {elsewhere}"
     return ConnectionError(f"MLflow can't be used at {without_password(uri)}: {why}; {way_out}.")
-
-
-def have_home() -> None:
-    """Set `HOME` to a folder that does not exist where the system knows none, since MLflow can't be imported then.
-
-    Containers run as any user id, of which there need not be an entry in `/etc/passwd`.
-    """
-    try:
-        Path.home()
-    except RuntimeError:
-        os.environ["HOME"] = "/nonexistent"

@@ -99,9 +99,8 @@ class StudyRuns:
         except MlflowException as error:
             if not parent.required:
                 return None
-            raise unreachable(
-                self.client.uri, f"it has no run {parent.run_id!r}, which {RUN_ID} names; unset that variable"
-            ) from error
+            why = f"it has no run {parent.run_id!r}, which {RUN_ID} names"
+            raise unreachable(self.client.uri, why, "unset that variable, or set it to a run there") from error
 
     def _find_study(self, study: optuna.Study, above: Mapping[str, str]) -> Run:
         condition = "tags.`optuna_nas.kind` = 'study'"

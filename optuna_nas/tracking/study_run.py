@@ -10,13 +10,33 @@ from typing import TYPE_CHECKING, Any
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from optuna.study import StudyDirection
 
-from optuna_nas.storage.attributes import PARAMS, SHOWN_NAMES, SURROGATE_SCORE, has_attribute, shown_attributes
+from optuna_nas.plots.objectives import front_of
+from optuna_nas.storage.attributes import (
+    PARAMS,
+    SHOWN_NAMES,
+    SURROGATE_SCORE,
+    TEST_RESULT,
+    attribute,
+    has_attribute,
+    objective_names,
+    shown_attributes,
+)
 from optuna_nas.storage.plain import visible
+from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking.client import metrics_of
 from optuna_nas.tracking.curves import CurvePoints
 from optuna_nas.tracking.keys import mlflow_keys, text_of
-from optuna_nas.tracking.records import finished_trials, milliseconds_now
-from optuna_nas.tracking.view import comparison_view, parallel_axes, study_filter, view_key, winner_key
+from optuna_nas.tracking.records import Epoch, finished_trials, milliseconds_now
+from optuna_nas.tracking.view import (
+    PICTURE_KEY,
+    TESTED,
+    Shown,
+    comparison_view,
+    parallel_axes,
+    trials_filter,
+    view_key,
+    winner_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,19 +119,28 @@ class StudyRun:
         if points:
             self._pictures.draw(settled)
 
-    def save_view(self, study: optuna.Study, winner: int | None) -> None:
-        """Save the comparison view, with the picture of the best trial."""
+    def save_view(self, study: optuna.Study, winner: int | None, ended: bool = False) -> None:
+        """Save the comparison view, with the picture of the best trial.
+
+        Args:
+            study: Study.
+            winner: Number of the best trial; None if there is none yet.
+            ended: Whether all trials have ended, so that what they lack need not be waited for.
+        """
         finished = finished_trials(study)
         attributes = {name for trial in finished for name in shown_attributes(trial.user_attrs)}
         self._scatter = next((name for name in SCATTER_METRICS if name in attributes), self._scatter)
-        view = comparison_view(
-            self._metric,
+        best = [] if winner is None else [winner_key(winner)]
+        keys = mlflow_keys(others := objective_names(study)[1:])
+        shown = Shown(
+            metrics=[self._metric, *(keys[name] for name in others)],
             maximize=self._direction == StudyDirection.MAXIMIZE,
             params=parallel_axes(finished, self._space),
-            scatter=self._scatter,
-            winner="" if winner is None else winner_key(winner),
-            search_filter=study_filter(self._runs.uid),
+            scatter="" if ended and self._scatter not in attributes else self._scatter,
+            pictures=[] if self._space is None else [*best, PICTURE_KEY],
+            curves=not ended or any(trial.intermediate_values for trial in finished),
         )
+        view = comparison_view(shown, trials_filter(self._runs.uid))
         tag = f"mlflow.sharedViewState.{view_key(self._runs.uid)}"
         self._client.mlflow.set_experiment_tag(self._runs.experiment_id, tag, json.dumps(view))
 
@@ -119,19 +148,45 @@ class StudyRun:
         """Return whether this trial is the first with a metric that the saved view should show instead."""
         return self._scatter != SCATTER_METRICS[0] and has_attribute(trial.user_attrs, SURROGATE_SCORE)
 
-    def note_winner(self, rows: Sequence[LeaderboardRow]) -> None:
-        """Add the best trial, its picture and the best trials to the description."""
+    def note_result(self, study: optuna.Study, rows: Sequence[LeaderboardRow], network: str | None) -> None:
+        """Begin the description with the result, its picture and the best trials; write its numbers as metrics.
+
+        Args:
+            study: Study.
+            rows: Leaderboard, which begins with a trial that can win.
+            network: File of the best trial's network, None if there is none.
+        """
         best, states = rows[0].trial, Counter(row.trial.state for row in rows)
-        lines = [self._description.strip(), f"**Best {self._metric}: {best.values[0]:.4g}**, of trial {best.number}."]
-        lines.append(", ".join(f"{count} {state.name.lower()}" for state, count in states.items()) + ".")
+        run = self._runs.trials[best.number].run_id
+        link = f"[trial {best.number}](#/experiments/{self._runs.experiment_id}/runs/{run})"
+        spent = [spending_of(row.trial) for row in rows]
+        training, model = sum(each.training for each in spent), sum(each.model for each in spent)
+        seconds = f"{training:,.0f} s of training" + (f", {model:,.0f} s of one-shot models" if model else "")
+        numbers = {"best_trial": float(best.number)}
+        result = f"**Best {self._metric}: {best.values[0]:.4g}**, of {link}"
+        judged = attribute(study.user_attrs, TEST_RESULT)
+        if judged is not None and judged["trial"] == best.number:
+            numbers[TESTED] = judged["metric"]
+            result += f"; on the test split {judged['metric']:.4g}"
+        counts = ", ".join(f"{count} {state.name.lower()}" for state, count in states.items())
+        lines = [f"{result}. Trials: {counts}; {seconds}."]
+        if network is not None:
+            lines.append(visible(f'Its network: `optuna_nas.load_network("{network}")`').replace("<", "&lt;"))
         if self._space is not None:
-            picture = f"get-artifact?path=architecture.png&run_uuid={self._runs.trials[best.number].run_id}"
-            lines.append(f"![the best architecture]({picture})")
-        leaders = [
-            f"| {row.rank} | {row.trial.number} | {row.value:.4g} |" for row in rows[:MAX_LEADERS] if row.can_win
-        ]
-        lines.append("\n".join([f"| rank | trial | {self._metric} |", "| --- | --- | --- |", *leaders]))
-        self._client.log(self._runs.study_id, tags={"mlflow.note.content": "\n\n".join(filter(None, lines))})
+            lines.append(f"![the best architecture](get-artifact?path=architecture.png&run_uuid={run})")
+        names = [self._metric, *objective_names(study)[1:]]
+        if several := len(names) > 1:
+            self._pictures.draw_objectives(study, names)
+            picture = f"get-artifact?path=pareto_front.png&run_uuid={self._runs.study_id}"
+            lines.append(f"![trials and their Pareto front]({picture})")
+        leaders = front_of(study) if several else [row.trial for row in rows if row.can_win]
+        lines.append(_table("Pareto front" if several else "best", names, leaders[:MAX_LEADERS]))
+        lines.append(self._description.strip())
+        step = max(row.trial.number for row in rows)  # where the curves end
+        points = [Epoch(step, step, numbers, milliseconds_now())]
+        self._client.log(
+            self._runs.study_id, metrics_of(points), tags={"mlflow.note.content": "\n\n".join(filter(None, lines))}
+        )
 
     def save_leaderboard(self, rows: Sequence[LeaderboardRow]) -> None:
         """Save the leaderboard as a table in MLflow."""
@@ -144,6 +199,14 @@ class StudyRun:
     def end(self, status: str) -> None:
         """End the run."""
         self._client.end(self._runs.study_id, status, milliseconds_now())
+
+
+def _table(title: str, names: Sequence[str], trials: Sequence[FrozenTrial]) -> str:
+    """Return the values of trials as a table in Markdown."""
+    shown = [visible(name).replace("<", "&lt;").replace("|", "\\|") for name in names]
+    rows = [[f"{trial.number}", *(f"{value:.4g}" for value in trial.values)] for trial in trials]
+    lines = [[f"{title}: trial", *shown], ["---"] * (len(names) + 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, Any]:

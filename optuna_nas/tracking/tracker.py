@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from optuna.trial import TrialState
 
 from optuna_nas.storage.database import one_line
+from optuna_nas.storage.home import have_home
 from optuna_nas.tracking.keys import text_of
 from optuna_nas.tracking.parent import parent_of_searches
 from optuna_nas.tracking.records import (
@@ -29,7 +30,6 @@ from optuna_nas.tracking.records import (
     Epoch,
     StartedTrial,
     finished_trials,
-    have_home,
     is_server,
     milliseconds,
     milliseconds_now,
@@ -241,7 +241,7 @@ class MLflowTracker:
         mirror.local.running.pop(trial.number, None)
         self._put(_Task(partial(mirror.trial_finished, study, trial)))
 
-    def finish(self, study: optuna.Study, status: str | None = "FINISHED") -> None:
+    def finish(self, study: optuna.Study, status: str | None = "FINISHED", network: str | Path | None = None) -> None:
         """Write everything that MLflow lacks and the leaderboard, end the study's run, and stop the thread.
 
         Returns early, with a warning, if MLflow makes no progress for 30 seconds, or at Ctrl-C. If it takes longer than
@@ -251,10 +251,14 @@ class MLflowTracker:
             study: Study that was passed to `start`.
             status: `FINISHED`, or `KILLED` for an interrupted search; None for one of several workers, which writes
                 only its own trials.
+            network: File of the best trial's network, which is shown as a model; None if there is none.
         """
         if (mirror := self._mirror) is None or self._thread is None:
             return
-        close = partial(mirror.close_worker, study) if status is None else partial(mirror.close, study, status)
+        if status is None:
+            close = partial(mirror.close_worker, study)
+        else:
+            close = partial(mirror.close, study, status, None if network is None else str(network))
         closed = self._put_awaited(close, pauses=RETRY_PAUSES)
         try:
             error = self._closing_error(mirror, closed)
@@ -290,6 +294,7 @@ class MLflowTracker:
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
         tags: Mapping[str, str] = _EMPTY,
+        network: str | Path | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> str:
         """Write everything that MLflow lacks of any study of Optuna, wait for it, and return the URL of the view.
@@ -304,6 +309,7 @@ class MLflowTracker:
             dataset: Data set of the study's run.
             params: Params of the study's run.
             tags: Tags of the study's run only.
+            network: File of the best trial's network, as for `finish`.
             on_progress: Callback with the number of finished trials in MLflow, called in another thread.
 
         Raises:
@@ -314,7 +320,8 @@ class MLflowTracker:
 
         mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
         open_runs = partial(mirror.open, study, description, dataset, params, tags, parent_of_searches())
-        _write_all(mirror, study, open_runs, on_progress or (lambda n_done: None))
+        file = None if network is None else str(network)
+        _write_all(mirror, study, open_runs, file, on_progress or (lambda n_done: None))
         return mirror.view_url
 
     @property
@@ -463,7 +470,11 @@ class _Task(NamedTuple):
 
 
 def _write_all(
-    mirror: Mirror, study: optuna.Study, open_runs: Callable[[], None], on_progress: Callable[[int], None]
+    mirror: Mirror,
+    study: optuna.Study,
+    open_runs: Callable[[], None],
+    network: str | None,
+    on_progress: Callable[[int], None],
 ) -> None:
     """Write a whole study in a thread of the tracker's name, in which MLflow's messages are hidden; wait for it."""
     finished = finished_trials(study)
@@ -476,7 +487,7 @@ def _write_all(
                 mirror.client.check()
                 open_runs()
                 mirror.replay(study, finished, on_progress)
-                mirror.close(study, "RUNNING" if running else "FINISHED")
+                mirror.close(study, "RUNNING" if running else "FINISHED", network)
         except BaseException as error:
             done.set_exception(error)
         else:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mlflow.entities import Metric
+from optuna.trial import TrialState
 
 from optuna_nas.storage.attributes import shown_attributes
 from optuna_nas.storage.leaderboard import numbers_of
@@ -31,6 +32,8 @@ FRESH_SECONDS = 10.0
 """Seconds after the end of another process' trial during which that process may still write it."""
 BEST = " (best)"
 """Suffix of the name of the best trial's run."""
+ENDS = {TrialState.PRUNED: " (pruned)", TrialState.FAIL: " (failed)"}
+"""Suffixes of the names of runs whose end MLflow's own status does not tell: a pruned trial is `KILLED` there."""
 
 
 class TrialRuns:
@@ -78,8 +81,13 @@ class TrialRuns:
         self._client.log(run_id, metrics, param_texts(trial.params), tags)
         if "mlflow.loggedImages" not in run.data.tags:
             self._client.store(partial(save_architecture, self._client, run_id, self._space, trial))
+        best = BEST * self._runs.trials[trial.number].name.endswith(BEST)
+        name = f"trial {trial.number}{ENDS.get(trial.state, best)}"
+        if name != self._runs.trials[trial.number].name:
+            self._client.mlflow.update_run(run_id, name=name)
         self._client.end(run_id, STATUSES[trial.state], end)
-        self._runs.trials[trial.number] = self._runs.trials[trial.number]._replace(status=STATUSES[trial.state])
+        ended = self._runs.trials[trial.number]._replace(status=STATUSES[trial.state], name=name)
+        self._runs.trials[trial.number] = ended
 
     def _missing_curve(self, trial: FrozenTrial, run_id: str, end: int) -> list[Metric]:
         """Return the points of the learning curve that MLflow lacks, ending with the trial's value."""
@@ -138,7 +146,7 @@ class TrialRuns:
         """Mark the best trial by name, colour and a picture that the view shows."""
         for number, run in self._runs.trials.items():
             wins = number == best.number
-            if (name := f"trial {number}" + BEST * wins) != run.name:
+            if (name := run.name.removesuffix(BEST) + BEST * wins) != run.name:
                 if wins:
                     key = winner_key(number)
                     self._client.store(partial(save_architecture, self._client, run.run_id, self._space, best, key))

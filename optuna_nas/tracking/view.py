@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
 import numpy as np
@@ -14,7 +14,7 @@ from optuna_nas.tracking.keys import mlflow_keys
 from optuna_nas.tracking.records import is_server
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from optuna.trial import FrozenTrial
 
@@ -27,73 +27,152 @@ MIN_VERSION = (3, 17)
 """First version of MLflow with which saved views were tested."""
 VERSION_SECONDS = 5
 """Timeout of the query of a server's version in seconds."""
+WORKFLOW = {"workflowType": "machine_learning"}
+"""Query of MLflow's pages, which else open among traces, prompts and judges."""
+SPENT = "seconds_training"
+"""Key of the curve of a study's seconds of training, up to each trial."""
+BY_SECOND = "best_value_by_second"
+"""Key of the curve of a study's best value whose steps are seconds of training."""
+TESTED = "test_metric"
+"""Key of the metric of a study's best network on the test split."""
 MAX_PARALLEL_AXES = 8
 """Largest number of parallel axes; more are not readable."""
 
 
-def comparison_view(
-    metric: str, *, maximize: bool, params: Sequence[str], scatter: str, winner: str, search_filter: str
-) -> dict[str, Any]:
+class Shown(NamedTuple):
+    """What the view of a study has to show; charts of what it lacks are left out.
+
+    Args:
+        metrics: Keys of the values, one for each objective.
+        maximize: Whether larger first values are better.
+        params: Keys of the parameters to draw as parallel axes.
+        scatter: Key of the metric to draw against the value; empty for none.
+        pictures: Keys of the pictures of architectures.
+        curves: Whether trials have learning curves.
+    """
+
+    metrics: Sequence[str]
+    maximize: bool = True
+    params: Sequence[str] = ()
+    scatter: str = ""
+    pictures: Sequence[str] = ()
+    curves: bool = True
+
+
+def comparison_view(shown: Shown, search_filter: str) -> dict[str, Any]:
     """Return the state of MLflow's run page that compares the trials of a study.
 
     The page stores this undocumented JSON for "Share view"; the format is that of MLflow 3.17. Versions that do not
     support it show their own charts.
 
     Args:
-        metric: Key of the objective's value.
-        maximize: Whether larger values are better.
-        params: Keys of the parameters to draw as parallel axes.
-        scatter: Key of the metric to draw against the value.
-        winner: Key of the picture of the best architecture; empty if there is none.
+        shown: What there is to show.
         search_filter: MLflow's filter of the runs to show; empty for all runs of the experiment.
 
     Returns:
         State of the page, to be stored as JSON in a tag of the experiment.
 
     Example:
-        >>> from optuna_nas.tracking import comparison_view
-        >>> keys = {"params": ["normal_0_2"], "scatter": "params", "winner": "", "search_filter": ""}
-        >>> view = comparison_view("accuracy", maximize=True, **keys)
-        >>> [section["name"] for section in view["compareRunSections"]][:2]
-        ['1. Which trial won', '2. What it chose']
+        >>> from optuna_nas.tracking.view import Shown, comparison_view
+        >>> view = comparison_view(Shown(["accuracy"], params=["normal_0_2"], scatter="params"), "")
+        >>> [section["name"] for section in view["compareRunSections"]]
+        ['1. Which trial won', '2. What it chose', '4. How it learned']
     """
-    line = {"type": "LINE", "xAxisKey": "step", "useGlobalXaxisKey": False, "lineSmoothness": 0, "displayPoints": True}
-    best_value = line | {"metricKey": "best_value", "selectedMetricKeys": ["best_value"]}
-    scatter_plot = {"type": "SCATTER"} | {
-        axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", scatter), ("yaxis", metric))
-    }
-    choices = {"type": "PARALLEL", "selectedParams": list(params), "selectedMetrics": [metric], "showAllRuns": False}
-    pictures = tuple(
-        {"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False} for key in (winner, PICTURE_KEY) if key
-    )
-    curves = line | {"metricKey": metric, "selectedMetricKeys": [metric]}
-    sections: dict[str, tuple[dict[str, Any], ...]] = {
-        "1. Which trial won": (best_value, scatter_plot),
-        "2. What it chose": (choices,),
+    metric, *others = shown.metrics
+    fronts = [_scatter(other, metric) for other in others]  # the front of each further objective and the first
+    costs = [_scatter(shown.scatter, metric)] if shown.scatter and shown.scatter not in others else []
+    axes = {"selectedParams": list(shown.params), "selectedMetrics": list(shown.metrics)}
+    pictures = [{"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False} for key in shown.pictures]
+    sections = {
+        "1. Which trial won": [_line("best_value"), *fronts, *costs],
+        "2. What it chose": [{"type": "PARALLEL", "showAllRuns": False, **axes}] if shown.params else [],
         "3. What it looks like": pictures,
-        "4. How it learned": (curves,),
+        "4. How it learned": [_line(metric)] if shown.curves else [],
     }
+    columns = [f"metrics.`{key}`" for key in [*shown.metrics, "params", "multiply_adds", "train_seconds"]]
+    return _page(sections, search_filter, metric, shown.maximize) | {
+        "selectedColumns": ["attributes.`Duration`", *columns, "tags.`optuna.state`", "tags.`reason`"]
+    }
+
+
+def strategies_view(values: Sequence[float], *, maximize: bool) -> dict[str, Any]:
+    """Return the state of MLflow's run page that compares strategies: the runs of studies, in groups of a strategy.
+
+    Args:
+        values: Values of the curves, whose range the charts show.
+        maximize: Whether larger values are better.
+
+    Returns:
+        State of the page; see `comparison_view`.
+
+    Example:
+        >>> from optuna_nas.tracking.view import strategies_view
+        >>> strategies_view([0.9, 0.95], maximize=True)["groupBy"]["groupByKeys"]
+        [{'mode': 'tag', 'groupByData': 'strategy'}]
+    """
+    seen = [value for value in values if isfinite(value)]
+    room = 0.05 * (max(seen) - min(seen)) if seen else 0.0
+    span = {"range": {"yMin": min(seen) - room, "yMax": max(seen) + room}} if room else {}  # else from 0, for bands
+    lines = [_line(key) | span for key in ("best_value", BY_SECOND)]
+    bars = [{"type": "BAR", "metricKey": key} for key in ("best_value", TESTED, SPENT)]
+    sections = {
+        "1. Best value against trials and seconds": lines,
+        "2. Where each strategy ended": bars,
+    }
+    return _page(sections, "tags.`optuna_nas.kind` = 'study'", "best_value", maximize) | {
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "strategy"}]},
+        "useGroupedValuesInCharts": True,
+        "selectedColumns": ["tags.`strategy`", "tags.`seed`", "metrics.`best_value`", f"metrics.`{TESTED}`"],
+    }
+
+
+def _line(metric: str) -> dict[str, Any]:
+    line = {"type": "LINE", "xAxisKey": "step", "useGlobalXaxisKey": False, "lineSmoothness": 0, "displayPoints": True}
+    return line | {"metricKey": metric, "selectedMetricKeys": [metric]}
+
+
+def _scatter(x: str, y: str) -> dict[str, Any]:
+    return {"type": "SCATTER"} | {axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", x), ("yaxis", y))}
+
+
+def _page(
+    sections: Mapping[str, Sequence[Mapping[str, Any]]], search_filter: str, metric: str, maximize: bool
+) -> dict[str, Any]:
+    """Return the state of a page with charts in sections; sections without charts are left out."""
+    filled = {name: charts for name, charts in sections.items() if charts}
     kept = {"isGenerated": False, "deleted": False}  # the page must neither replace nor hide a chart
     return {
         "searchFilter": search_filter,
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": not maximize,
         "runsHiddenMode": "SHOW_ALL",
+        "hideEmptyCharts": True,
         "compareRunSections": [
-            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": len(charts), **kept}
-            for name, charts in sections.items()
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": _columns(charts), **kept}
+            for name, charts in filled.items()
         ],
         "compareRunCharts": [
-            chart | {"uuid": f"{name}{i}", "metricSectionId": name, "runsCountToCompare": 100, **kept}
-            for name, charts in sections.items()
+            {**chart, "uuid": f"{name}{i}", "metricSectionId": name, "runsCountToCompare": 100, **kept}
+            for name, charts in filled.items()
             for i, chart in enumerate(charts)
         ],
     }
 
 
+def _columns(charts: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of charts in a row: wide pictures of cells are legible only alone."""
+    return 1 if charts[0]["type"] == "IMAGE" else min(len(charts), 3)
+
+
 def study_filter(uid: str) -> str:
     """Return the filter of MLflow for the runs of a study."""
     return f"tags.`optuna_nas.study_uid` = '{uid}'"
+
+
+def trials_filter(uid: str) -> str:
+    """Return the filter for a study's run and those of its trials, without one-shot models and final trainings."""
+    kinds = " and ".join(f"tags.`optuna_nas.kind` != '{kind}'" for kind in ("fit", "final"))
+    return f"{study_filter(uid)} and {kinds}"
 
 
 def winner_key(number: int) -> str:
@@ -109,7 +188,7 @@ def view_key(uid: str) -> str:
 def view_url(uri: str, local_server: str, experiment_id: str, uid: str) -> str:
     """Return the URL of the view."""
     server = without_password(uri).rstrip("/") if is_server(uri) else local_server
-    query = urlencode({"viewStateShareKey": view_key(uid), "compareRunsMode": "CHART"})
+    query = urlencode({"viewStateShareKey": view_key(uid), "compareRunsMode": "CHART", **WORKFLOW})
     return f"{server}/#/experiments/{experiment_id}/runs?{query}"
 
 
@@ -124,7 +203,7 @@ def plain_url(uri: str, local_server: str, experiment_id: str, metric: str, *, m
     """Return the URL of MLflow's own charts of all trials, best first, for servers without saved views."""
     server = without_password(uri).rstrip("/") if is_server(uri) else local_server
     query = {"searchFilter": "tags.`optuna.trial_number` != ''", "orderByKey": f"metrics.`{metric}`"}
-    query |= {"orderByAsc": str(not maximize).lower(), "compareRunsMode": "CHART"}
+    query |= {"orderByAsc": str(not maximize).lower(), "compareRunsMode": "CHART", **WORKFLOW}
     return f"{server}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 

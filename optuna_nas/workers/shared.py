@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_nas.objective.protocol import metric_of
-from optuna_nas.search.opening import open_study
+from optuna_nas.search.opening import note_run, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.stopping import Stopping
 from optuna_nas.storage.artifacts import artifact_store
@@ -127,14 +127,17 @@ class SharedStudy:
         if missing and not interrupted:
             ended = ended or Stopping(self.search.seconds, self.search.patience).reason(self.study)
             missing = 0 if ended is not None else missing
+        if ended is not None:
+            note_run(self.study, self.search, ended)
+        result = summarise(self.search, self.study, judge=not missing)
         if self.search.tracking is not None:
             if self._listener is not None:
                 self._listener.closing()
+            shown = shown_in_mlflow(self.search)
             try:
-                self.search.tracking.rebuild(self.study, **shown_in_mlflow(self.search))
+                self.search.tracking.rebuild(self.study, network=result.network, **shown)
             except ConnectionError as error:
                 logger.warning("MLflow lacks part of the study: %s `optuna-nas mirror` writes it later.", error)
-        result = summarise(self.search, self.study, judge=not missing)
         return replace(result, interrupted=interrupted or missing > 0, missing=missing, ended=ended)
 
 

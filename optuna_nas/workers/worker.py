@@ -37,6 +37,7 @@ class Job:
         folder: Folder of the study's files; None for that of the file.
         strategy: Strategy by name, instead of sampler and pruner; None for those of the file.
         seconds: Seconds of all trials; None for those of the file.
+        command: Shell command that runs the study, for `optuna-nas list`.
 
     Example:
         >>> from pathlib import Path
@@ -64,6 +65,7 @@ class Job:
     folder: str | None = None
     strategy: str | None = None
     seconds: float | None = None
+    command: str = ""
 
     def search(self) -> Search:
         """Return the search of the study file with these settings.
@@ -84,6 +86,8 @@ class Job:
         search = replace(search, cpu_threads=search.cpu_threads or self.cpu_threads)
         if self.folder is not None:
             search = replace(search, folder=Path(self.folder))
+        if self.command:
+            search = replace(search, command=self.command)
         return search if self.mirrored else replace(search, tracking=None)
 
 

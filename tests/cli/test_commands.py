@@ -15,7 +15,7 @@ from servers import free_port
 from study_files import TINY
 from terminal import here, nas, start, wait_for
 
-from optuna_nas.cli import mlflow_server
+from optuna_nas.cli import options
 from optuna_nas.search import study_file
 from optuna_nas.search.study_file import UsageError
 
@@ -83,7 +83,7 @@ BAD = {
         ["--set", "trials=many"],
         "`--set trials` must be of type <class 'int'>, but got 'many'",
     ),
-    "no trials": (TINY, ["--trials", "0"], "`trials` must be an integer of at least 1 but got 0"),
+    "no trials": (TINY, ["--trials", "0"], "`--trials` must be an integer of at least 1 but got 0"),
     "unknown op": (
         "from optuna_nas import CellSpace\ndef search(): return CellSpace(['sep_conv_9x9'])",
         [],
@@ -104,7 +104,7 @@ BAD = {
         [],
         "`x` must be finite but image 1",
     ),
-    "storage": (TINY, ["--storage", "sqlite:////nowhere/study.db"], "`storage` must be the address of a database"),
+    "storage": (TINY, ["--storage", "sqlite:////nowhere/study.db"], "`--storage` must be the address of a database"),
     "mlflow": (TINY, ["--mlflow", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
 }
 
@@ -162,7 +162,7 @@ def test_ctrl_c_once_ends_after_the_running_trial_and_says_how_to_go_on(folder):
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "To resume: optuna-nas run tiny.py --no-mlflow --trials 50 --set epochs=6" in output
+    assert "To resume           optuna-nas run tiny.py --no-mlflow --trials 50 --set epochs=6" in output
     assert "ending after the running trial" in error
     trials = trials_of(folder)
     assert 0 < len(trials) < 50
@@ -288,9 +288,9 @@ def test_a_study_lives_in_postgresql(folder, postgresql):
 def test_a_program_off_the_search_path_is_named_by_its_path(monkeypatch):
     monkeypatch.setattr(sys, "argv", [".venv/bin/optuna-nas", "run"])
     monkeypatch.setenv("PATH", "")
-    assert mlflow_server.program() == ".venv/bin/optuna-nas"
+    assert options.program() == ".venv/bin/optuna-nas"
     monkeypatch.setattr(sys, "argv", ["cli.py", "run"])
-    assert mlflow_server.program() == "optuna-nas"
+    assert options.program() == "optuna-nas"
 
 
 @pytest.mark.process

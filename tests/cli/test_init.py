@@ -72,13 +72,13 @@ def test_nothing_is_overwritten_unless_asked(folder):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--data", "cifar"], "`--data` must be one of digits, mnist, fashion_mnist, cifar10, cifar100 but got 'cifar'; "),
     (["--space", "moon"], "`--space` must be one of nasbench201_space, darts_space, hmnas_space, ghn_space but got"),
-    (["--space", "ghn_space", "--strategy", "snas"], "`space` must have ops on edges (CellSpace) but is a BlockSpace"),
+    (["--space", "ghn_space", "--strategy", "snas"], "`--strategy` must be one of auto, free, ghn, tpe, random for"),
     (["--strategy", "best"], "`--strategy` must be one of auto, free, snas, ghn, hmnas, tpe, random but got 'best'."),
-    (["--trials", "0"], "`trials` must be an integer of at least 1 but got 0."),
-    (["--seconds", "-1"], "`seconds` must be a positive number but got -1.0; None sets no limit."),
-    (["--name", "a/b"], "`name` must be non-empty and without slashes but got 'a/b'."),
-    (["study.txt"], "`study` must be a file that ends with .yaml, .yml or .py but is study.txt."),
-    (["study.yaml", "--python"], "`study` must be a file that ends with .py, with --python, but is study.yaml."),
+    (["--trials", "0"], "`--trials` must be an integer of at least 1 but got 0."),
+    (["--seconds", "-1"], "`--seconds` must be a positive number but got -1.0; None sets no limit."),
+    (["--name", "a/b"], "`--name` must be non-empty and without slashes but got 'a/b'."),
+    (["study.txt"], "`study` must be a file that ends with .yaml, .yml or .py but is study.txt; give"),
+    (["study.yaml", "--python"], "`study` must be a file that ends with .py, with --python, but is study.yaml; "),
     (["nowhere/study.yaml"], "`study` must be a file to write but nowhere/study.yaml is not: No such file"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_writes_nothing(folder, arguments, message):

@@ -1,6 +1,7 @@
 """A search as an estimator of scikit-learn: pipelines, searches over it, pickles, and scikit-learn's own checks."""
 
 import pickle
+import re
 
 import joblib
 import numpy as np
@@ -95,3 +96,19 @@ def test_a_time_limit_and_a_folder(tmp_path):
 )  # fmt: skip
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels", "message"),
+    [
+        ({"n_trials": 0}, "abc", "`n_trials` must be at least 1"),
+        ({"timeout": 0}, "abc", "`timeout` must be a positive number of seconds but got 0"),
+        ({"strategy": "best"}, "abc", "`strategy` must be one of auto, free, snas"),
+        ({}, "aaa", "`y` must have at least two classes but has 1 class: 'a'"),
+        ({"image_shape": (1, 3, 3)}, "abc", "`image_shape` must have as many pixels as a row of X has columns"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(changes, labels, message):
+    x, y = np.zeros((30, 4), np.float32), np.array(list(labels * 10))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        NASClassifier(**{"n_trials": 1, "epochs": 1} | changes).fit(x, y)

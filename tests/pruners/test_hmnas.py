@@ -203,7 +203,7 @@ def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
         trial.should_prune()
     study.tell(trial, state=TrialState.FAIL)
     shares = []
-    second.prepare(tmp_path, shares.append, None)
+    second.prepare(tmp_path, lambda what, share: shares.append(share), None)
     study.pruner = second
     for _ in range(3):
         trial = study.ask()

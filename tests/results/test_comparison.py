@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import optuna
@@ -17,6 +18,8 @@ from optuna_nas.cli import app
 from optuna_nas.data import ImageData
 from optuna_nas.results.comparison import Budget, cells, judge, strategies
 from optuna_nas.search import SearchResult
+from optuna_nas.tracking import MLflowTracker
+from optuna_nas.tracking.comparison import find_comparison
 
 STUDY = """
 import numpy as np
@@ -75,6 +78,55 @@ def test_the_table_by_hand():
     assert cells(row)[:3] == ["a", "0.8000", "+- 0.2484"]
     assert len(cells(row)) == len(found.headings)
     assert found.headings[1] == "best accuracy"
+
+
+def test_curves_by_second_begin_where_all_have_a_value():
+    def study(name, *values_and_seconds):
+        made = optuna.create_study(direction="maximize", study_name=name)
+        for value, seconds in values_and_seconds:
+            trial = create_trial(value=value)
+            trial.datetime_complete = trial.datetime_start + timedelta(seconds=seconds)
+            made.add_trial(trial)
+        return made
+
+    results = {"a": runs(study("a-0", (0.5, 1), (0.7, 2))), "b": runs(study("b-0", (0.6, 2.5), (0.4, 2)))}
+    assert judge(results, Budget("trials", 2)).by_second() == {
+        "a-0": [(3, 0.7), (4, 0.7), (5, 0.7)],
+        "b-0": [(3, 0.6), (4, 0.6), (5, 0.6)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        ([0.5], [0.4], "1 seed tells nothing about which strategy is better; at least 3"),
+        ([0.5, 0.6], [0.4, 0.5], "2 seeds tell nothing"),
+        ([0.9, 0.9, 0.9], [0.9, 0.9, 0.9], "found the same values: nothing can be told"),
+        ([0.9, 0.5, 0.7], [0.6, 0.7, 0.65], "a is 0.0500 ahead of b, which may be chance (paired"),
+        ([0.90, 0.91, 0.89], [0.80, 0.82, 0.78], "a is 0.1000 ahead of b, which is more than chance (paired"),
+    ],
+)
+def test_a_comparison_says_what_can_be_told(ours, theirs, told):
+    results = {"a": runs(*(study_of([v]) for v in ours)), "b": runs(*(study_of([v]) for v in theirs))}
+    assert told in judge(results, Budget("trials", 1)).told
+
+
+def test_strategies_that_propose_the_same_first_trials_are_named():
+    def study(*choices):
+        made = optuna.create_study(direction="maximize")
+        for choice in choices:
+            made.enqueue_trial({"op": choice})
+        made.optimize(lambda trial: float(trial.suggest_categorical("op", "abc") == "a"), n_trials=len(choices))
+        return made
+
+    results = {
+        "random": runs(study(*"abc"), study(*"bca")),
+        "tpe": runs(study(*"aba"), study(*"bcb")),
+        "own": runs(study(*"bbb"), study(*"bca")),
+    }
+    assert judge(results, Budget("trials", 3)).told.endswith(
+        "random and tpe propose the same first 2 trials in every seed."
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +247,19 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     assert strategies_seen == {(name, seed) for name in best for seed in "0"}
     views = [tag for tag in experiment.tags if "sharedViewState.optuna_nas_comparison" in tag]
     assert len(views) == 1
-    assert views[0].removeprefix("mlflow.sharedViewState.") in done.stdout.replace("\n", "")
+    assert done.stdout.splitlines()[-1].endswith(f"optuna-nas view compare-one-two --mlflow {uri}")
+    assert views[0].removeprefix("mlflow.sharedViewState.") in find_comparison(MLflowTracker(uri, "compare-one-two"))
+    assert json.loads(experiment.tags[views[0]])["groupBy"]["groupByKeys"] == [
+        {"mode": "tag", "groupByData": "strategy"}
+    ]
+    assert summary.info.run_name == f"comparison: {rows[0]['strategy']} first"
+    assert summary.data.tags["mlflow.note.content"].startswith("| strategy | best accuracy |")
+    assert experiment.tags["mlflow.note.content"].startswith(
+        "1 seed of every strategy, epochs=4 each. 1 seed tells nothing"
+    )
+    studies = [run for run in found if run.data.tags["optuna_nas.kind"] == "study"]
+    ends = {run.data.tags["strategy"]: run.data.metrics["best_value_by_second"] for run in studies}
+    assert ends == {row["strategy"]: row["best"][0] for row in rows}
 
 
 def test_strategies_are_compared_by_name_on_one_study(tmp_path, monkeypatch):
@@ -222,9 +286,9 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "other.py").write_text(STUDY.replace("NAME", "other").replace("epochs: int = 2", "epochs: int = 3"))
     (tmp_path / "seedless.py").write_text(STUDY.replace("seed: int = 0, ", "").replace("seed=seed", "seed=0"))
     for arguments, sentence in (
-        (("one.py", "--budget", "hours=1"), "`budget` must be such as"),
+        (("one.py", "--budget", "hours=1"), "`--budget` must be such as"),
         (("one.py", "other.py"), "`recipe` must be the same in all studies"),
-        (("one.py", "--seeds", "0"), "`seeds` must be at least 1"),
+        (("one.py", "--seeds", "0"), "`--seeds` must be at least 1"),
         (("seedless.py",), "`--set` must be NAME=VALUE for an argument of `search`"),
     ):
         done = nas("compare", *arguments, "--no-mlflow")

@@ -589,7 +589,7 @@ def test_a_round_that_was_cut_off_goes_on_from_its_checkpoint(data, tmp_path):
         study.optimize(n_convolutions, n_trials=1)
     resumed = training_sampler(data, tmp_path)
     steps = []
-    resumed.prepare(tmp_path, steps.append, None)
+    resumed.prepare(tmp_path, lambda what, share: steps.append(share), None)
     study.sampler = resumed
     study.optimize(n_convolutions, n_trials=1)
     assert openers(study) == [1]

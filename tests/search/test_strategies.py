@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from optuna_nas import (
     GHNSampler,
     HMNASPruner,
+    ImageClassification,
     ImageData,
     NetworkSpace,
     Recipe,
@@ -24,7 +25,7 @@ from optuna_nas import (
 )
 from optuna_nas.cli.commands import app
 from optuna_nas.search.stopping import Stopping
-from optuna_nas.search.strategy import STRATEGIES
+from optuna_nas.search.strategy import STRATEGIES, Setting
 from optuna_nas.storage.attributes import METRIC, PROMOTES, attribute
 from optuna_nas.storage.leaderboard import leaderboard
 
@@ -81,7 +82,7 @@ def test_a_strategy_says_what_it_does(make):
     explained = [make(strategy).made_strategy.explanation for strategy in STRATEGIES]
     assert all(text.startswith(f"{name}: ") for name, text in zip(STRATEGIES, explained, strict=True) if name != "auto")
     assert explained[0] == explained[1]
-    assert explained[0].startswith("free: 1,000 random architectures are scored without training, and the best are")
+    assert explained[0].startswith("free: 150 random architectures are scored without training, and the best are")
     assert make("auto", trials=None, seconds=60).made_strategy.explanation.startswith("free: 300 random")
 
 
@@ -244,4 +245,13 @@ def test_the_command_line_takes_a_strategy_and_seconds(tmp_path, monkeypatch):
     assert "accuracy" in shown
     done = CliRunner().invoke(app, ["run", "tiny.py", "--strategy", "magic"])
     assert done.exit_code == 2
-    assert "`strategy` must be one of" in " ".join(done.stderr.split())
+    assert "`--strategy` must be one of" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("trials", "seconds", "size"),
+    [(None, None, 1000), (30, None, 1000), (3, None, 150), (None, 60.0, 300), (3, 60.0, 150)],
+)
+def test_a_pool_is_no_larger_than_its_trials_are_worth(trials, seconds, size):
+    setting = Setting(nasbench201_space(), None, Recipe(), ImageClassification(), None, trials, seconds)
+    assert setting.pool_size == size

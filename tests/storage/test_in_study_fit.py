@@ -99,7 +99,7 @@ def test_a_round_that_was_cut_off_is_opened_by_the_next_trial_from_its_checkpoin
         fit.before(study, trial)
     study.tell(trial, state=TrialState.FAIL)
     again = make(data, tmp_path)
-    again.prepare(tmp_path, shares.append)
+    again.prepare(tmp_path, lambda what, share: shares.append(share))
     again.before(study, study.ask())
     assert openers(study) == [1]
     assert len(shares) == again.model.step - 2 + 1  # one for each step that was left, and the end

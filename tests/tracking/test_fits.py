@@ -62,7 +62,7 @@ def test_the_training_of_a_hypernetwork_is_shown_on_the_study_once(uri, tmp_path
         curve = mirror.client.get_metric_history(mirror.parent.info.run_id, f"ghn/{name}")
         assert [point.step for point in curve] == [record.step for record in ghn.records]
         assert [point.value for point in curve] == pytest.approx([r.metrics[name] for r in ghn.records], rel=1e-4)
-        own = mirror.client.get_metric_history(mirror.fits["GHN"].info.run_id, name)
+        own = mirror.client.get_metric_history(mirror.fits["GHN"].info.run_id, f"fit/{name}")
         assert [(point.step, point.value) for point in own] == [(point.step, point.value) for point in curve]
     assert mirror.fits["GHN"].info.status == "FINISHED"
     assert mirror.fits["GHN"].info.run_name == "GHN fit"

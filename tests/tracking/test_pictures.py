@@ -9,10 +9,10 @@ from PIL import Image
 from scipy.stats import kendalltau
 from tracked import SPACE, new_study, read, search
 
-from optuna_nas.space import Architecture
-from optuna_nas.tracking import (
-    MLflowTracker,
-)
+from optuna_nas.plots import plot_architecture
+from optuna_nas.plots.cells import draw_choices
+from optuna_nas.space import Architecture, darts_space, nasbench201_space
+from optuna_nas.tracking import MLflowTracker, pictures
 
 
 def test_the_architecture_is_a_picture_a_tile_of_the_grid_and_a_value(finished):
@@ -53,3 +53,18 @@ def test_statuses_are_right_where_files_are_refused(uri, monkeypatch, caplog):
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
         "MLflow could not store an architecture or a table (read-only bucket)."
     ]
+
+
+def test_a_card_has_the_drawing_above_a_legible_table():
+    short, long = nasbench201_space(), darts_space()
+    for space, grows in ((short, True), (long, False)):
+        architecture = space.sample(np.random.default_rng(0))
+        drawing = pictures.pixels(plot_architecture(architecture))
+        card = pictures.card_picture(architecture, drawing)
+        height, width, _ = card.shape
+        if grows:
+            assert 0.5 < width / height < 2  # the tile is square
+            table = card[-pictures.pixels(draw_choices(architecture)).shape[0] :]
+            assert (table[..., :3].min(axis=(1, 2)) < 100).mean() > 0.3  # rows of letters
+        else:
+            assert np.array_equal(card, drawing)

@@ -6,14 +6,17 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import product
 from urllib.parse import quote
 
 import pytest
+from matplotlib.figure import Figure
 from servers import QUIET_MLFLOW
 from terminal import wait_for
 from tracked import SPACE, new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker, records, trial_runs
+from optuna_nas.tracking.comparison import save_comparison
 
 pytestmark = [
     pytest.mark.process,
@@ -135,33 +138,71 @@ def seen_in(browser, address, place):
     return done.stdout
 
 
-@pytest.mark.browser
-def test_the_view_opens_in_a_browser_with_its_charts(server, tmp_path):
+@pytest.fixture
+def seen(tmp_path):
+    """What a browser makes of an address of MLflow."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("neither chromium nor google-chrome is installed; `apt-get install chromium` brings one")
+    return lambda address, name: seen_in(browser, address, tmp_path / name)
+
+
+@pytest.mark.browser
+def test_the_pages_of_a_study_answer_at_first_sight(server, tmp_path, seen):
     server.wait()
     tracker, study = MLflowTracker(server.uri, experiment="browser"), new_study(folder=tmp_path)
-    search(tracker, study, 4)
-    shown = seen_in(browser, tracker.view_url, tmp_path / "view")
-    best = study.best_trial.number
+    search(tracker, study, 4, pruned={1})
+    tracker.start(study, space=SPACE, metric="accuracy")
+    tracker.finish(study, network=tmp_path / "best.safetensors")
+    mirror, best = read(server.uri, "browser"), study.best_trial.number
+    tags = {"optuna_nas.study_uid": mirror.parent.data.tags["optuna_nas.study_uid"], "optuna_nas.kind": "fit"}
+    mirror.client.create_run(mirror.experiment.experiment_id, tags=tags, run_name="SNAS fit")  # which is no trial
+    shown = seen(tracker.view_url, "view")
     titles = ["1. Which trial won", "2. What it chose", "3. What it looks like", "4. How it learned"]
     charts = ["best_value", "params vs. accuracy", "Parallel Coordinates", f"best - trial {best}"]
-    for text in [*titles, *charts, f"trial {best} (best)", "cell_0_1"]:
+    names = [f"trial {best} (best)", "trial 1 (pruned)", "cell_0_1"]
+    for text in [*titles, *charts, *names, "<strong>5</strong> matching runs"]:
         assert text in shown, text
-    # The pages behind it: the study's run, a trial's run, and all trials side by side.
-    mirror = read(server.uri, "browser")
-    pages = f"{server.uri}/#/experiments/{mirror.experiment.experiment_id}/runs"
-    shown = seen_in(browser, f"{pages}/{mirror.parent.info.run_id}", tmp_path / "study")
+    for text in ("SNAS fit", "Judges", "Agent versions"):
+        assert text not in shown, text
+    table = seen(tracker.view_url.replace("compareRunsMode=CHART", "compareRunsMode=TABLE"), "table")
+    for text in ("accuracy", "params", "multiply_adds", "optuna.state", "PRUNED"):
+        assert text in table, text
+    # The pages behind it: the study's run, a trial's run, the models, and all trials side by side.
+    pages = f"{server.uri}/#/experiments/{mirror.experiment.experiment_id}"
+    shown = seen(f"{pages}/runs/{mirror.parent.info.run_id}", "study")
     for text in ("best_value", "trial_value", "seconds_saved", "Best accuracy", "get-artifact?path=architecture.png"):
         assert text in shown, text
-    child = mirror.children[best]
-    shown = seen_in(browser, f"{pages}/{child.info.run_id}", tmp_path / "trial")
+    shown = seen(f"{pages}/runs/{mirror.children[best].info.run_id}", "trial")
     for text in (f"trial {best} (best)", "accuracy", "cell_0_1", "Finished"):
+        assert text in shown, text
+    shown = seen(f"{pages}/models?workflowType=machine_learning", "models")
+    for text in ("best of study", f"trial {best} (best)", "Ready"):
         assert text in shown, text
     runs = json.dumps([run.info.run_id for run in mirror.children.values()])
     query = f"runs={quote(runs)}&experiments={quote(json.dumps([mirror.experiment.experiment_id]))}"
-    shown = seen_in(browser, f"{server.uri}/#/compare-runs?{query}", tmp_path / "compare")
+    shown = seen(f"{server.uri}/#/compare-runs?{query}", "compare")
     assert "Comparing 4 Runs" in shown
     assert "Parallel Coordinates" in shown
     assert all(f"trial {number}" in shown for number in range(4))
+
+
+@pytest.mark.browser
+def test_a_comparison_shows_its_strategies_first(server, tmp_path, seen):
+    server.wait()
+    studies = []
+    for name, seed in product("ab", range(2)):
+        (folder := tmp_path / f"{name}{seed}").mkdir()
+        studies.append(new_study(f"{name}-{seed}", folder))
+        search(MLflowTracker(server.uri, "strategies", tags={"strategy": name, "seed": str(seed)}), studies[-1], 2)
+    curves = {study.study_name: [(1, 0.2), (2, 0.5)] for study in studies}
+    tracker = MLflowTracker(server.uri, "strategies")
+    rows = [["a", "0.5000"], ["b", "0.4000"]]
+    address = save_comparison(
+        tracker, studies, "accuracy", ["strategy", "best"], rows, Figure(), "<b> is told.", curves
+    )
+    shown = seen(address, "comparison")
+    for text in ("Group: a", "Group: b", "a-0", "b-1", "best_value_by_second", "&lt;b&gt; is told."):
+        assert text in shown, text
+    assert "<strong>4</strong> matching runs" in shown
+    assert "trial 0" not in shown

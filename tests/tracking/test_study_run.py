@@ -1,8 +1,11 @@
 """What MLflow shows of a study: description, params, data set, leaderboard, saved view."""
 
 import json
+import re
 
-from tracked import new_study, read, search, value_of
+import optuna
+import pytest
+from tracked import SPACE, new_study, read, search, value_of
 
 from optuna_nas.tracking import MLflowTracker
 
@@ -11,12 +14,17 @@ def test_the_study_shows_its_description_params_and_dataset(finished):
     mirror, _, _ = finished
     note = mirror.parent.data.tags["mlflow.note.content"]
     best = max((0, 3, 4, 5), key=value_of)
-    assert note.startswith("Which cell is *best*?\n\n**Best accuracy: ")
-    assert f"of trial {best}." in note
-    assert "4 complete, 1 pruned, 1 fail." in note
+    run = f"#/experiments/{mirror.experiment.experiment_id}/runs/{mirror.children[best].info.run_id}"
+    first, *_ = note.splitlines()
+    assert first.startswith(f"**Best accuracy: {value_of(best):.4g}**, of [trial {best}]({run}). Trials: ")
+    assert re.search("4 complete, 1 pruned, 1 fail; [0-9]+ s of training\\.$", first)
+    assert note.endswith("\n\nWhich cell is *best*?")
+    numbers = mirror.parent.data.metrics
+    assert (numbers["best_trial"], numbers["n_pruned"]) == (best, 1)
+    assert 0 < numbers["seconds_training"] < 60
     picture = f"get-artifact?path=architecture.png&run_uuid={mirror.children[best].info.run_id}"
     assert f"![the best architecture]({picture})" in note
-    assert f"| 1 | {best} | {value_of(best):.4g} |" in note
+    assert f"| best: trial | accuracy |\n| --- | --- |\n| {best} | {value_of(best):.4g} |" in note
     assert mirror.parent.data.params == {"sampler": "RandomSampler", "trials": "6"}
     (used,) = mirror.parent.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("digits", "d" * 36)
@@ -58,3 +66,41 @@ def test_the_view_draws_the_surrogate_score_where_trials_have_one(uri):
     search(tracker, study, 1, during=lambda trial: trial.set_user_attr("surrogate_score", 0.5))
     (scatter,) = [chart for chart in read(uri).view["compareRunCharts"] if chart["type"] == "SCATTER"]
     assert scatter["xaxis"] == {"key": "surrogate_score", "type": "METRIC"}
+
+
+def test_the_best_network_is_a_model_with_the_metrics_of_its_trial(uri, tmp_path):
+    study, tracker = new_study(folder=tmp_path), MLflowTracker(uri)
+    search(tracker, study, 2)
+    for n_trials in (2, 5):  # the best one changes
+        search(tracker, study, n_trials - 2)
+        tracker.start(study, space=SPACE, metric="accuracy")
+        tracker.finish(study, network=tmp_path / "trial.safetensors")
+        mirror, best = read(uri), study.best_trial
+        (model,) = mirror.client.search_logged_models([mirror.experiment.experiment_id])
+        assert model.source_run_id == mirror.children[best.number].info.run_id
+        assert model.status == "READY"
+        assert {metric.key: metric.value for metric in model.metrics}["accuracy"] == best.value
+        assert model.params["load_with"] == f'optuna_nas.load_network("{tmp_path / "trial.safetensors"}")'
+    note = mirror.parent.data.tags["mlflow.note.content"]
+    assert f'\n\nIts network: `optuna_nas.load_network("{tmp_path / "trial.safetensors"}")`\n\n' in note
+    assert study.best_trial.number == 4
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_foreign_study_of_several_objectives_shows_its_front_and_no_empty_charts(uri):
+    study = optuna.create_study(study_name="theirs", directions=["maximize", "minimize", "minimize"])
+    study.set_metric_names(["accuracy", "size<b>", "latency"])
+    for values in ([0.9, 30, 3], [0.8, 40, 4], [0.7, 10, 3]):
+        study.add_trial(optuna.create_trial(values=values))
+    MLflowTracker(uri, metric="accuracy").rebuild(study)
+    mirror = read(uri)
+    note = mirror.parent.data.tags["mlflow.note.content"]
+    assert "| Pareto front: trial | accuracy | size&lt;b> | latency |\n| --- | --- | --- | --- |\n" in note
+    assert "| 0 | 0.9 | 30 | 3 |\n| 2 | 0.7 | 10 | 3 |" in note
+    run_id = mirror.parent.info.run_id
+    assert f"![trials and their Pareto front](get-artifact?path=pareto_front.png&run_uuid={run_id})" in note
+    assert "pareto_front.png" in {file.path for file in mirror.client.list_artifacts(run_id)}
+    charts = [(chart["type"], chart.get("xaxis", {}).get("key")) for chart in mirror.view["compareRunCharts"]]
+    logged = mirror.children[0].data.metrics
+    assert [kind for kind, _ in charts] == ["LINE", "SCATTER", "SCATTER"]
+    assert all(key in logged for kind, key in charts if kind == "SCATTER")

@@ -5,6 +5,7 @@ import time
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 from tracked import EPOCHS, new_study, read, value_of
 
 from optuna_nas.tracking import MLflowTracker
@@ -52,7 +53,10 @@ def test_the_winner_stands_out(finished):
     mirror, study, _ = finished
     names = {number: run.info.run_name for number, run in mirror.children.items()}
     best = study.best_trial.number
-    assert names == {number: f"trial {number}" + " (best)" * (number == best) for number in range(6)}
+    ends = {TrialState.PRUNED: " (pruned)", TrialState.FAIL: " (failed)", TrialState.COMPLETE: ""}
+    expected = {trial.number: f"trial {trial.number}{ends[trial.state]}" for trial in study.trials}
+    assert names == expected | {best: f"trial {best} (best)"}
+    assert {"trial 1 (pruned)", "trial 2 (failed)"} <= set(names.values())
     colours = {number: run.data.tags["mlflow.runColor"] for number, run in mirror.children.items()}
     assert [number for number in colours if colours[number] == COLOURS["best"]] == [best]
 

@@ -7,8 +7,8 @@ import pytest
 from servers import answering
 from tracked import SPACE, new_study, read
 
-from optuna_nas.tracking import MLflowTracker, comparison_view, records, view
-from optuna_nas.tracking.view import page_url
+from optuna_nas.tracking import MLflowTracker, records, view
+from optuna_nas.tracking.view import Shown, comparison_view, page_url
 
 
 def test_parameters_that_explain_more_are_drawn_first():
@@ -33,15 +33,24 @@ def test_parameters_that_explain_more_are_drawn_first():
 
 def test_the_view_fits_into_a_tag():
     params = [f"reduction/{i}-{j}" for i in range(9) for j in range(i)]
-    view = comparison_view(
-        "accuracy",
-        maximize=True,
-        params=params[:8],
-        scatter="params",
-        winner="best",
-        search_filter="u" * 64,
-    )
-    assert len(json.dumps(view)) < 20_000 / 2
+    shown = Shown(["accuracy", "latency"], params=params[:8], scatter="params", pictures=["best", "architecture"])
+    assert len(json.dumps(comparison_view(shown, "u" * 64))) < 20_000 / 2
+
+
+def charts_of(state):
+    sections = {section["uuid"]: section["name"] for section in state["compareRunSections"]}
+    found = {name: [] for name in sections.values()}
+    for chart in state["compareRunCharts"]:
+        found[sections[chart["metricSectionId"]]].append(chart["type"])
+    return found
+
+
+def test_sections_without_charts_are_left_out_and_every_objective_has_one():
+    assert charts_of(comparison_view(Shown(["value"], curves=False), "")) == {"1. Which trial won": ["LINE"]}
+    several = comparison_view(Shown(["accuracy", "params", "latency"], scatter="params"), "")
+    assert charts_of(several) == {"1. Which trial won": ["LINE", "SCATTER", "SCATTER"], "4. How it learned": ["LINE"]}
+    axes = [chart["xaxis"]["key"] for chart in several["compareRunCharts"] if chart["type"] == "SCATTER"]
+    assert axes == ["params", "latency"]
 
 
 def test_a_database_is_opened_by_one_command_and_a_server_by_its_address(uri, monkeypatch):
@@ -74,3 +83,4 @@ def test_a_server_that_knows_no_saved_views_gets_a_plain_address(version, saved)
     assert ("viewStateShareKey=optuna_nas_uid" in address) == saved
     assert ("orderByKey=metrics.%60accuracy%60&orderByAsc=false" in address) != saved
     assert "/#/experiments/7/runs?" in address
+    assert "workflowType=machine_learning" in address

@@ -113,11 +113,11 @@ def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgre
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--workers", "0"), "`workers` must be at least 1 but got 0."),
-        (("--workers", "2", "--gpus-per-trial", "1"), "`gpus_per_trial` 1 must leave room for 2 workers"),
+        (("--workers", "0"), "`--workers` must be at least 1 but got 0."),
+        (("--workers", "2", "--gpus-per-trial", "1"), "`--gpus-per-trial` 1 must leave room for 2 workers"),
         (("--gpus-per-trial", "1"), "`--gpus-per-trial` must go with --workers"),
-        (("--workers", "2", "--storage", "postgresql://127.0.0.1:1/none"), "`storage` must be the address of a"),
-        (("--workers", "2", "--artifacts", "fast.py/store"), "`artifacts` must be a place to write to"),
+        (("--workers", "2", "--storage", "postgresql://127.0.0.1:1/none"), "`--storage` must be the address of a"),
+        (("--workers", "2", "--artifacts", "fast.py/store"), "`--artifacts` must be a place to write to"),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence, folder, postgresql):
@@ -173,7 +173,7 @@ def test_ctrl_c_ends_all_workers_and_the_study_goes_on(folder, postgresql):
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "To resume: optuna-nas run fast.py --workers 2" in output
+    assert "To resume           optuna-nas run fast.py --workers 2" in output
     states = states_of(postgresql, "cut")
     assert set(states) == {TrialState.COMPLETE}, "the running trials were ended first"
     total = len(states) + 3

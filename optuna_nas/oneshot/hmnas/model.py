@@ -34,12 +34,6 @@ class HMNAS(MaskedSupernet):
     `fit` trains the supernet first (bilevel: weights on the split `weights`, edges and ops on `choices`), then the
     masks on both splits, all else frozen. No penalty asks for zeros: a mask falls where the loss prefers it.
 
-    >>> from optuna_nas import HMNAS, NetworkSpace, Skeleton, hmnas_space
-    >>> space = NetworkSpace(hmnas_space(), Skeleton(("normal", "reduction"), 4, (1, 8, 8), 10, affine=False))
-    >>> hmnas = HMNAS(space)
-    >>> hmnas.survival(space.full_architecture()).share  # before the fit, masks keep everything
-    1.0
-
     Args:
         space: Cells with ops on edges, in a skeleton that is usually small and has `affine=False`; `none` is left out,
             since masks do its work. Or a `ModuleSpace` with `choose_ops` or `choose_inputs`, which are masked;
@@ -50,6 +44,13 @@ class HMNAS(MaskedSupernet):
 
     Raises:
         ValueError: The space is of blocks, or has no choice of several.
+
+    Example:
+        >>> from optuna_nas import HMNAS, NetworkSpace, Skeleton, hmnas_space
+        >>> space = NetworkSpace(hmnas_space(), Skeleton(("normal", "reduction"), 4, (1, 8, 8), 10, affine=False))
+        >>> hmnas = HMNAS(space)
+        >>> hmnas.survival(space.full_architecture()).share  # before the fit, masks keep everything
+        1.0
     """
 
     name = "HMNAS"

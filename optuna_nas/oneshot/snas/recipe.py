@@ -158,8 +158,9 @@ class SNASRecipe:
     def temperature(self, fraction: float) -> float:
         """Return the temperature of the relaxed samples when a share of the budget is done.
 
-        >>> SNASRecipe(warmup_fraction=0.5).temperature(0.5)  # it falls once the warm-up has ended
-        1.0
+        Example:
+            >>> SNASRecipe(warmup_fraction=0.5).temperature(0.5)  # it falls once the warm-up has ended
+            1.0
         """
         progress = max(0.0, fraction - self.warmup_fraction) / (1 - self.warmup_fraction)
         first, last = self.first_temperature, self.last_temperature

@@ -1,0 +1,113 @@
+"""Which strategy is better: `optuna-nas compare`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from optuna_nas.cli.application import command
+from optuna_nas.cli.console import console, print_line
+from optuna_nas.cli.display import Displays
+from optuna_nas.cli.options import Debug, MLflow, NoMLflow, Settings, same_command, strategies, to_copy
+from optuna_nas.search.study_file import UsageError, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna_nas.results.comparison import Budget, Comparison
+    from optuna_nas.search.config import Search
+    from optuna_nas.tracking import MLflowTracker
+
+
+@command()
+def compare(
+    studies: Annotated[
+        list[Path], typer.Argument(help="YAML files, or Python files whose function `search` has an argument `seed`.")
+    ],
+    budget: Annotated[
+        str, typer.Option(help="Budget of each run: trials=30, seconds=600 or epochs=200.")
+    ] = "trials=30",
+    seeds: Annotated[int, typer.Option(help="Number of runs of each strategy.")] = 3,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Strategy to compare, such as auto or snas, on the one study that is given; repeatable.",
+            autocompletion=strategies,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the comparison; by default the names of the studies.")
+    ] = None,
+    mlflow: MLflow = None,
+    no_mlflow: NoMLflow = False,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Compare studies, random search and TPE with equal budgets and several seeds."""
+    with console.status("Loading PyTorch and the studies ..."):
+        from optuna_nas.results import comparison
+        from optuna_nas.tracking import MLflowTracker
+        from optuna_nas.tracking.comparison import PREFIX
+
+        spending = comparison.Budget.parse(budget)
+        if strategy and len(studies) > 1:
+            raise UsageError(f"`--strategy` must go with one study but there are {len(studies)}; leave out the others.")
+
+        def make(seed: int) -> list[Search]:
+            loaded = (load(study, [*(settings or []), f"seed={seed}"]) for study in studies)
+            searches = [replace(search, command=same_command()) for search in loaded]
+            return comparison.by_strategies(searches[0], strategy, spending) if strategy else searches
+
+        first = make(0)
+    title = name or "-".join([studies[0].stem, *strategy] if strategy else [search.name for search in first])
+    experiment = f"{PREFIX}{title}"
+    folder = Path("runs") / experiment
+
+    def tracker(tags: Mapping[str, str]) -> MLflowTracker | None:
+        return None if no_mlflow else MLflowTracker(mlflow, experiment, tags=tags)
+
+    with Displays() as displays:
+        compared = comparison.compare(make, spending, seeds, folder, tracker, listener=displays.next)
+    if compared is None:
+        console.print()
+        print_line("Interrupted", "finished runs are kept.")
+        print_line("To resume", same_command())
+        raise typer.Exit(130)
+    _show_comparison(compared, spending, title, seeds, folder)
+    mlflow_tracker = tracker({})
+    if mlflow_tracker is not None:
+        from optuna_nas.tracking.comparison import save_comparison
+
+        address = save_comparison(
+            mlflow_tracker,
+            compared.studies,
+            compared.metric,
+            compared.headings,
+            [comparison.cells(row) for row in compared.rows],
+            compared.figure(spending),
+            f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
+            compared.by_second(),
+        )
+        seen = to_copy("view", experiment, mlflow=mlflow)
+        print_line("See it in MLflow", address if mlflow_tracker.served else seen)
+
+
+def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: int, folder: Path) -> None:
+    """Print the table of a comparison, and write table and picture to files."""
+    from optuna_nas.results import comparison
+
+    runs = f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {budget.kind}={budget.amount:g} each"
+    table = Table(title=f"{title}: {runs}")
+    for heading in compared.headings:
+        table.add_column(heading, justify="left" if heading == "strategy" else "right")
+    for row in compared.rows:
+        table.add_row(*comparison.cells(row))
+    console.print(table)
+    console.print(compared.told, soft_wrap=True)
+    compared.figure(budget).savefig(folder / "comparison.png")
+    (folder / "comparison.json").write_text(comparison.as_json(compared))
+    print_line("Files", f"{folder / 'comparison.png'}, {folder / 'comparison.json'}")
