@@ -101,6 +101,9 @@ def shown_errors(debug: bool, given: Mapping[str, str]) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if (why := _why_not_written(error)) is not None:
+            errors.print(f"[bold red]Error:[/] {escape(why)}", markup=True)
+            raise typer.Exit(2) from None
         origin = traceback.extract_tb(error.__traceback__)[-1]
         errors.print(
             f"[bold red]Failed:[/] {type(error).__name__}: {escape(str(error))} "
@@ -108,6 +111,23 @@ def shown_errors(debug: bool, given: Mapping[str, str]) -> Iterator[None]:
             markup=True,
         )
         raise typer.Exit(1) from None
+
+
+def _why_not_written(error: Exception) -> str | None:
+    """Return a sentence for an error that means that a disk takes nothing; None for other errors."""
+    from optuna_nas.storage.database import storage_reason
+    from optuna_nas.training.disk import is_disk_full, is_read_only
+
+    if is_disk_full(error):
+        must, but, way_out = "with free space", "full", "free some"
+    elif is_read_only(error):
+        must, but, way_out = "that can be written to", "read-only", "mount it for writing, or name another folder"
+    else:
+        return None
+    return (
+        f"Files and database of a study must be on a disk {must} but one is {but} ({storage_reason(error)}); "
+        f"{way_out}, then run this again: what is finished is kept."
+    )
 
 
 def with_flags(message: str, given: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import optuna
 from optuna import Study
 from optuna.study import StudyDirection
 
-from optuna_nas.storage.attributes import RUN, SETTING, VERSION, attribute, unreadable
+from optuna_nas.storage.attributes import RUN, SETTING, VERSION, attribute, unreadable, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
 from optuna_nas.storage.identity import claim_folder
 from optuna_nas.storage.versions import versions
@@ -76,7 +76,7 @@ def note_run(study: Study, search: Search, ended: str | None = None) -> None:
         ended: Why the search has ended before its total number of trials; None if it has not.
     """
     noted = {"total": search.total, "command": search.command, "ended": ended}
-    if attribute(study.user_attrs, RUN) != noted:
+    if attribute(user_attributes(study), RUN) != noted:
         study.set_user_attr(RUN, noted)
 
 
@@ -153,7 +153,7 @@ def _wait_until_created(study: Study) -> None:
         ValueError: The study has no settings after `MAX_CREATION_CHECKS`.
     """
     for _ in range(MAX_CREATION_CHECKS):
-        if SETTING in study.user_attrs:  # perhaps unreadable
+        if SETTING in user_attributes(study):  # perhaps unreadable
             return
         time.sleep(WAIT_SECONDS)
     raise ValueError(
@@ -164,7 +164,7 @@ def _wait_until_created(study: Study) -> None:
 
 def _check_version(study: Study, create: bool) -> None:
     """Check that all workers of a study have the same version: that of the process that created or resumed it last."""
-    version, study_version = versions().get("optuna_nas"), attribute(study.user_attrs, VERSION)
+    version, study_version = versions().get("optuna_nas"), attribute(user_attributes(study), VERSION)
     if create and version != study_version:
         study.set_user_attr(VERSION, version)
     elif not create and study_version is not None and version != study_version:
@@ -176,7 +176,7 @@ def _check_version(study: Study, create: bool) -> None:
 
 def _is_earlier(study: Study) -> bool:
     """Return whether an earlier version created the study, with a skeleton of its own and other parameter names."""
-    return "skeleton" in attribute(study.user_attrs, SETTING, {})
+    return "skeleton" in attribute(user_attributes(study), SETTING, {})
 
 
 def _check_setting(study: Study, search: Search) -> None:
@@ -186,9 +186,9 @@ def _check_setting(study: Study, search: Search) -> None:
             f"`directions` must be those of the existing study {search.name!r}, "
             f"{tuple(d.name.lower() for d in study.directions)}, but are {search.directions}; use another name."
         )
-    setting, study_setting = search.setting(), attribute(study.user_attrs, SETTING)
+    setting, study_setting = search.setting(), attribute(user_attributes(study), SETTING)
     if study_setting is None:
-        if SETTING in study.user_attrs:
+        if SETTING in user_attributes(study):
             raise ValueError(
                 f"`study` must have the setting that it was created with but attribute {SETTING!r} of {search.name!r} "
                 "can't be read; give the search another `name` (`--set name=...`), or restore what it was."

@@ -19,6 +19,7 @@ from optuna_nas.storage.attributes import (
     Unverified,
     attribute,
     find_trial,
+    user_attributes,
 )
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
@@ -141,7 +142,7 @@ def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) 
 
 
 def _test_metric(search: Search, study: Study, best: FrozenTrial, network: Path | None, judge: bool) -> float | None:
-    judged = attribute(study.user_attrs, TEST_RESULT)
+    judged = attribute(user_attributes(study), TEST_RESULT)
     if judged is not None and judged["trial"] == best.number:
         return float(judged["metric"])
     objective = search.resolved_objective

@@ -319,6 +319,13 @@ class _Run:
                 catch=(TrainingDiverged, OutOfMemory),
                 callbacks=[self._after_trial],
             )
+        except RecursionError as error:
+            if error in self.raised_by_objective:
+                raise
+            raise ValueError(
+                "`study` must hold attributes that Optuna can copy but those of a trial in its queue are nested too "
+                "deeply; give the search another `name`."
+            ) from error
         except (AssertionError, UnboundLocalError) as error:
             # If the state of a trial can't be stored, Optuna raises another error that hides the first one.
             while (cause := error.__context__) is not None:

@@ -300,6 +300,20 @@ def attribute(attributes: Mapping[str, Any], key: str, default: Any = None) -> A
         return default
 
 
+def user_attributes(study: Study) -> dict[str, Any]:
+    """Return the user attributes of a study, of which Optuna's own copy fails where values are nested deeply.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.storage.attributes import user_attributes
+        >>> study = optuna.create_study()
+        >>> study.set_user_attr("note", "mine")
+        >>> user_attributes(study)
+        {'note': 'mine'}
+    """
+    return dict(study._storage.get_study_user_attrs(study._study_id))
+
+
 def has_attribute(attributes: Mapping[str, Any], key: str) -> bool:
     """Return whether there is an attribute with a key or its name in older studies, of the type that it must have.
 
@@ -343,7 +357,7 @@ def unreadable(study: Study) -> list[Unreadable]:
         >>> print(unreadable(study)[0])
         attribute 'optuna_nas:params' of trial 0 can't be read: `optuna_nas:params` must be a number but got 'many'.
     """
-    found = [Unreadable(None, key, why) for key, why in unreadable_in(study.user_attrs)]
+    found = [Unreadable(None, key, why) for key, why in unreadable_in(user_attributes(study))]
     for trial in study.get_trials(deepcopy=False):
         found += [
             Unreadable(trial.number, key, why) for key, why in unreadable_in(trial.user_attrs, trial.system_attrs)

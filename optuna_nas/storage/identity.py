@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 
 from optuna_nas.space.reading import named_file, read_json_file
-from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute
+from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute, user_attributes
 from optuna_nas.training.rules import checked, text
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def study_uid(study: Study) -> str:
         >>> study_uid(copy) != uid == study_uid(study)
         True
     """
-    attributes, home = study.user_attrs, home_of(study)
+    attributes, home = user_attributes(study), home_of(study)
     uid, noted = attribute(attributes, UID_ATTRIBUTE), attribute(attributes, HOME)
     if uid is not None and noted is not None and Home(*noted) != home and _is_there(study, Home(*noted), str(uid)):
         logger.info("Study %r is a copy of %r; it gets an identity of its own.", study.study_name, noted[0])
@@ -93,7 +93,7 @@ def study_uid(study: Study) -> str:
     if uid is None:
         uid = uuid.uuid4().hex[:16]
         study.set_user_attr(UID_ATTRIBUTE, uid)
-        uid = study.user_attrs[UID_ATTRIBUTE]  # another process may have been faster
+        uid = user_attributes(study)[UID_ATTRIBUTE]  # another process may have been faster
     if noted is None or Home(*noted) != home:
         study.set_user_attr(HOME, list(home))
     return str(uid)
@@ -101,7 +101,7 @@ def study_uid(study: Study) -> str:
 
 def keep_identity(study: Study) -> None:
     """Note that a study was moved here on purpose: the copy keeps the id, and the original is not used any more."""
-    if has_attribute(study.user_attrs, UID_ATTRIBUTE):
+    if has_attribute(user_attributes(study), UID_ATTRIBUTE):
         study.set_user_attr(HOME, list(home_of(study)))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.study import StudyDirection
 
-from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute, objective_names
+from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute, objective_names, user_attributes
 from optuna_nas.storage.database import without_password
 from optuna_nas.storage.leaderboard import leaderboard
 from optuna_nas.tracking.client import Client, silence
@@ -71,7 +71,7 @@ class Mirror:
     def find_view(self, study: optuna.Study, local_server: str) -> str:
         """Return the URL of the comparison view of a study that was tracked before."""
         self.client.check()
-        uid = str(attribute(study.user_attrs, UID_ATTRIBUTE, ""))
+        uid = str(attribute(user_attributes(study), UID_ATTRIBUTE, ""))
         with self.client.connections:
             experiment_id = self.client.experiment_of(self._experiment or DEFAULT_EXPERIMENT, uid) if uid else None
         if experiment_id is None:
@@ -104,7 +104,7 @@ class Mirror:
         self._trials = TrialRuns(self._runs, self._metric, names[1:], self._space)
         self._fits = FitRuns(self._runs, self._pictures)
         self._study = StudyRun(self._runs, self._metric, direction, self._space, self._pictures)
-        self._study.describe(run, description, dataset, params, {**tags, **unreadable_tag(study.user_attrs)})
+        self._study.describe(run, description, dataset, params, {**tags, **unreadable_tag(user_attributes(study))})
         self._study.save_view(study, self._trials.winner())
 
     def trial_started(self, started: StartedTrial, first: Epoch) -> None:

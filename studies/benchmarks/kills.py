@@ -2,8 +2,7 @@
 
 Command:   python studies/benchmarks/kills.py [--moments 40] [--trials 300]
 Cost:      half an hour on two cores; nothing is trained
-Expected:  all moments go on; 300 counted trials, none running, each once in MLflow; a few may wait, which workers
-           began at the same time and put back as one too many
+Expected:  all moments go on; 300 counted trials, none running, none waiting, each once in MLflow
 
 First: `optuna-nas run` is killed (SIGKILL) at random moments of its first ten seconds, while it imports, creates the
 study, makes MLflow's tables or runs its first trials; the same command then has to finish.

@@ -424,3 +424,27 @@ def test_a_listener_that_cannot_be_told_everything_is_refused_at_once(search, st
     with pytest.raises(ValueError, match=r"MLflowTracker lacks progress, model_progress, closing; .*tracking="):
         start(search, MLflowTracker())
     assert not search.resolved_folder().exists()
+
+
+def nest(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_attributes_that_are_nested_deeply_are_left_out_or_named(queued, tmp_path):
+    storage = optuna.storages.InMemoryStorage()
+    space = nasbench201_space()
+    arguments = {"objective": lambda trial: float(space.suggest(trial).connected), "trials": 2, "storage": storage}
+    search = Search("deep", space, folder=tmp_path, tracking=None, pictures=False, **arguments)
+    study = open_study(search)
+    if not queued:
+        storage.set_study_user_attr(study._study_id, "note", nest(700))
+        assert len(search.run().study.trials) == 2
+        return
+    study.enqueue_trial({})
+    storage.get_all_trials(study._study_id, deepcopy=False)[0].user_attrs["note"] = nest(700)
+    with pytest.raises(ValueError, match="nested too deeply; give the search another `name`"):
+        search.run()
