@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,23 +78,28 @@ def compare(
         print_line("Interrupted", "finished runs are kept.")
         print_line("To resume", same_command())
         raise typer.Exit(130)
-    _show_comparison(compared, spending, title, seeds, folder)
-    mlflow_tracker = tracker({})
-    if mlflow_tracker is not None:
-        from optuna_nas.tracking.comparison import save_comparison
+    from optuna_nas.storage.database import closing
 
-        address = save_comparison(
-            mlflow_tracker,
-            compared.studies,
-            compared.metric,
-            compared.headings,
-            [comparison.cells(row) for row in compared.rows],
-            compared.figure(spending),
-            f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
-            compared.by_second(),
-        )
-        seen = to_copy("view", experiment, mlflow=mlflow)
-        print_line("See it in MLflow", address if mlflow_tracker.served else seen)
+    with ExitStack() as connections:  # of the studies, which are read again for tables and pictures
+        for study in compared.studies:
+            connections.enter_context(closing(study))
+        _show_comparison(compared, spending, title, seeds, folder)
+        mlflow_tracker = tracker({})
+        if mlflow_tracker is not None:
+            from optuna_nas.tracking.comparison import save_comparison
+
+            address = save_comparison(
+                mlflow_tracker,
+                compared.studies,
+                compared.metric,
+                compared.headings,
+                [comparison.cells(row) for row in compared.rows],
+                compared.figure(spending),
+                f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
+                compared.by_second(),
+            )
+            seen = to_copy("view", experiment, mlflow=mlflow)
+            print_line("See it in MLflow", address if mlflow_tracker.served else seen)
 
 
 def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: int, folder: Path) -> None:

@@ -109,7 +109,7 @@ def test_an_export_leaves_the_network_alone(tmp_path):
     export_network(network, tmp_path / "net", "state-dict")
     assert network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
-    with pytest.raises(ValueError, match="`--format` must be one of"):
+    with pytest.raises(ValueError, match="`format` must be one of"):
         export_network(network, tmp_path / "net", "tflite")
 
 
