@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_nas.search.checks import MAX_TRIALS
-from optuna_nas.storage.attributes import METRIC, RUN, attribute
+from optuna_nas.storage.attributes import METRIC, RUN, attribute, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, sqlite_address, sqlite_file
 from optuna_nas.storage.database import closing as closed
 from optuna_nas.storage.leaderboard import best_trial
@@ -133,7 +133,7 @@ def _summaries(address: str, place: str) -> Iterator[StudySummary]:
 def _summary(study: Study, address: str, place: str) -> StudySummary:
     file = sqlite_file(address)
     trials, best = study.get_trials(deepcopy=False), best_trial(study)
-    noted = attribute(study.user_attrs, RUN, {"total": None, "command": "", "ended": None})
+    noted = attribute(user_attributes(study), RUN, {"total": None, "command": "", "ended": None})
     n_counted, total, ended = counted_trials(study), noted["total"], noted["ended"]
     if any(trial.state == TrialState.RUNNING for trial in trials) and (file is None or _is_held(file)):
         state = RUNNING

@@ -20,6 +20,7 @@ from optuna_nas.storage.attributes import (
     has_attribute,
     objective_names,
     shown_attributes,
+    user_attributes,
 )
 from optuna_nas.storage.plain import visible
 from optuna_nas.storage.spending import spending_of
@@ -164,7 +165,7 @@ class StudyRun:
         seconds = f"{training:,.0f} s of training" + (f", {model:,.0f} s of one-shot models" if model else "")
         numbers = {"best_trial": float(best.number)}
         result = f"**Best {self._metric}: {best.values[0]:.4g}**, of {link}"
-        judged = attribute(study.user_attrs, TEST_RESULT)
+        judged = attribute(user_attributes(study), TEST_RESULT)
         if judged is not None and judged["trial"] == best.number:
             numbers[TESTED] = judged["metric"]
             result += f"; on the test split {judged['metric']:.4g}"

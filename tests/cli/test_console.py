@@ -26,7 +26,7 @@ def stored(text):
     ],
 )
 def test_a_disk_that_takes_nothing_is_named(error, must, capsys):
-    with pytest.raises(typer.Exit) as ended, shown_errors(debug=False):
+    with pytest.raises(typer.Exit) as ended, shown_errors(False, {}):
         raise error
     said = " ".join(capsys.readouterr().err.split())
     assert ended.value.exit_code == 2
