@@ -193,9 +193,10 @@ def test_a_text_of_others_does_nothing_in_a_terminal(capsys):
 
 
 def test_a_text_of_others_is_no_formula_in_a_plot():
-    from optuna_nas.plots.progress import draw_importances
+    from optuna_nas.plots.importances import Importance, Importances, draw_importances
 
-    figure = draw_importances({r"$\frac{1}{$": 0.5, "$a$\x1b": 0.3, "x" * 500: 0.2})
+    hostile = dict.fromkeys((r"$\frac{1}{$", "$a$\x1b", "x" * 500), Importance(0.3, 0.2, 0.4))
+    figure = draw_importances(Importances(hostile, 0.25, 30))
     figure.draw_without_rendering()
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert max(map(len, names)) <= 50

@@ -241,7 +241,7 @@ def _noise(search: Search, ranked: Sequence[LeaderboardRow], metric: str) -> lis
     equal = sum(values[0] - value < error for value in values)
     of = f"one standard error: {100 * error:.1f} points on {n_examples:,} examples"
     if equal == 1:
-        return [f"Ranks 1 and 2 differ by {(values[0] - values[1]) / error:.1f} times {of}."]
+        return [f"Ranks 1 and 2 differ by {100 * (values[0] - values[1]):.1f} points, more than {of}."]
     named = "1 and 2" if equal == 2 else f"1 to {equal}"
     return [f"Ranks {named} differ by less than {of}. This study can't tell which of them is best."]
 

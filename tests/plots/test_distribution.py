@@ -1,13 +1,18 @@
 """Pictures of a distribution that learns: the numbers behind them, and that they are drawn."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from perceptrons import SIZES
 from perceptrons import SPACE as PERCEPTRONS
 
 from optuna_nas import darts_space, ghn_space, hmnas_space, nasbench201_space, plot_distribution, plot_most_likely
 from optuna_nas.oneshot import DistributionRecord
-from optuna_nas.plots.distribution import MAX_ROWS, heat_maps, likeliest_over_time
+from optuna_nas.plots.distribution import MAX_ROWS, distribution_pages, heat_maps, likeliest_over_time
 
 SPACES = {
     "nasbench201": nasbench201_space(),
@@ -59,9 +64,35 @@ def test_rows_are_the_options_of_the_edges_with_their_probabilities(name):
 def test_a_picture_shows_curves_and_a_heat_map_for_every_kind(name, costs, tmp_path):
     figure = plot_distribution(SPACES[name], records(SPACES[name], costs=costs))
     n_kinds = len(SPACES[name].kinds)
-    assert len(figure.axes) == 1 + costs + n_kinds + 1
+    assert len(figure.axes) == 1 + costs + n_kinds * 4  # two columns, the scale and the title
     figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_the_scale_tells_an_eighth_from_a_quarter_in_grey_too():
+    picture = plot_distribution(SPACES["darts"], records(SPACES["darts"]))
+    (image, *_) = [mesh for axes in picture.axes for mesh in axes.collections if isinstance(mesh, QuadMesh)]
+    greys = [to_rgb(image.to_rgba(share)) @ np.array([0.299, 0.587, 0.114]) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2)]
+    assert all(lighter - darker > 0.1 for lighter, darker in pairwise(greys))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_pages_fit_paper_with_labels_of_eight_points_that_nothing_covers(name):
+    pages = distribution_pages(SPACES[name], records(SPACES[name]))
+    edges = []
+    for _, draw in pages:
+        figure = draw()
+        width, height = figure.get_size_inches()
+        assert width <= 7.5
+        assert height <= 9.2
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+        figure.draw_without_rendering()
+        assert all(text.get_fontsize() >= 8 for text in texts)
+        for axes in figure.axes:
+            legend = axes.get_legend()
+            assert legend is None or not legend.get_window_extent().overlaps(axes.get_window_extent())
+        edges += [text.get_text() for text in texts if text.get_text() in SPACES[name].options()]
+    assert sorted(edges) == sorted(SPACES[name].options())
 
 
 def test_one_record_and_blocks_are_drawn_too():

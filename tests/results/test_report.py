@@ -1,13 +1,17 @@
 """The report of a study: what it says, that it stands alone, that a browser shows it without asking anybody."""
 
+import base64
+import html
 import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import optuna
+import pypdf
 import pytest
 from optuna.trial import TrialState, create_trial
 from strategies import few_digits
@@ -98,8 +102,9 @@ SECTIONS = [
     "Question",
     "Result",
     "Leaderboard",
+    "Names",
     "Best so far",
-    "Importance of parameters",
+    "What mattered",
     "What the masks keep",
     "Scores against values",
     "Cost and accuracy",
@@ -119,12 +124,13 @@ def test_a_report_says_what_happened_in_html_and_markdown(search, tmp_path):
     assert "Of 16 trials, 2 were pruned (1 before the first step), 2 failed." in page.text
     assert "Pruning saved 7 of 32 epochs" in page.text
     assert "MedianPruner stopped it" in page.text
+    assert "12 trials have completed, and 20 are needed to tell anything from chance." in page.text
     assert "optuna-nas run study.py" in page.text
     assert all(source.startswith("data:") for source in page.sources)
     markdown = written.markdown.read_text()
     assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == SECTIONS
     pictures = re.findall(r"\]\((\S+\.png)\)", markdown)
-    assert len(pictures) == 7
+    assert len(pictures) == 6
     for name in pictures:
         assert (written.markdown.parent / name).stat().st_size > 1000
 
@@ -137,10 +143,46 @@ def test_a_study_of_its_own_objective_and_few_trials_has_a_shorter_report(tmp_pa
     assert "No trial has completed" in page.text
     study.add_trial(create_trial(value=0.5))
     page = Page(write_report(wanted, tmp_path / "there").page.read_text())
-    assert page.headings == ["Result", "Leaderboard", "Best so far", "How to reproduce"]
+    assert page.headings == ["Result", "Leaderboard", "Names", "Best so far", "How to reproduce"]
     assert (tmp_path / "there" / "report.html").exists()
     with pytest.raises(ValueError, match="`study` must exist"):
         write_report(Search(name="none", space=SPACE, objective=lambda trial: 1.0, folder=tmp_path / "none"))
+
+
+def with_values(search, values):
+    """Return the text of the report of a study with these values."""
+    wanted = replace(search, name="values", folder=search.folder / "values")
+    open_study(wanted).add_trials([trial(number, value) for number, value in enumerate(values)])
+    return Page(write_report(wanted).page.read_text()).text
+
+
+def test_differences_within_noise_are_said_to_be_and_names_are_explained_once(search):
+    n_examples = search.data.size(["report"])
+    error = (0.9 * 0.1 / n_examples) ** 0.5
+    noise = np.random.default_rng(0).uniform(0.1, 0.9 - 1.5 * error, size=24)
+    text = with_values(search, [0.9, 0.9 - 0.5 * error, 0.9 - 0.9 * error, 0.9 - 1.3 * error, *noise])
+    assert f"Ranks 1 to 3 differ by less than one standard error: {100 * error:.0f}" in text
+    assert f"points on {n_examples} examples. This study can't tell which of them is best." in text
+    assert "nothing is told from chance" in text
+    assert text.count("A cell is written node by node, as a | b c: node 0 is its input") == 1
+    for label, name in (
+        ("skip", "skip_connect"),
+        ("conv3", "nor_conv_3x3"),
+        ("avg3", "avg_pool_3x3"),
+        ("none", "none"),
+    ):
+        assert text.count(f"{label}{name}") == 1
+
+
+def test_what_is_beyond_noise_is_said_to_be_with_an_interval(search):
+    good = [0.8 if trial(number, 0.0).params["cell_0_1"] == "nor_conv_3x3" else 0.4 for number in range(40)]
+    values = [value + 0.02 * (number % 7) for number, value in enumerate(good)]
+    text = with_values(search, [*values, 1.0])
+    assert re.search(
+        r"cell_0_1 explains [89]\d% of the variance of values by itself, with a 90 % interval of \d\d%", text
+    )
+    assert "1 of 3 parameters explain more than the" in text
+    assert "Ranks 1 and 2 differ by 10.0 points, more than one standard error: 0.7 points on 96 examples." in text
 
 
 def test_text_cannot_break_out_of_the_page():
@@ -157,19 +199,48 @@ def test_text_cannot_break_out_of_the_page():
     assert "x\\|y z" in markdown
 
 
-@pytest.mark.browser
-@pytest.mark.process
-def test_a_browser_shows_it_without_errors_and_without_the_network(search, tmp_path):
+# -- in a browser ---------------------------------------------------------------------------------------------------
+
+MEASURE = """<body><iframe width="400" height="800"></iframe><pre></pre><script>
+const frame = document.querySelector("iframe"), bytes = Uint8Array.from(atob("%s"), letter => letter.charCodeAt(0));
+frame.onload = () => {
+  const page = frame.contentDocument, style = element => frame.contentWindow.getComputedStyle(element);
+  document.querySelector("pre").textContent = JSON.stringify({
+    sideways: page.documentElement.scrollWidth - page.documentElement.clientWidth,
+    pictures: [...page.images].map(image => [image.width, Number(image.getAttribute("width"))]),
+    papers: [...page.images].map(image => style(image).backgroundColor),
+    paper: style(page.body).backgroundColor, ink: style(page.body).color,
+    cells: [...page.querySelectorAll(".wide :is(th, td)")].map(cell => cell.scrollWidth - cell.clientWidth),
+  });
+};
+frame.srcdoc = new TextDecoder().decode(bytes);
+</script>"""
+"""A page that shows a report in a frame as wide as a phone, and measures it."""
+
+
+@pytest.fixture
+def browse(tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("neither chromium nor google-chrome is installed; `apt-get install chromium` brings one")
-    page = write_report(search).page
-    log, picture = tmp_path / "net.json", tmp_path / "report.png"
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-component-update"]
-    flags += ["--disable-background-networking", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    flags += ["--enable-logging=stderr", f"--log-net-log={log}", "--window-size=390,3000", f"--screenshot={picture}"]
-    done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in done.stderr
+    flags += ["--disable-background-networking", "--disable-sync", "--enable-logging=stderr"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}"]
+
+    def run(page, *more):
+        command = [browser, *flags, *more, page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert "CONSOLE" not in done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.browser
+@pytest.mark.process
+def test_a_browser_shows_it_without_errors_and_without_the_network(search, tmp_path, browse):
+    log, picture = tmp_path / "net.json", tmp_path / "report.png"
+    browse(write_report(search).page, f"--log-net-log={log}", "--window-size=1200,3000", f"--screenshot={picture}")
     assert picture.stat().st_size > 20_000
     text = log.read_text()
     try:
@@ -178,6 +249,58 @@ def test_a_browser_shows_it_without_errors_and_without_the_network(search, tmp_p
         events = json.loads(text.rstrip().rstrip(",") + "]}")["events"]
     asked = {event["params"]["url"] for event in events if "url" in event.get("params", {})}
     assert not [url for url in asked if url.startswith(("http:", "https:")) and "google" not in url]
+
+
+@pytest.mark.browser
+@pytest.mark.process
+def test_on_a_phone_in_the_dark_it_is_as_wide_as_the_phone_and_pictures_keep_size_and_paper(search, tmp_path, browse):
+    report = base64.b64encode(write_report(search).page.read_bytes()).decode()
+    page = tmp_path / "phone.html"
+    page.write_text(MEASURE % report)
+    shown = browse(page, "--blink-settings=preferredColorScheme=0", "--dump-dom", "--virtual-time-budget=5000")
+    found = json.loads(html.unescape(re.search(r"<pre>(\{.*?)</pre>", shown)[1]))
+    assert found["sideways"] == 0
+    assert len(found["pictures"]) == 6
+    assert all(width == own for width, own in found["pictures"])
+    assert set(found["papers"]) == {"rgb(255, 255, 255)"}
+    paper, ink = (sum(map(int, re.findall(r"\d+", found[what])[:3])) / 3 for what in ("paper", "ink"))
+    assert paper < 60 < 200 < ink
+    assert len(found["cells"]) > 7 * 12
+    assert max(found["cells"]) == 0  # no word reaches into the next cell
+
+
+@pytest.mark.browser
+@pytest.mark.process
+@pytest.mark.parametrize("lines", [0, 14])
+def test_printed_no_heading_is_parted_from_its_picture_and_no_page_has_the_last_row_alone(
+    search, tmp_path, browse, lines
+):
+    paper = tmp_path / "report.pdf"
+    longer = replace(search, description="A line.\n" * lines)  # moves what follows to other places on their pages
+    browse(write_report(longer).page, "--no-pdf-header-footer", f"--print-to-pdf={paper}")
+    pages = [page.extract_text() for page in pypdf.PdfReader(paper).pages]
+    assert len(pages) > 2
+
+    def page_of(text):
+        (number,) = [
+            number for number, page in enumerate(pages) if re.search(f"^{re.escape(text)}", page, re.MULTILINE)
+        ]
+        return number
+
+    for heading, below in {
+        "Result": "best accuracy",
+        "Leaderboard": "1 ",
+        "Best so far": "Best value so far",
+        "What the masks keep": "Ops that masks keep",
+        "Scores against values": "Kendall's tau between",
+        "Cost and accuracy": "accuracy against parameters",
+        "What was stopped": "trials reason",
+    }.items():
+        assert re.search(rf"^{heading}$.*?^{re.escape(below)}", pages[page_of(heading)], re.MULTILINE | re.DOTALL), (
+            heading
+        )
+    for page in pages[1:]:
+        assert len(page.strip().splitlines()) >= 4
 
 
 # -- the numbers behind the pictures ------------------------------------------------------------------------------
