@@ -9,6 +9,7 @@ import time
 from itertools import product
 from urllib.parse import quote
 
+import optuna
 import pytest
 from matplotlib.figure import Figure
 from servers import QUIET_MLFLOW
@@ -206,3 +207,20 @@ def test_a_comparison_shows_its_strategies_first(server, tmp_path, seen):
         assert text in shown, text
     assert "<strong>4</strong> matching runs" in shown
     assert "trial 0" not in shown
+
+
+@pytest.mark.browser
+def test_a_foreign_study_has_no_empty_charts(server, seen):
+    server.wait()
+    study = optuna.create_study(study_name="theirs", directions=["maximize", "minimize"])
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), trial.suggest_float("y", 1, 2)), n_trials=3)
+    shown = seen(MLflowTracker(server.uri, "foreign", metric="score").rebuild(study), "foreign")
+    for text in ("1. Which trial won", "objective 1 vs. score", "2. What it chose", "<strong>4</strong> matching runs"):
+        assert text in shown, text
+    for text in ("3. What it looks like", "4. How it learned", "No chart data available"):
+        assert text not in shown, text
+    mirror = read(server.uri, "foreign")
+    page = f"{server.uri}/#/experiments/{mirror.experiment.experiment_id}/runs/{mirror.parent.info.run_id}"
+    shown = seen(page, "parent")
+    for text in ("Pareto front: trial", "get-artifact?path=pareto_front.png", "Best score"):
+        assert text in shown, text
