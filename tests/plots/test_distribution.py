@@ -76,9 +76,9 @@ def test_the_scale_tells_an_eighth_from_a_quarter_in_grey_too():
     assert all(lighter - darker > 0.1 for lighter, darker in pairwise(greys))
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_pages_fit_paper_with_labels_of_eight_points_that_nothing_covers(name):
-    pages = distribution_pages(SPACES[name], records(SPACES[name]))
+@pytest.mark.parametrize("space", [*SPACES.values(), ghn_space()], ids=[*SPACES, "more than a page of blocks"])
+def test_pages_fit_paper_with_labels_of_eight_points_that_nothing_covers(space):
+    pages = distribution_pages(space, records(space))
     edges = []
     for _, draw in pages:
         figure = draw()
@@ -91,8 +91,8 @@ def test_pages_fit_paper_with_labels_of_eight_points_that_nothing_covers(name):
         for axes in figure.axes:
             legend = axes.get_legend()
             assert legend is None or not legend.get_window_extent().overlaps(axes.get_window_extent())
-        edges += [text.get_text() for text in texts if text.get_text() in SPACES[name].options()]
-    assert sorted(edges) == sorted(SPACES[name].options())
+        edges += [text.get_text() for text in texts if text.get_text() in space.options()]
+    assert sorted(edges) == sorted(space.options())
 
 
 def test_one_record_and_blocks_are_drawn_too():
