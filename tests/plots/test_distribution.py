@@ -84,7 +84,7 @@ def test_pages_fit_paper_with_labels_of_eight_points_that_nothing_covers(space):
         figure = draw()
         width, height = figure.get_size_inches()
         assert width <= 7.5
-        assert height <= 9.2
+        assert height <= 9.3
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
         figure.draw_without_rendering()
         assert all(text.get_fontsize() >= 8 for text in texts)
