@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 8  # largest number of options of an edge that are shown, those most probable at the end
 MAX_OPTION = 18  # largest number of characters of an option
 SIZE = 8.0  # points of all labels; a page of 7.5 inches shows the figure without making it smaller
-WIDTH, PAGE = 7.5, 9.2  # inches
+WIDTH, PAGE = 7.5, 9.3  # inches
 ROW, GAP, SCALE, HEADER = (
     0.125,
     0.1,
@@ -284,7 +284,7 @@ class _Map:
     space: Space
     heat: HeatMap
 
-    top = 0.5
+    top = 0.62
 
     @property
     def columns(self) -> list[HeatMap]:
@@ -306,7 +306,7 @@ class _Map:
             width = WIDTH / 2 - label_width - 2 * GAP - 0.3
             axes = place.panel(left, self.top, width, _column_height(column))
             image = _draw_column(axes, column, words, label_width / width)
-        scale = place.panel(WIDTH - SCALE - 2 * GAP, 0.08, SCALE, 0.1)
+        scale = place.panel(GAP + 0.9, 0.27, SCALE, 0.1)
         bar = place.figure.colorbar(image, cax=scale, orientation="horizontal")
         ticks = [LOWEST * 2**power for power in range(6)]
         bar.set_ticks(ticks, labels=[f"\u2264{Fraction(LOWEST)}", *(str(Fraction(tick)) for tick in ticks[1:])])

