@@ -391,7 +391,7 @@ def _names(search: Search) -> list[Text | Table | Picture]:
         ops = [get_op(name) for name in choosable_ops() if name in known]
         rows = [(op.label, op.name, FAMILIES[op.family]) for op in ops]
         empty = [(NONE, NONE, "no op, and no edge")] if NONE in getattr(core, "ops", ()) else []
-        blocks.append(Table(("in tables and pictures", "in parameters", "what it is"), [*rows, *empty]))
+        blocks.append(Table(("short", "in parameters", "what it is"), [*rows, *empty]))
     return blocks
 
 

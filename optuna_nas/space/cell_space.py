@@ -216,7 +216,7 @@ class CellSpace(CellularSpace):
 
         Example:
             >>> from optuna_nas import nasbench201_space
-            >>> print(nasbench201_space().notation[:110])
+            >>> print(nasbench201_space().notation[:108])
             A cell is written node by node, as a | b c | d e f: node 0 is its input; node 1 reads node 0 through the op
         """
         letters = iter("abcdefghijklmnopqrstuvwxyz")
