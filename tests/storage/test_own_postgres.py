@@ -37,7 +37,8 @@ engine = create_engine(address)
 with engine.begin() as connection:
     connection.execute(text("CREATE TABLE IF NOT EXISTS uses (of_it int)"))
     connection.execute(text("INSERT INTO uses VALUES (1)"))
-    print(connection.scalar(text("SELECT count(*) FROM uses")), address, flush=True)
+    times = connection.scalar(text("SELECT count(*) FROM uses"))
+print(times, address, flush=True)  # after the commit, as this process may be killed now
 engine.dispose()
 time.sleep(float(sys.argv[2]))
 """

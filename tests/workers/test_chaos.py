@@ -124,6 +124,7 @@ def mlflow(tmp_path):
     server.kill()
 
 
+@pytest.mark.timeout(600)  # nothing but a hang takes so long
 def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp_path, database, mlflow, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chaos.py").write_text(STUDY)
@@ -132,7 +133,7 @@ def test_two_hundred_trials_are_two_hundred_whatever_happens_to_four_workers(tmp
     chaos = Chaos(process, database)
     chaos.start()
     try:
-        output, error = process.communicate(timeout=220)
+        output, error = process.communicate(timeout=540)
     finally:
         chaos.over.set()
         process.kill()
