@@ -94,6 +94,13 @@ def test_bad_input_is_one_sentence(storage, tmp_path):
     assert not (tmp_path / "no.db").exists()
 
 
+def models_of(client, experiment_id):
+    """The model that says where the best network is, and the one that MLflow can load."""
+    shown, logged = sorted(client.search_logged_models([experiment_id]), key=lambda model: model.name)
+    assert (shown.name, logged.name) == ("best of tiny", "network")
+    return shown, logged
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch, open_connections):
     monkeypatch.chdir(tmp_path)
@@ -117,7 +124,8 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch, open_connection
     assert f"of run {winner.info.run_id}, version 1 of tiny-net" in " ".join(done.stdout.split())
     version = client.get_model_version_by_alias("tiny-net", "champion")
     assert version.run_id == winner.info.run_id
-    (logged,) = client.search_logged_models([winner.info.experiment_id])
+    shown, logged = models_of(client, winner.info.experiment_id)
+    assert shown.source_run_id == winner.info.run_id, "the mirror shows the file"
     assert logged.experiment_id == winner.info.experiment_id
     assert {m.key: m.value for m in logged.metrics}["accuracy"] == winner.data.metrics["accuracy"]
     mlflow.set_tracking_uri(uri)
@@ -157,7 +165,7 @@ def test_a_final_training_and_its_model_have_a_run_of_their_own(tmp_path, monkey
     assert f"Test accuracy {run.data.metrics['test_accuracy']:.4f}" in " ".join(done.stdout.split())
     done = here("export", "tiny.py", "--format", "mlflow", "--mlflow", uri)
     assert done.exit_code == 0, done.stderr
-    (logged,) = client.search_logged_models([experiment.experiment_id])
+    _, logged = models_of(client, experiment.experiment_id)
     assert logged.source_run_id == run.info.run_id
     assert {m.key: m.value for m in logged.metrics}["test_accuracy"] == run.data.metrics["test_accuracy"]
 
