@@ -70,7 +70,7 @@ def check_listener(listener: SearchListener | None) -> None:
     if listener is not None and missing:
         raise ValueError(
             f"`listener` must have the methods of a SearchListener but {type(listener).__name__} lacks "
-            f"{', '.join(missing)}; an MLflowTracker belongs in `Search(tracking=...)`."
+            f"{', '.join(missing)}; inherit them from it. An MLflowTracker belongs in `Search(tracking=...)`."
         )
 
 

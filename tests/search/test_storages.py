@@ -11,6 +11,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from optuna_nas import Search, SNASSampler, run
+from optuna_nas.search.config import SearchListener
 from optuna_nas.search.opening import read_study
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import Job
@@ -101,10 +102,7 @@ def test_the_method_is_the_function(tmp_path, expected):
 def test_a_listener_hears_of_the_method_too(tmp_path):
     numbers = []
 
-    class Listener:
-        def trial_started(self, trial, metrics):
-            pass
-
+    class Listener(SearchListener):
         def trial_finished(self, study, trial):
             numbers.append(trial.number)
 
