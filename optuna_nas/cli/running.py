@@ -100,11 +100,15 @@ def run(
     with _listener(search, quiet, as_json) as listener:
         result = _run(search, job, workers, gpus_per_trial, ray, listener)
     seconds_spent = time.monotonic() - started
+    from optuna_nas.storage.database import closing
+
+    with closing(result.study):  # which is read again
+        values = result_values(search, result) if as_json else {}
+        if not as_json:
+            print_result(search, result)
     if as_json:
-        values = result_values(search, result)
         print_json("result", **values, seconds=seconds_spent, next=same_command() if result.interrupted else go_on)
     else:
-        print_result(search, result)
         if result.ended is not None:
             print_line("Ended", result.ended)
         print_line("Time", f"{seconds_spent:.1f} s")
