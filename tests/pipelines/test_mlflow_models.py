@@ -26,6 +26,8 @@ pytestmark = [
     ),  # MLflow's evaluation leaves files open
 ]
 
+SCRIPTS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+"""Where MLflow finds its server, also in an environment that is not activated."""
 STUDY = """
 name: served
 data: digits
@@ -79,7 +81,7 @@ def test_the_served_model_has_the_accuracy_of_the_study(served, tmp_path):
         "--workers",
         "1",
     ]
-    environment = os.environ | QUIET_MLFLOW | {"MLFLOW_TRACKING_URI": uri}
+    environment = os.environ | QUIET_MLFLOW | {"MLFLOW_TRACKING_URI": uri, "PATH": SCRIPTS}
     with open(tmp_path / "server.log", "w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *command], env=environment, stdout=log, stderr=log, start_new_session=True
@@ -132,7 +134,6 @@ def test_mlflow_run_of_the_project_is_the_parent_of_the_study(tmp_path):
     (tmp_path / "MLproject").write_text((Path(__file__).parents[2] / "MLproject").read_text())
     (tmp_path / "study.yaml").write_text(STUDY.replace("epochs: 4", "epochs: 1"))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [
             sys.executable,
@@ -148,7 +149,7 @@ def test_mlflow_run_of_the_project_is_the_parent_of_the_study(tmp_path):
             "trials=1",
         ],
         cwd=tmp_path,
-        env=os.environ | QUIET_MLFLOW | {"MLFLOW_TRACKING_URI": uri, "PATH": scripts},
+        env=os.environ | QUIET_MLFLOW | {"MLFLOW_TRACKING_URI": uri, "PATH": SCRIPTS},
         capture_output=True,
         text=True,
         timeout=200,
