@@ -103,12 +103,12 @@ def run(
     from optuna_nas.storage.database import closing
 
     with closing(result.study):  # which is read again
-        values = result_values(search, result) if as_json else {}
-        if not as_json:
+        if as_json:
+            next_one = same_command() if result.interrupted else go_on
+            print_json("result", **result_values(search, result), seconds=seconds_spent, next=next_one)
+        else:
             print_result(search, result)
-    if as_json:
-        print_json("result", **values, seconds=seconds_spent, next=same_command() if result.interrupted else go_on)
-    else:
+    if not as_json:
         if result.ended is not None:
             print_line("Ended", result.ended)
         print_line("Time", f"{seconds_spent:.1f} s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from optuna_nas.plots.style import GREY, LEGEND_FONT, label_axes, new_figure
+from optuna_nas.plots.style import GREY, LEGEND_FONT, VERMILION, label_axes, new_figure
 from optuna_nas.storage.attributes import objective_names
 from optuna_nas.storage.leaderboard import can_win
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-FRONT = "#b84a00"
 MAX_PANELS = 4
 """Largest number of further objectives that are drawn."""
 
@@ -68,7 +67,7 @@ def plot_objectives(study: Study, names: Sequence[str] | None = None) -> Figure:
     n_panels = min(len(names) - 1, MAX_PANELS)
     figure = new_figure(4.2 * n_panels, 3.6, layout="constrained")
     for place, axes in enumerate(figure.subplots(1, n_panels, squeeze=False)[0], 1):
-        for on_front, colour, size, label in ((False, GREY, 14, "trials"), (True, FRONT, 30, "Pareto front")):
+        for on_front, colour, size, label in ((False, GREY, 14, "trials"), (True, VERMILION, 30, "Pareto front")):
             points = [trial.values for trial in complete if (trial.number in front) == on_front]
             x, y = [values[place] for values in points], [values[0] for values in points]
             axes.scatter(x, y, s=size, color=colour, label=label, linewidths=0, marker="D" if on_front else "o")

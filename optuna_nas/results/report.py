@@ -28,7 +28,7 @@ from optuna_nas.space import CellularSpace
 from optuna_nas.space.ops import FAMILIES, NONE, choosable_ops, get_op
 from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of, unreadable
 from optuna_nas.storage.leaderboard import best_trial, leaderboard
-from optuna_nas.storage.plain import code_block, markdown_cell, shortened, visible, without_tags
+from optuna_nas.storage.plain import code_block, markdown_cell, markdown_table, shortened, visible, without_tags
 from optuna_nas.storage.spending import Savings, spending_of
 from optuna_nas.storage.versions import git_commit, versions
 
@@ -517,7 +517,5 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
             elif isinstance(block, Picture):
                 parts.append(f"![{markdown_cell(block.shows)}]({block.name}.png)")
             else:
-                rule = ["---:" if heading in block.numbers else "---" for heading in block.headings]
-                lines = [list(map(markdown_cell, row)) for row in (block.headings, *block.rows)]
-                parts.append("\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])))
+                parts.append(markdown_table(block.headings, block.rows, block.numbers))
     return "\n\n".join(parts) + "\n"

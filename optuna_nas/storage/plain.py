@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _MARKS = re.compile(r"[\\`|\[\]]")
@@ -44,6 +48,28 @@ def markdown_cell(text: str) -> str:
         a\|b \[c\](d)
     """
     return _MARKS.sub(r"\\\g<0>", without_tags(" ".join(text.split())))
+
+
+def markdown_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = frozenset()
+) -> str:
+    r"""Return a table in Markdown, whose headings and cells are made harmless by `markdown_cell`.
+
+    Args:
+        headings: Headings of the columns.
+        rows: Texts of the cells.
+        numbers: Headings of the columns that are aligned on the right.
+
+    Example:
+        >>> from optuna_nas.storage.plain import markdown_table
+        >>> print(markdown_table(["name", "value"], [["a|b", "1"]], {"value"}))
+        | name | value |
+        | --- | ---: |
+        | a\|b | 1 |
+    """
+    rule = ["---:" if heading in numbers else "---" for heading in headings]
+    first, *others = (list(map(markdown_cell, row)) for row in (headings, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (first, rule, *others))
 
 
 def code_block(text: str) -> str:

@@ -9,10 +9,10 @@ from mlflow.entities import Metric
 
 from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute
 from optuna_nas.storage.database import sqlite_file
-from optuna_nas.storage.plain import visible
+from optuna_nas.storage.plain import markdown_table, without_tags
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import DEFAULT_EXPERIMENT
-from optuna_nas.tracking.view import BY_SECOND, LOCAL_SERVER, page_url, plain_url, strategies_view, view_key, view_url
+from optuna_nas.tracking.view import BY_SECOND, LOCAL_SERVER, page_url, plain_url, strategies_view, view_tag, view_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 KIND = "comparison"
 PREFIX = "compare-"
 """Beginning of the name of a comparison's experiment."""
-_STATE = "mlflow.sharedViewState."
 
 
 def save_comparison(
@@ -71,8 +70,8 @@ def save_comparison(
         client.set_tag(run_id, "mlflow.loggedArtifacts", '[{"path": "table.json", "type": "table"}]')
         trials = plain_url("", "", experiment.experiment_id, metric, maximize=maximize).lstrip("/")
         picture = f"![best values](get-artifact?path=best_against_spent.png&run_uuid={run_id})"
-        told, rest = visible(note).replace("<", "&lt;"), [picture, f"[All trials, best first]({trials})"]
-        table = _table(headings, rows)
+        told, rest = without_tags(note), [picture, f"[All trials, best first]({trials})"]
+        table = markdown_table(headings, [list(map(str, row)) for row in rows])
         client.set_tag(run_id, "mlflow.note.content", "\n\n".join([table, told, *rest]))
         text = "\n\n".join([told, table, *rest])  # of which the page of the experiment shows the first line
         client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", text)
@@ -83,7 +82,7 @@ def save_comparison(
         key = f"{KIND}_{attribute(studies[0].user_attrs, UID_ATTRIBUTE, KIND)}"
         values = [value for curve in curves.values() for _, value in curve]
         view = json.dumps(strategies_view(values, maximize=maximize))
-        client.set_experiment_tag(experiment.experiment_id, f"{_STATE}{view_key(key)}", view)
+        client.set_experiment_tag(experiment.experiment_id, view_tag(key), view)
     return page_url(tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, key, metric, maximize=maximize)
 
 
@@ -98,7 +97,7 @@ def find_comparison(tracker: MLflowTracker, local_server: str = LOCAL_SERVER) ->
         ValueError: MLflow has no comparison of that name.
         ConnectionError: MLflow does not answer.
     """
-    begin = f"{_STATE}{view_key(f'{KIND}_')}"
+    begin = view_tag(f"{KIND}_")
     absent = ValueError(
         f"`study` must be a study or a comparison but MLflow has no comparison {tracker.experiment!r}; run "
         "`optuna-nas compare`, or name the right database with --mlflow."
@@ -112,13 +111,3 @@ def find_comparison(tracker: MLflowTracker, local_server: str = LOCAL_SERVER) ->
             raise absent
     uid = f"{KIND}_{views[-1].removeprefix(begin)}"
     return view_url(tracker.tracking_uri, local_server, experiment.experiment_id, uid)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table in Markdown, in which nothing foreign is HTML or ends a cell."""
-
-    def line(texts: Sequence[object]) -> str:
-        shown = (visible(str(text)).replace("<", "&lt;").replace("|", "\\|") for text in texts)
-        return f"| {' | '.join(shown)} |"
-
-    return "\n".join([line(headings), line(["---"] * len(headings)), *map(line, rows)])

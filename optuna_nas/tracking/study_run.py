@@ -22,7 +22,7 @@ from optuna_nas.storage.attributes import (
     shown_attributes,
     user_attributes,
 )
-from optuna_nas.storage.plain import visible
+from optuna_nas.storage.plain import markdown_table, visible
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking.client import metrics_of
 from optuna_nas.tracking.curves import CurvePoints
@@ -35,7 +35,7 @@ from optuna_nas.tracking.view import (
     comparison_view,
     parallel_axes,
     trials_filter,
-    view_key,
+    view_tag,
     winner_key,
 )
 
@@ -142,7 +142,7 @@ class StudyRun:
             curves=not ended or any(trial.intermediate_values for trial in finished),
         )
         view = comparison_view(shown, trials_filter(self._runs.uid))
-        tag = f"mlflow.sharedViewState.{view_key(self._runs.uid)}"
+        tag = view_tag(self._runs.uid)
         self._client.mlflow.set_experiment_tag(self._runs.experiment_id, tag, json.dumps(view))
 
     def shows_less_than(self, trial: FrozenTrial) -> bool:
@@ -181,7 +181,9 @@ class StudyRun:
             picture = f"get-artifact?path=pareto_front.png&run_uuid={self._runs.study_id}"
             lines.append(f"![trials and their Pareto front]({picture})")
         leaders = front_of(study) if several else [row.trial for row in rows if row.can_win]
-        lines.append(_table("Pareto front" if several else "best", names, leaders[:MAX_LEADERS]))
+        headings = [f"{'Pareto front' if several else 'best'}: trial", *names]
+        values = [[f"{t.number}", *(f"{value:.4g}" for value in t.values)] for t in leaders[:MAX_LEADERS]]
+        lines.append(markdown_table(headings, values))
         lines.append(self._description.strip())
         step = max(row.trial.number for row in rows)  # where the curves end
         points = [Epoch(step, step, numbers, milliseconds_now())]
@@ -200,14 +202,6 @@ class StudyRun:
     def end(self, status: str) -> None:
         """End the run."""
         self._client.end(self._runs.study_id, status, milliseconds_now())
-
-
-def _table(title: str, names: Sequence[str], trials: Sequence[FrozenTrial]) -> str:
-    """Return the values of trials as a table in Markdown."""
-    shown = [visible(name).replace("<", "&lt;").replace("|", "\\|") for name in names]
-    rows = [[f"{trial.number}", *(f"{value:.4g}" for value in trial.values)] for trial in trials]
-    lines = [[f"{title}: trial", *shown], ["---"] * (len(names) + 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, Any]:

@@ -185,6 +185,11 @@ def view_key(uid: str) -> str:
     return f"optuna_nas_{uid}"
 
 
+def view_tag(uid: str) -> str:
+    """Return the tag of the experiment that holds the state of the view."""
+    return f"mlflow.sharedViewState.{view_key(uid)}"
+
+
 def view_url(uri: str, local_server: str, experiment_id: str, uid: str) -> str:
     """Return the URL of the view."""
     server = without_password(uri).rstrip("/") if is_server(uri) else local_server

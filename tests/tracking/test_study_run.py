@@ -95,7 +95,7 @@ def test_a_foreign_study_of_several_objectives_shows_its_front_and_no_empty_char
     MLflowTracker(uri, metric="accuracy").rebuild(study)
     mirror = read(uri)
     note = mirror.parent.data.tags["mlflow.note.content"]
-    assert "| Pareto front: trial | accuracy | size&lt;b> | latency |\n| --- | --- | --- | --- |\n" in note
+    assert "| Pareto front: trial | accuracy | size&lt;b&gt; | latency |\n| --- | --- | --- | --- |\n" in note
     assert "| 0 | 0.9 | 30 | 3 |\n| 2 | 0.7 | 10 | 3 |" in note
     run_id = mirror.parent.info.run_id
     assert f"![trials and their Pareto front](get-artifact?path=pareto_front.png&run_uuid={run_id})" in note
