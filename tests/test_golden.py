@@ -194,7 +194,8 @@ def search_with_masks(folder: Path) -> list[Any]:
 
 CASES: dict[str, Callable[[Path], Any]] = {
     "SNAS, concrete": lambda _: snas(warmup_fraction=0.3, resource="mild"),
-    "SNAS, one path": lambda _: snas(relaxation="one_path"),
+    "SNAS, one path": lambda _: snas(relaxation="one_path", path_credit="first_order"),
+    "SNAS, one path, by its loss": lambda _: snas(relaxation="one_path"),
     "SNAS, softmax": lambda _: snas(relaxation="softmax"),
     "GHN": lambda _: ghn(),
     "HMNAS, node": lambda _: hmnas(),

@@ -98,7 +98,7 @@ PROGRESS: dict[str, Rule] = {
 DESCRIBED: dict[str, Rule] = {"configuration": mapping(anything()), "progress": mapping(anything())}
 """Rules of what a checkpoint holds beside its tensors."""
 
-BEFORE = {"freeze_fraction": 0.0}
+BEFORE = {"freeze_fraction": 0.0, "path_credit": "first_order"}
 """Values of fields of recipes that fits of an earlier version lack."""
 
 

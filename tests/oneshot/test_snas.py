@@ -2,11 +2,13 @@
 
 import copy
 import gc
+import itertools
 import math
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,9 +31,11 @@ from optuna_nas import (
     nasbench201_space,
 )
 from optuna_nas.data import Batch, seeded_generator
-from optuna_nas.oneshot.snas.distribution import concrete_sample
+from optuna_nas.oneshot.snas import model
+from optuna_nas.oneshot.snas.distribution import architecture_of, concrete_sample
 from optuna_nas.oneshot.snas.recipe import RELAXATIONS
 from optuna_nas.training import TrainingDiverged, TrainingStopped, evaluate, task
+from optuna_nas.training.task import Calling
 
 SPACE = CellSpace(
     ("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2))
@@ -282,6 +286,48 @@ def test_reduced_precision_learns_too(data):
     snas = fitted(data, precision="bfloat16")
     assert np.isfinite(snas.logits).all()
     assert snas.skipped == 0
+
+
+# -- what one path learns from ------------------------------------------------------------------------------------
+
+
+def gradients_of_every_path(credit, monkeypatch):
+    """The mean gradient of the logits over all eight cells, and the gradient of the mean loss from the eight losses."""
+    space = NetworkSpace(CellSpace(("none", "nor_conv_3x3"), 2, 1, (CellKind("cell"),)), ONE_CELL)
+    snas = SNAS(space, SNASRecipe(batch_size=64, relaxation="one_path", path_credit=credit, learning_rate=0.1))
+    full = digits()
+    snas.fit(full, 4, until=0.5, show_progress=False)
+    batch = next(iter(full.batches(["weights"], 64)))
+    logits_EO = snas.logits_EO
+    p_EO, mean, exact = logits_EO.detach().softmax(1), torch.zeros(3, 2), torch.zeros(3, 2)
+    baselines = snas._baselines.clone()
+    for chosen in itertools.product(range(2), repeat=3):
+        hard_EO = F.one_hot(torch.tensor(chosen), 2).float()
+        snas._baselines, logits_EO.grad = baselines.clone(), None
+
+        def fixed(logits_EO, generator=None, hard_EO=hard_EO):
+            log_p_E1 = logits_EO.log_softmax(-1).gather(1, hard_EO.argmax(1, keepdim=True))
+            return hard_EO * (1 + log_p_E1 - log_p_E1.detach()), hard_EO.argmax(1)
+
+        monkeypatch.setattr(model, "one_path_sample", fixed)
+        p = float((p_EO * hard_EO).sum(1).prod())
+        snas.step_loss(batch).backward()
+        if logits_EO.grad is not None:  # nothing learns from a path that no input reaches
+            mean += p * logits_EO.grad
+        path = Calling(partial(snas.predict, architecture_of(space, np.array(chosen))))
+        exact += p * float(snas.task.loss(path, batch).detach()) * (hard_EO - p_EO)
+    return mean, exact
+
+
+def test_one_path_learns_the_exact_gradient_on_average_if_it_learns_from_the_loss(monkeypatch):
+    mean, exact = gradients_of_every_path("loss", monkeypatch)
+    torch.testing.assert_close(mean, exact, rtol=1e-3, atol=1e-6)
+
+
+def test_to_first_order_an_op_is_worth_less_than_it_is_so_that_none_is_favoured(monkeypatch):
+    mean, exact = gradients_of_every_path("first_order", monkeypatch)
+    assert (mean[:, 0] < exact[:, 0]).all()  # of `none`: a descent raises it more
+    assert float((mean - exact).norm()) > 0.1 * float(exact.norm())
 
 
 # -- asking -------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from optuna_nas.oneshot.snas.distribution import (
     softmax,
 )
 from optuna_nas.oneshot.snas.options import OptionTable, best_of
-from optuna_nas.oneshot.snas.recipe import PAPER_LOGIT_RATE, SNASRecipe
+from optuna_nas.oneshot.snas.recipe import LOSS, ONE_PATH, PAPER_LOGIT_RATE, SNASRecipe
 from optuna_nas.oneshot.snas.sampled_costs import SampledCosts, SampledPenalty
 from optuna_nas.space import CellSpace
 from optuna_nas.space.cellular import CellularSpace
@@ -163,7 +163,9 @@ class SNAS(OneShotModel[DistributionRecord]):
         self.credit_E = torch.zeros(len(self.paths), dtype=torch.float32)
         drawn = space.drawn_paths()
         self._drawn = tuple(number for number, path in enumerate(self.paths) if path in drawn)
+        self._whole_path = self.recipe.relaxation == ONE_PATH and self.recipe.path_credit == LOSS
         self._draws = bool(drawn) or (isinstance(self.penalty, SampledPenalty) and self.penalty.counts)
+        self._by_loss = self._draws or self._whole_path
         self._baselines = torch.full((2,), math.nan, dtype=torch.float32)
         """Moving means of the loss and of the cost of drawn options."""
         if self.recipe.compile and self._draws:
@@ -350,7 +352,8 @@ class SNAS(OneShotModel[DistributionRecord]):
         advantages = (values - torch.where(self._baselines.isnan(), values, self._baselines)).nan_to_num()
         counting = [number for number, path in enumerate(self.paths) if path in asked]
         # Where all ops are computed, so are the values inside of those that this draw did not choose.
-        drawn = [n for n in self._drawn if mix.active is None or self.paths[n] in asked]
+        by_loss = counting if self._whole_path and mix.active is not None else self._drawn
+        drawn = [n for n in by_loss if mix.active is None or self.paths[n] in asked]
         return advantages[0] * mix.log_p[drawn].sum() + advantages[1] * mix.log_p[counting].sum(), values
 
     def _outputs(self, inputs: Any, mix: Mix) -> Any:
@@ -376,13 +379,14 @@ class SNAS(OneShotModel[DistributionRecord]):
         log_p: Tensor | None = None
         drawn: tuple[int, ...] = ()
         active: dict[str, Collection[str]] | None = None
-        if relaxation == "one_path" or self._draws:
+        if relaxation == ONE_PATH or self._draws:
             path_EO, chosen_E = one_path_sample(logits_EO, generator)
             drawn = tuple(chosen_E.tolist())
-            if self._draws:
+            if self._by_loss:
                 log_p = logits_EO.log_softmax(dim=-1).gather(1, chosen_E[:, None])[:, 0]
-        if relaxation == "one_path":
-            mixing_EO = path_EO
+        if relaxation == ONE_PATH:
+            # A leaf where the whole path learns by its loss: then the backward pass only tells the credit of its parts.
+            mixing_EO = path_EO.detach().requires_grad_() if self._whole_path else path_EO
             active = {path: set(names) for path, names in self.table.chosen(drawn).items()}
         elif relaxation == "concrete":
             mixing_EO = concrete_sample(logits_EO, self.temperature(fraction), generator)
@@ -455,7 +459,7 @@ class SNAS(OneShotModel[DistributionRecord]):
 
     def tensors(self) -> dict[str, Tensor]:
         own = {"logits": self.logits_EO.detach(), "credit": self.credit_E}
-        if self._draws:
+        if self._by_loss:
             own["baselines"] = self._baselines
         return {**super().tensors(), **own, **prefixed("records/", record_tensors(self.records))}
 
@@ -464,7 +468,7 @@ class SNAS(OneShotModel[DistributionRecord]):
 
     def restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
         own = {"logits": self.logits_EO.detach(), "credit": self.credit_E}
-        if self._draws:
+        if self._by_loss:
             own["baselines"] = torch.full_like(self._baselines, math.nan)  # before the first step they are none
         check_tensors({name: tensors[name] for name in own}, own)
         prices = mapping(number(finite=True))("prices", progress["prices"])
@@ -475,7 +479,7 @@ class SNAS(OneShotModel[DistributionRecord]):
         super().restore(tensors, progress)
         self.logits_EO.data.copy_(tensors["logits"])
         self.credit_E = tensors["credit"]
-        if self._draws:
+        if self._by_loss:
             self._baselines = tensors["baselines"]
         self.penalty.prices = prices
         self.records = records

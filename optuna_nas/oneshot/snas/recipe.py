@@ -25,7 +25,10 @@ from optuna_nas.training.rules import (
 
 PAPER_LOGIT_RATE, PAPER_STEPS = 3e-4, 117_150  # 150 epochs of 781 batches
 MAX_LOGIT_RATE = 0.05
-RELAXATIONS = ("concrete", "one_path", "softmax")
+ONE_PATH = "one_path"
+RELAXATIONS = ("concrete", ONE_PATH, "softmax")
+FIRST_ORDER, LOSS = "first_order", "loss"
+PATH_CREDITS = (FIRST_ORDER, LOSS)
 SCHEDULES = ("linear", "exponential")
 RESOURCE_WEIGHTS = {"mild": 0.1, "moderate": 0.3, "aggressive": 1.0}
 """Nats of loss that the cost of the uniform distribution is worth; see `SNASRecipe.resource`."""
@@ -68,6 +71,7 @@ RULES: dict[str, Rule] = {
     "logit_learning_rate": optional(positive(hint="None scales the paper's")),
     "logit_weight_decay": not_negative(),
     "relaxation": one_of(RELAXATIONS),
+    "path_credit": one_of(PATH_CREDITS),
     "first_temperature": positive(),
     "last_temperature": positive(),
     "schedule": one_of(SCHEDULES),
@@ -97,8 +101,12 @@ class SNASRecipe:
             for budgets shorter than the paper's 117,150 steps so that logits can travel as far, to 0.05 at most.
         logit_weight_decay: L2 penalty on the logits.
         relaxation: How a step mixes ops. `concrete`: a relaxed sample (eq. 4). `one_path`: only the sampled ops are
-            computed, with the same credit (DSNAS, Hu et al. 2020); several times cheaper. `softmax`: the probabilities
+            computed (DSNAS, Hu et al. 2020), several times cheaper; see `path_credit`. `softmax`: the probabilities
             themselves, nothing sampled, as in DARTS; for comparison.
+        path_credit: What logits learn from in a step of one path. `loss`: the loss of the whole path less a moving mean
+            of it (REINFORCE, Williams 1992), whose expectation is the exact gradient. `first_order`: each op by how
+            much its output lowers the loss (DSNAS); the loss is convex in an op's output, so that this underrates what
+            an op is worth, and `none` is favoured.
         first_temperature: Temperature of the relaxed samples when the logits begin to learn.
         last_temperature: Temperature when the budget is spent.
         schedule: `linear` or `exponential` between the two, by fraction of the budget.
@@ -141,6 +149,7 @@ class SNASRecipe:
     logit_learning_rate: float | None = None
     logit_weight_decay: float = 1e-3
     relaxation: str = "concrete"
+    path_credit: str = "loss"
     first_temperature: float = 1.0
     last_temperature: float = 0.03
     schedule: str = "linear"
