@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from optuna_nas.samplers import (
         GHNSampler,
         SNASSampler,
+        TransferredScore,
         distribution_records,
     )
     from optuna_nas.search import (
@@ -181,6 +182,7 @@ __all__ = [
     "Task",
     "TensorData",
     "TrainObjective",
+    "TransferredScore",
     "anytime_accuracy",
     "anytime_skeleton",
     "anytime_space",
@@ -308,6 +310,7 @@ _HOMES = {
     "samplers": (
         "GHNSampler",
         "SNASSampler",
+        "TransferredScore",
         "distribution_records",
     ),
     "search": (

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from optuna_nas.samplers.ghn import GHNSampler
     from optuna_nas.samplers.promoting import PromotingSampler
     from optuna_nas.samplers.snas import SNASSampler, distribution_records
+    from optuna_nas.samplers.transfer import TransferredScore
 else:
     from optuna_nas.lazy import lazy_names
 
@@ -15,7 +16,8 @@ else:
             "ghn": "GHNSampler",
             "promoting": "PromotingSampler",
             "snas": "SNASSampler distribution_records",
+            "transfer": "TransferredScore",
         },
     )
 
-__all__ = ["GHNSampler", "PromotingSampler", "SNASSampler", "distribution_records"]
+__all__ = ["GHNSampler", "PromotingSampler", "SNASSampler", "TransferredScore", "distribution_records"]

@@ -9,10 +9,12 @@ import numpy as np
 from optuna_nas.oneshot.random_architectures import some_architectures
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from optuna_nas.oneshot.base import Score
-    from optuna_nas.space import Space
+    from optuna_nas.space import Architecture, Space
 
 ARCHITECTURES = 100
 """Random architectures that are scored."""
@@ -46,17 +48,23 @@ def main_effects(
         True
     """
     drawn = some_architectures(space, np.random.default_rng([seed, 6]), architectures)
+    return effects_of(space, drawn, np.asarray(score(drawn), dtype=np.float64))
+
+
+def effects_of(
+    space: Space, architectures: Sequence[Architecture], scores_N: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the main effects of options on the scores of N given architectures, shape (P, O); see `main_effects`."""
     distributions = space.distributions()
     sizes = [len(distribution.choices) for distribution in distributions.values()]
     effects_PO = np.zeros((len(sizes), max(sizes)))
-    scores_N = np.asarray(score(drawn), dtype=np.float64)
     finite_N = np.isfinite(scores_N)
     if finite_N.sum() < 2 or np.ptp(scores_N[finite_N]) == 0:
         return effects_PO
     values_N = scores_N[finite_N]
     starts = np.cumsum([0, *sizes])
-    chosen_NC = np.zeros((len(drawn), starts[-1]))
-    for row, architecture in zip(chosen_NC, drawn, strict=True):
+    chosen_NC = np.zeros((len(architectures), starts[-1]))
+    for row, architecture in zip(chosen_NC, architectures, strict=True):
         params = space.encode(architecture)
         for (name, distribution), start in zip(distributions.items(), starts, strict=False):
             row[start + int(distribution.to_internal_repr(params[name]))] = 1.0

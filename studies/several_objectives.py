@@ -1,0 +1,131 @@
+"""Which sampler finds the best front of accuracy, parameters and latency at equal CPU seconds?
+
+Command:   python studies/several_objectives.py                 # five samplers, five seeds, 40 CPU seconds each
+           python studies/several_objectives.py --seconds 100 --seeds 8 --json front.json
+Cost:      20 minutes on one thread; the data come with scikit-learn. What is in `--json` is not measured again
+Expected:  samplers that score architectures without training are ahead while trainings are few
+
+NAS-Bench-201's cells in a network of 3 cells and 4 channels on handwritten digits, five epochs a trial. Objectives:
+error on the validation split, parameters, and the latency of one image on this device, from a table that is measured
+once. A front is judged by its hypervolume: the share of the cube of errors, parameters and latencies, each from 0 to
+that of the largest cell (of the error, to 1), that some trial of the study is at least as good as. The pool of
+`GHNSampler` is ordered by non-dominated ranks of the free score, parameters and latency; `SNASSampler` learns from
+finished trials which dominate which.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import optuna
+import torch
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from scipy.stats import bootstrap
+
+from optuna_nas import (
+    FreeScore,
+    GHNSampler,
+    LatencyTable,
+    NetworkSpace,
+    Recipe,
+    SNASSampler,
+    TrainObjective,
+    digits,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
+from optuna_nas.networks import measures
+from optuna_nas.training import ImageClassification
+
+DATA = digits()
+SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, DATA.input_shape, DATA.classes))
+LARGEST = SPACE.architecture({path: ["nor_conv_3x3"] for path in SPACE.core.paths})
+
+
+def samplers(table: LatencyTable, seed: int, folder: Path) -> dict[str, Callable[[], BaseSampler]]:
+    """Return what makes the sampler of every name."""
+    costs = ("params", table)
+    return {
+        "SNASSampler": lambda: SNASSampler(SPACE, seed=seed),
+        "GHNSampler, free score": lambda: GHNSampler(
+            SPACE,
+            score=FreeScore(SPACE, DATA, ImageClassification(), seed=seed),
+            pool_size=300,
+            trials_per_round=100,
+            costs=costs,
+            artifact_store=FileSystemArtifactStore(str(folder)),
+            seed=seed,
+        ),
+        "NSGA-II": lambda: NSGAIISampler(population_size=20, seed=seed),
+        "TPE": lambda: TPESampler(multivariate=True, seed=seed),
+        "random": lambda: RandomSampler(seed),
+    }
+
+
+def hypervolume(points_NK: Sequence[Sequence[float]]) -> float:
+    """Return the share of the unit cube in K dimensions that some point is at least as good as; smaller is better."""
+    inside = sorted((tuple(point) for point in points_NK if max(point) < 1), key=lambda point: point[-1])
+    if not inside:
+        return 0.0
+    if len(inside[0]) == 1:
+        return 1 - inside[0][0]
+    levels = [*(point[-1] for point in inside), 1.0]
+    slices = (hypervolume([point[:-1] for point in inside[:n]]) for n in range(1, len(levels)))
+    return sum(area * (high - low) for area, low, high in zip(slices, levels, levels[1:], strict=False) if high > low)
+
+
+def searched(sampler: BaseSampler, table: LatencyTable, seconds: float, seed: int) -> list[list[float]]:
+    """Return the objectives of all trials of a search of so many CPU seconds, as shares of the largest cell's."""
+    recipe = Recipe(epochs=5, learning_rate=0.1, seed=seed)
+    objective = TrainObjective(SPACE, DATA, recipe, objectives=("accuracy", "params", table))
+    study = optuna.create_study(directions=objective.directions, sampler=sampler)
+    begun = time.process_time()
+
+    def end(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if time.process_time() - begun >= seconds:
+            study.stop()
+
+    study.optimize(objective, callbacks=[end])
+    largest = LARGEST.cost().params, table.of(LARGEST)
+    return [
+        [1 - trial.values[0], trial.values[1] / largest[0], trial.values[2] / largest[1]]
+        for trial in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    ]
+
+
+def main() -> None:
+    """Search with every sampler and seed, and print the hypervolumes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=40.0, help="CPU seconds of a search")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where all hypervolumes are kept")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    measures.clock = time.process_time  # whatever else the machine does
+    table = LatencyTable.measure(SPACE, device="cpu")
+    known = options.json is not None and options.json.exists()
+    found: dict[str, list[float]] = json.loads(options.json.read_text()) if known else {}
+    with TemporaryDirectory() as folder:
+        for seed in range(options.seeds):
+            for name, make in samplers(table, seed, Path(folder)).items():
+                if len(found.setdefault(name, [])) > seed:
+                    continue
+                points = searched(make(), table, options.seconds, seed)
+                found[name].append(hypervolume(points))
+                print(f"seed {seed}, {name}: {len(points)} trials, hypervolume {found[name][-1]:.4f}", flush=True)
+                if options.json is not None:
+                    options.json.write_text(json.dumps(found, indent=1))
+    print("\nmean hypervolume [95 % interval]")
+    for name, values in found.items():
+        low, high = bootstrap((values,), np.mean, rng=0).confidence_interval if len(values) > 1 else (np.nan, np.nan)
+        print(f"  {name:24}{np.mean(values):.4f} [{low:.4f}, {high:.4f}]")
+
+
+if __name__ == "__main__":
+    main()

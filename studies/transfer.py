@@ -1,0 +1,111 @@
+"""Does what a search learned on one data set save time on another?
+
+Command:   python studies/transfer.py --images FASHION_MNIST_FOLDER      # five seeds
+           python studies/transfer.py --images FOLDER --seconds 150 --seeds 3 --json transfer.json
+Cost:      fifteen minutes on one thread. What is in `--json` is not measured again
+Expected:  the first trials are as good as those of a search from nothing after several
+
+NAS-Bench-201's cells in networks of 3 cells and 8 channels. An SNAS learns its distribution on scikit-learn's digits, for
+which it takes some 30 CPU seconds. Then cells are searched for Fashion-MNIST at 14 x 14: by `SNASSampler` that learns
+from finished trials, once from nothing and once from that distribution (`TransferredScore` as its `prior`), and by TPE.
+Counted are CPU seconds until the loss is as low as the best that the search from nothing finds.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from optuna.samplers import BaseSampler, TPESampler
+from small_fashion_mnist import small_fashion_mnist
+
+from optuna_nas import (
+    SNAS,
+    ImageData,
+    NetworkSpace,
+    Recipe,
+    SNASRecipe,
+    SNASSampler,
+    TrainObjective,
+    TransferredScore,
+    digits,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
+
+
+def space_for(data: ImageData, affine: bool = True) -> NetworkSpace:
+    """Return the cells in a network for a data set."""
+    return NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 8, data.input_shape, data.classes, affine=affine))
+
+
+def learned_on_digits(seed: int, epochs: float = 10) -> TransferredScore:
+    """Return what an SNAS learns about ops on digits."""
+    data = digits(seed)
+    snas = SNAS(space_for(data, affine=False), SNASRecipe(learning_rate=0.1, warmup_fraction=0.3, seed=seed))
+    snas.fit(data, epochs, show_progress=False)
+    return TransferredScore.of_model(snas)
+
+
+def searched(sampler: BaseSampler, data: ImageData, seconds: float, seed: int) -> list[tuple[float, float]]:
+    """Return CPU seconds and best loss so far, after every trial of a search."""
+    recipe = Recipe(epochs=3, learning_rate=0.1, seed=seed)
+    study = optuna.create_study(sampler=sampler)
+    curve: list[tuple[float, float]] = []
+    begun = time.process_time()
+
+    def note(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        curve.append((time.process_time() - begun, study.best_value))
+        if curve[-1][0] >= seconds:
+            study.stop()
+
+    study.optimize(TrainObjective(space_for(data), data, recipe, objectives=("loss",)), callbacks=[note])
+    return curve
+
+
+def seconds_to(curve: list[tuple[float, float]], loss: float) -> float:
+    """Return the CPU seconds until a search is at a loss; infinite if it never is."""
+    return next((seconds for seconds, best in curve if best <= loss), math.inf)
+
+
+def main() -> None:
+    """Search with and without what was learned, seed by seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", default="", help="folder of Fashion-MNIST; downloaded by default")
+    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of a search")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where all curves are kept")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    known = options.json is not None and options.json.exists()
+    runs: list[dict[str, list[tuple[float, float]]]] = json.loads(options.json.read_text()) if known else []
+    for seed in range(len(runs), options.seeds):
+        data = small_fashion_mnist(options.images, seed)
+        samplers: dict[str, BaseSampler] = {
+            "from nothing": SNASSampler(space_for(data), seed=seed),
+            "from digits": SNASSampler(space_for(data), prior=learned_on_digits(seed), seed=seed),
+            "TPE": TPESampler(multivariate=True, n_startup_trials=5, seed=seed),
+        }
+        runs.append({name: searched(sampler, data, options.seconds, seed) for name, sampler in samplers.items()})
+        if options.json is not None:
+            options.json.write_text(json.dumps(runs))
+        goal = runs[-1]["from nothing"][-1][1]
+        for name, curve in runs[-1].items():
+            print(
+                f"seed {seed}, {name}: loss {curve[0][1]:.4f} at first, {curve[-1][1]:.4f} after {len(curve)} trials; "
+                f"{seconds_to(curve, goal):.0f} CPU s to {goal:.4f}",
+                flush=True,
+            )
+    for name in runs[0]:
+        first, last = (np.mean([run[name][place][1] for run in runs]) for place in (0, -1))
+        needed = [seconds_to(run[name], run["from nothing"][-1][1]) for run in runs]
+        print(f"{name}: mean loss {first:.4f} at first, {last:.4f} at the end; median {np.median(needed):.0f} CPU s")
+
+
+if __name__ == "__main__":
+    main()
