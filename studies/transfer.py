@@ -5,7 +5,7 @@ Command:   python studies/transfer.py --images FASHION_MNIST_FOLDER      # five 
 Cost:      fifteen minutes on one thread. What is in `--json` is not measured again
 Expected:  the first trials are as good as those of a search from nothing after several
 
-NAS-Bench-201's cells in networks of 3 cells and 8 channels. An SNAS learns its distribution on scikit-learn's digits, for
+NAS-Bench-201's cells in networks of 3 cells and 8 channels. An SNAS learns its distribution on handwritten digits, for
 which it takes some 30 CPU seconds. Then cells are searched for Fashion-MNIST at 14 x 14: by `SNASSampler` that learns
 from finished trials, once from nothing and once from that distribution (`TransferredScore` as its `prior`), and by TPE.
 Counted are CPU seconds until the loss is as low as the best that the search from nothing finds.
