@@ -29,11 +29,11 @@ from optuna_nas.data import Batch
 from optuna_nas.networks import DiscreteNetwork, use_batch_statistics
 from optuna_nas.objective import TrialRun
 from optuna_nas.objective.trial_training import network_path
-from optuna_nas.oneshot import HMNAS, HMNASRecipe
+from optuna_nas.oneshot import HMNAS, HMNASRecipe, OneShotModel
 from optuna_nas.oneshot.hmnas import bilevel
 from optuna_nas.space import NONE
 from optuna_nas.storage.attributes import MASKED, MULTIPLY_ADDS, PARAMS
-from optuna_nas.training import TrainingStopped, evaluate
+from optuna_nas.training import TrainingStopped, evaluate, load_tensors, save_tensors
 
 SPACE = CellSpace(
     ("skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)), max_ops=3
@@ -176,7 +176,7 @@ def test_ops_and_edges_learn_after_the_warm_up_and_ever_more_rarely(data):
 def test_weights_are_frozen_while_masks_learn_and_masks_while_weights_do(data):
     hmnas = model(mask_fraction=0.5)
     hmnas.fit(data, 4, until=0.5)
-    assert hmnas.step == hmnas.total_steps // 2
+    assert hmnas.step == hmnas.supernet_steps
     assert all((mask == 1e-2).all() for mask in hmnas.masks.weight_masks.values())
     weights = {name: tensor.clone() for name, tensor in hmnas.supernet.state_dict().items()}
     logits = hmnas.masks.op_logits_EO.detach().clone()
@@ -190,7 +190,7 @@ def test_the_supernet_sees_the_split_for_weights_and_masks_see_both(data):
     hmnas = model(mask_fraction=0.5)
     both = ("weights", "choices")
     hmnas.begin(data, 2, both)
-    half = hmnas.total_steps // 2
+    half = hmnas.supernet_steps
     seen = [labels for _, labels in hmnas.batches(data, both, 0, hmnas.total_steps)]
     first = [labels for epoch in range(3) for _, labels in data.batches(["weights"], 16, seed=0, epoch=epoch)]
     then = [labels for epoch in range(3) for _, labels in data.batches(both, 16, seed=0, epoch=epoch)]
@@ -198,6 +198,45 @@ def test_the_supernet_sees_the_split_for_weights_and_masks_see_both(data):
     assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
     later = [labels for _, labels in hmnas.batches(data, both, half + 2, hmnas.total_steps)]
     assert all(torch.equal(one, other) for one, other in zip(later, seen[half + 2 :], strict=True))
+
+
+def test_epochs_are_counted_as_in_the_paper(data):
+    """100 of the 40,000 images for weights, then 20 of all 50,000."""
+    splits = {"weights": 40_000, "choices": 10_000, "report": 0, "test": 0}
+    images = replace(data, splits={split: torch.zeros(n, dtype=torch.int64) for split, n in splits.items()})
+    hmnas = HMNAS(NetworkSpace(SPACE, FRAME))
+    hmnas.begin(images, 120, ("weights", "choices"))
+    assert (hmnas.supernet_steps, hmnas.mask_steps) == (100 * (40_000 // 128), 20 * (50_000 // 128))
+
+
+def test_a_share_of_the_budget_is_one_of_epochs(data):
+    hmnas, shares = model(mask_fraction=0.25), []
+    hmnas.fit(data, 4, until=0.75, on_step=shares.append)
+    assert hmnas.step == hmnas.supernet_steps == 3 * 6  # steps of an epoch of the split for weights, of two of both
+    hmnas.fit(data, 4, until=0.875, on_step=shares.append)
+    assert hmnas.step == 3 * 6 + 6
+    hmnas.fit(data, 4, on_step=shares.append)
+    assert hmnas.step == hmnas.total_steps == 3 * 6 + 12
+    assert shares == pytest.approx([step / 24 for step in range(1, 19)] + [0.75 + step / 48 for step in range(1, 13)])
+
+
+@pytest.mark.parametrize("by", ["checkpoint", "load"])
+def test_a_fit_of_before_goes_on_with_the_steps_that_it_counted(data, tmp_path, by, monkeypatch):
+    path = tmp_path / "hmnas.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(HMNAS, "plan_epochs", OneShotModel.plan_epochs)  # all epochs of both splits
+        whole, stopped = model(mask_fraction=0.5), model(mask_fraction=0.5)
+        whole.fit(data, 2)
+        stopped.fit(data, 2, until=0.25, checkpoint=path)
+    tensors, description = load_tensors(path)
+    del description["progress"]["mask_share"]
+    save_tensors(path, tensors, description)
+    again = model(mask_fraction=0.5)
+    if by == "load":
+        again.load(path)
+    again.fit(data, 2, checkpoint=path)
+    assert (again.supernet_steps, again.total_steps) == (12, 24)
+    assert_same(again, whole)
 
 
 def test_masks_slow_down_in_the_second_half_and_those_of_weights_are_faster(data):

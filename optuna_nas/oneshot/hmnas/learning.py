@@ -27,6 +27,7 @@ from optuna_nas.training.checkpoints import check_tensors, prefixed, without_pre
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
+from optuna_nas.training.rules import between
 from optuna_nas.training.task import Calling, Task
 
 if TYPE_CHECKING:
@@ -87,12 +88,13 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         else:
             self.masks = ChoiceMasks(cells, self.supernet, self.recipe)
         self.paths = self.masks.paths
+        self._mask_share = self.recipe.mask_fraction  # of the steps, which epochs of unequal splits make another
         self._choice: Any = None  # a batch for ops and edges, where this step lets them learn
 
     @property
     def mask_steps(self) -> int:
         """Steps of the fit that train masks, after those that train the supernet."""
-        return round(self.recipe.mask_fraction * self.total_steps)
+        return round(self._mask_share * self.total_steps)
 
     @property
     def supernet_steps(self) -> int:
@@ -110,6 +112,30 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
                 )
         super().begin(data, budget, splits)
         self.recipe.check_masks_can_fall(self.mask_steps)
+
+    def plan_epochs(self, data: Data, budget: float, splits: Sequence[str]) -> None:
+        """Count epochs as the paper does: of the split for weights while they learn, of all `splits` for masks."""
+        of_masks = self.recipe.mask_fraction
+        supernet_steps = round((1 - of_masks) * budget * self.steps_per_epoch(data, [WEIGHTS]))
+        mask_steps = round(of_masks * budget * self.steps_per_epoch(data, splits))
+        self.total_steps = max(1, supernet_steps + mask_steps)
+        self._mask_share = mask_steps / self.total_steps
+
+    def step_after(self, share: float) -> int:
+        of_supernet = 1 - self.recipe.mask_fraction
+        if share <= of_supernet:
+            return round(share / of_supernet * self.supernet_steps)
+        return self.total_steps - round((1 - share) / (1 - of_supernet) * self.mask_steps)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget done, in [0, 1]; 0 before a fit."""
+        if not self.mask_steps:
+            return super().fraction
+        of_supernet = 1 - self.recipe.mask_fraction
+        if self.step <= self.supernet_steps:
+            return of_supernet * self.step / max(1, self.supernet_steps)
+        return 1 - (1 - of_supernet) * (self.total_steps - self.step) / self.mask_steps
 
     def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Any]:
         """Yield batches of the split for weights, then of all; and let ops and edges have theirs."""
@@ -273,7 +299,13 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             tensors["edge_weights"] = torch.from_numpy(np.stack([record.edge_weights for record in self.records]))
         return tensors
 
+    def progress(self) -> dict[str, Any]:
+        return {**super().progress(), "mask_share": self._mask_share}
+
     def restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
+        mask_share = between(0, 1, "[]")(
+            "mask_share", progress.get("mask_share", self.recipe.mask_fraction)
+        )  # of before: of steps
         described, learned = progress["records"], without_prefix("learned/", tensors)
         check_tensors(learned, self.masks.tensors(), "learned/")
         if described:
@@ -281,5 +313,6 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             check_tensors({"edge_weights": tensors["edge_weights"]}, {"edge_weights": like})
         rows = list(tensors["edge_weights"].cpu().numpy()) if described else []
         super().restore(tensors, progress)
+        self._mask_share = mask_share
         self.masks.restore(learned)
         self.records = [MaskRecord(s, m, row) for (s, m), row in zip(described, rows, strict=True)]

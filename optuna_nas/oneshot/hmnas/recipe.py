@@ -55,7 +55,7 @@ class HMNASRecipe:
     Args:
         edge_softmax: `node`: the weights of the edges into a node sum to one (eq. 2); `cell`: those of all edges of a
             cell do, which is what the numbers printed in the paper's figures fit.
-        mask_fraction: Share of the budget for the masks, after the supernet; 20 of 120 epochs in the paper.
+        mask_fraction: Share of the epochs for the masks, after the supernet; 20 of 120 in the paper.
         warmup_fraction: Share of the supernet's steps in which edges and ops do not learn yet.
         freeze_fraction: Share of the supernet's steps in which the kernels of fixed parts, such as stem and reductions,
             keep their random initial values: parts that learn solve the task without what is chosen. 1 freezes them
