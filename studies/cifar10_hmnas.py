@@ -42,7 +42,8 @@ def make_hmnas(smoke: bool, second_order: bool, data: ImageData, seed: int) -> H
     """Return the paper's supernet: three cells of 36 channels, the last two reduce."""
     cells = ("normal", "reduction") if smoke else ("normal", "reduction", "reduction")
     frame = Skeleton(cells, 4 if smoke else 36, data.input_shape, data.classes, affine=False)
-    recipe = HMNASRecipe(second_order=second_order, batch_size=32 if smoke else 128, seed=seed)
+    unrolled = "momentum" if second_order else False  # as DARTS' code, which HM-NAS follows
+    recipe = HMNASRecipe(second_order=unrolled, batch_size=32 if smoke else 128, seed=seed)
     return HMNAS(NetworkSpace(hmnas_space(), frame), recipe)
 
 

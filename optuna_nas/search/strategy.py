@@ -53,8 +53,8 @@ PATIENCE = 20
 ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 11 / 24}
 """Epochs of a one-shot model per epoch of all trials: on NAS-Bench-201's cells an epoch of the supernet of SNAS costs
 1.5 to 2 of a network, one of HM-NAS or of a GHN of four architectures a step some 3.5.
-Epochs of HM-NAS's supernet are of the split for weights, two thirds of what trials train on: with those of its masks, on
-the average eight elevenths."""
+Epochs of HM-NAS's supernet are of the split for weights, two thirds of what trials train on: with those of its masks,
+on the average eight elevenths."""
 TRIALS_PER_ROUND = 5
 LONGER = 3
 """Epochs of a long training per epoch of a short one."""

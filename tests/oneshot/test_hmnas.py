@@ -293,8 +293,39 @@ def test_ops_learn_from_the_split_for_choices(data, second_order, monkeypatch):
             )
 
 
+def test_the_step_ahead_with_momentum_is_where_the_optimizer_goes(data, monkeypatch):
+    monkeypatch.setattr(bilevel, "DIFFERENCE", 1e-5)
+    hmnas = model(warmup_fraction=0.0, second_order="momentum", clip_norm=0.0)
+    hmnas.fit(data, 4, until=0.2)
+    in_double(hmnas)
+    choices, batch = (Batch(images().double(), labels) for labels in (torch.arange(8), torch.arange(8).flip(0)))
+    weights = {name: w for name, w in hmnas.supernet.named_parameters() if w.requires_grad}
+    states = hmnas.optimizers["optimizers/weights"].state
+    for weight in weights.values():
+        states[weight]["momentum_buffer"] = torch.randn(weight.shape, dtype=torch.float64)
+    rate, recipe, before = 0.1, hmnas.recipe, {name: w.detach().clone() for name, w in weights.items()}
+    ours = hmnas.choice_gradients(choices, batch, rate)
+    # PyTorch's own step of SGD ends at the weights ahead, which is where autograd differentiates through it.
+    slope = torch.autograd.grad(hmnas.loss_of(batch, weights)[0], list(weights.values()), create_graph=True)
+    ahead = {
+        name: w - rate * (recipe.momentum * states[w]["momentum_buffer"] + g + recipe.weight_decay * w)
+        for (name, w), g in zip(weights.items(), slope, strict=True)
+    }
+    expected = torch.autograd.grad(hmnas.loss_of(choices, ahead)[0], hmnas.masks.logits)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    assert all(torch.equal(before[name], w) for name, w in weights.items())  # it only looks
+    optimizer = torch.optim.SGD(weights.values(), rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    for weight, gradient in zip(weights.values(), slope, strict=True):
+        optimizer.state[weight]["momentum_buffer"] = states[weight]["momentum_buffer"].clone()
+        weight.grad = gradient.detach()
+    optimizer.step()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight.detach(), ahead[name].detach())
+
+
 @pytest.mark.parametrize("stop_at", [3, 9, 14])
-@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("second_order", [False, True, "momentum"])
 def test_a_fit_that_was_stopped_ends_with_the_same_numbers(data, tmp_path, stop_at, second_order):
     through = model(mask_fraction=0.5, warmup_fraction=0.1, second_order=second_order)
     through.fit(data, 2)
@@ -650,7 +681,7 @@ def test_what_cannot_work_is_refused(data):
         ("batch_size", 0, "must be at least 1"),
         ("scoring_images", 1, "must be at least 2"),
         ("batch_size", 1.5, "must be an integer"),
-        ("second_order", 1, "must be of type bool"),
+        ("second_order", 1, "must be True, False or 'momentum'"),
         ("learning_rate", "fast", "must be a number"),
         ("learning_rate", 0.0, "must be positive"),
         ("mask_learning_rate", -1.0, "must be positive"),

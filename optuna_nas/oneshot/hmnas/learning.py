@@ -21,7 +21,14 @@ from optuna_nas.oneshot.fixed_parts import freeze
 from optuna_nas.oneshot.hmnas.bilevel import gradients_ahead
 from optuna_nas.oneshot.hmnas.choice_masks import ChoiceMasks
 from optuna_nas.oneshot.hmnas.masks import BaseMasks, Masks
-from optuna_nas.oneshot.hmnas.recipe import MASK_DECAY, MASK_DECAY_AT, PAPER_LOGIT_RATE, PAPER_MASK_RATE, HMNASRecipe
+from optuna_nas.oneshot.hmnas.recipe import (
+    MASK_DECAY,
+    MASK_DECAY_AT,
+    MOMENTUM,
+    PAPER_LOGIT_RATE,
+    PAPER_MASK_RATE,
+    HMNASRecipe,
+)
 from optuna_nas.space import CellSpace
 from optuna_nas.training.checkpoints import check_tensors, prefixed, without_prefix
 from optuna_nas.training.device import autocast
@@ -248,7 +255,14 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             train,
             rate=rate,
             weight_decay=decay,
+            velocity=self._velocity(weights) if self.recipe.second_order == MOMENTUM else None,
         )
+
+    def _velocity(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the momentum times its buffer of every weight that has one."""
+        states = self.optimizers[WEIGHT_STEPS].state
+        buffers = {name: states[weight].get("momentum_buffer") for name, weight in weights.items() if weight in states}
+        return {name: self.recipe.momentum * buffer for name, buffer in buffers.items() if buffer is not None}
 
     def _train_masks(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         optimizer = self.optimizers[MASK_STEPS]

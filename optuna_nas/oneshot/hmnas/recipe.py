@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from optuna_nas.space.reading import plain, shown
 from optuna_nas.training.optimizers import cosine
 from optuna_nas.training.recipe import PRECISIONS
 from optuna_nas.training.rules import (
     Rule,
     at_least,
     check_fields,
-    flag,
     fraction,
     not_negative,
     one_of,
@@ -26,12 +27,23 @@ PAPER_LOGIT_RATE, PAPER_LOGIT_STEPS, MAX_LOGIT_RATE = 3e-4, 28_000, 0.05
 PAPER_MASK_RATE, WEIGHT_MASKS_FASTER, PAPER_DISTANCE, PAPER_MASK_STEPS = 1e-5, 10.0, 5e-3, 20 * 391
 MASK_DECAY, MASK_DECAY_AT = 0.1, 0.5
 EDGE_SOFTMAXES = ("node", "cell")
+MOMENTUM = "momentum"
+
+
+def _second_order(name: str, value: Any) -> bool | str:
+    """Return a bool, or the name of the step with momentum."""
+    value = plain(value)
+    if not (isinstance(value, bool) or value == MOMENTUM):
+        raise ValueError(f"`{name}` must be True, False or {MOMENTUM!r} but got {shown(value)}.")
+    return value if isinstance(value, bool) else MOMENTUM
+
+
 RULES: dict[str, Rule] = {
     "edge_softmax": one_of(EDGE_SOFTMAXES),
     "mask_fraction": fraction(),
     "warmup_fraction": fraction(),
     "freeze_fraction": share(),
-    "second_order": flag(),
+    "second_order": _second_order,
     "batch_size": at_least(1),
     "scoring_images": at_least(2),
     "learning_rate": positive(),
@@ -60,7 +72,9 @@ class HMNASRecipe:
         freeze_fraction: Share of the supernet's steps in which the kernels of fixed parts, such as stem and reductions,
             keep their random initial values: parts that learn solve the task without what is chosen. 1 freezes them
             throughout, 0 lets them learn from the start. Norms and output layers always learn.
-        second_order: Let ops and edges look one step of the weights ahead (DARTS, Liu et al. 2019, eq. 7 and 8).
+        second_order: Let ops and edges look one step of the weights ahead (DARTS, Liu et al. 2019, eq. 7 and 8). True:
+            the paper's step, without momentum; `momentum`: with the momentum that the optimizer has gathered, as in the
+            code of its authors.
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once.
         learning_rate: Learning rate of the weights' SGD; falls to 0 along a cosine.
@@ -91,7 +105,7 @@ class HMNASRecipe:
     mask_fraction: float = 1 / 6
     warmup_fraction: float = 0.1
     freeze_fraction: float = 1.0
-    second_order: bool = False
+    second_order: bool | str = False
     batch_size: int = 128
     scoring_images: int = 512
     learning_rate: float = 0.1
