@@ -260,6 +260,36 @@ def test_masks_fall_when_they_are_given_the_time(data):
     assert hmnas.derive().kept_weights < 0.95
 
 
+def test_the_pressure_is_the_share_of_ops_kept_and_its_gradient_goes_straight_through():
+    hmnas = model()
+    drop(hmnas, edges=["cell_1_2"], ops=[(FIRST, "skip_connect")])
+    masks, n_ops = hmnas.masks, hmnas.masks.valid_EO.sum()
+    share = masks.kept_share()
+    assert share.item() == pytest.approx(masks.shares()["ops"])
+    of_ops, of_edges = torch.autograd.grad(share, masks.choice_masks)
+    ops, edges = ((mask.detach() > masks.threshold).float() for mask in masks.choice_masks)
+    torch.testing.assert_close(of_ops, edges[:, None].expand_as(ops) / n_ops)
+    torch.testing.assert_close(of_edges, ops.sum(1) / n_ops)
+
+
+def test_with_a_sparsity_weight_more_falls(data):
+    kept = {}
+    for weight in (0.0, 10.0):
+        hmnas = model(mask_fraction=0.5, sparsity_weight=weight)
+        hmnas.fit(data, 4)
+        kept[weight] = hmnas.masks.shares()["ops"]
+    assert kept[10.0] < 0.5 < kept[0.0]
+
+
+def test_without_a_sparsity_weight_it_is_the_fit_of_before(data, tmp_path):
+    path, whole = tmp_path / "hmnas.safetensors", model(mask_fraction=0.5)
+    whole.fit(data, 2, until=0.75, checkpoint=path)
+    _, description = load_tensors(path)
+    assert description["configuration"]["recipe"].keys() == vars(whole.recipe).keys() - {"sparsity_weight"}
+    with pytest.raises(ValueError, match=r"recipe \(sparsity_weight by default, not 0.5\)"):
+        model(mask_fraction=0.5, sparsity_weight=0.5).load(path)
+
+
 @pytest.mark.parametrize("second_order", [False, True])
 def test_ops_learn_from_the_split_for_choices(data, second_order, monkeypatch):
     monkeypatch.setattr(bilevel, "DIFFERENCE", 1e-5)
@@ -686,6 +716,7 @@ def test_what_cannot_work_is_refused(data):
         ("learning_rate", 0.0, "must be positive"),
         ("mask_learning_rate", -1.0, "must be positive"),
         ("weight_decay", -1.0, "must not be negative"),
+        ("sparsity_weight", -1.0, "must not be negative"),
         ("mask_fraction", 1.0, r"must be in \[0, 1\)"),
         ("threshold", 0.02, "must be from 0 and below `mask_start`"),
     ],

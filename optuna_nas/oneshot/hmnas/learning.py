@@ -181,7 +181,8 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             logit.requires_grad_(not masking and progress >= self.recipe.warmup_fraction)
         if masking:
             self.supernet.requires_grad_(False)  # for good: masks come last
-            return self.loss_of(batch, self.masks.masked_weights(), self.masks.mixing(masked=True))[0]
+            loss, _ = self.loss_of(batch, self.masks.masked_weights(), self.masks.mixing(masked=True))
+            return loss + self._pressure()
         freeze(self.supernet, self._fixed_kernels, progress < self.recipe.freeze_fraction)
         return self.loss_of(batch, {})[0]
 
@@ -272,7 +273,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             group["lr"] = rate * decay
         mixing = self.masks.mixing(masked=True)
         loss, sums = self.loss_of(batch, self.masks.masked_weights(), mixing)
-        gradients = torch.autograd.grad(loss, self.masks.masks, allow_unused=True)
+        gradients = torch.autograd.grad(loss + self._pressure(), self.masks.masks, allow_unused=True)
         for mask, gradient in zip(self.masks.masks, gradients, strict=True):
             mask.grad = gradient
         existing = [gradient for gradient in gradients if gradient is not None]
@@ -280,6 +281,11 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         step_where(finite, optimizer)
         optimizer.zero_grad(set_to_none=True)
         return finite, loss, sums
+
+    def _pressure(self) -> Tensor | float:
+        """Return what the ops that masks keep add to the loss; 0 without a sparsity weight."""
+        weight = self.recipe.sparsity_weight
+        return weight * self.masks.kept_share() if weight else 0.0
 
     def make_record(self, metrics: dict[str, float], means: NDArray[np.float64]) -> MaskRecord:
         return MaskRecord(self.step, {**self.masks.shares(), **metrics}, np.array(self.masks.edge_weights().tolist()))

@@ -13,6 +13,7 @@ from optuna_nas.training.optimizers import cosine
 from optuna_nas.training.recipe import PRECISIONS
 from optuna_nas.training.rules import (
     Rule,
+    added,
     at_least,
     check_fields,
     fraction,
@@ -55,6 +56,7 @@ RULES: dict[str, Rule] = {
     "mask_learning_rate": optional(positive()),
     "mask_start": not_negative(),
     "threshold": not_negative(),
+    "sparsity_weight": not_negative(),
     "precision": one_of(PRECISIONS),
     "seed": at_least(0),
 }
@@ -91,6 +93,10 @@ class HMNASRecipe:
         threshold: A mask keeps what it stands for while it is above this.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
         seed: Initial weights and logits, order of images, augmentation, when ops and edges learn.
+        sparsity_weight: What masks pay for keeping all, in units of the loss: while they learn, the loss has a term
+            `sparsity_weight * mean over edges and ops of mask_edge * mask_op`, of ones and zeros whose gradient goes
+            straight through. An op falls where keeping it gains less than `sparsity_weight / (number of ops)`. 0 as in
+            the paper, which has no penalty; masks of weights have none.
 
     Raises:
         ValueError: A field is out of range.
@@ -119,6 +125,7 @@ class HMNASRecipe:
     threshold: float = 5e-3
     precision: str = "auto"
     seed: int = 0
+    sparsity_weight: float = added(0.0)
 
     def __post_init__(self) -> None:
         check_fields(self, RULES)
