@@ -35,6 +35,7 @@ from optuna_nas import (
     train,
 )
 from optuna_nas.search.opening import open_study
+from optuna_nas.storage.by_architecture import enqueue_architecture, trial_of
 from optuna_nas.training import evaluate
 
 SPACE = CellSpace(
@@ -118,28 +119,30 @@ def main() -> None:
         objective=replace(objective, initial_weights=hmnas.inherited, reuse_duplicates=False),
         pruner=HMNASPruner(hmnas, seed=options.seed),
     )
-    study = open_study(pipeline)
-    if not study.trials:
-        study.enqueue_trial(SPACE.encode(derived.architecture))
+    enqueue_architecture(open_study(pipeline), derived.architecture)
     result = run(pipeline)
     if result.interrupted:
         print(f"interrupted with {result.missing} of {pipeline.trials} trials to go; the same command goes on")
         return
-    fine_tuned = result.study.trials[0]
+    fine_tuned = trial_of(result.study, derived.architecture)
+    if fine_tuned is None:
+        print("the fine-tuning has failed; the same command tries it again")
+        return
     print(f"fine-tuned: {fine_tuned.value:.4f}, after one epoch {fine_tuned.intermediate_values[1]:.4f}")
-    others = [trial.value for trial in result.study.trials[1:] if trial.value is not None]
+    others = [trial.value for trial in result.study.trials if trial != fine_tuned and trial.value is not None]
     if others:
         print(f"random cells: best {max(others):.4f}, mean {sum(others) / len(others):.4f}")
     folder = wanted.resolved_folder() / "scratch"
     scratch = replace(pipeline, name=f"{wanted.name}-scratch", folder=folder, objective=objective, trials=1)
-    study = open_study(scratch)
-    if not study.trials:
-        study.enqueue_trial(SPACE.encode(derived.architecture))
+    enqueue_architecture(open_study(scratch), derived.architecture)
     result = run(scratch)
     if result.interrupted:
         print("interrupted; the same command goes on")
         return
-    (trial,) = result.study.trials
+    trial = trial_of(result.study, derived.architecture)
+    if trial is None:
+        print("the training from scratch has failed; the same command tries it again")
+        return
     print(f"the same from scratch: {trial.value:.4f}, after one epoch {trial.intermediate_values[1]:.4f}")
 
 
