@@ -31,8 +31,9 @@ from optuna_nas import (
     plot_masks,
     run,
 )
-from optuna_nas.objective.trial_training import network_path
 from optuna_nas.search.opening import open_study
+from optuna_nas.search.results import network_of
+from optuna_nas.storage.by_architecture import enqueue_architecture, trial_of
 from optuna_nas.training import evaluate
 
 REPORTING = 1000  # images; of all others a fifth is for ops and edges, as in the paper
@@ -42,7 +43,8 @@ def make_hmnas(smoke: bool, second_order: bool, data: ImageData, seed: int) -> H
     """Return the paper's supernet: three cells of 36 channels, the last two reduce."""
     cells = ("normal", "reduction") if smoke else ("normal", "reduction", "reduction")
     frame = Skeleton(cells, 4 if smoke else 36, data.input_shape, data.classes, affine=False)
-    recipe = HMNASRecipe(second_order=second_order, batch_size=32 if smoke else 128, seed=seed)
+    unrolled = "momentum" if second_order else False  # as DARTS' code, which HM-NAS follows
+    recipe = HMNASRecipe(second_order=unrolled, batch_size=32 if smoke else 128, seed=seed)
     return HMNAS(NetworkSpace(hmnas_space(), frame), recipe)
 
 
@@ -57,6 +59,7 @@ def fine_tuning(smoke: bool, data: ImageData, hmnas: HMNAS, random: int, seed: i
         data=final,
         sampler=optuna.samplers.RandomSampler(seed),
         trials=1 + random,
+        keep_networks=1 + random,
         description=__doc__ or "",
     )
 
@@ -85,14 +88,17 @@ def main() -> None:
     plot_family(hmnas).savefig(folder / "family.png")
     (folder / "surviving_cell.json").write_text(derived.architecture.to_json())
     print(f"survives, {derived.params / 1e6:.3f} M parameters: {derived.architecture.summary}\npictures in {folder}")
-    opened = open_study(study)
-    if not opened.trials:
-        opened.enqueue_trial(hmnas.space.encode(derived.architecture))
+    enqueue_architecture(open_study(study), derived.architecture)
     result = run(study)
     if result.interrupted:
         print(f"interrupted with {result.missing} of {study.trials} trials to go; the same command goes on")
         return
-    network = load_network(network_path(folder, 0), options.device)
+    trial = trial_of(result.study, derived.architecture)
+    file = None if trial is None else network_of(study, result.study, trial)
+    if file is None:
+        print("the fine-tuning has failed; the same command tries it again")
+        return
+    network = load_network(file, options.device)
     accuracy = evaluate(network, data, "test").metric
     print(f"test error {100 * (1 - accuracy):.2f} %")
 

@@ -91,7 +91,7 @@ def make_ghn() -> GHN:
 
 def make_hmnas(**recipe: Any) -> HMNAS:
     """Return an HM-NAS that has learned nothing, whose masks fall fast."""
-    how = HMNASRecipe(batch_size=16, mask_fraction=0.6, mask_learning_rate=3e-3, **recipe)
+    how = HMNASRecipe(batch_size=16, mask_fraction=0.44, mask_learning_rate=3e-3, **recipe)
     return HMNAS(SETS.with_skeleton(affine=False), how)
 
 
@@ -143,7 +143,7 @@ def hmnas(**recipe: Any) -> list[Any]:
         said = [list(model.edge_weights.values()), model.endurance(drawn(SETS, 5))]
         return [kept(derived.architecture), derived.params, *said, weights(model.supernet)]
 
-    return fitted(make_hmnas(**recipe), 3, about)
+    return fitted(make_hmnas(**recipe), 25 / 6, about)
 
 
 def training() -> list[Any]:
@@ -181,7 +181,7 @@ def search_by_ghn(folder: Path) -> list[Any]:
 def search_with_masks(folder: Path) -> list[Any]:
     """Return the trials of a search in which masks stop some; what they say is what comes of a trial."""
     model = make_hmnas()
-    pruner = HMNASPruner(model, data=DATA, budget=3, trials_per_round=12, quantile=0.4, n_startup_trials=5)
+    pruner = HMNASPruner(model, data=DATA, budget=25 / 6, trials_per_round=12, quantile=0.4, n_startup_trials=5)
 
     def objective(trial: optuna.Trial) -> float:
         architecture = SETS.suggest(trial)

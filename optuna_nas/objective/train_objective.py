@@ -43,6 +43,7 @@ from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import TrainingDiverged, train
 from optuna_nas.training.process_group import current_ranks
 from optuna_nas.training.recipe import Recipe
+from optuna_nas.training.rules import settings_of
 from optuna_nas.training.task import LOSS, MINIMIZE, ImageClassification, Task
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ class TrainObjective:
         described: dict[str, Any] = {
             "space": self.space.describe(),
             "data": self.data.describe(),
-            "recipe": {name: as_json(value) for name, value in vars(self.recipe).items()},
+            "recipe": {name: as_json(value) for name, value in settings_of(self.recipe).items()},
             "task": {name: as_json(value) for name, value in self.task.describe().items()},
         }
         if self.weights_source.source != SCRATCH or self.initial_weights is not None:

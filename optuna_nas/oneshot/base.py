@@ -160,13 +160,22 @@ class OneShotModel(LearnedState[Record]):
                 "anew."
             )
         self._configuration = configuration
-        self.total_steps = max(1, round(budget * max(1, n_examples // self.recipe.batch_size)))
+        if not (self.step and self.total_steps):
+            self.plan_epochs(data, budget, splits)
         self.attach(data)
+
+    def plan_epochs(self, data: Data, budget: float, splits: Sequence[str]) -> None:
+        """Set `total_steps` for a budget of epochs; called once, before the first step."""
+        self.total_steps = max(1, round(budget * self.steps_per_epoch(data, splits)))
+
+    def steps_per_epoch(self, data: Data, splits: Sequence[str]) -> int:
+        """Return the number of steps of a pass over some splits."""
+        return max(1, data.size(splits) // self.recipe.batch_size)
 
     def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Any]:
         """Yield the batches of the steps from `step` to `last`; the first epoch begins at step 0."""
         batch_size, seed = self.recipe.batch_size, self.recipe.seed
-        steps_per_epoch = max(1, data.size(splits) // batch_size)
+        steps_per_epoch = self.steps_per_epoch(data, splits)
         while step < last:
             epoch, start = divmod(step, steps_per_epoch)
             for batch in islice(data.batches(splits, batch_size, seed=seed, epoch=epoch, start=start), last - step):
@@ -176,6 +185,10 @@ class OneShotModel(LearnedState[Record]):
     def share_after(self, rounds: int, n_rounds: int) -> float:
         """Return the share of the budget to have spent after so many of the rounds of a study, in [0, 1]."""
         return min(1.0, rounds / n_rounds)
+
+    def step_after(self, share: float) -> int:
+        """Return the step at which a share of the budget, in [0, 1], is spent."""
+        return round(share * self.total_steps)
 
     def make_record(self, metrics: dict[str, float], means: NDArray[np.float64]) -> Record:
         """Return a record of the step just done.
@@ -286,7 +299,7 @@ class OneShotModel(LearnedState[Record]):
 
         Args:
             data: Batches and splits.
-            budget: Passes over `splits` in all; need not be whole.
+            budget: Passes over `splits` in all; need not be whole. A phase that learns from one split passes over that.
             until: Share of the budget at which to return, for a fit in rounds.
             splits: What to learn from; single-level, so all that is learned learns from the same images.
             on_step: Called after every step with the share of the budget done.
@@ -311,14 +324,14 @@ class OneShotModel(LearnedState[Record]):
                 self.begin(data, budget, splits)
                 if checkpoint is not None and checkpoint.exists():
                     self.load(checkpoint)
-            last = min(self.total_steps, round(until * self.total_steps))
+            last = min(self.total_steps, self.step_after(until))
             task = progress.add_task(self.name, total=last, completed=self.step) if progress else None
             saved = time.monotonic()
             for record in self._steps(data, splits, last):
                 if record is not None and on_record is not None:
                     on_record(record)
                 if on_step is not None:
-                    on_step(self.step / self.total_steps)
+                    on_step(self.fraction)
                 if progress is not None:
                     progress.update(task, completed=self.step)
                 stopping = should_stop is not None and should_stop()

@@ -6,7 +6,6 @@ import copy
 import json
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from optuna_nas.oneshot.tally import StepTally
@@ -21,7 +20,18 @@ from optuna_nas.training.checkpoints import (
     without_prefix,
 )
 from optuna_nas.training.optimizers import check_optimizer_tensors, load_optimizer_tensors, optimizer_tensors
-from optuna_nas.training.rules import Rule, anything, at_least, checked, items, mapping, not_negative, number, row
+from optuna_nas.training.rules import (
+    Rule,
+    anything,
+    at_least,
+    checked,
+    items,
+    mapping,
+    not_negative,
+    number,
+    row,
+    settings_of,
+)
 from optuna_nas.training.task import ImageClassification
 
 if TYPE_CHECKING:
@@ -149,8 +159,7 @@ class LearnedState(ABC, Generic[Record]):
 
     def describe(self) -> dict[str, Any]:
         """Return what was fixed when it was made, for JSON; a checkpoint of another description is refused."""
-        recipe = asdict(self.recipe)  # type: ignore[call-overload]
-        own = {"space": self.space.describe(), "recipe": recipe, "task": self.task.describe()}
+        own = {"space": self.space.describe(), "recipe": settings_of(self.recipe), "task": self.task.describe()}
         return json.loads(json.dumps(own))  # type: ignore[no-any-return]
 
     def move(self, device: torch.device) -> None:

@@ -51,6 +51,7 @@ from optuna_nas.training.rules import (
     not_negative,
     number,
     optional,
+    settings_of,
     text,
 )
 
@@ -315,7 +316,7 @@ def train_in_full(
     space.check_data(data)
     architecture = space.adopt(architecture)
     configuration = {"architecture": architecture.to_dict()}
-    parts = json.dumps([configuration, asdict(recipe), task.describe(), data.describe()], sort_keys=True)
+    parts = json.dumps([configuration, settings_of(recipe), task.describe(), data.describe()], sort_keys=True)
     stem = search.resolved_folder() / "final" / hashlib.blake2b(parts.encode(), digest_size=6).hexdigest()
     record, file = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
     if record.exists() and file.exists():

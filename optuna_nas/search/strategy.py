@@ -50,9 +50,11 @@ POOL_PER_TRIAL = 50
 """Largest number of architectures of a pool per trial, where the number of trials is given."""
 PATIENCE = 20
 """Trials without a better value after which `auto` and `free` end, where neither trials nor seconds are given."""
-ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 1 / 3}
+ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 11 / 24}
 """Epochs of a one-shot model per epoch of all trials: on NAS-Bench-201's cells an epoch of the supernet of SNAS costs
-1.5 to 2 of a network, one of HM-NAS or of a GHN of four architectures a step some 3.5."""
+1.5 to 2 of a network, one of HM-NAS or of a GHN of four architectures a step some 3.5.
+Epochs of HM-NAS's supernet are of the split for weights, two thirds of what trials train on: with those of its masks,
+on the average eight elevenths."""
 TRIALS_PER_ROUND = 5
 LONGER = 3
 """Epochs of a long training per epoch of a short one."""
@@ -231,7 +233,7 @@ def _hmnas(setting: Setting) -> Strategy:
         raise ValueError(
             f"`strategy` {BY_HMNAS!r} needs ops on edges (CellSpace) or a ModuleSpace to mask; use {AUTO!r}."
         )
-    hmnas = HMNAS(space, HMNASRecipe(batch_size=64, mask_fraction=0.25, seed=setting.seed), setting.task)
+    hmnas = HMNAS(space, HMNASRecipe(batch_size=64, mask_fraction=2 / 11, seed=setting.seed), setting.task)
     pruner = HMNASPruner(
         hmnas,
         data=data,

@@ -97,7 +97,7 @@ def _differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
         fields: list[str] = []
         if key == "recipe" and isinstance(one, dict) and isinstance(other, dict):
             unlike = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
-            fields = [f"{name} {one.get(name)}, not {other.get(name)}" for name in unlike]
+            fields = [f"{name} {one.get(name, 'by default')}, not {other.get(name, 'by default')}" for name in unlike]
         names.append(f"{key} ({', '.join(fields)})" if fields else key)
     return names
 

@@ -27,6 +27,7 @@ from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.finite_steps import Verdicts, step_where
 from optuna_nas.training.optimizers import cosine, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from optuna_nas.training.process_group import Packed, Ranks, current_ranks, is_agreed, pack
+from optuna_nas.training.recipe import EXPONENTIAL, Recipe
 from optuna_nas.training.rules import (
     Rule,
     at_least,
@@ -38,6 +39,7 @@ from optuna_nas.training.rules import (
     number,
     optional,
     row,
+    settings_of,
     text,
 )
 from optuna_nas.training.task import ImageClassification, Task, step_of
@@ -45,8 +47,6 @@ from optuna_nas.training.task import ImageClassification, Task, step_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-
-    from optuna_nas.training.recipe import Recipe
 
 MAX_SKIPPED_IN_A_ROW = 10
 """Number of consecutive steps with a non-finite loss after which a training counts as diverged."""
@@ -272,7 +272,7 @@ class _Training:
         self._optimizer = make_optimizer(network, recipe)
         self._configuration = {
             **(configuration or {}),
-            "recipe": asdict(recipe),
+            "recipe": settings_of(recipe),
             "task": task.describe(),
             "splits": list(splits),
             "data": data.describe(),
@@ -462,12 +462,15 @@ class _Training:
             self._restore(tensors, progress)
 
     def _learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step: linear warm-up, then cosine decay (Loshchilov and Hutter 2017)."""
+        """Return the learning rate of a step of this epoch: linear warm-up, then the decay of the recipe's schedule."""
         recipe = self._recipe
         steps = self._steps_per_epoch * recipe.epochs
         warmup = round(recipe.warmup_fraction * steps)
         if step < warmup:
             return recipe.learning_rate * (step + 1) / warmup
+        if recipe.schedule == EXPONENTIAL:
+            epochs = self._epoch - warmup // self._steps_per_epoch
+            return max(recipe.final_learning_rate, recipe.learning_rate * recipe.decay_per_epoch**epochs)
         progress = (step - warmup) / max(1, steps - warmup)
         return cosine(recipe.learning_rate, recipe.final_learning_rate, progress)
 

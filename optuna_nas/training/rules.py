@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,35 @@ def flag() -> Rule:
 def optional(rule: Rule) -> Rule:
     """Return a rule that also accepts None."""
     return lambda name, value: None if value is None else rule(name, value)
+
+
+# -- fields of later versions ------------------------------------------------------------------------------------------
+
+ADDED = "added"
+"""Key in the metadata of a field that recipes of earlier versions lack."""
+
+
+def added(default: Any) -> Any:
+    """Return a field of a recipe that earlier versions lack; its default is what they did; see `settings_of`."""
+    return field(default=default, metadata={ADDED: True})
+
+
+def settings_of(recipe: Any) -> dict[str, Any]:
+    """Return the fields of a recipe by which checkpoints, studies and hashes are compared.
+
+    A field that was added later is left out while it has its default, so that those of before still compare equal.
+
+    Args:
+        recipe: Dataclass.
+
+    Example:
+        >>> from optuna_nas import Recipe
+        >>> from optuna_nas.training.rules import settings_of
+        >>> [("schedule" in settings_of(recipe)) for recipe in (Recipe(), Recipe(schedule="exponential"))]
+        [False, True]
+    """
+    later = {one.name: one.default for one in fields(recipe) if ADDED in one.metadata}
+    return {name: value for name, value in asdict(recipe).items() if name not in later or value != later[name]}
 
 
 # -- values of files and studies --------------------------------------------------------------------------------------

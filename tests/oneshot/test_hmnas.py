@@ -29,11 +29,11 @@ from optuna_nas.data import Batch
 from optuna_nas.networks import DiscreteNetwork, use_batch_statistics
 from optuna_nas.objective import TrialRun
 from optuna_nas.objective.trial_training import network_path
-from optuna_nas.oneshot import HMNAS, HMNASRecipe
+from optuna_nas.oneshot import HMNAS, HMNASRecipe, OneShotModel
 from optuna_nas.oneshot.hmnas import bilevel
 from optuna_nas.space import NONE
 from optuna_nas.storage.attributes import MASKED, MULTIPLY_ADDS, PARAMS
-from optuna_nas.training import TrainingStopped, evaluate
+from optuna_nas.training import TrainingStopped, evaluate, load_tensors, save_tensors
 
 SPACE = CellSpace(
     ("skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"), CellKind("reduction", 2)), max_ops=3
@@ -176,7 +176,7 @@ def test_ops_and_edges_learn_after_the_warm_up_and_ever_more_rarely(data):
 def test_weights_are_frozen_while_masks_learn_and_masks_while_weights_do(data):
     hmnas = model(mask_fraction=0.5)
     hmnas.fit(data, 4, until=0.5)
-    assert hmnas.step == hmnas.total_steps // 2
+    assert hmnas.step == hmnas.supernet_steps
     assert all((mask == 1e-2).all() for mask in hmnas.masks.weight_masks.values())
     weights = {name: tensor.clone() for name, tensor in hmnas.supernet.state_dict().items()}
     logits = hmnas.masks.op_logits_EO.detach().clone()
@@ -190,7 +190,7 @@ def test_the_supernet_sees_the_split_for_weights_and_masks_see_both(data):
     hmnas = model(mask_fraction=0.5)
     both = ("weights", "choices")
     hmnas.begin(data, 2, both)
-    half = hmnas.total_steps // 2
+    half = hmnas.supernet_steps
     seen = [labels for _, labels in hmnas.batches(data, both, 0, hmnas.total_steps)]
     first = [labels for epoch in range(3) for _, labels in data.batches(["weights"], 16, seed=0, epoch=epoch)]
     then = [labels for epoch in range(3) for _, labels in data.batches(both, 16, seed=0, epoch=epoch)]
@@ -198,6 +198,45 @@ def test_the_supernet_sees_the_split_for_weights_and_masks_see_both(data):
     assert all(torch.equal(one, other) for one, other in zip(seen, expected, strict=True))
     later = [labels for _, labels in hmnas.batches(data, both, half + 2, hmnas.total_steps)]
     assert all(torch.equal(one, other) for one, other in zip(later, seen[half + 2 :], strict=True))
+
+
+def test_epochs_are_counted_as_in_the_paper(data):
+    """100 of the 40,000 images for weights, then 20 of all 50,000."""
+    splits = {"weights": 40_000, "choices": 10_000, "report": 0, "test": 0}
+    images = replace(data, splits={split: torch.zeros(n, dtype=torch.int64) for split, n in splits.items()})
+    hmnas = HMNAS(NetworkSpace(SPACE, FRAME))
+    hmnas.begin(images, 120, ("weights", "choices"))
+    assert (hmnas.supernet_steps, hmnas.mask_steps) == (100 * (40_000 // 128), 20 * (50_000 // 128))
+
+
+def test_a_share_of_the_budget_is_one_of_epochs(data):
+    hmnas, shares = model(mask_fraction=0.25), []
+    hmnas.fit(data, 4, until=0.75, on_step=shares.append)
+    assert hmnas.step == hmnas.supernet_steps == 3 * 6  # steps of an epoch of the split for weights, of two of both
+    hmnas.fit(data, 4, until=0.875, on_step=shares.append)
+    assert hmnas.step == 3 * 6 + 6
+    hmnas.fit(data, 4, on_step=shares.append)
+    assert hmnas.step == hmnas.total_steps == 3 * 6 + 12
+    assert shares == pytest.approx([step / 24 for step in range(1, 19)] + [0.75 + step / 48 for step in range(1, 13)])
+
+
+@pytest.mark.parametrize("by", ["checkpoint", "load"])
+def test_a_fit_of_before_goes_on_with_the_steps_that_it_counted(data, tmp_path, by, monkeypatch):
+    path = tmp_path / "hmnas.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(HMNAS, "plan_epochs", OneShotModel.plan_epochs)  # all epochs of both splits
+        whole, stopped = model(mask_fraction=0.5), model(mask_fraction=0.5)
+        whole.fit(data, 2)
+        stopped.fit(data, 2, until=0.25, checkpoint=path)
+    tensors, description = load_tensors(path)
+    del description["progress"]["mask_share"]
+    save_tensors(path, tensors, description)
+    again = model(mask_fraction=0.5)
+    if by == "load":
+        again.load(path)
+    again.fit(data, 2, checkpoint=path)
+    assert (again.supernet_steps, again.total_steps) == (12, 24)
+    assert_same(again, whole)
 
 
 def test_masks_slow_down_in_the_second_half_and_those_of_weights_are_faster(data):
@@ -219,6 +258,36 @@ def test_masks_fall_when_they_are_given_the_time(data):
     last = hmnas.records[-1].metrics
     assert 0 < last["weights"] < 0.95
     assert hmnas.derive().kept_weights < 0.95
+
+
+def test_the_pressure_is_the_share_of_ops_kept_and_its_gradient_goes_straight_through():
+    hmnas = model()
+    drop(hmnas, edges=["cell_1_2"], ops=[(FIRST, "skip_connect")])
+    masks, n_ops = hmnas.masks, hmnas.masks.valid_EO.sum()
+    share = masks.kept_share()
+    assert share.item() == pytest.approx(masks.shares()["ops"])
+    of_ops, of_edges = torch.autograd.grad(share, masks.choice_masks)
+    ops, edges = ((mask.detach() > masks.threshold).float() for mask in masks.choice_masks)
+    torch.testing.assert_close(of_ops, edges[:, None].expand_as(ops) / n_ops)
+    torch.testing.assert_close(of_edges, ops.sum(1) / n_ops)
+
+
+def test_with_a_sparsity_weight_more_falls(data):
+    kept = {}
+    for weight in (0.0, 10.0):
+        hmnas = model(mask_fraction=0.5, sparsity_weight=weight)
+        hmnas.fit(data, 4)
+        kept[weight] = hmnas.masks.shares()["ops"]
+    assert kept[10.0] < 0.5 < kept[0.0]
+
+
+def test_without_a_sparsity_weight_it_is_the_fit_of_before(data, tmp_path):
+    path, whole = tmp_path / "hmnas.safetensors", model(mask_fraction=0.5)
+    whole.fit(data, 2, until=0.75, checkpoint=path)
+    _, description = load_tensors(path)
+    assert description["configuration"]["recipe"].keys() == vars(whole.recipe).keys() - {"sparsity_weight"}
+    with pytest.raises(ValueError, match=r"recipe \(sparsity_weight by default, not 0.5\)"):
+        model(mask_fraction=0.5, sparsity_weight=0.5).load(path)
 
 
 @pytest.mark.parametrize("second_order", [False, True])
@@ -254,8 +323,39 @@ def test_ops_learn_from_the_split_for_choices(data, second_order, monkeypatch):
             )
 
 
+def test_the_step_ahead_with_momentum_is_where_the_optimizer_goes(data, monkeypatch):
+    monkeypatch.setattr(bilevel, "DIFFERENCE", 1e-5)
+    hmnas = model(warmup_fraction=0.0, second_order="momentum", clip_norm=0.0)
+    hmnas.fit(data, 4, until=0.2)
+    in_double(hmnas)
+    choices, batch = (Batch(images().double(), labels) for labels in (torch.arange(8), torch.arange(8).flip(0)))
+    weights = {name: w for name, w in hmnas.supernet.named_parameters() if w.requires_grad}
+    states = hmnas.optimizers["optimizers/weights"].state
+    for weight in weights.values():
+        states[weight]["momentum_buffer"] = torch.randn(weight.shape, dtype=torch.float64)
+    rate, recipe, before = 0.1, hmnas.recipe, {name: w.detach().clone() for name, w in weights.items()}
+    ours = hmnas.choice_gradients(choices, batch, rate)
+    # PyTorch's own step of SGD ends at the weights ahead, which is where autograd differentiates through it.
+    slope = torch.autograd.grad(hmnas.loss_of(batch, weights)[0], list(weights.values()), create_graph=True)
+    ahead = {
+        name: w - rate * (recipe.momentum * states[w]["momentum_buffer"] + g + recipe.weight_decay * w)
+        for (name, w), g in zip(weights.items(), slope, strict=True)
+    }
+    expected = torch.autograd.grad(hmnas.loss_of(choices, ahead)[0], hmnas.masks.logits)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    assert all(torch.equal(before[name], w) for name, w in weights.items())  # it only looks
+    optimizer = torch.optim.SGD(weights.values(), rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    for weight, gradient in zip(weights.values(), slope, strict=True):
+        optimizer.state[weight]["momentum_buffer"] = states[weight]["momentum_buffer"].clone()
+        weight.grad = gradient.detach()
+    optimizer.step()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight.detach(), ahead[name].detach())
+
+
 @pytest.mark.parametrize("stop_at", [3, 9, 14])
-@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("second_order", [False, True, "momentum"])
 def test_a_fit_that_was_stopped_ends_with_the_same_numbers(data, tmp_path, stop_at, second_order):
     through = model(mask_fraction=0.5, warmup_fraction=0.1, second_order=second_order)
     through.fit(data, 2)
@@ -611,11 +711,12 @@ def test_what_cannot_work_is_refused(data):
         ("batch_size", 0, "must be at least 1"),
         ("scoring_images", 1, "must be at least 2"),
         ("batch_size", 1.5, "must be an integer"),
-        ("second_order", 1, "must be of type bool"),
+        ("second_order", 1, "must be True, False or 'momentum'"),
         ("learning_rate", "fast", "must be a number"),
         ("learning_rate", 0.0, "must be positive"),
         ("mask_learning_rate", -1.0, "must be positive"),
         ("weight_decay", -1.0, "must not be negative"),
+        ("sparsity_weight", -1.0, "must not be negative"),
         ("mask_fraction", 1.0, r"must be in \[0, 1\)"),
         ("threshold", 0.02, "must be from 0 and below `mask_start`"),
     ],

@@ -173,7 +173,8 @@ def test_masks_learn_in_rounds_that_all_workers_share(data, tmp_path):
     total = pruner.model.total_steps
     assert pruner.model.fitted
     steps = [(value["step"], value["done"]) for value in map(snapshot, study.trials) if value]
-    assert steps == [(round(0.75 * total), False), (total, True)]  # the supernet and half of the masks come first
+    half = pruner.model.supernet_steps + pruner.model.mask_steps // 2
+    assert steps == [(half, False), (total, True)]  # the supernet and half of the masks come first
     told = [dict(fit_records_of(trial)) for trial in study.trials if fit_records_of(trial)]
     assert [step for one in told for step, _ in one["HMNAS"]] == list(range(1, total + 1))
     assert {"edges", "ops", "weights", "loss", "accuracy"} <= set(told[1]["HMNAS"][-1][1])

@@ -47,6 +47,7 @@ from optuna_nas.training import (
 )
 from optuna_nas.training.device import is_out_of_memory
 from optuna_nas.training.evaluation import EVALUATION_BATCH
+from optuna_nas.training.rules import settings_of
 
 # --- the same numbers as plain PyTorch --------------------------------------------------------------------------------
 
@@ -146,6 +147,51 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(warmup_fraction, final,
     history = []
     train(small_network(), DATA, recipe, on_epoch=history.append)  # one step an epoch
     assert [result.learning_rate for result in history] == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_exponential_decay_is_pytorchs_stepped_once_an_epoch():
+    recipe = replace(RECIPE, epochs=3, schedule="exponential", decay_per_epoch=0.5, clip_norm=0.0)
+    network, plain, history = small_network(norm=True), small_network(norm=True), []
+    train(network, AUGMENTED, recipe, on_epoch=history.append)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1, recipe.momentum, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for epoch in range(3):
+        assert history[epoch].learning_rate == schedule.get_last_lr()[0]
+        for batch, labels in AUGMENTED.batches(TRAIN, 16, epoch=epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(plain(batch), labels).backward()
+            optimizer.step()
+        schedule.step()
+    assert same(state(network), state(plain))
+
+
+@pytest.mark.parametrize(
+    ("warmup_fraction", "final", "expected"),
+    [(0.0, 0.0, [1, 0.5, 0.25, 0.125]), (0.25, 0.0, [1, 1, 0.5, 0.25]), (0.0, 0.2, [1, 0.5, 0.25, 0.2])],
+)
+def test_an_exponential_decay_begins_after_the_warm_up_and_ends_at_the_final_rate(warmup_fraction, final, expected):
+    recipe = Recipe(4, 72, learning_rate=1.0, final_learning_rate=final, warmup_fraction=warmup_fraction)
+    history = []
+    exponential = replace(recipe, schedule="exponential", decay_per_epoch=0.5)
+    train(small_network(), DATA, exponential, on_epoch=history.append)  # one step an epoch
+    assert [result.learning_rate for result in history] == expected
+
+
+def test_what_earlier_versions_lack_changes_nothing_that_is_compared(tmp_path):
+    """Hashes of trainings, settings of studies and checkpoints of before are those of the defaults."""
+    before = (
+        "Recipe(epochs=10, batch_size=64, optimizer='sgd', learning_rate=0.025, final_learning_rate=0.0, momentum=0.9, "
+        "weight_decay=0.0003, warmup_fraction=0.0, clip_norm=5.0, precision='auto', compile=False, seed=0)"
+    )
+    assert repr(Recipe()) == before
+    assert repr(Recipe(schedule="exponential")) == f"{before[:-1]}, schedule='exponential')"
+    assert settings_of(Recipe()).keys() == vars(Recipe()).keys() - {"schedule", "decay_per_epoch"}
+    file = tmp_path / "checkpoint"
+    train(small_network(), DATA, RECIPE, checkpoint=file, checkpoint_seconds=0)
+    _, description = load_tensors(file)
+    assert description["configuration"]["recipe"] == settings_of(RECIPE)
+    with pytest.raises(ValueError, match=r"differs in recipe \(schedule by default, not exponential\)"):
+        train(small_network(), DATA, replace(RECIPE, schedule="exponential"), checkpoint=file)
 
 
 def test_an_epoch_reports_the_means_over_what_was_seen():
@@ -577,7 +623,7 @@ def test_a_skipped_step_leaves_usable_running_statistics(factor):
 
 INTERRUPTED = {
     "sgd": (Recipe(4, 12, learning_rate=0.05, warmup_fraction=0.2), ImageClassification(label_smoothing=0.1)),
-    "adamw": (Recipe(4, 12, "adamw", learning_rate=0.005, weight_decay=0.01, clip_norm=1.0), TASK),
+    "adamw": (Recipe(4, 12, "adamw", 0.005, weight_decay=0.01, clip_norm=1.0, schedule="exponential"), TASK),
 }  # 6 steps an epoch, 24 in all
 
 
@@ -861,6 +907,8 @@ def test_no_temporary_file_is_left_after_many_checkpoints(tmp_path):
         ("batch_size", 16.0, "an integer"),
         ("seed", 0.5, "an integer"),
         ("optimizer", "adam", "one of ('sgd', 'adamw')"),
+        ("schedule", "step", "one of ('cosine', 'exponential')"),
+        ("decay_per_epoch", 0.0, "in (0, 1]"),
         ("precision", "float16", "one of ('auto', 'float32', 'bfloat16')"),
     ],
 )

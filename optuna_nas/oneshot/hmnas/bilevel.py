@@ -31,8 +31,12 @@ def gradients_ahead(
     *,
     rate: float,
     weight_decay: float,
+    velocity: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
-    """Return the gradient of the logits at the weights after one step of SGD without momentum.
+    """Return the gradient of the logits at the weights after one step of SGD.
+
+    The step is `w - rate * (velocity + gradient + weight_decay * w)`. The paper's has no velocity; the code of its
+    authors takes the momentum buffers times the momentum, and so do users of HM-NAS who follow it.
 
     Args:
         loss: Loss of a batch at given weights.
@@ -42,6 +46,7 @@ def gradients_ahead(
         train: Batch of the weights' step.
         rate: Learning rate of that step.
         weight_decay: Weight decay of that step.
+        velocity: What momentum adds to the gradients, by name; those without an entry have none.
     """
 
     def gradients(values: Mapping[str, Tensor], batch: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -49,10 +54,10 @@ def gradients_ahead(
         return [torch.zeros_like(w) if g is None else g for w, g in zip(inputs, slopes, strict=True)]
 
     slope = gradients(weights, train, list(weights.values()))
-    ahead = {
-        name: (weight - rate * (g + weight_decay * weight)).detach().requires_grad_()
-        for (name, weight), g in zip(weights.items(), slope, strict=True)
-    }
+    steps = {name: g + weight_decay * weight for (name, weight), g in zip(weights.items(), slope, strict=True)}
+    for name, moving in (velocity or {}).items():
+        steps[name] = steps[name] + moving
+    ahead = {name: (weight - rate * steps[name]).detach().requires_grad_() for name, weight in weights.items()}
     both = gradients(ahead, choices, [*logits, *ahead.values()])
     direct, of_weights = both[: len(logits)], both[len(logits) :]
     size = DIFFERENCE / nn.utils.get_total_norm(of_weights).clamp_min(1e-12)

@@ -21,12 +21,20 @@ from optuna_nas.oneshot.fixed_parts import freeze
 from optuna_nas.oneshot.hmnas.bilevel import gradients_ahead
 from optuna_nas.oneshot.hmnas.choice_masks import ChoiceMasks
 from optuna_nas.oneshot.hmnas.masks import BaseMasks, Masks
-from optuna_nas.oneshot.hmnas.recipe import MASK_DECAY, MASK_DECAY_AT, PAPER_LOGIT_RATE, PAPER_MASK_RATE, HMNASRecipe
+from optuna_nas.oneshot.hmnas.recipe import (
+    MASK_DECAY,
+    MASK_DECAY_AT,
+    MOMENTUM,
+    PAPER_LOGIT_RATE,
+    PAPER_MASK_RATE,
+    HMNASRecipe,
+)
 from optuna_nas.space import CellSpace
 from optuna_nas.training.checkpoints import check_tensors, prefixed, without_prefix
 from optuna_nas.training.device import autocast
 from optuna_nas.training.finite_steps import fused, step_where
 from optuna_nas.training.optimizers import cosine
+from optuna_nas.training.rules import between
 from optuna_nas.training.task import Calling, Task
 
 if TYPE_CHECKING:
@@ -87,12 +95,13 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         else:
             self.masks = ChoiceMasks(cells, self.supernet, self.recipe)
         self.paths = self.masks.paths
+        self._mask_share = self.recipe.mask_fraction  # of the steps, which epochs of unequal splits make another
         self._choice: Any = None  # a batch for ops and edges, where this step lets them learn
 
     @property
     def mask_steps(self) -> int:
         """Steps of the fit that train masks, after those that train the supernet."""
-        return round(self.recipe.mask_fraction * self.total_steps)
+        return round(self._mask_share * self.total_steps)
 
     @property
     def supernet_steps(self) -> int:
@@ -110,6 +119,30 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
                 )
         super().begin(data, budget, splits)
         self.recipe.check_masks_can_fall(self.mask_steps)
+
+    def plan_epochs(self, data: Data, budget: float, splits: Sequence[str]) -> None:
+        """Count epochs as the paper does: of the split for weights while they learn, of all `splits` for masks."""
+        of_masks = self.recipe.mask_fraction
+        supernet_steps = round((1 - of_masks) * budget * self.steps_per_epoch(data, [WEIGHTS]))
+        mask_steps = round(of_masks * budget * self.steps_per_epoch(data, splits))
+        self.total_steps = max(1, supernet_steps + mask_steps)
+        self._mask_share = mask_steps / self.total_steps
+
+    def step_after(self, share: float) -> int:
+        of_supernet = 1 - self.recipe.mask_fraction
+        if share <= of_supernet:
+            return round(share / of_supernet * self.supernet_steps)
+        return self.total_steps - round((1 - share) / (1 - of_supernet) * self.mask_steps)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget done, in [0, 1]; 0 before a fit."""
+        if not self.mask_steps:
+            return super().fraction
+        of_supernet = 1 - self.recipe.mask_fraction
+        if self.step <= self.supernet_steps:
+            return of_supernet * self.step / max(1, self.supernet_steps)
+        return 1 - (1 - of_supernet) * (self.total_steps - self.step) / self.mask_steps
 
     def batches(self, data: Data, splits: Sequence[str], step: int, last: int) -> Iterator[Any]:
         """Yield batches of the split for weights, then of all; and let ops and edges have theirs."""
@@ -148,7 +181,8 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             logit.requires_grad_(not masking and progress >= self.recipe.warmup_fraction)
         if masking:
             self.supernet.requires_grad_(False)  # for good: masks come last
-            return self.loss_of(batch, self.masks.masked_weights(), self.masks.mixing(masked=True))[0]
+            loss, _ = self.loss_of(batch, self.masks.masked_weights(), self.masks.mixing(masked=True))
+            return loss + self._pressure()
         freeze(self.supernet, self._fixed_kernels, progress < self.recipe.freeze_fraction)
         return self.loss_of(batch, {})[0]
 
@@ -222,7 +256,14 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             train,
             rate=rate,
             weight_decay=decay,
+            velocity=self._velocity(weights) if self.recipe.second_order == MOMENTUM else None,
         )
+
+    def _velocity(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the momentum times its buffer of every weight that has one."""
+        states = self.optimizers[WEIGHT_STEPS].state
+        buffers = {name: states[weight].get("momentum_buffer") for name, weight in weights.items() if weight in states}
+        return {name: self.recipe.momentum * buffer for name, buffer in buffers.items() if buffer is not None}
 
     def _train_masks(self, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
         optimizer = self.optimizers[MASK_STEPS]
@@ -232,7 +273,7 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             group["lr"] = rate * decay
         mixing = self.masks.mixing(masked=True)
         loss, sums = self.loss_of(batch, self.masks.masked_weights(), mixing)
-        gradients = torch.autograd.grad(loss, self.masks.masks, allow_unused=True)
+        gradients = torch.autograd.grad(loss + self._pressure(), self.masks.masks, allow_unused=True)
         for mask, gradient in zip(self.masks.masks, gradients, strict=True):
             mask.grad = gradient
         existing = [gradient for gradient in gradients if gradient is not None]
@@ -240,6 +281,11 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         step_where(finite, optimizer)
         optimizer.zero_grad(set_to_none=True)
         return finite, loss, sums
+
+    def _pressure(self) -> Tensor | float:
+        """Return what the ops that masks keep add to the loss; 0 without a sparsity weight."""
+        weight = self.recipe.sparsity_weight
+        return weight * self.masks.kept_share() if weight else 0.0
 
     def make_record(self, metrics: dict[str, float], means: NDArray[np.float64]) -> MaskRecord:
         return MaskRecord(self.step, {**self.masks.shares(), **metrics}, np.array(self.masks.edge_weights().tolist()))
@@ -273,7 +319,13 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             tensors["edge_weights"] = torch.from_numpy(np.stack([record.edge_weights for record in self.records]))
         return tensors
 
+    def progress(self) -> dict[str, Any]:
+        return {**super().progress(), "mask_share": self._mask_share}
+
     def restore(self, tensors: dict[str, Tensor], progress: Mapping[str, Any]) -> None:
+        mask_share = between(0, 1, "[]")(
+            "mask_share", progress.get("mask_share", self.recipe.mask_fraction)
+        )  # of before: of steps
         described, learned = progress["records"], without_prefix("learned/", tensors)
         check_tensors(learned, self.masks.tensors(), "learned/")
         if described:
@@ -281,5 +333,6 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
             check_tensors({"edge_weights": tensors["edge_weights"]}, {"edge_weights": like})
         rows = list(tensors["edge_weights"].cpu().numpy()) if described else []
         super().restore(tensors, progress)
+        self._mask_share = mask_share
         self.masks.restore(learned)
         self.records = [MaskRecord(s, m, row) for (s, m), row in zip(described, rows, strict=True)]

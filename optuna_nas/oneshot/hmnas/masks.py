@@ -107,6 +107,15 @@ class BaseMasks(ABC):
         """Return ones and zeros whose gradient goes straight through to the real mask (section 3.3)."""
         return (mask.detach() > self.threshold).to(mask.dtype) + (mask - mask.detach())
 
+    def binary_ops(self) -> Tensor:
+        """Return ones and zeros of the names of every choice, shape (E, O), as `binary`."""
+        return self.binary(self.op_masks_EO)
+
+    def kept_share(self) -> Tensor:
+        """Return the share of all names that masks keep, a scalar whose gradient goes to the real masks."""
+        valid_EO = torch.from_numpy(self.valid_EO).to(self.op_masks_EO.device)
+        return self.binary_ops()[valid_EO].mean()
+
     # -- what masks keep ------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -242,6 +251,10 @@ class Masks(BaseMasks):
         width = len(self._supernet.names[self.paths[0]])
         mixed_EN = mixed_EO.new_zeros(len(self.paths), width).index_copy(1, self._columns_O, mixed_EO)
         return dict(zip(self.paths, mixed_EN.unbind(), strict=True))
+
+    def binary_ops(self) -> Tensor:
+        """Return ones and zeros of the ops of every edge, zeros where the edge's own mask fell; shape (E, O)."""
+        return self.binary(self.op_masks_EO) * self.binary(self.edge_masks_E)[:, None]
 
     # -- what masks keep ------------------------------------------------------------------------------------------
 

@@ -32,7 +32,9 @@ class HMNAS(MaskedSupernet):
     """A supernet with a weight for every edge and op, and masks on edges, ops and weights.
 
     `fit` trains the supernet first (bilevel: weights on the split `weights`, edges and ops on `choices`), then the
-    masks on both splits, all else frozen. No penalty asks for zeros: a mask falls where the loss prefers it.
+    masks on both splits, all else frozen. Its `budget` counts epochs as the paper does: passes over the split `weights`
+    while the supernet learns, over both splits while masks do; `budget=120` is 100 and 20 of them. No penalty asks for
+    zeros, unless `sparsity_weight` does: a mask falls where the loss prefers it.
 
     Args:
         space: Cells with ops on edges, in a skeleton that is usually small and has `affine=False`; `none` is left out,

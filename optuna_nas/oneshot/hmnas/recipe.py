@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from optuna_nas.space.reading import plain, shown
 from optuna_nas.training.optimizers import cosine
 from optuna_nas.training.recipe import PRECISIONS
 from optuna_nas.training.rules import (
     Rule,
+    added,
     at_least,
     check_fields,
-    flag,
     fraction,
     not_negative,
     one_of,
@@ -26,12 +28,23 @@ PAPER_LOGIT_RATE, PAPER_LOGIT_STEPS, MAX_LOGIT_RATE = 3e-4, 28_000, 0.05
 PAPER_MASK_RATE, WEIGHT_MASKS_FASTER, PAPER_DISTANCE, PAPER_MASK_STEPS = 1e-5, 10.0, 5e-3, 20 * 391
 MASK_DECAY, MASK_DECAY_AT = 0.1, 0.5
 EDGE_SOFTMAXES = ("node", "cell")
+MOMENTUM = "momentum"
+
+
+def _second_order(name: str, value: Any) -> bool | str:
+    """Return a bool, or the name of the step with momentum."""
+    value = plain(value)
+    if not (isinstance(value, bool) or value == MOMENTUM):
+        raise ValueError(f"`{name}` must be True, False or {MOMENTUM!r} but got {shown(value)}.")
+    return value if isinstance(value, bool) else MOMENTUM
+
+
 RULES: dict[str, Rule] = {
     "edge_softmax": one_of(EDGE_SOFTMAXES),
     "mask_fraction": fraction(),
     "warmup_fraction": fraction(),
     "freeze_fraction": share(),
-    "second_order": flag(),
+    "second_order": _second_order,
     "batch_size": at_least(1),
     "scoring_images": at_least(2),
     "learning_rate": positive(),
@@ -43,6 +56,7 @@ RULES: dict[str, Rule] = {
     "mask_learning_rate": optional(positive()),
     "mask_start": not_negative(),
     "threshold": not_negative(),
+    "sparsity_weight": not_negative(),
     "precision": one_of(PRECISIONS),
     "seed": at_least(0),
 }
@@ -55,12 +69,14 @@ class HMNASRecipe:
     Args:
         edge_softmax: `node`: the weights of the edges into a node sum to one (eq. 2); `cell`: those of all edges of a
             cell do, which is what the numbers printed in the paper's figures fit.
-        mask_fraction: Share of the budget for the masks, after the supernet; 20 of 120 epochs in the paper.
+        mask_fraction: Share of the epochs for the masks, after the supernet; 20 of 120 in the paper.
         warmup_fraction: Share of the supernet's steps in which edges and ops do not learn yet.
         freeze_fraction: Share of the supernet's steps in which the kernels of fixed parts, such as stem and reductions,
             keep their random initial values: parts that learn solve the task without what is chosen. 1 freezes them
             throughout, 0 lets them learn from the start. Norms and output layers always learn.
-        second_order: Let ops and edges look one step of the weights ahead (DARTS, Liu et al. 2019, eq. 7 and 8).
+        second_order: Let ops and edges look one step of the weights ahead (DARTS, Liu et al. 2019, eq. 7 and 8). True:
+            the paper's step, without momentum; `momentum`: with the momentum that the optimizer has gathered, as in the
+            code of its authors.
         batch_size: Images a step.
         scoring_images: Images of the report split that an architecture is scored on, all at once.
         learning_rate: Learning rate of the weights' SGD; falls to 0 along a cosine.
@@ -77,6 +93,10 @@ class HMNASRecipe:
         threshold: A mask keeps what it stands for while it is above this.
         precision: `auto` (bfloat16 where a GPU supports it), `float32` or `bfloat16`.
         seed: Initial weights and logits, order of images, augmentation, when ops and edges learn.
+        sparsity_weight: What masks pay for keeping all, in units of the loss: while they learn, the loss has a term
+            `sparsity_weight * mean over edges and ops of mask_edge * mask_op`, of ones and zeros whose gradient goes
+            straight through. An op falls where keeping it gains less than `sparsity_weight / (number of ops)`. 0 as in
+            the paper, which has no penalty; masks of weights have none.
 
     Raises:
         ValueError: A field is out of range.
@@ -91,7 +111,7 @@ class HMNASRecipe:
     mask_fraction: float = 1 / 6
     warmup_fraction: float = 0.1
     freeze_fraction: float = 1.0
-    second_order: bool = False
+    second_order: bool | str = False
     batch_size: int = 128
     scoring_images: int = 512
     learning_rate: float = 0.1
@@ -105,6 +125,7 @@ class HMNASRecipe:
     threshold: float = 5e-3
     precision: str = "auto"
     seed: int = 0
+    sparsity_weight: float = added(0.0)
 
     def __post_init__(self) -> None:
         check_fields(self, RULES)
