@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         HMNASRecipe,
         OneShotModel,
         SNASRecipe,
-    )
+        )
     from optuna_nas.plots import (
         plot_anytime,
         plot_architecture,
@@ -106,12 +106,14 @@ if TYPE_CHECKING:
         darts_imagenet_skeleton,
         darts_search_skeleton,
         darts_space,
+        ghn_mobile_skeleton,
         ghn_skeleton,
         ghn_space,
         hmnas_space,
         nasbench201_skeleton,
         nasbench201_space,
         published_cell,
+        widest_skeleton,
     )
     from optuna_nas.storage import (
         Heartbeat,
@@ -199,6 +201,7 @@ __all__ = [
     "digits",
     "distribution_records",
     "fashion_mnist",
+    "ghn_mobile_skeleton",
     "ghn_skeleton",
     "ghn_space",
     "hmnas_space",
@@ -233,6 +236,7 @@ __all__ = [
     "train",
     "unregister_op",
     "unregister_type",
+    "widest_skeleton",
 ]
 
 # Where the public names live; imported when first asked for, since torch, Optuna and MLflow take seconds to load.
@@ -284,7 +288,7 @@ _HOMES = {
         "HMNASRecipe",
         "OneShotModel",
         "SNASRecipe",
-    ),
+        ),
     "plots": (
         "plot_anytime",
         "plot_architecture",
@@ -337,12 +341,14 @@ _HOMES = {
         "darts_imagenet_skeleton",
         "darts_search_skeleton",
         "darts_space",
+        "ghn_mobile_skeleton",
         "ghn_skeleton",
         "ghn_space",
         "hmnas_space",
         "nasbench201_skeleton",
         "nasbench201_space",
         "published_cell",
+        "widest_skeleton",
     ),
     "storage": ("Heartbeat", "InStudyFit"),
     "tracking": ("MLflowTracker",),
