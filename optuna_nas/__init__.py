@@ -54,7 +54,8 @@ if TYPE_CHECKING:
         HMNASRecipe,
         OneShotModel,
         SNASRecipe,
-        )
+        SplitScore,
+    )
     from optuna_nas.plots import (
         plot_anytime,
         plot_architecture,
@@ -74,6 +75,10 @@ if TYPE_CHECKING:
         GHNPruner,
         HMNASPruner,
         should_prune,
+    )
+    from optuna_nas.results import (
+        SurrogateResult,
+        SurrogateSearch,
     )
     from optuna_nas.samplers import (
         GHNSampler,
@@ -179,7 +184,10 @@ __all__ = [
     "SearchResult",
     "Skeleton",
     "Space",
+    "SplitScore",
     "Supernet",
+    "SurrogateResult",
+    "SurrogateSearch",
     "Task",
     "TensorData",
     "TrainObjective",
@@ -288,7 +296,8 @@ _HOMES = {
         "HMNASRecipe",
         "OneShotModel",
         "SNASRecipe",
-        ),
+        "SplitScore",
+    ),
     "plots": (
         "plot_anytime",
         "plot_architecture",
@@ -309,6 +318,7 @@ _HOMES = {
         "HMNASPruner",
         "should_prune",
     ),
+    "results": ("SurrogateResult", "SurrogateSearch"),
     "samplers": (
         "GHNSampler",
         "SNASSampler",
