@@ -88,6 +88,13 @@ class ProtocolResult(NamedTuple):
         n_failed: Trainings that failed, which are left out.
         search_seconds: Seconds of everything before the full trainings: model, scores, brief trainings.
         training_seconds: Seconds of the full trainings.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas.results import ProtocolResult
+        >>> row = ProtocolResult("top", np.array([0.96, 0.94]), None, np.array([5e6, 5e6]), 0, 60.0, 90.0)
+        >>> row.cells()[2]
+        '0.9500 +- 0.0141'
     """
 
     protocol: str
@@ -116,6 +123,14 @@ class SurrogateResult(NamedTuple):
         best: Architecture of the best training, leaving out random ones where there are others.
         network: File with its network, for `load_network`.
         study: Study of the full trainings.
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas import SurrogateResult, nasbench201_space
+        >>> cell = nasbench201_space().full_architecture()
+        >>> result = SurrogateResult((), "accuracy", cell, None, optuna.create_study())
+        >>> result.headings[:3]
+        ('protocol', 'trainings', 'accuracy')
     """
 
     protocols: tuple[ProtocolResult, ...]
