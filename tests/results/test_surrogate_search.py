@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from strategies import few_digits
 from terminal import here, start, wait_for
 
@@ -13,6 +14,7 @@ from optuna_nas import (
     GHN,
     GHNRecipe,
     GHNSampler,
+    MLflowTracker,
     NetworkSpace,
     Recipe,
     Search,
@@ -131,6 +133,19 @@ def test_another_run_trains_nothing_and_more_may_be_asked_for(search, monkeypatc
     more = small(search).run()
     assert len(trained) == 3 + 1 + 2  # brief ones, a second seed of the best, random ones
     np.testing.assert_array_equal(more.protocols[0].values, first.protocols[0].values)
+
+
+def test_the_table_is_a_run_in_mlflow_beside_the_trials(search, tmp_path):
+    tracker = MLflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "surrogate")
+    planned = small(replace(search, tracking=tracker), protocols=("random",), n_random=1)
+    result = planned.run()
+    planned.run()  # which writes nothing twice
+    client = MlflowClient(tracker.tracking_uri)
+    experiment = client.get_experiment_by_name("surrogate")
+    runs = client.search_runs([experiment.experiment_id], "tags.`optuna_nas.kind` = 'final'")
+    assert [run.info.run_name.rsplit(" ", 1)[0] for run in runs] == ["surrogate search"]
+    assert runs[0].data.metrics["random/accuracy/mean"] == pytest.approx(result.protocols[0].values.mean())
+    assert "| random | 1 |" in runs[0].data.tags["mlflow.note.content"]
 
 
 def test_what_is_inside_another_sampler_or_a_strategy_is_found(search):
