@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         HMNASRecipe,
         OneShotModel,
         SNASRecipe,
+        SplitScore,
     )
     from optuna_nas.plots import (
         plot_anytime,
@@ -74,6 +75,10 @@ if TYPE_CHECKING:
         GHNPruner,
         HMNASPruner,
         should_prune,
+    )
+    from optuna_nas.results import (
+        SurrogateResult,
+        SurrogateSearch,
     )
     from optuna_nas.samplers import (
         GHNSampler,
@@ -107,12 +112,14 @@ if TYPE_CHECKING:
         darts_imagenet_skeleton,
         darts_search_skeleton,
         darts_space,
+        ghn_mobile_skeleton,
         ghn_skeleton,
         ghn_space,
         hmnas_space,
         nasbench201_skeleton,
         nasbench201_space,
         published_cell,
+        widest_skeleton,
     )
     from optuna_nas.storage import (
         Heartbeat,
@@ -178,7 +185,10 @@ __all__ = [
     "SearchResult",
     "Skeleton",
     "Space",
+    "SplitScore",
     "Supernet",
+    "SurrogateResult",
+    "SurrogateSearch",
     "Task",
     "TensorData",
     "TrainObjective",
@@ -201,6 +211,7 @@ __all__ = [
     "digits",
     "distribution_records",
     "fashion_mnist",
+    "ghn_mobile_skeleton",
     "ghn_skeleton",
     "ghn_space",
     "hmnas_space",
@@ -235,6 +246,7 @@ __all__ = [
     "train",
     "unregister_op",
     "unregister_type",
+    "widest_skeleton",
 ]
 
 # Where the public names live; imported when first asked for, since torch, Optuna and MLflow take seconds to load.
@@ -286,6 +298,7 @@ _HOMES = {
         "HMNASRecipe",
         "OneShotModel",
         "SNASRecipe",
+        "SplitScore",
     ),
     "plots": (
         "plot_anytime",
@@ -307,6 +320,7 @@ _HOMES = {
         "HMNASPruner",
         "should_prune",
     ),
+    "results": ("SurrogateResult", "SurrogateSearch"),
     "samplers": (
         "GHNSampler",
         "SNASSampler",
@@ -340,12 +354,14 @@ _HOMES = {
         "darts_imagenet_skeleton",
         "darts_search_skeleton",
         "darts_space",
+        "ghn_mobile_skeleton",
         "ghn_skeleton",
         "ghn_space",
         "hmnas_space",
         "nasbench201_skeleton",
         "nasbench201_space",
         "published_cell",
+        "widest_skeleton",
     ),
     "storage": ("Heartbeat", "InStudyFit"),
     "tracking": ("MLflowTracker",),

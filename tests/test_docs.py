@@ -42,7 +42,12 @@ SMALLER = {
     "docs/own-parts.md": {"n_trials=20": "n_trials=1"},
     "docs/coming-from.md": {"n_trials=20": "n_trials=2"},
     "docs/snas.md": {"snas.fit(data, budget=2)": "snas.fit(data, budget=0.1)"},
-    "docs/ghn.md": {"ghn.fit(data, budget=1)": "ghn.fit(data, budget=0.1)", "range(20)": "range(3)"},
+    "docs/ghn.md": {
+        "ghn.fit(data, budget=1)": "ghn.fit(data, budget=0.1)",
+        "range(20)": "range(3)",
+        "Recipe(epochs=5), ": f"Recipe(epochs=2), {QUICK}",
+        "pool_size=40": "pool_size=4",
+    },
     "docs/hmnas.md": {"hmnas.fit(data, budget=2)": "hmnas.fit(data, budget=0.5)"},
     "docs/latency.md": {".residual(cells)": ".residual(cells, repeats=2)"},
     "docs/objectives.md": {"trials=30": f"{QUICK}trials=2", "epochs=5": "epochs=1"},
@@ -155,6 +160,7 @@ def check_snas(names):
 
 
 def check_ghn(names):
+    assert [len(row.values) for row in names["result"].protocols] == [2, 2, 2]
     assert names["ghn"].step == 2
     cells = names["cells"]
     assert np.isfinite(names["both"](cells)).all()

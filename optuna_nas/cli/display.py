@@ -167,7 +167,7 @@ class Display:
 
 
 class Displays:
-    """Consecutive displays of the runs of a comparison."""
+    """Consecutive displays of several searches, such as the runs of a comparison."""
 
     def __init__(self) -> None:
         self._shown: Display | None = None
@@ -181,7 +181,11 @@ class Displays:
 
     def next(self, strategy: str, seed: int, search: Search) -> Display:
         """Close the display of the last run and open that of the next."""
+        return self.titled(f"{strategy}, seed {seed}", search)
+
+    def titled(self, title: str, search: Search) -> Display:
+        """Close the display of the last search and open that of the next under a title."""
         self.__exit__()
-        console.print(f"{strategy}, seed {seed}", highlight=False)
+        console.print(title, highlight=False)
         self._shown = Display(search.shown_total).__enter__()
         return self._shown

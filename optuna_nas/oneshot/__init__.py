@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from optuna_nas.oneshot.hmnas import HMNAS, HMNASRecipe
     from optuna_nas.oneshot.snas import SNAS, SNASRecipe
     from optuna_nas.oneshot.snas.distribution import DistributionRecord
+    from optuna_nas.oneshot.split_score import SplitScore
     from optuna_nas.oneshot.state import FitRecipe, FitRecord
 else:
     from optuna_nas.lazy import lazy_names
@@ -22,6 +23,7 @@ else:
             "hmnas": "HMNAS HMNASRecipe",
             "snas": "SNAS SNASRecipe",
             "snas.distribution": "DistributionRecord",
+            "split_score": "SplitScore",
             "state": "FitRecipe FitRecord",
         },
     )
@@ -40,4 +42,5 @@ __all__ = [
     "RankScore",
     "SNASRecipe",
     "Score",
+    "SplitScore",
 ]

@@ -27,6 +27,7 @@ from optuna_nas.space import (
     darts_cifar_skeleton,
     darts_imagenet_skeleton,
     darts_search_skeleton,
+    ghn_mobile_skeleton,
     ghn_skeleton,
     nasbench201_skeleton,
     published_cell,
@@ -72,6 +73,7 @@ SKELETONS: dict[str, Callable[..., Skeleton]] = {
     "darts_imagenet": darts_imagenet_skeleton,
     "darts_search": darts_search_skeleton,
     "ghn": ghn_skeleton,
+    "ghn_mobile": ghn_mobile_skeleton,
     "nasbench201": nasbench201_skeleton,
 }
 

@@ -91,6 +91,7 @@ class GHNSampler(ArchitectureSampler):
         space: Search space, of any kind; Optuna distributions stand for a `ChoiceSpace`.
         model: `OneShotModel` that scores: a `GHN`, or a supernet with inherited weights.
         score: Function that scores architectures instead of a model, such as a zero-cost proxy; larger is better.
+            Beside a model, it replaces the model's own scores: `SplitScore(model, data)`.
         data: Data to train the model on in the first trial; not needed for a fitted model.
         budget: Epochs of that training, larger than 0.
         pool_size: Candidates per round, at least `trials_per_round`.
@@ -147,7 +148,7 @@ class GHNSampler(ArchitectureSampler):
         device: str = "auto",
         seed: int | None = None,
     ) -> None:
-        self.model, self.score = model, score_of(model, score)
+        self.model, self.score = model, score_of(model if score is None else None, score)
         space = as_space(space)
         if model is not None and model.space.core != space.core:
             raise ValueError("`model` must have the sampler's space but has another; pass `model.space`.")
@@ -175,11 +176,10 @@ class GHNSampler(ArchitectureSampler):
             raise ValueError(
                 "`space` must be a `ModelSpace`, such as `NetworkSpace(space, skeleton)`, to count `costs`."
             )
-        self._data, self._budget, self._device, self._given_store = data, budget, device, artifact_store
-        self._pool_size, self._exploration, self._trials_per_round = pool_size, exploration, trials_per_round
+        self.data, self._budget, self._device, self._given_store = data, budget, device, artifact_store
+        self.pool_size, self._exploration, self._trials_per_round = pool_size, exploration, trials_per_round
         self._prefilter, self._n_drawn = prefilter, pool_size if prefilter is None else prefilter_size
-        self._candidates = candidates
-        self._seeded = seed is not None
+        self._candidates, self._given_seed, self._has_one_pool = candidates, seed, False
         super().__init__(space, independent_sampler, seed)
 
     def _init_state(self) -> None:
@@ -190,7 +190,7 @@ class GHNSampler(ArchitectureSampler):
     def _make_fit(self) -> InStudyFit[Pool]:
         return InStudyFit(
             self.model,
-            self._data,
+            self.data,
             self._budget,
             n_trials=self._trials_per_round,  # the first pool needs scores: the whole budget is spent in round 1
             trials_per_round=self._trials_per_round,
@@ -202,6 +202,50 @@ class GHNSampler(ArchitectureSampler):
             ),
             passes_over=self._is_fixed,
         )
+
+    def for_one_pool(self, score: Score, pool_size: int | None = None) -> GHNSampler:
+        """Return a sampler with the same model, training and candidates that scores one pool, and explores nothing.
+
+        The pool depends on the seed alone: a trial that is tried again after its process was killed draws the same.
+
+        Args:
+            score: Function that scores.
+            pool_size: Candidates of the pool; by default as many.
+        """
+        size = pool_size or self.pool_size
+        sampler = GHNSampler(
+            self.space,
+            self.model,
+            score=score,
+            data=self.data,
+            budget=self._budget,
+            pool_size=size,
+            prefilter=self._prefilter,
+            prefilter_size=max(size, self._n_drawn),
+            exploration=0.0,
+            trials_per_round=1,
+            candidates=self._candidates,
+            artifact_store=self._given_store,
+            device=self._device,
+            seed=self._given_seed,
+        )
+        sampler._has_one_pool = True
+        return sampler
+
+    def scored(self, study: Study) -> list[tuple[Architecture, float]]:
+        """Return the candidates of the newest pool and their scores, in the order of proposal; empty before the first.
+
+        Args:
+            study: Study whose trials have drawn the pool.
+        """
+        assert self.in_study_fit is not None
+        newest: Snapshot[Pool] | None = self.in_study_fit.newest(study, len(study.get_trials(deepcopy=False)))
+        if newest is None:
+            return []
+        pool = newest.loaded
+        return [
+            (self._architecture(chosen), float(score)) for chosen, score in zip(pool.chosen, pool.scores, strict=True)
+        ]
 
     # -- proposals ------------------------------------------------------------------------------------------------
 
@@ -254,7 +298,9 @@ class GHNSampler(ArchitectureSampler):
         All workers of a study get the same ones, even without a common seed.
         """
         if self._reserve is None or self._reserve[0] != study.study_name:
-            random = np.random.default_rng([self._seed if self._seeded else hash_of(study.study_name), 0])
+            random = np.random.default_rng(
+                [self._seed if self._given_seed is not None else hash_of(study.study_name), 0]
+            )
             number = min(ROUNDS_BEHIND * self._trials_per_round, max(1, self.space.size // RESERVED_PART))
             drawn = self._drawn(iter(lambda: self.space.sample(random), None), number, set())
             self._reserve = study.study_name, list(drawn.values())
@@ -287,16 +333,16 @@ class GHNSampler(ArchitectureSampler):
             handed_out = before.chosen[: ROUNDS_BEHIND * self._trials_per_round]
             taken |= {_digest(self._architecture(chosen)): number - 1 for chosen in handed_out}
         reserved: set[int] = set()
-        if number < 2 * ROUNDS_BEHIND:
+        if number < 2 * ROUNDS_BEHIND and not self._has_one_pool:
             reserved = {_digest(self._architecture(chosen)) for chosen in self._reserved(study)}
         earlier = self._of_trials(study, trial)
         candidates = self._drawn(self._draws(study, trial), self._n_drawn, taken.keys() | reserved | earlier.keys())
         digests = list(candidates)
         chosen_MP = np.array(list(candidates.values()), dtype=np.int64).reshape(-1, len(self._distributions))
         architectures = [self._architecture(chosen) for chosen in chosen_MP]
-        if self._prefilter is not None and len(architectures) > self._pool_size:
+        if self._prefilter is not None and len(architectures) > self.pool_size:
             first_M = np.asarray(self._prefilter(architectures), dtype=np.float64)
-            kept_M = np.argsort(-first_M, kind="stable")[: self._pool_size]
+            kept_M = np.argsort(-first_M, kind="stable")[: self.pool_size]
             chosen_MP, digests = chosen_MP[kept_M], [digests[i] for i in kept_M]
             architectures = [architectures[i] for i in kept_M]
         scores_M, ranking_M = self._scored(study, architectures, list(earlier.values()))
@@ -319,6 +365,11 @@ class GHNSampler(ArchitectureSampler):
                 by_digest.setdefault(digest, []).append(other)
         groups = {digest: sorted(trials, key=_number) for digest, trials in by_digest.items()}
         return {digest: trials[-1] for digest, trials in sorted(groups.items(), key=lambda item: item[1][0].number)}
+
+    def _random(self, trial: FrozenTrial, name: str) -> np.random.Generator:
+        if self._has_one_pool and name == "pool":
+            return np.random.default_rng([self._seed, 0, hash_of(name)])
+        return super()._random(trial, name)
 
     def _draws(self, study: Study, trial: FrozenTrial) -> Iterator[Architecture]:
         random = self._random(trial, "pool")

@@ -28,8 +28,10 @@ from optuna_nas.space.skeleton import (
     darts_cifar_skeleton,
     darts_imagenet_skeleton,
     darts_search_skeleton,
+    ghn_mobile_skeleton,
     ghn_skeleton,
     nasbench201_skeleton,
+    widest_skeleton,
 )
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "darts_search_skeleton",
     "darts_space",
     "elementwise_cost",
+    "ghn_mobile_skeleton",
     "ghn_skeleton",
     "ghn_space",
     "hmnas_space",
@@ -71,4 +74,5 @@ __all__ = [
     "nasbench201_space",
     "norm_cost",
     "published_cell",
+    "widest_skeleton",
 ]

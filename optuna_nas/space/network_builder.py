@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from optuna_nas.space.cost import Shape, Site
 from optuna_nas.space.graph import AUXILIARY, EXIT, ComputationGraph, Node
-from optuna_nas.space.skeleton import FIXED_CELLS, Skeleton
+from optuna_nas.space.skeleton import FIXED_CELLS, STRIDED_STEMS, Skeleton
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -99,6 +99,17 @@ class NetworkBuilder:
         if skeleton.stem == "conv":
             channels = skeleton.stem_multiplier * skeleton.channels
             return [self._add("stem", "stem", [image], (channels, height, width))] * self._space.n_inputs
+        if skeleton.stem in STRIDED_STEMS:
+            stride = STRIDED_STEMS[skeleton.stem]
+            if min(height, width) < stride:
+                raise ValueError(
+                    f"`stem={skeleton.stem!r}` must get images of at least {stride} x {stride} but got {height} x "
+                    f"{width}; use stem='conv'."
+                )
+            shape, op = _half((skeleton.channels, height, width)), "stem"
+            if stride > 2:
+                shape, op = _half(shape), "stem_stride4"
+            return [self._add("stem", op, [image], shape, stride=stride)] * self._space.n_inputs
         first = _half(_half((skeleton.channels, height, width)))
         second = _half(first)
         if min(height, width) < 8:

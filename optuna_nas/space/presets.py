@@ -75,6 +75,13 @@ def nasbench201_space() -> CellSpace:
 def ghn_space(nodes: int = 17) -> BlockSpace:
     """Return the space of GHN: one kind of block, and 8 ops per node (Zhang, Ren and Urtasun 2019, section 5.1).
 
+    The paper says 17 nodes, 8 ops, and that ten random networks of 18 blocks and 32 filters have 4.6 +- 0.6 M
+    parameters. Its appendix, which was not available, says which ops these are, whether input, sums and output
+    are among the 17, and how predecessors are drawn. Here the ops are a best guess, every node has one or two
+    predecessors, and all choices are equally likely. 300 random blocks then have 5.7 +- 2.3 M parameters (standard
+    deviation of one network; that of the mean of ten is 0.7 M), with 14 nodes 4.6 +- 2.1 M. How predecessors are
+    drawn has no effect on them.
+
     Args:
         nodes: Number of nodes with an op, at least 1.
 

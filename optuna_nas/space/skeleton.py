@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,14 @@ from optuna_nas.space.reading import MAX_SIZE, plain, reading
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from optuna_nas.space.architecture import Architecture
     from optuna_nas.space.cost import Shape
 
 FIXED_CELLS = ("residual_reduction", "factorized_reduction")
 """Fixed blocks that may be placed between cells; each halves height and width and doubles the channels."""
 
-STEMS = ("conv", "imagenet")
+STRIDED_STEMS = {"stride2": 2, "stride4": 4}
+STEMS = ("conv", "imagenet", *STRIDED_STEMS)
 
 
 MAX_CELLS = 1000
@@ -35,7 +37,8 @@ class Skeleton:
         channels: Channels of a node in the first cell, at least 1.
         input_shape: Shape (channels, height, width) of an image.
         classes: Size of a prediction: number of classes, or of values that a regression predicts.
-        stem: `conv` (3 x 3, stride 1) or `imagenet` (stride 4 for one cell input, 8 for the other; DARTS).
+        stem: `conv` (3 x 3, stride 1), `imagenet` (stride 4 for one cell input, 8 for the other; DARTS), `stride2` (one
+            3 x 3 of stride 2) or `stride4` (two of them).
         stem_multiplier: The `conv` stem has `stem_multiplier * channels` output channels.
         norm_before_head: Whether batch norm and ReLU precede the classifier (NAS-Bench-201).
         auxiliary: Whether an auxiliary classifier follows the last reduction in training (Szegedy et al. 2015).
@@ -95,8 +98,8 @@ class Skeleton:
             raise ValueError(f"`classes` must be at least 1 but got {self.classes}; a regression has 1.")
         if self.stem not in STEMS:
             raise ValueError(f"`stem` must be one of {STEMS} but got {self.stem!r}.")
-        if self.stem == "imagenet" and self.channels < 2:
-            raise ValueError(f"`channels` must be at least 2 for stem='imagenet' but got {self.channels}.")
+        if self.stem in ("imagenet", "stride4") and self.channels < 2:
+            raise ValueError(f"`channels` must be at least 2 for stem={self.stem!r} but got {self.channels}.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"`drop_path` must be in [0, 1) but got {self.drop_path}; DARTS uses 0.2.")
         if not 0 <= self.budget < inf:
@@ -304,6 +307,97 @@ def ghn_skeleton(blocks: int = 18, channels: int = 32, input_shape: Shape = (3, 
         input_shape,
         classes,
     )
+
+
+MOBILE_REDUCTIONS = (1, 2, 6, 10)
+"""Blocks, counted from 1, after which GHN's ImageNet network halves height and width (section 5.2)."""
+MOBILE_MULTIPLY_ADDS = 600e6
+"""Bound of the mobile setting on ImageNet."""
+
+
+def ghn_mobile_skeleton(
+    channels: int = 16,
+    input_shape: Shape = (3, 224, 224),
+    classes: int = 1000,
+    *,
+    blocks: int = 14,
+    stem_stride: int = 2,
+) -> Skeleton:
+    """Return the skeleton of GHN's ImageNet network for mobile devices (Zhang et al. 2019, section 5.2).
+
+    A stem of stride 2, 14 blocks, and reductions after blocks 1, 2, 6 and 10, which leave 7 x 7 of 224 x 224 pixels.
+    Channels are chosen for less than 600 M multiply-adds, see `widest_skeleton`. How many the paper had is not
+    known: its network has 6.1 M parameters; 20 random blocks have 1.7 to 3.0 M here, and 7.4 to 13.1 M with a stem
+    of stride 4.
+
+    Args:
+        channels: Channels of a node in the first block; doubled by every reduction.
+        input_shape: Shape (channels, height, width) of an image.
+        classes: Size of a prediction.
+        blocks: Number of blocks, at least 11, so that the last reduction has one behind it.
+        stem_stride: Stride of the stem, 2 or 4.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> from optuna_nas import ghn_mobile_skeleton
+        >>> skeleton = ghn_mobile_skeleton()
+        >>> skeleton.cells[:5], skeleton.cells.count("block")
+        (('block', 'factorized_reduction', 'block', 'factorized_reduction', 'block'), 14)
+    """
+    _check_count("blocks", blocks)
+    if blocks <= MOBILE_REDUCTIONS[-1]:
+        raise ValueError(f"`blocks` must be at least {MOBILE_REDUCTIONS[-1] + 1} but got {blocks}; the paper uses 14.")
+    stems = {stride: stem for stem, stride in STRIDED_STEMS.items()}
+    if stem_stride not in stems:
+        raise ValueError(f"`stem_stride` must be 2 or 4 but got {stem_stride!r}; the paper has 2.")
+    cells: list[str] = []
+    for number in range(1, blocks + 1):
+        cells += ["block", "factorized_reduction"] if number in MOBILE_REDUCTIONS else ["block"]
+    return Skeleton(tuple(cells), channels, input_shape, classes, stem=stems[stem_stride])
+
+
+def widest_skeleton(
+    architecture: Architecture, skeleton: Skeleton, multiply_adds: float = MOBILE_MULTIPLY_ADDS
+) -> Skeleton:
+    """Return a skeleton with the most channels for which an architecture needs fewer multiply-adds than a bound.
+
+    Costs are exact, and nothing is built. The skeleton's own channels do not matter.
+
+    Args:
+        architecture: Architecture of cells.
+        skeleton: Skeleton to widen or to narrow.
+        multiply_adds: Bound of a prediction for an image, which is not reached; 600 M in the mobile setting.
+
+    Raises:
+        ValueError: The architecture has no cells, or even the fewest channels need too many multiply-adds.
+
+    Example:
+        >>> from optuna_nas import darts_imagenet_skeleton, published_cell, widest_skeleton
+        >>> widest_skeleton(published_cell("DARTS_V2"), darts_imagenet_skeleton()).channels  # the paper has 48
+        51
+    """
+    network_cost = getattr(architecture.space.core, "network_cost", None)
+    if network_cost is None:
+        raise ValueError("`architecture` must be of cells, which a skeleton can hold; a module has widths of its own.")
+
+    def fits(channels: int) -> bool:
+        return bool(network_cost(architecture, replace(skeleton, channels=channels)).multiply_adds < multiply_adds)
+
+    fewest = 2 if skeleton.stem in ("imagenet", "stride4") else 1
+    if not fits(fewest):
+        raise ValueError(
+            f"`multiply_adds` must allow for {fewest} channels but {multiply_adds:g} do not; raise it, or use fewer "
+            "cells."
+        )
+    widest, too_wide = fewest, 2 * fewest
+    while too_wide <= MAX_SIZE and fits(too_wide):
+        widest, too_wide = too_wide, 2 * too_wide
+    while too_wide - widest > 1:
+        middle = (widest + too_wide) // 2
+        widest, too_wide = (middle, too_wide) if fits(middle) else (widest, middle)
+    return replace(skeleton, channels=widest)
 
 
 def anytime_skeleton(

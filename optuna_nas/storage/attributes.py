@@ -138,6 +138,8 @@ VERSION = PREFIX + "version"
 """Version of optuna_nas that created or last ran the study."""
 TEST_RESULT = PREFIX + "test"
 """Number of the trial whose network was evaluated on the test split, and the metric there."""
+TEST_METRICS = PREFIX + "test_metrics"
+"""Metrics on the test split of the networks of a surrogate search, by the number of the trial."""
 UID_ATTRIBUTE = PREFIX + "study_uid"
 """Unique id of the study, by which MLflow and files know it; see `identity`."""
 RUN = PREFIX + "run"
@@ -265,6 +267,7 @@ RULES: dict[str, Rule] = {
     RETRY_HISTORY: items(_NUMBER),
     SETTING: mapping(anything()),
     TEST_RESULT: _test_result,
+    TEST_METRICS: mapping(number()),
     UID_ATTRIBUTE: text("[0-9A-Za-z_-]{1,64}", "letters and digits"),
     HOME: row(text(), text()),
     RUN: fields_of({"total": _NUMBER, "command": text(), "ended": optional(text())}),

@@ -22,19 +22,23 @@ FINAL = "optuna_nas.final"
 
 
 class FinalRecord(NamedTuple):
-    """What MLflow shows of a final training.
+    """What MLflow shows of a final training, or of what else a study ends with.
 
     Args:
         name: Name of its files, which identifies it.
         curve: Metrics of every epoch, from the first.
         metrics: Metrics of the network, such as its test metric.
         params: Architecture and recipe.
+        title: What it is; the run is called by title and name.
+        note: Markdown text.
     """
 
     name: str
     curve: Sequence[Mapping[str, float]]
     metrics: Mapping[str, float]
     params: Mapping[str, Any]
+    title: str = "final training"
+    note: str = ""
 
 
 def log_final(tracker: MLflowTracker, study: optuna.Study, record: FinalRecord) -> str:
@@ -53,10 +57,12 @@ def log_final(tracker: MLflowTracker, study: optuna.Study, record: FinalRecord) 
             return str(found[0].info.run_id)
         parents = client.search(experiment_id, f"{study_filter(uid)} and tags.`optuna_nas.kind` = 'study'")
         tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid, "optuna_nas.kind": "final"}
+        if record.note:
+            tags["mlflow.note.content"] = record.note
         if parents:
             tags["mlflow.parentRunId"] = parents[0].info.run_id
         now = milliseconds_now()
-        run = client.mlflow.create_run(experiment_id, now, tags, f"final training {record.name}")
+        run = client.mlflow.create_run(experiment_id, now, tags, f"{record.title} {record.name}")
         run_id = str(run.info.run_id)
         points = [Epoch(0, number, dict(metrics), now) for number, metrics in enumerate(record.curve, 1)]
         points.append(Epoch(0, len(record.curve), dict(record.metrics), now))

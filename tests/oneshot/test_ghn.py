@@ -25,7 +25,10 @@ from optuna_nas import (
     Skeleton,
     darts_search_skeleton,
     darts_space,
+    ghn_skeleton,
+    ghn_space,
     nasbench201_skeleton,
+    published_cell,
 )
 from optuna_nas.networks import build_op, use_batch_statistics
 from optuna_nas.oneshot.discernment import discernment
@@ -237,6 +240,24 @@ def test_a_sum_of_one_term_is_read_as_its_term():
 
 
 # -- the decoder --------------------------------------------------------------------------------------------------
+
+
+def test_sums_of_one_term_take_no_part_in_the_network_of_the_paper(monkeypatch):
+    space = NetworkSpace(ghn_space(17), ghn_skeleton(18, 32))
+    graph = space.sample(np.random.default_rng(0)).graph()
+    ops = {node.op: number for number, node in enumerate({node.op: node for node in graph.nodes}.values())}
+    assert int(batch_graphs([graph], {**ops, "input": 30}, torch.device("cpu")).sizes[0]) == 350
+    monkeypatch.setattr("optuna_nas.oneshot.ghn.graph.STRUCTURAL", frozenset())  # by which sums are known
+    assert int(batch_graphs([graph], {**ops, "input": 30}, torch.device("cpu")).sizes[0]) == 656
+
+
+def test_where_every_sum_has_terms_nothing_is_left_out(monkeypatch):
+    ghn = GHN(NetworkSpace(darts_space(), darts_search_skeleton(3, 4)), GHNRecipe(phases=1))
+    graph = placed(published_cell("DARTS_V1"), ghn.space.skeleton).graph()
+    with torch.no_grad():
+        embeddings, _ = ghn.network(ghn.batch([graph]))
+        monkeypatch.setattr("optuna_nas.oneshot.ghn.graph.STRUCTURAL", frozenset())
+        assert torch.equal(ghn.network(ghn.batch([graph]))[0], embeddings)
 
 
 def test_a_tensor_is_its_chunks_joined_over_channels_and_cut_out_of_the_middle():

@@ -1,12 +1,16 @@
 """Frames around cells: the published ones, written and read again, refused when they make no sense."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import placed
+from strategies import counted_multiply_adds, placed
 
+from optuna_nas import DiscreteNetwork, NetworkSpace
 from optuna_nas.space import (
     Skeleton,
     cells_with_reductions,
@@ -14,10 +18,12 @@ from optuna_nas.space import (
     darts_imagenet_skeleton,
     darts_search_skeleton,
     darts_space,
+    ghn_mobile_skeleton,
     ghn_skeleton,
     ghn_space,
     nasbench201_skeleton,
     nasbench201_space,
+    widest_skeleton,
 )
 
 PRESETS = {
@@ -26,6 +32,7 @@ PRESETS = {
     "darts imagenet": (darts_space(), darts_imagenet_skeleton()),
     "nasbench201": (nasbench201_space(), nasbench201_skeleton()),
     "ghn": (ghn_space(), ghn_skeleton()),
+    "ghn mobile": (ghn_space(), ghn_mobile_skeleton()),
 }
 
 
@@ -111,3 +118,53 @@ def test_lists_become_tuples_so_that_a_skeleton_from_json_is_hashable():
 def test_refuses_with_one_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# -- ImageNet for mobile devices ----------------------------------------------------------------------------------
+
+
+def test_the_mobile_skeleton_halves_five_times():
+    space = ghn_space(3)
+    graph = space.network_graph(space.sample(np.random.default_rng(0)), ghn_mobile_skeleton(8))
+    blocks = {node.cell: node.site.out_shape[1] for node in graph.nodes if node.name.endswith("output")}
+    assert list(blocks.values()) == [112, 56, *[28] * 4, *[14] * 4, *[7] * 4]
+
+
+@pytest.mark.parametrize("stem_stride", [2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_widest_skeleton_keeps_the_bound_and_one_channel_more_breaks_it(stem_stride, seed):
+    space = ghn_space(17)
+    block = space.sample(np.random.default_rng(seed))
+    skeleton = widest_skeleton(block, ghn_mobile_skeleton(stem_stride=stem_stride))
+    assert space.network_cost(block, skeleton).multiply_adds < 600e6
+    assert space.network_cost(block, replace(skeleton, channels=skeleton.channels + 1)).multiply_adds >= 600e6
+
+
+def test_a_bound_that_is_met_to_the_unit_is_broken():
+    space, skeleton = nasbench201_space(), nasbench201_skeleton(1, 5)
+    cell = space.sample(np.random.default_rng(0))
+    exact = space.network_cost(cell, skeleton).multiply_adds
+    assert widest_skeleton(cell, skeleton, exact).channels == 4
+    assert widest_skeleton(cell, skeleton, exact + 1).channels == 5
+
+
+@pytest.mark.parametrize("stem", ["stride2", "stride4"])
+def test_a_network_with_a_strided_stem_costs_what_is_said(stem):
+    space = ghn_space(3)
+    skeleton = Skeleton(("block", "factorized_reduction", "block"), 6, (3, 33, 30), 5, stem=stem)
+    network = DiscreteNetwork(NetworkSpace(space, skeleton).adopt(space.sample(np.random.default_rng(1))))
+    cost = network.architecture.cost()
+    assert sum(parameter.numel() for parameter in network.parameters()) == cost.params
+    assert counted_multiply_adds(network.eval(), torch.zeros(1, 3, 33, 30)) == cost.multiply_adds
+
+
+def test_what_no_mobile_network_can_be_is_refused():
+    block = ghn_space(17).sample(np.random.default_rng(0))
+    with pytest.raises(ValueError, match="`blocks` must be at least 11"):
+        ghn_mobile_skeleton(blocks=10)
+    with pytest.raises(ValueError, match="`stem_stride` must be 2 or 4"):
+        ghn_mobile_skeleton(stem_stride=3)
+    with pytest.raises(ValueError, match="`multiply_adds` must allow for 1 channels"):
+        widest_skeleton(block, ghn_mobile_skeleton(), 1e3)
+    with pytest.raises(ValueError, match="`stem='stride4'` must get images of at least 4 x 4"):
+        NetworkSpace(ghn_space(3), Skeleton(("block",), 4, (3, 3, 8), stem="stride4"))
