@@ -21,7 +21,7 @@ from sqlalchemy.exc import DatabaseError
 from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of, database_address
 from optuna_nas.storage.own_postgres import hold
 from optuna_nas.storage.retries import TryAgain
-from optuna_nas.training.disk import is_disk_full, is_read_only
+from optuna_nas.training.disk import FULL, unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -156,10 +156,9 @@ def clear_errors(storage: str | BaseStorage) -> Iterator[None]:
         if address.partition("://")[2].count("@") > 1:
             reason += " (in a user name or password, @ is written %40 and / %2F)"
         way_out = "start the database, or correct the address"
-        if is_disk_full(error):
-            way_out = "make room on its disk, then run the same again"
-        elif is_read_only(error):
-            way_out = "give `storage` a place that can be written"
+        if (why := unwritable(error)) is not None:
+            full = "make room on its disk, then run the same again"
+            way_out = full if why is FULL else "give `storage` a place that can be written"
         raise ConnectionError(
             f"`storage` must be the address of a database that answers but {shown_storage(storage)!r} does not: "
             f"{reason}; {way_out}."
