@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import warnings
 from math import isnan, nan
@@ -180,8 +181,10 @@ def write_pt2(network: nn.Module, example: Any, path: Path, about: dict[str, str
     """Write a program of `torch.export` for batches of any size, with named texts in it, and return it as read."""
     args, kwargs, shapes = _dynamic(example)
     exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
+    content = io.BytesIO()  # PyTorch's own writer ends the process on a full disk
+    torch.export.save(exported, content, extra_files={f"{name}.json": text for name, text in about.items()})
     with whole_file(path) as file:
-        torch.export.save(exported, file, extra_files={f"{name}.json": text for name, text in about.items()})
+        file.write_bytes(content.getbuffer())
     return torch.export.load(path).module()
 
 

@@ -379,8 +379,9 @@ class _Run:
         _remove_networks(study, self._folder, self._search.keep_networks)
         if self._store is not None:
             _remove_shared(study, trial, self._store, self._search.keep_networks)
-        if self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0):
-            self._stops = not study._stop_flag
+        ends = self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0)
+        if ends and not study._stop_flag:  # else a trial in another thread has stopped it, or the objective
+            self._stops = True
             study.stop()
 
     def _wait_for_others(self) -> None:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
+AUTOFLUSH = (
+    "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block if this flush is "
+    "occurring prematurely)"
+)
+"""What SQLAlchemy says before the reason of some errors."""
 MIN_SECRET = 2
 """Characters of a piece of a URL from which on it is taken out of messages."""
 TABLE_ATTEMPTS = 2
@@ -220,4 +225,5 @@ def without_secrets(text: str, uri: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return the first line of an error's message, or else the name of its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = str(error).strip().removeprefix(AUTOFLUSH).strip()
+    return (said or type(error).__name__).splitlines()[0]
