@@ -15,6 +15,7 @@ from terminal import here
 from optuna_nas.storage.quota import counted_trials
 from optuna_nas.training import train
 
+pytestmark = pytest.mark.process  # mounts, and takes as long as those
 BREAKS = ["full", "read-only"]
 
 

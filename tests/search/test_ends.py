@@ -1,6 +1,7 @@
 """Why a search ends, and what is left behind: damaged files, a full disk, threads that share a queue."""
 
 import errno
+import os
 import signal
 import threading
 import time
@@ -52,7 +53,7 @@ def test_ctrl_c_while_threads_run_trials_is_no_stop_of_the_objective(tmp_path, c
     def objective(trial):
         running.wait(20)
         if trial.number == 0:
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # which the main thread hears, as from a terminal
         while "Interrupted" not in caplog.text:  # the main thread has not heard of it yet
             time.sleep(0.01)
         return plain(trial)
