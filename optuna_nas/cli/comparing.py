@@ -105,6 +105,7 @@ def compare(
 def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: int, folder: Path) -> None:
     """Print the table of a comparison, and write table and picture to files."""
     from optuna_nas.results import comparison
+    from optuna_nas.training.disk import whole_file
 
     runs = f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {budget.kind}={budget.amount:g} each"
     table = Table(title=f"{title}: {runs}")
@@ -114,6 +115,8 @@ def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: in
         table.add_row(*comparison.cells(row))
     console.print(table)
     console.print(compared.told, soft_wrap=True)
-    compared.figure(budget).savefig(folder / "comparison.png")
-    (folder / "comparison.json").write_text(comparison.as_json(compared))
+    with whole_file(folder / "comparison.png") as file:
+        compared.figure(budget).savefig(file)
+    with whole_file(folder / "comparison.json") as file:
+        file.write_text(comparison.as_json(compared))
     print_line("Files", f"{folder / 'comparison.png'}, {folder / 'comparison.json'}")

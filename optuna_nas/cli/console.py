@@ -116,17 +116,13 @@ def shown_errors(debug: bool, given: Mapping[str, str]) -> Iterator[None]:
 def _why_not_written(error: Exception) -> str | None:
     """Return a sentence for an error that means that a disk takes nothing; None for other errors."""
     from optuna_nas.storage.database import storage_reason
-    from optuna_nas.training.disk import is_disk_full, is_read_only
+    from optuna_nas.training.disk import unwritable
 
-    if is_disk_full(error):
-        must, but, way_out = "with free space", "full", "free some"
-    elif is_read_only(error):
-        must, but, way_out = "that can be written to", "read-only", "mount it for writing, or name another folder"
-    else:
+    if (why := unwritable(error)) is None:
         return None
     return (
-        f"Files and database of a study must be on a disk {must} but one is {but} ({storage_reason(error)}); "
-        f"{way_out}, then run this again: what is finished is kept."
+        f"Files and database of a study must be on a disk {why.must} but one is {why.is_} ({storage_reason(error)}); "
+        f"{why.way_out}, then run this again: what is finished is kept."
     )
 
 

@@ -64,11 +64,13 @@ def init(
     new.check()
     run_it = to_copy("run", path)
     text = new.python(run_it) if path.suffix == ".py" else new.yaml(run_it)
+    if path.exists() and not force:
+        raise _is_there(path)
+    from optuna_nas.training.disk import whole_file
+
     try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise _is_there(path) from None
+        with whole_file(path) as file:
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"`study` must be a file to write but {path} is not: {error.strerror}; give another path."

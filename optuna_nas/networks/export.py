@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import warnings
 from math import isnan, nan
@@ -17,6 +18,7 @@ from optuna_nas.networks.deployment import RawNetwork
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.files import architecture_of, load_network, save_network
 from optuna_nas.space.model_space import ModelSpace
+from optuna_nas.training.disk import whole_file
 from optuna_nas.training.task import Arguments, call
 
 if TYPE_CHECKING:
@@ -179,7 +181,10 @@ def write_pt2(network: nn.Module, example: Any, path: Path, about: dict[str, str
     """Write a program of `torch.export` for batches of any size, with named texts in it, and return it as read."""
     args, kwargs, shapes = _dynamic(example)
     exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
-    torch.export.save(exported, path, extra_files={f"{name}.json": text for name, text in about.items()})
+    content = io.BytesIO()  # PyTorch's own writer ends the process on a full disk
+    torch.export.save(exported, content, extra_files={f"{name}.json": text for name, text in about.items()})
+    with whole_file(path) as file:
+        file.write_bytes(content.getbuffer())
     return torch.export.load(path).module()
 
 
@@ -206,7 +211,8 @@ def _write_onnx(network: nn.Module, example: Any, path: Path, about: dict[str, s
         )
         assert program is not None  # there is one with `dynamo`
         program.model.metadata_props.update(about)
-        program.save(path, external_data=False)
+        with whole_file(path) as file:
+            program.save(file, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(*given: Tensor, **named: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from optuna_nas.storage.retries import CheckpointNotes
 from optuna_nas.storage.spending import Meter
 from optuna_nas.training.checkpoints import set_aside_if_damaged
 from optuna_nas.training.device import gpu_share, is_out_of_memory, release_memory
-from optuna_nas.training.disk import is_disk_full
+from optuna_nas.training.disk import unwritable
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import EpochResult, TrainingDiverged, TrainingResult, TrainingStopped, train
 from optuna_nas.training.process_group import RankLost, current_ranks
@@ -156,7 +156,7 @@ class TrialTraining:
             trial.set_user_attr(REASON, str(error))
             raise
         except Exception as error:
-            keep_checkpoint = is_disk_full(error)
+            keep_checkpoint = unwritable(error) is not None
             if not (isinstance(error, RuntimeError) and is_out_of_memory(error)):
                 raise
             reason = (

@@ -39,6 +39,7 @@ from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.tracking.final_run import FinalRecord, find_trial_run, log_final
 from optuna_nas.tracking.tracker import MLflowTracker
 from optuna_nas.training.device import choose_device
+from optuna_nas.training.disk import whole_file
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import train
 from optuna_nas.training.recipe import Recipe
@@ -352,7 +353,8 @@ def train_in_full(
         [_point(epoch, task) for epoch in result.history],
         _settings(architecture, recipe),
     )
-    record.write_text(json.dumps({key: value for key, value in final._asdict().items() if key != "network"}))
+    with whole_file(record) as new:
+        new.write_text(json.dumps({key: value for key, value in final._asdict().items() if key != "network"}))
     stem.with_suffix(".checkpoint").unlink(missing_ok=True)
     return final
 

@@ -31,6 +31,7 @@ from optuna_nas.storage.leaderboard import best_trial, leaderboard
 from optuna_nas.storage.plain import code_block, markdown_cell, markdown_table, shortened, visible, without_tags
 from optuna_nas.storage.spending import Savings, spending_of
 from optuna_nas.storage.versions import git_commit, versions
+from optuna_nas.training.disk import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,12 +136,15 @@ def write_report(search: Search, folder: Path | None = None, command: str = "") 
     folder.mkdir(parents=True, exist_ok=True)
     sections = sections_of(search, study, command)
     page, markdown = folder / "report.html", folder / "report.md"
-    page.write_text(as_html(search.name, sections), encoding="utf-8")
+    with whole_file(page) as file:
+        file.write_text(as_html(search.name, sections), encoding="utf-8")
     for section in sections:
         for block in section.blocks:
             if isinstance(block, Picture):
-                (folder / f"{block.name}.png").write_bytes(block.png)
-    markdown.write_text(as_markdown(search.name, sections), encoding="utf-8")
+                with whole_file(folder / f"{block.name}.png") as file:
+                    file.write_bytes(block.png)
+    with whole_file(markdown) as file:
+        file.write_text(as_markdown(search.name, sections), encoding="utf-8")
     return Report(page, markdown)
 
 

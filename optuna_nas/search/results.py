@@ -25,6 +25,7 @@ from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.storage.versions import git_commit, versions
 from optuna_nas.tracking import DatasetInfo
+from optuna_nas.training.disk import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +101,8 @@ def summarise(search: Search, study: Study, judge: bool = False) -> SearchResult
 
         picture = folder / "best_architecture.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        plot_architecture(architecture).savefig(picture, dpi=150)
+        with whole_file(picture) as file:
+            plot_architecture(architecture).savefig(file, dpi=150)
     network: Path | None = network_of(search, study, best)
     test_metric = _test_metric(search, study, best, network, judge)
     return SearchResult(study, best, picture, network, test_metric)

@@ -37,7 +37,7 @@ from optuna_nas.storage.presence import presence, this_worker
 from optuna_nas.storage.quota import Quota, StorageAway
 from optuna_nas.storage.retries import INTERRUPTED, Silent, fail_dead, fail_stale, reap_dead_trials, retry_on_fail
 from optuna_nas.training.device import own_default_device
-from optuna_nas.training.disk import is_disk_full
+from optuna_nas.training.disk import unwritable
 from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
 from optuna_nas.training.process_group import RankLost, current_ranks, joined
 
@@ -254,13 +254,13 @@ class _Run:
                     self._run_trials()
                     self._quota.requeue_interrupted(this_worker())  # with handlers, so that no signal prevents it
             except Exception as error:
-                if not is_disk_full(error):
+                if (why := unwritable(error)) is None:
                     raise
                 with suppress(*StorageError):
                     self._quota.requeue_interrupted(this_worker())
                 raise ConnectionError(
-                    f"`folder` must be on a disk with free space but that of {self._folder} or of the storage is full "
-                    f"({one_line(error)}); free some, then run this again: it goes on where it was."
+                    f"`folder` must be on a disk {why.must} but that of {self._folder} or of the storage is {why.is_} "
+                    f"({one_line(error)}); {why.way_out}, then run this again: it goes on where it was."
                 ) from error
             finally:
                 for part in self._trains:
@@ -351,7 +351,7 @@ class _Run:
         except BaseException as error:
             self._errors.append(error)
             self.raised_by_objective.append(error)
-            if is_disk_full(error):  # no failure of these parameters
+            if unwritable(error) is not None:  # no failure of these parameters
                 with suppress(*StorageError):
                     _note_interrupted(trial)
             raise
@@ -379,8 +379,9 @@ class _Run:
         _remove_networks(study, self._folder, self._search.keep_networks)
         if self._store is not None:
             _remove_shared(study, trial, self._store, self._search.keep_networks)
-        if self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0):
-            self._stops = not study._stop_flag
+        ends = self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0)
+        if ends and not study._stop_flag:  # else a trial in another thread has stopped it, or the objective
+            self._stops = True
             study.stop()
 
     def _wait_for_others(self) -> None:

@@ -17,6 +17,7 @@ from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload
 from optuna_nas.storage.attributes import Unreachable, Unverified
 from optuna_nas.storage.database import one_line
 from optuna_nas.storage.identity import study_uid
+from optuna_nas.training.disk import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,12 +106,15 @@ def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -
     if not re.fullmatch(r"[\w-]+", str(reference["artifact"])):  # a path would lead out of the store's folder
         raise Unverified(f"{reference['artifact']!r} is no name of an artifact")
     try:
-        with store.open_reader(reference["artifact"]) as source, open(path, "wb") as target:
-            shutil.copyfileobj(source, target)
+        with whole_file(path) as file:
+            with store.open_reader(reference["artifact"]) as source, open(file, "wb") as target:
+                shutil.copyfileobj(source, target)
+            if _sha256(file) != reference["sha256"]:
+                raise Unverified(f"artifact {reference['artifact']} is not what was published: its sha256 differs")
+    except Unverified:
+        raise
     except Exception as error:  # stores raise errors of their own types
         raise Unreachable(f"artifact {reference['artifact']} can't be read: {error}") from error
-    if _sha256(path) != reference["sha256"]:
-        raise Unverified(f"artifact {reference['artifact']} is not what was published: its sha256 differs")
 
 
 def folder_store(folder: Path) -> ArtifactStore:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DatabaseError
 from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of, database_address
 from optuna_nas.storage.own_postgres import hold
 from optuna_nas.storage.retries import TryAgain
-from optuna_nas.training.disk import is_disk_full, is_read_only
+from optuna_nas.training.disk import FULL, unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
+AUTOFLUSH = (
+    "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block if this flush is "
+    "occurring prematurely)"
+)
+"""What SQLAlchemy says before the reason of some errors."""
 MIN_SECRET = 2
 """Characters of a piece of a URL from which on it is taken out of messages."""
 TABLE_ATTEMPTS = 2
@@ -156,10 +161,9 @@ def clear_errors(storage: str | BaseStorage) -> Iterator[None]:
         if address.partition("://")[2].count("@") > 1:
             reason += " (in a user name or password, @ is written %40 and / %2F)"
         way_out = "start the database, or correct the address"
-        if is_disk_full(error):
-            way_out = "make room on its disk, then run the same again"
-        elif is_read_only(error):
-            way_out = "give `storage` a place that can be written"
+        if (why := unwritable(error)) is not None:
+            full = "make room on its disk, then run the same again"
+            way_out = full if why is FULL else "give `storage` a place that can be written"
         raise ConnectionError(
             f"`storage` must be the address of a database that answers but {shown_storage(storage)!r} does not: "
             f"{reason}; {way_out}."
@@ -221,4 +225,5 @@ def without_secrets(text: str, uri: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return the first line of an error's message, or else the name of its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = str(error).strip().removeprefix(AUTOFLUSH).strip()
+    return (said or type(error).__name__).splitlines()[0]

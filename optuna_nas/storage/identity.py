@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute, user_attributes
+from optuna_nas.training.disk import whole_file
 from optuna_nas.training.rules import checked, text
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def claim_folder(folder: Path, study: Study) -> None:
         _move_aside(folder, owner)
     described = json.dumps({"uid": uid, "name": home.name, "storage": home.place})
     if not file.exists() or file.read_bytes() != described.encode():
-        file.write_text(described)
+        with whole_file(file) as new:
+            new.write_text(described)
 
 
 def _move_aside(folder: Path, owner: str) -> None:

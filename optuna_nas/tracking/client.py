@@ -21,7 +21,7 @@ from mlflow.utils.rest_utils import http_request
 
 from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.keys import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, cut, keyed
-from optuna_nas.tracking.records import SQLITE, THREAD_NAME, is_server, unreachable
+from optuna_nas.tracking.records import SQLITE, THREAD_NAME, is_server, unreachable, unusable
 from optuna_nas.tracking.tables import make_anew, make_tables
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Client:
         except MlflowException as error:
             raise unreachable(self.uri, "it does not answer") from error
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise unreachable(self.uri, one_line(error)) from error
+            raise unusable(self.uri, error) from error
 
     def experiment_of(self, name: str, uid: str) -> str | None:
         """Return the id of the experiment that has the run of a study, first that of a name; None without one."""

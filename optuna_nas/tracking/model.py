@@ -34,9 +34,8 @@ from optuna_nas.networks.export import (
     write_pt2,
 )
 from optuna_nas.space.model_space import ModelSpace
-from optuna_nas.storage.database import one_line
 from optuna_nas.tracking.client import connected
-from optuna_nas.tracking.records import unreachable
+from optuna_nas.tracking.records import unusable
 from optuna_nas.tracking.winner import give_metrics
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def log_model(
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
-            raise unreachable(tracker.tracking_uri, one_line(error)) from error
+            raise unusable(tracker.tracking_uri, error) from error
         artifacts = _artifacts(Path(folder), program, example, deployment)
         model = client.create_logged_model(
             run.info.experiment_id, NAME, run_id, params=run.data.params, model_type="pyfunc"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.storage.database import without_password
+from optuna_nas.storage.database import one_line, without_password
+from optuna_nas.training.disk import unwritable
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -121,3 +122,16 @@ def unreachable(uri: str, why: str, way_out: str = "") -> ConnectionError:
     elsewhere = "write to a file: `tracking_uri='sqlite:///mlflow.db'`"
     way_out = way_out or f"start a server there with `mlflow server`, or {elsewhere}"
     return ConnectionError(f"MLflow can't be used at {without_password(uri)}: {why}; {way_out}.")
+
+
+def unusable(uri: str, error: BaseException, way_out: str = "") -> ConnectionError:
+    """Return the error for a tracking URI at which MLflow has raised one; a disk that takes nothing is named.
+
+    Args:
+        uri: Tracking URI.
+        error: Error of MLflow or of its database.
+        way_out: As for `unreachable`, where the cause is no disk.
+    """
+    if (disk := unwritable(error)) is not None:
+        return unreachable(uri, f"its disk is {disk.is_} ({one_line(error)})", f"{disk.way_out}, then run this again")
+    return unreachable(uri, one_line(error), way_out)

@@ -33,7 +33,7 @@ from optuna_nas.tracking.records import (
     is_server,
     milliseconds,
     milliseconds_now,
-    unreachable,
+    unusable,
 )
 from optuna_nas.tracking.view import LOCAL_SERVER
 
@@ -184,7 +184,7 @@ class MLflowTracker:
             if isinstance(error, ConnectionError):
                 raise
             way_out = "correct what it names, or give the tracker another `tracking_uri` or `experiment`"
-            raise unreachable(self.tracking_uri, one_line(error), way_out) from error
+            raise unusable(self.tracking_uri, error, way_out) from error
         if replay:
             self._put(_Task(partial(mirror.replay, study, missed)))
 
@@ -223,7 +223,7 @@ class MLflowTracker:
         try:
             asked.result(START_SECONDS)
         except Exception as error:
-            raise unreachable(self.tracking_uri, one_line(error)) from error
+            raise unusable(self.tracking_uri, error) from error
         return found[0]
 
     def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:

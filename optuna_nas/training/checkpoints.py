@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import secrets
-import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from optuna_nas.space.reading import brief, named_file, parse_json, within_limits
+from optuna_nas.training.disk import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +25,6 @@ DESCRIPTION, CHECKSUM = "optuna_nas", "checksum"
 """Keys of description and checksum in the header of a file."""
 MAX_VALUES = 1_000_000
 """Largest number of JSON values in a description."""
-ABANDONED_SECONDS = 3600
-"""Age after which a temporary file counts as left by a process that was killed."""
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -120,21 +115,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
     """
     from safetensors.torch import save_file  # imported late: a training without checkpoints needs none
 
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    described = json.dumps(dict(description))
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        described = json.dumps(dict(description))
-        save_file(written, temporary, {DESCRIPTION: described, CHECKSUM: checksum(written, described)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        for unfinished in path.parent.glob(f".{path.name}.*"):
-            with suppress(FileNotFoundError):
-                if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:
-                    unfinished.unlink()  # left by a process that was killed while writing
+    with whole_file(path) as file:
+        save_file(written, file, {DESCRIPTION: described, CHECKSUM: checksum(written, described)})
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, (1, 8, 8), 3))
 TOGETHER = 25
 """Mutations that are tried together."""
+STORABLE_DEPTH = 300
+"""Levels of a nest that a study in memory holds; the copy of one takes two calls a level."""
 RAW = re.compile(r"<script|<img src=x|\x1b|\x9b|\x07|\x00|\u202e|[\ud800-\udfff]")
 """What must never stand in a text that is shown."""
 
@@ -191,7 +193,7 @@ def change(draw: random.Random) -> Change:
         parts = json_parts(key, text)
         if draw.random() < 0.3:
             name = draw.choice(sorted(parts))
-            parts[name] = changed_values(parts[name], draw)
+            parts[name] = storable(changed_values(parts[name], draw))
         return Change("system", template, key, parts)
     if way < 0.35:
         key = draw.choice(sorted(SYSTEM))
@@ -206,11 +208,18 @@ def change(draw: random.Random) -> Change:
 
 def mutated(value: Any, draw: random.Random) -> Any:
     """Return another value for an attribute."""
-    changed = changed_values(value, draw) if draw.random() < 0.5 else draw.choice((*VALUES, deep_list()[0][0][0]))
+    return storable(changed_values(value, draw) if draw.random() < 0.5 else draw.choice((*VALUES, deep_list())))
+
+
+def storable(value: Any) -> Any:
+    """Return a value as a storage holds it; a nest too deep for JSON or for a copy in memory becomes a flatter one.
+
+    Optuna itself raises where such a value is stored, so that none can be found in a study.
+    """
     try:
-        return json.loads(json.dumps(changed))  # what a storage can hold
+        return copy.deepcopy(json.loads(json.dumps(value)))
     except RecursionError:
-        return [[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]
+        return deep_list(STORABLE_DEPTH)
 
 
 def filled(study: optuna.Study, changes: Sequence[Change], constrained: bool = True) -> optuna.Study:

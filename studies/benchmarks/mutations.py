@@ -255,10 +255,10 @@ def changed_values(value: Any, draw: random.Random) -> Any:
     return changed
 
 
-def deep_list() -> list[Any]:
-    """Return a list in a list in a list, deeper than Python may call itself."""
+def deep_list(depth: int = DEPTH) -> list[Any]:
+    """Return a list in a list in a list, by default deeper than Python may call itself."""
     nest: list[Any] = []
-    for _ in range(DEPTH):
+    for _ in range(depth):
         nest = [nest]
     return nest
 

@@ -1,7 +1,10 @@
 """Why a search ends, and what is left behind: damaged files, a full disk, threads that share a queue."""
 
 import errno
+import os
+import signal
 import threading
+import time
 
 import optuna
 import pytest
@@ -42,6 +45,22 @@ def test_a_study_that_stops_itself_ends_the_search_with_its_reason(n_jobs, tmp_p
     assert 3 <= len(result.study.trials) < 3 + n_jobs
     assert "study.stop()" in result.ended
     assert not result.interrupted
+
+
+def test_ctrl_c_while_threads_run_trials_is_no_stop_of_the_objective(tmp_path, caplog):
+    running = threading.Barrier(4)
+
+    def objective(trial):
+        running.wait(20)
+        if trial.number == 0:
+            os.kill(os.getpid(), signal.SIGINT)  # which the main thread hears, as from a terminal
+        while "Interrupted" not in caplog.text:  # the main thread has not heard of it yet
+            time.sleep(0.01)
+        return plain(trial)
+
+    result = run(search(tmp_path, objective=objective, n_jobs=4))
+    assert (result.interrupted, result.missing, result.ended) == (True, 6, None)
+    assert [trial.state for trial in result.study.trials] == [TrialState.COMPLETE] * 4
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
