@@ -3,6 +3,7 @@
 Command:   python studies/cifar10_ghn.py                  # Top-Best, with cutout
            python studies/cifar10_ghn.py --protocol top --protocol random    # table 1, without
            python studies/cifar10_ghn.py --smoke          # the same steps on tiny digits, some minutes on a CPU
+           python studies/cifar10_ghn.py --until 600     # ten minutes of it; the same command goes on
            optuna-nas surrogate studies/cifar10_ghn.py    # the same by the command line, all protocols
 Cost:      0.84 GPU days in all for the search (the paper's figure), and five final trainings of 600 epochs
 Expected:  a test error of about 2.8 % with 5.7 M parameters (GHN, Zhang et al. 2019, table 2)
@@ -17,7 +18,7 @@ recipe of both (that of DARTS without auxiliary head), and the law of random blo
 import argparse
 
 import torch
-from cifar10_final import search_data, with_cutout
+from paper_settings import ends_after, search_data, with_cutout
 
 from optuna_nas import (
     GHN,
@@ -79,7 +80,9 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny digits instead of CIFAR-10")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=float, metavar="SECONDS", help="end cleanly then; the same command goes on")
     options = parser.parse_args()
+    ends_after(options.until)
     protocols = tuple(options.protocol or ("top-best",))
     few = {"n_best": 2, "n_random": 2, "n_repeats": 2} if options.smoke else {"brief_epochs": 50}
     study = search(options.smoke, options.device, options.seed, cutout="top-best" in protocols)

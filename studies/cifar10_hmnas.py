@@ -3,6 +3,7 @@
 Command:   python studies/cifar10_hmnas.py                      # supernet and masks, then fine-tuning as a trial
            python studies/cifar10_hmnas.py --second-order       # the paper's better result, four times as long
            python studies/cifar10_hmnas.py --smoke              # the same steps on tiny digits, a minute on a CPU
+           python studies/cifar10_hmnas.py --until 600     # ten minutes of it; the same command goes on
 Cost:      11 hours for supernet and masks, 10 for fine-tuning on one V100 (the paper's figures)
 Expected:  a test error of about 2.8 %, 2.4 % with second order, 1.8 M parameters (HM-NAS, Yan et al. 2019, table 2)
 
@@ -14,7 +15,7 @@ import argparse
 import optuna
 import torch
 from bilevel import bilevel
-from cifar10_final import search_data, with_cutout
+from paper_settings import GOES_ON, ends_after, search_data, with_cutout
 
 from optuna_nas import (
     HMNAS,
@@ -34,7 +35,7 @@ from optuna_nas import (
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import network_of
 from optuna_nas.storage.by_architecture import enqueue_architecture, trial_of
-from optuna_nas.training import evaluate
+from optuna_nas.training import TrainingStopped, evaluate
 
 REPORTING = 1000  # images; of all others a fifth is for ops and edges, as in the paper
 
@@ -72,17 +73,24 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=0, help="random cells to compare with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=float, metavar="SECONDS", help="end cleanly then; the same command goes on")
     options = parser.parse_args()
+    over = ends_after(options.until)
     data = bilevel(search_data(options.smoke, options.seed, REPORTING)).to(torch.device(options.device))
     hmnas = make_hmnas(options.smoke, options.second_order, data, options.seed)
     study = fine_tuning(options.smoke, data, hmnas, options.random, options.seed)
     folder = study.resolved_folder()
-    hmnas.fit(
-        data,
-        2 if options.smoke else 120,
-        checkpoint=folder / "hmnas.safetensors",
-        on_record=lambda record: print(record.step, record.metrics, flush=True),
-    )
+    try:
+        hmnas.fit(
+            data,
+            2 if options.smoke else 120,
+            checkpoint=folder / "hmnas.safetensors",
+            on_record=lambda record: print(record.step, record.metrics, flush=True),
+            should_stop=over,
+        )
+    except TrainingStopped:
+        print(GOES_ON)
+        return
     derived = hmnas.derive()
     plot_masks(hmnas).savefig(folder / "masks.png")
     plot_family(hmnas).savefig(folder / "family.png")

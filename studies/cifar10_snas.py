@@ -2,6 +2,7 @@
 
 Command:   python studies/cifar10_snas.py                 # search, then the final training; both go on where they ended
            python studies/cifar10_snas.py --smoke         # the same steps on tiny digits, half a minute on a CPU
+           python studies/cifar10_snas.py --until 600     # ten minutes of it; the same command goes on
            optuna-nas run studies/cifar10_snas.py         # the search alone
 Cost:      32 hours for the search and 36 hours for the final training on one GPU of 2018 (the paper's figures)
 Expected:  a test error of about 2.9 % with 2.8 M parameters (SNAS, Xie et al. 2019, table 2)
@@ -10,7 +11,7 @@ Expected:  a test error of about 2.9 % with 2.8 M parameters (SNAS, Xie et al. 2
 import argparse
 
 import torch
-from cifar10_final import search_data, train_in_full, with_cutout
+from paper_settings import ends_after, search_data, train_in_full, with_cutout
 
 from optuna_nas import (
     SNAS,
@@ -69,7 +70,9 @@ def main() -> None:
     parser.add_argument("--resource", default="mild", choices=("mild", "moderate", "aggressive"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=float, metavar="SECONDS", help="end cleanly then; the same command goes on")
     options = parser.parse_args()
+    over = ends_after(options.until)
     study = search(options.smoke, options.resource, options.device, options.seed)
     result = run(study)
     if result.interrupted:
@@ -85,7 +88,8 @@ def main() -> None:
 
     data = search_data(options.smoke, options.seed, REPORTING)
     network, recipe = final_training(cell, options.smoke, data, options.seed)
-    train_in_full(network, recipe, data if options.smoke else with_cutout(data), snas.device, folder)
+    final = (data if options.smoke else with_cutout(data)).to(snas.device)
+    train_in_full(network, recipe, final, folder, over)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""How well does a published cell do on ImageNet in a network for mobile devices, in SNAS' setting?
+
+Command:   python studies/imagenet_mobile.py --images FOLDER      # with train/CLASS/*.jpg and val/CLASS/*.jpg
+           python studies/imagenet_mobile.py --images FOLDER --until 600  # ten minutes; the same command goes on
+           python studies/imagenet_mobile.py --smoke              # the same steps on pictures of digits, seconds
+Cost:      12 days on one GPU of 2018 (SNAS, Xie et al. 2019, appendix G)
+Expected:  27.3 % test error with 4.3 M parameters and 522 million multiply-adds (SNAS mild, table 3)
+
+A network of 14 cells with a stem of stride 4 and 52 channels, whose 4.5 M parameters and 512 million multiply-adds are
+nearest to the paper's; with `--channels 0` as many as stay below 600 million multiply-adds. 250 epochs in batches of
+128, a learning rate of 0.1 that an epoch multiplies by 0.97, weight decay 3e-5, an auxiliary head of weight 0.4. Label
+smoothing 0.1 and the crops are DARTS' (Liu et al. 2019), since the paper is silent. Other cells: `--cell DARTS_V2`, or
+the JSON file of one.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from paper_settings import ends_after, train_in_full
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from optuna_nas import (
+    ImageClassification,
+    ImageFolderData,
+    NetworkSpace,
+    Recipe,
+    darts_imagenet_skeleton,
+    widest_skeleton,
+)
+from optuna_nas.results.final_training import read_architecture
+
+
+def stand_in(folder: Path, per_class: int = 12) -> Path:
+    """Write digits as pictures into folders, as ImageNet's are; return the folder."""
+    digits = load_digits()
+    for label in range(10):
+        images = digits.images[digits.target == label][:per_class]
+        for number, image in enumerate(images):
+            part = "val" if number % 4 == 0 else "train"
+            file = folder / part / f"digit_{label}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.kron(image * 255 / 16, np.ones((8, 8))).astype(np.uint8)
+            Image.fromarray(pixels).convert("RGB").save(file)
+    return folder
+
+
+def main() -> None:
+    """Train the cell in full, and judge it on the validation images, which are ImageNet's test."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
+    parser.add_argument("--cell", default="SNAS_mild", help="name of a published cell, or a JSON file")
+    parser.add_argument("--channels", type=int, default=52, help="of the first cell; 0 for the most that are allowed")
+    parser.add_argument("--smoke", action="store_true", help="pictures of digits instead of ImageNet")
+    parser.add_argument("--workers", type=int, default=8, help="processes that decode images")
+    parser.add_argument("--folder", type=Path, default=Path("runs/imagenet-mobile"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=float, metavar="SECONDS", help="end cleanly then; the same command goes on")
+    options = parser.parse_args()
+    over = ends_after(options.until)
+    folder = options.folder.with_name(f"{options.folder.name}-smoke") if options.smoke else options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.smoke:
+        root, size, workers, reporting = stand_in(folder / "images"), 32, 0, 0.2
+    elif options.images is None:
+        parser.error("--images must name the folder of ImageNet, or give --smoke")
+    else:
+        root, size, workers, reporting = options.images, 224, options.workers, 0.01
+    data = ImageFolderData(root, size, workers, options.device, {"report": reporting}, options.seed)
+    cell = read_architecture(options.cell)
+    cells, channels = (2, 4) if options.smoke else (14, options.channels)
+    frame = darts_imagenet_skeleton(cells, channels or 2, data.input_shape, data.classes)
+    if not channels:
+        frame = widest_skeleton(cell, frame)
+    network = NetworkSpace(cell.space, frame).build(cell, seed=options.seed)
+    recipe = Recipe(
+        epochs=2 if options.smoke else 250,
+        batch_size=32 if options.smoke else 128,
+        learning_rate=0.1,
+        schedule="exponential",
+        decay_per_epoch=0.97,
+        weight_decay=3e-5,
+        seed=options.seed,
+    )
+    train_in_full(network, recipe, data, folder, over, ImageClassification(label_smoothing=0.1))
+
+
+if __name__ == "__main__":
+    main()
