@@ -214,7 +214,7 @@ def mutated(value: Any, draw: random.Random) -> Any:
 def storable(value: Any) -> Any:
     """Return a value as a storage holds it; a nest too deep for JSON or for a copy in memory becomes a flatter one.
 
-    Optuna itself raises where such a value is stored, so that none can be found in a study.
+    Optuna itself raises where a trial with such a value is added; only a study in memory may have one as its attribute.
     """
     try:
         return copy.deepcopy(json.loads(json.dumps(value)))
