@@ -107,7 +107,7 @@ def test_lists_become_tuples_so_that_a_skeleton_from_json_is_hashable():
         (lambda: Skeleton(("normal",), input_shape=(3, 0, 8)), r"`input_shape\[1\]` must be at least 1 but got 0"),
         (lambda: Skeleton(("normal",), input_shape=(8, 8)), r"`input_shape` must be \(channels, height, width\).*\(8,"),
         (lambda: Skeleton(("normal",), classes=0), r"`classes` must be at least 1 but got 0; a regression has 1"),
-        (lambda: Skeleton(("normal",), stem="moon"), r"`stem` must be one of \('conv', 'imagenet', 'stride2', 'stride4'\) but got 'moon'"),
+        (lambda: Skeleton(("normal",), stem="moon"), r"`stem` must be one of \('conv', .*\) but got 'moon'"),
         (lambda: Skeleton(("normal",), drop_path=1.0), r"`drop_path` must be in \[0, 1\) but got 1.0; DARTS uses"),
         (lambda: Skeleton(("normal",), drop_path=-0.1), r"`drop_path` must be in \[0, 1\) but got -0.1"),
         (lambda: Skeleton.from_dict({"cells": ["normal"], "moon": 1}), r"`description` .*got \['moon'\]; remove"),

@@ -873,7 +873,7 @@ def test_a_file_is_whole_before_it_has_its_name(tmp_path, monkeypatch):
         replaced.append(source)
         rename(source, target)
 
-    monkeypatch.setattr("optuna_nas.training.checkpoints.os.replace", look)
+    monkeypatch.setattr("optuna_nas.training.disk.os.replace", look)
     save_tensors(file, {"a": torch.ones(2)}, {"number": 1})
     assert len(replaced) == 1
     assert os.listdir(tmp_path) == ["file"]
