@@ -9,6 +9,7 @@ import sqlalchemy
 import torch
 from hypothesis import Phase, settings
 from servers import QUIET_MLFLOW, address_of, postgresql_server
+from study_files import TINY
 
 # Reproducible property tests that leave no folder behind; a test that needs fewer examples says so. Failures are not
 # shrunk: what is drawn is small already, and shrinking a test that builds networks takes minutes.
@@ -26,6 +27,15 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is absent: no folder {folder}; name one with OPTUNA_NAS_DATA")
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in, with the study `tiny.py`, and no address of MLflow in the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "tiny.py").write_text(TINY)
+    return tmp_path
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

@@ -22,14 +22,6 @@ from optuna_nas.search.study_file import UsageError
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "tiny.py").write_text(TINY)
-    return tmp_path
-
-
 def trials_of(folder, name="tiny"):
     return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/runs/{name}/study.db").trials
 

@@ -9,7 +9,6 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
-from study_files import TINY
 from terminal import here
 
 from optuna_nas.storage.quota import counted_trials
@@ -56,14 +55,6 @@ class Disk:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "tiny.py").write_text(TINY)
-    return tmp_path
-
-
-@pytest.fixture
 def disk_at(folder):
     disks = []
 
@@ -82,7 +73,7 @@ SEARCHES = {  # where the disk is, what is given, and whether the search goes on
     "checkpoints": ("runs/tiny/checkpoints", ("--storage", "sqlite:///study.db", "--no-mlflow"), False),
     "networks": ("runs/tiny/networks", ("--storage", "sqlite:///study.db", "--no-mlflow"), False),
     "pictures": ("runs/tiny/artifacts", ("--storage", "sqlite:///study.db", "--no-mlflow"), True),
-    "mlflow": ("disk", ("--storage", "sqlite:///study.db", "--mlflow", "sqlite:///disk/mlflow.db"), False),
+    "mlflow": ("disk", ("--storage", "sqlite:///study.db", "--mlflow", "sqlite:///{folder}/disk/mlflow.db"), False),
 }
 
 
@@ -91,6 +82,7 @@ SEARCHES = {  # where the disk is, what is given, and whether the search goes on
 def test_a_search_names_the_disk_loses_nothing_and_goes_on(kind, how, folder, disk_at, monkeypatch):
     monkeypatch.setitem(train.__kwdefaults__, "checkpoint_seconds", 0.0)  # after every step
     place, given, goes_on = SEARCHES[kind]
+    given = [word.format(folder=folder) for word in given]  # whole, since MLflow keeps a database open by its address
     disk = disk_at(place)
 
     def run(trials):
@@ -122,7 +114,7 @@ def test_a_search_names_the_disk_loses_nothing_and_goes_on(kind, how, folder, di
     assert not {TrialState.RUNNING, TrialState.WAITING} & set(states)
     assert found[0] == before[0]
     if kind == "mlflow":
-        client = MlflowClient("sqlite:///disk/mlflow.db")
+        client = MlflowClient(given[-1])
         experiment = client.get_experiment_by_name("optuna_nas").experiment_id
         runs = client.search_runs([experiment], "tags.`optuna_nas.kind` = 'trial'")
         assert sorted(int(run.data.tags["optuna.trial_number"]) for run in runs) == [0, 1, 2]
