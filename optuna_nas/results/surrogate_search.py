@@ -48,6 +48,7 @@ from optuna_nas.storage.leaderboard import can_win
 from optuna_nas.storage.plain import markdown_table
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking.final_run import FinalRecord, log_final
+from optuna_nas.training.disk import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -318,7 +319,7 @@ class SurrogateSearch:
             if chosen is None:
                 return None
             if TOP in self.protocols:
-                asked[TOP] = [replace_seed(one, recipe.seed) for one in chosen]
+                asked[TOP] = [one.with_seed(recipe.seed) for one in chosen]
             search_seconds |= {TOP: seconds, TOP_BEST: seconds}
             if self.brief_epochs is not None and TOP_BEST in self.protocols:
                 objective = replace(self._objective, recipe=replace(recipe, epochs=self.brief_epochs))
@@ -327,9 +328,9 @@ class SurrogateSearch:
                     return None
                 search_seconds[TOP_BEST] += _seconds(study.get_trials(deepcopy=False))
                 best = _best(study, chosen)
-                asked[TOP_BEST] = [replace_seed(best, recipe.seed + i) for i in range(self.n_repeats)]
+                asked[TOP_BEST] = [best.with_seed(recipe.seed + i) for i in range(self.n_repeats)]
         if RANDOM in self.protocols:
-            asked[RANDOM] = [replace_seed(one, recipe.seed) for one in self._random_ones()]
+            asked[RANDOM] = [one.with_seed(recipe.seed) for one in self._random_ones()]
         seeded = replace(self._objective, recipe=replace(recipe, seed=suggest_int(0, MAX_SEED)))
         study = self._train(FULL, seeded, [one for ones in asked.values() for one in ones], listener)
         return None if study is None else self._result(study, asked, search_seconds)
@@ -442,7 +443,8 @@ class SurrogateSearch:
             architecture = self.search.space.decode(best.params)
             network = network_of(search, study, best)
             result = SurrogateResult(tuple(rows), self._objective.metric, architecture, network, study)
-            (self.folder / "surrogate.json").write_text(result.to_json())
+            with whole_file(self.folder / "surrogate.json") as file:
+                file.write_text(result.to_json())
             self._show_in_mlflow(result)
         return result
 
@@ -503,10 +505,9 @@ class _Asked:
     def key(self) -> str:
         return params_hash(self.params, self.params)
 
-
-def replace_seed(asked: _Asked, seed: int) -> _Asked:
-    """Return a training with a seed."""
-    return replace(asked, params={**asked.params, SEED: seed})
+    def with_seed(self, seed: int) -> _Asked:
+        """Return this training with a seed."""
+        return replace(self, params={**self.params, SEED: seed})
 
 
 class _BestScore:

@@ -104,7 +104,7 @@ class TransferredScore:
                 f"`study` must have at least 2 completed trials but {study.study_name!r} has {len(trials)}; run it "
                 "first."
             )
-        values = np.array([oriented(trial.value, study.direction) for trial in trials if trial.value is not None])
+        values = np.array([oriented(trial.values[0], study.direction) for trial in trials])
         return cls._named(space, effects_of(space, [space.decode(trial.params) for trial in trials], values))
 
     @classmethod
@@ -127,9 +127,10 @@ class TransferredScore:
         scores = []
         for architecture in architectures:
             space = architecture.space
-            table = tables.get(id(space)) or tables.setdefault(id(space), self._for(space))
-            chosen = space.encode(architecture).items()
-            scores.append(sum(table[name][str(option)] for name, option in chosen))
+            if id(space) not in tables:
+                tables[id(space)] = self._for(space)
+            table = tables[id(space)]
+            scores.append(sum(table[name][str(option)] for name, option in space.encode(architecture).items()))
         return np.array(scores, dtype=np.float64)
 
     def _for(self, space: Space) -> dict[str, dict[str, float]]:

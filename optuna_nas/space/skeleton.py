@@ -19,6 +19,8 @@ FIXED_CELLS = ("residual_reduction", "factorized_reduction")
 
 STRIDED_STEMS = {"stride2": 2, "stride4": 4}
 STEMS = ("conv", "imagenet", *STRIDED_STEMS)
+TWO_STEP_STEMS = ("imagenet", "stride4")
+"""Stems whose first convolution has half of the channels, so that there must be two."""
 
 
 MAX_CELLS = 1000
@@ -98,7 +100,7 @@ class Skeleton:
             raise ValueError(f"`classes` must be at least 1 but got {self.classes}; a regression has 1.")
         if self.stem not in STEMS:
             raise ValueError(f"`stem` must be one of {STEMS} but got {self.stem!r}.")
-        if self.stem in ("imagenet", "stride4") and self.channels < 2:
+        if self.stem in TWO_STEP_STEMS and self.channels < 2:
             raise ValueError(f"`channels` must be at least 2 for stem={self.stem!r} but got {self.channels}.")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"`drop_path` must be in [0, 1) but got {self.drop_path}; DARTS uses 0.2.")
@@ -385,7 +387,7 @@ def widest_skeleton(
     def fits(channels: int) -> bool:
         return bool(network_cost(architecture, replace(skeleton, channels=channels)).multiply_adds < multiply_adds)
 
-    fewest = 2 if skeleton.stem in ("imagenet", "stride4") else 1
+    fewest = 2 if skeleton.stem in TWO_STEP_STEMS else 1
     if not fits(fewest):
         raise ValueError(
             f"`multiply_adds` must allow for {fewest} channels but {multiply_adds:g} do not; raise it, or use fewer "
