@@ -45,7 +45,7 @@ SMALLER = {
     "docs/ghn.md": {
         "ghn.fit(data, budget=1)": "ghn.fit(data, budget=0.1)",
         "range(20)": "range(3)",
-        "Recipe(epochs=5), ": f"Recipe(epochs=2), {QUICK}",
+        "Recipe(epochs=5), ": "Recipe(epochs=2), pictures=False, ",
         "pool_size=40": "pool_size=4",
     },
     "docs/hmnas.md": {"hmnas.fit(data, budget=2)": "hmnas.fit(data, budget=0.5)"},

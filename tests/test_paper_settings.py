@@ -69,6 +69,7 @@ def test_nothing_is_sent_where_no_search_runs(monkeypatch):
     from paper_settings import ends_after
 
     before = signal.getsignal(signal.SIGALRM)
+    terminated = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a process begins; a worker run by a test sets its own
     try:
         over = ends_after(0.05)
         time.sleep(0.3)
@@ -76,3 +77,4 @@ def test_nothing_is_sent_where_no_search_runs(monkeypatch):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGTERM, terminated)
