@@ -69,7 +69,9 @@ def test_nothing_is_sent_where_no_search_runs(monkeypatch):
     from paper_settings import ends_after
 
     before = signal.getsignal(signal.SIGALRM)
-    terminated = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a process begins; a worker run by a test sets its own
+    terminated = signal.signal(
+        signal.SIGTERM, signal.SIG_DFL
+    )  # as a process begins; a worker run by a test sets its own
     try:
         over = ends_after(0.05)
         time.sleep(0.3)

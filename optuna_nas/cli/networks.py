@@ -64,7 +64,7 @@ def train(
         from optuna_nas.training.loop import TrainingStopped
 
         trial, chosen = (None, final.read_architecture(architecture)) if architecture else final.best_of(search)
-        data = final.data_of(search)
+        data = final.data_of(search, trial)
         larger = final.read_skeleton(skeleton, data) if skeleton else None
         space = final.space_of(search, larger, chosen)
         chosen = space.adopt(chosen)
@@ -78,6 +78,7 @@ def train(
                 chosen,
                 final_recipe,
                 space,
+                trial=trial,
                 device=device,
                 on_epoch=display.final_epoch,
                 should_stop=lambda: bool(pressed),

@@ -5,7 +5,7 @@ N images, B images of a batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +195,12 @@ class ImageData:
             std=self.std.to(device),
         )
 
+    def with_augmentation(self, augmentation: Augmentation) -> ImageData:
+        """Return the same images with other random changes; hashes are not computed again."""
+        changed = replace(self, augmentation=augmentation)
+        changed.__dict__["_description"] = self._description
+        return changed
+
     def size(self, splits: Sequence[str]) -> int:
         """Return the number of images in these splits."""
         return len(positions_of(self.splits, splits))
@@ -226,7 +232,7 @@ class ImageData:
 
     def describe(self) -> dict[str, Any]:
         """Return name, shape and seed, and sizes and hashes of data and splits, as JSON values."""
-        return {**self._description, "name": self.name, "augmentation": asdict(self.augmentation)}
+        return {**self._description, "name": self.name, "augmentation": self.augmentation.describe()}
 
     @cached_property
     def _description(self) -> dict[str, Any]:

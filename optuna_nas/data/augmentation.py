@@ -6,7 +6,9 @@ B images of a batch, C channels, H height, W width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from torch import Tensor
 class Augmentation:
     """Random crop, horizontal flip and cutout of training images.
 
+    A field may be a suggestion, such as `suggest_int(0, 4)`: each trial has its own. Outside of trials, as in the
+    training of a supernet, it is off.
+
     Args:
         crop_padding: Pixels of zero padding on every side before a random crop of the original size, at least 0.
         flip: Whether to flip images horizontally with probability 0.5.
@@ -22,7 +27,7 @@ class Augmentation:
             none.
 
     Raises:
-        ValueError: A size is negative.
+        ValueError: A size is negative, or a field is neither a number nor a suggestion.
 
     Example:
         >>> import torch
@@ -37,9 +42,15 @@ class Augmentation:
     cutout: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("crop_padding", "cutout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative but got {getattr(self, name)}; 0 switches it off.")
+        for name, value in vars(self).items():
+            if not _is_fixed(value) and not hasattr(value, "to_internal_repr"):  # what an Optuna distribution has
+                raise ValueError(f"`{name}` must be a number or a suggestion but got {value!r}.")
+            if _is_fixed(value) and value < 0:
+                raise ValueError(f"`{name}` must not be negative but got {value}; 0 switches it off.")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields as JSON values; suggestions as their text."""
+        return {name: value if _is_fixed(value) else repr(value) for name, value in vars(self).items()}
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return augmented images; every image is changed independently.
@@ -51,25 +62,29 @@ class Augmentation:
         Returns:
             Images of the same shape.
         """
+        crop_padding, flip, cutout = (value if _is_fixed(value) else 0 for value in vars(self).values())
         n_images, _, height, width = images.shape
         device = images.device
 
         def draw(high: int) -> Tensor:
             return torch.randint(high, (n_images, 1), generator=generator, device=device)
 
-        flipped = draw(2)[:, :, None, None] == 1 if self.flip else None
-        if self.crop_padding:
-            padding = self.crop_padding
+        flipped = draw(2)[:, :, None, None] == 1 if flip else None
+        if padding := crop_padding:
             padded = torch.nn.functional.pad(images, (padding,) * 4)
             top, left = draw(2 * padding + 1)[:, 0], draw(2 * padding + 1)[:, 0]
             windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of all crops
             images = windows[torch.arange(n_images, device=device), :, top, left]
         if flipped is not None:
             images = torch.where(flipped, images.flip(3), images)
-        if self.cutout:
-            top, left = draw(height) - self.cutout // 2, draw(width) - self.cutout // 2
+        if cutout:
+            top, left = draw(height) - cutout // 2, draw(width) - cutout // 2
             y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-            inside_y = (y >= top) & (y < top + self.cutout)
-            inside_x = (x >= left) & (x < left + self.cutout)
+            inside_y = (y >= top) & (y < top + cutout)
+            inside_x = (x >= left) & (x < left + cutout)
             images = images * ~(inside_y[:, None, :, None] & inside_x[:, None, None, :])
         return images
+
+
+def _is_fixed(value: object) -> bool:
+    return isinstance(value, bool | int | float | np.generic)

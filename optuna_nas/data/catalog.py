@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def digits(seed: int = 0) -> ImageData:
+def digits(seed: int = 0, augmentation: Augmentation | None = None) -> ImageData:
     """Return scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels in 10 classes.
 
     They are part of scikit-learn; nothing is downloaded. Training images are cropped at random after padding by one
@@ -21,6 +21,7 @@ def digits(seed: int = 0) -> ImageData:
 
     Args:
         seed: Seed of the splits, at least 0.
+        augmentation: Other random changes of training images.
 
     Example:
         >>> from optuna_nas import digits
@@ -37,7 +38,7 @@ def digits(seed: int = 0) -> ImageData:
         (loaded.images / 16).astype(np.float32),
         loaded.target,
         name="digits",
-        augmentation=Augmentation(crop_padding=1),
+        augmentation=augmentation or Augmentation(crop_padding=1),
         seed=seed,
     )
 
@@ -60,7 +61,9 @@ def _from_torchvision(name: str, root: str | Path, download: bool, seed: int, au
     )
 
 
-def cifar10(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:
+def cifar10(
+    root: str | Path = "data", download: bool = True, seed: int = 0, augmentation: Augmentation | None = None
+) -> ImageData:
     """Return torchvision's CIFAR-10: 60,000 colour images of 32 x 32 pixels in 10 classes.
 
     Training images are cropped, flipped and cut out as in DARTS (Liu, Simonyan and Yang 2019, section 3.2).
@@ -69,6 +72,7 @@ def cifar10(root: str | Path = "data", download: bool = True, seed: int = 0) -> 
         root: Folder of the files.
         download: Whether to download missing files (170 MB).
         seed: Seed of the splits, at least 0.
+        augmentation: Other random changes of training images.
 
     Raises:
         ValueError: `root` does not have the files, and `download` is False.
@@ -78,10 +82,12 @@ def cifar10(root: str | Path = "data", download: bool = True, seed: int = 0) -> 
         >>> cifar10("data", download=True).input_shape  # doctest: +SKIP
         (3, 32, 32)
     """
-    return _from_torchvision("CIFAR10", root, download, seed, Augmentation(4, True, 16))
+    return _from_torchvision("CIFAR10", root, download, seed, augmentation or Augmentation(4, True, 16))
 
 
-def cifar100(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:
+def cifar100(
+    root: str | Path = "data", download: bool = True, seed: int = 0, augmentation: Augmentation | None = None
+) -> ImageData:
     """Return torchvision's CIFAR-100: 60,000 colour images of 32 x 32 pixels in 100 classes.
 
     Training images are cropped, flipped and cut out as those of `cifar10`.
@@ -90,6 +96,7 @@ def cifar100(root: str | Path = "data", download: bool = True, seed: int = 0) ->
         root: Folder of the files.
         download: Whether to download missing files (169 MB).
         seed: Seed of the splits, at least 0.
+        augmentation: Other random changes of training images.
 
     Raises:
         ValueError: `root` does not have the files, and `download` is False.
@@ -99,10 +106,12 @@ def cifar100(root: str | Path = "data", download: bool = True, seed: int = 0) ->
         >>> cifar100("data", download=True).classes  # doctest: +SKIP
         100
     """
-    return _from_torchvision("CIFAR100", root, download, seed, Augmentation(4, True, 16))
+    return _from_torchvision("CIFAR100", root, download, seed, augmentation or Augmentation(4, True, 16))
 
 
-def fashion_mnist(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:
+def fashion_mnist(
+    root: str | Path = "data", download: bool = True, seed: int = 0, augmentation: Augmentation | None = None
+) -> ImageData:
     """Return torchvision's Fashion-MNIST: 70,000 grey images of 28 x 28 pixels in 10 classes.
 
     Training images are cropped after padding by two pixels, and flipped.
@@ -111,6 +120,7 @@ def fashion_mnist(root: str | Path = "data", download: bool = True, seed: int = 
         root: Folder of the files.
         download: Whether to download missing files (31 MB).
         seed: Seed of the splits, at least 0.
+        augmentation: Other random changes of training images.
 
     Raises:
         ValueError: `root` does not have the files, and `download` is False.
@@ -120,10 +130,12 @@ def fashion_mnist(root: str | Path = "data", download: bool = True, seed: int = 
         >>> fashion_mnist("data", download=True).input_shape  # doctest: +SKIP
         (1, 28, 28)
     """
-    return _from_torchvision("FashionMNIST", root, download, seed, Augmentation(2, True))
+    return _from_torchvision("FashionMNIST", root, download, seed, augmentation or Augmentation(2, True))
 
 
-def mnist(root: str | Path = "data", download: bool = True, seed: int = 0) -> ImageData:
+def mnist(
+    root: str | Path = "data", download: bool = True, seed: int = 0, augmentation: Augmentation | None = None
+) -> ImageData:
     """Return torchvision's MNIST: 70,000 grey images of 28 x 28 pixels in 10 classes.
 
     Training images are cropped after padding by two pixels; they are not flipped, since mirrored digits are not digits.
@@ -132,6 +144,7 @@ def mnist(root: str | Path = "data", download: bool = True, seed: int = 0) -> Im
         root: Folder of the files.
         download: Whether to download missing files (12 MB).
         seed: Seed of the splits, at least 0.
+        augmentation: Other random changes of training images.
 
     Raises:
         ValueError: `root` does not have the files, and `download` is False.
@@ -141,4 +154,4 @@ def mnist(root: str | Path = "data", download: bool = True, seed: int = 0) -> Im
         >>> mnist("data", download=True).input_shape  # doctest: +SKIP
         (1, 28, 28)
     """
-    return _from_torchvision("MNIST", root, download, seed, Augmentation(2))
+    return _from_torchvision("MNIST", root, download, seed, augmentation or Augmentation(2))

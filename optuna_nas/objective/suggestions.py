@@ -1,4 +1,4 @@
-"""Suggestions: fields of a recipe or task that every trial suggests."""
+"""Suggestions: fields of a recipe, task or augmentation that every trial suggests."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from optuna_nas.data.arrays import ImageData
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from optuna.trial import BaseTrial
 
+    from optuna_nas.data.splits import Data
+
 Settings = TypeVar("Settings")
 
 
 def suggest_float(low: float, high: float, *, log: bool = False, step: float | None = None) -> float:
-    """Return a suggestion of a number for a field of a `Recipe` or `Task`: every trial suggests its own value.
+    """Return a suggestion of a number for a field of a `Recipe`, `Task` or `Augmentation`: each trial has its own.
 
     It is annotated as the number that it becomes in a trial.
 
@@ -35,7 +39,7 @@ def suggest_float(low: float, high: float, *, log: bool = False, step: float | N
 
 
 def suggest_int(low: int, high: int, *, log: bool = False, step: int = 1) -> int:
-    """Return a suggestion of an integer for a field of a `Recipe` or `Task`: every trial suggests its own value.
+    """Return a suggestion of an integer for a field of a `Recipe`, `Task` or `Augmentation`: each trial has its own.
 
     It is annotated as the integer that it becomes in a trial.
 
@@ -54,7 +58,7 @@ def suggest_int(low: int, high: int, *, log: bool = False, step: int = 1) -> int
 
 
 def suggest_categorical(choices: Sequence[Any]) -> Any:
-    """Return a suggestion of one of several values for a field of a `Recipe` or `Task`.
+    """Return a suggestion of one of several values for a field of a `Recipe`, `Task` or `Augmentation`.
 
     Args:
         choices: Values that JSON can hold.
@@ -115,10 +119,10 @@ def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
 
 
 def resolve(settings: Settings, trial: BaseTrial) -> Settings:
-    """Return a recipe or task in which every suggestion is replaced by the trial's value.
+    """Return a recipe, task or augmentation in which every suggestion is replaced by the trial's value.
 
     Args:
-        settings: Recipe or task; the trial's parameters have the names of the fields.
+        settings: Recipe, task or augmentation; the trial's parameters have the names of the fields.
         trial: Trial that suggests the values.
 
     Example:
@@ -138,8 +142,30 @@ def resolve(settings: Settings, trial: BaseTrial) -> Settings:
     return replace(settings, **values)  # type: ignore[type-var]
 
 
+def resolve_augmentation(data: Data, trial: BaseTrial) -> Data:
+    """Return data in which every suggestion of their augmentation is replaced by the trial's value.
+
+    Args:
+        data: Data set; one without an `Augmentation` is returned as it is.
+        trial: Trial that suggests the values; its parameters have the names of the fields, such as `cutout`.
+
+    Example:
+        >>> import optuna
+        >>> from dataclasses import replace
+        >>> from optuna_nas import Augmentation, digits, suggest_int
+        >>> from optuna_nas.objective.suggestions import resolve_augmentation
+        >>> data = replace(digits(), augmentation=Augmentation(cutout=suggest_int(0, 4)))
+        >>> resolve_augmentation(data, optuna.trial.FixedTrial({"cutout": 3})).augmentation
+        Augmentation(crop_padding=0, flip=False, cutout=3)
+    """
+    if not isinstance(data, ImageData):
+        return data
+    resolved = resolve(data.augmentation, trial)
+    return data if resolved == data.augmentation else data.with_augmentation(resolved)
+
+
 def without_suggestions(settings: Settings) -> Settings:
-    """Return a recipe or task in which suggestions are replaced by the defaults of their fields.
+    """Return a recipe, task or augmentation in which suggestions are replaced by the defaults of their fields.
 
     Example:
         >>> from optuna_nas import Recipe, suggest_int

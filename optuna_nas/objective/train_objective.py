@@ -14,6 +14,8 @@ import torch
 from optuna import Trial, TrialPruned
 from optuna.trial import BaseTrial, TrialState
 
+from optuna_nas.data.arrays import ImageData
+from optuna_nas.data.augmentation import Augmentation
 from optuna_nas.data.splits import TEST
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.files import load_network
@@ -21,7 +23,7 @@ from optuna_nas.networks.measures import Measure
 from optuna_nas.objective.duplicates import Duplicates
 from optuna_nas.objective.initial_weights import OWN, SCRATCH, FreshWeights, GivenWeights, InitialWeights
 from optuna_nas.objective.protocol import TrialRun
-from optuna_nas.objective.suggestions import resolve
+from optuna_nas.objective.suggestions import resolve, resolve_augmentation
 from optuna_nas.objective.trial_training import Candidate, OutOfMemory, TrialTraining, prune, pruner_name
 from optuna_nas.pruners import should_prune
 from optuna_nas.space import Architecture, ModelSpace
@@ -71,8 +73,8 @@ class TrainObjective:
 
     Args:
         space: Space of networks, such as a `NetworkSpace`.
-        data: Data set.
-        recipe: Hyperparameters of the training; fields may be suggestions (`suggest_float`, ...).
+        data: Data set; fields of the `Augmentation` of `ImageData` may be suggestions (`suggest_int`, ...).
+        recipe: Hyperparameters of the training; fields may be suggestions, too.
         task: Loss and metric; by default image classification. Fields may be suggestions, too.
         objectives: Values to return. First the task's metric, or `loss`: the validation loss tells trainings apart
             that a metric of few examples does not, and the metric becomes an attribute of the trial. Then any of
@@ -250,7 +252,10 @@ class TrainObjective:
                 if plan["mixing"] is not None:
                     network = DiscreteNetwork(architecture, seed=0, mixing=plan["mixing"])
                 task = replace(self.task, **plan["task"]) if is_dataclass(self.task) else self.task
-                train(network, self.device_data, Recipe(**plan["recipe"]), task)
+                data = self.device_data
+                if isinstance(data, ImageData):
+                    data = data.with_augmentation(Augmentation(**plan["augmentation"]))
+                train(network, data, Recipe(**plan["recipe"]), task)
         finally:
             release_memory(self.device_data.device)
 
@@ -311,6 +316,7 @@ class TrainObjective:
         self.space.suggest(trial)
         resolve(self.recipe, trial)
         resolve(self.task, trial)
+        resolve_augmentation(self.data, trial)
         study = optuna.create_study(directions=list(self.directions))  # type: ignore[arg-type]
         study.enqueue_trial(trial.params)
         again = study.ask()
@@ -331,10 +337,11 @@ class TrainObjective:
         """Suggest architecture and settings; prune architectures whose output depends on no input."""
         architecture = self.space.suggest(trial)
         recipe, task = resolve(self.recipe, trial), resolve(self.task, trial)
+        data = resolve_augmentation(self.device_data, trial)
         trial.set_user_attr(EPOCHS, recipe.epochs)
         if not architecture.connected:
             prune(trial, "the architecture does not reach its output: 'none' cuts every path of a cell")
-        return Candidate(architecture, recipe, task, architecture.canonical().digest, self._costs(architecture))
+        return Candidate(architecture, recipe, task, data, architecture.canonical().digest, self._costs(architecture))
 
     def _announce(self, trial: Trial, candidate: Candidate) -> str:
         """Set the attributes of costs, constraints, score and hashes; return the hash of the training's settings."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from optuna import Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 
+from optuna_nas.data.arrays import ImageData
 from optuna_nas.data.splits import REPORT
 from optuna_nas.networks.deployment import Deployment
 from optuna_nas.networks.discrete import DiscreteNetwork
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from optuna_nas.data.splits import Data
     from optuna_nas.objective.train_objective import TrainObjective
     from optuna_nas.space import Architecture
     from optuna_nas.training.recipe import Recipe
@@ -68,6 +70,7 @@ class Candidate(NamedTuple):
         architecture: Suggested architecture.
         recipe: Recipe with the trial's values.
         task: Task with the trial's values.
+        data: Data on the training device, augmented with the trial's values.
         digest: Hash of the canonical graph of the architecture.
         numbers: Costs, predicted ones among them, by name.
     """
@@ -75,6 +78,7 @@ class Candidate(NamedTuple):
     architecture: Architecture
     recipe: Recipe
     task: Task
+    data: Data
     digest: str
     numbers: dict[str, float]
 
@@ -102,7 +106,7 @@ class TrialTraining:
             OutOfMemory: The network fits the memory neither with whole nor with half batches.
         """
         trial, candidate, run = self._trial, self._candidate, self._run
-        architecture, recipe, data = candidate.architecture, candidate.recipe, self._objective.device_data
+        architecture, recipe, data = candidate.architecture, candidate.recipe, candidate.data
         network = self._initial_network()
         checkpoint, shared = None, None
         if run.folder is not None:
@@ -280,6 +284,7 @@ def _plan(network: nn.Module, candidate: Candidate) -> dict[str, Any]:
         "mixing": getattr(network, "mixing", None),
         "recipe": asdict(candidate.recipe),
         "task": asdict(candidate.task) if is_dataclass(candidate.task) else {},
+        "augmentation": asdict(candidate.data.augmentation) if isinstance(candidate.data, ImageData) else None,
     }
 
 

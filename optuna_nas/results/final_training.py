@@ -10,11 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from optuna_nas.data.arrays import ImageData
 from optuna_nas.data.splits import TEST
 from optuna_nas.networks import NetworkSpace
 from optuna_nas.networks.deployment import Deployment
 from optuna_nas.networks.files import owner_of, save_network
-from optuna_nas.objective.suggestions import resolve, without_suggestions
+from optuna_nas.objective.suggestions import resolve, resolve_augmentation, without_suggestions
 from optuna_nas.search.checks import similar
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, network_of, summarise
@@ -121,8 +122,8 @@ class FinalTraining(NamedTuple):
         return FinalRecord(self.network.stem, self.curve, metrics, self.settings)
 
 
-def data_of(search: Search) -> Data:
-    """Return the data of a search.
+def data_of(search: Search, trial: FrozenTrial | None) -> Data:
+    """Return the data of a search, with the values of a trial, or else the defaults, for suggested augmentation.
 
     Raises:
         ValueError: The search has no data.
@@ -132,13 +133,15 @@ def data_of(search: Search) -> Data:
         raise ValueError(
             "`data` must be given to train a network of a study with an objective of its own; give the search `data`."
         )
-    return data
+    if trial is not None:
+        return resolve_augmentation(data, trial)
+    return data.with_augmentation(without_suggestions(data.augmentation)) if isinstance(data, ImageData) else data
 
 
-def task_of(search: Search) -> Task:
-    """Return the task of a search, with the defaults of fields that its trials suggest."""
+def task_of(search: Search, trial: FrozenTrial | None) -> Task:
+    """Return the task of a search, with the values of a trial, or else the defaults, for suggested fields."""
     task: Task = getattr(search.resolved_objective, "task", search.task)
-    return without_suggestions(task)
+    return without_suggestions(task) if trial is None else resolve(task, trial)
 
 
 def space_of(search: Search, skeleton: Skeleton | None = None, architecture: Architecture | None = None) -> ModelSpace:
@@ -290,6 +293,7 @@ def train_in_full(
     recipe: Recipe,
     space: ModelSpace | None = None,
     *,
+    trial: FrozenTrial | None = None,
     device: str = "auto",
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_step: Callable[[float], None] | None = None,
@@ -305,6 +309,7 @@ def train_in_full(
         architecture: Architecture of any space.
         recipe: Recipe of the training.
         space: Space of networks, such as `search.space.with_skeleton(...)`; by default that of the search.
+        trial: Trial whose values fields of task and augmentation take that are suggestions; by default their defaults.
         device: Device of the training: `auto` (a GPU if there is one), or a torch device.
         on_epoch: Callback after every epoch.
         on_step: Callback after every step with the fraction of the training that is done, in [0, 1].
@@ -314,7 +319,7 @@ def train_in_full(
         ValueError: Architecture, space and data do not fit each other.
         TrainingStopped: `should_stop` returned True.
     """
-    data, task = data_of(search), task_of(search)
+    data, task = data_of(search, trial), task_of(search, trial)
     space = space or space_of(search, architecture=architecture)
     space.check_data(data)
     architecture = space.adopt(architecture)

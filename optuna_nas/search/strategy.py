@@ -10,7 +10,7 @@ from optuna.samplers import RandomSampler, TPESampler
 
 from optuna_nas.modules import ModuleSpace
 from optuna_nas.networks import NetworkSpace
-from optuna_nas.objective.suggestions import suggest_categorical
+from optuna_nas.objective.suggestions import suggest_categorical, without_suggestions
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.oneshot import GHN, HMNAS, SNAS, FreeScore, GHNRecipe, HMNASRecipe, SNASRecipe
 from optuna_nas.pruners import HMNASPruner
@@ -105,6 +105,11 @@ class Setting:
         """Seed of the recipe, or 0 where it is a suggestion."""
         return self.recipe.seed if isinstance(self.recipe.seed, int) else 0
 
+    @property
+    def model_task(self) -> Task:
+        """Task of a model of all trials, with the defaults of fields that each trial suggests for itself."""
+        return without_suggestions(self.task)
+
     def one_shot_epochs(self, strategy: str) -> float:
         """Return the epochs of a one-shot model, which then costs about as much as all trials.
 
@@ -183,7 +188,7 @@ def _free(setting: Setting) -> Strategy:
     space, data = setting.networks(FREE)
     sampler = GHNSampler(
         space,
-        score=FreeScore(space, data, setting.task, seed=setting.seed),
+        score=FreeScore(space, data, setting.model_task, seed=setting.seed),
         pool_size=setting.pool_size,
         exploration=0.0,
         trials_per_round=setting.trials_in_pool,
@@ -196,7 +201,7 @@ def _free(setting: Setting) -> Strategy:
 
 def _snas(setting: Setting) -> Strategy:
     space, data = setting.searched(BY_SNAS)
-    snas = SNAS(space, SNASRecipe(learning_rate=0.1, warmup_fraction=0.3, seed=setting.seed), setting.task)
+    snas = SNAS(space, SNASRecipe(learning_rate=0.1, warmup_fraction=0.3, seed=setting.seed), setting.model_task)
     sampler = SNASSampler(
         space,
         snas,
@@ -212,7 +217,7 @@ def _snas(setting: Setting) -> Strategy:
 
 def _ghn(setting: Setting) -> Strategy:
     space, data = setting.networks(BY_GHN)
-    ghn = GHN(space, GHNRecipe(meta_batch=4, seed=setting.seed), setting.task)
+    ghn = GHN(space, GHNRecipe(meta_batch=4, seed=setting.seed), setting.model_task)
     sampler = GHNSampler(
         space,
         ghn,
@@ -233,7 +238,7 @@ def _hmnas(setting: Setting) -> Strategy:
         raise ValueError(
             f"`strategy` {BY_HMNAS!r} needs ops on edges (CellSpace) or a ModuleSpace to mask; use {AUTO!r}."
         )
-    hmnas = HMNAS(space, HMNASRecipe(batch_size=64, mask_fraction=2 / 11, seed=setting.seed), setting.task)
+    hmnas = HMNAS(space, HMNASRecipe(batch_size=64, mask_fraction=2 / 11, seed=setting.seed), setting.model_task)
     pruner = HMNASPruner(
         hmnas,
         data=data,

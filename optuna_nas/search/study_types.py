@@ -21,7 +21,7 @@ MODELS = "SNAS", "GHN", "HMNAS"
 RECIPES = "SNASRecipe", "GHNRecipe", "HMNASRecipe"
 SUGGESTIONS = "suggest_float", "suggest_int", "suggest_categorical"
 TASKS = "ImageClassification", "Regression"
-SEARCHED = "Recipe", *TASKS
+SEARCHED = "Recipe", *TASKS, "Augmentation"
 """Types whose fields may be suggestions."""
 BY_ANNOTATION = {
     "Space": CELLS, "ModelSpace": CELLS, "NetworkSpace": CELLS, "CellularSpace": CELLS, "Skeleton": SKELETONS,

@@ -1,6 +1,7 @@
 """Promises of the objective: what a trial returns, reports, records, keeps, and why it ends early."""
 
 import gc
+import json
 import pickle
 import threading
 import weakref
@@ -17,7 +18,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from optuna_nas.data import REPORT
+from optuna_nas.data import REPORT, Augmentation
 from optuna_nas.networks import DiscreteNetwork, Measure, NetworkSpace, latency, load_network
 from optuna_nas.objective import (
     GeneratedWeights,
@@ -395,6 +396,33 @@ def test_suggestions_of_the_task_become_parameters_and_reach_the_training(traine
     completed = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert [used for _, _, used in trained] == [ImageClassification(t.params["label_smoothing"]) for t in completed]
     assert len(completed) > 1
+
+
+def test_suggestions_of_the_augmentation_become_parameters_and_reach_the_training(monkeypatch):
+    used, train = [], objective_module.train
+
+    def spy(network, data, *settings, **callbacks):
+        used.append(data)
+        return train(network, data, *settings, **callbacks)
+
+    monkeypatch.setattr(objective_module, "train", spy)
+    suggested = DATA.with_augmentation(Augmentation(crop_padding=1, cutout=suggest_int(0, 3)))
+    objective = make(data=suggested, recipe=replace(RECIPE, epochs=1))
+    study = run(objective, n_trials=6)
+    completed = [t for t in study.trials if t.state == TrialState.COMPLETE and DUPLICATE_OF not in t.user_attrs]
+    assert [data.augmentation for data in used] == [Augmentation(1, cutout=t.params["cutout"]) for t in completed]
+    assert len({trial.params["cutout"] for trial in completed}) > 1
+    for data in used:
+        assert data.describe() == DATA.with_augmentation(data.augmentation).describe()
+    described = json.loads(json.dumps(objective.describe()))
+    assert described["data"]["augmentation"] == {"crop_padding": 1, "flip": False, "cutout": repr(suggest_int(0, 3))}
+    assert objective(optuna.trial.FixedTrial(completed[0].params)) == completed[0].value
+
+
+def test_outside_of_trials_a_suggested_augmentation_has_its_default():
+    images = torch.rand(4, 1, 6, 6)
+    for suggested in (Augmentation(crop_padding=suggest_int(1, 3)), Augmentation(flip=suggest_categorical([True]))):
+        assert torch.equal(suggested(images, torch.Generator().manual_seed(0)), images)
 
 
 @pytest.mark.parametrize("settings", [RECIPE, ImageClassification()])

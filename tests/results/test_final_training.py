@@ -9,13 +9,30 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from optuna.samplers import RandomSampler
+from optuna.trial import create_trial
 from strategies import TINY, TINY_MULTI, placed, small_skeleton
 from study_files import TINY as STUDY
 from terminal import command, here
 
-from optuna_nas import DiscreteNetwork, Recipe, load_network, published_cell
+from optuna_nas import (
+    Augmentation,
+    DiscreteNetwork,
+    ImageClassification,
+    NetworkSpace,
+    Recipe,
+    Search,
+    digits,
+    load_network,
+    nasbench201_skeleton,
+    nasbench201_space,
+    published_cell,
+    suggest_float,
+    suggest_int,
+)
 from optuna_nas.networks import export_network, save_network
 from optuna_nas.networks.export import FORMATS
+from optuna_nas.results import final_training
 from optuna_nas.results.final_training import read_architecture, read_recipe, read_skeleton
 from optuna_nas.space import anytime_skeleton, anytime_space, darts_cifar_skeleton
 
@@ -30,6 +47,29 @@ def folder(tmp_path_factory):
     done = here("run", path / "tiny.py", "--no-mlflow")
     assert done.exit_code == 0, done.stderr
     return path
+
+
+def test_a_final_training_has_the_values_of_the_trial(tmp_path, monkeypatch):
+    used, train = [], final_training.train
+
+    def spy(network, data, recipe, task, **callbacks):
+        used.append((data.augmentation.cutout, task.label_smoothing))
+        return train(network, data, recipe, task, **callbacks)
+
+    monkeypatch.setattr(final_training, "train", spy)
+    data = digits(augmentation=Augmentation(cutout=suggest_int(1, 3)))
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, data.input_shape, data.classes))
+    task, recipe = ImageClassification(label_smoothing=suggest_float(0.1, 0.2)), Recipe(epochs=1, batch_size=512)
+    search = Search("values", space, data, recipe, task, sampler=RandomSampler(0), folder=tmp_path, tracking=None)
+    trial = create_trial(
+        params={"cutout": 2, "label_smoothing": 0.15},
+        distributions={"cutout": suggest_int(1, 3), "label_smoothing": suggest_float(0.1, 0.2)},
+        value=0.5,
+    )
+    architecture = space.sample(np.random.default_rng(0))
+    first = final_training.train_in_full(search, architecture, recipe, trial=trial)
+    assert final_training.train_in_full(search, architecture, recipe).network != first.network
+    assert used == [(2, 0.15), (0, 0.0)]
 
 
 # -- exports ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from optuna.trial import TrialState, create_trial
 from typer.testing import CliRunner
 
 from optuna_nas import (
+    Augmentation,
     GHNSampler,
     HMNASPruner,
     ImageClassification,
@@ -22,6 +23,8 @@ from optuna_nas import (
     nasbench201_skeleton,
     nasbench201_space,
     run,
+    suggest_float,
+    suggest_int,
 )
 from optuna_nas.cli.commands import app
 from optuna_nas.search.stopping import Stopping
@@ -53,8 +56,8 @@ def networks(data):
 @pytest.fixture
 def make(data, networks, tmp_path):
     def make(strategy, **changes):
-        fields = {"trials": 3, "tracking": None, "folder": tmp_path / strategy, "pictures": False, **changes}
-        return Search(strategy, networks, data, Recipe(epochs=1, batch_size=16), strategy=strategy, **fields)
+        fields = {"trials": 3, "tracking": None, "folder": tmp_path / strategy, "pictures": False, "data": data}
+        return Search(strategy, networks, recipe=Recipe(epochs=1, batch_size=16), strategy=strategy, **fields | changes)
 
     return make
 
@@ -73,6 +76,15 @@ def test_every_strategy_runs_and_its_trials_minimise_the_loss(make, strategy):
     assert result.test_metric is not None
     assert 0 <= result.test_metric <= 1
     assert run(make(strategy, trials=4)).study.trials[3].state.is_finished(), "and goes on"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_task_and_augmentation_may_be_suggested_in_the_same_search(make, data, strategy):
+    augmented = data.with_augmentation(Augmentation(cutout=suggest_int(0, 2)))
+    smoothed = ImageClassification(label_smoothing=suggest_float(0.0, 0.1))
+    for trial in run(make(strategy, data=augmented, task=smoothed)).study.trials:
+        assert trial.state == TrialState.COMPLETE or not SPACE.decode(trial.params).connected
+        assert {"cutout", "label_smoothing"} <= trial.params.keys()
 
 
 def test_a_strategy_says_what_it_does(make):

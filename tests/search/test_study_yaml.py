@@ -15,6 +15,7 @@ from terminal import here, start
 from optuna_nas import (
     GHN,
     SNAS,
+    Augmentation,
     CellKind,
     CellSpace,
     GHNPruner,
@@ -33,6 +34,7 @@ from optuna_nas import (
     digits,
     register_type,
     suggest_float,
+    suggest_int,
     unregister_type,
 )
 from optuna_nas.search import study_types
@@ -54,7 +56,7 @@ cpu_threads: 1
 TRAINED = """\
 name: trained
 seed: 3
-data: digits
+data: {type: digits, augmentation: {flip: true, cutout: {type: suggest_int, low: 0, high: 3}}}
 space: darts_space
 skeleton: {type: darts_search_skeleton, n_cells: 3, channels: 4}
 recipe: {epochs: 5, learning_rate: {type: suggest_float, low: 0.01, high: 2e-1, log: true}}
@@ -83,7 +85,7 @@ def read(text, *settings, **given):
 @pytest.mark.filterwarnings("ignore:.*experimental")  # Optuna's PatientPruner, multivariate TPE
 def test_a_file_is_the_search_that_python_would_write():
     search = read(TRAINED)
-    data = digits(seed=3)
+    data = digits(seed=3, augmentation=Augmentation(flip=True, cutout=suggest_int(0, 3)))
     space = NetworkSpace(darts_space(), darts_search_skeleton(3, 4, data.input_shape, data.classes))
     recipe = Recipe(epochs=5, learning_rate=suggest_float(0.01, 0.2, log=True), seed=3)
     assert search.setting() == Search("trained", space, data, recipe).setting()
