@@ -143,11 +143,16 @@ class Server:
     # -- data -----------------------------------------------------------------------------------------------------
 
     def _make(self) -> None:
-        """Make the data in a folder of another name, so that a kill leaves none that are incomplete."""
+        """Make the data in a folder of another name, so that a kill leaves none that are incomplete.
+
+        Every attempt has its own: `initdb` outlives a keeper that is killed.
+        """
         if self._data.exists():
             self._data.rename(beside(self._data, f"incomplete-{time.time_ns()}"))
-        new = beside(self._data, "new")
-        shutil.rmtree(new, ignore_errors=True)
+        new = beside(self._data, f"new-{time.time_ns()}")
+        for left in self._data.parent.iterdir():
+            if left.name.startswith(beside(self._data, "new").name):
+                shutil.rmtree(left, ignore_errors=True)
         new.mkdir(PRIVATE)
         if self._user is not None:
             os.chown(new, self._user.pw_uid, self._user.pw_gid)

@@ -213,7 +213,7 @@ def test_data_of_the_commit_before_are_opened_and_no_longer_open_to_all(tmp_path
 def test_a_kill_while_it_is_made_leaves_nothing_that_is_in_the_way(tmp_path):
     folder = tmp_path / "postgresql"
     process = program(USES, folder, 0, start_new_session=True)
-    wait_until(lambda: (tmp_path / ".postgresql.new" / "PG_VERSION").exists())
+    wait_until(lambda: list(tmp_path.glob(".postgresql.new-*/PG_VERSION")))  # `initdb` goes on alone
     made = [found for found in psutil.process_iter() if str(folder) in " ".join(safely(found.cmdline) or [])]
     for found in made:
         safely(found.kill)
