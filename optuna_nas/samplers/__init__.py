@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from optuna_nas.samplers.ghn import GHNSampler
     from optuna_nas.samplers.promoting import PromotingSampler
+    from optuna_nas.samplers.second_opinion import SecondOpinionSampler
     from optuna_nas.samplers.snas import SNASSampler, distribution_records
     from optuna_nas.samplers.transfer import TransferredScore
 else:
@@ -15,9 +16,12 @@ else:
         {
             "ghn": "GHNSampler",
             "promoting": "PromotingSampler",
+            "second_opinion": "SecondOpinionSampler",
             "snas": "SNASSampler distribution_records",
             "transfer": "TransferredScore",
         },
     )
 
-__all__ = ["GHNSampler", "PromotingSampler", "SNASSampler", "TransferredScore", "distribution_records"]
+__all__ = [
+    "GHNSampler", "PromotingSampler", "SNASSampler", "SecondOpinionSampler", "TransferredScore", "distribution_records",
+]  # fmt: skip

@@ -154,12 +154,31 @@ class ArchitectureSampler(PicklesSettings, BaseSampler):
         return self._given_others or self._own_others.of(study)
 
     def _reseed(self, sampler: BaseSampler, trial: FrozenTrial, name: str) -> None:
-        """Seed a sampler, and those it wraps, for a trial and a parameter, whatever other threads have drawn."""
-        seed = int(self._random(trial, name).integers(2**32))
-        samplers = [sampler]
-        while samplers:
-            for value in vars(samplers.pop()).values():
-                if isinstance(value, LazyRandomState):
-                    value.rng.seed(seed)
-                elif isinstance(value, BaseSampler):
-                    samplers.append(value)
+        reseed(sampler, int(self._random(trial, name).integers(2**32)))
+
+
+def reseed(sampler: BaseSampler, seed: int) -> None:
+    """Seed a sampler, and those it wraps, whatever other threads have drawn.
+
+    Args:
+        sampler: One of Optuna's samplers.
+        seed: Seed in [0, 2**32).
+
+    Example:
+        >>> import optuna
+        >>> from optuna_nas.samplers.base import reseed
+        >>> sampler, draws = optuna.samplers.RandomSampler(), []
+        >>> study = optuna.create_study(sampler=sampler)
+        >>> for _ in range(2):
+        ...     reseed(sampler, 0)
+        ...     draws.append(study.ask().suggest_float("x", 0, 1))
+        >>> draws[0] == draws[1]
+        True
+    """
+    samplers = [sampler]
+    while samplers:
+        for value in vars(samplers.pop()).values():
+            if isinstance(value, LazyRandomState):
+                value.rng.seed(seed)
+            elif isinstance(value, BaseSampler):
+                samplers.append(value)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from optuna.trial import TrialState
+from scipy.stats import rankdata
 
 from optuna_nas.oneshot.base import score_of
 from optuna_nas.oneshot.ghn.regression import regress_if_better
@@ -51,7 +53,9 @@ logger = logging.getLogger(__name__)
 POOL = "pool.safetensors"
 ROUNDS_BEHIND = 3
 """Rounds by which a worker may lag behind the newest pool and still never repeat the proposal of another worker."""
-SCORED_AT_ONCE = 64
+SCORED_AT_ONCE = 32
+SPREAD_POINTS = 2048
+"""Random points on which hypervolumes are counted."""
 """Architectures per call of the score function."""
 RESERVED_PART = 20
 """The reserved random architectures of the first trials are at most 1 / RESERVED_PART of the space."""
@@ -84,8 +88,8 @@ class GHNSampler(ArchitectureSampler):
     make a round longer than the scoring of a pool.
 
     If the model has a method `embed`, as `GHN` has, a regression on its embeddings, fitted to finished trials, replaces
-    the score wherever it ranks better in cross-validation. With several objectives, candidates are ordered by the
-    non-dominated rank of (score, -costs).
+    the score wherever it ranks better in cross-validation. With several objectives, each candidate is the one that adds
+    most to the hypervolume of (score, -costs), in ranks, of those before it.
 
     Args:
         space: Search space, of any kind; Optuna distributions stand for a `ChoiceSpace`.
@@ -95,6 +99,9 @@ class GHNSampler(ArchitectureSampler):
         data: Data to train the model on in the first trial; not needed for a fitted model.
         budget: Epochs of that training, larger than 0.
         pool_size: Candidates per round, at least `trials_per_round`.
+        pool_seconds: Seconds after which no further candidates of a pool are scored, larger than 0: where trainings are
+            short, scores of many candidates would cost more than they save. None scores all, whatever it takes, so
+            that a pool does not depend on the clock.
         prefilter: Cheaper function that scores `prefilter_size` architectures first, such as a `FreeScore`; its best
             `pool_size` are the candidates.
         prefilter_size: Architectures that the prefilter scores in a round, at least `pool_size`.
@@ -137,6 +144,7 @@ class GHNSampler(ArchitectureSampler):
         data: Data | None = None,
         budget: float | None = None,
         pool_size: int = 1000,
+        pool_seconds: float | None = None,
         prefilter: Score | None = None,
         prefilter_size: int = 1000,
         exploration: float = 0.1,
@@ -165,6 +173,8 @@ class GHNSampler(ArchitectureSampler):
                 f"`prefilter_size` must be at least `pool_size`, which are kept of them, but {prefilter_size} < "
                 f"{pool_size}."
             )
+        if pool_seconds is not None and not pool_seconds > 0:
+            raise ValueError(f"`pool_seconds` must be larger than 0 but got {pool_seconds}; None sets no limit.")
         if not 0 <= exploration <= 1:
             raise ValueError(f"`exploration` must be in [0, 1] but got {exploration}; 0.1 suits most studies.")
         self._costs = tuple(costs)
@@ -180,6 +190,7 @@ class GHNSampler(ArchitectureSampler):
         self.pool_size, self._exploration, self._trials_per_round = pool_size, exploration, trials_per_round
         self._prefilter, self._n_drawn = prefilter, pool_size if prefilter is None else prefilter_size
         self._candidates, self._given_seed, self._has_one_pool = candidates, seed, False
+        self._pool_seconds = pool_seconds
         super().__init__(space, independent_sampler, seed)
 
     def _init_state(self) -> None:
@@ -346,6 +357,7 @@ class GHNSampler(ArchitectureSampler):
             chosen_MP, digests = chosen_MP[kept_M], [digests[i] for i in kept_M]
             architectures = [architectures[i] for i in kept_M]
         scores_M, ranking_M = self._scored(study, architectures, list(earlier.values()))
+        chosen_MP, architectures = chosen_MP[: len(scores_M)], architectures[: len(scores_M)]
         order = self._order(ranking_M, architectures, self._random(trial, "order"))
         meanwhile = self._of_trials(study, trial).keys()  # other workers may have proposed some during the scoring
         order = order[[digests[i] not in meanwhile for i in order]]
@@ -389,11 +401,15 @@ class GHNSampler(ArchitectureSampler):
     def _scored(
         self, study: Study, architectures: Sequence[Architecture], trials: Sequence[FrozenTrial]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return scores and ranking values of candidates; non-finite scores count as the worst, with a warning."""
+        """Return scores and ranking values of the first candidates, of all unless seconds are limited.
+
+        Non-finite scores count as the worst, with a warning.
+        """
         if not architectures:
             return np.zeros(0), np.zeros(0)
         assert self.in_study_fit is not None
-        parts = []
+        parts: list[NDArray[np.float64]] = []
+        begun = time.monotonic()
         for start in range(0, len(architectures), SCORED_AT_ONCE):
             chunk = architectures[start : start + SCORED_AT_ONCE]
             part = np.asarray(self.score(chunk), dtype=np.float64)
@@ -402,7 +418,10 @@ class GHNSampler(ArchitectureSampler):
             parts.append(part)
             done = (start + len(chunk)) / len(architectures)
             self.in_study_fit.report(FIT_FRACTION + (1 - FIT_FRACTION) * done, "candidates are scored")
+            if self._pool_seconds is not None and time.monotonic() - begun >= self._pool_seconds:
+                break
         scores = np.concatenate(parts)
+        architectures = architectures[: len(scores)]
         finite = np.isfinite(scores)
         if not finite.all():
             logger.warning("%d of %d scores are not finite; they count as the worst.", (~finite).sum(), len(scores))
@@ -434,12 +453,12 @@ class GHNSampler(ArchitectureSampler):
             architectures: Candidates.
             random: Random numbers of the trial.
         """
-        rank_M = np.zeros(len(scores_M), dtype=np.int64)
-        if self._costs:
-            table = np.array([self._costs_of(architecture) for architecture in architectures])
-            table = -table.reshape(len(architectures), len(self._costs))
-            rank_M = non_dominated_ranks(np.column_stack([scores_M, table]))
-        remaining = list(np.lexsort((-scores_M, rank_M)))
+        if self._costs and len(architectures):
+            costs_MK = np.array([self._costs_of(architecture) for architecture in architectures])
+            objectives = np.column_stack([scores_M, -costs_MK])
+            remaining = spread_out(objectives, self._trials_per_round, np.random.default_rng(self._seed)).tolist()
+        else:
+            remaining = np.argsort(-scores_M, kind="stable").tolist()
         order = []
         while remaining:
             place = int(random.integers(len(remaining))) if random.random() < self._exploration else 0
@@ -476,6 +495,47 @@ class _Pools:
         if not ((pool.chosen >= 0) & (pool.chosen < self._sizes)).all():
             raise Unverified("its pool belongs to another space")
         return pool
+
+
+def spread_out(objectives_MK: NDArray[np.float64], number: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return an order of rows in which each of the first adds most to the hypervolume of those before it.
+
+    A front that is visited from one end to the other says little about trade-offs until the end. Hypervolumes are those
+    of ranks, so that units do not matter, and are counted on random points. Where no row adds anything, a new layer
+    begins; a row never comes before one that dominates it.
+
+    Args:
+        objectives_MK: K objectives of M rows, larger is better, shape (M, K).
+        number: Rows that are spread out; the others follow by the front that they are in.
+        random: Random numbers of the points.
+
+    Returns:
+        Positions of all rows, shape (M,).
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas.samplers.ghn import spread_out
+        >>> front = np.array([[4.0, 0.0], [3.0, 1.0], [2.0, 2.0], [1.0, 3.0], [0.0, 4.0], [0.0, 0.0]])
+        >>> order = spread_out(front, 3, np.random.default_rng(0)).tolist()
+        >>> order[0], order[-1]  # the middle of the front first, what is dominated last
+        (2, 5)
+    """
+    ranks_MK = (rankdata(objectives_MK, axis=0) - 0.5) / len(objectives_MK)
+    points_RK = random.random((SPREAD_POINTS, objectives_MK.shape[1]))
+    inside_MR = (ranks_MK[:, None] >= points_RK).all(-1)
+    covered_R, left_M = np.zeros(SPREAD_POINTS, dtype=bool), np.ones(len(ranks_MK), dtype=bool)
+    front_M = non_dominated_ranks(objectives_MK)
+    first: list[int] = []
+    while len(first) < min(number, len(ranks_MK)):
+        gain_M = np.where(left_M, (inside_MR & ~covered_R).sum(1), -1)
+        best = int(np.lexsort((front_M, -gain_M))[0])
+        if gain_M[best] == 0 and covered_R.any():
+            covered_R[:] = False
+            continue
+        first.append(best)
+        left_M[best], covered_R = False, covered_R | inside_MR[best]
+    others = np.flatnonzero(left_M)
+    return np.array([*first, *others[np.argsort(front_M[others], kind="stable")]], dtype=np.int64)
 
 
 def non_dominated_ranks(objectives_MK: NDArray[np.float64]) -> NDArray[np.int64]:

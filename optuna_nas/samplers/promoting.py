@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import insort
 from typing import TYPE_CHECKING, Any
 
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from optuna_nas.samplers.around import AroundSampler
 from optuna_nas.storage.attributes import PROMOTES, attribute
 from optuna_nas.storage.directions import oriented
-from optuna_nas.storage.finished import FinishedTrials, PerStudy, PicklesSettings
+from optuna_nas.storage.finished import FinishedTrials, PerStudy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
     from optuna_nas.samplers.base import ArchitectureSampler
 
 
-class PromotingSampler(PicklesSettings, BaseSampler):
+class PromotingSampler(AroundSampler):
     """Sampler that lets the best trials of another sampler be trained again from scratch, for longer.
 
     Short trainings favour what learns fast. After every `every` finished short trials, the best of those that were not
@@ -57,32 +54,26 @@ class PromotingSampler(PicklesSettings, BaseSampler):
     """
 
     def __init__(
-        self, sampler: ArchitectureSampler, *, parameter: str = "epochs", short: int, long: int, every: int = 6
+        self,
+        sampler: ArchitectureSampler | AroundSampler,
+        *,
+        parameter: str = "epochs",
+        short: int,
+        long: int,
+        every: int = 6,
     ) -> None:
         if every < 2:
             raise ValueError(f"`every` must be at least 2 but got {every}; 6 suits most budgets.")
-        self.sampler, self._parameter, self._short, self._long, self._every = sampler, parameter, short, long, every
-        super().__init__()
+        self._parameter, self._short, self._long, self._every = parameter, short, long, every
+        super().__init__(sampler)
 
     def _init_state(self) -> None:
         super()._init_state()
-        self._lock = threading.Lock()
         self._states = PerStudy(_Promotions)
 
-    @property
-    def space(self) -> Any:
-        """Search space of the other sampler."""
-        return self.sampler.space
-
-    def prepare(self, *arguments: Any, **named: Any) -> None:
-        """Hand the settings of a search to the other sampler; see `InStudyFit.prepare`."""
-        self.sampler.prepare(*arguments, **named)
-
-    def reseed_rng(self) -> None:
-        self.sampler.reseed_rng()
-
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        space = self.sampler.infer_relative_search_space(study, trial)
+        best = self._promoted_by(study, trial)
+        space = self.sampler.infer_relative_search_space(study, trial) if best is None else best.distributions
         return {name: distribution for name, distribution in space.items() if name != self._parameter}
 
     def sample_relative(
@@ -91,7 +82,7 @@ class PromotingSampler(PicklesSettings, BaseSampler):
         best = self._promoted_by(study, trial)
         if best is None:
             return self.sampler.sample_relative(study, trial, search_space)
-        return {name: best.params[name] for name in search_space if name in best.params}
+        return {name: best.params[name] for name in search_space}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -102,12 +93,6 @@ class PromotingSampler(PicklesSettings, BaseSampler):
         if best is not None and param_name in best.params:
             return best.params[param_name]
         return self.sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.sampler.before_trial(study, trial)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        self.sampler.after_trial(study, trial, state, values)
 
     def _promoted_by(self, study: Study, trial: FrozenTrial) -> FrozenTrial | None:
         """Return the trial whose architecture this one trains for longer; None if this is a short trial."""

@@ -15,7 +15,7 @@ from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.oneshot import GHN, HMNAS, SNAS, FreeScore, GHNRecipe, HMNASRecipe, SNASRecipe
 from optuna_nas.pruners import HMNASPruner
 from optuna_nas.pruners.only_where import OnlyWhere
-from optuna_nas.samplers import GHNSampler, PromotingSampler, SNASSampler
+from optuna_nas.samplers import GHNSampler, PromotingSampler, SecondOpinionSampler, SNASSampler
 from optuna_nas.search.checks import (
     AUTO,
     BY_GHN,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from optuna_nas.data.splits import Data
     from optuna_nas.objective.protocol import Objective
+    from optuna_nas.samplers.around import AroundSampler
     from optuna_nas.samplers.base import ArchitectureSampler
     from optuna_nas.space import Space
     from optuna_nas.training.recipe import Recipe
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
 """Architectures of a pool, and of the pool of a search of fewer seconds."""
+POOL_SHARE = 1 / 5
+"""Largest share of the seconds of a search in which architectures are scored without training."""
 POOL_PER_TRIAL = 50
 """Largest number of architectures of a pool per trial, where the number of trials is given."""
 PATIENCE = 20
@@ -56,6 +59,11 @@ ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 11 / 24}
 Epochs of HM-NAS's supernet are of the split for weights, two thirds of what trials train on: with those of its masks,
 on the average eight elevenths."""
 TRIALS_PER_ROUND = 5
+BY_FREE_SCORE = (
+    "{}: {:,} random architectures are scored without training, and the best are trained in that order and chosen by "
+    "their validation loss"
+)
+ASKED = "now and then TPE is asked, and followed where its trials are better"
 LONGER = 3
 """Epochs of a long training per epoch of a short one."""
 HALVED_AT, HALVED_AT_LEAST = 0.6, 3
@@ -179,24 +187,29 @@ def make_strategy(name: str, setting: Setting) -> Strategy:
 
 def _auto(setting: Setting) -> Strategy:
     if isinstance(setting.space, ModelSpace) and setting.data is not None:
-        return _free(setting)
+        sampler = SecondOpinionSampler(_pool(setting), seed=setting.seed)
+        why = BY_FREE_SCORE.format(FREE, setting.pool_size)
+        return _successive(setting, sampler, f"{why}; {ASKED}")
     why = "tpe: Optuna proposes architectures (multivariate TPE), since nothing is known of their networks"
     return _tpe(setting)._replace(explanation=why)
 
 
 def _free(setting: Setting) -> Strategy:
+    return _successive(setting, _pool(setting), BY_FREE_SCORE.format(FREE, setting.pool_size))
+
+
+def _pool(setting: Setting) -> GHNSampler:
+    """Return the sampler of a pool that is scored without training."""
     space, data = setting.networks(FREE)
-    sampler = GHNSampler(
+    return GHNSampler(
         space,
         score=FreeScore(space, data, setting.model_task, seed=setting.seed),
         pool_size=setting.pool_size,
+        pool_seconds=None if setting.seconds is None else POOL_SHARE * setting.seconds,
         exploration=0.0,
         trials_per_round=setting.trials_in_pool,
         seed=setting.seed,
     )
-    how = "scored without training, and the best are trained in that order"
-    why = f"free: {setting.pool_size:,} random architectures are {how} and chosen by their validation loss"
-    return _successive(setting, sampler, why)
 
 
 def _snas(setting: Setting) -> Strategy:
@@ -266,7 +279,7 @@ _MAKERS: dict[str, Callable[[Setting], Strategy]] = {
 }  # fmt: skip
 
 
-def _successive(setting: Setting, sampler: ArchitectureSampler, why: str) -> Strategy:
+def _successive(setting: Setting, sampler: ArchitectureSampler | AroundSampler, why: str) -> Strategy:
     """Return a strategy of short trainings: the worse ones end early, the best ones are made again, longer."""
     epochs = setting.recipe.epochs
     if not isinstance(epochs, int) or setting.objective is not None:

@@ -150,6 +150,8 @@ HOME = PREFIX + "home"
 
 PROMOTES = f"{PREFIX}promotes"
 """System attribute: number of the trial whose architecture this one trains again, for longer."""
+SECOND_OPINION = f"{PREFIX}second_opinion"
+"""System attribute: whether the second sampler of a `SecondOpinionSampler` has proposed this trial."""
 METRIC = f"{PREFIX}metric"
 """Metric of the task on the validation split, where the value of the trial is the loss."""
 
@@ -256,7 +258,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((TRAINING_DIGEST, REASON, FLAGGED, SCORED, DIGESTED, START, NETWORK, WORKER, VERSION), text()),
     **dict.fromkeys((SURROGATE_SCORE, METRIC), number()),
     **dict.fromkeys((SURVIVAL, CHECKPOINTED), share()),
-    **dict.fromkeys((BATCH_HALVED, REQUEUED), flag()),
+    **dict.fromkeys((BATCH_HALVED, REQUEUED, SECOND_OPINION), flag()),
     **dict.fromkeys((CHECKPOINT, SHARED_NETWORK), reference),
     DIGEST: text("[0-9a-f]{16}", "16 hexadecimal digits"),
     ATTEMPT: between(1, 10**9, kind=int),

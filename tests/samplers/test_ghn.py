@@ -31,7 +31,7 @@ from optuna_nas import (
     Skeleton,
     nasbench201_space,
 )
-from optuna_nas.samplers.ghn import POOL, non_dominated_ranks
+from optuna_nas.samplers.ghn import POOL, non_dominated_ranks, spread_out
 from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import SURROGATE_SCORE, fit_records_of, read_json, snapshot_key
 from optuna_nas.training import TrainingStopped
@@ -261,6 +261,17 @@ def test_a_prefilter_leaves_its_best_to_the_score(tmp_path):
         GHNSampler(LARGE, score=score, prefilter=prefilter, prefilter_size=5, pool_size=10, trials_per_round=10)
 
 
+def test_a_pool_ends_when_its_seconds_are_over_and_trials_go_on_at_random(tmp_path, monkeypatch):
+    seconds = iter(range(1000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
+    sampler = sampler_of(tmp_path, pool_size=200, trials_per_round=100, pool_seconds=2)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=80)
+    scored = [SURROGATE_SCORE in trial.user_attrs for trial in study.trials]
+    assert scored == [True] * 2 * module.SCORED_AT_ONCE + [False] * (80 - 2 * module.SCORED_AT_ONCE)
+    assert len(set(digests(study))) == 80
+
+
 def test_blocks_are_searched_too(tmp_path):
     def width(architectures):
         return np.array([sum("sep_conv_3x3" in kept for _, kept in a.choices) for a in architectures], dtype=float)
@@ -399,6 +410,37 @@ def test_with_several_objectives_the_front_comes_first(tmp_path):
     assert (non_dominated_ranks(points) == 0).all()
 
 
+def area(points):
+    """The oracle: the area below some points in the unit square, by the strip of each."""
+    points = sorted(points, reverse=True)
+    heights = np.maximum.accumulate([y for _, y in points])
+    widths = -np.diff([x for x, _ in points] + [0.0])
+    return float((heights * widths).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_candidate_adds_most_to_the_area_of_those_before(seed):
+    random = np.random.default_rng(seed)
+    objectives = random.normal(size=(60, 2)) * [1.0, 1e6]  # units do not matter
+    ranks = (objectives.argsort(0).argsort(0) + 0.5) / 60
+    order = spread_out(objectives, 12, np.random.default_rng(0))
+    assert sorted(order) == list(range(60))
+    greedy = []
+    for _ in range(5):
+        greedy.append(max(range(60), key=lambda i: area([tuple(ranks[j]) for j in [*greedy, i]])))
+    best, found = (area([tuple(ranks[i]) for i in chosen]) for chosen in (greedy, order[:5]))
+    assert found == pytest.approx(best, rel=0.03)
+    for place, later in enumerate(order):
+        dominators = np.flatnonzero((objectives > objectives[later]).all(1))
+        assert set(dominators) <= set(order[:place])
+
+
+def test_an_order_of_equal_or_few_candidates():
+    random = np.random.default_rng(0)
+    assert sorted(spread_out(np.zeros((4, 3)), 9, random)) == [0, 1, 2, 3]
+    assert spread_out(np.zeros((1, 2)), 9, random).tolist() == [0]
+
+
 def test_a_score_that_is_no_number_counts_as_the_worst(tmp_path, caplog):
     def broken(architectures):
         return np.where(np.arange(len(architectures)) % 2, np.nan, score(architectures))
@@ -515,6 +557,7 @@ def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
         ({"pool_size": 0}, "`pool_size` must be at least 1"),
         ({"trials_per_round": 0}, "`trials_per_round` must be at least 1"),
         ({"pool_size": 5, "trials_per_round": 6}, "`pool_size` must be at least `trials_per_round`"),
+        ({"pool_seconds": 0}, "`pool_seconds` must be larger than 0 but got 0"),
         ({"exploration": 1.5}, r"`exploration` must be in \[0, 1\]"),
         ({"costs": ["seconds"]}, "`costs` must be among"),
         ({"costs": ["params"]}, "`space` must be a `ModelSpace`"),

@@ -27,9 +27,10 @@ from optuna_nas import (
     suggest_int,
 )
 from optuna_nas.cli.commands import app
+from optuna_nas.samplers import SecondOpinionSampler
 from optuna_nas.search.stopping import Stopping
-from optuna_nas.search.strategy import STRATEGIES, Setting
-from optuna_nas.storage.attributes import METRIC, PROMOTES, attribute
+from optuna_nas.search.strategy import ASKED, STRATEGIES, Setting
+from optuna_nas.storage.attributes import METRIC, PROMOTES, SECOND_OPINION, attribute
 from optuna_nas.storage.leaderboard import leaderboard
 
 SPACE = nasbench201_space()
@@ -88,12 +89,14 @@ def test_task_and_augmentation_may_be_suggested_in_the_same_search(make, data, s
 
 
 def test_a_strategy_says_what_it_does(make):
-    assert isinstance(make("auto").resolved_sampler.sampler, GHNSampler)
+    assert isinstance(make("auto").resolved_sampler.sampler, SecondOpinionSampler)
+    assert isinstance(make("auto").resolved_sampler.sampler.sampler, GHNSampler)
+    assert isinstance(make("free").resolved_sampler.sampler, GHNSampler)
     assert isinstance(make("snas").resolved_sampler, SNASSampler)
     assert isinstance(make("hmnas").resolved_pruner, HMNASPruner)
     explained = [make(strategy).made_strategy.explanation for strategy in STRATEGIES]
     assert all(text.startswith(f"{name}: ") for name, text in zip(STRATEGIES, explained, strict=True) if name != "auto")
-    assert explained[0] == explained[1]
+    assert explained[0] == explained[1].replace("; the best ones", f"; {ASKED}; the best ones")
     assert explained[0].startswith("free: 150 random architectures are scored without training, and the best are")
     assert make("auto", trials=None, seconds=60).made_strategy.explanation.startswith("free: 300 random")
 
@@ -102,6 +105,7 @@ def test_the_best_of_a_pool_is_trained_again_for_longer(make):
     result = run(make("auto", trials=8))
     lengths = [trial.params.get("epochs") for trial in result.study.trials]
     assert lengths == [1] * 6 + [3, 1]
+    assert [SECOND_OPINION in trial.system_attrs for trial in result.study.trials] == [False] * 5 + [True, False, False]
     long = result.study.trials[6]
     again = result.study.trials[long.system_attrs[PROMOTES]]
     assert SPACE.decode(again.params) == SPACE.decode(long.params)
