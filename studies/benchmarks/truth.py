@@ -236,7 +236,9 @@ def by_search(strategy: str) -> Method:
 def score_of(search: Search) -> Score | None:
     """Return what ranks cells in a strategy, if anything does."""
     sampler = search.resolved_sampler
-    for part in (getattr(sampler, "sampler", sampler), search.resolved_pruner):
+    while hasattr(sampler, "sampler"):
+        sampler = sampler.sampler
+    for part in (sampler, search.resolved_pruner):
         model = getattr(part, "model", None)
         if isinstance(part, HMNASPruner):
             return part.model.endurance
