@@ -59,10 +59,6 @@ ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 11 / 24}
 Epochs of HM-NAS's supernet are of the split for weights, two thirds of what trials train on: with those of its masks,
 on the average eight elevenths."""
 TRIALS_PER_ROUND = 5
-BY_FREE_SCORE = (
-    "{}: {:,} random architectures are scored without training, and the best are trained in that order and chosen by "
-    "their validation loss"
-)
 ASKED = "now and then TPE is asked, and followed where its trials are better"
 LONGER = 3
 """Epochs of a long training per epoch of a short one."""
@@ -188,14 +184,19 @@ def make_strategy(name: str, setting: Setting) -> Strategy:
 def _auto(setting: Setting) -> Strategy:
     if isinstance(setting.space, ModelSpace) and setting.data is not None:
         sampler = SecondOpinionSampler(_pool(setting), seed=setting.seed)
-        why = BY_FREE_SCORE.format(FREE, setting.pool_size)
-        return _successive(setting, sampler, f"{why}; {ASKED}")
+        return _successive(setting, sampler, f"{_why(setting)}; {ASKED}")
     why = "tpe: Optuna proposes architectures (multivariate TPE), since nothing is known of their networks"
     return _tpe(setting)._replace(explanation=why)
 
 
 def _free(setting: Setting) -> Strategy:
-    return _successive(setting, _pool(setting), BY_FREE_SCORE.format(FREE, setting.pool_size))
+    return _successive(setting, _pool(setting), _why(setting))
+
+
+def _why(setting: Setting) -> str:
+    number = f"{setting.pool_size:,}" if setting.seconds is None else f"up to {setting.pool_size:,}"
+    how = "scored without training, and the best are trained in that order"
+    return f"free: {number} random architectures are {how} and chosen by their validation loss"
 
 
 def _pool(setting: Setting) -> GHNSampler:

@@ -98,7 +98,7 @@ def test_a_strategy_says_what_it_does(make):
     assert all(text.startswith(f"{name}: ") for name, text in zip(STRATEGIES, explained, strict=True) if name != "auto")
     assert explained[0] == explained[1].replace("; the best ones", f"; {ASKED}; the best ones")
     assert explained[0].startswith("free: 150 random architectures are scored without training, and the best are")
-    assert make("auto", trials=None, seconds=60).made_strategy.explanation.startswith("free: 300 random")
+    assert make("auto", trials=None, seconds=60).made_strategy.explanation.startswith("free: up to 300 random")
 
 
 def test_the_best_of_a_pool_is_trained_again_for_longer(make):
