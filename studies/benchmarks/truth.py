@@ -402,6 +402,23 @@ def searched_on_gpu(file: Path, truth: dict[tuple[str, ...], float]) -> list[dic
     return rows
 
 
+def runs_in(file: Path) -> list[dict[str, Any]]:
+    """Return the runs in a file, whether it has replayed baselines beside them or not."""
+    content = json.loads(file.read_text())
+    runs: list[dict[str, Any]] = content["runs"] if isinstance(content, dict) else content
+    return runs
+
+
+def replayed_in(file: Path) -> dict[str, dict[float, float]]:
+    """Return the mean regrets of replayed baselines in a file, by minutes on two cores."""
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict):
+        return {}
+    minutes = [seconds / 60 / CORES for seconds in content["replayed"]["budgets"]]
+    regrets = content["replayed"]["mean regrets"]
+    return {name: dict(zip(minutes, values, strict=True)) for name, values in regrets.items()}
+
+
 def print_table(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float, where: str) -> None:
     """Print regrets at every budget."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -418,19 +435,29 @@ def print_table(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: 
             print(f"  {row['method']:8} seed {row['seed']}, {row['minutes']:g} minutes  {ranks}")
 
 
-def plot(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float) -> Figure:
-    """Draw mean regret against seconds with the range of the seeds; methods side by side at each budget."""
+def plot(
+    rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float, replayed: dict[str, dict[float, float]]
+) -> Figure:
+    """Draw mean regrets against seconds with their 95 % intervals, side by side; baselines are dashed lines."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for place, method in enumerate(methods):
         known = [(minutes, found) for minutes in budgets if (found := accuracy_at(rows, method, minutes))]
+        if not known:
+            continue
         aside = 1.03 ** (place - (len(methods) - 1) / 2)
         x = [60 * minutes * aside for minutes, _ in known]
-        mean, low, high = ([of(best - np.array(found)) for _, found in known] for of in (np.mean, np.min, np.max))
+        mean = [best - np.mean(found) for _, found in known]
+        low, high = zip(*(bootstrap(best - np.array(found)) for _, found in known), strict=True)
         spread = [np.subtract(mean, low), np.subtract(high, mean)]
-        style = "-" if method in ONE_SHOT else "--"
-        axes.errorbar(x, mean, spread, label=method, marker="o", markersize=4, capsize=3, linestyle=style)
+        n_seeds = len(known[0][1])
+        label = f"{method}, {n_seeds} seed{'s' * (n_seeds > 1)}"
+        axes.errorbar(x, mean, spread, label=label, marker="osDv^P*"[place % 7], markersize=5, capsize=3)
+    for (name, regrets), style in zip(replayed.items(), ("--", ":", "-.", (0, (1, 4))), strict=False):
+        known_at = [minutes for minutes in budgets if minutes in regrets]
+        y = [regrets[minutes] for minutes in known_at]
+        axes.plot([60 * minutes for minutes in known_at], y, label=f"{name}, replayed", linestyle=style, color="0.4")
     axes.set(xscale="log", xlabel=f"seconds on {CORES} cores", ylabel="regret, points of true accuracy", ylim=(0, None))
     axes.set_xticks([60 * minutes for minutes in budgets], [f"{60 * minutes:g}" for minutes in budgets])
     axes.minorticks_off()
@@ -470,8 +497,8 @@ def main() -> None:
         rows = [row for file in options.gpu for row in searched_on_gpu(file, truth)]
         print_table(rows, sorted({row["minutes"] for row in rows}), best, "a GPU")
         return
-    own = json.loads(options.out.read_text()) if options.out.exists() else []
-    others = [row for file in options.also for row in json.loads(file.read_text())]
+    own = runs_in(options.out) if options.out.exists() else []
+    others = [row for file in options.also for row in runs_in(file)]
     done = {(row["method"], row["seed"], row["minutes"]): row for row in [*own, *others]}  # each run counts once
     rows = list(done.values())
     trainings = Trainings(options.trainings)
@@ -494,7 +521,9 @@ def main() -> None:
         options.out.write_text(json.dumps(own, indent=1))
         print(f"  after {row['points'][-1][0]:.0f} CPU s: {row['points'][-1][1]:.2f} ({row['cell']})", flush=True)
     print_table(rows, options.budgets, best, f"{CORES} cores")
-    plot(rows, options.budgets, best).savefig(options.out.with_suffix(".png"), dpi=150)
+    files = [file for file in (options.out, *options.also) if file.exists()]
+    baselines = {name: regrets for file in files for name, regrets in replayed_in(file).items()}
+    plot(rows, options.budgets, best, baselines).savefig(options.out.with_suffix(".png"), dpi=150)
 
 
 if __name__ == "__main__":
