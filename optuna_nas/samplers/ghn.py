@@ -57,8 +57,9 @@ SCORED_AT_ONCE = 32
 SPREAD_POINTS = 2048
 """Random points on which hypervolumes are counted."""
 """Architectures per call of the score function."""
-RESERVED_PART = 20
-"""The reserved random architectures of the first trials are at most 1 / RESERVED_PART of the space."""
+RESERVED, RESERVED_PART = 64, 20
+"""Largest number of random architectures that are reserved for trials before the first pool, and the part of the space that
+they are at most. No pool has them, and draws find simple functions most often, so that they must be few."""
 DRAWS_A_CANDIDATE = 20
 """Failed draws in a row, per candidate of the pool, after which the space counts as exhausted."""
 
@@ -312,7 +313,8 @@ class GHNSampler(ArchitectureSampler):
             random = np.random.default_rng(
                 [self._seed if self._given_seed is not None else hash_of(study.study_name), 0]
             )
-            number = min(ROUNDS_BEHIND * self._trials_per_round, max(1, self.space.size // RESERVED_PART))
+            most = min(RESERVED, max(1, self.space.size // RESERVED_PART))
+            number = min(ROUNDS_BEHIND * self._trials_per_round, most)
             drawn = self._drawn(iter(lambda: self.space.sample(random), None), number, set())
             self._reserve = study.study_name, list(drawn.values())
         return self._reserve[1]
