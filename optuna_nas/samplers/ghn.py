@@ -58,8 +58,8 @@ SPREAD_POINTS = 2048
 """Random points on which hypervolumes are counted."""
 """Architectures per call of the score function."""
 RESERVED, RESERVED_PART = 64, 20
-"""Largest number of random architectures that are reserved for trials before the first pool; at most 1 / RESERVED_PART of
-the space. No pool has them, and draws find simple functions most often, so that they must be few."""
+"""Largest number of random architectures that are reserved for trials before the first pool; at most 1 / RESERVED_PART
+of the space. No pool has them, and draws find simple functions most often, so that they must be few."""
 DRAWS_A_CANDIDATE = 20
 """Failed draws in a row, per candidate of the pool, after which the space counts as exhausted."""
 
