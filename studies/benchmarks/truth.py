@@ -1,7 +1,7 @@
 """Which strategy has found the best cell of NAS-Bench-201 after two, five and ten minutes on two CPU cores?
 
 Command:   python studies/benchmarks/truth.py --table nb201_accuracy.csv.gz --images CIFAR10_FOLDER
-           python studies/benchmarks/truth.py --table ... --plot-only          # from what has been measured
+           python studies/benchmarks/truth.py --table ... --plot-only --methods auto snas ghn   # what is in `--out`
 Cost:      a run costs its budget; four methods, two budgets and eight seeds take eight hours on two cores. What is in
            `--out` is not measured again, and no cell is trained twice with the same seed. Two processes may share the
            work: `--seeds 0 2` in one and `--seeds 1` in the other, each with an `--out` of its own
@@ -500,7 +500,7 @@ def main() -> None:
     own = runs_in(options.out) if options.out.exists() else []
     others = [row for file in options.also for row in runs_in(file)]
     done = {(row["method"], row["seed"], row["minutes"]): row for row in [*own, *others]}  # each run counts once
-    rows = list(done.values())
+    rows = [row for row in done.values() if row["method"] in options.methods]
     trainings = Trainings(options.trainings)
     longest = max(options.budgets)
     wanted = [
