@@ -42,7 +42,9 @@ class Augmentation:
     cutout: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value := value.item())
             if not _is_fixed(value) and not hasattr(value, "to_internal_repr"):  # what an Optuna distribution has
                 raise ValueError(f"`{name}` must be a number or a suggestion but got {value!r}.")
             if _is_fixed(value) and value < 0:
@@ -87,4 +89,4 @@ class Augmentation:
 
 
 def _is_fixed(value: object) -> bool:
-    return isinstance(value, bool | int | float | np.generic)
+    return isinstance(value, bool | int | float)

@@ -261,6 +261,12 @@ def test_a_batch_of_no_images_is_refused():
         list(ImageData.from_arrays(X, Y).batches(TRAIN, 0))
 
 
+def test_augmentation_is_of_numbers():
+    assert json.dumps(Augmentation(np.int64(2), np.bool_(True)).describe())
+    with pytest.raises(ValueError, match="`cutout` must be a number or a suggestion but got '4'"):
+        Augmentation(cutout="4")
+
+
 @pytest.mark.parametrize("name", ["crop_padding", "cutout"])
 def test_negative_augmentation_is_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must not be negative but got -1"):
