@@ -3,6 +3,7 @@
 import json
 import logging
 import struct
+import time
 
 import optuna
 import pytest
@@ -67,7 +68,12 @@ def test_weights_and_biases_keeps_runs_offline(tmp_path):
     from optuna_nas.pipelines.wandb import WandbListener
 
     run(WandbListener("cells", group="digits", folder=tmp_path))
-    runs = [read_offline(file) for file in tmp_path.glob("wandb/offline-run-*/run-*.wandb")]
+    end = time.monotonic() + 60
+    while True:  # another process writes the files, and may be behind
+        runs = [read_offline(file) for file in tmp_path.glob("wandb/offline-run-*/run-*.wandb")]
+        if all("state" in run["summary"] for run in runs) or time.monotonic() > end:
+            break
+        time.sleep(0.1)
     by_name = {run["name"]: run for run in runs}
     assert set(by_name) == {"trial 0", "trial 1"}
     first, second = by_name["trial 0"], by_name["trial 1"]
