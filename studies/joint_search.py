@@ -7,15 +7,14 @@ Cost:      8 minutes on one thread for digits, 11 for Fashion-MNIST. What is in 
 Expected:  the joint search needs no guess of a learning rate, and is not behind
 
 NAS-Bench-201's cells in a network of 3 cells and 4 channels; trainings of 5 epochs, of 3 on Fashion-MNIST at 14 x 14
-(5,000 images). Hyperparameters are learning rate, weight decay, and how far training
-images are cropped and cut out. Joint: in one trial, the free score proposes the architecture, and TPE the others
-(`independent_sampler`). After: half of the seconds search the architecture with the default recipe, the other half
-tunes the best one. Only: the cell of six 3 x 3 convolutions, which has the most parameters, is tuned.
+(5,000 images). Hyperparameters are learning rate, weight decay, and how far training images are cropped and cut out.
+Joint: in one trial, the free score proposes the architecture, and TPE the others (`independent_sampler`). After: half
+of the seconds search the architecture with the default recipe, the other half tunes the best one. Only: the cell of six
+3 x 3 convolutions, which has the most parameters, is tuned.
 """
 
 import argparse
 import json
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +23,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import optuna
 import torch
+from equal_seconds import interval, kept_in, stop_after
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
-from scipy.stats import bootstrap
 from small_fashion_mnist import small_fashion_mnist
 
 from optuna_nas import (
@@ -96,13 +95,7 @@ def studied(
     if cell is not None:
         sampler = PartialFixedSampler(objective.space.encode(cell), sampler)
     study = optuna.create_study(sampler=sampler)
-    begun = time.process_time()
-
-    def end(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        if time.process_time() - begun >= seconds:
-            study.stop()
-
-    study.optimize(objective, callbacks=[end])
+    study.optimize(objective, callbacks=[stop_after(seconds)])
     return study
 
 
@@ -135,8 +128,7 @@ def main() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    known = options.json is not None and options.json.exists()
-    found: dict[str, list[float]] = json.loads(options.json.read_text()) if known else {way: [] for way in WAYS}
+    found: dict[str, list[float]] = kept_in(options.json, {way: [] for way in WAYS})
     with TemporaryDirectory() as folder:
         for seed in range(options.seeds):
             data = small_fashion_mnist(options.images, seed) if options.images else digits(seed)
@@ -150,7 +142,7 @@ def main() -> None:
                     options.json.write_text(json.dumps(found, indent=1))
     print("\nmean validation loss [95 % interval]; against the joint search, seed by seed")
     for way, losses in found.items():
-        low, high = bootstrap((losses,), np.mean, rng=0).confidence_interval if len(losses) > 1 else (np.nan, np.nan)
+        low, high = interval(losses)
         apart = np.subtract(losses, found[JOINT])
         print(f"  {way:22}{np.mean(losses):.4f} [{low:.4f}, {high:.4f}]   {', '.join(f'{x:+.4f}' for x in apart)}")
 

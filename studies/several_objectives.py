@@ -23,9 +23,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import optuna
 import torch
+from equal_seconds import interval, kept_in, stop_after
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from scipy.stats import bootstrap
 
 from optuna_nas import (
     FreeScore,
@@ -84,13 +84,7 @@ def searched(sampler: BaseSampler, table: LatencyTable, seconds: float, seed: in
     recipe = Recipe(epochs=5, learning_rate=0.1, seed=seed)
     objective = TrainObjective(SPACE, DATA, recipe, objectives=("accuracy", "params", table))
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
-    begun = time.process_time()
-
-    def end(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        if time.process_time() - begun >= seconds:
-            study.stop()
-
-    study.optimize(objective, callbacks=[end])
+    study.optimize(objective, callbacks=[stop_after(seconds)])
     largest = LARGEST.cost().params, table.of(LARGEST)
     return [
         [1 - trial.values[0], trial.values[1] / largest[0], trial.values[2] / largest[1]]
@@ -109,8 +103,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     measures.clock = time.process_time  # whatever else the machine does
     table = LatencyTable.measure(SPACE, device="cpu")
-    known = options.json is not None and options.json.exists()
-    found: dict[str, list[float]] = json.loads(options.json.read_text()) if known else {}
+    found: dict[str, list[float]] = kept_in(options.json, {})
     with TemporaryDirectory() as folder:
         for seed in range(options.seeds):
             for name, make in samplers(table, seed, Path(folder)).items():
@@ -123,7 +116,7 @@ def main() -> None:
                     options.json.write_text(json.dumps(found, indent=1))
     print("\nmean hypervolume [95 % interval]")
     for name, values in found.items():
-        low, high = bootstrap((values,), np.mean, rng=0).confidence_interval if len(values) > 1 else (np.nan, np.nan)
+        low, high = interval(values)
         print(f"  {name:24}{np.mean(values):.4f} [{low:.4f}, {high:.4f}]")
 
 

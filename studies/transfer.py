@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from equal_seconds import kept_in
 from optuna.samplers import BaseSampler, TPESampler
 from small_fashion_mnist import small_fashion_mnist
 
@@ -82,8 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    known = options.json is not None and options.json.exists()
-    runs: list[dict[str, list[tuple[float, float]]]] = json.loads(options.json.read_text()) if known else []
+    runs: list[dict[str, list[tuple[float, float]]]] = kept_in(options.json, [])
     for seed in range(len(runs), options.seeds):
         data = small_fashion_mnist(options.images, seed)
         samplers: dict[str, BaseSampler] = {

@@ -64,7 +64,7 @@ class Augmentation:
         Returns:
             Images of the same shape.
         """
-        crop_padding, flip, cutout = (value if _is_fixed(value) else 0 for value in vars(self).values())
+        padding, flip, cutout = (value if _is_fixed(value) else 0 for value in vars(self).values())
         n_images, _, height, width = images.shape
         device = images.device
 
@@ -72,7 +72,7 @@ class Augmentation:
             return torch.randint(high, (n_images, 1), generator=generator, device=device)
 
         flipped = draw(2)[:, :, None, None] == 1 if flip else None
-        if padding := crop_padding:
+        if padding:
             padded = torch.nn.functional.pad(images, (padding,) * 4)
             top, left = draw(2 * padding + 1)[:, 0], draw(2 * padding + 1)[:, 0]
             windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of all crops

@@ -54,9 +54,9 @@ POOL = "pool.safetensors"
 ROUNDS_BEHIND = 3
 """Rounds by which a worker may lag behind the newest pool and still never repeat the proposal of another worker."""
 SCORED_AT_ONCE = 32
+"""Architectures per call of the score function."""
 SPREAD_POINTS = 2048
 """Random points on which hypervolumes are counted."""
-"""Architectures per call of the score function."""
 RESERVED, RESERVED_PART = 64, 20
 """Largest number of random architectures that are reserved for trials before the first pool; at most 1 / RESERVED_PART
 of the space. No pool has them, and draws find simple functions most often, so that they must be few."""

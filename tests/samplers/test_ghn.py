@@ -17,6 +17,7 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
 )
 from optuna.trial import TrialState, create_trial
+from pools import pool_of
 from strategies import TINY_BLOCK, few_digits, placed
 
 import optuna_nas.samplers.ghn as module
@@ -63,8 +64,7 @@ def score(architectures):
 
 
 def sampler_of(folder, space=LARGE, **arguments):
-    arguments = {"pool_size": 200, "trials_per_round": 10, "exploration": 0.0, "seed": 0, **arguments}
-    return GHNSampler(space, score=score, artifact_store=folder_store(folder), **arguments)
+    return pool_of(folder, space, score, **{"pool_size": 200, "trials_per_round": 10, **arguments})
 
 
 def digests(study, space=LARGE):

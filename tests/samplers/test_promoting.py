@@ -7,11 +7,11 @@ import pytest
 from optuna.pruners import PercentilePruner, ThresholdPruner
 from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.trial import TrialState
+from pools import pool_of
 
-from optuna_nas import GHNSampler, SNASSampler, nasbench201_space
+from optuna_nas import SNASSampler, nasbench201_space
 from optuna_nas.pruners.only_where import OnlyWhere
 from optuna_nas.samplers import PromotingSampler
-from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import PROMOTES
 
 SPACE = nasbench201_space()
@@ -114,15 +114,7 @@ def test_a_pool_is_handed_out_in_its_order_beside(tmp_path):
     def score(architectures):
         return [float(len(set(architecture.summary))) for architecture in architectures]
 
-    pool = GHNSampler(
-        SPACE,
-        score=score,
-        pool_size=40,
-        trials_per_round=40,
-        exploration=0.0,
-        artifact_store=folder_store(tmp_path),
-        seed=0,
-    )
+    pool = pool_of(tmp_path, SPACE, score, pool_size=40, trials_per_round=40)
     study = optuna.create_study(direction="maximize", sampler=PromotingSampler(pool, short=5, long=15, every=4))
     study.optimize(objective, n_trials=12)
     scores = [score([SPACE.decode(t.params)])[0] for t in study.trials if PROMOTES not in t.system_attrs]

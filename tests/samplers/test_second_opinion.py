@@ -7,10 +7,10 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase
+from pools import pool_of
 
-from optuna_nas import GHNSampler, SNASSampler, nasbench201_space
+from optuna_nas import SNASSampler, nasbench201_space
 from optuna_nas.samplers import PromotingSampler, SecondOpinionSampler
-from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import PROMOTES, SECOND_OPINION
 
 SPACE = nasbench201_space()
@@ -39,19 +39,7 @@ def n_convolutions(architectures):
 def by_score(tmp_path):
     """Returns samplers of a pool in which the most convolutions come first."""
 
-    def make(**changes):
-        return GHNSampler(
-            SPACE,
-            score=n_convolutions,
-            pool_size=60,
-            trials_per_round=60,
-            exploration=0.0,
-            artifact_store=folder_store(tmp_path),
-            seed=0,
-            **changes,
-        )
-
-    return make
+    return lambda: pool_of(tmp_path, SPACE, n_convolutions, pool_size=60, trials_per_round=60)
 
 
 def convolutions(trial):
