@@ -1,8 +1,9 @@
 """Rounds of a study: one trial per round prepares and publishes a snapshot, which all others use without waiting.
 
-The leader of a round is its first trial, by number. A snapshot is a small JSON value in the attributes of that trial,
-and files in an artifact store with their SHA-256 hashes. If the leader dies, the next round continues from the last
-verified snapshot.
+The leader of a round is its first trial, by number, unless the leader of an earlier round is still at work in another
+process: then the first trial after its end makes up for both. A snapshot is a small JSON value in the attributes of that
+trial, and files in an artifact store with their SHA-256 hashes. If the leader dies, the next round continues from the
+last verified snapshot.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from optuna_nas.storage.attributes import (
 )
 from optuna_nas.storage.finished import PerStudy
 from optuna_nas.storage.identity import study_uid
+from optuna_nas.storage.optuna_rdb import has_heartbeats
+from optuna_nas.storage.presence import has_ended, this_worker
 from optuna_nas.training.checkpoints import OtherConfiguration
 from optuna_nas.training.rules import Rule, anything, at_least, checked, flag, items, mapping, text
 
@@ -114,6 +117,7 @@ class Rounds(Generic[Loaded]):
         load: Callable[[dict[str, Any], Callable[[str], Path]], Loaded],
     ) -> None:
         self._name, self._key = name, snapshot_key(name)
+        self._leads = f"{self._key}:leader"
         self._trials_per_round, self._store = trials_per_round, store
         self._is_fixed, self._load = is_fixed, load
         self._preparing = threading.Lock()
@@ -144,8 +148,9 @@ class Rounds(Generic[Loaded]):
             return  # the thread that is preparing prepares this round, too
         try:
             newest = self._newest(study, trial.number, preparing=True)
-            if newest is not None and newest.done:
+            if (newest is not None and newest.done) or self._is_prepared_elsewhere(study):
                 return
+            study._storage.set_trial_system_attr(trial._trial_id, self._leads, [trial.number, this_worker(), study_uid(study)])
             prepared = -1
             while prepared < state.due:  # other threads may increase it meanwhile
                 prepared = state.due
@@ -193,6 +198,20 @@ class Rounds(Generic[Loaded]):
 
     def _is_passed_over(self, trial: FrozenTrial) -> bool:
         return trial.state == TrialState.FAIL or self._is_fixed(trial)
+
+    def _is_prepared_elsewhere(self, study: Study) -> bool:
+        """Return whether another trial prepares a snapshot: it says so, and its process lives, or would be missed.
+
+        Without heartbeats, processes of other machines would not be missed.
+        """
+        uid = study_uid(study)
+        for other in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            match other.system_attrs.get(self._leads):
+                case [other.number, str(worker), str(of)] if of == uid and not self._has_snapshot(other):
+                    ended = has_ended(worker)
+                    if ended is False or (ended is None and has_heartbeats(study)):
+                        return True
+        return False
 
     def _has_snapshot(self, trial: FrozenTrial) -> bool:
         try:

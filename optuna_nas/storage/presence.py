@@ -41,15 +41,24 @@ def this_worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{token}"
 
 
-def is_alive(worker: str) -> bool:
-    """Return whether a worker of this machine is still running; see `this_worker`."""
-    process = int(worker.split(":")[1])
-    if process == os.getpid():
-        return worker == this_worker()
+def has_ended(worker: str) -> bool | None:
+    """Return whether a worker's process has ended; None for one of another machine, or what names no worker.
+
+    Example:
+        >>> has_ended(this_worker()), has_ended("elsewhere:7:1f"), has_ended("nonsense")
+        (False, None, None)
+    """
+    match worker.split(":"):
+        case [host, process, _] if host == socket.gethostname() and process.isdecimal() and len(process) < 20:
+            pass
+        case _:
+            return None
+    if int(process) == os.getpid():
+        return worker != this_worker()
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
         return True
-    return True
+    except PermissionError:
+        return False
+    return False

@@ -10,7 +10,6 @@ their process are not retried forever.
 
 from __future__ import annotations
 
-import socket
 import time
 import warnings
 from contextlib import suppress
@@ -40,7 +39,7 @@ from optuna_nas.storage.attributes import (
     is_own,
 )
 from optuna_nas.storage.optuna_rdb import StorageError, backend_of
-from optuna_nas.storage.presence import is_alive
+from optuna_nas.storage.presence import has_ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -264,10 +263,9 @@ def reap_dead_trials(study: Study, alone: bool = False) -> None:
         study: Study in which an earlier `run` may have left running trials.
         alone: Whether no other process runs this study; if False, only trials of this machine are checked.
     """
-    host = socket.gethostname()
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = str(attribute(trial.user_attrs, WORKER, ""))
-        if worker and (alone or (worker.startswith(f"{host}:") and not is_alive(worker))):
+        if worker and (alone or has_ended(worker)):
             fail_dead(study, trial)
 
 

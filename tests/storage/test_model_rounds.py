@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import socket
 import threading
 
 import optuna
@@ -14,6 +15,7 @@ from optuna_nas.storage.attributes import Unverified, find_trial, read_json, sna
 from optuna_nas.storage.finished import PicklesSettings
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.model_rounds import Rounds
+from optuna_nas.storage.presence import this_worker
 
 FILE, KEY = "model.json", snapshot_key("Model")
 
@@ -140,6 +142,34 @@ def test_a_thread_that_prepares_makes_up_for_rounds_whose_turn_came_meanwhile(st
     worker.ask(study, others)
     assert worker.rounds_trained == [0, 1]
     assert openers(study) == [0]
+
+
+def test_the_first_trial_after_the_end_of_another_process_round_makes_up_for_those_it_took(study, store):
+    worker, other = Worker(store, n_rounds=9), Worker(store, n_rounds=9)
+    used = []
+    worker.ask(study, lambda: used.extend(other.run(study, 8)))  # trials 1 to 8: 4 and 8 would open rounds
+    assert (used, other.rounds_trained) == ([None] * 8, [])
+    assert other.run(study, 3) == [9, 9, 9]
+    assert other.rounds_trained == [2] and other.rounds.newest(study, 11).loaded == [0, 2]
+    assert openers(study) == [0, 9]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        [0, f"{socket.gethostname()}:{2**22 + 1}:1f", "own"],  # no process has this number
+        [0, "another machine:7:1f", "own"],  # a study without heartbeats would not miss it
+        [0, this_worker(), "of the study that this one is a copy of"],
+        [3, this_worker(), "own"],  # of the trial that this one retries
+        [0, "nonsense", "own"],
+        "nonsense",
+    ],
+)
+def test_a_leader_that_will_not_publish_is_not_waited_for(study, store, mark):
+    leader = study.ask()
+    mark = [study_uid(study) if part == "own" else part for part in mark] if isinstance(mark, list) else mark
+    study._storage.set_trial_system_attr(leader._trial_id, f"{KEY}:leader", mark)
+    assert Worker(store).run(study, 5) == [None, None, None, 4, 4]
 
 
 @pytest.mark.parametrize("others", ["running", "failed", "fixed"])
