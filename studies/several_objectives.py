@@ -2,6 +2,7 @@
 
 Command:   python studies/several_objectives.py                 # five samplers, five seeds, 40 CPU seconds each
            python studies/several_objectives.py --seconds 100 --seeds 8 --json front.json
+           python studies/several_objectives.py --orders 250 --json cells.json     # why: the order of a pool alone
 Cost:      20 minutes on one thread; the data come with scikit-learn. What is in `--json` is not measured again
 Expected:  samplers that score architectures without training are ahead while trainings are few
 
@@ -11,12 +12,16 @@ once. A front is judged by its hypervolume: the share of the cube of errors, par
 that of the largest cell (of the error, to 1), that some trial of the study is at least as good as. The pool of
 `GHNSampler` is ordered by non-dominated ranks of the free score, parameters and latency; `SNASSampler` learns from
 finished trials which dominate which.
+
+`--orders` trains random cells beforehand and compares the orders in which a pool of them may be proposed, so that only
+the order differs: the front from its best score on, the front spread out, and random ones.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +31,7 @@ import torch
 from equal_seconds import interval, kept_in, stop_after
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from scipy.stats import spearmanr
 
 from optuna_nas import (
     FreeScore,
@@ -38,12 +44,16 @@ from optuna_nas import (
     digits,
     nasbench201_skeleton,
     nasbench201_space,
+    train,
 )
 from optuna_nas.networks import measures
+from optuna_nas.samplers.fronts import non_dominated_ranks, spread_out
 from optuna_nas.training import ImageClassification
 
 DATA = digits()
 SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 4, DATA.input_shape, DATA.classes))
+RECIPE = Recipe(epochs=5, learning_rate=0.1)
+FIRST = (5, 10, 20, 50)
 LARGEST = SPACE.architecture({path: ["nor_conv_3x3"] for path in SPACE.core.paths})
 
 
@@ -81,8 +91,7 @@ def hypervolume(points_NK: Sequence[Sequence[float]]) -> float:
 
 def searched(sampler: BaseSampler, table: LatencyTable, seconds: float, seed: int) -> list[list[float]]:
     """Return the objectives of all trials of a search of so many CPU seconds, as shares of the largest cell's."""
-    recipe = Recipe(epochs=5, learning_rate=0.1, seed=seed)
-    objective = TrainObjective(SPACE, DATA, recipe, objectives=("accuracy", "params", table))
+    objective = TrainObjective(SPACE, DATA, replace(RECIPE, seed=seed), objectives=("accuracy", "params", table))
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
     study.optimize(objective, callbacks=[stop_after(seconds)])
     largest = LARGEST.cost().params, table.of(LARGEST)
@@ -92,17 +101,50 @@ def searched(sampler: BaseSampler, table: LatencyTable, seconds: float, seed: in
     ]
 
 
+def compare_orders(table: LatencyTable, n_cells: int, file: Path | None) -> None:
+    """Train random cells, and print the hypervolumes after the first of them in several orders."""
+    random = np.random.default_rng(0)
+    cells = [SPACE.sample(random) for _ in range(n_cells)]
+    costs = np.array([[cell.cost().params, table.of(cell)] for cell in cells])
+    accuracies: list[float] = kept_in(file, [])
+    for cell in cells[len(accuracies) :]:
+        accuracies.append(train(SPACE.build(cell, seed=0), DATA, RECIPE).last.validation_metric)
+        if file is not None:
+            file.write_text(json.dumps(accuracies))
+    scores = FreeScore(SPACE, DATA, ImageClassification())(cells)
+    largest = LARGEST.cost().params, table.of(LARGEST)
+    points = np.column_stack([1 - np.array(accuracies), costs / largest])
+    objectives = np.column_stack([scores, -costs])
+    orders = {
+        "the front from its best score on": np.lexsort((-scores, non_dominated_ranks(objectives))),
+        "the front spread out": spread_out(objectives, 100, random),
+        **{f"random {n}": random.permutation(n_cells) for n in range(5)},
+    }
+    print(
+        f"{n_cells} cells: Spearman with the accuracy of the free score {spearmanr(scores, accuracies).statistic:.2f}, "
+        f"of the parameters {spearmanr(costs[:, 0], accuracies).statistic:.2f}; hypervolume of all "
+        f"{hypervolume(points.tolist()):.3f}\nafter trials    {'  '.join(f'{n:5}' for n in FIRST)}"
+    )
+    for name, order in orders.items():
+        found = (hypervolume(points[order[:n]].tolist()) for n in FIRST)
+        print(f"  {name:34}", "  ".join(f"{value:.3f}" for value in found))
+
+
 def main() -> None:
     """Search with every sampler and seed, and print the hypervolumes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=40.0, help="CPU seconds of a search")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where all hypervolumes are kept")
+    parser.add_argument("--orders", type=int, metavar="CELLS", help="compare orders of so many trained cells instead")
+    parser.add_argument("--json", type=Path, help="where all hypervolumes are kept, or all accuracies")
     options = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     measures.clock = time.process_time  # whatever else the machine does
     table = LatencyTable.measure(SPACE, device="cpu")
+    if options.orders is not None:
+        compare_orders(table, options.orders, options.json)
+        return
     found: dict[str, list[float]] = kept_in(options.json, {})
     with TemporaryDirectory() as folder:
         for seed in range(options.seeds):

@@ -2,6 +2,7 @@
 
 Command:   python studies/transfer.py --images FASHION_MNIST_FOLDER      # five seeds
            python studies/transfer.py --images FOLDER --seconds 150 --seeds 3 --json transfer.json
+           python studies/transfer.py --images FOLDER --rank 40 --seeds 2          # why: what was learned, as a score
 Cost:      fifteen minutes on one thread. What is in `--json` is not measured again
 Expected:  the first trials are as good as those of a search from nothing after several
 
@@ -9,12 +10,16 @@ NAS-Bench-201's cells in networks of 3 cells and 8 channels. An SNAS learns its 
 which it takes some 30 CPU seconds. Then cells are searched for Fashion-MNIST at 14 x 14: by `SNASSampler` that learns
 from finished trials, once from nothing and once from that distribution (`TransferredScore` as its `prior`), and by TPE.
 Counted are CPU seconds until the loss is as low as the best that the search from nothing finds.
+
+`--rank` trains random cells on Fashion-MNIST and prints how what was learned on digits ranks them, beside the free
+score and the number of parameters.
 """
 
 import argparse
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +27,12 @@ import optuna
 import torch
 from equal_seconds import kept_in
 from optuna.samplers import BaseSampler, TPESampler
+from scipy.stats import spearmanr
 from small_fashion_mnist import small_fashion_mnist
 
 from optuna_nas import (
     SNAS,
+    FreeScore,
     ImageData,
     NetworkSpace,
     Recipe,
@@ -36,7 +43,11 @@ from optuna_nas import (
     digits,
     nasbench201_skeleton,
     nasbench201_space,
+    train,
 )
+from optuna_nas.training import ImageClassification
+
+RECIPE = Recipe(epochs=3, learning_rate=0.1)
 
 
 def space_for(data: ImageData, affine: bool = True) -> NetworkSpace:
@@ -54,7 +65,7 @@ def learned_on_digits(seed: int, epochs: float = 10) -> TransferredScore:
 
 def searched(sampler: BaseSampler, data: ImageData, seconds: float, seed: int) -> list[tuple[float, float]]:
     """Return CPU seconds and best loss so far, after every trial of a search."""
-    recipe = Recipe(epochs=3, learning_rate=0.1, seed=seed)
+    recipe = replace(RECIPE, seed=seed)
     study = optuna.create_study(sampler=sampler)
     curve: list[tuple[float, float]] = []
     begun = time.process_time()
@@ -73,16 +84,40 @@ def seconds_to(curve: list[tuple[float, float]], loss: float) -> float:
     return next((seconds for seconds, best in curve if best <= loss), math.inf)
 
 
+def compare_scores(images: str, n_cells: int, seeds: int, file: Path | None) -> None:
+    """Train random cells, and print the rank correlations of their losses with scores."""
+    data = small_fashion_mnist(images, 0)
+    space = space_for(data)
+    random = np.random.default_rng(0)
+    cells = [space.sample(random) for _ in range(n_cells)]
+    losses: list[float] = kept_in(file, [])
+    for cell in cells[len(losses) :]:
+        losses.append(train(space.build(cell, seed=0), data, RECIPE).last.validation_loss)
+        if file is not None:
+            file.write_text(json.dumps(losses))
+    scores = {
+        "free score": FreeScore(space, data, ImageClassification())(cells),
+        "parameters": np.array([cell.cost().params for cell in cells]),
+        **{f"learned on digits, seed {seed}": learned_on_digits(seed)(cells) for seed in range(seeds)},
+    }
+    for name, values in scores.items():
+        print(f"{name}: Spearman {spearmanr(values, -np.array(losses)).statistic:.2f} over {n_cells} cells", flush=True)
+
+
 def main() -> None:
     """Search with and without what was learned, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", default="", help="folder of Fashion-MNIST; downloaded by default")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of a search")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where all curves are kept")
+    parser.add_argument("--rank", type=int, metavar="CELLS", help="rank so many trained cells by scores instead")
+    parser.add_argument("--json", type=Path, help="where all curves are kept, or all losses")
     options = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if options.rank is not None:
+        compare_scores(options.images, options.rank, options.seeds, options.json)
+        return
     runs: list[dict[str, list[tuple[float, float]]]] = kept_in(options.json, [])
     for seed in range(len(runs), options.seeds):
         data = small_fashion_mnist(options.images, seed)

@@ -3,7 +3,7 @@
 Command:   python studies/benchmarks/workers.py
 Cost:      ten minutes on two cores; nothing is trained
 Expected:  trials of half a second scale with the workers; a trial of 28 parameters takes a third of Optuna's commits;
-           a worker joins a study of 10,000 trials within two seconds more than an empty one
+           a worker joins a study of 10,000 trials within two seconds more than an empty one, on sqlite as well
 
 Trials choose a DARTS cell (28 parameters), report three times and sleep.
 """
@@ -131,16 +131,33 @@ def joining(address: str, name: str, n_trials: int) -> tuple[float, float]:
     return seconds, median(asks)
 
 
+def write(file: Path | None, found: dict[str, object]) -> None:
+    """Write the figures to a file, if one is given."""
+    if file is not None:
+        file.write_text(json.dumps(found, indent=1))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--joining", action="store_true", help="measure joining a long study only")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         address = own_database(folder / "data")
+
+        print("seconds to join, milliseconds to ask, by finished trials")
+        for database, place in {"PostgreSQL": address, "sqlite": f"sqlite:///{folder / 'study.db'}"}.items():
+            for n_trials in (0, 1000, 10_000):
+                seconds, milliseconds_to_ask = joining(place, f"joining {n_trials}", n_trials)
+                found[f"{n_trials} trials, {database}"] = (seconds, milliseconds_to_ask)
+                print(f"  {database:10} {n_trials:6} {seconds:8.2f} {milliseconds_to_ask:8.1f}", flush=True)
+        if arguments.joining:
+            write(arguments.json, found)
+            return
 
         print("a trial of 28 parameters, 5 attributes and 3 reports: milliseconds, commits")
         makes = {
@@ -153,21 +170,12 @@ def main() -> None:
             found[subject] = milliseconds(make, 60)
             print(f"  {subject:22}{found[subject][0]:8.1f} {found[subject][1]:6.1f}", flush=True)
 
-        print("seconds to join, milliseconds to ask, by finished trials")
-        for n_trials in (0, 1000, 10_000):
-            found[f"{n_trials} trials"] = joining(address, f"joining {n_trials}", n_trials)
-            print(
-                f"  {n_trials:6} {found[f'{n_trials} trials'][0]:8.2f} {found[f'{n_trials} trials'][1]:8.1f}",
-                flush=True,
-            )
-
         print("trials a second, by workers 1, 2, 4")
         for seconds in TRIALS:
             rates = [throughput(address, folder, seconds, workers) for workers in (1, 2, 4)]
             found[f"{1000 * seconds:.0f} ms"] = rates
             print(f"  trials of {1000 * seconds:3.0f} ms:", *(f"{rate:8.1f}" for rate in rates), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1))
+    write(arguments.json, found)
 
 
 if __name__ == "__main__":

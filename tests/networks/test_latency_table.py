@@ -27,7 +27,7 @@ from torch import nn
 
 from optuna_nas import SNAS, GHNSampler, LatencyTable, Recipe, SNASRecipe, TrainObjective, nasbench201_space
 from optuna_nas.networks import LatencyResidual, NetworkSpace, latency, measures
-from optuna_nas.samplers.ghn import non_dominated_ranks
+from optuna_nas.samplers.fronts import non_dominated_ranks
 from optuna_nas.space import Space
 from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import cost_key

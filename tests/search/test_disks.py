@@ -54,6 +54,13 @@ class Disk:
             pass
 
 
+def names_the_disk(said, how):
+    """Return whether one sentence, and nothing else, says what is wrong with the disk, or with a file on it."""
+    reasons = [f"is {how}", "No space left on device", "Read-only file system", "make room", "can be written", "is not: "]
+    told = any(reason in said for reason in reasons)
+    return told and said.count("Error: ") == 1 and "Traceback" not in said and "Failed" not in said
+
+
 @pytest.fixture
 def disk_at(folder):
     disks = []
@@ -100,10 +107,7 @@ def test_a_search_names_the_disk_loses_nothing_and_goes_on(kind, how, folder, di
         assert broken.exit_code == (0 if goes_on else 2), broken.stderr
         if not goes_on:
             said = " ".join(broken.stderr.split())
-            assert f"is {how}" in said or "is not: " in said or "make room" in said or "can be written" in said
-            assert said.count("Error: ") == 1
-            assert "Failed" not in said
-            assert "Traceback" not in said
+            assert names_the_disk(said, how)
     disk.heals()
     whole = run(3)
     assert whole.exit_code == 0, whole.stderr
@@ -119,6 +123,49 @@ def test_a_search_names_the_disk_loses_nothing_and_goes_on(kind, how, folder, di
         runs = client.search_runs([experiment], "tags.`optuna_nas.kind` = 'trial'")
         assert sorted(int(run.data.tags["optuna.trial_number"]) for run in runs) == [0, 1, 2]
         assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}  # complete, pruned
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_model_that_cannot_be_published_names_the_disk_and_costs_no_trial(how, folder, disk_at):
+    disk = disk_at("runs/tiny/artifacts")
+    words = ("run", "tiny.py", "--strategy", "snas", "--trials", "2", "--storage", "sqlite:///study.db", "--no-mlflow")
+    disk.breaks(how)
+    for _ in range(4):
+        broken = here(*words)
+        said = " ".join(broken.stderr.split())
+        assert broken.exit_code == 2
+        assert names_the_disk(said, how)
+    disk.heals()
+    whole = here(*words)
+    assert whole.exit_code == 0, whole.stderr
+    study = optuna.load_study(study_name="tiny", storage="sqlite:///study.db")
+    assert counted_trials(study) == 2
+    assert [trial.state for trial in study.trials].count(TrialState.COMPLETE) == 2
+    assert not {TrialState.RUNNING, TrialState.WAITING} & {trial.state for trial in study.trials}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_comparison_names_the_disk_and_goes_on(how, folder, disk_at):
+    seeded = (folder / "tiny.py").read_text().replace("def search(", "def search(seed: int = 0, ")
+    (folder / "seeded.py").write_text(seeded)
+    disk = disk_at("runs/compare-tiny", size="8m")
+
+    def compare(seeds):
+        return here("compare", "seeded.py", "--budget", "trials=1", "--seeds", seeds, "--no-mlflow")
+
+    assert compare(1).exit_code == 0
+    kept = {file: file.read_bytes() for file in disk.folder.glob("comparison.*")}
+    assert len(kept) == 2
+    disk.breaks(how)
+    for _ in range(2):
+        broken = compare(2)
+        said = " ".join(broken.stderr.split())
+        assert broken.exit_code == 2
+        assert names_the_disk(said, how)
+    assert {file: file.read_bytes() for file in kept} == kept
+    disk.heals()
+    assert compare(2).exit_code == 0
+    assert {file: file.read_bytes() for file in kept} != kept
 
 
 COMMANDS = {
@@ -152,9 +199,7 @@ def test_a_command_names_the_disk_and_leaves_what_was_there(kind, how, folder, d
     broken = here(*words)
     said = " ".join(broken.stderr.split())
     assert broken.exit_code == 2
-    assert f"is {how}" in said or "No space left on device" in said or "Read-only file system" in said
-    assert said.startswith("Error: ")
-    assert "Failed" not in said
+    assert names_the_disk(said, how)
     after = files()
     assert {file: after.get(file) for file in before} == before
     if kind != "final network":
