@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from optuna_nas.storage.plain import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,15 +29,7 @@ def print_json(event: str, **values: object) -> None:
         >>> print_json("epoch", trial=0, loss=float("nan"))
         {"event": "epoch", "trial": 0, "loss": null}
     """
-    print(json.dumps(_finite({"event": event, **values}), default=str), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+    print(json_text({"event": event, **values}), flush=True)
 
 
 class JSONLines:

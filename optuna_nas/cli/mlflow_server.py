@@ -24,11 +24,12 @@ def start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
     Raises:
         UsageError: The server does not start within a minute.
     """
-    arguments = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri, "--port", str(port)]
+    arguments = [sys.executable, "-m", "mlflow", "ui", "--port", str(port)]
     arguments += ["--workers", "1"]  # enough for one user; the default of four takes four times as long to start
     # Jobs are for evaluations of language models; their eight processes more than double the time to the first answer:
     # 14 CPU seconds became 5, in two processes. Whoever wants them sets the variable.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    environment["MLFLOW_BACKEND_STORE_URI"] = store_uri  # arguments, and with them a password, are shown to all users
     log = tempfile.TemporaryFile()  # noqa: SIM115 # kept open by the server; an unread pipe would block it
     server = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=log, env=environment)
     with console.status(f"Waiting for the first answer of MLflow's server on port {port}, some seconds ..."):

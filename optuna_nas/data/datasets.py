@@ -128,13 +128,14 @@ class DatasetData:
             yield to_device(batch, self.device)
 
     def describe(self) -> dict[str, Any]:
-        """Return name, type and seed, sizes and hashes of the splits, and a hash of one example, as JSON values."""
+        """Return name, type and seed, sizes and hashes of the splits, and hashes of some examples, as JSON values."""
         return {
             "name": self.name,
             "type": type(self._dataset).__name__,
             "outputs": self.outputs,
             "seed": self._seed,
             "digest": self._digest,
+            "examples": self._examples,
             "sizes": {split: len(self.splits[split]) for split in SPLITS},
             "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
         }
@@ -145,6 +146,19 @@ class DatasetData:
         first = next(int(self.splits[split][0]) for split in SPLITS if len(self.splits[split]))
         example = _SeededExamples(self._plain, self._test, (0, 0))[first]
         return digest_of(*tensors_of((self._collate or default_collate)([example])))
+
+    @cached_property
+    def _examples(self) -> str | None:
+        """Hash of the first and the last example of every split, as trainings see them; None if no two are alike."""
+        ends = [int(self.splits[split][place]) for split in SPLITS if len(self.splits[split]) for place in (0, -1)]
+
+        def seen() -> str:
+            examples = _SeededExamples(self._dataset, self._test, (0, 1))
+            collate = self._collate or default_collate
+            return digest_of(*(tensor for place in ends for tensor in tensors_of(collate([examples[place]]))))
+
+        digest = seen()
+        return digest if digest == seen() else None  # transforms may draw from generators of their own
 
 
 class _SeededExamples(Dataset[Any]):

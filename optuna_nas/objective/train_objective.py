@@ -33,6 +33,7 @@ from optuna_nas.storage.attributes import (
     DIGESTED,
     DUPLICATE_OF,
     EPOCHS,
+    SCORED,
     SHOWN_NAMES,
     START,
     SURROGATE_SCORE,
@@ -228,6 +229,8 @@ class TrainObjective:
             "data": self.data.describe(),
             "recipe": {name: as_json(value) for name, value in settings_of(self.recipe).items()},
             "task": {name: as_json(value) for name, value in self.task.describe().items()},
+            "objectives": list(self.objective_names),
+            "constraints": {_name(cost): bound for cost, bound in self.constraints.items()},
         }
         if self.weights_source.source != SCRATCH or self.initial_weights is not None:
             described["initial_weights"] = self.weights_source.describe()
@@ -362,6 +365,7 @@ class TrainObjective:
         if self.score is not None:
             metrics[SHOWN_NAMES[SURROGATE_SCORE]] = score = float(self.score([candidate.architecture])[0])
             trial.set_user_attr(SURROGATE_SCORE, score)
+            trial.set_user_attr(SCORED, params_hash(trial.params, self.space.options()))
         if self.run.listener:
             self.run.listener.trial_started(trial, metrics)
         return training_digest

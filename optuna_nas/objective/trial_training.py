@@ -31,6 +31,7 @@ from optuna_nas.storage.attributes import (
     SHARED_NETWORK,
     SKIPPED_STEPS,
     TRAIN_SECONDS,
+    TRAINED_EPOCHS,
     attribute,
 )
 from optuna_nas.storage.identity import study_uid
@@ -95,6 +96,7 @@ class TrialTraining:
     def __init__(self, objective: TrainObjective, trial: Trial, candidate: Candidate) -> None:
         self._objective, self._trial, self._candidate = objective, trial, candidate
         self._run = objective.run
+        self._trained = 0  # epochs of this trial, without those before it was resumed
 
     def run(self) -> tuple[nn.Module, TrainingResult]:
         """Train the network of the trial; return the network and the result of the training.
@@ -197,12 +199,16 @@ class TrialTraining:
         """Report an epoch to listener and pruner; stop if the pruner decides so."""
         trial, epochs = self._trial, self._candidate.recipe.epochs
         meter.store()  # before the report, with which it is written: a process may be killed
+        self._trained += 1
+        reports = len(trial.study.directions) == 1  # Optuna accepts none with several objectives
+        if not reports or result.epoch > self._trained:
+            trial.set_user_attr(TRAINED_EPOCHS, self._trained)
         if self._run.listener:
             self._run.listener.epoch(trial.number, result.epoch, self._curves(result))
         if shared is not None:
             shared.publish()
-        if len(trial.study.directions) > 1:
-            return  # Optuna accepts no reports with several objectives
+        if not reports:
+            return
         trial.report(self._objective.value_of(result), result.epoch)
         if result.epoch < epochs and trial.should_prune():
             prune(trial, f"{pruner_name(trial)} stopped it after epoch {result.epoch} of {epochs}")

@@ -141,7 +141,7 @@ def draw_progress(progress: Progress, value_name: str = "value") -> Figure:
 
 def _scatter(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     """Draw a circle for every trial; filled ones would hide the line that they lie on."""
-    x, y = zip(*points, strict=True)
+    x, y = [a for a, _ in points], [b for _, b in points]
     axes.scatter(x, y, s=16, facecolors="none", edgecolors=SLATE, linewidths=0.9, label="a trial")
 
 

@@ -18,7 +18,6 @@ from optuna_nas.storage.attributes import (
     SURROGATE_SCORE,
     Unverified,
     find_trial,
-    has_attribute,
     hash_of,
     params_hash,
     random_scores_key,
@@ -191,9 +190,8 @@ class SurrogatePruner(PicklesSettings, BasePruner):
         score = self._score(trial)
         if score_noted(trial, self.space.options()) is None:
             study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, score)
-            if has_attribute(trial.user_attrs, SCORED):
-                own = params_hash(trial.params, self.space.options())
-                study._storage.set_trial_user_attr(trial._trial_id, SCORED, own)
+            own = params_hash(trial.params, self.space.options())
+            study._storage.set_trial_user_attr(trial._trial_id, SCORED, own)
         reason = self._flags(study, trial, score)
         if reason is None or not self._is_enabled(study):
             return False

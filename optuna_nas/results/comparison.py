@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import combinations
 from math import ceil, inf
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState
 from scipy.stats import rankdata, t, ttest_rel
 
 from optuna_nas.objective.protocol import metric_of
@@ -20,7 +20,10 @@ from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
 from optuna_nas.search.checks import MAX_TRIALS
 from optuna_nas.search.runner import run
+from optuna_nas.storage.attributes import DUPLICATE_OF, has_attribute
+from optuna_nas.storage.database import sqlite_address
 from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.plain import json_text
 from optuna_nas.storage.quota import counted_trials
 from optuna_nas.storage.spending import spending_of
 
@@ -93,8 +96,23 @@ class Budget(NamedTuple):
         if self.kind == TRIALS:
             return 1.0
         if self.kind == EPOCHS:
-            return float(max(trial.intermediate_values, default=0))
+            return float(_epochs_of(trial))
         return spending_of(trial).total
+
+
+def _epochs_of(trial: FrozenTrial) -> int:
+    """Return the epochs that a finished trial trained.
+
+    Raises:
+        ValueError: It has a value, but has told no epoch.
+    """
+    spent = spending_of(trial)
+    if spent.epochs == 0 and trial.state == TrialState.COMPLETE and not has_attribute(trial.user_attrs, DUPLICATE_OF):
+        raise ValueError(
+            f"`budget` must be in trials or seconds for an objective that reports no epochs but is in {EPOCHS}, of "
+            f"which trial {trial.number} tells none; give trials=... or seconds=... instead."
+        )
+    return spent.epochs
 
 
 class Row(NamedTuple):
@@ -186,6 +204,10 @@ def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
         ValueError: Searches have different settings, or share a name.
     """
     first = searches[0]
+    if taken := [search.name for search in searches if search.name in BASELINES and search.strategy != search.name]:
+        raise ValueError(
+            f"`name` must not be that of a baseline, which every comparison has, but is {taken[0]!r}; rename the study."
+        )
     if first.strategy is not None:  # of one study, which differ in their strategies alone
         named = {search.name: search for search in searches}
         baselines = {name: replace(first, name=name, strategy=name) for name in BASELINES}
@@ -282,7 +304,7 @@ def compare(
                 search,
                 name=f"{name}-{seed}",
                 folder=place,
-                storage=f"sqlite:///{place / 'study.db'}",
+                storage=sqlite_address(place / "study.db"),
                 trials=round(budget.amount) if budget.kind == TRIALS else MAX_TRIALS,
                 tracking=tracker(shown),
             )
@@ -427,4 +449,4 @@ def cells(row: Row) -> list[str]:
 def as_json(comparison: Comparison) -> str:
     """Return the rows of a comparison as JSON."""
     rows = [{**row._asdict(), "best": row.best.tolist()} for row in comparison.rows]
-    return json.dumps(rows, indent=1)
+    return json_text(rows, indent=1)

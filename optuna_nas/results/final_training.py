@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +35,7 @@ from optuna_nas.space import (
     published_cell,
 )
 from optuna_nas.space.reading import named_file, read_json_file
-from optuna_nas.storage.attributes import DUPLICATE_OF, attribute
+from optuna_nas.storage.by_architecture import trained_by
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.tracking.final_run import FinalRecord, find_trial_run, log_final
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from optuna_nas.training.loop import EpochResult
     from optuna_nas.training.task import Task
 
+logger = logging.getLogger(__name__)
 
 SKELETONS: dict[str, Callable[..., Skeleton]] = {
     "darts_cifar": darts_cifar_skeleton,
@@ -414,7 +416,7 @@ def run_in_mlflow(search: Search, study: Study, file: Path) -> str:
     """
     owner, tracker = owner_of(file), search.tracking or MLflowTracker()
     if owner is None and (best := best_trial(study)) is not None and file == network_of(search, study, best):
-        owner = {"study": study_uid(study), "trial": attribute(best.user_attrs, DUPLICATE_OF, best.number)}
+        owner = {"study": study_uid(study), "trial": trained_by(study, best, search.space).number}
     if owner is None or owner.get("study") != study_uid(study):
         raise ValueError(
             f"`network` must be of study {study.study_name!r} to be logged on one of its runs but {file} is not; "
@@ -434,12 +436,21 @@ def network_to_export(search: Search) -> Path:
     Raises:
         ValueError: There is no trained network.
     """
-    finals = list((search.resolved_folder() / "final").glob("*.safetensors"))
+    study = read_study(search)
+    finals = [file for file in (search.resolved_folder() / "final").glob("*.safetensors") if _is_of(study, file)]
     if finals:
         return max(finals, key=lambda file: file.stat().st_mtime)
-    file = summarise(search, read_study(search)).network
+    file = summarise(search, study).network
     if file is None:
         raise ValueError(
             f"`study` must have a trained network but {search.name!r} has none; `optuna-nas train` makes one."
         )
     return file
+
+
+def _is_of(study: Study, file: Path) -> bool:
+    """Return whether a network is of a study, or does not say of which; log a warning of one that is of another."""
+    if is_alone(file) or (owner_of(file) or {}).get("study") == study_uid(study):
+        return True
+    logger.warning("%s is the network of another study, and is left out.", file)
+    return False

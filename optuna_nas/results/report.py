@@ -358,7 +358,7 @@ def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Tab
     )
     savings = _savings(finished)
     if saved := savings.spent.epochs_saved:
-        text += f" Pruning saved {saved} of {saved + savings.trained} epochs"
+        text += f" Pruning saved {saved} of {saved + savings.spent.epochs} epochs"
         text += f", about {savings.seconds:,.0f} seconds of training." if savings.seconds else "."
     blocks.append(Text(text))
     reasons: dict[str, list[int]] = {}

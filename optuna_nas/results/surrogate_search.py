@@ -45,7 +45,7 @@ from optuna_nas.storage.database import closing
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import can_win
-from optuna_nas.storage.plain import markdown_table
+from optuna_nas.storage.plain import json_text, markdown_table
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking.final_run import FinalRecord, log_final
 from optuna_nas.training.disk import whole_file
@@ -147,7 +147,7 @@ class SurrogateResult(NamedTuple):
 
     def to_json(self) -> str:
         """Return the result as JSON, without the study."""
-        return json.dumps(self.to_dict(), indent=1)
+        return json_text(self.to_dict(), indent=1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values, without the study."""

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import TrialState
 
 from optuna_nas.samplers.around import AroundSampler
-from optuna_nas.storage.attributes import PROMOTES, attribute
+from optuna_nas.storage.attributes import PROMOTES, attribute, given_params
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedTrials, PerStudy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
@@ -100,6 +102,8 @@ class PromotingSampler(AroundSampler):
             promotions = self._states.of(study)
             if trial.number not in promotions.decided:
                 best = promotions.next(study, self._parameter, self._short, self._every)
+                if best is not None and not _agree(given_params(trial), best, self._parameter):
+                    best = None  # it was enqueued with other parameters
                 promotions.decided[trial.number] = best
                 if best is not None:
                     promotions.promoted.add(best.number)
@@ -121,15 +125,18 @@ class _Promotions:
         """Return the trial to promote now; None if it is not yet time, or there is none."""
         trials = study.get_trials(deepcopy=False)
         for trial in self._finished.take(trials):
-            self._read(study, trial, parameter, short)
+            self._read(study, trials, trial, parameter, short)
         running = [trials[number] for number in self._finished.unfinished if number < len(trials)]
         self.promoted |= {number for trial in running if (number := _promotes(trial)) is not None}
         if self._n_short // every <= len(self.promoted):
             return None
         return next((trial for _, number, trial in self._complete if number not in self.promoted), None)
 
-    def _read(self, study: Study, trial: FrozenTrial, parameter: str, short: int) -> None:
-        if (promoted := _promotes(trial)) is not None:
+    def _read(
+        self, study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial, parameter: str, short: int
+    ) -> None:
+        promoted = _promotes(trial)
+        if promoted is not None and promoted < trial.number and _agree(trial.params, trials[promoted], parameter):
             self.promoted.add(promoted)
         elif trial.params.get(parameter) == short and trial.state != TrialState.FAIL:
             self._n_short += 1
@@ -141,3 +148,8 @@ def _promotes(trial: FrozenTrial) -> int | None:
     """Return the number of the trial that a trial trains again, None for most trials."""
     number: int | None = attribute(trial.system_attrs, PROMOTES)
     return number
+
+
+def _agree(params: Mapping[str, Any], promoted: FrozenTrial, parameter: str) -> bool:
+    """Return whether parameters, as far as they are given, are those of a trial, but for the length of the training."""
+    return all(params.get(name, value) == value for name, value in promoted.params.items() if name != parameter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ DEFAULT_TRIALS = 50
 """Total number of trials of a search without limits."""
 MAX_TRIALS = 100_000
 """Total number of trials of a search that something else limits."""
-MAX_NAME, MAX_FOLDER_BYTES = 255, 200
-"""Largest number of characters of a name, and of bytes of a folder that is named so."""
+MAX_NAME = 255
+"""Largest number of characters of a name."""
 
 
 def check_name(name: str) -> None:
@@ -33,19 +32,6 @@ def check_name(name: str) -> None:
         raise ValueError(
             f"`name` must be printable, of at most {MAX_NAME} characters, and no `.` or `..`, but got {name[:40]!r}."
         )
-
-
-def folder_name(name: str) -> str:
-    """Return the name of a study's folder: its own, or its beginning and a hash where that is too long for a file.
-
-    Example:
-        >>> from optuna_nas.search.checks import folder_name
-        >>> folder_name("digits"), len(folder_name("x" * 255))
-        ('digits', 61)
-    """
-    if len(name.encode()) <= MAX_FOLDER_BYTES:
-        return name
-    return f"{name[:44]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 def checked_count(name: str, value: Any) -> int:

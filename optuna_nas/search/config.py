@@ -14,8 +14,9 @@ from optuna.storages import BaseStorage
 
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
 from optuna_nas.objective.train_objective import TrainObjective
-from optuna_nas.search.checks import DEFAULT_TRIALS, MAX_TRIALS, check_name, check_seconds, checked_count, folder_name
+from optuna_nas.search.checks import DEFAULT_TRIALS, MAX_TRIALS, check_name, check_seconds, checked_count
 from optuna_nas.storage.database import Heartbeat, sqlite_address
+from optuna_nas.storage.folder_names import folder_name
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.training.recipe import Recipe

@@ -10,9 +10,9 @@ import optuna
 from optuna import Study
 from optuna.study import StudyDirection
 
-from optuna_nas.storage.attributes import RUN, SETTING, VERSION, attribute, unreadable, user_attributes
+from optuna_nas.storage.attributes import PARTS, RUN, SETTING, VERSION, attribute, unreadable, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
-from optuna_nas.storage.identity import claim_folder
+from optuna_nas.storage.identity import check_folder, claim_folder
 from optuna_nas.storage.versions import versions
 from optuna_nas.training.checkpoints import completed
 
@@ -43,7 +43,8 @@ def open_study(search: Search, create: bool = True) -> Study:
 
     Raises:
         ValueError: The study exists with another space, data, recipe or direction, was created by an earlier version
-            with other parameter names, or does not exist and `create` is False.
+            with other parameter names, or does not exist and `create` is False; or its folder holds the files of
+            another study.
         ConnectionError: The storage does not answer.
     """
     if create:
@@ -60,9 +61,12 @@ def open_study(search: Search, create: bool = True) -> Study:
                 "(`--set name=...`)."
             )
         _check_setting(study, search)
+        if not create:
+            _make_folder(search.resolved_folder())
+        claim_folder(search.resolved_folder(), study)
         if create:
-            claim_folder(search.resolved_folder(), study)
             note_run(study, search)
+            _note_parts(study, search)
             warn_of_unreadable(study)
     return study
 
@@ -80,6 +84,23 @@ def note_run(study: Study, search: Search, ended: str | None = None) -> None:
         study.set_user_attr(RUN, noted)
 
 
+def _note_parts(study: Study, search: Search) -> None:
+    """Note who proposes and who stops; log a line if others did so before."""
+    parts = {
+        "strategy": search.strategy or "none",
+        "sampler": type(search.resolved_sampler).__name__ if search.resolved_sampler else "default",
+        "pruner": type(search.resolved_pruner).__name__ if search.resolved_pruner else "default",
+    }
+    noted = attribute(user_attributes(study), PARTS)
+    if noted == parts:
+        return
+    if noted is not None and (n_trials := len(study.get_trials(deepcopy=False))):
+        changed = (f"{name} {now}, not {noted.get(name)}" for name, now in parts.items() if noted.get(name) != now)
+        line = "%r goes on otherwise than its %d trials were proposed and judged: %s."
+        logger.warning(line, search.name, n_trials, ", ".join(changed))
+    study.set_user_attr(PARTS, parts)
+
+
 def warn_of_unreadable(study: Study) -> None:
     """Log a line for each of the first attributes that can't be read, which the search then does without."""
     found = unreadable(study)
@@ -93,7 +114,8 @@ def read_study(search: Search) -> Study:
     """Load the existing study of a search to read it; also one of an earlier version, which runs no more trials.
 
     Raises:
-        ValueError: The study does not exist, or exists with another space, data, recipe or direction.
+        ValueError: The study does not exist, or exists with another space, data, recipe or direction, or its folder
+            holds the files of another study.
         ConnectionError: The storage does not answer.
     """
     with clear_errors(search.resolved_storage()):
@@ -101,6 +123,7 @@ def read_study(search: Search) -> Study:
         _wait_until_created(study)
         if not _is_earlier(study):  # settings of earlier versions had other parts
             _check_setting(study, search)
+        check_folder(search.resolved_folder(), study)
     return study
 
 

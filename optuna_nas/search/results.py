@@ -11,16 +11,15 @@ from optuna.trial import FrozenTrial
 from optuna_nas.networks.files import owner_of
 from optuna_nas.objective.protocol import Describes, Judges, Objective, metric_of
 from optuna_nas.objective.trial_training import network_path
-from optuna_nas.storage.artifacts import artifact_store, fetch_file
+from optuna_nas.storage.artifacts import artifact_store, fetch_file, is_published
 from optuna_nas.storage.attributes import (
-    DUPLICATE_OF,
     SHARED_NETWORK,
     TEST_RESULT,
     Unverified,
     attribute,
-    find_trial,
     user_attributes,
 )
+from optuna_nas.storage.by_architecture import trained_by
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.storage.versions import git_commit, versions
@@ -113,7 +112,8 @@ def network_of(search: Search, study: Study, trial: FrozenTrial) -> Path | None:
 
     A file of the same name that another study has left is not believed.
     """
-    path = network_path(search.resolved_folder(), attribute(trial.user_attrs, DUPLICATE_OF, trial.number))
+    trained = trained_by(study, trial, search.space)
+    path = network_path(search.resolved_folder(), trained.number)
     if path.exists():
         try:
             owner = owner_of(path)
@@ -122,16 +122,18 @@ def network_of(search: Search, study: Study, trial: FrozenTrial) -> Path | None:
             return None
         if owner is None or owner.get("study") == study_uid(study):  # files of before do not say
             return path
+        reference = attribute(trained.user_attrs, SHARED_NETWORK)
+        if reference is not None and is_published(reference, path):  # downloaded: the trial of a copy names it
+            return path
         logger.warning("%s is the network of another study, and is left out.", path)
         return None
-    return path if _fetch_network(search, study, trial, path) else None
+    return path if _fetch_network(search, trained, path) else None
 
 
-def _fetch_network(search: Search, study: Study, best: FrozenTrial, path: Path) -> bool:
+def _fetch_network(search: Search, trained: FrozenTrial, path: Path) -> bool:
     """Download a network that was trained on another machine; return whether there is one."""
-    trained = find_trial(study, attribute(best.user_attrs, DUPLICATE_OF, best.number))
-    reference = None if trained is None else attribute(trained.user_attrs, SHARED_NETWORK)
-    if search.artifacts is None or trained is None or reference is None:
+    reference = attribute(trained.user_attrs, SHARED_NETWORK)
+    if search.artifacts is None or reference is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

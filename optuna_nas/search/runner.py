@@ -29,7 +29,8 @@ from optuna_nas.search.signals import handled
 from optuna_nas.search.stopping import Stopping
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store, remove_file
-from optuna_nas.storage.attributes import DUPLICATE_OF, REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
+from optuna_nas.storage.attributes import REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
+from optuna_nas.storage.by_architecture import trained_by
 from optuna_nas.storage.database import closing, is_server, one_line, sqlite_file, storage_reason
 from optuna_nas.storage.leaderboard import ranking
 from optuna_nas.storage.optuna_rdb import StorageError, Surplus, backend_of, has_heartbeats
@@ -240,9 +241,12 @@ class _Run:
         self._announces = isinstance(objective, Binds)
         self._objective = objective.bind(run) if isinstance(objective, Binds) else objective
         self._trains = training_parts(search.resolved_sampler, search.resolved_pruner)
+        n_trials = len(study.get_trials(deepcopy=False))
         for part in self._trains:
             on_progress = None if listener is None else self._events.model_progress
             part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.total)
+            if n_trials and (fit := getattr(part, "in_study_fit", None)) is not None:
+                fit.newest(study, n_trials - 1)  # another model is refused now, and not in a trial
 
     def to_the_total(self) -> int:
         """Run trials until the total is reached or a signal is received; return the number of missing trials."""
@@ -376,9 +380,9 @@ class _Run:
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._events.trial_finished(study, trial)
-        _remove_networks(study, self._folder, self._search.keep_networks)
+        _remove_networks(study, self._search.space, self._folder, self._search.keep_networks)
         if self._store is not None:
-            _remove_shared(study, trial, self._store, self._search.keep_networks)
+            _remove_shared(study, self._search.space, trial, self._store, self._search.keep_networks)
         ends = self._interrupts.after_trial.is_set() or (not self._shared and self._missing() == 0)
         if ends and not study._stop_flag:  # else a trial in another thread has stopped it, or the objective
             self._stops = True
@@ -528,13 +532,13 @@ class _Pictures:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _remove_networks(study: Study, folder: Path, keep: int) -> None:
+def _remove_networks(study: Study, space: Space, folder: Path, keep: int) -> None:
     """Remove the network files of finished trials that are not among the best."""
     files = list((folder / "networks").glob("trial-*.safetensors"))
     if len(files) <= keep:
         return
     best = [*ranking(study)[:keep], *(study.best_trials if len(study.directions) > 1 else ())]
-    kept = {attribute(trial.user_attrs, DUPLICATE_OF, trial.number) for trial in best}
+    kept = {trained_by(study, trial, space).number for trial in best}
     finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     for file in files:
         number = int(file.stem.removeprefix("trial-"))
@@ -542,12 +546,12 @@ def _remove_networks(study: Study, folder: Path, keep: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def _remove_shared(study: Study, trial: FrozenTrial, store: ArtifactStore, keep: int) -> None:
+def _remove_shared(study: Study, space: Space, trial: FrozenTrial, store: ArtifactStore, keep: int) -> None:
     """Remove from the artifact store the network of a trial, or of the trial that it has displaced from the best."""
     if len(study.directions) > 1:
         return  # the networks of a Pareto front are all kept
     ranked = ranking(study)
-    kept = {attribute(best.user_attrs, DUPLICATE_OF, best.number) for best in ranked[:keep]}
+    kept = {trained_by(study, best, space).number for best in ranked[:keep]}
     for other in (trial, *ranked[keep : keep + 1]):
         reference = attribute(other.user_attrs, SHARED_NETWORK)
         if reference is not None and other.number not in kept:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload_artifact
 
 from optuna_nas.storage.attributes import Unreachable, Unverified
-from optuna_nas.storage.database import one_line
+from optuna_nas.storage.database import one_line, without_password
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.training.disk import whole_file
 
@@ -117,6 +117,11 @@ def fetch_file(store: ArtifactStore, reference: Mapping[str, str], path: Path) -
         raise Unreachable(f"artifact {reference['artifact']} can't be read: {error}") from error
 
 
+def is_published(reference: Mapping[str, str], path: Path) -> bool:
+    """Return whether a local file is the published one that a reference names."""
+    return _sha256(path) == reference["sha256"]
+
+
 def folder_store(folder: Path) -> ArtifactStore:
     """Return an artifact store in a folder, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +142,7 @@ def artifact_store(address: str) -> ArtifactStore:
     if not separator or kind == "file":
         store = _checked(address, lambda: folder_store(Path(place or address)))
     elif kind != "s3" or "/" in place.rstrip("/") or not place:
-        raise ValueError(f"`artifacts` must be a folder or s3://BUCKET but got {address!r}.")
+        raise ValueError(f"`artifacts` must be a folder or s3://BUCKET but got {without_password(address)!r}.")
     elif importlib.util.find_spec("boto3") is None:
         raise ValueError("`artifacts` in a bucket needs boto3, which is not installed; pip install 'optuna_nas[s3]'.")
     else:
@@ -154,7 +159,7 @@ def _checked(address: str, make: Callable[[], ArtifactStore]) -> ArtifactStore:
         store.remove(name)
     except Exception as error:  # stores raise errors of their own types
         raise ConnectionError(
-            f"`artifacts` must be a place to write to but {address!r} is not: {one_line(error)}; "
+            f"`artifacts` must be a place to write to but {without_password(address)!r} is not: {one_line(error)}; "
             "give another one, or check its permissions."
         ) from error
     return store

@@ -75,6 +75,9 @@ GPU_SECONDS = PREFIX + "gpu_seconds"
 """Seconds of training and of a one-shot model, times the GPUs, or the fraction of one, that the trial had."""
 EPOCHS = PREFIX + "epochs"
 """Number of epochs of the whole training, whether or not the trial came to its end."""
+TRAINED_EPOCHS = PREFIX + "trained_epochs"
+"""Number of epochs that this trial trained itself, where its last report does not tell: of a resumed training, or with
+several objectives, for which Optuna takes no reports."""
 PEAK_MEMORY_BYTES = PREFIX + "peak_memory_bytes"
 """Peak GPU memory of the training in bytes."""
 SKIPPED_STEPS = PREFIX + "skipped_steps"
@@ -142,6 +145,8 @@ TEST_METRICS = PREFIX + "test_metrics"
 """Metrics on the test split of the networks of a surrogate search, by the number of the trial."""
 UID_ATTRIBUTE = PREFIX + "study_uid"
 """Unique id of the study, by which MLflow and files know it; see `identity`."""
+PARTS = PREFIX + "parts"
+"""Strategy, sampler and pruner of the newest run, by these names."""
 RUN = PREFIX + "run"
 """How the study was last run: its `total` number of trials, the `command`, and why it `ended` before its total."""
 HOME = PREFIX + "home"
@@ -254,7 +259,8 @@ def _test_result(name: str, value: Any) -> Any:
 RULES: dict[str, Rule] = {
     **dict.fromkeys((PARAMS, MULTIPLY_ADDS, MEMORY_ACCESS, PEAK_MEMORY_BYTES), _COST),
     **dict.fromkeys((TRAIN_SECONDS, MODEL_SECONDS, GPU_SECONDS), _COST),
-    **dict.fromkeys((DUPLICATE_OF, RETRY_OF, RESUMES, PROMOTES, FAILED_TRIAL, SKIPPED_STEPS, EPOCHS), _NUMBER),
+    **dict.fromkeys((DUPLICATE_OF, RETRY_OF, RESUMES, PROMOTES, FAILED_TRIAL), _NUMBER),
+    **dict.fromkeys((SKIPPED_STEPS, EPOCHS, TRAINED_EPOCHS), _NUMBER),
     **dict.fromkeys((TRAINING_DIGEST, REASON, FLAGGED, SCORED, DIGESTED, START, NETWORK, WORKER, VERSION), text()),
     **dict.fromkeys((SURROGATE_SCORE, METRIC), number()),
     **dict.fromkeys((SURVIVAL, CHECKPOINTED), share()),
@@ -273,6 +279,7 @@ RULES: dict[str, Rule] = {
     UID_ATTRIBUTE: text("[0-9A-Za-z_-]{1,64}", "letters and digits"),
     HOME: row(text(), text()),
     RUN: fields_of({"total": _NUMBER, "command": text(), "ended": optional(text())}),
+    PARTS: mapping(text()),
 }
 """Types of the attributes that are read, by key. Whoever writes to a study may write anything into them."""
 
@@ -480,7 +487,7 @@ def given_params(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def constraints_of(trial: FrozenTrial) -> dict[str, float]:
-    """Return the constraints of a trial, satisfied where they are at most 0; what is no number is not satisfied.
+    """Return the constraints of a trial, satisfied where they are at most 0; what is no number, or NaN, is not.
 
     Example:
         >>> import optuna
@@ -492,7 +499,7 @@ def constraints_of(trial: FrozenTrial) -> dict[str, float]:
         found = trial.constraints
     except (TypeError, AttributeError, ValueError):  # of another type than Optuna writes
         return {"constraints": inf}
-    return {name: value if is_number(value) else inf for name, value in found.items()}
+    return {name: value if is_number(value) or value == -inf else inf for name, value in found.items()}
 
 
 def objective_names(study: Study) -> list[str]:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
-from optuna_nas.storage.attributes import REQUEUED, attribute, given_params
+from optuna_nas.storage.attributes import (
+    DUPLICATE_OF,
+    REQUEUED,
+    TRAINING_DIGEST,
+    attribute,
+    digest_noted,
+    find_trial,
+    given_params,
+)
 from optuna_nas.storage.leaderboard import ranking
 from optuna_nas.storage.retries import try_again
 
@@ -14,7 +22,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from optuna_nas.space import Architecture
+    from optuna_nas.space import Architecture, Space
 
 
 def trial_of(study: Study, architecture: Architecture) -> FrozenTrial | None:
@@ -33,6 +41,26 @@ def trial_of(study: Study, architecture: Architecture) -> FrozenTrial | None:
         1
     """
     return next((trial for trial in ranking(study) if _is_of(trial, architecture)), None)
+
+
+def trained_by(study: Study, trial: FrozenTrial, space: Space) -> FrozenTrial:
+    """Return the trial whose training is that of a trial: an earlier one whose result it took over, or itself.
+
+    An attribute that names another trial is believed only if that one computes the same function, trained alike: added
+    trials have attributes of another study.
+
+    Args:
+        study: Study of the trial.
+        trial: Trial.
+        space: Space of the study.
+    """
+    earlier = find_trial(study, attribute(trial.user_attrs, DUPLICATE_OF, trial.number))
+    if earlier is None or earlier.number >= trial.number:
+        return trial
+    names = space.distributions()
+    same = digest_noted(earlier, names) == digest_noted(trial, names) is not None
+    settings = [attribute(one.user_attrs, TRAINING_DIGEST) for one in (earlier, trial)]
+    return earlier if same and settings[0] == settings[1] else trial
 
 
 def enqueue_architecture(study: Study, architecture: Architecture) -> None:

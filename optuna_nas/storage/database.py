@@ -13,10 +13,11 @@ import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of, database_address
 from optuna_nas.storage.own_postgres import hold
@@ -89,6 +90,14 @@ def connect(
         if heartbeat is not None:
             options |= {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
             options["heartbeat_stale_trial_callback"] = TryAgain(on_dead)
+    with clear_errors(address), suppress(ArgumentError):  # which Optuna raises, too
+        try:
+            make_url(address)
+        except ValueError as error:
+            raise ConnectionError(
+                f"`storage` must be the address of a database but {without_password(address)!r} is none "
+                f"({without_secrets(one_line(error), address)}); correct its port."
+            ) from None
     with clear_errors(address), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         for _ in range(TABLE_ATTEMPTS):
@@ -109,7 +118,14 @@ def sqlite_file(storage: str | BaseStorage) -> Path | None:
     address = database_address(storage) or ""
     if not address.startswith("sqlite"):
         return None
-    file = make_url(address).database or ""
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        return None
+    file = url.database or ""
+    if url.query.get("uri") in ("true", "1") and file.startswith("file:"):  # sqlite's own form of addresses
+        asked = urlsplit(file)
+        file = "" if "memory" in parse_qs(asked.query).get("mode", ()) else unquote(asked.path)
     return None if file in ("", ":memory:") else Path(file)
 
 
@@ -158,8 +174,8 @@ def clear_errors(storage: str | BaseStorage) -> Iterator[None]:
             raise
         address = database_address(storage) or ""
         reason = without_secrets(storage_reason(error), address)
-        if address.partition("://")[2].count("@") > 1:
-            reason += " (in a user name or password, @ is written %40 and / %2F)"
+        if re.search(r"[@/?#]", _login_and_rest(address.partition("://")[2])[0]):
+            reason += " (in a user name or password, @ is written %40, / %2F and ? %3F)"
         way_out = "start the database, or correct the address"
         if (why := unwritable(error)) is not None:
             full = "make room on its disk, then run the same again"
@@ -198,11 +214,22 @@ def without_password(uri: str) -> str:
         'postgresql://host/studies'
         >>> without_password("sqlite:///runs/a@b.db")
         'sqlite:///runs/a@b.db'
+        >>> without_password("postgresql://me:se?cret@host/studies")
+        'postgresql://host/studies'
     """
     scheme, separator, rest = uri.partition("://")
     if not separator or rest.startswith("/"):  # a file
         return uri.partition("?")[0] if separator else uri
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+    return f"{scheme}://{_login_and_rest(rest)[1].partition('?')[0]}"
+
+
+def _login_and_rest(after_scheme: str) -> tuple[str, str]:
+    """Return user name and password of a URL, and what follows them; a password may have an unescaped ? or /."""
+    before, _, query = after_scheme.partition("?")
+    if "@" not in before and ("/" in before or "@" not in query):  # the query has one of its own, or there is none
+        return "", after_scheme
+    login = (after_scheme if "@" not in before else before).rpartition("@")[0]
+    return login, after_scheme[len(login) + 1 :]
 
 
 def without_secrets(text: str, uri: str) -> str:
@@ -214,8 +241,8 @@ def without_secrets(text: str, uri: str) -> str:
         "could not find host '***'"
     """
     rest = uri.partition("://")[2]
-    before, _, query = rest.partition("?")
-    given = before.rpartition("@")[0].partition(":")[2]
+    login, after = _login_and_rest(rest)
+    given, query = login.partition(":")[2], after.partition("?")[2]
     values = [value for _, _, value in (part.partition("=") for part in query.split("&")) if value]
     for piece in [given, *re.split(r"[@:/]", given), *values]:
         if len(piece) >= MIN_SECRET:

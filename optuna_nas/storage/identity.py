@@ -7,15 +7,19 @@ import logging
 import sqlite3
 import uuid
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlencode
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute, user_attributes
+from optuna_nas.storage.database import sqlite_file
+from optuna_nas.storage.own_postgres import users_at
 from optuna_nas.training.disk import whole_file
 from optuna_nas.training.rules import checked, text
 
@@ -26,7 +30,10 @@ logger = logging.getLogger(__name__)
 
 OWNER_FILE = ".study.json"
 """File in a folder that names the study whose files it holds."""
-SQLITE = "sqlite"
+SQLITE, OWN_SERVER = "sqlite", "own server "
+SERVER_QUERY = ("host", "port", "unix_socket")
+"""Parts of the query of a URL that say which server it is."""
+DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 
 class Home(NamedTuple):
@@ -34,8 +41,8 @@ class Home(NamedTuple):
 
     Args:
         name: Name of the study.
-        place: Its storage: the path of an sqlite or journal file, the URL of a server without secrets, or the class of
-            an object.
+        place: Its storage: the path of an sqlite or journal file, the URL of a server without secrets, the file of
+            the users of a server of one's own, or the class of an object.
     """
 
     name: str
@@ -60,10 +67,31 @@ def home_of(study: Study) -> Home:
         return Home(study.study_name, type(backend).__name__ + (f" {id(backend)}" if forgets else ""))
     url = make_url(address)
     if url.get_backend_name() == SQLITE:
-        file = url.database or ""
-        place = f"memory {id(backend)}" if file in ("", ":memory:") else str(Path(file).resolve())
-        return Home(study.study_name, place)
-    return Home(study.study_name, f"{url.get_backend_name()}://{url.host or ''}/{url.database}")
+        file = sqlite_file(address)
+        return Home(study.study_name, f"memory {id(backend)}" if file is None else str(file.resolve()))
+    return Home(study.study_name, _server(url))
+
+
+def _server(url: URL) -> str:
+    """Return the place of a database server: what tells it from others on the same machine, without secrets."""
+    kind, asked = url.get_backend_name(), {name: value for name, value in url.query.items() if name in SERVER_QUERY}
+    if isinstance(host := asked.get("host"), str) and (users := users_at(host)) is not None:
+        return f"{OWN_SERVER}{users}"  # the folder of its socket changes
+    port = "" if url.port in (None, DEFAULT_PORTS.get(kind)) else f":{url.port}"
+    return f"{_server_before(url, port)}{'?' if asked else ''}{urlencode(sorted(asked.items()), doseq=True)}"
+
+
+def _server_before(url: URL, port: str = "") -> str:
+    """Return the place of a server as studies of before noted it."""
+    return f"{url.get_backend_name()}://{url.host or ''}{port}/{url.database}"
+
+
+def _places_of(study: Study) -> tuple[str, ...]:
+    """Return the place of a study, and the one that it may have noted before."""
+    address = getattr(getattr(study._storage, "_backend", study._storage), "url", None)
+    place = home_of(study).place
+    is_here = not isinstance(address, str) or make_url(address).get_backend_name() == SQLITE
+    return (place,) if is_here else (place, _server_before(make_url(str(address))))
 
 
 def study_uid(study: Study) -> str:
@@ -88,7 +116,8 @@ def study_uid(study: Study) -> str:
     """
     attributes, home = user_attributes(study), home_of(study)
     uid, noted = attribute(attributes, UID_ATTRIBUTE), attribute(attributes, HOME)
-    if uid is not None and noted is not None and Home(*noted) != home and _is_there(study, Home(*noted), str(uid)):
+    is_here = noted is None or (noted[0] == home.name and noted[1] in _places_of(study))
+    if uid is not None and not is_here and _is_there(study, Home(*noted), str(uid)):
         logger.info("Study %r is a copy of %r; it gets an identity of its own.", study.study_name, noted[0])
         uid = None
     if uid is None:
@@ -108,14 +137,15 @@ def keep_identity(study: Study) -> None:
 
 def _is_there(study: Study, home: Home, uid: str) -> bool:
     """Return whether the study of an id is still where it was; True where that can't be seen."""
-    if home.place == home_of(study).place:
+    if home.place in _places_of(study):
         try:
             other = study._storage.get_study_id_from_name(home.name)
         except KeyError:
             return False
         return bool(study._storage.get_study_user_attrs(other).get(UID_ATTRIBUTE) == uid)
     if not home.place.startswith(("/", "\\")) and not Path(home.place).is_absolute():
-        return True  # a server, or the memory of a process
+        users = home.place.removeprefix(OWN_SERVER)
+        return users == home.place or Path(users).exists()  # another server, or the memory of a process, can't be seen
     file = Path(home.place)
     return sqlite_holds(file, home.name, uid) or _journal_holds(file, home.name, uid)
 
@@ -141,8 +171,8 @@ def sqlite_holds(file: Path, name: str, uid: str) -> bool:
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
             rows = database.execute(query, (name, UID_ATTRIBUTE)).fetchall()
-    except sqlite3.Error:
-        return False
+    except sqlite3.Error as error:  # a locked file is there, one without these tables is not
+        return "no such table" not in str(error) and "not a database" not in str(error)
     return any(value == json.dumps(uid) for (value,) in rows)
 
 
@@ -157,24 +187,48 @@ def claim_folder(folder: Path, study: Study) -> None:
         ValueError: It holds the files of another study.
     """
     file, uid, home = folder / OWNER_FILE, study_uid(study), home_of(study)
-    try:
-        with named_file("a note of optuna_nas", file):
-            noted = checked(read_json_file(file), dict.fromkeys(("uid", "name", "storage"), text()))
-        owner, owner_home = noted["uid"], Home(noted["name"], noted["storage"])
-        RULES[UID_ATTRIBUTE]("uid", owner)  # a folder is named after it
-    except ValueError:
-        owner, owner_home = uid, home
-    if owner != uid:
-        if _is_there(study, owner_home, owner):
-            raise ValueError(
-                f"`folder` must belong to one study but {folder} holds the files of {owner_home.name!r} in "
-                f"{owner_home.place}; give this search another `folder` or another `name` (`--set name=...`)."
-            )
-        _move_aside(folder, owner)
+    is_new = not study.get_trials(deepcopy=False)  # else the files are its own, of a version without notes
+    owner = check_folder(folder, study, believes_damaged=not is_new)
+    if owner is None and is_new and not file.exists():
+        _move_aside(folder, "unknown")
+    elif owner not in (None, uid):
+        _move_aside(folder, str(owner))
     described = json.dumps({"uid": uid, "name": home.name, "storage": home.place})
     if not file.exists() or file.read_bytes() != described.encode():
         with whole_file(file) as new:
             new.write_text(described)
+
+
+def check_folder(folder: Path, study: Study, believes_damaged: bool = True) -> str | None:
+    """Return the id of the study whose files a folder holds: this one, or one that is no more; None if it says none.
+
+    Args:
+        folder: Folder, which need not exist.
+        study: Study that reads or writes there.
+        believes_damaged: Whether a note that can't be read is passed over.
+
+    Raises:
+        ValueError: It holds the files of another study, or says so in a way that can't be read.
+    """
+    file = folder / OWNER_FILE
+    try:
+        with named_file("a note of optuna_nas", file):
+            noted = checked(read_json_file(file), dict.fromkeys(("uid", "name", "storage"), text()))
+        owner, owner_home = str(noted["uid"]), Home(noted["name"], noted["storage"])
+        RULES[UID_ATTRIBUTE]("uid", owner)  # a folder is named after it
+    except ValueError:
+        if believes_damaged or not file.exists():
+            return None
+        raise ValueError(
+            f"`folder` must say whose files it holds but its note {file} can't be read; give this search another "
+            "`folder`, or remove that note, which sets the other files aside."
+        ) from None
+    if owner != study_uid(study) and _is_there(study, owner_home, owner):
+        raise ValueError(
+            f"`folder` must belong to one study but {folder} holds the files of {owner_home.name!r} in "
+            f"{owner_home.place}; give this search another `folder` or another `name` (`--set name=...`)."
+        )
+    return owner
 
 
 def _move_aside(folder: Path, owner: str) -> None:
@@ -184,7 +238,12 @@ def _move_aside(folder: Path, owner: str) -> None:
     found = [folder / name for name in names if (folder / name).exists()] + sorted(folder.glob("*.safetensors"))
     if not found:
         return
-    left.mkdir(exist_ok=True)
+    for number in count(2):
+        if not left.exists():
+            break
+        left = folder / f"left-by-{owner}-{number}"
+    left.mkdir()
     for path in found:
         path.replace(left / path.name)
-    logger.warning("Files of a study that is no more are in %s.", left)
+    whose = "an unknown study" if owner == "unknown" else "a study that is no more"
+    logger.warning("Files of %s are in %s.", whose, left)

@@ -13,6 +13,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import GPU_SECONDS, MODEL_SECONDS, attribute, write_fit_records
 from optuna_nas.storage.finished import PicklesSettings
+from optuna_nas.storage.folder_names import folder_name
 from optuna_nas.storage.identity import Home, home_of
 from optuna_nas.storage.model_rounds import Rounds, Snapshot
 from optuna_nas.storage.optuna_rdb import StorageError
@@ -328,7 +329,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
 
     def _store(self, study: Study) -> ArtifactStore:
         store = self._given_store or self._search_store
-        return store or folder_store((self._folder or Path("runs") / study.study_name) / "artifacts")
+        return store or folder_store((self._folder or Path("runs") / folder_name(study.study_name)) / "artifacts")
 
 
 def _is_finished(trial: FrozenTrial) -> bool:

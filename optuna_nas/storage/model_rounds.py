@@ -1,9 +1,9 @@
 """Rounds of a study: one trial per round prepares and publishes a snapshot, which all others use without waiting.
 
 The leader of a round is its first trial, by number, unless the leader of an earlier round is still at work in another
-process: then the first trial after its end makes up for both. A snapshot is a small JSON value in the attributes of that
-trial, and files in an artifact store with their SHA-256 hashes. If the leader dies, the next round continues from the
-last verified snapshot.
+process: then the first trial after its end makes up for both. A snapshot is a small JSON value in the attributes of
+that trial, and files in an artifact store with their SHA-256 hashes. If the leader dies, the next round continues from
+the last verified snapshot.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ class Rounds(Generic[Loaded]):
             newest = self._newest(study, trial.number, preparing=True)
             if (newest is not None and newest.done) or self._is_prepared_elsewhere(study):
                 return
-            study._storage.set_trial_system_attr(trial._trial_id, self._leads, [trial.number, this_worker(), study_uid(study)])
+            mark: list[Any] = [trial.number, this_worker(), study_uid(study)]
+            study._storage.set_trial_system_attr(trial._trial_id, self._leads, mark)
             prepared = -1
             while prepared < state.due:  # other threads may increase it meanwhile
                 prepared = state.due
@@ -289,8 +290,9 @@ class Rounds(Generic[Loaded]):
 
                 loaded = self._load(value, fetch)
             return Snapshot(number, value["done"], value["files"], tuple(value["previous"]), value["step"], loaded)
-        except OtherConfiguration:
-            raise
+        except OtherConfiguration as error:
+            way_out = f"give {self._name} what it had, or the study another name (`--set name=...`)"
+            raise OtherConfiguration(f"the snapshot of trial {number}", error.differing, way_out) from None
         except (Unverified, ValueError) as error:  # ValueError: the file is not what it should be
             if isinstance(error, Unreachable) and any(is_of_another(study, file) for file in value["files"].values()):
                 self._leave(study, number, error)

@@ -81,8 +81,15 @@ def hold(address: str) -> None:
     """
     with suppress(OSError, ValueError):
         host = make_url(address).query.get("host")
-        if isinstance(host, str) and host.startswith("/") and (Path(host) / "users").is_symlink():
-            _hold((Path(host) / "users").resolve())
+        if isinstance(host, str) and (users := users_at(host)) is not None:
+            _hold(users)
+
+
+def users_at(host: str) -> Path | None:
+    """Return the file that the users of a server of `own_database` lock, by the folder of its socket; else None."""
+    if not host.startswith("/") or not (Path(host) / "users").is_symlink():
+        return None
+    return (Path(host) / "users").resolve()
 
 
 def _start(folder: Path, installed: Path) -> None:

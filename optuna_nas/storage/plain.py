@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -26,6 +28,30 @@ def visible(text: str) -> str:
         a\x1b[31mb
     """
     return _CONTROLS.sub(lambda found: repr(found.group())[1:-1], text)
+
+
+def json_text(value: Any, *, indent: int | None = None, spells: bool = False) -> str:
+    """Return a value as JSON, which has no infinite numbers and no NaN: they are null, or spelt where people read it.
+
+    Args:
+        value: Containers, texts and numbers; others as text.
+        indent: Spaces of a level, on lines of their own; None for one line.
+        spells: Whether to write `"inf"` and the like in place of null.
+
+    Example:
+        >>> from optuna_nas.storage.plain import json_text
+        >>> json_text({"loss": float("inf")}), json_text([float("-inf"), 1.5], spells=True)
+        ('{"loss": null}', '["-inf", 1.5]')
+    """
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(float(value)) if spells else None
+        if isinstance(value, dict):
+            return {str(key): finite(one) for key, one in value.items()}
+        return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(finite(value), indent=indent, allow_nan=False, default=str)
 
 
 def without_tags(text: str) -> str:

@@ -6,6 +6,7 @@
 | model | seconds for which it trained a one-shot model, with the scores of the round | up to the last five seconds |
 | waiting | all other seconds from its start to its end, by Optuna | 0 if it failed, which may be noticed late |
 | GPU-seconds | seconds of training and of the model, times the GPUs (or share of one) that it had | likewise |
+| epochs | epochs that it trained itself: of a training that was resumed, those since then | up to the last whole one |
 | epochs saved | epochs that its training lacks, if it was pruned | 0, unless it was pruned |
 | seconds saved | mean training of completed trials minus its training, if it was pruned; see `Savings` | likewise |
 
@@ -29,6 +30,7 @@ from optuna_nas.storage.attributes import (
     MODEL_SECONDS,
     RETRY_OF,
     TRAIN_SECONDS,
+    TRAINED_EPOCHS,
     attribute,
     has_attribute,
 )
@@ -40,13 +42,14 @@ if TYPE_CHECKING:
 
 
 class Spending(NamedTuple):
-    """Seconds of a finished trial; see the table of this module.
+    """Seconds and epochs of a finished trial; see the table of this module.
 
     Args:
         training: Seconds of training and validation.
         model: Seconds of the training of a one-shot model.
         waiting: Other seconds from start to end.
         gpu: GPU-seconds.
+        epochs: Epochs that it trained; 0 where an objective of the user reports none.
         epochs_saved: Epochs that pruning has saved.
     """
 
@@ -54,6 +57,7 @@ class Spending(NamedTuple):
     model: float
     waiting: float
     gpu: float
+    epochs: int
     epochs_saved: int
 
     @property
@@ -72,7 +76,7 @@ def spending_of(trial: FrozenTrial) -> Spending:
         >>> spent = {TRAIN_SECONDS: 4.0, MODEL_SECONDS: 1.5, EPOCHS: 10}
         >>> pruned = optuna.trial.TrialState.PRUNED
         >>> spending_of(optuna.create_trial(state=pruned, intermediate_values={1: 0.5, 2: 0.6}, user_attrs=spent))
-        Spending(training=4.0, model=1.5, waiting=0.0, gpu=0.0, epochs_saved=8)
+        Spending(training=4.0, model=1.5, waiting=0.0, gpu=0.0, epochs=2, epochs_saved=8)
     """
     attributes = trial.user_attrs
     duration = max(0.0, trial.duration.total_seconds()) if trial.duration else 0.0  # the clock may have been set back
@@ -80,9 +84,12 @@ def spending_of(trial: FrozenTrial) -> Spending:
     is_ours = any(has_attribute(attributes, key) for key in (TRAIN_SECONDS, EPOCHS, DUPLICATE_OF))
     training = float(attribute(attributes, TRAIN_SECONDS, 0.0 if is_ours else max(0.0, duration - model)))
     waiting = 0.0 if trial.state == TrialState.FAIL else max(0.0, duration - training - model)
-    epochs = attribute(attributes, EPOCHS, 0) if trial.state == TrialState.PRUNED else 0
-    saved = 0 if has_attribute(attributes, DUPLICATE_OF) else max(0, epochs - int(trial.last_step or 0))
-    return Spending(training, model, waiting, float(attribute(attributes, GPU_SECONDS, 0.0)), saved)
+    gpu, last = float(attribute(attributes, GPU_SECONDS, 0.0)), int(trial.last_step or 0)
+    if has_attribute(attributes, DUPLICATE_OF):
+        return Spending(training, model, waiting, gpu, 0, 0)
+    trained = int(attribute(attributes, TRAINED_EPOCHS, last))
+    saved = max(0, attribute(attributes, EPOCHS, 0) - last) if trial.state == TrialState.PRUNED else 0
+    return Spending(training, model, waiting, gpu, trained, saved)
 
 
 class Savings:
@@ -92,8 +99,7 @@ class Savings:
     of the completed trials; of a training that was resumed, the seconds of all its attempts count.
 
     Attributes:
-        spent: Seconds of all trials, with those that failed.
-        trained: Epochs of all completed and pruned trials.
+        spent: Seconds and epochs of all trials, with those that failed.
 
     Example:
         >>> import optuna
@@ -109,8 +115,7 @@ class Savings:
     """
 
     def __init__(self) -> None:
-        self.spent = Spending(0.0, 0.0, 0.0, 0.0, 0)
-        self.trained = 0
+        self.spent = Spending(0.0, 0.0, 0.0, 0.0, 0, 0)
         self._counts: defaultdict[TrialState, int] = defaultdict(int)
         self._seconds: defaultdict[TrialState, float] = defaultdict(float)
         self._gpu: defaultdict[TrialState, float] = defaultdict(float)
@@ -125,7 +130,6 @@ class Savings:
         if trial.state == TrialState.FAIL:
             self._failed[trial.number] = seconds, gpu
         elif not has_attribute(trial.user_attrs, DUPLICATE_OF):
-            self.trained += int(trial.last_step or 0)
             self._counts[trial.state] += 1
             self._seconds[trial.state] += seconds
             self._gpu[trial.state] += gpu

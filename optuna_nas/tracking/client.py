@@ -7,8 +7,7 @@ import socket
 import sqlite3
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from math import isinf
-from pathlib import Path
+from math import isinf, nan
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -19,13 +18,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from optuna_nas.storage.database import one_line
+from optuna_nas.storage.database import one_line, sqlite_address, sqlite_file
 from optuna_nas.tracking.keys import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, cut, keyed
-from optuna_nas.tracking.records import SQLITE, THREAD_NAME, is_server, unreachable, unusable
+from optuna_nas.tracking.records import THREAD_NAME, is_server, unreachable, unusable
 from optuna_nas.tracking.tables import make_anew, make_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from mlflow.entities import Run
 
@@ -58,7 +58,7 @@ def connected(uri: str, registry: bool = False) -> Iterator[MlflowClient]:
 
 
 def _open_database(file: Path) -> None:
-    with connected(f"{SQLITE}{file}"):
+    with connected(sqlite_address(file)):
         pass
 
 
@@ -73,7 +73,7 @@ class Client:
         self.uri = uri
         self.connections = ExitStack()  # closed by the calling thread at its end
         self.n_written = 0  # number of successful requests, to detect progress
-        self._database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+        self._database = sqlite_file(uri)
         self._refused = False  # whether storing an artifact has failed
 
     @cached_property
@@ -164,7 +164,8 @@ class Client:
     ) -> None:
         """Log metrics, params and tags, in requests of the largest size that MLflow accepts."""
         infinite = {f"infinite.{m.key}": f"{m.value} at step {m.step}" for m in metrics if isinf(m.value)}
-        metrics = [metric for metric in metrics if not isinf(metric.value)]  # databases would store 1.8e308
+        # Databases would store 1.8e308; NaN is a gap in a curve, and the last in an order.
+        metrics = [Metric(m.key, nan if isinf(m.value) else m.value, m.timestamp, m.step) for m in metrics]
         all_params = [Param(key, cut(value, MAX_PARAM_CHARACTERS)) for key, value in params.items()]
         all_tags = [RunTag(key, cut(value, MAX_TAG_CHARACTERS)) for key, value in {**tags, **infinite}.items()]
         while metrics or all_params or all_tags:

@@ -9,7 +9,7 @@ from mlflow.entities import Metric
 
 from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute
 from optuna_nas.storage.database import sqlite_file
-from optuna_nas.storage.plain import markdown_table, without_tags
+from optuna_nas.storage.plain import json_text, markdown_table, without_tags
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import DEFAULT_EXPERIMENT
 from optuna_nas.tracking.view import BY_SECOND, LOCAL_SERVER, page_url, plain_url, strategies_view, view_tag, view_url
@@ -65,7 +65,7 @@ def save_comparison(
             tags = {"optuna_nas.kind": KIND}
             run_id = client.create_run(experiment.experiment_id, tags=tags, run_name=name).info.run_id
         content = {"columns": list(headings), "data": [list(row) for row in rows]}
-        client.log_text(run_id, json.dumps(content), "table.json")
+        client.log_text(run_id, json_text(content, spells=True), "table.json")
         client.log_figure(run_id, figure, "best_against_spent.png")
         client.set_tag(run_id, "mlflow.loggedArtifacts", '[{"path": "table.json", "type": "table"}]')
         trials = plain_url("", "", experiment.experiment_id, metric, maximize=maximize).lstrip("/")

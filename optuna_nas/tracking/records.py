@@ -22,7 +22,6 @@ STATUSES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialS
 DEFAULT_EXPERIMENT = "optuna_nas"
 """Name of the experiment of studies for which none is given and that have no run around them."""
 THREAD_NAME = "optuna_nas.tracking"
-SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)

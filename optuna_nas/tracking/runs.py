@@ -147,8 +147,9 @@ class StudyRuns:
         """Read the runs of all trials; of runs that two processes created for a trial, the first is kept."""
         self.trials = {}
         for run in self._search("tags.`optuna_nas.kind` = 'trial'"):
-            number = int(run.data.tags["optuna.trial_number"])
-            if number in self.trials:
+            if not (written := run.data.tags["optuna.trial_number"]).isdecimal():
+                continue
+            if (number := int(written)) in self.trials:
                 self.client.mlflow.delete_run(run.info.run_id)
             else:
                 self._adopt(run)

@@ -22,7 +22,7 @@ from optuna_nas.storage.attributes import (
     shown_attributes,
     user_attributes,
 )
-from optuna_nas.storage.plain import markdown_table, visible
+from optuna_nas.storage.plain import json_text, markdown_table, visible
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking.client import metrics_of
 from optuna_nas.tracking.curves import CurvePoints
@@ -193,7 +193,7 @@ class StudyRun:
 
     def save_leaderboard(self, rows: Sequence[LeaderboardRow]) -> None:
         """Save the leaderboard as a table in MLflow."""
-        table = json.dumps(leaderboard_table(rows, self._metric))
+        table = json_text(leaderboard_table(rows, self._metric), spells=True)
         save = partial(self._client.mlflow.log_text, self._runs.study_id, table, "leaderboard.json")
         self._client.store(save)
         shown = '[{"path": "leaderboard.json", "type": "table"}]'

@@ -13,19 +13,20 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
-from optuna_nas.storage.database import one_line
+from optuna_nas.storage.database import one_line, sqlite_file
 from optuna_nas.storage.home import have_home
 from optuna_nas.tracking.keys import text_of
 from optuna_nas.tracking.parent import parent_of_searches
 from optuna_nas.tracking.records import (
-    SQLITE,
     THREAD_NAME,
     Epoch,
     StartedTrial,
@@ -39,6 +40,7 @@ from optuna_nas.tracking.view import LOCAL_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import optuna
     from optuna.trial import FrozenTrial
@@ -110,8 +112,9 @@ class MLflowTracker:
         self.metric = metric
         self.tags = {str(name): text_of(value) for name, value in tags.items()}
         self.store_uri = self.tracking_uri  # with the absolute path of a database file, if the working folder changes
-        if self.tracking_uri.startswith(SQLITE):
-            self.store_uri = SQLITE + str(Path(self.tracking_uri.removeprefix(SQLITE)).absolute())
+        if (file := sqlite_file(self.tracking_uri)) is not None:
+            database = make_url(self.tracking_uri).set(database=str(file.absolute()))
+            self.store_uri = database.render_as_string(hide_password=False)
         self._reset(None)
 
     def _reset(self, mirror: Mirror | None) -> None:
@@ -343,10 +346,17 @@ class MLflowTracker:
 
     @property
     def command(self) -> str:
-        """Shell command that serves a database, and the URL of the comparison view; for a server, the URL alone."""
+        """Shell command that serves a database, and the URL of the comparison view; for a server, the URL alone.
+
+        A password in the URL of a database is shown as `***`.
+        """
         if self.served:
             return self.view_url
-        return f"mlflow ui --backend-store-uri {shlex.quote(self.tracking_uri)}\n{self.view_url}"
+        shown = self.tracking_uri
+        with suppress(ArgumentError):
+            url = make_url(shown)
+            shown = url.render_as_string() if url.password else shown
+        return f"mlflow ui --backend-store-uri {shlex.quote(shown)}\n{self.view_url}"
 
     def find_view(self, study: optuna.Study, local_server: str = LOCAL_SERVER, metric: str | None = None) -> str:
         """Return the URL of the comparison view of a study that was tracked before, without `start`.

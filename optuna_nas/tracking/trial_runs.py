@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
+from math import isfinite, isnan
 from typing import TYPE_CHECKING
 
 from mlflow.entities import Metric
@@ -34,6 +35,10 @@ BEST = " (best)"
 """Suffix of the name of the best trial's run."""
 ENDS = {TrialState.PRUNED: " (pruned)", TrialState.FAIL: " (failed)"}
 """Suffixes of the names of runs whose end MLflow's own status does not tell: a pruned trial is `KILLED` there."""
+
+
+RESERVED = ("mlflow.", "optuna.", "optuna_nas.", "infinite.")
+"""Beginnings of tags that MLflow or this package gives; attributes of the user are named otherwise."""
 
 
 class TrialRuns:
@@ -76,6 +81,7 @@ class TrialRuns:
         texts = {
             name: text_of(value) for name, value in shown_attributes(trial.user_attrs).items() if name not in numbers
         }
+        texts = {f"attribute.{name}" if name.startswith(RESERVED) else name: text for name, text in texts.items()}
         texts |= unreadable_tag(trial.user_attrs, trial.system_attrs)
         tags = keyed(texts) | {"optuna.state": trial.state.name, "mlflow.runColor": COLOURS[trial.state.name]}
         self._client.log(run_id, metrics, param_texts(trial.params), tags)
@@ -95,7 +101,7 @@ class TrialRuns:
         missing = {step: value for step, value in trial.intermediate_values.items() if step not in curve}
         metrics = [Metric(self._metric, value, end, step) for step, value in sorted(missing.items())]
         curve |= {point.step: point for point in metrics}
-        if trial.values and (not curve or curve[max(curve)].value != trial.values[0]):
+        if trial.values and (not curve or not _is_shown(curve[max(curve)].value, trial.values[0])):
             step, after = max(curve, default=0), max((point.timestamp for point in curve.values()), default=0) + 1
             # MLflow shows the latest of several values at a step.
             metrics.append(Metric(self._metric, trial.values[0], max(end, after), step))
@@ -158,3 +164,8 @@ class TrialRuns:
     def winner(self) -> int | None:
         """Return the number of the trial that is marked as the best, None if there is none."""
         return next((number for number, run in self._runs.trials.items() if run.name.endswith(BEST)), None)
+
+
+def _is_shown(noted: float, value: float) -> bool:
+    """Return whether MLflow shows a value; one that is infinite is NaN there."""
+    return noted == value or (isnan(noted) and not isfinite(value))

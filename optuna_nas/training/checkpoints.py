@@ -46,7 +46,18 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 class OtherConfiguration(ValueError):
-    """A checkpoint is whole, and of another configuration than is asked for."""
+    """A checkpoint is whole, and of another configuration than is asked for.
+
+    Args:
+        what: The checkpoint, in words.
+        differing: What differs.
+        way_out: What to do.
+    """
+
+    def __init__(self, what: str, differing: str, way_out: str) -> None:
+        message = f"`checkpoint` must be of the same configuration but {what} differs in {differing}; {way_out}."
+        super().__init__(message)
+        self.differing = differing
 
 
 def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Mapping[str, Any]) -> None:
@@ -64,21 +75,20 @@ def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Ma
     saved = completed(saved if isinstance(saved, dict) else {}, current)
     differing = _differing(saved, current)
     if differing:
-        raise OtherConfiguration(
-            f"`checkpoint` must be of the same configuration but {path} differs in {brief(', '.join(differing))}; "
-            "use another file, or delete it to start anew."
-        )
+        way_out = "use another file, or delete it to start anew"
+        raise OtherConfiguration(str(path), brief(", ".join(differing)), way_out)
 
 
-NEW_IN_DATA = ("augmentation", "files")
-"""What descriptions of data lacked in earlier versions."""
+NEW_PARTS, NEW_IN_DATA = ("objectives", "constraints"), ("augmentation", "files", "examples")
+"""What configurations, and descriptions of data, lacked in earlier versions."""
 
 
 def completed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an earlier configuration; what it could not yet describe of its data is taken to be as it is now."""
+    """Return an earlier configuration; what it could not yet describe is taken to be as it is now."""
+    saved = {**{key: current[key] for key in NEW_PARTS if key in current}, **saved}
     data, now = saved.get("data"), current.get("data")
     if not isinstance(data, dict) or not isinstance(now, dict):
-        return dict(saved)
+        return saved
     return {**saved, "data": {**{key: now[key] for key in NEW_IN_DATA if key in now}, **data}}
 
 

@@ -56,8 +56,8 @@ class Disk:
 
 def names_the_disk(said, how):
     """Return whether one sentence, and nothing else, says what is wrong with the disk, or with a file on it."""
-    reasons = [f"is {how}", "No space left on device", "Read-only file system", "make room", "can be written", "is not: "]
-    told = any(reason in said for reason in reasons)
+    reasons = ("No space left on device", "Read-only file system", "make room", "can be written", "is not: ")
+    told = any(reason in said for reason in (f"is {how}", *reasons))
     return told and said.count("Error: ") == 1 and "Traceback" not in said and "Failed" not in said
 
 

@@ -150,7 +150,8 @@ def test_the_first_trial_after_the_end_of_another_process_round_makes_up_for_tho
     worker.ask(study, lambda: used.extend(other.run(study, 8)))  # trials 1 to 8: 4 and 8 would open rounds
     assert (used, other.rounds_trained) == ([None] * 8, [])
     assert other.run(study, 3) == [9, 9, 9]
-    assert other.rounds_trained == [2] and other.rounds.newest(study, 11).loaded == [0, 2]
+    assert other.rounds_trained == [2]
+    assert other.rounds.newest(study, 11).loaded == [0, 2]
     assert openers(study) == [0, 9]
 
 

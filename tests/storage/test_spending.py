@@ -6,7 +6,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, GPU_SECONDS, MODEL_SECONDS, RETRY_OF, TRAIN_SECONDS
+from optuna_nas.storage.attributes import (
+    DUPLICATE_OF,
+    EPOCHS,
+    GPU_SECONDS,
+    MODEL_SECONDS,
+    RETRY_OF,
+    TRAIN_SECONDS,
+    TRAINED_EPOCHS,
+)
 from optuna_nas.storage.spending import Meter, Savings, spending_of
 
 
@@ -63,14 +71,14 @@ def test_epochs_are_saved_by_pruning_alone(state, steps, attributes, saved):
 def test_a_resumed_training_counts_with_all_of_its_attempts_and_a_duplicate_with_none():
     savings, study = Savings(), optuna.create_study(direction="maximize")
     study.add_trial(ended("FAIL", 8.0, steps=2))
-    study.add_trial(ended("COMPLETE", 12.0, steps=4, **{RETRY_OF: 0, EPOCHS: 4}))
+    study.add_trial(ended("COMPLETE", 12.0, steps=4, **{RETRY_OF: 0, EPOCHS: 4, TRAINED_EPOCHS: 2}))
     study.add_trial(ended("COMPLETE", steps=0, **{DUPLICATE_OF: 1, EPOCHS: 4}))
     study.add_trial(ended("FAIL", 3.0, steps=1))
-    study.add_trial(ended("PRUNED", 2.0, steps=3, **{RETRY_OF: 3, EPOCHS: 4}))
+    study.add_trial(ended("PRUNED", 2.0, steps=3, **{RETRY_OF: 3, EPOCHS: 4, TRAINED_EPOCHS: 2}))
     for trial in study.trials:
         savings.add(trial)
     assert savings.seconds == (8 + 12) - (3 + 2)
-    assert (savings.spent.epochs_saved, savings.trained) == (1, 7)
+    assert (savings.spent.epochs_saved, savings.spent.epochs) == (1, 2 + 2 + 1 + 2)
     assert savings.gpu_seconds is None
     assert savings.spent.training == 8 + 12 + 3 + 2, "what was spent is that of all attempts"
 
