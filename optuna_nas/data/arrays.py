@@ -5,6 +5,7 @@ N images, B images of a batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from optuna_nas.data.splits import (
     WEIGHTS,
     check_every_label,
     checked_names,
+    checked_seed,
     digest_of,
     draw_splits,
     index_chunks,
@@ -131,7 +133,7 @@ class ImageData:
             labels = np.concatenate([labels, _as_labels(y_test, "y_test", len(test_images))])
             images = torch.cat([images, test_images])
         lowest, highest = int(np.min(labels)), int(np.max(labels))
-        n_classes = highest + 1 if classes is None else classes
+        n_classes = highest + 1 if classes is None else _as_count(classes)
         if n_classes < 2:
             raise ValueError(f"`classes` must be at least 2 but got {n_classes}; `y` needs two different labels.")
         if lowest < 0 or highest >= n_classes:
@@ -142,6 +144,7 @@ class ImageData:
         if classes is None:
             check_every_label(labels, "set `classes`")
         names = checked_names(class_names, n_classes)
+        seed = checked_seed(seed)
         splits = draw_splits(labels, n_train, dict(fractions or {}), seed)
         train = torch.cat([splits[WEIGHTS], splits[CHOICES]])
         seen = images[train].double() / (255 if images.dtype == torch.uint8 else 1)
@@ -247,7 +250,7 @@ class ImageData:
 
 
 def _as_images(x: ArrayLike, name: str, channels: str | None) -> Tensor:
-    array = np.asarray(x)
+    array = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4:
@@ -265,8 +268,8 @@ def _as_images(x: ArrayLike, name: str, channels: str | None) -> Tensor:
     if len(array) == 0:
         raise ValueError(f"`{name}` must hold at least one image but has shape {array.shape}.")
     if array.dtype != np.uint8:
-        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise ValueError(f"`{name}` must be numbers but has dtype {array.dtype}.")
+        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
+            raise ValueError(f"`{name}` must be real numbers but has dtype {array.dtype}.")
         array = array.astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2, 3)))
         if len(bad):
@@ -275,6 +278,13 @@ def _as_images(x: ArrayLike, name: str, channels: str | None) -> Tensor:
                 "remove or repair them."
             )
     return torch.from_numpy(np.array(array, order="C"))  # a copy, since the caller may change the array
+
+
+def _as_count(classes: Any) -> int:
+    try:
+        return operator.index(classes)
+    except TypeError:
+        raise ValueError(f"`classes` must be an integer of at least 2 but got {classes!r}.") from None
 
 
 def _as_labels(y: ArrayLike, name: str, n_images: int) -> NDArray[np.int64]:

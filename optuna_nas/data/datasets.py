@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from optuna_nas.data.batches import tensors_of, to_device
-from optuna_nas.data.splits import SPLITS, digest_of, draw_splits, index_chunks, positions_of
+from optuna_nas.data.splits import SPLITS, checked_seed, digest_of, draw_splits, index_chunks, positions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -67,7 +67,7 @@ class DatasetData:
         self.name, self.outputs, self.device = name, outputs, torch.device(device)
         self._dataset, self._test, self._plain = dataset, test, plain or dataset
         self._labels, self._fractions, self._collate = labels, fractions, collate
-        self._n_workers, self._seed = n_workers, seed
+        self._n_workers, self._seed = n_workers, checked_seed(seed)
         n_train = _length(dataset, "dataset")
         n_test = 0 if test is None else _length(test, "test")
         if plain is not None and _length(plain, "plain") != n_train:
@@ -79,7 +79,7 @@ class DatasetData:
         strata = np.zeros(n_train + n_test, dtype=np.int64)
         if labels is not None:
             strata[:n_train] = np.asarray(labels)[:n_train]
-        self.splits = draw_splits(strata, n_train, dict(fractions or {}), seed)
+        self.splits = draw_splits(strata, n_train, dict(fractions or {}), self._seed)
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:

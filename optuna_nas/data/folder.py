@@ -17,6 +17,7 @@ from optuna_nas.data.splits import (
     CHOICES,
     REPORT,
     SPLITS,
+    checked_seed,
     digest_of,
     draw_splits,
     index_chunks,
@@ -74,7 +75,7 @@ class ImageFolderData:
     ) -> None:
         from torchvision.datasets import ImageFolder
 
-        self._root, self._size, self._workers, self._seed = Path(root), size, workers, seed
+        self._root, self._size, self._workers, self._seed = Path(root), size, workers, checked_seed(seed)
         self.device = torch.device(device)
         try:
             train, test = (ImageFolder(str(self._root / part)) for part in ("train", "val"))
@@ -92,7 +93,7 @@ class ImageFolderData:
         self.classes, self.class_names = len(train.classes), tuple(train.classes)
         self._samples: list[tuple[str, int]] = [*train.samples, *test.samples]
         labels = np.array([label for _, label in self._samples], dtype=np.int64)
-        self.splits = draw_splits(labels, len(train), {CHOICES: 0.0, REPORT: 0.1, **(fractions or {})}, seed)
+        self.splits = draw_splits(labels, len(train), {CHOICES: 0.0, REPORT: 0.1, **(fractions or {})}, self._seed)
         self._fractions = dict(fractions or {})
 
     @property

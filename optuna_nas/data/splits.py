@@ -6,6 +6,7 @@ Every batch is a function of (split, seed, epoch, step), so that a resumed train
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -94,10 +95,11 @@ def check_every_label(labels: NDArray[np.int64], otherwise: str) -> None:
         ValueError: `y` must hold every label from 0 to 3 but lacks 0; renumber them by \
 `np.unique(y, return_inverse=True)[1]`, or set `classes`.
     """
-    absent = np.flatnonzero(np.bincount(labels.reshape(-1)) == 0)
-    if len(absent):
+    present = np.unique(labels)
+    if len(present) <= present[-1]:
+        absent = next(number for number, label in enumerate(present.tolist()) if number != label)
         raise ValueError(
-            f"`y` must hold every label from 0 to {labels.max()} but lacks {absent[0]}; renumber them by "
+            f"`y` must hold every label from 0 to {present[-1]} but lacks {absent}; renumber them by "
             f"`np.unique(y, return_inverse=True)[1]`, or {otherwise}."
         )
 
@@ -166,6 +168,27 @@ def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
     """
     state = int(np.random.SeedSequence([len(key), *(abs(part) for part in key)]).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(state >> 1)
+
+
+def checked_seed(seed: Any) -> int:
+    """Return a seed of splits as a Python integer; NumPy's are taken.
+
+    Raises:
+        ValueError: It is no integer, or out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas.data.splits import checked_seed
+        >>> checked_seed(np.int64(3))
+        3
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63 or isinstance(seed, bool):
+        raise ValueError(f"`seed` must be an integer from 0 to 2**63 - 1 but got {seed!r}.")
+    return number
 
 
 def draw_splits(labels: NDArray[np.int64], n_train: int, fractions: dict[str, float], seed: int) -> dict[str, Tensor]:

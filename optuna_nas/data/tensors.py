@@ -18,6 +18,7 @@ from optuna_nas.data.splits import (
     WEIGHTS,
     check_every_label,
     checked_names,
+    checked_seed,
     digest_of,
     draw_splits,
     index_chunks,
@@ -117,6 +118,9 @@ class TensorData:
         if is_labels and int(targets.min()) < 0:
             raise ValueError(f"`y` must hold labels from 0 but got {int(targets.min())}; renumber the labels.")
         strata = targets.numpy() if is_labels else np.zeros(len(targets), dtype=np.int64)
+        seed = checked_seed(seed)
+        if is_labels:
+            check_every_label(targets.numpy(), "give floating-point values to predict")
         splits = draw_splits(strata, n_train, dict(fractions or {}), seed)
         shape, mean, scale = tuple(inputs.shape[1:]), None, None
         if normalize and inputs.is_floating_point():
@@ -126,8 +130,6 @@ class TensorData:
             mean = seen.mean(0, keepdim=True)
             inputs = ((inputs - mean) / scale).float()
             mean, scale = mean[0].float(), scale[0].float()
-        if is_labels:
-            check_every_label(targets.numpy(), "give floating-point values to predict")
         outputs = int(targets.max()) + 1 if is_labels else int(np.prod(targets.shape[1:], dtype=np.int64))
         preprocessing = Preprocessing(shape, "float32" if inputs.is_floating_point() else "int64", 1, mean, scale)
         names = checked_names(class_names, outputs if is_labels else 0)
@@ -187,7 +189,7 @@ def _check_lengths(inputs: Tensor, targets: Tensor, name: str) -> None:
 
 
 def _as_tensor(values: ArrayLike, name: str) -> Tensor:
-    array = np.asarray(values)
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if array.ndim == 0 or len(array) == 0:
         raise ValueError(f"`{name}` must hold at least one example but has shape {array.shape}.")
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):

@@ -101,10 +101,13 @@ class Frame:
         self.mixer = Mixer()
         chooser = Everything(values, self.mixer)
         self.module = built(space.make, chooser, device) if device else with_weights(space.make, chooser, seed)
+        for part in self.module.modules():  # several options read what one of them would change
+            if getattr(part, "inplace", False) is True:
+                part.inplace = False  # type: ignore[assignment]
         self.asked: dict[str, set[Context]] = chooser.contexts
         self.weights = dict(self.module.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.weights.items()}
-        parts = dict(self.module.named_modules())
+        parts = dict(self.module.named_modules(remove_duplicate=False))
         aliases: dict[int, list[str]] = {}
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             aliases.setdefault(id(parameter), []).append(name)
@@ -179,6 +182,10 @@ class Frame:
             inputs: A value, or the `Arguments` of the module.
         """
         self.mixer.weights = weights
+        with self.mixer.computing():
+            return self._call(tensors, inputs)
+
+    def _call(self, tensors: Mapping[str, Tensor], inputs: Any) -> Any:
         # All places of tied parameters are named, or PyTorch would look for them at every call.
         named = {alias: tensor for name, tensor in tensors.items() for alias in self.tied[name]}
         if isinstance(inputs, MethodCall):
@@ -208,7 +215,7 @@ class Frame:
 
     def own_buffers(self, chosen: Mapping[str, Collection[str]]) -> dict[str, Tensor]:
         """Return the buffers of an architecture's module by its own names, without statistics of norms."""
-        parts = dict(self.module.named_modules())
+        parts = dict(self.module.named_modules(remove_duplicate=False))
         found = {}
         for name, buffer in _persistent(self.module):
             own = _own_name(name, parts, chosen)
@@ -218,7 +225,7 @@ class Frame:
 
     def own_names(self, chosen: Mapping[str, Collection[str]]) -> dict[str, str]:
         """Return the names of parameters in the module of an architecture, by their names here."""
-        parts = dict(self.module.named_modules())
+        parts = dict(self.module.named_modules(remove_duplicate=False))
         found = {}
         for names in self.tied.values():
             for alias in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from optuna_nas.networks.graph_network import credited
-from optuna_nas.networks.sums import added
+from optuna_nas.networks.sums import added, outputs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from optuna_nas.networks.sums import Factor
 
@@ -26,11 +27,12 @@ class Mixer:
     Attributes:
         weights: Weights of the names to compute, by choice and name.
         ones: Whether all weights are 1, and only need gradients.
+        computes: Whether a supernet computes now.
     """
 
     def __init__(self) -> None:
         self.weights: Mapping[str, Mapping[str, Factor]] = {}
-        self.ones = False
+        self.ones = self.computes = False
 
     def mixed(self, choice: str, outputs: Iterable[tuple[str, Any]]) -> Any:
         """Return the weighed sum of outputs, given with the names that they are of; None for no outputs."""
@@ -38,7 +40,26 @@ class Mixer:
         terms = [(value, weights[name]) for name, value in outputs]
         if self.ones:
             terms = [(_credited(value, weight), 1.0) for value, weight in terms]
-        return added(terms) if terms else None
+        if not terms:
+            return None
+        try:
+            return added(terms)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if len(terms) == 1:
+                raise
+            raise ValueError(
+                f"`choose` must have options whose outputs can be added up, to mix them, but those of {choice!r} can't "
+                f"({str(error).splitlines()[0]}); use `SNASRecipe(relaxation='one_path')`, or give them equal outputs."
+            ) from error
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Note that a supernet computes inside the block."""
+        before, self.computes = self.computes, True
+        try:
+            yield
+        finally:
+            self.computes = before
 
 
 def _credited(value: Any, weight: Factor) -> Any:
@@ -64,10 +85,10 @@ class Mixed(nn.Module):
             self.add_module(name, op)
         self.choice, self.mixer, self.single = choice, mixer, single
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the weighed sum of the outputs; zeros like the first input if nothing is to be computed."""
-        names = self.mixer.weights[self.choice]
-        mixed = self.mixer.mixed(self.choice, ((name, self.get_submodule(name)(*inputs)) for name in names))
+        ops = ((name, self.get_submodule(name)) for name in self.mixer.weights[self.choice])
+        mixed = self.mixer.mixed(self.choice, outputs_of(self.choice, ops, inputs, named))
         return torch.zeros_like(inputs[0]) if mixed is None else mixed
 
 
@@ -104,6 +125,22 @@ class MixedDepth(nn.Sequential):
         super().__init__(*blocks)
         self.choice, self.depths, self.mixer = choice, depths, mixer
 
+    def __iter__(self) -> Iterator[nn.Module]:
+        self._is_whole()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self._is_whole()
+        return super().__len__()
+
+    def _is_whole(self) -> None:
+        """Raise ValueError where a supernet, of which all depths are computed, is asked for single blocks."""
+        if self.mixer.computes:
+            raise ValueError(
+                f"`choose_depth` must be called as a whole in `forward` but that of {self.choice!r} is taken apart; "
+                "call it, with what happens between its blocks inside of them."
+            )
+
     def forward(self, value: Any) -> Any:
         """Return the weighed sum."""
         wanted = sorted(int(name) for name in self.mixer.weights[self.choice])
@@ -111,7 +148,7 @@ class MixedDepth(nn.Sequential):
         x = value
         for number in range(max(wanted, default=0) + 1):
             if number:
-                x = self[number - 1](x)
+                x = self.get_submodule(str(number - 1))(x)
             if number in wanted:
                 reached[str(number)] = x
         mixed = self.mixer.mixed(self.choice, reached.items())

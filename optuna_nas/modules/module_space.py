@@ -215,8 +215,10 @@ class ModuleSpace(ModelSpace):
         module = with_weights(self.make, Chosen(dict(self.adopt(architecture).choices)), seed)
         if weights is not None:
             self._load(module, weights)
-        for name in _unread(self, self.adopt(architecture).choices):
-            module.get_parameter(name).requires_grad_(False)
+        unread = set(_unread(self, self.adopt(architecture).choices))
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if name in unread:
+                parameter.requires_grad_(False)
         return module
 
     def _load(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:

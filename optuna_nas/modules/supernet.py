@@ -107,6 +107,14 @@ class ModuleSupernet(nn.Module):
                 same = _equal(self(inputs, weights), expected)
             except Exception as error:
                 raise self._unfit(f"fails: {error}") from error
+        try:
+            outputs = self(inputs, weights)
+            parts = [part for part in tree_leaves(outputs) if isinstance(part, Tensor) and part.requires_grad]
+            learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            if parts and learning:
+                torch.autograd.grad([part.sum().real for part in parts], learning, allow_unused=True)
+        except Exception as error:  # such as a part that is computed again, with weights that are not there any more
+            raise self._unfit(f"fails when it learns: {str(error).splitlines()[0]}") from error
         if not same:
             raise self._unfit("computes something else; it may keep parameters that it has not registered")
 

@@ -8,6 +8,7 @@ import io
 import json
 import warnings
 from math import isnan, nan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,7 +24,6 @@ from optuna_nas.training.task import Arguments, call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from optuna_nas.data.preprocessing import Preprocessing
     from optuna_nas.networks.deployment import Deployment
@@ -54,7 +54,7 @@ class Exported(NamedTuple):
 
 def export_network(
     network: nn.Module,
-    path: Path,
+    path: str | Path,
     format: str = PT2,  # noqa: A002
     architecture: Architecture | None = None,
     deployment: Deployment | None = None,
@@ -92,6 +92,7 @@ def export_network(
     """
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {FORMATS} but got {format!r}.")
+    path = Path(path)
     if path.suffix != SUFFIXES[format]:
         path = path.with_name(path.name + SUFFIXES[format])
     path.parent.mkdir(parents=True, exist_ok=True)

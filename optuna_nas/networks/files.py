@@ -62,7 +62,7 @@ def architecture_of(network: nn.Module, architecture: Architecture | None = None
 
 
 def save_network(
-    path: Path,
+    path: str | Path,
     network: nn.Module,
     architecture: Architecture | None = None,
     owner: Mapping[str, Any] | None = None,

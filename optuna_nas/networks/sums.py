@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Factor: TypeAlias = "Tensor | float"
 STRUCTURES = (tuple, list, dict)
@@ -29,12 +29,17 @@ class Sum(nn.Module):
         self.choice = choice
         for name, op in ops.items():
             self.add_module(name, op)
+            for part in op.modules():  # the ops read the same tensors
+                if getattr(part, "inplace", False) is True:
+                    part.inplace = False  # type: ignore[assignment]
         self.factors: dict[str, float] = {}
         """Factor of an op by its name (HM-NAS); 1 by default."""
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the sum of the outputs; zeros like the first input without ops."""
-        terms = [(op(*inputs), self.factors.get(name, 1.0)) for name, op in self._modules.items() if op is not None]
+        ops = ((name, op) for name, op in self._modules.items() if op is not None)
+        outputs = outputs_of(self.choice, ops, inputs, named)
+        terms = [(value, self.factors.get(name, 1.0)) for name, value in outputs]
         return added(terms) if terms else torch.zeros_like(inputs[0])
 
 
@@ -60,6 +65,25 @@ class Pick(nn.Module):
     def extra_repr(self) -> str:
         """Return the numbers for `print`."""
         return ", ".join(map(str, self.inputs))
+
+
+def outputs_of(
+    choice: str, ops: Iterable[tuple[str, nn.Module]], inputs: tuple[Any, ...], named: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the outputs of ops for the same inputs, by name.
+
+    Raises:
+        ValueError: An op has changed an input, which the others read, too.
+    """
+    tensors = [value for value in inputs if type(value) is Tensor and not value.is_inference()]
+    before = [tensor._version for tensor in tensors]
+    for name, op in ops:
+        yield name, op(*inputs, **named)
+        if not torch.compiler.is_compiling() and [tensor._version for tensor in tensors] != before:
+            raise ValueError(
+                f"`choose` must have options that leave their inputs as they are but {name!r} of {choice!r} changes "
+                "one in place; use another op, such as `relu` for `relu_`."
+            )
 
 
 def added(terms: Sequence[tuple[Any, Factor]]) -> Any:

@@ -118,6 +118,20 @@ def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
     return trial.suggest_categorical(name, cast("CategoricalDistribution", distribution).choices)
 
 
+def names_suggested(settings: object) -> set[str]:
+    """Return the names of the fields of a recipe, task or augmentation that are suggestions.
+
+    Example:
+        >>> from optuna_nas import Recipe, suggest_int
+        >>> from optuna_nas.objective.suggestions import names_suggested
+        >>> names_suggested(Recipe(epochs=suggest_int(1, 9)))
+        {'epochs'}
+    """
+    if not is_dataclass(settings):
+        return set()
+    return {one.name for one in fields(settings) if isinstance(getattr(settings, one.name), BaseDistribution)}
+
+
 def resolve(settings: Settings, trial: BaseTrial) -> Settings:
     """Return a recipe, task or augmentation in which every suggestion is replaced by the trial's value.
 

@@ -23,7 +23,7 @@ from optuna_nas.networks.measures import Measure
 from optuna_nas.objective.duplicates import Duplicates
 from optuna_nas.objective.initial_weights import OWN, SCRATCH, FreshWeights, GivenWeights, InitialWeights
 from optuna_nas.objective.protocol import TrialRun
-from optuna_nas.objective.suggestions import resolve, resolve_augmentation
+from optuna_nas.objective.suggestions import names_suggested, resolve, resolve_augmentation
 from optuna_nas.objective.trial_training import Candidate, OutOfMemory, TrialTraining, prune, pruner_name
 from optuna_nas.pruners import should_prune
 from optuna_nas.space import Architecture, ModelSpace
@@ -147,6 +147,14 @@ class TrainObjective:
             check_predicted(name, values, self.space)
         if both := sorted(self.measures.keys() & self.predictions.keys()):
             raise ValueError(f"`objectives` and `constraints` must not both measure and predict {both[0]!r}.")
+        taken = self.space.distributions().keys()
+        augmentation = self.data.augmentation if isinstance(self.data, ImageData) else None
+        for name, settings in (("recipe", self.recipe), ("task", self.task), ("data", augmentation)):
+            if both := sorted(taken & names_suggested(settings)):
+                raise ValueError(
+                    f"`space` must not have a choice with the name of what `{name}` suggests but both have "
+                    f"{both[0]!r}; rename the choice."
+                )
         self.space.check_data(self.data)
         self.weights_source.check(self.space)
         if self.masks is not None and self.masks.space.core != self.space.core:

@@ -166,7 +166,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
             skeleton = nasbench201_skeleton(1, self.channels, (channels, height, width), n_outputs)
             return NetworkSpace(nasbench201_space(), skeleton)
         make = partial(Perceptron, shape[0], n_outputs)
-        return ModuleSpace(make, torch.zeros(1, shape[0]), f"perceptron_{shape[0]}_{n_outputs}")
+        example = torch.zeros(1, shape[0], dtype=torch.float32, device="cpu")
+        return ModuleSpace(make, example, f"perceptron_{shape[0]}_{n_outputs}")
 
     def _shaped(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return rows as images where an image shape is given."""

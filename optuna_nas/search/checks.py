@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: It is empty or too long, has a slash or a control character, or is `.` or `..`.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"`name` must be a text but is a {type(name).__name__}.")
     if not name or any(character in name for character in "/\\"):
         raise ValueError(f"`name` must be non-empty and without slashes but got {name!r}.")
     if len(name) > MAX_NAME or name in (".", "..") or not name.isprintable():
@@ -54,7 +57,9 @@ def check_seconds(seconds: float | None) -> None:
     Raises:
         ValueError: They are not positive, or not finite.
     """
-    if seconds is not None and not 0 < seconds < math.inf:
+    given: Any = seconds
+    is_number = isinstance(given, numbers.Real) and not isinstance(given, bool)
+    if given is not None and not (is_number and 0 < given < math.inf):
         raise ValueError(f"`seconds` must be a positive number but got {seconds}; None sets no limit.")
 
 

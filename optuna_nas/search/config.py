@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.search.checks import DEFAULT_TRIALS, MAX_TRIALS, check_name, check_seconds, checked_count
+from optuna_nas.space import Space
 from optuna_nas.storage.database import Heartbeat, sqlite_address
 from optuna_nas.storage.folder_names import folder_name
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from optuna_nas.data.splits import Data
     from optuna_nas.search.results import SearchResult
     from optuna_nas.search.strategy import Strategy
-    from optuna_nas.space import ModelSpace, Space
+    from optuna_nas.space import ModelSpace
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
@@ -120,6 +121,23 @@ def training_parts(*parts: object) -> list[TrainsModel]:
     return found
 
 
+_TYPES: dict[str, tuple[Any, str]] = {
+    "space": (Space, "a `Space`"),
+    "recipe": (Recipe, "a `Recipe`"),
+    "task": (Task, "a `Task`, such as `Regression()`"),
+    "sampler": (BaseSampler | None, "a sampler of Optuna or None"),
+    "pruner": (BasePruner | None, "a pruner of Optuna or None"),
+    "strategy": (str | None, "the name of a strategy or None"),
+    "artifacts": (str | Path | None, "a folder, s3://BUCKET or None"),
+    "heartbeat": (Heartbeat, "a `Heartbeat`"),
+    "tracking": (MLflowTracker | str | Path | None, "an `MLflowTracker`, its address or None"),
+    "folder": (str | Path | None, "a path or None"),
+    "description": (str, "a text"),
+    "command": (str, "a text"),
+}
+"""Types that fields can have, and what to say of others."""
+
+
 @dataclass(frozen=True)
 class Search:
     """Configuration of a search, which a study file returns.
@@ -149,7 +167,7 @@ class Search:
         artifacts: Folder or `s3://BUCKET` in which workers on several machines share trained models and checkpoints; by
             default models are in `folder/artifacts`, and checkpoints are not shared.
         heartbeat: Signs of life of workers on a database server.
-        tracking: MLflow mirror; None for none.
+        tracking: MLflow mirror, or its address; None for none.
         folder: Folder of pictures, networks and checkpoints; by default `runs/NAME`.
         n_jobs: Number of simultaneous trials, in threads, at least 1.
         cpu_threads: Number of PyTorch's threads on a CPU; None for PyTorch's default. Small networks train fastest with
@@ -199,18 +217,25 @@ class Search:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        self._check_types()
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
-        if isinstance(self.storage, Path):
-            object.__setattr__(self, "storage", sqlite_address(self.storage))
+        storage, tracking = cast("Any", self.storage), cast("Any", self.tracking)
+        if isinstance(storage, Path) or (isinstance(storage, str) and storage and ":" not in storage):
+            object.__setattr__(self, "storage", sqlite_address(storage))
+        if self.artifacts is not None:
+            object.__setattr__(self, "artifacts", str(self.artifacts))
+        if isinstance(tracking, str | Path):
+            address = sqlite_address(tracking) if isinstance(tracking, Path) else tracking
+            object.__setattr__(self, "tracking", MLflowTracker(address))
         if not isinstance(self.storage, str | BaseStorage | None):
             raise ValueError(
                 "`storage` must be an address such as 'sqlite:///study.db', a path or an Optuna storage but is a "
                 f"{type(self.storage).__name__}; leave it out for a file in `folder`."
             )
-        for name in ("trials", "patience", "n_jobs", "keep_networks"):
+        for name in ("trials", "patience", "n_jobs", "cpu_threads", "keep_networks"):
             value = getattr(self, name)
-            if value is not None or name not in ("trials", "patience"):
+            if value is not None or name in ("n_jobs", "keep_networks"):
                 object.__setattr__(self, name, checked_count(name, value))
         check_seconds(self.seconds)
         if self.strategy is not None:
@@ -235,6 +260,26 @@ class Search:
                 f"`directions` must be {objective_directions}, as the objective asks, but are {self.directions}; leave "
                 "them out."
             )
+
+    def _check_types(self) -> None:
+        """Check that every field is of a type that it can be of, before a study is made."""
+        for name, (types, what) in _TYPES.items():
+            value = getattr(self, name)
+            if isinstance(value, type) or not isinstance(value, types):
+                given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+                raise ValueError(f"`{name}` must be {what} but is {given}.")
+        for name, methods in (("data", ("batches", "describe")), ("objective", ("__call__",))):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods)
+            ):
+                what = "data such as `ImageData` or `TensorData`" if name == "data" else "a function of a trial"
+                raise ValueError(f"`{name}` must be {what} but is a {type(value).__name__}.")
+        fields = zip(Heartbeat._fields, self.heartbeat, strict=True)
+        interval, grace = (checked_count(f"heartbeat.{name}", value) for name, value in fields)
+        if grace <= interval:
+            raise ValueError(f"`heartbeat.grace` must be more than its interval of {interval} s but is {grace} s.")
+        object.__setattr__(self, "heartbeat", Heartbeat(interval, grace))
 
     @property
     def total(self) -> int:

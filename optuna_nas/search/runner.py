@@ -31,7 +31,7 @@ from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store, remove_file
 from optuna_nas.storage.attributes import REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
 from optuna_nas.storage.by_architecture import trained_by
-from optuna_nas.storage.database import closing, is_server, one_line, sqlite_file, storage_reason
+from optuna_nas.storage.database import closing, is_server, local_file, storage_reason
 from optuna_nas.storage.leaderboard import ranking
 from optuna_nas.storage.optuna_rdb import StorageError, Surplus, backend_of, has_heartbeats
 from optuna_nas.storage.presence import presence, this_worker
@@ -96,8 +96,8 @@ def run(
     check_listener(listener)
     study = open_study(search)
     with closing(study), _present(search) as alone:
-        # An sqlite file belongs to one machine: if no other process runs the study there, its running trials are dead.
-        alone = alone and sqlite_file(search.resolved_storage()) is not None
+        # If no other process that runs the study holds the lock beside its file, its running trials are dead.
+        alone = alone and local_file(search.resolved_storage()) is not None
         reap_dead_trials(study, alone)
         if alone:
             Quota(study, search.total).requeue_interrupted()
@@ -127,7 +127,7 @@ def run(
 def _present(search: Search) -> Iterator[bool]:
     """Register this process as one that runs trials of a study; yield whether it is the only one."""
     file = search.resolved_folder() / ".running"
-    if (database := sqlite_file(search.resolved_storage())) is not None:
+    if (database := local_file(search.resolved_storage())) is not None:
         file = database.with_name(f".{database.name}.running")  # searches with other folders may share the database
     with presence(file) as alone:
         yield alone
@@ -232,6 +232,7 @@ class _Run:
         self.ended: str | None = None
         """Why the search has ended before its total number of trials."""
         self.raised_by_objective: list[BaseException] = []
+        self._awaited: set[int] = set()  # numbers of trials of other workers that a line was logged for
         self._errors: list[BaseException] = []  # errors of the trials in the current call of `Study.optimize`
         self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
         self._events = _Events(tracker, listener, self._pictures)
@@ -264,7 +265,7 @@ class _Run:
                     self._quota.requeue_interrupted(this_worker())
                 raise ConnectionError(
                     f"`folder` must be on a disk {why.must} but that of {self._folder} or of the storage is {why.is_} "
-                    f"({one_line(error)}); {why.way_out}, then run this again: it goes on where it was."
+                    f"({storage_reason(error)}); {why.way_out}, then run this again: it goes on where it was."
                 ) from error
             finally:
                 for part in self._trains:
@@ -334,7 +335,7 @@ class _Run:
             # If the state of a trial can't be stored, Optuna raises another error that hides the first one.
             while (cause := error.__context__) is not None:
                 if isinstance(cause, (*StorageError, UpdateFinishedTrialError)) or _is_taken_over(cause):
-                    raise cause from None
+                    raise cause from cause.__cause__  # which may say more, such as that a disk is full
                 error = cause  # type: ignore[assignment]
             raise
         if self._errors:  # errors in threads, of which Optuna ignores the last ones
@@ -396,8 +397,12 @@ class _Run:
         if not has_heartbeats(self._study):
             reap_dead_trials(self._study)
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if attribute(trial.user_attrs, WORKER) == this_worker():  # this process runs no trial at the moment
+                worker = attribute(trial.user_attrs, WORKER)
+                if worker == this_worker():  # this process runs no trial at the moment
                     fail_dead(self._study, trial)
+                elif trial.number not in self._awaited:
+                    self._awaited.add(trial.number)
+                    logger.warning("Waiting for trial %d, which worker %s says it runs.", trial.number, worker)
 
     def _wait_for_storage(self, error: BaseException, away_since: float | None) -> float:
         """Wait for a database that does not answer; return the time of the first failure."""

@@ -29,7 +29,7 @@ from optuna_nas.search.checks import (
 )
 from optuna_nas.search.config import NO_OBJECTIVE
 from optuna_nas.space import CellSpace, ModelSpace
-from optuna_nas.training.task import LOSS
+from optuna_nas.training.task import LOSS, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from optuna_nas.samplers.base import ArchitectureSampler
     from optuna_nas.space import Space
     from optuna_nas.training.recipe import Recipe
-    from optuna_nas.training.task import Task
 
 POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
 """Architectures of a pool, and of the pool of a search of fewer seconds."""
@@ -315,6 +314,8 @@ def _objective(setting: Setting) -> Any:
         return setting.objective
     if setting.data is None:
         raise ValueError(NO_OBJECTIVE)
+    tells_loss = type(setting.task).evaluation is not Task.evaluation
+    value = LOSS if tells_loss else setting.task.metric
     return TrainObjective(
-        cast("ModelSpace", setting.space), setting.data, setting.recipe, setting.task, objectives=(LOSS,)
+        cast("ModelSpace", setting.space), setting.data, setting.recipe, setting.task, objectives=(value,)
     )

@@ -129,6 +129,20 @@ def sqlite_file(storage: str | BaseStorage) -> Path | None:
     return None if file in ("", ":memory:") else Path(file)
 
 
+def local_file(storage: str | BaseStorage) -> Path | None:
+    """Return the file that a storage is: of an sqlite database or of a journal; None for others.
+
+    Example:
+        >>> from optuna.storages import JournalStorage
+        >>> from optuna.storages.journal import JournalFileBackend
+        >>> from optuna_nas.storage.database import local_file
+        >>> local_file(JournalStorage(JournalFileBackend("study.log"))).name
+        'study.log'
+    """
+    journal = getattr(getattr(storage, "_backend", None), "_file_path", None)
+    return Path(journal) if isinstance(journal, str) else sqlite_file(storage)
+
+
 def sqlite_address(file: Path | str) -> str:
     """Return the URL of an sqlite file; characters that mean something in a URL are escaped.
 

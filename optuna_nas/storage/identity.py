@@ -9,7 +9,7 @@ import uuid
 from contextlib import closing
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
 from optuna.storages import JournalStorage
@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, make_url
 
 from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute, user_attributes
-from optuna_nas.storage.database import sqlite_file
+from optuna_nas.storage.database import sqlite_file, without_password
 from optuna_nas.storage.own_postgres import users_at
 from optuna_nas.training.disk import whole_file
 from optuna_nas.training.rules import checked, text
@@ -58,10 +58,14 @@ def home_of(study: Study) -> Home:
         >>> home_of(optuna.create_study(study_name="mine", storage="sqlite:///study.db")).place.endswith("study.db")
         True
     """
-    backend = getattr(study._storage, "_backend", study._storage)
+    backend: Any = getattr(study._storage, "_backend", study._storage)
     address = getattr(backend, "url", None)
     if isinstance(file := getattr(backend, "_file_path", None), str):  # a journal
         return Home(study.study_name, str(Path(file).resolve()))
+    if type(backend).__name__ == "GrpcStorageProxy":
+        return Home(study.study_name, f"grpc://{backend._host}:{backend._port}")
+    if isinstance(url := getattr(backend, "_url", None), str):  # a journal in Redis
+        return Home(study.study_name, without_password(url))
     if not isinstance(address, str):
         forgets = type(backend).__name__ == "InMemoryStorage"  # ends with the process
         return Home(study.study_name, type(backend).__name__ + (f" {id(backend)}" if forgets else ""))
@@ -141,7 +145,7 @@ def _is_there(study: Study, home: Home, uid: str) -> bool:
         try:
             other = study._storage.get_study_id_from_name(home.name)
         except KeyError:
-            return False
+            return home.place.isidentifier()  # the name of a class: it may be in another storage of that kind
         return bool(study._storage.get_study_user_attrs(other).get(UID_ATTRIBUTE) == uid)
     if not home.place.startswith(("/", "\\")) and not Path(home.place).is_absolute():
         users = home.place.removeprefix(OWN_SERVER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,6 @@ from optuna_nas.training.disk import whole_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -107,7 +107,7 @@ def _differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
     return names
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write tensors and a description atomically to one safetensors file.
 
     Args:
@@ -123,6 +123,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping
         >>> load_tensors(Path("state.safetensors"))
         ({'weight': tensor([1., 1.])}, {'epoch': 3})
     """
+    path = Path(path)
     from safetensors.torch import save_file  # imported late: a training without checkpoints needs none
 
     written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from optuna_nas.data.batches import batch_length
 from optuna_nas.space.cost import anytime_accuracy
+from optuna_nas.space.reading import plain
 from optuna_nas.training.device import seeded_globally
 
 if TYPE_CHECKING:
@@ -235,9 +236,10 @@ class ImageClassification(SummedTask):
 
     def __post_init__(self) -> None:
         for name, high in (("label_smoothing", 1.0), ("auxiliary_weight", float("inf"))):
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
             if isinstance(value, int | float) and not 0 <= value < high:
                 raise ValueError(f"`{name}` must be in [0, {high}) but got {value}.")
+            object.__setattr__(self, name, value)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return self.training_step(model, batch)[0]

@@ -206,8 +206,9 @@ class _Supervisor:
         worker.errors, sender = self._context.Pipe(duplex=False)
         arguments = (self._shared.job, self._gpus.names[worker.index], self._gpus.share, sender)
         name = f"optuna_nas worker {worker.index}"
-        worker.process = self._context.Process(target=_be_worker, args=arguments, name=name)
-        worker.process.start()
+        process = self._context.Process(target=_be_worker, args=arguments, name=name)
+        process.start()
+        worker.process = process
         sender.close()
 
     def _end_all(self) -> None:

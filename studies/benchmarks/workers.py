@@ -94,7 +94,7 @@ def milliseconds(make: Callable[[], optuna.storages.BaseStorage | None], n_trial
     return median(times), len(commits) / n_trials
 
 
-def joining(address: str, name: str, n_trials: int) -> tuple[float, float]:
+def joining(address: str, folder: Path, name: str, n_trials: int) -> tuple[float, float]:
     """Return the seconds in which a worker joins a study of so many finished trials, and milliseconds to ask then."""
     space = nasbench201_space()
     search = Search(
@@ -104,6 +104,7 @@ def joining(address: str, name: str, n_trials: int) -> tuple[float, float]:
         sampler=optuna.samplers.RandomSampler(),
         storage=address,
         tracking=None,
+        folder=folder / name,
     )
     study = open_study(search)
     draw = optuna.samplers.RandomSampler(seed=0)
@@ -152,7 +153,7 @@ def main() -> None:
         print("seconds to join, milliseconds to ask, by finished trials")
         for database, place in {"PostgreSQL": address, "sqlite": f"sqlite:///{folder / 'study.db'}"}.items():
             for n_trials in (0, 1000, 10_000):
-                seconds, milliseconds_to_ask = joining(place, f"joining {n_trials}", n_trials)
+                seconds, milliseconds_to_ask = joining(place, folder / database, f"joining {n_trials}", n_trials)
                 found[f"{n_trials} trials, {database}"] = (seconds, milliseconds_to_ask)
                 print(f"  {database:10} {n_trials:6} {seconds:8.2f} {milliseconds_to_ask:8.1f}", flush=True)
         if arguments.joining:

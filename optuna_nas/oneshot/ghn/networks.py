@@ -158,7 +158,8 @@ class TracedNetworks(Networks):
             initial.register_parameter(name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
         self.modules = {FIXED: initial}
         kept = {name for name, p in supernet.named_parameters() if not p.requires_grad or name in kernels}
-        probes = [traced(space, architecture) for architecture in _probes(space)]
+        architectures = list(_probes(space))
+        probes = [traced(space, architecture) for architecture in architectures]
         ops = [node.op for probe in probes for node in probe.graph]
         known = sorted(set(ops), key=lambda op: (op != "input", -ops.count(op), op))[: n_ops - 1]
         self._known = {*known, OTHER}
@@ -166,13 +167,15 @@ class TracedNetworks(Networks):
         vocabulary = tuple(first.nodes[0]._replace(op=op) for op in sorted(self._known))
         self.graphs = [replace(first, nodes=vocabulary, outputs=(0,))]
         shapes = {name: tuple(p.shape) for name, p in supernet.named_parameters()}
-        largest = [
-            parameter._replace(shape=shapes.get(name, parameter.shape))
-            for probe in probes
-            for parameter in probe.tensors
-            for name in [parameter.name.replace(".", "/")]
-        ]
-        covered = {parameter.name.replace(".", "/") for parameter in largest}
+        covered: set[str] = set()
+        largest = []
+        for architecture, probe in zip(architectures, probes, strict=True):
+            chosen = dict(architecture.choices)
+            in_store = self._frames.of(chosen, torch.device("cpu")).own_names(chosen)
+            for tensor in probe.tensors:
+                name = in_store[tensor.name].replace(".", "/")  # a chosen op has its own name there
+                covered.add(name)
+                largest.append(tensor._replace(shape=shapes[name]))
         self._kept = kept | ({name for name, _ in supernet.named_parameters()} - covered)
         """Names of what is not generated; nothing that a trace shows computes with the latter."""
         self.slots = [_slot(parameter) for parameter in largest] or [Slot((1,), 0, WEIGHT)]
