@@ -76,14 +76,15 @@ def outputs_of(
         ValueError: An op has changed an input, which the others read, too.
     """
     tensors = [value for value in inputs if type(value) is Tensor and not value.is_inference()]
-    before = [tensor._version for tensor in tensors]
+    before, last = [tensor._version for tensor in tensors], ""
     for name, op in ops:
-        yield name, op(*inputs, **named)
         if not torch.compiler.is_compiling() and [tensor._version for tensor in tensors] != before:
             raise ValueError(
-                f"`choose` must have options that leave their inputs as they are but {name!r} of {choice!r} changes "
-                "one in place; use another op, such as `relu` for `relu_`."
+                f"`choose` must have options that leave their inputs as they are but {last!r} of {choice!r} changes "
+                "one in place, which others read; use another op, such as `relu` for `relu_`."
             )
+        last = name
+        yield name, op(*inputs, **named)
 
 
 def added(terms: Sequence[tuple[Any, Factor]]) -> Any:

@@ -373,3 +373,25 @@ def test_inherited_weights_start_a_trial():
         study.optimize(one, n_trials=1)
         values.append(study.best_value)
     assert values[0] > values[1]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_hypernetwork_generates_what_is_inside_of_choices(name):
+    space = SPACES[name]
+    ghn = GHN(space, GHNRecipe(freeze_fraction=0.0))
+    for seed in range(5):
+        architecture = space.sample(np.random.default_rng(seed))
+        computed = {name for name, parameter in space.build(architecture).named_parameters() if parameter.requires_grad}
+        assert computed <= {name for name, tensor in ghn.generate([architecture])[0].items() if tensor.requires_grad}
+
+
+def test_a_hypernetwork_learns_where_all_parameters_are_inside_of_a_choice():
+    def net():
+        kinds = {n: lambda n=n: nn.Sequential(nn.Linear(6, n), nn.ReLU(), nn.Linear(n, 3)) for n in (4, 8)}
+        return choose_op("net", {f"width{n}": make for n, make in kinds.items()})
+
+    space = ModuleSpace(net, example=torch.zeros(1, 6))
+    ghn = GHN(space, GHNRecipe(batch_size=32, phases=1))
+    before = [parameter.detach().clone() for parameter in ghn.parameters()]
+    ghn.fit(data_of(PERCEPTRON), 1, show_progress=False)
+    assert any(not torch.equal(one, other) for one, other in zip(before, ghn.parameters(), strict=True))

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from optuna_nas import Architecture, ModuleSpace, Space, choose, choose_op
+from optuna_nas import Architecture, ModuleSpace, Space, choose, choose_op, choose_ops
+from optuna_nas.modules import costs
 from optuna_nas.networks import Measure, export_network, latency, load_network, save_network
 from optuna_nas.networks.export import FORMATS
 from optuna_nas.training.task import Arguments
@@ -285,3 +286,54 @@ def test_a_parameter_of_ones_own_with_the_name_of_a_choice_is_refused():
     trial.suggest_float("width", 0, 1)
     with pytest.raises(ValueError, match="`width` must be a parameter of the space alone"):
         PERCEPTRON.suggest(trial)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer of some kind."""
+
+    def __init__(self, kind, **settings):
+        super().__init__()
+        self.layer = kind(5, choose("width", [6, 8]), **settings)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1, :3])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("settings", [{}, {"batch_first": True}, {"bidirectional": True, "num_layers": 2}])
+def test_a_recurrent_layer_costs_what_all_of_its_steps_cost(kind, settings, monkeypatch):
+    found = []
+    for name, long in (("two", costs.LONG), ("all", 10**9)):
+        monkeypatch.setattr(costs, "LONG", long)
+        space = ModuleSpace(lambda: Recurrent(kind, **settings), example=torch.zeros(9, 9, 5), name=name)
+        found.append(space.architecture({"width": 8}).cost())
+    assert found[0] == found[1]
+
+
+class Queried(nn.Module):
+    """A learned query, which is the input of a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, 1, 4))
+        self.dropout = nn.Dropout(choose("rate", [0.0, 0.1]))
+        self.pool = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.pool(self.dropout(self.query.expand(len(x), -1, -1)), x, x)[0]
+
+
+def test_a_learned_query_may_be_the_input_of_a_layer():
+    cost = ModuleSpace(Queried, example=torch.zeros(1, 3, 4)).architecture({}).cost()
+    assert cost.params == sum(parameter.numel() for parameter in Queried().parameters())
+    assert cost.multiply_adds > 0
+
+
+def test_no_op_at_all_can_be_built():
+    def net():
+        ops = {"linear": lambda: nn.Linear(4, 4), "tanh": nn.Tanh}
+        return nn.Sequential(nn.Linear(4, 4), choose_ops("ops", ops, least=0), nn.Linear(4, 1))
+
+    space = ModuleSpace(net, example=torch.zeros(1, 4))
+    assert space.architecture({"ops": []}).build()(torch.zeros(2, 4)).shape == (2, 1)

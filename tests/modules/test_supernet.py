@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from optuna_nas import ModuleSpace, choose, choose_op
+from optuna_nas import ModuleSpace, choose, choose_depth, choose_op, choose_ops
 from optuna_nas.modules.frames import cut
 from optuna_nas.networks import one_hot, use_batch_statistics
 
@@ -259,3 +259,131 @@ def test_weights_are_checked():
         supernet(inputs_of(CONVOLUTIONAL), {name: w for name, w in weights.items() if name != "op"})
     with pytest.raises(ValueError, match=r"`weights\['op'\]` must have shape \(6,\)"):
         supernet(inputs_of(CONVOLUTIONAL), {**weights, "op": torch.ones(2)})
+
+
+# -- what ordinary modules do --------------------------------------------------------------------------------------
+
+
+class InPlace(nn.Module):
+    """Ops that change what they read, as torchvision's do."""
+
+    def __init__(self):
+        super().__init__()
+        relu = {"relu": lambda: nn.ReLU(inplace=True), "same": nn.Identity}
+        self.stem = nn.Linear(4, 4)
+        self.one, self.several = choose_op("one", relu), choose_ops("several", relu)
+        self.deep = choose_depth("deep", lambda i: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4)), 0, 2)
+
+    def forward(self, x):
+        return self.deep(self.several(self.one(self.stem(x))))
+
+
+def test_options_that_change_their_input_in_place_leave_it_to_the_others():
+    space = ModuleSpace(InPlace, example=torch.zeros(1, 4))
+    supernet, x = space.supernet(0), torch.randn(6, 4)
+    weights = one_hot(space.architecture({"one": "same", "several": ["same"], "deep": 0}))
+    stem = supernet(x, weights)
+    half = torch.tensor([0.5, 0.5])
+    torch.testing.assert_close(supernet(x, {**weights, "one": half}), (stem.relu() + stem) / 2)
+    deep = one_hot(space.architecture({"one": "same", "several": ["same"], "deep": 2}))
+    both = {name: (weights[name] + deep[name]) / 2 for name in weights}
+    torch.testing.assert_close(supernet(x, both), (stem + supernet(x, deep)) / 2)
+    built = space.architecture({"one": "same", "several": ["relu", "same"], "deep": 0}).build(seed=0)
+    torch.testing.assert_close(built(x), built.stem(x).relu() + built.stem(x))
+
+
+class Doubles(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
+
+
+def test_an_op_that_changes_its_input_by_itself_is_refused():
+    def net():
+        return nn.Sequential(nn.Linear(2, 2), choose_ops("ops", {"twice": Doubles, "same": nn.Identity}))
+
+    with pytest.raises(ValueError, match="leave their inputs as they are but 'twice' of 'ops' changes one in place"):
+        ModuleSpace(net, example=torch.zeros(1, 2))
+
+
+def shared():
+    width = choose("width", [4, 8])
+    block = nn.Sequential(nn.Linear(width, width), choose_op("act", {"prelu": nn.PReLU, "tanh": nn.Tanh}))
+    return nn.Sequential(nn.Linear(4, width), nn.Sequential(block, block, block), nn.Linear(width, 2))
+
+
+@pytest.mark.parametrize("act", ["prelu", "tanh"])
+def test_a_layer_that_stands_in_several_places_is_one(act):
+    space = ModuleSpace(shared, example=torch.zeros(1, 4))
+    architecture = space.architecture({"width": 4, "act": act})
+    supernet, x = space.supernet(0), torch.randn(3, 4)
+    module = architecture.build(supernet.weights_of(architecture))
+    assert space.params(architecture) == sum(parameter.numel() for parameter in module.parameters())
+    torch.testing.assert_close(supernet(x, one_hot(architecture)), module(x))
+
+
+class Named(nn.Module):
+    """Attention that is called by the names of its arguments."""
+
+    def __init__(self, choice):
+        super().__init__()
+        heads = {f"heads{n}": lambda n=n: nn.MultiheadAttention(4, n, batch_first=True) for n in (1, 2)}
+        self.attention = choice("attention", heads)
+
+    def forward(self, x):
+        return self.attention(x, key=x, value=x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("choice", [choose_op, choose_ops])
+def test_chosen_ops_take_named_arguments(choice):
+    space = ModuleSpace(lambda: Named(choice), example=torch.zeros(1, 3, 4), name=choice.__name__)
+    architecture = space.architecture({"attention": "heads2" if choice is choose_op else ["heads2"]})
+    supernet, x = space.supernet(0), torch.randn(2, 3, 4)
+    module = architecture.build(supernet.weights_of(architecture))
+    torch.testing.assert_close(supernet(x, one_hot(architecture)), module(x))
+
+
+class Iterated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = choose_depth("depth", lambda i: nn.Linear(2, 2), 1, 2)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+class Recomputed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block = nn.Linear(2, 3), nn.Linear(3, choose("width", [2, 4]))
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.block, self.stem(x), use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (Iterated, "`choose_depth` must be called as a whole in `forward` but that of 'depth' is taken apart"),
+        (Recomputed, "fails when it learns"),
+    ],
+)
+def test_a_module_that_a_supernet_cannot_run_is_refused_in_one_sentence(make, why):
+    space = ModuleSpace(make, example=torch.zeros(1, 2))
+    assert space.architecture({}).build()(torch.ones(1, 2)).shape[0] == 1
+    with pytest.raises(ValueError, match=f"`space` must be of modules that .* can run but .*{why}") as refused:
+        space.supernet(0)
+    assert "\n" not in str(refused.value)
+
+
+def test_outputs_that_cannot_be_added_up_are_named():
+    def net():
+        kinds = {"lstm": lambda: nn.LSTM(3, 4, batch_first=True), "gru": lambda: nn.GRU(3, 4, batch_first=True)}
+        return choose_op("kind", kinds)
+
+    supernet = ModuleSpace(net, example=torch.zeros(1, 5, 3)).supernet(0)
+    x = torch.randn(2, 5, 3)
+    assert supernet(x, {"kind": torch.tensor([0.0, 1.0])})[0].shape == (2, 5, 4)
+    with pytest.raises(ValueError, match="outputs can be added up, to mix them, but those of 'kind' can't"):
+        supernet(x, {"kind": torch.tensor([0.5, 0.5])})

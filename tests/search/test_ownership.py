@@ -1,5 +1,9 @@
 """Nothing left over, copied or changed is believed without asking whose it is."""
 
+import json
+import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +18,10 @@ from optuna_nas import (
     SNAS,
     CellKind,
     CellSpace,
+    DatasetData,
     GHNSampler,
+    Heartbeat,
+    ImageClassification,
     ImageData,
     MLflowTracker,
     NetworkSpace,
@@ -22,16 +29,21 @@ from optuna_nas import (
     Search,
     Skeleton,
     SNASRecipe,
+    SNASSampler,
     TensorData,
     TrainObjective,
     load_network,
     nasbench201_skeleton,
     nasbench201_space,
 )
+from optuna_nas.networks import export_network, save_network
 from optuna_nas.networks.files import owner_of
 from optuna_nas.oneshot import GHN, HMNAS, GHNRecipe, HMNASRecipe
+from optuna_nas.results.final_training import network_to_export
+from optuna_nas.results.report import write_report
 from optuna_nas.search.results import network_of
-from optuna_nas.storage.attributes import SURROGATE_SCORE
+from optuna_nas.search.runner import work
+from optuna_nas.storage.attributes import DUPLICATE_OF, SETTING, SURROGATE_SCORE
 from optuna_nas.storage.identity import home_of, study_uid
 
 pytestmark = [
@@ -118,6 +130,71 @@ def test_a_changed_byte_or_a_weight_that_is_no_number_is_refused(tmp_path):
         load_network(tmp_path / "nan")
 
 
+@pytest.fixture
+def backup(tmp_path):
+    """A search whose database was copied after its first trial, and the search on that copy."""
+    mine = search("a", tmp_path / "runs", storage=tmp_path / "a.db", trials=1)
+    mine.run()
+    shutil.copy(tmp_path / "a.db", tmp_path / "backup.db")
+    replace(mine, trials=2).run()
+    return replace(mine, trials=2), replace(mine, storage=tmp_path / "backup.db", trials=2)
+
+
+@pytest.mark.parametrize("command", [work, write_report, network_to_export, Search.run])
+def test_no_command_takes_the_folder_of_another_study(command, backup, tmp_path):
+    mine, copy = backup
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".db"}
+    with pytest.raises(ValueError, match=r"`folder` must belong to one study but .* holds the files of 'a' in .*a.db"):
+        command(copy)
+    assert {file: file.read_bytes() for file in before} == before
+    assert network_to_export(mine).exists()
+
+
+def test_a_final_network_of_another_study_is_not_exported(tmp_path):
+    mine, theirs = search("a", tmp_path / "a"), search("b", tmp_path / "b").run()
+    best = mine.run().network
+    (tmp_path / "a" / "final").mkdir()
+    shutil.copy(theirs.network, tmp_path / "a" / "final")
+    assert network_to_export(mine) == best
+
+
+def test_an_added_trial_is_not_believed_whose_training_it_took_over(tmp_path):
+    theirs = search("b", tmp_path / "b").run().study.trials[0]
+    study = search("a", tmp_path / "a", sampler=RandomSampler(seed=5)).run().study
+    claims = {**theirs.user_attrs, DUPLICATE_OF: 1}
+    added = optuna.trial.create_trial(
+        params=theirs.params, distributions=theirs.distributions, value=2.0, user_attrs=claims
+    )
+    study.add_trial(added)
+    result = search("a", tmp_path / "a", trials=3).run()
+    assert (result.best.number, result.network, result.test_metric) == (2, None, None)
+
+
+def test_files_of_nobody_are_set_aside(tmp_path, caplog):
+    first = search("a", tmp_path / "a").run()
+    shutil.copytree(tmp_path / "a" / "networks", tmp_path / "b" / "networks")  # without what says whose they are
+    second = search("b", tmp_path / "b", sampler=RandomSampler(seed=1)).run()
+    assert (tmp_path / "b" / "left-by-unknown" / "networks" / first.network.name).exists()
+    assert owner_of(second.network)["study"] == study_uid(second.study)
+    assert "Files of an unknown study are in" in caplog.text
+
+
+def test_a_folder_that_cannot_say_whose_it_is_is_refused(tmp_path):
+    search("a", tmp_path / "a").run()
+    (tmp_path / "a" / ".study.json").write_text("{")
+    with pytest.raises(ValueError, match=r"`folder` must say whose files it holds but its note .* can't be read"):
+        search("b", tmp_path / "a", storage=tmp_path / "b.db").run()
+    assert search("a", tmp_path / "a", trials=3).run().network is not None, "its own study goes on"
+
+
+def test_a_locked_database_is_not_one_that_is_no_more(tmp_path):
+    search("a", tmp_path / "shared", storage=tmp_path / "a.db").run()
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ValueError, match="`folder` must belong to one study"):
+            search("b", tmp_path / "shared", storage=tmp_path / "b.db").run()
+
+
 # -- copies ------------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +214,19 @@ def test_a_copied_study_has_an_identity_and_runs_of_its_own(tmp_path):
         p.info.run_id: sum(r.data.tags.get("mlflow.parentRunId") == p.info.run_id for r in runs) for p in parents
     }
     assert sorted(children.values()) == [3, 4]
+
+
+def test_the_network_of_a_copy_is_that_of_its_original_however_often_it_is_asked_for(tmp_path):
+    one, other, store = (
+        f"sqlite:///{tmp_path / 'one.db'}",
+        f"sqlite:///{tmp_path / 'other.db'}",
+        str(tmp_path / "store"),
+    )
+    search("c", tmp_path / "one", storage=one, artifacts=store).run()
+    optuna.copy_study(from_study_name="c", from_storage=one, to_storage=other)
+    copy = search("c", tmp_path / "two", storage=other, artifacts=store)
+    networks = [copy.run().network for _ in range(2)]
+    assert networks[0] == networks[1] == tmp_path / "two" / "networks" / networks[0].name
 
 
 def test_a_renamed_storage_keeps_the_identity(tmp_path):
@@ -170,6 +260,78 @@ def test_another_augmentation_is_another_setting(tmp_path):
     data = replace(DATA, augmentation=replace(DATA.augmentation, flip=not DATA.augmentation.flip))
     with pytest.raises(ValueError, match="`data` must be that of the existing study 'a' but is another"):
         replace(search("a", tmp_path, trials=3), data=data).run()
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "then"),
+    [
+        ("objectives", {"objectives": ("accuracy", "params")}, {"objectives": ("accuracy", "multiply_adds")}),
+        ("constraints", {"constraints": {"params": 1e6}}, {"constraints": {"params": 10}}),
+        ("constraints", {}, {"constraints": {"params": 10}}),
+    ],
+)
+def test_other_objectives_and_constraints_are_another_setting(name, first, then, tmp_path):
+    def asked(parts, trials):
+        objective = TrainObjective(SPACE, DATA, Recipe(epochs=1, batch_size=16), **parts)
+        return search("a", tmp_path, objective=objective, trials=trials)
+
+    study = asked(first, 1).run().study
+    with pytest.raises(ValueError, match=f"`{name}` must be that of the existing study 'a' but is another"):
+        asked(then, 2).run()
+    before = {
+        key: value for key, value in study.user_attrs[SETTING].items() if key not in ("objectives", "constraints")
+    }
+    study.set_user_attr(SETTING, before)  # as studies of before noted it
+    assert len(asked(first, 2).run().study.trials) == 2
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Examples with noise of some strength."""
+
+    def __init__(self, strength, own=False):
+        self.strength, self.random = strength, np.random.default_rng() if own else np.random
+
+    def __len__(self):
+        return 120
+
+    def __getitem__(self, place):
+        noise = self.strength * self.random.normal(size=(1, 6, 6))
+        return (IMAGES[place][None] + noise).astype(np.float32), int(LABELS[place])
+
+
+def test_another_transform_of_a_dataset_is_another_setting(tmp_path):
+    def asked(strength, trials, own=False):
+        data = DatasetData(Noisy(strength, own), plain=Noisy(0.0), labels=LABELS, outputs=3)
+        return replace(search("own" if own else "a", tmp_path / str(own), trials=trials), data=data)
+
+    asked(0.1, 1).run()
+    with pytest.raises(ValueError, match="`data` must be that of the existing study 'a' but is another"):
+        asked(5.0, 2).run()
+    assert len(asked(0.1, 2).run().study.trials) == 2
+    for trials in (1, 2):  # noise of a generator of its own is never the same
+        assert len(asked(0.1, trials, own=True).run().study.trials) == trials
+
+
+def test_another_way_to_search_is_told(tmp_path, caplog):
+    search("a", tmp_path).run()
+    assert "goes on otherwise" not in caplog.text
+    search("a", tmp_path, trials=3, sampler=optuna.samplers.TPESampler(seed=0)).run()
+    assert (
+        "'a' goes on otherwise than its 2 trials were proposed and judged: sampler TPESampler, not RandomSampler."
+        in (caplog.text)
+    )
+
+
+def test_another_recipe_of_a_model_is_refused_before_a_trial(tmp_path):
+    def asked(rate, trials):
+        snas = SNAS(SPACE, SNASRecipe(relaxation="one_path", batch_size=16, learning_rate=rate))
+        return search("a", tmp_path, sampler=SNASSampler(SPACE, snas, data=DATA, budget=1, seed=0), trials=trials)
+
+    asked(0.1, 1).run()
+    wrong = r"snapshot of trial 0 differs in recipe \(learning_rate 0.1, not 0.5\); give SNAS what it had, or the study"
+    with pytest.raises(ValueError, match=wrong):
+        asked(0.5, 2).run()
+    assert len(asked(0.1, 2).run().study.trials) == 2
 
 
 # -- why a search ended ------------------------------------------------------------------------------------------------
@@ -218,6 +380,70 @@ def test_numpy_numbers_are_numbers(tmp_path):
     assert (
         replace(wanted, space=space, recipe=Recipe(epochs=np.int64(1), batch_size=np.int64(16))).run().best is not None
     )
+
+
+@pytest.mark.parametrize("make", [ImageData.from_arrays, TensorData.from_arrays])
+def test_numbers_of_data_and_tasks_may_be_numpys(make, tmp_path):
+    data = make(torch.tensor(IMAGES, requires_grad=True), LABELS, seed=np.int64(3))
+    assert data.describe() == make(IMAGES, LABELS, seed=3).describe()
+    assert json.dumps(data.describe())
+    if make == ImageData.from_arrays:
+        assert make(IMAGES, LABELS, classes=np.int64(3)).classes == 3
+        task = ImageClassification(label_smoothing=np.float32(0.1))
+        assert replace(search("np", tmp_path, trials=1), data=data, task=task).run().best is not None
+    for seed in (1.5, None, -1, True):
+        with pytest.raises(ValueError, match="`seed` must be an integer from 0 to"):
+            make(IMAGES, LABELS, seed=seed)
+    with pytest.raises(ValueError, match="must be real numbers but has dtype complex64"):
+        make(IMAGES.astype(np.complex64), LABELS)
+    with pytest.raises(ValueError, match="`y` must hold every label from 0 to"):
+        make(IMAGES, LABELS * 2**40)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tracking": True}, "`tracking` must be an `MLflowTracker`, its address or None but is a bool"),
+        ({"cpu_threads": 0}, "`cpu_threads` must be an integer of at least 1 but got 0"),
+        ({"heartbeat": (5, 30)}, "`heartbeat` must be a `Heartbeat` but is a tuple"),
+        ({"heartbeat": Heartbeat(30, 5)}, "`heartbeat.grace` must be more than its interval of 30 s but is 5 s"),
+        ({"heartbeat": Heartbeat(0, 5)}, "`heartbeat.interval` must be an integer of at least 1 but got 0"),
+        ({"seconds": "100"}, "`seconds` must be a positive number but got 100"),
+        ({"seconds": True}, "`seconds` must be a positive number but got True"),
+        ({"command": None}, "`command` must be a text but is a NoneType"),
+        ({"sampler": RandomSampler}, "`sampler` must be a sampler of Optuna or None but is the class RandomSampler"),
+        ({"pruner": "median"}, "`pruner` must be a pruner of Optuna or None but is a str"),
+        ({"objective": "x"}, "`objective` must be a function of a trial but is a str"),
+    ],
+)
+def test_settings_of_a_search_are_checked_before_there_is_a_study(wrong, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        search("a", tmp_path / "a", **wrong)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("recipe", {}, "a `Recipe` but is a dict"),
+        ("task", None, "a `Task`"),
+        ("data", (IMAGES, LABELS), "data such as"),
+    ],
+)
+def test_parts_of_a_search_are_checked_before_there_is_a_study(field, value, what):
+    with pytest.raises(ValueError, match=f"`{field}` must be {what}"):
+        replace(search("a"), **{field: value})
+
+
+def test_paths_and_addresses_may_be_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = search("a", "runs", storage="study.db", artifacts=Path("store"), tracking="sqlite:///ml.db").run()
+    assert Path("study.db").exists()
+    assert Path("ml.db").exists()
+    network = load_network(str(result.network))
+    assert export_network(network, "exported", "state-dict").path == Path("exported.safetensors")
+    save_network("copy.safetensors", network)
+    assert load_network("copy.safetensors").architecture == network.architecture
 
 
 @pytest.mark.parametrize("labels", [np.ones(120, dtype=int), LABELS + 1])
