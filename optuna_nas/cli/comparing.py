@@ -51,6 +51,8 @@ def compare(
     """Compare studies, random search and TPE with equal budgets and several seeds."""
     with console.status("Loading PyTorch and the studies ..."):
         from optuna_nas.results import comparison
+        from optuna_nas.search.checks import check_name
+        from optuna_nas.storage.folder_names import folder_name
         from optuna_nas.tracking import MLflowTracker
         from optuna_nas.tracking.comparison import PREFIX
 
@@ -66,7 +68,8 @@ def compare(
         first = make(0)
     title = name or "-".join([studies[0].stem, *strategy] if strategy else [search.name for search in first])
     experiment = f"{PREFIX}{title}"
-    folder = Path("runs") / experiment
+    check_name(experiment)
+    folder = Path("runs") / folder_name(experiment)
 
     def tracker(tags: Mapping[str, str]) -> MLflowTracker | None:
         return None if no_mlflow else MLflowTracker(mlflow, experiment, tags=tags)

@@ -41,6 +41,7 @@ def start_mlflow(store_uri: str, port: int) -> subprocess.Popen[bytes]:
                 break
             time.sleep(0.1)
     server.terminate()
-    log.seek(0)
-    last = log.read().decode(errors="replace").strip().splitlines()[-1:]
+    with log:
+        log.seek(0)
+        last = log.read().decode(errors="replace").strip().splitlines()[-1:]
     raise UsageError(f"`--port` must be free for MLflow but it did not start on {port} {last}; try another.")

@@ -13,7 +13,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from sqlalchemy.engine import URL, make_url
@@ -124,8 +124,7 @@ def sqlite_file(storage: str | BaseStorage) -> Path | None:
         return None
     file = url.database or ""
     if url.query.get("uri") in ("true", "1") and file.startswith("file:"):  # sqlite's own form of addresses
-        asked = urlsplit(file)
-        file = "" if "memory" in parse_qs(asked.query).get("mode", ()) else unquote(asked.path)
+        file = "" if url.query.get("mode") == "memory" else unquote(urlsplit(file).path)
     return None if file in ("", ":memory:") else Path(file)
 
 

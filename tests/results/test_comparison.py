@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import replace
 from datetime import timedelta
 
@@ -16,8 +17,10 @@ from typer.testing import CliRunner
 from optuna_nas import NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbench201_space
 from optuna_nas.cli import app
 from optuna_nas.data import ImageData
-from optuna_nas.results.comparison import Budget, cells, judge, strategies
+from optuna_nas.objective import TrainObjective
+from optuna_nas.results.comparison import Budget, as_json, cells, compare, judge, strategies
 from optuna_nas.search import SearchResult
+from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, TRAINED_EPOCHS
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.comparison import find_comparison
 
@@ -294,3 +297,66 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch):
         done = nas("compare", *arguments, "--no-mlflow")
         assert done.exit_code == 2, done.stdout
         assert sentence in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("directions", [("maximize",), ("maximize", "minimize")])
+def test_a_budget_in_epochs_needs_an_objective_that_tells_them(directions, tmp_path):
+    space = nasbench201_space()
+    asked = []
+
+    def objective(trial):
+        space.suggest(trial)
+        asked.append(trial.number)
+        return [0.5] * len(directions) if len(directions) > 1 else 0.5
+
+    search = Search("own", space, objective=objective, directions=directions, tracking=None, pictures=False)
+    wrong = "`budget` must be in trials or seconds for an objective that reports no epochs"
+    with pytest.raises(ValueError, match=wrong):
+        ValueError, match="`budget` must be in trials or seconds for an objective that reports no epochs"
+    ):
+        compare(lambda seed: [search], Budget("epochs", 3), 1, tmp_path, lambda tags: None)
+    assert asked == [0]
+
+
+def test_several_objectives_and_resumed_trainings_tell_their_own_epochs(tmp_path):
+    images = np.random.default_rng(0).normal(size=(120, 6, 6)).astype(np.float32)
+    data = ImageData.from_arrays(images, np.arange(120) % 3)
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, data.input_shape, 3))
+    objective = TrainObjective(space, data, Recipe(epochs=2, batch_size=64), objectives=("accuracy", "params"))
+    search = Search("own", space, data, objective=objective, tracking=None, pictures=False)
+    found = compare(lambda seed: [search], Budget("epochs", 3), 1, tmp_path, lambda tags: None)
+    for study in found.studies:
+        trained = [trial for trial in study.trials if DUPLICATE_OF not in trial.user_attrs and trial.values]
+        assert Budget("epochs", 3).spent(study) == 2 * len(trained)
+        assert len(trained) == 2
+    steps = {"intermediate_values": dict.fromkeys(range(6, 11), 0.5), "value": 0.5}
+    resumed = create_trial(**steps, user_attrs={TRAINED_EPOCHS: 5, EPOCHS: 10})
+    assert Budget("epochs", 1).of(resumed) == 5
+
+
+@pytest.mark.parametrize("name", ["random", "tpe"])
+def test_a_study_does_not_vanish_behind_a_baseline(name):
+    search = Search(name, nasbench201_space(), objective=lambda trial: 0.0, tracking=None)
+    with pytest.raises(
+        ValueError, match=f"`name` must not be that of a baseline, .* but is '{name}'; rename the study"
+    ):
+        strategies([search], 0)
+
+
+def test_names_and_titles_stay_in_their_folders(tmp_path):
+    space = nasbench201_space()
+
+    def objective(trial):
+        return float(space.suggest(trial).connected)
+
+    search = Search("what?", space, objective=objective, tracking=None, pictures=False)
+    compare(lambda seed: [search], Budget("trials", 1), 1, tmp_path / "is it?", lambda tags: None)
+    assert (tmp_path / "is it?" / "what?-0" / "study.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["is it?"]
+
+
+def test_a_comparison_is_json_that_every_reader_takes():
+    compared = judge({"ours": runs(study_of([0.5])), "tpe": runs(study_of([math.inf]))}, Budget("trials", 1))
+    rows = {row["strategy"]: row for row in json.loads(as_json(compared), parse_constant=pytest.fail)}
+    assert rows["ours"]["interval"] is None
+    assert rows["tpe"]["best"] == [None]

@@ -13,6 +13,7 @@ from optuna_nas import SNASSampler, nasbench201_space
 from optuna_nas.pruners.only_where import OnlyWhere
 from optuna_nas.samplers import PromotingSampler
 from optuna_nas.storage.attributes import PROMOTES
+from optuna_nas.storage.by_architecture import enqueue_architecture
 
 SPACE = nasbench201_space()
 
@@ -130,3 +131,34 @@ def test_an_objective_that_asks_for_no_length_is_left_alone():
 def test_arguments_out_of_range_are_refused():
     with pytest.raises(ValueError, match="`every` must be at least 2 but got 1"):
         promoting(every=1)
+
+
+def test_a_trial_that_was_enqueued_at_the_turn_of_a_promotion_promotes_nothing():
+    study = optuna.create_study(direction="maximize", sampler=promoting())
+    for number in range(10):
+        if number == 4:
+            enqueue_architecture(study, SPACE.architecture({path: ["none"] for path in SPACE.options()}))
+        study.optimize(objective, n_trials=1)
+    assert PROMOTES not in study.trials[4].system_attrs
+    assert study.trials[4].params["epochs"] == 5
+    for trial in study.trials:
+        if (promoted := trial.system_attrs.get(PROMOTES)) is not None:
+            assert SPACE.decode(trial.params) == SPACE.decode(study.trials[promoted].params)
+    assert PROMOTES in study.trials[5].system_attrs
+
+
+def test_a_note_of_another_trials_promotion_is_not_believed():
+    study = optuna.create_study(direction="maximize", sampler=promoting())
+    study.optimize(objective, n_trials=3)
+    best = max(study.trials, key=lambda trial: trial.value)
+    other = next(trial for trial in study.trials if SPACE.decode(trial.params) != SPACE.decode(best.params))
+    study.add_trial(
+        optuna.trial.create_trial(
+            params={**other.params, "epochs": 15},
+            distributions=other.distributions,
+            value=0.0,
+            system_attrs={PROMOTES: best.number},
+        )
+    )
+    study.optimize(objective, n_trials=2)
+    assert study.trials[5].system_attrs.get(PROMOTES) == best.number

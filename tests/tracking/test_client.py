@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -85,3 +86,25 @@ def test_a_user_whom_the_system_does_not_know_has_a_mirror(tmp_path):
     done = subprocess.run([sys.executable, "-c", NOBODY], capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(read(f"sqlite:///{tmp_path / 'mlflow.db'}").children) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "file"),
+    [
+        ("sqlite:///{}/ml.db?timeout=60", "ml.db"),
+        ("sqlite:///{}/a%20b.db", "a b.db"),
+        ("sqlite:///{}/100%25.db", "100%.db"),
+    ],
+)
+def test_the_address_of_a_database_is_taken_apart_as_mlflow_does(address, file, tmp_path):
+    study = optuna.create_study()
+    study.optimize(lambda trial: 1.0, n_trials=1)
+    MLflowTracker(address.format(tmp_path)).rebuild(study)
+    assert [path.name for path in tmp_path.glob("*.db*")] == [file]
+
+
+def test_a_command_that_is_shown_has_no_password():
+    tracker = MLflowTracker("postgresql://me:hunter2@host/db")
+    tracker._mirror = SimpleNamespace(view_url="http://localhost")
+    assert "hunter2" not in tracker.command
+    assert "postgresql://me:***@host/db" in tracker.command

@@ -1,13 +1,17 @@
 """What MLflow shows of a trial: curve, values, picture, status."""
 
 import json
+import math
 import time
+from pathlib import Path
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 from optuna.trial import TrialState
-from tracked import EPOCHS, new_study, read, value_of
+from tracked import EPOCHS, EXPERIMENT, new_study, read, value_of
 
+from optuna_nas.storage.identity import study_uid
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.runs import COLOURS
 
@@ -114,3 +118,46 @@ def test_a_trial_that_another_process_is_closing_is_left_to_it(uri, tmp_path):
     mirror = read(uri)
     assert mirror.children[0].info.status == "FINISHED"
     assert mirror.curve(mirror.children[0], "accuracy") == [(1, 0.5)]
+
+
+def test_attributes_do_not_take_the_place_of_what_tells_runs_apart(uri):
+    victim, study = new_study("victim"), new_study("study")
+    for one in (victim, study):
+        one.optimize(lambda trial: 0.5, n_trials=1)
+    claims = {
+        "optuna_nas.study_uid": study_uid(victim),
+        "optuna_nas.kind": "study",
+        "optuna.trial_number": "x",
+        "mlflow.parentRunId": "0" * 32,
+        "mlflow.runName": "another",
+        "infinite.accuracy": "inf",
+    }
+    study.add_trial(optuna.trial.create_trial(value=0.7, user_attrs=claims))
+    for one in (victim, study):
+        MLflowTracker(uri, metric="accuracy").rebuild(one)
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    kinds = [(run.data.tags["optuna_nas.study_uid"], run.data.tags["optuna_nas.kind"]) for run in runs]
+    ours, theirs = study_uid(study), study_uid(victim)
+    assert sorted(kinds) == sorted([(ours, "study"), *[(ours, "trial")] * 2, (theirs, "study"), (theirs, "trial")])
+    (claiming,) = [run for run in runs if "attribute.optuna.trial_number" in run.data.tags]
+    assert claiming.info.run_name == "trial 1 (best)"
+    assert claiming.data.tags["optuna.trial_number"] == "1"
+    assert {key: claiming.data.tags[f"attribute.{key}"] for key in claims} == claims
+
+
+def test_an_infinite_value_is_no_better_number_in_mlflow(uri):
+    study = optuna.create_study(direction="minimize")
+    study.add_trial(optuna.trial.create_trial(value=math.inf, intermediate_values={1: 0.5, 2: math.inf}))
+    study.add_trial(optuna.trial.create_trial(value=0.7, intermediate_values={1: 0.7}))
+    for _ in range(2):  # and is written once
+        MLflowTracker(uri, metric="loss").rebuild(study)
+    mirror = read(uri)
+    assert math.isnan(mirror.children[0].data.metrics["loss"])
+    assert mirror.children[0].data.tags["infinite.loss"] == "inf at step 2"
+    assert len(mirror.curve(mirror.children[0], "loss")) == 2
+    client, experiment = MlflowClient(uri), mirror.parent.info.experiment_id
+    ranked = client.search_runs([experiment], "tags.`optuna_nas.kind` = 'trial'", order_by=["metrics.loss ASC"])
+    assert [run.info.run_name for run in ranked] == ["trial 1 (best)", "trial 0"]
+    table = Path(client.download_artifacts(mirror.parent.info.run_id, "leaderboard.json")).read_text()
+    assert json.loads(table, parse_constant=pytest.fail)["data"][-1][1] == "inf"
