@@ -9,9 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 from declared import PERCEPTRON, TRANSFORMER
+from torch import nn
 from tracked import read
 
-from optuna_nas import MLflowTracker, Recipe, Search, SNASRecipe, SNASSampler, TensorData, load_network
+from optuna_nas import (
+    ImageClassification,
+    MLflowTracker,
+    ModuleSpace,
+    Recipe,
+    Search,
+    SNASRecipe,
+    SNASSampler,
+    Task,
+    TensorData,
+    choose,
+    load_network,
+    suggest_float,
+)
 from optuna_nas.oneshot import SNAS
 from optuna_nas.plots import plot_architecture, plot_distribution
 from optuna_nas.samplers import distribution_records
@@ -108,6 +122,43 @@ def test_the_command_line_runs_reports_trains_and_exports_a_module(tmp_path):
     assert "`space` must be that of the existing study" in refused.stderr
     renamed = command(tmp_path, "run", "net.py", "--set", "strategy=random", "--set", "name=other", "--trials", "1")
     assert "runs/other/" in renamed.stdout
+
+
+class Median(Task):
+    """A task that tells a metric, and no loss of its evaluation."""
+
+    metric, direction = "agreement", "maximize"
+
+    def loss(self, model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluate(self, model, batches):
+        return float(torch.cat([(model(x).argmax(1) == y).double() for x, y in batches]).mean())
+
+
+@pytest.mark.parametrize("strategy", ["auto", "snas", "tpe"])
+def test_a_task_that_tells_no_loss_is_judged_by_its_metric(strategy, tmp_path):
+    recipe, fields = Recipe(epochs=2, batch_size=32), {"tracking": None, "pictures": False, "folder": tmp_path}
+    search = Search("own", PERCEPTRON, signs(), recipe, Median(), strategy=strategy, trials=2, **fields)
+    assert search.directions == ("maximize",)
+    assert 0 <= search.run().best.value <= 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "name", "where"),
+    [
+        ({"recipe": Recipe(learning_rate=suggest_float(0.01, 0.1))}, "learning_rate", "recipe"),
+        ({"task": ImageClassification(label_smoothing=suggest_float(0.0, 0.1))}, "label_smoothing", "task"),
+        ({"strategy": "auto"}, "epochs", "recipe"),
+    ],
+)
+def test_a_choice_named_like_a_suggestion_is_refused_before_the_first_trial(parts, name, where):
+    def net():
+        return nn.Sequential(nn.Linear(6, choose(name, [4, 8])), nn.ReLU(), nn.Linear(choose(name, [4, 8]), 3))
+
+    wrong = f"`space` must not have a choice with the name of what `{where}` suggests but both have '{name}'"
+    with pytest.raises(ValueError, match=wrong):
+        Search("own", ModuleSpace(net, example=torch.zeros(1, 6)), signs(), trials=50, **parts)
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])

@@ -209,3 +209,28 @@ def test_arguments_out_of_range_are_refused(arguments, sentence):
 def test_a_function_needs_a_space():
     with pytest.raises(ValueError, match="`space` must be given"):
         GHNPruner(score=useless)
+
+
+def test_scores_of_other_parameters_are_not_those_of_a_trial():
+    def score(architectures):
+        return np.array([float(str(architecture).count("conv")) for architecture in architectures])
+
+    def objective(trial):
+        architecture = SPACE.suggest(trial)
+        trial.should_prune()
+        return score([architecture])[0]
+
+    study = optuna.create_study(direction="maximize", pruner=GHNPruner(space=SPACE, score=score))
+    study.optimize(objective, n_trials=12)
+    pruner = GHNPruner(space=SPACE, score=score)
+    copy, random = optuna.create_study(direction="maximize", pruner=pruner), np.random.default_rng(0)
+    for trial in study.trials:
+        other = SPACE.sample(random)
+        added = optuna.trial.create_trial(
+            params=SPACE.encode(other),
+            distributions=SPACE.distributions(),
+            value=score([other])[0],
+            user_attrs=trial.user_attrs,
+        )
+        copy.add_trial(added)
+    assert pruner.correlation(copy).tau == pytest.approx(1.0)

@@ -312,8 +312,6 @@ def test_a_budget_in_epochs_needs_an_objective_that_tells_them(directions, tmp_p
     search = Search("own", space, objective=objective, directions=directions, tracking=None, pictures=False)
     wrong = "`budget` must be in trials or seconds for an objective that reports no epochs"
     with pytest.raises(ValueError, match=wrong):
-        ValueError, match="`budget` must be in trials or seconds for an objective that reports no epochs"
-    ):
         compare(lambda seed: [search], Budget("epochs", 3), 1, tmp_path, lambda tags: None)
     assert asked == [0]
 
@@ -337,9 +335,7 @@ def test_several_objectives_and_resumed_trainings_tell_their_own_epochs(tmp_path
 @pytest.mark.parametrize("name", ["random", "tpe"])
 def test_a_study_does_not_vanish_behind_a_baseline(name):
     search = Search(name, nasbench201_space(), objective=lambda trial: 0.0, tracking=None)
-    with pytest.raises(
-        ValueError, match=f"`name` must not be that of a baseline, .* but is '{name}'; rename the study"
-    ):
+    with pytest.raises(ValueError, match=f"`name` must not be that of a baseline, .* but is '{name}'; rename"):
         strategies([search], 0)
 
 

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from optuna_nas import (
     Recipe,
     Search,
     Skeleton,
+    nasbench201_space,
     plot_importances,
     plot_pareto,
     plot_progress,
@@ -341,6 +343,21 @@ def test_pictures_of_empty_studies_are_refused():
             plot(study)
     with pytest.raises(ValueError, match="`cost` must be one of"):
         plot_pareto(study, "seconds")
+
+
+def test_a_study_of_infinite_values_has_pictures_and_a_report_without_them(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    for _ in range(3):
+        study.add_trial(optuna.trial.create_trial(value=math.inf))
+    assert plot_progress(study) is not None
+    space = nasbench201_space()
+
+    def objective(trial):
+        return math.inf * space.suggest(trial).connected
+
+    search = Search("inf", space, objective=objective, folder=tmp_path, tracking=None, pictures=False, trials=2)
+    search.run()
+    assert "inf" in write_report(search).markdown.read_text()
 
 
 def test_texts_of_others_are_neither_html_nor_orders_to_a_terminal():

@@ -1,5 +1,7 @@
 """What workers tell each other arrives whole, or not at all."""
 
+import math
+
 import optuna
 import pytest
 from optuna.study import StudyDirection
@@ -23,6 +25,7 @@ from optuna_nas.storage.attributes import (
     WORKER,
     Unverified,
     attribute,
+    constraints_of,
     find_trial,
     has_attribute,
     is_own,
@@ -192,3 +195,11 @@ def test_an_older_study_looks_the_same():
     assert len(pareto(older, "params", up)) == 8
     assert anytime_curves(older, up) == anytime_curves(trials, up)
     assert len(anytime_curves(older, up)) == 8
+
+
+def test_a_bound_that_is_infinite_is_kept_as_in_optuna():
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask()
+    trial.set_constraint("params", -math.inf)
+    study.tell(trial, 1.0)
+    assert constraints_of(study.trials[0]) == {"params": -math.inf}
