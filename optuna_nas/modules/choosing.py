@@ -322,7 +322,10 @@ def choose_depth(name: str, make: Callable[[int], nn.Module], least: int, most: 
     for number in range(n_blocks):
         deeper = frozenset(text for text, depth in zip(names, depths, strict=True) if depth > number)
         with chooser.within(name, deeper):
-            blocks.append(make(number))
+            block = make(number)
+        if not isinstance(block, nn.Module):
+            raise ValueError(f"`make` of {name!r} must return a module but returns a {type(block).__name__}.")
+        blocks.append(block)
     return nn.Sequential(*blocks) if chooser.mixer is None else MixedDepth(name, blocks, depths, chooser.mixer)
 
 

@@ -85,6 +85,17 @@ class Mixed(nn.Module):
             self.add_module(name, op)
         self.choice, self.mixer, self.single = choice, mixer, single
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name.startswith("_") or "choice" not in self.__dict__:
+                raise
+            raise AttributeError(
+                f"{self.choice!r} has no attribute {name!r} where all of its ops are computed; choose what they have "
+                "in common, such as a width, before them."
+            ) from error
+
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the weighed sum of the outputs; zeros like the first input if nothing is to be computed."""
         ops = ((name, self.get_submodule(name)) for name in self.mixer.weights[self.choice])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -102,6 +103,11 @@ class ModuleSpace(ModelSpace):
             raise ValueError(
                 f"`make` must be a class or a function that returns a module but is a {type(self.make).__name__}; "
                 "pass the class, not a module."
+            )
+        if needed := _required(self.make):
+            raise ValueError(
+                f"`make` must be called without arguments but needs {needed!r}; pass `functools.partial(..., "
+                f"{needed}=...)`, and a `name`."
             )
         name = self.name or getattr(self.make, "__qualname__", "")
         if not name or "<lambda>" in name:
@@ -458,3 +464,13 @@ def _n_outputs(space: ModuleSpace) -> int | None:
     outputs = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
     alone = len(outputs) == 1 and outputs[0].ndim == 2
     return outputs[0].shape[1] if alone else None
+
+
+def _required(make: Callable[..., Any]) -> str | None:
+    """Return the name of the first argument that a function or class can't be called without."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # it tells none
+        return None
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return next((one.name for one in parameters if one.default is one.empty and one.kind not in variable), None)

@@ -92,6 +92,12 @@ def declare(make: Callable[[], nn.Module], name: str) -> Declared:
         )
     if not isinstance(module, nn.Module):
         raise ValueError(f"`make` must return a module but returns a {type(module).__name__}.")
+    for path, parameter in module.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ValueError(
+                f"`make` must make layers of known sizes but {path!r} is one that finds its size later; use the layer "
+                "of that kind that is told."
+            )
     choices: dict[str, Choice] = {}
     contexts: dict[str, dict[Context, None]] = {}
     shapes: dict[str, set[tuple[int, ...]]] = {}

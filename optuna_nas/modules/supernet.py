@@ -221,7 +221,7 @@ def _joined(name: str, stored: Tensor | None, tensor: Tensor) -> Tensor:
     if stored.ndim != tensor.ndim:
         raise ValueError(
             f"`choose` must leave a parameter its number of dimensions but {name!r} has shapes {tuple(stored.shape)} "
-            f"and {tuple(tensor.shape)}; use `choose_op` for such a choice."
+            f"and {tuple(tensor.shape)}; use `choose_op` for such a choice, or give layers names that do not shift."
         )
     shape = tuple(map(max, stored.shape, tensor.shape))
     if shape == tuple(stored.shape):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from optuna_nas.networks.deployment import RawNetwork
 from optuna_nas.networks.discrete import DiscreteNetwork
@@ -181,7 +181,15 @@ def _dynamic(example: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
 def write_pt2(network: nn.Module, example: Any, path: Path, about: dict[str, str]) -> Callable[..., Any]:
     """Write a program of `torch.export` for batches of any size, with named texts in it, and return it as read."""
     args, kwargs, shapes = _dynamic(example)
-    exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
+    try:
+        exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
+    except Exception as error:  # of the compiler, in types of its own
+        if "Constraints violated" not in str(error):
+            raise
+        raise ValueError(
+            "`network` must take batches of any size to be exported but its `forward` fixes their size, as `len(x)` "
+            "does; use `x.shape[0]`."
+        ) from error
     content = io.BytesIO()  # PyTorch's own writer ends the process on a full disk
     torch.export.save(exported, content, extra_files={f"{name}.json": text for name, text in about.items()})
     with whole_file(path) as file:
@@ -196,6 +204,13 @@ def _write_onnx(network: nn.Module, example: Any, path: Path, about: dict[str, s
     import onnxruntime
 
     args, kwargs, shapes = _dynamic(example)
+    if not all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        raise ValueError(
+            "`format` 'onnx' must be of a module whose arguments are tensors but this one takes others; export 'pt2'."
+        )
+    with torch.no_grad():
+        leaves, structure = tree_flatten(network(*args, **kwargs))
+    results = [OUTPUT] if len(leaves) == 1 else [f"{OUTPUT}_{i}" for i in range(len(leaves))]
     names = [INPUT] if len(args) == 1 and not kwargs else [f"{INPUT}_{i}" for i in range(len(args))] + list(kwargs)
 
     with warnings.catch_warnings():
@@ -205,7 +220,7 @@ def _write_onnx(network: nn.Module, example: Any, path: Path, about: dict[str, s
             args,
             kwargs=kwargs,
             input_names=names,
-            output_names=[OUTPUT],
+            output_names=results,
             dynamic_shapes=shapes,
             dynamo=True,
             verbose=False,
@@ -216,8 +231,9 @@ def _write_onnx(network: nn.Module, example: Any, path: Path, about: dict[str, s
             program.save(file, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(*given: Tensor, **named: Tensor) -> Tensor:
+    def run(*given: Tensor, **named: Tensor) -> Any:
         arrays = [value.numpy() for value in (*given, *named.values())]
-        return torch.from_numpy(session.run([OUTPUT], dict(zip(names, arrays, strict=True)))[0])
+        outputs = session.run(results, dict(zip(names, arrays, strict=True)))
+        return tree_unflatten([torch.from_numpy(output) for output in outputs], structure)
 
     return run

@@ -75,10 +75,11 @@ def outputs_of(
     Raises:
         ValueError: An op has changed an input, which the others read, too.
     """
-    tensors = [value for value in inputs if type(value) is Tensor and not value.is_inference()]
+    watched = () if torch.compiler.is_compiling() else inputs
+    tensors = [value for value in watched if type(value) is Tensor and not value.is_inference()]
     before, last = [tensor._version for tensor in tensors], ""
     for name, op in ops:
-        if not torch.compiler.is_compiling() and [tensor._version for tensor in tensors] != before:
+        if [tensor._version for tensor in tensors] != before:
             raise ValueError(
                 f"`choose` must have options that leave their inputs as they are but {last!r} of {choice!r} changes "
                 "one in place, which others read; use another op, such as `relu` for `relu_`."

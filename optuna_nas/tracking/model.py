@@ -104,10 +104,14 @@ def log_model(
     assert isinstance(space, ModelSpace)
     program, raw = for_raw_inputs(for_programs(network), deployment)
     example = raw_example(space, 2, raw)
-    if not isinstance(example, Tensor):
+    one_tensor = isinstance(example, Tensor)
+    if one_tensor:
+        with torch.no_grad():
+            one_tensor = isinstance(program(example), Tensor)
+    if not one_tensor:
         raise ValueError(
-            "`architecture` must be of modules that take one tensor to be logged in MLflow but takes more; export it "
-            "as a file instead."
+            "`architecture` must be of modules that take and return one tensor to be logged in MLflow but these take "
+            "or return more; export it as a file instead."
         )
     classes = () if deployment is None else deployment.classes
     with TemporaryDirectory() as folder, connected(tracker.store_uri, registry=register is not None) as client:

@@ -246,6 +246,11 @@ class ImageClassification(SummedTask):
 
     def training_step(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
+        if targets.is_floating_point():
+            raise ValueError(
+                "`task` must be one for values, such as `Regression()`, where targets are no labels but floating-point "
+                "numbers; give it, or make the labels integers."
+            )
         outputs = model(inputs)
         scores, *others = outputs if isinstance(outputs, tuple) else (outputs,)
         loss, *other_losses = (
@@ -349,8 +354,8 @@ class Regression(SummedTask):
         predictions = model(inputs)
         if isinstance(predictions, tuple):
             raise ValueError(
-                f"`skeleton` must have one output for a regression but has {len(predictions)}; leave out its auxiliary "
-                "head and its budget."
+                f"`space` must be of networks with one output for a regression but they have {len(predictions)}; "
+                "return one tensor, or leave out auxiliary head and budget of the skeleton."
             )
         if predictions.ndim == targets.ndim + 1 and predictions.shape[-1] == 1:
             predictions = predictions[..., 0]

@@ -162,7 +162,7 @@ def changed(array, index, value):
         ((X, changed(Y, 0, 50)), r"`y` must hold every label from 0 to 50 but lacks 3"),
         ((X[0], Y), r"`x` must have shape \(N, H, W\)"),
         ((X[:0], Y[:0]), r"`x` must hold at least one image"),
-        ((X.astype(str), Y), r"`x` must be numbers"),
+        ((X.astype(str), Y), r"`x` must be real numbers"),
         ((X, Y, X), r"`x_test` and `y_test` must be given together"),
         ((X, Y, X[:, :4], Y), r"`x_test` must have images like `x`, \(1, 8, 8\)"),
         ((X, Y, changed(X, 0, np.nan), Y), r"`x_test` must be finite"),

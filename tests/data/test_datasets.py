@@ -164,8 +164,9 @@ def test_a_second_description_reads_no_example():
             return super().__getitem__(index)
 
     data = DatasetData(dataset := Counting(), outputs=3)
-    assert data.describe() == data.describe()
-    assert dataset.reads == 1
+    first, reads = data.describe(), dataset.reads
+    assert first == data.describe()
+    assert dataset.reads == reads < 20
 
 
 def test_data_stay_where_they_are_or_move_as_a_whole():

@@ -205,3 +205,39 @@ def test_options_that_do_not_fit_are_named_before_the_first_trial():
 def test_arguments_of_a_space_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         ModuleSpace(**arguments)
+
+
+def needs(n_classes, width=4):
+    return nn.Linear(choose("width", [width, 8]), n_classes)
+
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(choose("width", [4, 8])))
+
+
+def no_blocks():
+    return choose_depth("depth", lambda number: None, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (needs, r"`make` must be called without arguments but needs 'n_classes'; pass `functools.partial\("),
+        (lazy, r"`make` must make layers of known sizes but '0.weight' is one that finds its size later"),
+        (no_blocks, r"`make` of 'depth' must return a module but returns a NoneType"),
+    ],
+)
+def test_constructors_that_cannot_be_searched_are_one_sentence(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ModuleSpace(make)
+
+
+def test_a_chosen_op_says_why_it_has_no_attributes():
+    def net():
+        widths = {"narrow": lambda: nn.Linear(2, 4), "wide": lambda: nn.Linear(2, 4)}
+        body = choose_op("body", widths)
+        return nn.Sequential(body, nn.Linear(body.out_features, 1))
+
+    wrong = "'body' has no attribute 'out_features' where all of its ops are computed"
+    with pytest.raises(AttributeError, match=wrong):
+        ModuleSpace(net, example=torch.zeros(1, 2)).supernet(0)

@@ -337,3 +337,40 @@ def test_no_op_at_all_can_be_built():
 
     space = ModuleSpace(net, example=torch.zeros(1, 4))
     assert space.architecture({"ops": []}).build()(torch.zeros(2, 4)).shape == (2, 1)
+
+
+class Odd(nn.Module):
+    """A module that takes or returns what not every format of files can hold."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.layer = way, nn.Linear(5, choose("width", [3, 4]))
+
+    def forward(self, x):
+        y = self.layer(x["x"] if self.way == "mapping" else x)
+        return (y, y.sum(1)) if self.way == "two" else y.view(len(y), 1, -1) if self.way == "length" else y
+
+
+def odd(way):
+    x = torch.zeros(1, 5)
+    return ModuleSpace(lambda: Odd(way), example={"x": x} if way == "mapping" else x, name=way).architecture({})
+
+
+def test_several_outputs_are_exported_each(tmp_path):
+    pytest.importorskip("onnxruntime")
+    exported = export_network(odd("two").build(seed=0), tmp_path / "two", "onnx", odd("two"))
+    assert exported.max_difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("way", "file_format", "sentence"),
+    [
+        ("mapping", "onnx", "`format` 'onnx' must be of a module whose arguments are tensors"),
+        ("length", "pt2", "`network` must take batches of any size to be exported but its `forward` fixes their size"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_one_sentence(way, file_format, sentence, tmp_path):
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match=sentence):
+        export_network(odd(way).build(seed=0), tmp_path / way, file_format, odd(way))
+    assert not list(tmp_path.iterdir())
