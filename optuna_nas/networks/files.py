@@ -20,7 +20,7 @@ from optuna_nas.training.checkpoints import (
     without_prefix,
 )
 from optuna_nas.training.device import own_default_device
-from optuna_nas.training.rules import anything, mapping, number
+from optuna_nas.training.rules import anything, items, mapping, number, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,6 +106,7 @@ def save_network(
     if deployment is not None:
         description["deployment"] = deployment.to_dict()
         tensors |= prefixed(PREPROCESSING, deployment.tensors())
+    description["masks"] = sorted(without_prefix(MASKS, tensors))
     # Tied weights are written once for each of their names: safetensors refuses tensors that share memory.
     save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, description)
 
@@ -169,6 +170,10 @@ def read_network(path: str | Path, device: str = "cpu") -> NetworkFile:
             deployment = Deployment.from_parts(description["deployment"], normalisation)
         mixing = mapping(mapping(number(finite=True)))("mixing", description.get("mixing") or {})
         masks = without_prefix(MASKS, tensors)
+        named = items(text())("masks", description.get("masks", sorted(masks)))
+        if named != sorted(masks):
+            absent = sorted({*named} ^ masks.keys())
+            raise ValueError(f"its masks must be of the weights that it names but that of {absent[0]!r} is not")
         prefixes = MASKS, PREPROCESSING
         weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
         if isinstance(architecture.space, NetworkSpace):
@@ -178,7 +183,8 @@ def read_network(path: str | Path, device: str = "cpu") -> NetworkFile:
             path_of = {old: path for path, old in architecture.space.old_names().items()}
             mixing = {path_of.get(path, path): of_path for path, of_path in mixing.items()}
             discrete = DiscreteNetwork(architecture, mixing=None if description.get("mixing") is None else mixing)
-            weights, masks = discrete.own_tensors(weights), discrete.own_tensors(masks)
+            if "masks" not in description:  # of before, when files had what leads nowhere, too
+                weights, masks = discrete.own_tensors(weights), discrete.own_tensors(masks)
             network: nn.Module = discrete
         else:
             network = cast("ModelSpace", architecture.space).build(architecture)

@@ -141,3 +141,32 @@ def test_a_file_that_holds_no_network_is_refused_with_one_sentence(description, 
     save_tensors(tmp_path / "file", {"a": torch.zeros(2)}, description)
     with pytest.raises(ValueError, match=message):
         load_network(tmp_path / "file")
+
+
+def rewritten(file, tensors, description):
+    """Write a file with a checksum of its own, as somebody would who knows how."""
+    save_tensors(file, tensors, description)
+    return file
+
+
+def test_a_file_without_one_of_its_masks_is_refused(tmp_path):
+    network = network_of("nasbench201")
+    name, parameter = next((name, p) for name, p in network.named_parameters() if p.ndim > 1)
+    network.remove((), {name: torch.zeros_like(parameter)})
+    save_network(tmp_path / "network", network)
+    tensors, description = load_tensors(tmp_path / "network")
+    masks = [key for key in tensors if key.startswith("masks/")]
+    assert description["masks"] == sorted(key.removeprefix("masks/") for key in masks)
+    del tensors[masks[0]]
+    with pytest.raises(ValueError, match="its masks must be of the weights that it names but that of"):
+        load_network(rewritten(tmp_path / "less", tensors, description))
+
+
+def test_a_file_with_weights_of_what_its_architecture_lacks_is_refused(tmp_path):
+    space = SPACES["nasbench201"]
+    network = space.architecture({"cell_0_1": "nor_conv_3x3", "cell_1_3": "skip_connect"}).build(seed=3)
+    save_network(tmp_path / "network", network)
+    tensors, description = load_tensors(tmp_path / "network")
+    other = space.architecture({"cell_0_1": "nor_conv_3x3", "cell_0_3": "skip_connect"})  # whose first op leads nowhere
+    with pytest.raises(ValueError, match="must"):
+        load_network(rewritten(tmp_path / "more", tensors, {**description, "architecture": other.to_dict()}))

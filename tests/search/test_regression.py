@@ -284,5 +284,5 @@ def test_networks_with_two_outputs_are_refused():
     space = SPACE.with_skeleton(auxiliary=True, cells=("cell", "residual_reduction", "cell"), input_shape=(10, 8, 8))
     network = space.full_architecture().build().train()
     batch = (torch.zeros(2, 10, 8, 8), torch.zeros(2))
-    with pytest.raises(ValueError, match="`space` must be of networks with one output .* but they have 2"):
+    with pytest.raises(ValueError, match=r"`space` must be of networks with one output .* but they have 2"):
         Regression().loss(network, batch)
