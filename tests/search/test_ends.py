@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from strategies import few_digits
 
 from optuna_nas import SNAS, CellKind, CellSpace, NetworkSpace, Recipe, Search, Skeleton, SNASRecipe, SNASSampler, run
+from optuna_nas.search.opening import open_study
 from optuna_nas.storage.database import connect
 from optuna_nas.storage.quota import counted_trials
 
@@ -119,6 +120,7 @@ def learning(folder, **changes):
 
 
 def test_a_damaged_file_of_a_model_is_set_aside_with_a_word(tmp_path, caplog):
+    open_study(learning(tmp_path))  # the folder is its own
     (tmp_path / "snas.safetensors").write_bytes(b"damaged")
     result = run(learning(tmp_path))
     assert [trial.state for trial in result.study.trials] == [TrialState.COMPLETE] * 4
@@ -132,6 +134,7 @@ def training(folder, **changes):
 
 
 def test_a_damaged_checkpoint_of_a_trial_begins_it_anew(tmp_path, caplog):
+    open_study(training(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/trial-00000.safetensors").write_bytes(b"damaged")
     result = run(training(tmp_path))
