@@ -53,7 +53,7 @@ PRELOADED = [
 
 
 class WorkersFailed(RuntimeError):
-    """Raised if a worker crashes repeatedly."""
+    """Raised if a worker crashes repeatedly, or can't be started."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ def run_workers(
 
     Raises:
         UsageError, ValueError, ConnectionError: As `Job.search`, `GPUs.divide` and `open_study`.
-        WorkersFailed: A worker crashes repeatedly.
+        WorkersFailed: A worker crashes repeatedly, or can't be started.
 
     Example:
         >>> from optuna_nas.workers import Job, run_workers
@@ -207,7 +207,11 @@ class _Supervisor:
         arguments = (self._shared.job, self._gpus.names[worker.index], self._gpus.share, sender)
         name = f"optuna_nas worker {worker.index}"
         process = self._context.Process(target=_be_worker, args=arguments, name=name)
-        process.start()
+        try:
+            process.start()
+        except OSError as error:
+            hint = "; give TMPDIR a shorter path" if "too long" in str(error) else ""
+            raise WorkersFailed(f"worker {worker.index} can't be started: {error}{hint}") from error
         worker.process = process
         sender.close()
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -9,7 +10,7 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
-from terminal import here, start, wait_for, workers_of
+from terminal import command, here, start, wait_for, workers_of
 
 from optuna_nas.storage.database import connect
 from optuna_nas.storage.own_postgres import own_database
@@ -164,3 +165,15 @@ def test_a_worker_that_is_killed_over_and_over_does_not_end_the_others(folder, p
     study = optuna.load_study(study_name="killed", storage=connect(postgresql))
     assert counted_trials(study) == 20
     assert {TrialState.RUNNING, TrialState.WAITING}.isdisjoint(trial.state for trial in study.trials)
+
+
+def test_workers_that_cannot_be_started_are_one_sentence(folder, monkeypatch):
+    long = folder / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    words = command("run", "ends.py", "--set", "trials=1", "--workers", "1", "--no-mlflow")
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=folder)
+    assert ended.returncode != 0
+    said = " ".join(ended.stderr.split())
+    assert "worker 0 can't be started: AF_UNIX path too long; give TMPDIR a shorter path" in said
+    assert "Traceback" not in said
