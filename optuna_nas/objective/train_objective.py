@@ -33,11 +33,13 @@ from optuna_nas.storage.attributes import (
     DIGESTED,
     DUPLICATE_OF,
     EPOCHS,
+    METRIC,
     SCORED,
     SHOWN_NAMES,
     START,
     SURROGATE_SCORE,
     TRAINING_DIGEST,
+    attribute,
     cost_key,
     params_hash,
 )
@@ -286,6 +288,8 @@ class TrainObjective:
         earlier = self._duplicates.of(trial, candidate.digest, training_digest) if self.reuse_duplicates else None
         if earlier is not None:
             trial.set_user_attr(DUPLICATE_OF, earlier.number)
+            if (metric := attribute(earlier.user_attrs, METRIC)) is not None:
+                trial.set_user_attr(METRIC, metric)
             if earlier.state == TrialState.PRUNED:
                 prune(trial, f"it computes the same function as trial {earlier.number}, which was pruned")
             return self._values(earlier.values[0], numbers)

@@ -20,6 +20,7 @@ from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute, user_attributes
 from optuna_nas.storage.database import sqlite_file, without_password
 from optuna_nas.storage.own_postgres import users_at
+from optuna_nas.storage.presence import has_ended, this_worker
 from optuna_nas.training.disk import whole_file
 from optuna_nas.training.rules import checked, text
 
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 OWNER_FILE = ".study.json"
 """File in a folder that names the study whose files it holds."""
-SQLITE, OWN_SERVER = "sqlite", "own server "
+SQLITE, OWN_SERVER, MEMORY = "sqlite", "own server ", "memory of "
 SERVER_QUERY = ("host", "port", "unix_socket")
 """Parts of the query of a URL that say which server it is."""
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
@@ -68,12 +69,17 @@ def home_of(study: Study) -> Home:
         return Home(study.study_name, without_password(url))
     if not isinstance(address, str):
         forgets = type(backend).__name__ == "InMemoryStorage"  # ends with the process
-        return Home(study.study_name, type(backend).__name__ + (f" {id(backend)}" if forgets else ""))
+        return Home(study.study_name, _memory(backend) if forgets else type(backend).__name__)
     url = make_url(address)
     if url.get_backend_name() == SQLITE:
         file = sqlite_file(address)
-        return Home(study.study_name, f"memory {id(backend)}" if file is None else str(file.resolve()))
+        return Home(study.study_name, _memory(backend) if file is None else str(file.resolve()))
     return Home(study.study_name, _server(url))
+
+
+def _memory(storage: object) -> str:
+    """Return the place of a storage in the memory of this process."""
+    return f"{MEMORY}{this_worker()} {id(storage)}"
 
 
 def _server(url: URL) -> str:
@@ -148,6 +154,8 @@ def _is_there(study: Study, home: Home, uid: str) -> bool:
             return home.place.isidentifier()  # the name of a class: it may be in another storage of that kind
         return bool(study._storage.get_study_user_attrs(other).get(UID_ATTRIBUTE) == uid)
     if not home.place.startswith(("/", "\\")) and not Path(home.place).is_absolute():
+        if home.place.startswith(MEMORY):
+            return has_ended(home.place.removeprefix(MEMORY).split(" ")[0]) is not True
         users = home.place.removeprefix(OWN_SERVER)
         return users == home.place or Path(users).exists()  # another server, or the memory of a process, can't be seen
     file = Path(home.place)

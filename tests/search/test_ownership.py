@@ -3,6 +3,8 @@
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +45,7 @@ from optuna_nas.results.final_training import network_to_export
 from optuna_nas.results.report import write_report
 from optuna_nas.search.results import network_of
 from optuna_nas.search.runner import work
-from optuna_nas.storage.attributes import DUPLICATE_OF, SETTING, SURROGATE_SCORE
+from optuna_nas.storage.attributes import DUPLICATE_OF, METRIC, SETTING, SURROGATE_SCORE
 from optuna_nas.storage.identity import home_of, study_uid
 
 pytestmark = [
@@ -185,6 +187,46 @@ def test_a_folder_that_cannot_say_whose_it_is_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`folder` must say whose files it holds but its note .* can't be read"):
         search("b", tmp_path / "a", storage=tmp_path / "b.db").run()
     assert search("a", tmp_path / "a", trials=3).run().network is not None, "its own study goes on"
+
+
+RUN_ONCE = """
+import optuna
+from pathlib import Path
+from optuna_nas import Search, nasbench201_space
+
+space = nasbench201_space()
+storage = optuna.storages.InMemoryStorage()
+fields = {"storage": storage, "folder": Path("runs"), "tracking": None, "pictures": False, "trials": 1}
+Search("s", space, objective=lambda trial: float(space.suggest(trial).connected), **fields).run()
+"""
+
+
+@pytest.mark.process
+def test_a_script_with_a_study_in_memory_runs_again(tmp_path):
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", RUN_ONCE], cwd=tmp_path, check=True)
+
+
+def test_two_studies_in_the_memory_of_one_process_do_not_share_a_folder(tmp_path):
+    for name in ("first", "second"):
+        wanted = search(name, tmp_path, storage=optuna.storages.InMemoryStorage())
+        if name == "first":
+            kept = wanted.run()
+        else:
+            with pytest.raises(ValueError, match="holds the files of 'first' in memory of"):
+                wanted.run()
+    assert kept.network.exists()
+
+
+def test_a_result_that_is_taken_over_has_its_metric_too(tmp_path):
+    objective = TrainObjective(SPACE, DATA, Recipe(epochs=1, batch_size=16), objectives=("loss",))
+    study = optuna.create_study(direction="minimize")
+    for _ in range(2):
+        study.enqueue_trial(dict.fromkeys(SPACE.options(), "nor_conv_1x1"))
+    study.optimize(objective, n_trials=2)
+    first, second = (trial.user_attrs for trial in study.trials)
+    assert second[DUPLICATE_OF] == 0
+    assert first[METRIC] == second[METRIC]
 
 
 def test_a_locked_database_is_not_one_that_is_no_more(tmp_path):
