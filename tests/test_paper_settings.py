@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from optuna_nas import NetworkSpace, anytime_skeleton, anytime_space
+
 STUDIES = Path(__file__).parents[1] / "studies"
 SEARCH = """
 import sys, time
@@ -80,3 +82,43 @@ def test_nothing_is_sent_where_no_search_runs(monkeypatch):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.signal(signal.SIGTERM, terminated)
+
+
+@pytest.mark.process
+def test_anytime_networks_are_trained_beside_fixed_ones_and_go_on(tmp_path):
+    def called(*arguments):
+        command = [sys.executable, str(STUDIES / "cifar10_anytime.py"), "--smoke", "--networks", "fixed", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    assert called("--until", "0.000001").stdout.endswith("the same command goes on\n")
+    again = called()
+    assert again.returncode == 0, again.stderr
+    assert "fixed: 3 networks" in again.stdout
+    assert called().stdout == again.stdout
+
+
+@pytest.mark.parametrize("nodes", [(24, 16, 8), (6, 4, 2)])
+def test_fixed_networks_have_layers_of_several_scales_and_exits_of_the_coarsest(nodes, monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    from multi_scale import multi_scale
+
+    space = NetworkSpace(anytime_space(nodes), anytime_skeleton(3, 4, (1, 8, 8), 10, budget=1e9))
+    layers = nodes[2]
+    for every in (1, 2):
+        chosen = dict(multi_scale(space, every).choices)
+        for cell, width in (("cell1", 3), ("cell2", 2), ("cell3", 1)):
+            named = [path for path in chosen if path.startswith(f"{cell}_") and path.count("_") == 1]
+            scales = [chosen[f"{path}_scale"][0] for path in named]
+            assert scales == ["1", "2", "4"][:width] * layers
+            exits = [path for path in named if chosen[f"{path}_exit"] == ("exit",)]
+            assert len(exits) == layers // every
+            assert {chosen[f"{path}_scale"][0] for path in exits} == {scales[width - 1]}
+            for place, path in enumerate(named):
+                reads = {int(number) for number in chosen[f"{path}_inputs"]}
+                assert max(reads) <= place
+                if place >= width and place % width:
+                    assert reads == {place + 1 - width, place - width}, (
+                        "its own scale and the finer one, a layer before"
+                    )
+    network = multi_scale(space, 1).build(seed=0).eval()
+    assert len(network.exit_costs) == 3 * layers + 1  # and the last classifier
