@@ -92,7 +92,17 @@ def first(tensors):
         (lambda t, d: d["architecture"]["space"]["skeleton"].update(channels=4096), "parameters but it holds"),
         (lambda t, d: d.update(mixing={"cell_0_1": 3}), "must be a dictionary"),
         (lambda t, d: d.pop("architecture"), "holds something else"),
-        (lambda t, d: t.update({f"masks/{first(t)}": torch.full_like(t[first(t)], 0.5)}), "must be zeros and ones"),
+        (
+            lambda t, d: t.update({f"masks/{first(t)}": torch.ones_like(t[first(t)])}),
+            "its masks must be of the weights",
+        ),
+        (
+            lambda t, d: (
+                d.update(masks=[first(t)]),
+                t.update({f"masks/{first(t)}": 0.5 * torch.ones_like(t[first(t)])}),
+            ),
+            "must be zeros and ones",
+        ),
     ],
 )
 def test_a_network_whose_tensors_are_not_those_of_its_architecture_is_refused_by_name(network, change, says):

@@ -108,7 +108,8 @@ class ModuleSupernet(nn.Module):
             except Exception as error:
                 raise self._unfit(f"fails: {error}") from error
         try:
-            outputs = self(inputs, weights)
+            with torch.random.fork_rng(devices=[]):  # dropout draws
+                outputs = self(inputs, weights)
             parts = [part for part in tree_leaves(outputs) if isinstance(part, Tensor) and part.requires_grad]
             learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
             if parts and learning:

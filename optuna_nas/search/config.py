@@ -221,7 +221,7 @@ class Search:
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
         storage, tracking = cast("Any", self.storage), cast("Any", self.tracking)
-        if isinstance(storage, Path) or (isinstance(storage, str) and storage and ":" not in storage):
+        if isinstance(storage, Path) or (isinstance(storage, str) and ":" not in storage and Path(storage).suffix):
             object.__setattr__(self, "storage", sqlite_address(storage))
         if self.artifacts is not None:
             object.__setattr__(self, "artifacts", str(self.artifacts))
@@ -277,8 +277,8 @@ class Search:
                 raise ValueError(f"`{name}` must be {what} but is a {type(value).__name__}.")
         fields = zip(Heartbeat._fields, self.heartbeat, strict=True)
         interval, grace = (checked_count(f"heartbeat.{name}", value) for name, value in fields)
-        if grace <= interval:
-            raise ValueError(f"`heartbeat.grace` must be more than its interval of {interval} s but is {grace} s.")
+        if grace < interval:
+            raise ValueError(f"`heartbeat.grace` must be no less than its interval of {interval} s but is {grace} s.")
         object.__setattr__(self, "heartbeat", Heartbeat(interval, grace))
 
     @property

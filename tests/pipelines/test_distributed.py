@@ -111,6 +111,7 @@ def test_a_file_with_tensors_of_ops_that_lead_nowhere_is_read(tmp_path):
     architecture, path = NASBENCH201.architecture(DEAD_END), tmp_path / "network.safetensors"
     save_network(path, architecture.build(seed=0))
     own, description = load_tensors(path)
+    del description["masks"]  # as before, when files had more tensors and did not name their masks
     before = whole_network()
     assert len(before) > len(own)
     masks = {f"masks/{name}": torch.ones_like(t) for name, t in before.items() if t.ndim == 4}

@@ -448,7 +448,7 @@ def test_numbers_of_data_and_tasks_may_be_numpys(make, tmp_path):
         ({"tracking": True}, "`tracking` must be an `MLflowTracker`, its address or None but is a bool"),
         ({"cpu_threads": 0}, "`cpu_threads` must be an integer of at least 1 but got 0"),
         ({"heartbeat": (5, 30)}, "`heartbeat` must be a `Heartbeat` but is a tuple"),
-        ({"heartbeat": Heartbeat(30, 5)}, "`heartbeat.grace` must be more than its interval of 30 s but is 5 s"),
+        ({"heartbeat": Heartbeat(30, 5)}, "`heartbeat.grace` must be no less than its interval of 30 s but is 5 s"),
         ({"heartbeat": Heartbeat(0, 5)}, "`heartbeat.interval` must be an integer of at least 1 but got 0"),
         ({"seconds": "100"}, "`seconds` must be a positive number but got 100"),
         ({"seconds": True}, "`seconds` must be a positive number but got True"),

@@ -173,13 +173,13 @@ def test_an_attribute_is_written_as_it_was_and_must_be_json(postgresql):
 
 
 def test_a_trial_that_goes_back_to_the_queue_has_a_fresh_heartbeat_when_it_is_taken(postgresql):
-    storage = connect(postgresql, Heartbeat(60, 1))
+    storage = connect(postgresql, Heartbeat(60, 5))
     study = new_study(storage)
     study.enqueue_trial({"x": 0.5})
     waiting = study.trials[0]._trial_id
     storage.set_trial_state_values(waiting, TrialState.RUNNING)
     storage.set_trial_state_values(waiting, TrialState.WAITING)
-    time.sleep(2.1)
+    time.sleep(6.1)
     storage.set_trial_state_values(waiting, TrialState.RUNNING)
     fail_stale(study)
     assert study.trials[0].state == TrialState.RUNNING
