@@ -240,7 +240,8 @@ class InStudyFit(PicklesSettings, Generic[Content]):
                 value |= self._content.save(contents[-1], folder)
             return value
 
-        self._rounds.open(study, trial, make, save)
+        is_last = trial.number // self.trials_per_round >= self.n_rounds - 1
+        self._rounds.open(study, trial, make, save, is_last)
         return self.newest(study, trial.number)
 
     def newest(self, study: Study, number: int) -> Snapshot[Content] | None:

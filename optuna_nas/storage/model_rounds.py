@@ -1,9 +1,9 @@
 """Rounds of a study: one trial per round prepares and publishes a snapshot, which all others use without waiting.
 
 The leader of a round is its first trial, by number, unless the leader of an earlier round is still at work in another
-process: then the first trial after its end makes up for both. A snapshot is a small JSON value in the attributes of
-that trial, and files in an artifact store with their SHA-256 hashes. If the leader dies, the next round continues from
-the last verified snapshot.
+process: then the first trial after its end makes up for both. The last round is prepared in any case. A snapshot is a
+small JSON value in the attributes of its leader, and files in an artifact store with their SHA-256 hashes. If the leader
+dies, the next round continues from the last verified snapshot.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ class Rounds(Generic[Loaded]):
         trial: FrozenTrial,
         prepare: Callable[[int, Snapshot[Loaded] | None], None],
         save: Callable[[Path], dict[str, Any]],
+        is_last: bool = False,
     ) -> None:
         """Prepare and publish the round if this trial leads one; do not wait for threads that prepare another round.
 
@@ -139,6 +140,7 @@ class Rounds(Generic[Loaded]):
                 reach later rounds meanwhile.
             save: Function that writes files into a folder and returns the JSON value. Its key `done` marks the last
                 round.
+            is_last: Whether no later round will make up for this one, which is then prepared in any case.
         """
         state = self._state(study)
         if (state.newest is not None and state.newest.done) or not self._is_leader(study, trial):
@@ -148,7 +150,7 @@ class Rounds(Generic[Loaded]):
             return  # the thread that is preparing prepares this round, too
         try:
             newest = self._newest(study, trial.number, preparing=True)
-            if (newest is not None and newest.done) or self._is_prepared_elsewhere(study):
+            if (newest is not None and newest.done) or (not is_last and self._is_prepared_elsewhere(study)):
                 return
             mark: list[Any] = [trial.number, this_worker(), study_uid(study)]
             study._storage.set_trial_system_attr(trial._trial_id, self._leads, mark)

@@ -56,7 +56,7 @@ class Worker(PicklesSettings):
             (folder / FILE).write_text(json.dumps({"rounds": trained}))
             return {"rounds": trained, "step": len(trained), "done": trained[-1] + 1 >= self.n_rounds}
 
-        self.rounds.open(study, trial, prepare, save)
+        self.rounds.open(study, trial, prepare, save, trial.number // self.trials_per_round >= self.n_rounds - 1)
         return trial.number, self.rounds.newest(study, trial.number)
 
     def run(self, study, n_trials):
@@ -153,6 +153,13 @@ def test_the_first_trial_after_the_end_of_another_process_round_makes_up_for_tho
     assert other.rounds_trained == [2]
     assert other.rounds.newest(study, 11).loaded == [0, 2]
     assert openers(study) == [0, 9]
+
+
+def test_the_last_round_is_prepared_in_any_case(study, store):
+    worker, other = Worker(store, n_rounds=2), Worker(store, n_rounds=2)
+    worker.ask(study, lambda: other.run(study, 4))  # all trials begin while the first one prepares
+    assert other.rounds_trained == [1]
+    assert worker.rounds.newest(study, 4).done
 
 
 @pytest.mark.parametrize(
