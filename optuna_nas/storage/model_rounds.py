@@ -2,8 +2,8 @@
 
 The leader of a round is its first trial, by number, unless the leader of an earlier round is still at work in another
 process: then the first trial after its end makes up for both. The last round is prepared in any case. A snapshot is a
-small JSON value in the attributes of its leader, and files in an artifact store with their SHA-256 hashes. If the leader
-dies, the next round continues from the last verified snapshot.
+small JSON value in the attributes of its leader, and files in an artifact store with their SHA-256 hashes. If the
+leader dies, the next round continues from the last verified snapshot.
 """
 
 from __future__ import annotations
