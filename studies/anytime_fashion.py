@@ -17,7 +17,7 @@ import argparse
 
 import numpy as np
 import optuna
-from multi_scale import multi_scale
+from multi_scale import EXITS_EVERY, enqueue_fixed
 from small_fashion_mnist import small_fashion_mnist
 
 from optuna_nas import (
@@ -33,11 +33,8 @@ from optuna_nas import (
     plot_architecture,
     run,
 )
-from optuna_nas.search.opening import open_study
-from optuna_nas.storage.by_architecture import enqueue_architecture
 
 STRATEGIES = GHN_BEST, RANDOM, FIXED = ("ghn", "random", "fixed")
-EXITS_EVERY = (1, 2, 4)
 BUDGET = 0.8e6  # multiply-adds; the median random network takes 1.5e6 to its end
 
 
@@ -85,9 +82,7 @@ def main() -> None:
     for strategy in options.strategy or STRATEGIES:
         wanted = search(options.images, strategy, seed=options.seed)
         if strategy == FIXED:
-            study = open_study(wanted)
-            for every in EXITS_EVERY:
-                enqueue_architecture(study, multi_scale(wanted.space, every))
+            enqueue_fixed(wanted)
         result = run(wanted)
         if result.interrupted:
             print(f"interrupted with {result.missing} of {wanted.trials} trials to go; the same command goes on")

@@ -24,7 +24,7 @@ import argparse
 import numpy as np
 import optuna
 import torch
-from multi_scale import multi_scale
+from multi_scale import EXITS_EVERY, enqueue_fixed
 from paper_settings import GOES_ON, ends_after, search_data
 
 from optuna_nas import (
@@ -39,13 +39,10 @@ from optuna_nas import (
     plot_anytime,
     run,
 )
-from optuna_nas.search.opening import open_study
-from optuna_nas.storage.by_architecture import enqueue_architecture
 
 REPORTING = 5000  # images, as in the searches for blocks
 BUDGET = 100e6
 NETWORKS = BEST, RANDOM, FIXED = ("best", "random", "fixed")
-EXITS_EVERY = (1, 2, 4)
 
 
 def search(networks: str = BEST, smoke: bool = False, device: str = "auto", seed: int = 0) -> Search:
@@ -101,9 +98,7 @@ def main() -> None:
             return
         wanted = search(networks, options.smoke, options.device, options.seed)
         if networks == FIXED:
-            study = open_study(wanted)
-            for every in EXITS_EVERY:
-                enqueue_architecture(study, multi_scale(wanted.space, every))
+            enqueue_fixed(wanted)
         result = run(wanted)
         if result.interrupted:
             print(GOES_ON)

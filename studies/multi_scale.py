@@ -1,8 +1,19 @@
 """Fixed networks for anytime prediction, to compare searches with: after MSDNet (Huang et al. 2018)."""
 
-from optuna_nas import Architecture, NetworkSpace
+from optuna_nas import Architecture, NetworkSpace, Search
+from optuna_nas.search.opening import open_study
+from optuna_nas.storage.by_architecture import enqueue_architecture
 
 DENSE_OP = "sep_conv_3x3"
+EXITS_EVERY = (1, 2, 4)
+"""Layers between two exits of the fixed networks."""
+
+
+def enqueue_fixed(search: Search) -> None:
+    """Let a search of an anytime space train the fixed networks; call it as often as the search is run."""
+    study = open_study(search)
+    for every in EXITS_EVERY:
+        enqueue_architecture(study, multi_scale(search.space, every))
 
 
 def multi_scale(space: NetworkSpace, every: int, op: str = DENSE_OP) -> Architecture:
@@ -30,7 +41,7 @@ def multi_scale(space: NetworkSpace, every: int, op: str = DENSE_OP) -> Architec
             else:
                 same = number - width
                 reads = {same, same - 1} if scale else {same, max(0, same - width)}
-            path = f"{cell}_{number:02d}" if n_nodes > 9 else f"{cell}_{number}"
+            path = space.core.path(cell, number)  # type: ignore[attr-defined]
             choices[path] = [op]
             choices[f"{path}_inputs"] = sorted(map(str, reads), key=int)
             choices[f"{path}_scale"] = [str(scales[scale])]

@@ -28,7 +28,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import optuna
 import torch
-from equal_seconds import interval, kept_in, stop_after
+from equal_seconds import interval, kept_in, kept_numbers, stop_after
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from scipy.stats import spearmanr
@@ -106,11 +106,9 @@ def compare_orders(table: LatencyTable, n_cells: int, file: Path | None) -> None
     random = np.random.default_rng(0)
     cells = [SPACE.sample(random) for _ in range(n_cells)]
     costs = np.array([[cell.cost().params, table.of(cell)] for cell in cells])
-    accuracies: list[float] = kept_in(file, [])
-    for cell in cells[len(accuracies) :]:
-        accuracies.append(train(SPACE.build(cell, seed=0), DATA, RECIPE).last.validation_metric)
-        if file is not None:
-            file.write_text(json.dumps(accuracies))
+    accuracies = kept_numbers(
+        file, cells, lambda cell: train(SPACE.build(cell, seed=0), DATA, RECIPE).last.validation_metric
+    )
     scores = FreeScore(SPACE, DATA, ImageClassification())(cells)
     largest = LARGEST.cost().params, table.of(LARGEST)
     points = np.column_stack([1 - np.array(accuracies), costs / largest])

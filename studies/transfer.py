@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
-from equal_seconds import kept_in
+from equal_seconds import kept_in, kept_numbers
 from optuna.samplers import BaseSampler, TPESampler
 from scipy.stats import spearmanr
 from small_fashion_mnist import small_fashion_mnist
@@ -90,11 +90,7 @@ def compare_scores(images: str, n_cells: int, seeds: int, file: Path | None) -> 
     space = space_for(data)
     random = np.random.default_rng(0)
     cells = [space.sample(random) for _ in range(n_cells)]
-    losses: list[float] = kept_in(file, [])
-    for cell in cells[len(losses) :]:
-        losses.append(train(space.build(cell, seed=0), data, RECIPE).last.validation_loss)
-        if file is not None:
-            file.write_text(json.dumps(losses))
+    losses = kept_numbers(file, cells, lambda cell: train(space.build(cell, seed=0), data, RECIPE).last.validation_loss)
     scores = {
         "free score": FreeScore(space, data, ImageClassification())(cells),
         "parameters": np.array([cell.cost().params for cell in cells]),

@@ -14,6 +14,7 @@ from optuna_nas.modules.choosing import VALUE, Everything
 from optuna_nas.modules.mixing import Mixed, MixedDepth, Mixer
 from optuna_nas.modules.probing import built, with_weights
 from optuna_nas.networks.statistics import is_pretrained
+from optuna_nas.networks.sums import leave_inputs
 from optuna_nas.training.task import Arguments, MethodCall, call
 
 if TYPE_CHECKING:
@@ -101,9 +102,7 @@ class Frame:
         self.mixer = Mixer()
         chooser = Everything(values, self.mixer)
         self.module = built(space.make, chooser, device) if device else with_weights(space.make, chooser, seed)
-        for part in self.module.modules():  # several options read what one of them would change
-            if getattr(part, "inplace", False) is True:
-                part.inplace = False  # type: ignore[assignment]
+        leave_inputs(self.module)
         self.asked: dict[str, set[Context]] = chooser.contexts
         self.weights = dict(self.module.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in self.weights.items()}

@@ -107,6 +107,12 @@ class ModuleSupernet(nn.Module):
                 same = _equal(self(inputs, weights), expected)
             except Exception as error:
                 raise self._unfit(f"fails: {error}") from error
+        self._check_learns(inputs, weights)
+        if not same:
+            raise self._unfit("computes something else; it may keep parameters that it has not registered")
+
+    def _check_learns(self, inputs: Any, weights: ChoiceWeights) -> None:
+        """Check that gradients reach the store, also through parts that are computed again for them."""
         try:
             with torch.random.fork_rng(devices=[]):  # dropout draws
                 outputs = self(inputs, weights)
@@ -114,10 +120,8 @@ class ModuleSupernet(nn.Module):
             learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
             if parts and learning:
                 torch.autograd.grad([part.sum().real for part in parts], learning, allow_unused=True)
-        except Exception as error:  # such as a part that is computed again, with weights that are not there any more
+        except Exception as error:
             raise self._unfit(f"fails when it learns: {str(error).splitlines()[0]}") from error
-        if not same:
-            raise self._unfit("computes something else; it may keep parameters that it has not registered")
 
     def _unfit(self, why: str) -> ValueError:
         return ValueError(

@@ -29,9 +29,7 @@ class Sum(nn.Module):
         self.choice = choice
         for name, op in ops.items():
             self.add_module(name, op)
-            for part in op.modules():  # the ops read the same tensors
-                if getattr(part, "inplace", False) is True:
-                    part.inplace = False  # type: ignore[assignment]
+            leave_inputs(op)
         self.factors: dict[str, float] = {}
         """Factor of an op by its name (HM-NAS); 1 by default."""
 
@@ -65,6 +63,13 @@ class Pick(nn.Module):
     def extra_repr(self) -> str:
         """Return the numbers for `print`."""
         return ", ".join(map(str, self.inputs))
+
+
+def leave_inputs(module: nn.Module) -> None:
+    """Let no part of a module work in place, since other ops read the same tensors."""
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False  # type: ignore[assignment]
 
 
 def outputs_of(

@@ -450,7 +450,8 @@ def network_to_export(search: Search) -> Path:
 
 def _is_of(study: Study, file: Path) -> bool:
     """Return whether a network is of a study, or does not say of which; log a warning of one that is of another."""
-    if is_alone(file) or (owner_of(file) or {}).get("study") == study_uid(study):
+    owner = owner_of(file)
+    if owner is None or owner["study"] in (None, study_uid(study)):
         return True
     logger.warning("%s is the network of another study, and is left out.", file)
     return False

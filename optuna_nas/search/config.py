@@ -136,6 +136,17 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "command": (str, "a text"),
 }
 """Types that fields can have, and what to say of others."""
+_PROTOCOLS = {
+    "data": (("batches", "describe"), "data such as `ImageData` or `TensorData`"),
+    "objective": (("__call__",), "a function of a trial"),
+}
+"""Methods that fields must have unless they are None, and what to say of others."""
+
+
+def part_names(search: Search) -> dict[str, str]:
+    """Return the names of the classes of a search's sampler and pruner; `default` for Optuna's own."""
+    parts = {"sampler": search.resolved_sampler, "pruner": search.resolved_pruner}
+    return {name: "default" if part is None else type(part).__name__ for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -268,12 +279,10 @@ class Search:
             if isinstance(value, type) or not isinstance(value, types):
                 given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
                 raise ValueError(f"`{name}` must be {what} but is {given}.")
-        for name, methods in (("data", ("batches", "describe")), ("objective", ("__call__",))):
+        for name, (methods, what) in _PROTOCOLS.items():
             value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods)
-            ):
-                what = "data such as `ImageData` or `TensorData`" if name == "data" else "a function of a trial"
+            fits = not isinstance(value, type) and all(callable(getattr(value, method, None)) for method in methods)
+            if value is not None and not fits:
                 raise ValueError(f"`{name}` must be {what} but is a {type(value).__name__}.")
         fields = zip(Heartbeat._fields, self.heartbeat, strict=True)
         interval, grace = (checked_count(f"heartbeat.{name}", value) for name, value in fields)

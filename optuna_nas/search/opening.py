@@ -10,6 +10,7 @@ import optuna
 from optuna import Study
 from optuna.study import StudyDirection
 
+from optuna_nas.search.config import part_names
 from optuna_nas.storage.attributes import PARTS, RUN, SETTING, VERSION, attribute, unreadable, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
 from optuna_nas.storage.identity import check_folder, claim_folder
@@ -86,11 +87,7 @@ def note_run(study: Study, search: Search, ended: str | None = None) -> None:
 
 def _note_parts(study: Study, search: Search) -> None:
     """Note who proposes and who stops; log a line if others did so before."""
-    parts = {
-        "strategy": search.strategy or "none",
-        "sampler": type(search.resolved_sampler).__name__ if search.resolved_sampler else "default",
-        "pruner": type(search.resolved_pruner).__name__ if search.resolved_pruner else "default",
-    }
+    parts = {"strategy": search.strategy or "none", **part_names(search)}
     noted = attribute(user_attributes(study), PARTS)
     if noted == parts:
         return

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 from optuna_nas.networks.files import owner_of
 from optuna_nas.objective.protocol import Describes, Judges, Objective, metric_of
 from optuna_nas.objective.trial_training import network_path
+from optuna_nas.search.config import part_names
 from optuna_nas.storage.artifacts import artifact_store, fetch_file, is_published
 from optuna_nas.storage.attributes import (
     SHARED_NETWORK,
@@ -207,8 +208,7 @@ def _summary(search: Search) -> dict[str, object]:
         "space": type(search.space.core).__name__,
         "space_size": search.space.size,
         "trials": search.total,
-        "sampler": type(search.resolved_sampler).__name__ if search.resolved_sampler else "default",
-        "pruner": type(search.resolved_pruner).__name__ if search.resolved_pruner else "default",
+        **part_names(search),
     }
     objective = search.resolved_objective
     if isinstance(objective, Describes):

@@ -242,11 +242,11 @@ class _Run:
         self._announces = isinstance(objective, Binds)
         self._objective = objective.bind(run) if isinstance(objective, Binds) else objective
         self._trains = training_parts(search.resolved_sampler, search.resolved_pruner)
-        n_trials = len(study.get_trials(deepcopy=False))
         for part in self._trains:
             on_progress = None if listener is None else self._events.model_progress
             part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.total)
-            if n_trials and (fit := getattr(part, "in_study_fit", None)) is not None:
+            fit = getattr(part, "in_study_fit", None)
+            if fit is not None and (n_trials := len(study.get_trials(deepcopy=False))):
                 fit.newest(study, n_trials - 1)  # another model is refused now, and not in a trial
 
     def to_the_total(self) -> int:

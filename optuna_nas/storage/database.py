@@ -90,14 +90,15 @@ def connect(
         if heartbeat is not None:
             options |= {"heartbeat_interval": heartbeat.interval, "grace_period": heartbeat.grace}
             options["heartbeat_stale_trial_callback"] = TryAgain(on_dead)
-    with clear_errors(address), suppress(ArgumentError):  # which Optuna raises, too
-        try:
-            make_url(address)
-        except ValueError as error:
-            raise ConnectionError(
-                f"`storage` must be the address of a database but {without_password(address)!r} is none "
-                f"({without_secrets(one_line(error), address)}); correct its port."
-            ) from None
+    try:
+        make_url(address)
+    except ArgumentError:
+        pass  # Optuna raises it, too
+    except ValueError as error:
+        raise ConnectionError(
+            f"`storage` must be the address of a database but {without_password(address)!r} is none "
+            f"({without_secrets(one_line(error), address)}); correct its port."
+        ) from None
     with clear_errors(address), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         for _ in range(TABLE_ATTEMPTS):

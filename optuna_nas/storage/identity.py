@@ -18,7 +18,8 @@ from sqlalchemy.engine import URL, make_url
 
 from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute, user_attributes
-from optuna_nas.storage.database import sqlite_file, without_password
+from optuna_nas.storage.database import is_server, sqlite_file, without_password
+from optuna_nas.storage.optuna_rdb import database_address
 from optuna_nas.storage.own_postgres import users_at
 from optuna_nas.storage.presence import has_ended, this_worker
 from optuna_nas.training.disk import whole_file
@@ -98,10 +99,8 @@ def _server_before(url: URL, port: str = "") -> str:
 
 def _places_of(study: Study) -> tuple[str, ...]:
     """Return the place of a study, and the one that it may have noted before."""
-    address = getattr(getattr(study._storage, "_backend", study._storage), "url", None)
-    place = home_of(study).place
-    is_here = not isinstance(address, str) or make_url(address).get_backend_name() == SQLITE
-    return (place,) if is_here else (place, _server_before(make_url(str(address))))
+    address, place = database_address(study._storage), home_of(study).place
+    return (place, _server_before(make_url(address))) if address is not None and is_server(address) else (place,)
 
 
 def study_uid(study: Study) -> str:
@@ -199,9 +198,8 @@ def claim_folder(folder: Path, study: Study) -> None:
         ValueError: It holds the files of another study.
     """
     file, uid, home = folder / OWNER_FILE, study_uid(study), home_of(study)
-    is_new = not study.get_trials(deepcopy=False)  # else the files are its own, of a version without notes
-    owner = check_folder(folder, study, believes_damaged=not is_new)
-    if owner is None and is_new and not file.exists():
+    owner = check_folder(folder, study, claims=True)
+    if owner is None and not file.exists() and not study.get_trials(deepcopy=False):
         _move_aside(folder, "unknown")
     elif owner not in (None, uid):
         _move_aside(folder, str(owner))
@@ -211,13 +209,14 @@ def claim_folder(folder: Path, study: Study) -> None:
             new.write_text(described)
 
 
-def check_folder(folder: Path, study: Study, believes_damaged: bool = True) -> str | None:
+def check_folder(folder: Path, study: Study, claims: bool = False) -> str | None:
     """Return the id of the study whose files a folder holds: this one, or one that is no more; None if it says none.
 
     Args:
         folder: Folder, which need not exist.
         study: Study that reads or writes there.
-        believes_damaged: Whether a note that can't be read is passed over.
+        claims: Whether the study takes the folder. A note that can't be read is then believed only if it has trials,
+            whose files those are.
 
     Raises:
         ValueError: It holds the files of another study, or says so in a way that can't be read.
@@ -229,7 +228,7 @@ def check_folder(folder: Path, study: Study, believes_damaged: bool = True) -> s
         owner, owner_home = str(noted["uid"]), Home(noted["name"], noted["storage"])
         RULES[UID_ATTRIBUTE]("uid", owner)  # a folder is named after it
     except ValueError:
-        if believes_damaged or not file.exists():
+        if not claims or not file.exists() or study.get_trials(deepcopy=False):
             return None
         raise ValueError(
             f"`folder` must say whose files it holds but its note {file} can't be read; give this search another "

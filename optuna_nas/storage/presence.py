@@ -33,6 +33,8 @@ def presence(file: Path) -> Iterator[bool]:
 
 
 _TOKENS: dict[int, str] = {}
+MAX_DIGITS = 19
+"""Longest number of a process that is looked for."""
 
 
 def this_worker() -> str:
@@ -48,17 +50,16 @@ def has_ended(worker: str) -> bool | None:
         >>> has_ended(this_worker()), has_ended("elsewhere:7:1f"), has_ended("nonsense")
         (False, None, None)
     """
-    match worker.split(":"):
-        case [host, process, _] if host == socket.gethostname() and process.isdecimal() and len(process) < 20:
-            pass
-        case _:
-            return None
-    if int(process) == os.getpid():
+    parts = worker.split(":")
+    if len(parts) != 3 or parts[0] != socket.gethostname() or not parts[1].isdecimal() or len(parts[1]) > MAX_DIGITS:
+        return None
+    process = int(parts[1])
+    if process == os.getpid():
         return worker != this_worker()
     try:
-        os.kill(int(process), 0)
+        os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except PermissionError:
+    except PermissionError:  # of another user, and alive
         return False
     return False
