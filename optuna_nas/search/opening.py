@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import optuna
@@ -18,6 +19,7 @@ from optuna_nas.storage.versions import versions
 from optuna_nas.training.checkpoints import completed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from optuna.trial import FrozenTrial
@@ -64,7 +66,8 @@ def open_study(search: Search, create: bool = True) -> Study:
         _check_setting(study, search)
         if not create:
             _make_folder(search.resolved_folder())
-        claim_folder(search.resolved_folder(), study)
+        with _named_folder(search.resolved_folder()):
+            claim_folder(search.resolved_folder(), study)
         if create:
             note_run(study, search)
             _note_parts(study, search)
@@ -157,9 +160,18 @@ def _loaded(search: Search, create: bool) -> Study:
 
 
 def _make_folder(folder: Path) -> None:
-    try:
+    with _named_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".running").touch()
+
+
+@contextmanager
+def _named_folder(folder: Path) -> Iterator[None]:
+    """Turn errors of a folder that can't be written to into one sentence."""
+    try:
+        yield
+    except ConnectionError:  # of the storage
+        raise
     except OSError as error:
         raise ValueError(
             f"`folder` must be one to write to but {folder} is not: {error.strerror}; give the search another."

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LEFT = "left-by-"
+"""First letters of folders to which files of other studies are moved."""
 OWNER_FILE = ".study.json"
 """File in a folder that names the study whose files it holds."""
 SQLITE, OWN_SERVER, MEMORY = "sqlite", "own server ", "memory of "
@@ -242,19 +244,29 @@ def check_folder(folder: Path, study: Study, claims: bool = False) -> str | None
     return owner
 
 
+def _files_in(folder: Path) -> list[Path]:
+    """Return what a folder holds, but for what was moved aside there and what a file system keeps for itself."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if path.name != "lost+found" and not path.name.startswith(LEFT)]
+
+
 def _move_aside(folder: Path, owner: str) -> None:
     """Move the files of a study that is no more to a folder of their own, so that nothing of them is believed."""
-    left = folder / f"left-by-{owner}"
     names = ("networks", "checkpoints", "artifacts", "report", "final", "best_architecture.png")
-    found = [folder / name for name in names if (folder / name).exists()] + sorted(folder.glob("*.safetensors"))
-    if not found:
-        return
-    for number in count(2):
-        if not left.exists():
-            break
-        left = folder / f"left-by-{owner}-{number}"
-    left.mkdir()
-    for path in found:
-        path.replace(left / path.name)
-    whose = "an unknown study" if owner == "unknown" else "a study that is no more"
-    logger.warning("Files of %s are in %s.", whose, left)
+    paths = [folder / name for name in names] + sorted(folder.glob("*.safetensors"))
+    mounted = [path for path in paths if path.is_mount()]  # such a folder stays where it is
+    found = {folder: [path for path in paths if path not in mounted and (path.is_file() or _files_in(path))]}
+    found |= {path: _files_in(path) for path in mounted}
+    for place, files in found.items():
+        if not files:
+            continue
+        left = place / f"{LEFT}{owner}"
+        for number in count(2):
+            if not left.exists():
+                break
+            left = place / f"{LEFT}{owner}-{number}"
+        left.mkdir()
+        for path in files:
+            path.replace(left / path.name)
+        whose = "an unknown study" if owner == "unknown" else "a study that is no more"
+        logger.warning("Files of %s are in %s.", whose, left)

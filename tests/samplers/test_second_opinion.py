@@ -51,7 +51,9 @@ def asked(study):
 
 
 def test_where_the_first_sampler_is_right_the_second_has_its_turns_only(by_score):
-    study = optuna.create_study(direction="maximize", sampler=SecondOpinionSampler(by_score(), RandomSampler(0)))
+    study = optuna.create_study(
+        direction="maximize", sampler=SecondOpinionSampler(by_score(), RandomSampler(0), seed=0)
+    )
     study.optimize(convolutions, n_trials=24)
     assert asked(study) == [5, 11, 17, 23]
     others = [trial.value for trial in study.trials if trial.number not in asked(study)]
@@ -122,8 +124,10 @@ def test_with_several_objectives_nothing_is_compared():
 
 
 def test_threads_share_what_is_known(by_score):
-    study = optuna.create_study(direction="maximize", sampler=SecondOpinionSampler(by_score(), RandomSampler(0)))
-    study.optimize(convolutions, n_trials=20, n_jobs=3)
+    sampler = SecondOpinionSampler(by_score(), RandomSampler(0), seed=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(convolutions, n_trials=1)  # other trials do not wait for the first, which makes the pool
+    study.optimize(convolutions, n_trials=19, n_jobs=3)
     assert asked(study) == [5, 11, 17]
 
 

@@ -125,9 +125,27 @@ def test_a_search_names_the_disk_loses_nothing_and_goes_on(kind, how, folder, di
         assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}  # complete, pruned
 
 
+def test_files_of_nobody_on_a_volume_are_set_aside_there(folder, disk_at):
+    disk = disk_at("runs/tiny/networks")
+    (disk.folder / "0.safetensors").write_bytes(b"of nobody knows whom")
+    (disk.folder / "lost+found").mkdir()
+    words = ("run", "tiny.py", "--trials", 1, "--storage", "sqlite:///study.db", "--no-mlflow")
+    disk.breaks("read-only")
+    broken = here(*words)
+    assert broken.exit_code == 2
+    assert "`folder` must be one to write to" in " ".join(broken.stderr.split())
+    disk.heals()
+    assert here(*words).exit_code == 0
+    assert (disk.folder / "left-by-unknown" / "0.safetensors").exists()
+    assert (disk.folder / "lost+found").exists()
+
+
 @pytest.mark.parametrize("how", BREAKS)
 def test_a_model_that_cannot_be_published_names_the_disk_and_costs_no_trial(how, folder, disk_at):
-    disk = disk_at("runs/tiny/artifacts")
+    disk = disk_at("disk")
+    (folder / "disk" / "artifacts").mkdir()
+    (folder / "runs" / "tiny").mkdir(parents=True)
+    (folder / "runs" / "tiny" / "artifacts").symlink_to(folder / "disk" / "artifacts")
     words = ("run", "tiny.py", "--strategy", "snas", "--trials", "2", "--storage", "sqlite:///study.db", "--no-mlflow")
     disk.breaks(how)
     for _ in range(4):
