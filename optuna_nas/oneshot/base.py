@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 MAX_RECORDS = 200
 """Records of a whole fit."""
+PACE_SHARE = 0.1
+"""Share of the seconds of a fit after which its pace is known."""
+PACE_TOLERANCE = 0.05
+"""Largest share of the steps that may be too many for the seconds of a fit before they are planned anew."""
 
 
 class Score(Protocol):
@@ -285,6 +289,7 @@ class OneShotModel(LearnedState[Record]):
         budget: float,
         *,
         until: float = 1.0,
+        seconds: float | None = None,
         splits: Sequence[str] = TRAIN,
         on_step: Callable[[float], None] | None = None,
         on_record: Callable[[Record], None] | None = None,
@@ -301,6 +306,9 @@ class OneShotModel(LearnedState[Record]):
             data: Batches and splits.
             budget: Passes over `splits` in all; need not be whole. A phase that learns from one split passes over that.
             until: Share of the budget at which to return, for a fit in rounds.
+            seconds: Seconds of the whole fit. Where its pace shows that the budget would take longer, the budget is
+                lowered to what they hold, and all schedules with it. None keeps the budget, so that the fit does not
+                depend on the clock.
             splits: What to learn from; single-level, so all that is learned learns from the same images.
             on_step: Called after every step with the share of the budget done.
             on_record: Called with every new record.
@@ -312,12 +320,14 @@ class OneShotModel(LearnedState[Record]):
         Raises:
             TrainingStopped: `should_stop` said so.
             TrainingDiverged: More than 5 % of the steps had no finite loss.
-            ValueError: The budget is not positive, or data, splits or budget differ from those it began with.
+            ValueError: Budget or seconds are not positive, or data, splits or budget differ from those it began with.
         """
         if not 0 < budget < math.inf:
             raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
         if not 0 <= until <= 1:
             raise ValueError(f"`until` must be a share of the budget, in [0, 1], but got {until}.")
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"`seconds` must be larger than 0 but got {seconds}; None keeps the whole `budget`.")
         bar = _progress_bar() if show_progress and on_step is None else nullcontext()
         with self._fitting, bar as progress:
             with self.lock:
@@ -327,19 +337,24 @@ class OneShotModel(LearnedState[Record]):
             last = min(self.total_steps, self.step_after(until))
             task = progress.add_task(self.name, total=last, completed=self.step) if progress else None
             saved = time.monotonic()
-            for record in self._steps(data, splits, last):
-                if record is not None and on_record is not None:
-                    on_record(record)
-                if on_step is not None:
-                    on_step(self.fraction)
-                if progress is not None:
-                    progress.update(task, completed=self.step)
-                stopping = should_stop is not None and should_stop()
-                if checkpoint is not None and (stopping or time.monotonic() - saved >= checkpoint_seconds):
-                    self.save(checkpoint)
-                    saved = time.monotonic()
-                if stopping:
-                    raise TrainingStopped
+            while self.step < (last := min(self.total_steps, self.step_after(until))):
+                for record in self._steps(data, splits, last):
+                    if record is not None and on_record is not None:
+                        on_record(record)
+                    if on_step is not None:
+                        on_step(self.fraction)
+                    if progress is not None:
+                        progress.update(task, completed=self.step, total=last)
+                    stopping = should_stop is not None and should_stop()
+                    if checkpoint is not None and (stopping or time.monotonic() - saved >= checkpoint_seconds):
+                        self.save(checkpoint)
+                        saved = time.monotonic()
+                    if stopping:
+                        raise TrainingStopped
+                    if seconds is not None and self._lower(seconds):
+                        break
+            with self.lock:
+                self._count_skipped(wait=True)
             if checkpoint is not None:
                 self.save(checkpoint)
             if self.fitted and self._scoring is not None and batch_length(self._scoring) >= 4:
@@ -418,8 +433,17 @@ class OneShotModel(LearnedState[Record]):
                 record = self.train_step(batch)
                 self.seconds = before + time.monotonic() - started
             yield record
+
+    def _lower(self, seconds: float) -> bool:
+        """Lower the steps to do to what some seconds hold at the pace so far; return whether they were too many."""
+        if self.seconds < PACE_SHARE * seconds:
+            return False
+        within = max(self.step, int(self.step * seconds / self.seconds))
+        if within >= (1 - PACE_TOLERANCE) * self.total_steps:
+            return False
         with self.lock:
-            self._count_skipped(wait=True)
+            self.total_steps = within
+        return True
 
     @property
     def fitted(self) -> bool:

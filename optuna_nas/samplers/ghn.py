@@ -97,6 +97,8 @@ class GHNSampler(ArchitectureSampler):
             Beside a model, it replaces the model's own scores: `SplitScore(model, data)`.
         data: Data to train the model on in the first trial; not needed for a fitted model.
         budget: Epochs of that training, larger than 0.
+        budget_seconds: Seconds of that training, larger than 0, to which `budget` is lowered where it would take
+            longer. None keeps it, so that what is learned does not depend on the clock.
         pool_size: Candidates per round, at least `trials_per_round`.
         pool_seconds: Seconds after which no further candidates of a pool are scored, larger than 0: where trainings are
             short, scores of many candidates would cost more than they save. None scores all, whatever it takes, so
@@ -142,6 +144,7 @@ class GHNSampler(ArchitectureSampler):
         score: Score | None = None,
         data: Data | None = None,
         budget: float | None = None,
+        budget_seconds: float | None = None,
         pool_size: int = 1000,
         pool_seconds: float | None = None,
         prefilter: Score | None = None,
@@ -189,7 +192,7 @@ class GHNSampler(ArchitectureSampler):
         self.pool_size, self._exploration, self._trials_per_round = pool_size, exploration, trials_per_round
         self._prefilter, self._n_drawn = prefilter, pool_size if prefilter is None else prefilter_size
         self._candidates, self._given_seed, self._has_one_pool = candidates, seed, False
-        self._pool_seconds = pool_seconds
+        self._budget_seconds, self._pool_seconds = budget_seconds, pool_seconds
         super().__init__(space, independent_sampler, seed)
 
     def _init_state(self) -> None:
@@ -202,6 +205,7 @@ class GHNSampler(ArchitectureSampler):
             self.model,
             self.data,
             self._budget,
+            budget_seconds=self._budget_seconds,
             n_trials=self._trials_per_round,  # the first pool needs scores: the whole budget is spent in round 1
             trials_per_round=self._trials_per_round,
             artifact_store=self._given_store,
@@ -229,6 +233,7 @@ class GHNSampler(ArchitectureSampler):
             score=score,
             data=self.data,
             budget=self._budget,
+            budget_seconds=self._budget_seconds,
             pool_size=size,
             prefilter=self._prefilter,
             prefilter_size=max(size, self._n_drawn),

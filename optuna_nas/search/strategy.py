@@ -48,6 +48,8 @@ POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
 """Architectures of a pool, and of the pool of a search of fewer seconds."""
 POOL_SHARE = 1 / 5
 """Largest share of the seconds of a search in which architectures are scored without training."""
+HYPERNETWORK_SHARE = 2 / 5
+"""Largest share of the seconds of a search in which a hypernetwork is trained."""
 POOL_PER_TRIAL = 50
 """Largest number of architectures of a pool per trial, where the number of trials is given."""
 PATIENCE = 20
@@ -138,6 +140,10 @@ class Setting:
         """Trials that take candidates of one pool."""
         return self.pool_size if self.trials is None else min(self.trials, self.pool_size)
 
+    def part_of_seconds(self, share: float) -> float | None:
+        """Return a share of the seconds of all trials; None where there is no limit."""
+        return None if self.seconds is None else share * self.seconds
+
     def networks(self, strategy: str) -> tuple[ModelSpace, Data]:
         """Return space and data of a strategy that builds networks.
 
@@ -205,7 +211,7 @@ def _pool(setting: Setting) -> GHNSampler:
         space,
         score=FreeScore(space, data, setting.model_task, seed=setting.seed),
         pool_size=setting.pool_size,
-        pool_seconds=None if setting.seconds is None else POOL_SHARE * setting.seconds,
+        pool_seconds=setting.part_of_seconds(POOL_SHARE),
         exploration=0.0,
         trials_per_round=setting.trials_in_pool,
         seed=setting.seed,
@@ -236,7 +242,9 @@ def _ghn(setting: Setting) -> Strategy:
         ghn,
         data=data,
         budget=setting.one_shot_epochs(BY_GHN),
+        budget_seconds=setting.part_of_seconds(HYPERNETWORK_SHARE),
         pool_size=max(SMALL_POOL, setting.trials_in_pool),
+        pool_seconds=setting.part_of_seconds(POOL_SHARE),
         exploration=0.0,
         trials_per_round=setting.trials_in_pool,
         seed=setting.seed,

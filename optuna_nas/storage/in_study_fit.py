@@ -81,6 +81,8 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         model: Model to train; None if a round has only `content`.
         data: Training data; None to use the model without training.
         budget: Epochs of the training in all, larger than 0; given together with `data`.
+        budget_seconds: Seconds of the training in all, larger than 0, to which the budget is lowered where it would
+            take longer; None keeps it, whatever it takes.
         n_trials: Trials over which the budget is spent; by default the total of the search (see `prepare`), or 100.
         trials_per_round: Trials per training round, at least 1.
         artifact_store: Artifact store of the snapshots, reachable by all workers; by default that of the search, or the
@@ -120,6 +122,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         data: Data | None,
         budget: float | None,
         *,
+        budget_seconds: float | None = None,
         n_trials: int | None = None,
         trials_per_round: int = 10,
         artifact_store: ArtifactStore | None = None,
@@ -133,12 +136,15 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             raise ValueError("`model`, `data` and `budget` must be given together to train during the study.")
         if budget is not None and not budget > 0:
             raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
+        if budget_seconds is not None and not budget_seconds > 0:
+            raise ValueError(f"`budget_seconds` must be larger than 0 but got {budget_seconds}; None sets no limit.")
         for argument, value in (("n_trials", n_trials), ("trials_per_round", trials_per_round)):
             if value is not None and value < 1:
                 raise ValueError(f"`{argument}` must be at least 1 but got {value}.")
         if model is None and name is None:
             raise ValueError("`name` must be given if `model` is None.")
         self.model, self.budget, self.trials_per_round, self.device = model, budget, trials_per_round, device
+        self.budget_seconds = budget_seconds
         self.name = name or (model.name if model is not None else "")
         self._data, self._given_trials, self._given_store = data, n_trials, artifact_store
         self._content, self._passes_over, self._write_records = content, passes_over, write_records
@@ -311,6 +317,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             data,
             self.budget,
             until=until,
+            seconds=self.budget_seconds,
             on_step=on_step,
             checkpoint=checkpoint,
             should_stop=self._should_stop,

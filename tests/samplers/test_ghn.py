@@ -516,6 +516,7 @@ def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
         ({"trials_per_round": 0}, "`trials_per_round` must be at least 1"),
         ({"pool_size": 5, "trials_per_round": 6}, "`pool_size` must be at least `trials_per_round`"),
         ({"pool_seconds": 0}, "`pool_seconds` must be larger than 0 but got 0"),
+        ({"budget_seconds": 0}, "`budget_seconds` must be larger than 0 but got 0"),
         ({"exploration": 1.5}, r"`exploration` must be in \[0, 1\]"),
         ({"costs": ["seconds"]}, "`costs` must be among"),
         ({"costs": ["params"]}, "`space` must be a `ModelSpace`"),

@@ -101,6 +101,14 @@ def test_a_strategy_says_what_it_does(make):
     assert make("auto", trials=None, seconds=60).made_strategy.explanation.startswith("free: up to 300 random")
 
 
+def test_seconds_limit_what_a_hypernetwork_and_its_pool_take(make):
+    fit = make("ghn", trials=8, seconds=60).resolved_sampler.sampler.in_study_fit
+    assert fit.budget_seconds == pytest.approx(24)
+    assert make("ghn", trials=8).resolved_sampler.sampler.in_study_fit.budget_seconds is None
+    result = run(make("ghn", trials=8, seconds=0.5))
+    assert result.best is not None, "whatever little the hypernetwork has learned"
+
+
 def test_the_best_of_a_pool_is_trained_again_for_longer(make):
     result = run(make("auto", trials=8))
     lengths = [trial.params.get("epochs") for trial in result.study.trials]

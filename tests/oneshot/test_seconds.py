@@ -1,0 +1,79 @@
+"""A fit of so many seconds: its budget is lowered to what they hold, and its schedules end with it."""
+
+from itertools import count
+
+import pytest
+from strategies import few_digits
+
+from optuna_nas import (
+    GHN,
+    HMNAS,
+    SNAS,
+    GHNRecipe,
+    HMNASRecipe,
+    NetworkSpace,
+    SNASRecipe,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
+from optuna_nas.data import TRAIN
+from optuna_nas.oneshot import base
+
+SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, (1, 8, 8), 10, affine=False))
+MODELS = {
+    "snas": lambda: SNAS(SPACE, SNASRecipe(batch_size=16)),
+    "ghn": lambda: GHN(SPACE, GHNRecipe(batch_size=16, phases=1)),
+    "hmnas": lambda: HMNAS(SPACE, HMNASRecipe(batch_size=16, mask_fraction=0.3)),
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return few_digits(128)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A second passes whenever the clock is read, which is once a step."""
+    seconds = count()
+    monkeypatch.setattr(base.time, "monotonic", lambda: float(next(seconds)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_budget_is_lowered_to_what_the_seconds_hold(name, data, clock):
+    model = MODELS[name]()
+    model.fit(data, 1000, seconds=30, show_progress=False)
+    assert model.fitted
+    assert 27 <= model.step <= 31
+    if name == "hmnas":
+        whole = MODELS[name]()
+        whole.begin(data, 1000, TRAIN)
+        assert model.mask_steps / model.step == pytest.approx(whole.mask_steps / whole.total_steps, abs=0.05)
+        assert model.step == model.supernet_steps + model.mask_steps
+    else:
+        rates = [group["lr"] for optimizer in model.optimizers.values() for group in optimizer.param_groups]
+        assert min(rates) < 0.1 * model.recipe.learning_rate, "schedules are at their end"
+
+
+def test_seconds_that_hold_the_budget_change_nothing(data, clock):
+    limited, free = MODELS["snas"](), MODELS["snas"]()
+    limited.fit(data, 2, seconds=1000, show_progress=False)
+    free.fit(data, 2, show_progress=False)
+    assert limited.step == free.step == limited.total_steps
+    assert (limited.logits == free.logits).all()
+
+
+def test_a_lowered_fit_that_was_stopped_goes_on_to_its_end(data, clock, tmp_path):
+    path = tmp_path / "snas.safetensors"
+    first = MODELS["snas"]()
+    with pytest.raises(base.TrainingStopped):
+        first.fit(data, 1000, seconds=30, checkpoint=path, should_stop=lambda: first.step >= 10)
+    again = MODELS["snas"]()
+    again.fit(data, 1000, seconds=30, checkpoint=path)
+    assert again.fitted
+    assert 10 < again.step <= 31
+
+
+def test_no_seconds_are_refused(data):
+    with pytest.raises(ValueError, match="`seconds` must be larger than 0 but got 0; None keeps the whole `budget`"):
+        MODELS["snas"]().fit(data, 1, seconds=0)
