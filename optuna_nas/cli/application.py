@@ -16,7 +16,6 @@ from optuna_nas import __version__
 from optuna_nas.cli.console import console, errors, print_line, shown_errors
 from optuna_nas.cli.options import program
 from optuna_nas.search.checks import similar
-from optuna_nas.storage.home import have_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,19 +117,6 @@ app = typer.Typer(
 def command(name: str | None = None) -> Callable[[Any], Any]:
     """Return a decorator that makes a function a command of the program."""
     return app.command(name, cls=Command)
-
-
-def main() -> None:
-    """Run the command line with the arguments of the process.
-
-    Example:
-        >>> import sys
-        >>> from optuna_nas.cli import main
-        >>> sys.argv = ["optuna-nas", "run", "study.py", "--trials", "20"]  # doctest: +SKIP
-        >>> main()  # doctest: +SKIP
-    """
-    have_home()
-    app()
 
 
 @app.callback(invoke_without_command=True)

@@ -185,6 +185,26 @@ def test_a_shell_completes_commands_and_names(typed, completed):
     assert (done.stdout.strip(), done.stderr) == (completed, "")
 
 
+CTRL_C_WHILE_IT_IMPORTS = """
+import sys
+from optuna_nas.cli import main
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
+
+
+@pytest.mark.process
+def test_ctrl_c_in_the_first_moment_prints_no_traceback():
+    done = subprocess.run([sys.executable, "-c", CTRL_C_WHILE_IT_IMPORTS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.process
 def test_in_a_terminal_ctrl_c_says_its_sentence_above_the_bars(folder):
     """The sentence is whole, the bars are drawn below it again, and the note of the opening has ended."""
