@@ -1,32 +1,13 @@
 """Command line: `optuna-nas init`, `run`, `list`, `report`, `view`, `train`, `export` and `compare`."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from optuna_nas.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from optuna_nas.cli.application import app as app
+    from optuna_nas.cli.commands import app as app
+    from optuna_nas.cli.program import main as main
 
 __all__ = ["app", "main"]
 
-__getattr__ = lazy_names(__name__, {"commands": "app"})
-
-
-def main() -> None:
-    """Run the command line with the arguments of the process; Ctrl-C ends it without a traceback from the first moment.
-
-    Example:
-        >>> import sys
-        >>> from optuna_nas.cli import main
-        >>> sys.argv = ["optuna-nas", "run", "study.py", "--trials", "20"]  # doctest: +SKIP
-        >>> main()  # doctest: +SKIP
-    """
-    try:
-        from optuna_nas.cli.commands import app
-        from optuna_nas.storage.home import have_home
-
-        have_home()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    app()
+__getattr__ = lazy_names(__name__, {"commands": "app", "program": "main"})
