@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_nas.storage.attributes import DUPLICATE_OF, TRAINING_DIGEST, attribute, digest_noted, has_attribute
+from optuna_nas.storage.architecture_notes import digest_noted
+from optuna_nas.storage.attributes import DUPLICATE_OF, TRAINING_DIGEST, attribute, has_attribute
 from optuna_nas.storage.finished import FinishedIndex, PerStudy
 
 if TYPE_CHECKING:

@@ -28,20 +28,19 @@ from optuna_nas.objective.trial_training import Candidate, OutOfMemory, TrialTra
 from optuna_nas.pruners import should_prune
 from optuna_nas.space import Architecture, ModelSpace
 from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
+from optuna_nas.storage.architecture_notes import params_hash, score_notes
 from optuna_nas.storage.attributes import (
     DIGEST,
     DIGESTED,
     DUPLICATE_OF,
     EPOCHS,
     METRIC,
-    SCORED,
     SHOWN_NAMES,
     START,
     SURROGATE_SCORE,
     TRAINING_DIGEST,
     attribute,
     cost_key,
-    params_hash,
 )
 from optuna_nas.training.device import choose_device, own_default_device, release_memory
 from optuna_nas.training.evaluation import evaluate
@@ -376,8 +375,8 @@ class TrainObjective:
                 trial.set_constraint(_name(cost), candidate.numbers[_name(cost)] - bound)
         if self.score is not None:
             metrics[SHOWN_NAMES[SURROGATE_SCORE]] = score = float(self.score([candidate.architecture])[0])
-            trial.set_user_attr(SURROGATE_SCORE, score)
-            trial.set_user_attr(SCORED, params_hash(trial.params, self.space.options()))
+            for key, value in score_notes(score, trial.params, self.space.options()).items():
+                trial.set_user_attr(key, value)
         if self.run.listener:
             self.run.listener.trial_started(trial, metrics)
         return training_digest

@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from optuna_nas.plots.style import BLUE, LEGEND_FONT, VERMILION, label_axes, new_plot
 from optuna_nas.pruners.base import RankCorrelation, rank_correlation
-from optuna_nas.storage.attributes import FLAGGED, has_attribute, score_noted
+from optuna_nas.storage.architecture_notes import score_noted
+from optuna_nas.storage.attributes import FLAGGED, has_attribute
 from optuna_nas.storage.directions import oriented
 
 if TYPE_CHECKING:

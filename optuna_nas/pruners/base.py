@@ -12,17 +12,14 @@ import numpy as np
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.trial import TrialState
 
+from optuna_nas.storage.architecture_notes import note_score, score_noted
 from optuna_nas.storage.attributes import (
     FLAGGED,
-    SCORED,
-    SURROGATE_SCORE,
     Unverified,
     find_trial,
     hash_of,
-    params_hash,
     random_scores_key,
     read_json,
-    score_noted,
     write_json,
 )
 from optuna_nas.storage.directions import oriented
@@ -189,9 +186,7 @@ class SurrogatePruner(PicklesSettings, BasePruner):
             return self._ask_wrapped(study, trial)
         score = self._score(trial)
         if score_noted(trial, self.space.options()) is None:
-            study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, score)
-            own = params_hash(trial.params, self.space.options())
-            study._storage.set_trial_user_attr(trial._trial_id, SCORED, own)
+            note_score(study, trial, score, trial.params, self.space.options())
         reason = self._flags(study, trial, score)
         if reason is None or not self._is_enabled(study):
             return False

@@ -31,14 +31,12 @@ from optuna_nas.search.checks import checked_count
 from optuna_nas.search.opening import open_study
 from optuna_nas.search.results import network_of
 from optuna_nas.search.runner import run
+from optuna_nas.storage.architecture_notes import params_hash, score_notes
 from optuna_nas.storage.attributes import (
     PARAMS,
-    SCORED,
-    SURROGATE_SCORE,
     TEST_METRICS,
     attribute,
     given_params,
-    params_hash,
     user_attributes,
 )
 from optuna_nas.storage.database import closing
@@ -400,11 +398,9 @@ class SurrogateSearch:
                 if (key := params_hash(one.params, names)) in there:
                     continue
                 there.add(key)
-                attributes: dict[str, Any] = {}
-                if one.score is not None:
-                    scored = params_hash(one.params, self.search.space.distributions())
-                    attributes = {SURROGATE_SCORE: one.score, SCORED: scored}
-                study.enqueue_trial(one.params, user_attrs=attributes)
+                paths = self.search.space.distributions()
+                notes = {} if one.score is None else score_notes(one.score, one.params, paths)
+                study.enqueue_trial(one.params, user_attrs=notes)
         search = replace(search, trials=len(there), keep_networks=len(there))
         result = run(search, listener(stage, search))
         return None if result.interrupted else result.study

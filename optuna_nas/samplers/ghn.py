@@ -17,16 +17,8 @@ from optuna_nas.samplers.fronts import spread_out
 from optuna_nas.space.choice_space import as_space
 from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
 from optuna_nas.space.model_space import ModelSpace
-from optuna_nas.storage.attributes import (
-    SCORED,
-    SURROGATE_SCORE,
-    Unverified,
-    attribute,
-    digest_noted,
-    given_params,
-    hash_of,
-    params_hash,
-)
+from optuna_nas.storage.architecture_notes import digest_noted, note_score, params_hash
+from optuna_nas.storage.attributes import SCORED, Unverified, attribute, given_params, hash_of
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.finished import FinishedIndex, PerStudy
 from optuna_nas.storage.in_study_fit import FIT_FRACTION, InStudyFit
@@ -272,20 +264,16 @@ class GHNSampler(ArchitectureSampler):
         if candidate is not None:
             given = given_params(trial)
             if all(given.get(path, choice) == choice for path, choice in self._params(candidate[0]).items()):
-                study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, candidate[1])
-                proposed = params_hash(self._params(candidate[0]), self._distributions)
-                study._storage.set_trial_user_attr(trial._trial_id, SCORED, proposed)
+                note_score(study, trial, candidate[1], self._params(candidate[0]), self._distributions)
         return params
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Replace the score of what was proposed where another sampler around this one has changed parameters."""
         noted = attribute(trial.user_attrs, SCORED)
-        if noted is not None and self._distributions.keys() <= trial.params.keys():
-            own = params_hash(trial.params, self._distributions)
-            if own != noted:
-                (score,) = self.score([self.space.decode(trial.params)])
-                study._storage.set_trial_user_attr(trial._trial_id, SURROGATE_SCORE, float(score))
-                study._storage.set_trial_user_attr(trial._trial_id, SCORED, own)
+        is_whole = self._distributions.keys() <= trial.params.keys()
+        if noted is not None and is_whole and noted != params_hash(trial.params, self._distributions):
+            (score,) = self.score([self.space.decode(trial.params)])
+            note_score(study, trial, float(score), trial.params, self._distributions)
         super().after_trial(study, trial, state, values)
 
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:

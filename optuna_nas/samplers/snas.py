@@ -17,11 +17,11 @@ from optuna_nas.oneshot.snas.options import best_of
 from optuna_nas.oneshot.snas.score_function import Outcome, ScoreFunction
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.space.choice_space import as_space
+from optuna_nas.storage.architecture_notes import digest_noted
 from optuna_nas.storage.attributes import (
     SNAS_RECORDS,
     Unverified,
     constraints_of,
-    digest_noted,
     given_params,
     read_json,
     write_fit_records,

@@ -32,7 +32,7 @@ from optuna_nas.training.rules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from optuna import Study
     from optuna.trial import FrozenTrial
@@ -422,63 +422,6 @@ def is_own(name: str) -> bool:
         (True, True, False)
     """
     return name.startswith(PREFIX) or name in _SHOWN_OLD_NAMES
-
-
-def params_hash(params: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Return a hash of the parameters of some names.
-
-    Example:
-        >>> from optuna_nas.storage.attributes import params_hash
-        >>> params_hash({"a": 1, "rate": 0.1}, ["a"]) == params_hash({"a": 1}, ["a"])
-        True
-    """
-    return f"{hash_of(json.dumps([[name, params.get(name)] for name in sorted(names)])):016x}"
-
-
-def digest_noted(trial: FrozenTrial, names: Iterable[str]) -> str | None:
-    """Return the hash of the architecture that a trial notes, None if there is none or it is another architecture's.
-
-    Args:
-        trial: Trial of an objective that notes hashes.
-        names: Names of the parameters of the space.
-
-    Example:
-        >>> import optuna
-        >>> from optuna_nas.storage.attributes import DIGEST, DIGESTED, digest_noted, params_hash
-        >>> op = {"op": optuna.distributions.CategoricalDistribution(("a", "b"))}
-        >>> noted = {DIGEST: "0123456789abcdef", DIGESTED: params_hash({"op": "a"}, op)}
-        >>> for choice in ("a", "b"):
-        ...     trial = optuna.create_trial(value=1, params={"op": choice}, distributions=op, user_attrs=noted)
-        ...     print(digest_noted(trial, op))
-        0123456789abcdef
-        None
-    """
-    noted, digest = trial.user_attrs.get(DIGESTED), attribute(trial.user_attrs, DIGEST)
-    return digest if isinstance(digest, str) and noted in (None, params_hash(trial.params, names)) else None
-
-
-def score_noted(trial: FrozenTrial, names: Iterable[str] | None = None) -> float | None:
-    """Return the score that a trial notes, None if there is none or it was noted for other parameters.
-
-    Args:
-        trial: Trial, which may have come by `copy_study` or `add_trial`.
-        names: Names of the parameters of the space; None to believe whatever a trial notes.
-
-    Example:
-        >>> import optuna
-        >>> from optuna_nas.storage.attributes import SCORED, SURROGATE_SCORE, params_hash, score_noted
-        >>> op = {"op": optuna.distributions.CategoricalDistribution(("a", "b"))}
-        >>> noted = {SURROGATE_SCORE: 0.7, SCORED: params_hash({"op": "a"}, op)}
-        >>> for choice in ("a", "b"):
-        ...     trial = optuna.create_trial(value=1, params={"op": choice}, distributions=op, user_attrs=noted)
-        ...     print(score_noted(trial, op))
-        0.7
-        None
-    """
-    score, noted = attribute(trial.user_attrs, SURROGATE_SCORE), attribute(trial.user_attrs, SCORED)
-    if names is not None and noted is not None and noted != params_hash(trial.params, names):
-        return None
-    return None if score is None else float(score)
 
 
 def given_params(trial: FrozenTrial) -> dict[str, Any]:

@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
-from optuna_nas.storage.attributes import (
-    DUPLICATE_OF,
-    REQUEUED,
-    TRAINING_DIGEST,
-    attribute,
-    digest_noted,
-    find_trial,
-    given_params,
-)
+from optuna_nas.storage.architecture_notes import digest_noted
+from optuna_nas.storage.attributes import DUPLICATE_OF, REQUEUED, TRAINING_DIGEST, attribute, find_trial, given_params
 from optuna_nas.storage.leaderboard import ranking
 from optuna_nas.storage.retries import try_again
 

@@ -9,7 +9,8 @@ from scipy.stats import kendalltau
 
 from optuna_nas import nasbench201_space, plot_surrogate
 from optuna_nas.plots.surrogate import scores_of
-from optuna_nas.storage.attributes import PREFIX, SCORED, params_hash
+from optuna_nas.storage.architecture_notes import params_hash
+from optuna_nas.storage.attributes import PREFIX, SCORED
 
 
 def trial(value, **named):

@@ -207,7 +207,8 @@ def test_a_pool_counts_added_trials_by_what_they_are():
     sampler = GHNSampler(SPACE, score=n_convolutions, pool_size=20, trials_per_round=10, seed=0)
     best = SPACE.architecture(dict.fromkeys(DISTRIBUTIONS, "nor_conv_3x3"))
     wrong = {DIGEST: SPACE.architecture(dict.fromkeys(DISTRIBUTIONS, "none")).canonical().digest}
-    from optuna_nas.storage.attributes import DIGESTED, params_hash
+    from optuna_nas.storage.architecture_notes import params_hash
+    from optuna_nas.storage.attributes import DIGESTED
 
     wrong[DIGESTED] = params_hash(dict.fromkeys(DISTRIBUTIONS, "none"), DISTRIBUTIONS)
     study.add_trial(create_trial(value=1.0, params=SPACE.encode(best), distributions=DISTRIBUTIONS, user_attrs=wrong))
