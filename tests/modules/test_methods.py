@@ -31,6 +31,7 @@ from optuna_nas import (
     TrainObjective,
     choose,
     choose_op,
+    choose_ops,
 )
 from optuna_nas.modules.tracing import traced
 from optuna_nas.networks import load_network, save_network, use_batch_statistics
@@ -179,6 +180,29 @@ def test_masks_cut_what_is_derived_and_nothing_else():
     torch.testing.assert_close(module(inputs), masked)
     torch.testing.assert_close(hmnas.predict(derived.architecture, inputs), masked)
     assert hmnas.family(4)[0].params == derived.params
+
+
+def of_several(width=6):
+    """Ops that change the width, of which one at least stays."""
+    ops = {"one": lambda: nn.Linear(6, width), "two": lambda: nn.Linear(6, width, bias=False)}
+    return nn.Sequential(choose_ops("ops", ops, most=2), nn.Linear(width, 3))
+
+
+def test_of_ops_that_masks_cut_the_heaviest_computes_where_one_must():
+    space = ModuleSpace(partial(of_several, width=5), example=torch.zeros(2, 6), name="of_several")
+    data = TensorData.from_arrays(np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32), np.arange(60) % 3)
+    hmnas = HMNAS(space, HMNASRecipe(batch_size=16, mask_fraction=0.4, learning_rate=0.05))
+    hmnas.fit(data, 3, show_progress=False)
+    with torch.no_grad():
+        hmnas.masks.op_masks_EO.zero_()
+    both = space.architecture({"ops": ("one", "two")})
+    (_, heaviest), inputs = hmnas.fallen(both)[0], torch.randn(4, 6)
+    (kept,) = {"one", "two"} - {heaviest}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            hmnas.predict(both, inputs), hmnas.predict(space.architecture({"ops": (kept,)}), inputs)
+        )
+        assert hmnas.predict(both, inputs).abs().sum() > 0
 
 
 def test_fine_tuning_keeps_what_masks_cut_at_zero(tmp_path):

@@ -20,7 +20,7 @@ from optuna_nas.modules.choosing import INPUTS, OPS, VALUE
 from optuna_nas.oneshot.hmnas.masks import BaseMasks
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -141,14 +141,24 @@ class ChoiceMasks(BaseMasks):
         }
         return {**self._largest, **decided}
 
-    def least(self, path: str) -> int:
-        """Return the smallest number of names that a choice of several may keep."""
-        return self._least[path]
+    def with_least(self, path: str, chosen: Sequence[str], stays: Sequence[str]) -> tuple[str, ...]:
+        """Return what stays of the chosen names of a choice, and the heaviest others where it must have more."""
+        missing = min(self._least[path], len(chosen)) - len(stays)
+        number = self.paths.index(path)
+        weights = dict(zip(self.names[number], self.op_weights()[number].tolist(), strict=False))
+        others = sorted((name for name in chosen if name not in stays), key=lambda name: -weights[name])
+        return (*stays, *others[: max(0, missing)])
 
     def only(self, chosen: Mapping[str, tuple[str, ...]], mixing: dict[str, Tensor]) -> dict[str, Tensor]:
-        weights = {}
+        weights, heavy_EO = {}, self.op_weights().detach()
         for path, vector in mixing.items():
             one_hot = self._chosen(path, chosen[path])
-            decided = path not in self._least and bool((vector == 1).any())
-            weights[path] = one_hot if decided else vector.detach() * one_hot
+            if path not in self._least:
+                weights[path] = one_hot if bool((vector == 1).any()) else vector.detach() * one_hot
+                continue
+            names = self._space.choices[path].names
+            left_by_masks = (vector.detach() * one_hot).tolist()
+            stays = [name for name, weight in zip(names, left_by_masks, strict=True) if weight]
+            left = self._chosen(path, self.with_least(path, chosen[path], stays))
+            weights[path] = heavy_EO[self.paths.index(path), : len(names)] * left
         return weights

@@ -129,7 +129,10 @@ def fallen(
     kept = kept_ops(masks, threshold)
     stays = {path: tuple(name for name in architecture[path] if name in kept[path]) for path in masks.paths}
     if isinstance(masks, ChoiceMasks):
-        _keep_least(masks, architecture, stays)
+        for path in masks.paths:
+            if len(kept_names := masks.with_least(path, architecture[path], stays[path])) > len(stays[path]):
+                stays[path] = kept_names
+                logger.warning("The masks cut all of %s; its heaviest is kept.", path)
         return [(path, name) for path in masks.paths for name in architecture[path] if name not in stays[path]]
     assert isinstance(masks, Masks)
     cells = cast("CellSpace", space.core)
@@ -146,17 +149,6 @@ def fallen(
                     stays[path] = (*stays[path], masks.ops[int(score_EO[edge].argmax())])
         logger.warning("The masks cut every way through a cell; its heaviest way is kept.")
     return [(path, op) for path, ops in architecture.choices for op in ops if op not in stays[path]]
-
-
-def _keep_least(masks: ChoiceMasks, architecture: Architecture, stays: dict[str, tuple[str, ...]]) -> None:
-    """Keep the heaviest names of a choice that must have some, where masks left too few of them."""
-    _, weights = weights_by_name(masks)
-    for path in masks.paths:
-        heaviest = sorted(architecture[path], key=lambda name, path=path: -weights[path][name])  # type: ignore[misc]
-        missing = min(masks.least(path), len(architecture[path])) - len(stays[path])
-        if missing > 0:
-            stays[path] += tuple(name for name in heaviest if name not in stays[path])[:missing]
-            logger.warning("The masks cut all of %s; its heaviest is kept.", path)
 
 
 def survivals(masks: BaseMasks, architectures: Sequence[Architecture]) -> list[Survival]:
