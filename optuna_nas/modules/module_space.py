@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 import torch
@@ -16,6 +16,7 @@ from optuna_nas.modules.choosing import INPUTS, NOTHING, OPS, VALUE, Choice, Cho
 from optuna_nas.modules.costs import cost_of, n_parameters
 from optuna_nas.modules.frames import Frame
 from optuna_nas.modules.probing import Declared, asked_by, built, check_runs, declare, run_without_weights, with_weights
+from optuna_nas.modules.remembering import remembered
 from optuna_nas.modules.unread import learning, reading_all
 from optuna_nas.space import Architecture, Cost, ModelSpace
 from optuna_nas.space.canonical import CanonicalChoices
@@ -34,7 +35,7 @@ MAX_STRUCTURES = 256
 """Largest number of combinations of values whose structure is kept."""
 MAX_COMPUTED_PARAMS = 1_000_000
 """Largest number of parameters of a module whose costs are counted while it computes."""
-_made: dict[str, dict[str, ModuleSpace]] = {}
+_made: dict[str, dict[tuple[str, str | None], ModuleSpace]] = {}
 """Spaces made in this process, by name and fingerprint: what files and studies name."""
 
 
@@ -97,6 +98,8 @@ class ModuleSpace(ModelSpace):
     name: str = ""
     declared: Declared = field(init=False, repr=False)
     """Choices, and what was found beside them."""
+    results: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
+    """What is remembered of architectures, see `remembered`."""
 
     def __post_init__(self) -> None:
         if not callable(self.make) or isinstance(self.make, nn.Module):
@@ -118,15 +121,18 @@ class ModuleSpace(ModelSpace):
         object.__setattr__(self, "declared", declare(self.make, self.name))
         if example is not None:
             check_runs(self.make, self.declared, example)
-        _made.setdefault(self.name, {}).setdefault(self.declared.fingerprint, self)
+        made = _made.setdefault(self.name, {})
+        made[self.declared.fingerprint, self.declared.parts] = made[self.declared.fingerprint, None] = self
+
+    @property
+    def _identity(self) -> tuple[str, str, str]:
+        return self.name, self.declared.fingerprint, self.declared.parts
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ModuleSpace):
-            return NotImplemented
-        return (self.name, self.declared.fingerprint) == (other.name, other.declared.fingerprint)
+        return self._identity == other._identity if isinstance(other, ModuleSpace) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.name, self.declared.fingerprint))
+        return hash(self._identity)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -309,6 +315,9 @@ class ModuleSpace(ModelSpace):
                 "or targets."
             )
 
+    def code(self) -> str:
+        return self.declared.code
+
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -319,14 +328,14 @@ class ModuleSpace(ModelSpace):
             "source": f"{getattr(self.make, '__module__', '?')}:{getattr(self.make, '__qualname__', '?')}",
             "choices": {name: [option for option, _ in choice.options] for name, choice in self.choices.items()},
             "fingerprint": self.declared.fingerprint,
+            "parts": self.declared.parts,
         }
 
     @classmethod
     def _from_dict(cls, description: Mapping[str, Any]) -> Self:
-        name, fingerprint = description["name"], description["fingerprint"]
-        known = _made.get(name, {})
-        if fingerprint in known:
-            return cast("Self", known[fingerprint])
+        name, known = description["name"], _made.get(description["name"], {})
+        if (newest := known.get(_key(description))) is not None:
+            return cast("Self", newest)
         if known:
             raise ValueError(
                 f"`name` must be that of the same module but {name!r} declares other choices or parts now than when "
@@ -338,9 +347,14 @@ class ModuleSpace(ModelSpace):
         )
 
 
+def _key(description: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return by what a description finds its space; those of before have no digest of the settings of parts."""
+    return description["fingerprint"], description.get("parts")
+
+
 def _restored(description: dict[str, Any], make: Callable[[], nn.Module] | None, example: Any) -> ModuleSpace:
     """Return the space of a description: the one made in this process, or else a new one."""
-    known = _made.get(description["name"], {}).get(description["fingerprint"])
+    known = _made.get(description["name"], {}).get(_key(description))
     if known is None and make is not None:
         known = ModuleSpace(make, example, description["name"])
     return known if known is not None and known.to_dict() == description else ModuleSpace._from_dict(description)
@@ -354,7 +368,7 @@ def _importable(make: Any) -> Any:
     return None if "<" in qualified or getattr(make, "__module__", None) in (None, "__main__") else make
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _options(space: ModuleSpace) -> dict[str, dict[Any, tuple[str, ...]]]:
     return {name: dict(choice.options) for name, choice in space.choices.items()}
 
@@ -362,7 +376,7 @@ def _options(space: ModuleSpace) -> dict[str, dict[Any, tuple[str, ...]]]:
 Choices = tuple[tuple[str, tuple[str, ...]], ...]
 
 
-@lru_cache(maxsize=16384)
+@remembered(maxsize=16384)
 def _asked(space: ModuleSpace, choices: Choices) -> tuple[str, ...]:
     chosen = dict(choices)
     if (frame := _structure(space, chosen)) is not None:
@@ -371,7 +385,7 @@ def _asked(space: ModuleSpace, choices: Choices) -> tuple[str, ...]:
     return tuple(name for name in chosen if name in asked)
 
 
-@lru_cache(maxsize=16384)
+@remembered(maxsize=16384)
 def _params(space: ModuleSpace, choices: Choices) -> int:
     chosen = dict(choices)
     if (frame := _structure(space, chosen)) is not None:
@@ -390,12 +404,12 @@ def _structure(space: ModuleSpace, chosen: Mapping[str, tuple[str, ...]]) -> Fra
     return _structure_of(space, tuple((name, chosen[name]) for name in drawn))
 
 
-@lru_cache(maxsize=2 * MAX_STRUCTURES)
+@remembered(maxsize=2 * MAX_STRUCTURES)
 def _structure_of(space: ModuleSpace, values: Choices) -> Frame:
     return Frame(space, dict(values), device=space.declared.device)
 
 
-@lru_cache(maxsize=16384)
+@remembered(maxsize=16384)
 def _unread(space: ModuleSpace, choices: Choices) -> tuple[str, ...]:
     """Return the names of the parameters that learn nothing, since a choice leaves out what depends on them.
 
@@ -411,7 +425,7 @@ def _unread(space: ModuleSpace, choices: Choices) -> tuple[str, ...]:
     return tuple(sorted(reached(everything) - reached(dict(choices))))
 
 
-@lru_cache(maxsize=16384)
+@remembered(maxsize=16384)
 def _cost(space: ModuleSpace, choices: Choices) -> Cost:
     return _measured(cost_of, space, lambda: Chosen(dict(choices)), _counting_device(space))
 
@@ -426,7 +440,7 @@ def _measured(
         return measure(built(space.make, chooser(), "cpu"), space.example, "cpu")
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _counting_device(space: ModuleSpace) -> str:
     """Return the device on which costs are counted, the same for all architectures of a space.
 
@@ -439,7 +453,7 @@ def _counting_device(space: ModuleSpace) -> str:
     return "cpu" if small and not recurrent else space.declared.device
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _last_kernel(space: ModuleSpace) -> str | None:
     """Return the last kernel that a module with its first options computes with; by order where there is no example."""
     kernels = [name for name, shape in space.declared.fixed.items() if len(shape) > 1]
@@ -455,7 +469,7 @@ def _last_kernel(space: ModuleSpace) -> str | None:
     return next((name for name in kernels if name.rpartition(".")[0] == last), None)
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def _n_outputs(space: ModuleSpace) -> int | None:
     """Return the number of outputs of an example where the module returns one vector of them, else None."""
     if space.example is None:

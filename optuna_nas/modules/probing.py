@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from optuna_nas.modules.choosing import VALUE, Choice, Chooser, Chosen, Context, Everything, Refusing, answering
+from optuna_nas.modules.mixing import OWN_NAMES
 from optuna_nas.networks.graph_network import seeded_building
+from optuna_nas.training.described import code_digest, digest_of, simple_attributes
 from optuna_nas.training.task import call
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ class Declared:
         choices: Choices by name, in the order in which they are asked for.
         contexts: Options within which each is asked for.
         device: Device on which the constructor can be called without weights: `meta`, or `cpu` where it reads numbers.
-        fingerprint: Digest of the choices and of the names, shapes and types of all parts.
+        fingerprint: Digest of the choices and of the names, shapes and types of all parts with their first values.
+        parts: Digest of the settings of all parts with each value: shapes, what learns, numbers and texts such as a
+            rate or a stride.
+        code: Digest of the code of all parts that no package has installed.
         fixed: Names and shapes of the parameters that are the same in all architectures and learn, in the order of the
             constructor.
     """
@@ -43,6 +46,8 @@ class Declared:
     contexts: dict[str, tuple[Context, ...]]
     device: str
     fingerprint: str
+    parts: str
+    code: str
     fixed: dict[str, tuple[int, ...]]
 
 
@@ -103,12 +108,14 @@ def declare(make: Callable[[], nn.Module], name: str) -> Declared:
     shapes: dict[str, set[tuple[int, ...]]] = {}
     inside: set[str] = set()
     waiting: list[Names] = [{}]
-    probes = 0
+    settings: list[Any] = []
+    classes: set[type] = set()
     while waiting:
         values = waiting.pop(0)
         chooser = Everything(values)
         module = built(make, chooser, device)
-        probes += 1
+        settings.append([values, _settings(module)])
+        classes |= set(map(type, module.modules()))
         mixed = tuple(f"{path}." for path in mixed_paths(module))
         for path, parameter in module.named_parameters():
             shapes.setdefault(path, set()).add(tuple(parameter.shape))
@@ -135,14 +142,36 @@ def declare(make: Callable[[], nn.Module], name: str) -> Declared:
         )
     _check_repeatable(make, device)
     first = built(make, Everything({}), device)
-    described = [
+    seen = [
         [[c.name, c.kind, [str(option) for option, _ in c.options]] for c in choices.values()],
         [[path, list(parameter.shape)] for path, parameter in first.named_parameters()],
         [[path, type(part).__name__] for path, part in first.named_modules()],
     ]
-    fingerprint = hashlib.blake2b(json.dumps(described).encode(), digest_size=8).hexdigest()
     fixed = {path: next(iter(of)) for path, of in shapes.items() if path not in inside and len(of) == 1}
-    return Declared(choices, {n: tuple(of) for n, of in contexts.items()}, device, fingerprint, fixed)
+    asked_within = {name: tuple(of) for name, of in contexts.items()}
+    again = dict(_settings(first))  # what differs from one build to the next says nothing about the module
+    varying = {
+        (path, name) for path, own in settings[0][1] for name in own if again.get(path, {}).get(name) != own[name]
+    }
+    parts = digest_of(
+        [
+            [values, [[path, {name: own[name] for name in own if (path, name) not in varying}] for path, own in found]]
+            for values, found in settings
+        ]
+    )
+    code = code_digest([make, *sorted(classes, key=lambda one: one.__qualname__)])
+    return Declared(choices, asked_within, device, digest_of(seen), parts, code, fixed)
+
+
+def _settings(module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """Return what is set of every part of a module, by its path."""
+    found = []
+    for path, part in module.named_modules():
+        own = {name: value for name, value in simple_attributes(part).items() if name not in OWN_NAMES}
+        tensors = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        own |= {f"{name} of": [list(tensor.shape), tensor.requires_grad] for name, tensor in tensors}
+        found.append((path, own))
+    return found
 
 
 def mixed_paths(module: nn.Module) -> Iterator[str]:

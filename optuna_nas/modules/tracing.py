@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import fx, nn
 
 from optuna_nas.modules.probing import run_without_weights
+from optuna_nas.modules.remembering import remembered
 from optuna_nas.space.cost import Site
 from optuna_nas.space.graph import ComputationGraph, Node
 
@@ -93,7 +93,7 @@ class Traced(NamedTuple):
     tensors: tuple[Parameter, ...]
 
 
-@lru_cache(maxsize=8192)
+@remembered(maxsize=8192)
 def traced(space: ModuleSpace, architecture: Architecture) -> Traced:
     """Return the graph of the module of an architecture.
 

@@ -122,6 +122,18 @@ def owner_of(path: Path) -> dict[str, Any] | None:
         return None if owner is None else mapping(anything())("owner", owner)
 
 
+def is_of(path: Path, architecture: Architecture) -> bool:
+    """Return whether a network's file is of an architecture, or of what masks left of it.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    with named_file("a network of optuna_nas", path):
+        chosen = dict(_architecture(load_tensors(path)[1]).choices)
+    whole = dict(architecture.choices)
+    return all(set(names) <= set(whole.get(place, ())) for place, names in chosen.items())
+
+
 def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
     """Return the network of a file, in evaluation mode; `network.predict` takes raw inputs.
 
@@ -157,14 +169,22 @@ def load_network(path: str | Path, device: str = "cpu") -> nn.Module:
 
 
 @own_default_device()
-def read_network(path: str | Path, device: str = "cpu") -> NetworkFile:
-    """Return the network of a file, in evaluation mode, its architecture and deployment; see `load_network`."""
+def read_network(path: str | Path, device: str = "cpu", space: ModelSpace | None = None) -> NetworkFile:
+    """Return the network of a file, in evaluation mode, its architecture and deployment; see `load_network`.
+
+    Args:
+        path: File.
+        device: Device of the weights.
+        space: Space to build in, where the file's is equal; by default the newest of its name in this process.
+    """
     path = Path(path)
     tensors, description = load_tensors(path, device)
     if "architecture" not in description:
         raise ValueError(f"`path` must be a network of optuna_nas but {path} holds something else.")
     with named_file("a network of optuna_nas", path):
         architecture, deployment = _architecture(description), None
+        if space is not None and architecture.space == space:
+            architecture = space.adopt(architecture)
         if "deployment" in description:
             normalisation = {name: tensor.cpu() for name, tensor in without_prefix(PREPROCESSING, tensors).items()}
             deployment = Deployment.from_parts(description["deployment"], normalisation)

@@ -10,7 +10,7 @@ from torch import nn
 
 from optuna_nas.networks.discrete import DiscreteNetwork
 from optuna_nas.networks.graph_network import seeded_building
-from optuna_nas.networks.ops import build_op, has_module
+from optuna_nas.networks.ops import build_op, code_of_ops, has_module
 from optuna_nas.networks.supernet import Supernet
 from optuna_nas.space.base import Space
 from optuna_nas.space.cellular import CellularSpace
@@ -163,6 +163,9 @@ class NetworkSpace(ModelSpace):
         with torch.device("meta"):
             parts = self.fixed_parts()
         return frozenset(name for name, parameter in parts.named_parameters() if parameter.ndim > 1)
+
+    def code(self) -> str:
+        return code_of_ops({op for of in self.options().values() for names in of.values() for op in names})
 
     def example_inputs(self, batch_size: int = 1) -> Tensor:
         return torch.zeros(batch_size, *self.skeleton.input_shape, dtype=torch.float32)

@@ -6,7 +6,8 @@ Definitions: DARTS (Liu et al. 2019, section 3.1.1) and NAS-Bench-201 (Dong and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from optuna_nas.networks.depthwise import DepthwiseConvolution
 from optuna_nas.space.cost import Cost, Site
 from optuna_nas.space.ops import STRUCTURAL, Op, auxiliary_pooled_size, define_op, forget_op, get_op
+from optuna_nas.training.described import code_digest, digest_of, simple_attributes
 
 ModuleFactory = Callable[[Site], nn.Module]
 
@@ -247,6 +249,8 @@ _FACTORIES: dict[str, ModuleFactory] = {
     "downsample": lambda site: nn.AvgPool2d(site.stride, ceil_mode=True),
     "upsample": Upsample,
 }
+_BUILT_IN = frozenset(_FACTORIES)
+_SMALL_SITE = Site((4, 8, 8), (4, 8, 8))
 
 
 def has_module(name: str, site: Site) -> bool:
@@ -357,6 +361,19 @@ def register_op(
     """
     define_op(Op(name, cost, label, parameter_free, relu_first))
     _FACTORIES[name] = factory
+
+
+def code_of_ops(names: Iterable[str]) -> str:
+    """Return a digest of the code of ops that users have registered, and of what one has at a small site; else ''."""
+    own = {name: _FACTORIES[name] for name in sorted(names) if name in _FACTORIES and name not in _BUILT_IN}
+    if not own:
+        return ""
+    made = {}
+    for name, factory in own.items():
+        with suppress(Exception), torch.device("meta"):  # the factory is the user's
+            parts = factory(_SMALL_SITE).named_modules()
+            made[name] = {path: simple_attributes(part) for path, part in parts}
+    return digest_of([code_digest(own.values()), made])
 
 
 def unregister_op(name: str) -> None:

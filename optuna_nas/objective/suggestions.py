@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optuna_nas.data.arrays import ImageData
+from optuna_nas.training.described import described
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,14 +62,14 @@ def suggest_categorical(choices: Sequence[Any]) -> Any:
     """Return a suggestion of one of several values for a field of a `Recipe`, `Task` or `Augmentation`.
 
     Args:
-        choices: Values that JSON can hold.
+        choices: Values that JSON can hold, or numbers of NumPy.
 
     Example:
         >>> from optuna_nas import Recipe, suggest_categorical
         >>> Recipe(optimizer=suggest_categorical(["sgd", "adamw"])).optimizer
         CategoricalDistribution(choices=('sgd', 'adamw'))
     """
-    return CategoricalDistribution(choices)
+    return CategoricalDistribution([described(choice) for choice in choices])
 
 
 def make_suggestion(name: str, description: Mapping[str, Any]) -> BaseDistribution:

@@ -9,6 +9,7 @@ from functools import cached_property
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 import torch
 from optuna import Trial, TrialPruned
@@ -18,7 +19,7 @@ from optuna_nas.data.arrays import ImageData
 from optuna_nas.data.augmentation import Augmentation
 from optuna_nas.data.splits import TEST
 from optuna_nas.networks.discrete import DiscreteNetwork
-from optuna_nas.networks.files import load_network
+from optuna_nas.networks.files import read_network
 from optuna_nas.networks.measures import Measure
 from optuna_nas.objective.duplicates import Duplicates
 from optuna_nas.objective.initial_weights import OWN, SCRATCH, FreshWeights, GivenWeights, InitialWeights
@@ -42,6 +43,7 @@ from optuna_nas.storage.attributes import (
     attribute,
     cost_key,
 )
+from optuna_nas.training.described import code_digest, digest_of
 from optuna_nas.training.device import choose_device, own_default_device, release_memory
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import TrainingDiverged, train
@@ -146,6 +148,9 @@ class TrainObjective:
             if unknown:
                 raise ValueError(f"`{name}` must name costs {COSTS} or be measures but got {unknown[0]!r}.")
             check_predicted(name, values, self.space)
+        for cost, bound in self.constraints.items():
+            if not isinstance(bound, int | float | np.number) or np.isnan(bound):
+                raise ValueError(f"`constraints[{_name(cost)!r}]` must be a number but is {bound!r}.")
         if both := sorted(self.measures.keys() & self.predictions.keys()):
             raise ValueError(f"`objectives` and `constraints` must not both measure and predict {both[0]!r}.")
         taken = self.space.distributions().keys()
@@ -241,6 +246,8 @@ class TrainObjective:
             "objectives": list(self.objective_names),
             "constraints": {_name(cost): bound for cost, bound in self.constraints.items()},
         }
+        if costs := {_name(cost): _how(cost) for cost in (*self.objectives, *self.constraints) if _how(cost)}:
+            described["costs"] = costs
         if self.weights_source.source != SCRATCH or self.initial_weights is not None:
             described["initial_weights"] = self.weights_source.describe()
         if self.masks is not None:
@@ -252,7 +259,7 @@ class TrainObjective:
         if not self.data.size([TEST]):
             return None
         data = self.device_data
-        loaded = load_network(network, str(data.device))
+        loaded = read_network(network, str(data.device), self.space).network
         return evaluate(loaded, data, TEST, self.task, precision=self.recipe.precision).metric
 
     def follow(self, plan: Mapping[str, Any]) -> None:
@@ -384,8 +391,10 @@ class TrainObjective:
     def _training_digest(self, source: str) -> str:
         """Return a hash of everything that determines a result besides architecture and suggested parameters."""
         weights = [SCRATCH] if source == SCRATCH else self.weights_source.describe()
-        masks = () if self.masks is None else (self.masks.describe(),)
-        parts = (self.space.describe(), self.recipe, self.task.describe(), self.data.describe(), weights, *masks)
+        more: list[Any] = [] if self.masks is None else [self.masks.describe()]
+        if code := self.space.code():
+            more.append(code)
+        parts = (self.space.describe(), self.recipe, self.task.describe(), self.data.describe(), weights, *more)
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _costs(self, architecture: Architecture) -> dict[str, float]:
@@ -415,6 +424,15 @@ class TrainObjective:
 
 def _name(objective: str | Measure | PredictedCost) -> str:
     return objective if isinstance(objective, str) else objective.name
+
+
+def _how(cost: str | Measure | PredictedCost) -> str:
+    """Return a digest of how a cost is measured or predicted; an empty text for one that is counted."""
+    if isinstance(cost, Measure):
+        return digest_of([cost.batch_size, cost.function, code_digest([cost.function])])
+    return (
+        "" if isinstance(cost, str) else getattr(cost, "digest", None) or digest_of([cost, code_digest([type(cost)])])
+    )
 
 
 def as_json(value: object) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna import Trial, TrialPruned
@@ -39,6 +39,7 @@ from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.retries import CheckpointNotes
 from optuna_nas.storage.spending import Meter
 from optuna_nas.training.checkpoints import set_aside_if_damaged
+from optuna_nas.training.described import PLAIN, attributes_of
 from optuna_nas.training.device import gpu_share, is_out_of_memory, release_memory
 from optuna_nas.training.disk import unwritable
 from optuna_nas.training.evaluation import evaluate
@@ -96,7 +97,7 @@ class TrialTraining:
     def __init__(self, objective: TrainObjective, trial: Trial, candidate: Candidate) -> None:
         self._objective, self._trial, self._candidate = objective, trial, candidate
         self._run = objective.run
-        self._trained = 0  # epochs of this trial, without those before it was resumed
+        self._trained, self._steps = 0, False  # epochs of this trial, without those before it was resumed
 
     def run(self) -> tuple[nn.Module, TrainingResult]:
         """Train the network of the trial; return the network and the result of the training.
@@ -120,6 +121,7 @@ class TrialTraining:
         notes = None if checkpoint is None else CheckpointNotes(trial, checkpoint)
 
         def on_step(fraction: float) -> None:
+            self._steps = True
             if notes is not None:
                 notes.after_step(fraction)
             if run.listener:
@@ -199,7 +201,7 @@ class TrialTraining:
         """Report an epoch to listener and pruner; stop if the pruner decides so."""
         trial, epochs = self._trial, self._candidate.recipe.epochs
         meter.store()  # before the report, with which it is written: a process may be killed
-        self._trained += 1
+        self._trained += self._steps  # else the checkpoint has it
         reports = len(trial.study.directions) == 1  # Optuna accepts none with several objectives
         if not reports or result.epoch > self._trained:
             trial.set_user_attr(TRAINED_EPOCHS, self._trained)
@@ -289,7 +291,7 @@ def _plan(network: nn.Module, candidate: Candidate) -> dict[str, Any]:
         "architecture": candidate.architecture.to_dict(),
         "mixing": getattr(network, "mixing", None),
         "recipe": asdict(candidate.recipe),
-        "task": asdict(candidate.task) if is_dataclass(candidate.task) else {},
+        "task": {name: value for name, value in attributes_of(candidate.task).items() if type(value) in PLAIN},
         "augmentation": asdict(candidate.data.augmentation) if isinstance(candidate.data, ImageData) else None,
     }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +17,13 @@ from optuna.storages import BaseStorage
 from optuna_nas.objective.protocol import Describes, Objective, TrialListener, directions_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.search.checks import DEFAULT_TRIALS, MAX_TRIALS, check_name, check_seconds, checked_count
-from optuna_nas.space import Space
+from optuna_nas.space import ModelSpace, Space
 from optuna_nas.storage.database import Heartbeat, sqlite_address
+from optuna_nas.storage.finished import PicklesSettings
 from optuna_nas.storage.folder_names import folder_name
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.tracking import MLflowTracker
+from optuna_nas.training.described import described
 from optuna_nas.training.recipe import Recipe
 from optuna_nas.training.task import DIRECTIONS, MAXIMIZE, ImageClassification, Task
 
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
     from optuna_nas.data.splits import Data
     from optuna_nas.search.results import SearchResult
     from optuna_nas.search.strategy import Strategy
-    from optuna_nas.space import ModelSpace
     from optuna_nas.storage.optuna_rdb import ArtifactStore
 
 
@@ -143,10 +146,38 @@ _PROTOCOLS = {
 """Methods that fields must have unless they are None, and what to say of others."""
 
 
+MAX_SETTING = 200
+"""Longest text of a setting that is noted."""
+
+
 def part_names(search: Search) -> dict[str, str]:
     """Return the names of the classes of a search's sampler and pruner; `default` for Optuna's own."""
     parts = {"sampler": search.resolved_sampler, "pruner": search.resolved_pruner}
     return {name: "default" if part is None else type(part).__name__ for name, part in parts.items()}
+
+
+def part_settings(search: Search) -> dict[str, str]:
+    """Return the settings of a search's own sampler and pruner by name, but for seeds, and a digest of its code."""
+    code = search.space.code() if isinstance(search.space, ModelSpace) else ""
+    found = {"code of the networks": code} if code else {}
+    for name, part in (("sampler", search.sampler), ("pruner", search.pruner)):
+        found |= _settings_of(name, part)
+    return found
+
+
+def _settings_of(name: str, part: object, depth: int = 3) -> dict[str, str]:
+    """Return numbers, texts and mappings of these among the attributes of a sampler or pruner, and of those within."""
+    given = part.__getstate__() if isinstance(part, PicklesSettings) else getattr(part, "__dict__", {})
+    found: dict[str, str] = {}
+    for key, value in given.items():
+        own = f"{name}.{key.strip('_')}"
+        if isinstance(value, BaseSampler | BasePruner) and depth:
+            found[own] = type(value).__name__
+            found |= _settings_of(own, value, depth - 1)
+        elif "seed" not in key and value is not None and isinstance(value, bool | int | float | str | dict | tuple):
+            with suppress(TypeError, ValueError):  # what is no JSON is no setting
+                found[own] = json.dumps(value)[:MAX_SETTING]
+    return found
 
 
 @dataclass(frozen=True)
@@ -422,5 +453,11 @@ class Search:
         objective = self.resolved_objective
         setting: dict[str, Any] = {"space": self.space.core.to_dict()}
         if isinstance(objective, Describes):
-            setting |= objective.describe()
-        return json.loads(json.dumps(setting))  # type: ignore[no-any-return]
+            told = objective.describe()
+            if not isinstance(told, Mapping):
+                raise ValueError(
+                    f"`objective.describe` must return a dictionary but returns a {type(told).__name__}; let it return "
+                    "what decides the results, or leave the method out."
+                )
+            setting |= told
+        return json.loads(json.dumps(described(setting)))  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ import optuna
 from optuna import Study
 from optuna.study import StudyDirection
 
-from optuna_nas.search.config import part_names
+from optuna_nas.search.config import part_names, part_settings
 from optuna_nas.storage.attributes import PARTS, RUN, SETTING, VERSION, attribute, unreadable, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
 from optuna_nas.storage.identity import check_folder, claim_folder
@@ -89,13 +89,15 @@ def note_run(study: Study, search: Search, ended: str | None = None) -> None:
 
 
 def _note_parts(study: Study, search: Search) -> None:
-    """Note who proposes and who stops; log a line if others did so before."""
-    parts = {"strategy": search.strategy or "none", **part_names(search)}
+    """Note who proposes and who stops, how, and the code of the networks; log a line if that was otherwise before."""
+    parts = {"strategy": search.strategy or "none", **part_names(search), **part_settings(search)}
     noted = attribute(user_attributes(study), PARTS)
     if noted == parts:
         return
-    if noted is not None and (n_trials := len(study.get_trials(deepcopy=False))):
-        changed = (f"{name} {now}, not {noted.get(name)}" for name, now in parts.items() if noted.get(name) != now)
+    changed = [
+        f"{name} {now}, not {noted[name]}" for name, now in parts.items() if noted and noted.get(name, now) != now
+    ]
+    if changed and (n_trials := len(study.get_trials(deepcopy=False))):
         line = "%r goes on otherwise than its %d trials were proposed and judged: %s."
         logger.warning(line, search.name, n_trials, ", ".join(changed))
     study.set_user_attr(PARTS, parts)

@@ -255,7 +255,7 @@ class Space(ABC):
         Raises:
             ValueError: The spaces have different cores.
         """
-        if architecture.space == self:
+        if architecture.space is self:
             return architecture
         if architecture.space.core != self.core:
             raise ValueError(

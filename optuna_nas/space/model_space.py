@@ -99,3 +99,11 @@ class ModelSpace(Space):
     def describe(self) -> dict[str, Any]:
         """Return everything that determines the networks, as JSON values."""
         return self.to_dict()
+
+    def code(self) -> str:
+        """Return a digest of what users have written that networks are made of; by default none, an empty text.
+
+        A study goes on with other code, since a comment or a faster way may be all that has changed, but says so, and
+        takes over no result of before.
+        """
+        return ""

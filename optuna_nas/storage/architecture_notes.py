@@ -22,7 +22,8 @@ def params_hash(params: Mapping[str, Any], names: Iterable[str]) -> str:
         >>> params_hash({"a": 1, "rate": 0.1}, ["a"]) == params_hash({"a": 1}, ["a"])
         True
     """
-    return f"{hash_of(json.dumps([[name, params.get(name)] for name in sorted(names)])):016x}"
+    chosen = [[name, params.get(name)] for name in sorted(names)]
+    return f"{hash_of(json.dumps(chosen, default=lambda number: number.item())):016x}"  # which may be NumPy's
 
 
 def digest_noted(trial: FrozenTrial, names: Iterable[str]) -> str | None:

@@ -125,19 +125,25 @@ def study_uid(study: Study) -> str:
         >>> study_uid(copy) != uid == study_uid(study)
         True
     """
-    attributes, home = user_attributes(study), home_of(study)
-    uid, noted = attribute(attributes, UID_ATTRIBUTE), attribute(attributes, HOME)
-    is_here = noted is None or (noted[0] == home.name and noted[1] in _places_of(study))
-    if uid is not None and not is_here and _is_there(study, Home(*noted), str(uid)):
-        logger.info("Study %r is a copy of %r; it gets an identity of its own.", study.study_name, noted[0])
-        uid = None
-    if uid is None:
+    home, noted = home_of(study), attribute(user_attributes(study), HOME)
+    if (uid := _known_uid(study)) is None:
         uid = uuid.uuid4().hex[:16]
         study.set_user_attr(UID_ATTRIBUTE, uid)
         uid = user_attributes(study)[UID_ATTRIBUTE]  # another process may have been faster
     if noted is None or Home(*noted) != home:
         study.set_user_attr(HOME, list(home))
     return str(uid)
+
+
+def _known_uid(study: Study) -> str | None:
+    """Return the id that a study has; None if it has none yet, or that of the original that it is a copy of."""
+    attributes, home = user_attributes(study), home_of(study)
+    uid, noted = attribute(attributes, UID_ATTRIBUTE), attribute(attributes, HOME)
+    is_here = noted is None or (noted[0] == home.name and noted[1] in _places_of(study))
+    if uid is not None and not is_here and _is_there(study, Home(*noted), str(uid)):
+        logger.info("Study %r is a copy of %r and has an identity of its own.", study.study_name, noted[0])
+        return None
+    return None if uid is None else str(uid)
 
 
 def keep_identity(study: Study) -> None:
@@ -199,8 +205,8 @@ def claim_folder(folder: Path, study: Study) -> None:
     Raises:
         ValueError: It holds the files of another study.
     """
+    owner = check_folder(folder, study, claims=True)  # a copy that is refused here has no id of its own yet
     file, uid, home = folder / OWNER_FILE, study_uid(study), home_of(study)
-    owner = check_folder(folder, study, claims=True)
     if owner is None and not file.exists() and not study.get_trials(deepcopy=False):
         _move_aside(folder, "unknown")
     elif owner not in (None, uid):
@@ -236,7 +242,7 @@ def check_folder(folder: Path, study: Study, claims: bool = False) -> str | None
             f"`folder` must say whose files it holds but its note {file} can't be read; give this search another "
             "`folder`, or remove that note, which sets the other files aside."
         ) from None
-    if owner != study_uid(study) and _is_there(study, owner_home, owner):
+    if owner != _known_uid(study) and _is_there(study, owner_home, owner):
         raise ValueError(
             f"`folder` must belong to one study but {folder} holds the files of {owner_home.name!r} in "
             f"{owner_home.place}; give this search another `folder` or another `name` (`--set name=...`)."

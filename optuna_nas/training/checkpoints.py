@@ -79,17 +79,19 @@ def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Ma
         raise OtherConfiguration(str(path), brief(", ".join(differing)), way_out)
 
 
-NEW_PARTS, NEW_IN_DATA = ("objectives", "constraints"), ("augmentation", "files", "examples")
-"""What configurations, and descriptions of data, lacked in earlier versions."""
+NEW_PARTS = ("objectives", "constraints", "costs")
+NEW_IN = {"data": ("augmentation", "files", "examples"), "space": ("parts",)}
+"""What configurations, and descriptions of data and spaces, lacked in earlier versions."""
 
 
 def completed(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     """Return an earlier configuration; what it could not yet describe is taken to be as it is now."""
     saved = {**{key: current[key] for key in NEW_PARTS if key in current}, **saved}
-    data, now = saved.get("data"), current.get("data")
-    if not isinstance(data, dict) or not isinstance(now, dict):
-        return saved
-    return {**saved, "data": {**{key: now[key] for key in NEW_IN_DATA if key in now}, **data}}
+    for part, now in current.items():
+        before = saved.get(part)
+        if part in ("task", *NEW_IN) and isinstance(before, dict) and isinstance(now, dict):
+            saved[part] = {**{key: now[key] for key in NEW_IN.get(part, now) if key in now}, **before}
+    return saved
 
 
 def _differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from optuna_nas.data.batches import batch_length
 from optuna_nas.space.cost import anytime_accuracy
 from optuna_nas.space.reading import plain
+from optuna_nas.training.described import attributes_of, described
 from optuna_nas.training.device import seeded_globally
 
 if TYPE_CHECKING:
@@ -148,9 +149,13 @@ class Task(ABC):
         return metric if self.direction == MAXIMIZE else -metric
 
     def describe(self) -> dict[str, Any]:
-        """Return everything that determines a result, as JSON values; a study is only resumed with equal ones."""
-        fields = asdict(self) if hasattr(self, "__dataclass_fields__") else {}  # type: ignore[call-overload]
-        return {"task": type(self).__name__, "metric": self.metric, "direction": self.direction, **fields}
+        """Return everything that determines a result, as JSON values; a study is only resumed with equal ones.
+
+        By default the fields of a dataclass, or the attributes of another class, but those that begin with an
+        underscore; functions by their names, tensors by their contents. See `described`.
+        """
+        own = {name: described(value) for name, value in attributes_of(self).items()}
+        return {"task": type(self).__name__, "metric": self.metric, "direction": self.direction, **own}
 
 
 class SummedTask(Task):

@@ -374,3 +374,50 @@ def test_what_a_format_cannot_hold_is_one_sentence(way, file_format, sentence, t
     with pytest.raises(ValueError, match=sentence):
         export_network(odd(way).build(seed=0), tmp_path / way, file_format, odd(way))
     assert not list(tmp_path.iterdir())
+
+
+# -- what a module is --------------------------------------------------------------------------------------------------
+
+
+def module_with(rate=0.0, widths=(8, 16), act=torch.relu, frozen=False, twice=False):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            width = dict(zip(("narrow", "wide"), widths, strict=True))[choose("size", ["narrow", "wide"])]
+            self.stem, self.drop, self.head = nn.Linear(4, width), nn.Dropout(rate), nn.Linear(width, 1)
+            self.stem.requires_grad_(not frozen)
+
+        def forward(self, x):
+            return (1 + twice) * self.head(self.drop(act(self.stem(x))))
+
+    return ModuleSpace(Net, example=torch.zeros(1, 4), name="settings")
+
+
+@pytest.mark.parametrize("changes", [{"rate": 0.9}, {"widths": (8, 64)}, {"frozen": True}], ids=str)
+def test_other_settings_of_a_part_are_another_space(changes):
+    before, after = module_with(), module_with(**changes)
+    assert before != after
+    assert before.to_dict()["fingerprint"] == after.to_dict()["fingerprint"], "which studies of before have"
+    assert before == module_with()
+    text = before.full_architecture().to_json()
+    assert Architecture.from_json(text).space == before, "though the other was made later"
+    with pytest.raises(ValueError, match="`name` must be that of the same module but 'settings' declares other"):
+        Architecture.from_json(text.replace(before.declared.parts, "0" * 16))
+
+
+@pytest.mark.parametrize("changes", [{"act": torch.sin}, {"twice": True}], ids=str)
+def test_other_code_is_the_same_space_of_other_code(changes):
+    before, after = module_with(), module_with(**changes)
+    assert before == after
+    assert before.code() == module_with().code() != after.code()
+
+
+def test_equal_spaces_remember_costs_of_their_own():
+    def convolution():
+        return nn.Sequential(nn.Conv1d(1, choose("channels", [2, 4]), 3), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+
+    short, long = (ModuleSpace(convolution, example=torch.zeros(1, 1, size), name="convolution") for size in (10, 1000))
+    assert short == long
+    costs = [space.full_architecture().cost().multiply_adds for space in (short, long)]
+    assert costs[1] > 50 * costs[0]
+    assert Architecture.from_json(short.full_architecture().to_json()).cost().multiply_adds == costs[1], "the newest"
