@@ -96,8 +96,8 @@ class TensorData:
             class_names: Name of every class, for predictions; by default their numbers.
 
         Raises:
-            ValueError: Lengths or shapes differ, a number is not finite, or a class has too few examples for all
-                splits.
+            ValueError: Lengths or shapes differ, a number is not finite, integers would be tested on fractions, or a
+                class has too few examples for all splits.
         """
         if (x_test is None) != (y_test is None):
             raise ValueError("`x_test` and `y_test` must be given together but one is None.")
@@ -112,8 +112,8 @@ class TensorData:
                     f"`x_test` must have examples like `x`, {tuple(inputs.shape[1:])}, but has "
                     f"{tuple(test_inputs.shape[1:])}."
                 )
-            inputs = torch.cat([inputs, test_inputs.to(inputs.dtype)])
-            targets = torch.cat([targets, test_targets.to(targets.dtype)])
+            inputs = torch.cat([inputs, _as_type_of(inputs, test_inputs, "x")])
+            targets = torch.cat([targets, _as_type_of(targets, test_targets, "y")])
         is_labels = not targets.is_floating_point() and targets.ndim == 1
         if is_labels and int(targets.min()) < 0:
             raise ValueError(f"`y` must hold labels from 0 but got {int(targets.min())}; renumber the labels.")
@@ -186,6 +186,17 @@ class TensorData:
 def _check_lengths(inputs: Tensor, targets: Tensor, name: str) -> None:
     if len(targets) != len(inputs):
         raise ValueError(f"`{name}` must have one target for each of {len(inputs)} inputs but has {len(targets)}.")
+
+
+def _as_type_of(train: Tensor, test: Tensor, name: str) -> Tensor:
+    """Return numbers of the test split in the type of the others, which must not cut off fractions."""
+    converted = test.to(train.dtype)
+    if not train.is_floating_point() and (cut := test[converted != test]).numel():
+        raise ValueError(
+            f"`{name}_test` must hold integers like `{name}` but has {cut[0]:g}; give both as integers, or both as "
+            "floating-point numbers."
+        )
+    return converted
 
 
 def _as_tensor(values: ArrayLike, name: str) -> Tensor:
