@@ -19,6 +19,7 @@ from optuna_nas.data.splits import (
     check_every_label,
     checked_names,
     checked_seed,
+    checked_text,
     digest_of,
     draw_splits,
     index_chunks,
@@ -27,6 +28,7 @@ from optuna_nas.data.splits import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
 
     from numpy.typing import ArrayLike
 
@@ -74,7 +76,7 @@ class TensorData:
         x_test: ArrayLike | None = None,
         y_test: ArrayLike | None = None,
         *,
-        name: str = "tensors",
+        name: str | PathLike[str] = "tensors",
         normalize: bool = True,
         fractions: Mapping[str, float] | None = None,
         seed: int = 0,
@@ -133,7 +135,7 @@ class TensorData:
         outputs = int(targets.max()) + 1 if is_labels else int(np.prod(targets.shape[1:], dtype=np.int64))
         preprocessing = Preprocessing(shape, "float32" if inputs.is_floating_point() else "int64", 1, mean, scale)
         names = checked_names(class_names, outputs if is_labels else 0)
-        return TensorData(name, inputs, targets, splits, outputs, seed, preprocessing, names)
+        return TensorData(checked_text(name), inputs, targets, splits, outputs, seed, preprocessing, names)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -168,7 +170,7 @@ class TensorData:
             yield Batch(self.inputs[chosen], self.targets[chosen])
 
     def describe(self) -> dict[str, Any]:
-        """Return name, shapes and seed, and sizes and hashes of data and splits, as JSON values."""
+        """Return name, shapes, seed and classes, and sizes and hashes of data and splits, as JSON values."""
         return {**self._description, "name": self.name}
 
     @cached_property
@@ -176,6 +178,7 @@ class TensorData:
         return {
             "input_shape": list(self.input_shape),
             "outputs": self.outputs,
+            "class_names": list(self.class_names),
             "seed": self.seed,
             "digest": digest_of(self.inputs, self.targets),
             "sizes": {split: len(self.splits[split]) for split in SPLITS},

@@ -176,6 +176,9 @@ def test_the_description_changes_with_whatever_changes_a_result():
         TensorData.from_arrays(X, -Y),
         TensorData.from_arrays(X, Y, seed=1),
         TensorData.from_arrays(X, Y, fractions={REPORT: 0.3}),
+        TensorData.from_arrays(X, LABELS),
+        TensorData.from_arrays(X, LABELS, class_names=["cat", "dog", "cow"]),
+        TensorData.from_arrays(X, LABELS, class_names=["dog", "cat", "cow"]),
     ]
     assert len({repr(data.describe()) for data in described}) == len(described)
     assert TensorData.from_arrays(X, Y).describe() == described[0].describe()
@@ -208,6 +211,7 @@ def test_data_stay_where_they_are_or_move_as_a_whole():
             "`x_test` must hold integers like `x` but has 1.9; give both",
         ),
         (lambda: TensorData.from_arrays(X, LABELS, X[:2], [0, 0.9]), "`y_test` must hold integers .* but has 0.9"),
+        (lambda: TensorData.from_arrays(X, Y, name=3), "`name` must be a text but got 3"),
         (lambda: TensorData.from_arrays(X[:0], Y[:0]), r"`x` must hold at least one example but has shape \(0, 4\)"),
         (lambda: TensorData.from_arrays(3.0, Y), r"`x` must hold at least one example but has shape \(\)"),
         (lambda: TensorData.from_arrays(np.array(["a", "b"]), Y[:2]), "`x` must be real numbers but has dtype <U1"),
