@@ -5,7 +5,6 @@ N images, B images of a batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,10 @@ from optuna_nas.data.splits import (
     SPLITS,
     WEIGHTS,
     check_every_label,
+    checked_count,
     checked_names,
     checked_seed,
+    checked_text,
     digest_of,
     draw_splits,
     index_chunks,
@@ -33,6 +34,7 @@ from optuna_nas.data.splits import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -85,7 +87,7 @@ class ImageData:
         x_test: ArrayLike | None = None,
         y_test: ArrayLike | None = None,
         *,
-        name: str = "arrays",
+        name: str | PathLike[str] = "arrays",
         classes: int | None = None,
         channels: str | None = None,
         fractions: Mapping[str, float] | None = None,
@@ -133,7 +135,7 @@ class ImageData:
             labels = np.concatenate([labels, _as_labels(y_test, "y_test", len(test_images))])
             images = torch.cat([images, test_images])
         lowest, highest = int(np.min(labels)), int(np.max(labels))
-        n_classes = highest + 1 if classes is None else _as_count(classes)
+        n_classes = highest + 1 if classes is None else checked_count("classes", classes, 2)
         if n_classes < 2:
             raise ValueError(f"`classes` must be at least 2 but got {n_classes}; `y` needs two different labels.")
         if lowest < 0 or highest >= n_classes:
@@ -150,7 +152,7 @@ class ImageData:
         seen = images[train].double() / (255 if images.dtype == torch.uint8 else 1)
         std = seen.std((0, 2, 3))
         return ImageData(
-            name,
+            checked_text(name),
             images,
             torch.from_numpy(labels),
             n_classes,
@@ -234,7 +236,7 @@ class ImageData:
             yield Batch(images, self.labels[chosen])
 
     def describe(self) -> dict[str, Any]:
-        """Return name, shape and seed, and sizes and hashes of data and splits, as JSON values."""
+        """Return name, shape, seed, normalisation and classes, sizes and hashes of data and splits, as JSON values."""
         return {**self._description, "name": self.name, "augmentation": self.augmentation.describe()}
 
     @cached_property
@@ -242,11 +244,19 @@ class ImageData:
         return {
             "input_shape": list(self.input_shape),
             "classes": self.classes,
+            "class_names": list(self.class_names),
+            "normalization": self._normalization,
             "seed": self.seed,
             "digest": digest_of(self.images, self.labels),
             "sizes": {split: len(self.splits[split]) for split in SPLITS},
             "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
         }
+
+    @property
+    def _normalization(self) -> list[list[float]]:
+        """Mean, in deviations, and deviation of every channel, rounded: sums of pixels differ between processors."""
+        pairs = zip(self.mean.tolist(), self.std.tolist(), strict=True)
+        return [[round(mean / max(std, 1e-30), 4) + 0.0, float(f"{std:.4g}")] for mean, std in pairs]
 
 
 def _as_images(x: ArrayLike, name: str, channels: str | None) -> Tensor:
@@ -278,13 +288,6 @@ def _as_images(x: ArrayLike, name: str, channels: str | None) -> Tensor:
                 "remove or repair them."
             )
     return torch.from_numpy(np.array(array, order="C"))  # a copy, since the caller may change the array
-
-
-def _as_count(classes: Any) -> int:
-    try:
-        return operator.index(classes)
-    except TypeError:
-        raise ValueError(f"`classes` must be an integer of at least 2 but got {classes!r}.") from None
 
 
 def _as_labels(y: ArrayLike, name: str, n_images: int) -> NDArray[np.int64]:

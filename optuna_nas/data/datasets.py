@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import random
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
 from optuna_nas.data.batches import tensors_of, to_device
-from optuna_nas.data.splits import SPLITS, checked_seed, digest_of, draw_splits, index_chunks, positions_of
+from optuna_nas.data.examples import SeededExamples, SingleBatches, digest_of_twice, spread
+from optuna_nas.data.splits import (
+    SPLITS,
+    checked_count,
+    checked_seed,
+    checked_text,
+    digest_of,
+    draw_splits,
+    index_chunks,
+    positions_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+    from os import PathLike
 
 
 class DatasetData:
@@ -38,7 +49,8 @@ class DatasetData:
         seed: Seed of the splits, at least 0.
 
     Raises:
-        ValueError: A dataset has no length or is empty, or the lengths of `dataset` and `plain` differ.
+        ValueError: A dataset has no length or is empty, the lengths of `dataset` and `plain` differ, or a number is no
+            integer.
 
     Example:
         >>> import torch
@@ -54,7 +66,7 @@ class DatasetData:
         dataset: Dataset[Any],
         test: Dataset[Any] | None = None,
         *,
-        name: str = "dataset",
+        name: str | PathLike[str] = "dataset",
         plain: Dataset[Any] | None = None,
         labels: Sequence[int] | None = None,
         fractions: Mapping[str, float] | None = None,
@@ -64,10 +76,10 @@ class DatasetData:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.name, self.outputs, self.device = name, outputs, torch.device(device)
-        self._dataset, self._test, self._plain = dataset, test, plain or dataset
-        self._labels, self._fractions, self._collate = labels, fractions, collate
-        self._n_workers, self._seed = n_workers, checked_seed(seed)
+        self.name, self.device = checked_text(name), torch.device(device)
+        self.outputs = None if outputs is None else checked_count("outputs", outputs, 1)
+        self._n_workers, self._seed = checked_count("n_workers", n_workers, 0), checked_seed(seed)
+        self._type, self._collate = type(dataset).__name__, collate or default_collate
         n_train = _length(dataset, "dataset")
         n_test = 0 if test is None else _length(test, "test")
         if plain is not None and _length(plain, "plain") != n_train:
@@ -80,11 +92,13 @@ class DatasetData:
         if labels is not None:
             strata[:n_train] = np.asarray(labels)[:n_train]
         self.splits = draw_splits(strata, n_train, dict(fractions or {}), self._seed)
+        self._dataset = dataset if test is None else ConcatDataset([dataset, test])
+        self._plain = self._dataset if plain is None else plain if test is None else ConcatDataset([plain, test])
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
         """Shape of the first item of an example, None if that is not a tensor or array."""
-        example = _SeededExamples(self._plain, self._test, (0, 0))[0]
+        example = SeededExamples(self._plain, 0, 0)[0]
         first = example[0] if isinstance(example, list | tuple) else example
         return tuple(first.shape) if isinstance(first, Tensor | np.ndarray) else None
 
@@ -92,19 +106,9 @@ class DatasetData:
         """Return the same data with batches on a device."""
         if torch.device(device) == self.device:
             return self
-        return DatasetData(
-            self._dataset,
-            self._test,
-            name=self.name,
-            plain=self._plain,
-            labels=self._labels,
-            fractions=self._fractions,
-            outputs=self.outputs,
-            collate=self._collate,
-            n_workers=self._n_workers,
-            device=device,
-            seed=self._seed,
-        )
+        moved = copy(self)  # with the hashes that are known
+        moved.device = torch.device(device)
+        return moved
 
     def size(self, splits: Sequence[str]) -> int:
         """Return the number of examples in these splits."""
@@ -115,9 +119,8 @@ class DatasetData:
     ) -> Iterator[Any]:
         """Yield batches of the examples in some splits; see `ImageData.batches`."""
         chunks = index_chunks(positions_of(self.splits, splits), batch_size, seed, epoch)[start:]
-        examples = _SeededExamples(self._plain if epoch is None else self._dataset, self._test, (seed, epoch or 0))
         loader: DataLoader[Any] = DataLoader(
-            examples,
+            SeededExamples(self._plain if epoch is None else self._dataset, seed, epoch or 0),
             batch_sampler=[chunk.tolist() for chunk in chunks],
             num_workers=self._n_workers,
             collate_fn=self._collate,
@@ -131,11 +134,12 @@ class DatasetData:
         """Return name, type and seed, sizes and hashes of the splits, and hashes of some examples, as JSON values."""
         return {
             "name": self.name,
-            "type": type(self._dataset).__name__,
+            "type": self._type,
             "outputs": self.outputs,
             "seed": self._seed,
             "digest": self._digest,
             "examples": self._examples,
+            "sample": self._sample,
             "sizes": {split: len(self.splits[split]) for split in SPLITS},
             "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
         }
@@ -144,8 +148,7 @@ class DatasetData:
     def _digest(self) -> str:
         """Hash of the first example of the first split that has one."""
         first = next(int(self.splits[split][0]) for split in SPLITS if len(self.splits[split]))
-        example = _SeededExamples(self._plain, self._test, (0, 0))[first]
-        return digest_of(*tensors_of((self._collate or default_collate)([example])))
+        return digest_of(*tensors_of(self._collate([SeededExamples(self._plain, 0, 0)[first]])))
 
     @cached_property
     def _examples(self) -> str | None:
@@ -153,35 +156,17 @@ class DatasetData:
         ends = [int(self.splits[split][place]) for split in SPLITS if len(self.splits[split]) for place in (0, -1)]
 
         def seen() -> str:
-            examples = _SeededExamples(self._dataset, self._test, (0, 1))
-            collate = self._collate or default_collate
-            return digest_of(*(tensor for place in ends for tensor in tensors_of(collate([examples[place]]))))
+            examples = SeededExamples(self._dataset, 0, 1)
+            return digest_of(*(tensor for place in ends for tensor in tensors_of(self._collate([examples[place]]))))
 
         digest = seen()
         return digest if digest == seen() else None  # transforms may draw from generators of their own
 
-
-class _SeededExamples(Dataset[Any]):
-    """Dataset whose random transforms are seeded per example; the caller's global generators are restored."""
-
-    def __init__(self, dataset: Dataset[Any], test: Dataset[Any] | None, key: tuple[int, ...]) -> None:
-        self._dataset, self._test, self._key = dataset, test, key
-        self._n_train = _length(dataset, "dataset")
-
-    def __getitem__(self, index: int) -> Any:
-        state = np.random.SeedSequence([*self._key, index]).generate_state(2)
-        python, numpy = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[]):
-            random.seed(int(state[0]))
-            np.random.seed(int(state[1]))
-            torch.manual_seed(int(state[0]))
-            try:
-                if self._test is not None and index >= self._n_train:
-                    return self._test[index - self._n_train]
-                return self._dataset[index]
-            finally:
-                random.setstate(python)
-                np.random.set_state(numpy)
+    @cached_property
+    def _sample(self) -> str | None:
+        """Hash of evenly spaced examples, as evaluations see them; None if no two are alike."""
+        batches, places = SingleBatches(self._plain, self._collate), spread(self.size(SPLITS))
+        return digest_of_twice(batches[place] for place in [*places, *places])
 
 
 def _length(dataset: Dataset[Any], name: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +14,16 @@ import torch
 from torch import Tensor
 
 from optuna_nas.data.batches import Batch
+from optuna_nas.data.examples import spread
 from optuna_nas.data.preprocessing import Preprocessing
 from optuna_nas.data.splits import (
     CHOICES,
     REPORT,
     SPLITS,
+    checked_count,
     checked_seed,
     digest_of,
+    digest_of_text,
     draw_splits,
     index_chunks,
     positions_of,
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+MAX_OPENED, MAX_READ_BYTES = 256, 2**14
+"""Largest number of files that a description reads, and of bytes of each."""
 
 
 class ImageFolderData:
@@ -47,7 +55,7 @@ class ImageFolderData:
         seed: Seed of the splits, at least 0.
 
     Raises:
-        ValueError: A folder is missing or empty, or a class has too few images.
+        ValueError: A folder is missing or empty, a class has too few images, or a number is no integer.
 
     Example:
         >>> import numpy as np
@@ -75,7 +83,8 @@ class ImageFolderData:
     ) -> None:
         from torchvision.datasets import ImageFolder
 
-        self._root, self._size, self._workers, self._seed = Path(root), size, workers, checked_seed(seed)
+        self._root, self._size, self._seed = Path(root), checked_count("size", size, 1), checked_seed(seed)
+        self._workers = checked_count("workers", workers, 0)
         self.device = torch.device(device)
         try:
             train, test = (ImageFolder(str(self._root / part)) for part in ("train", "val"))
@@ -94,7 +103,6 @@ class ImageFolderData:
         self._samples: list[tuple[str, int]] = [*train.samples, *test.samples]
         labels = np.array([label for _, label in self._samples], dtype=np.int64)
         self.splits = draw_splits(labels, len(train), {CHOICES: 0.0, REPORT: 0.1, **(fractions or {})}, self._seed)
-        self._fractions = dict(fractions or {})
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -116,7 +124,9 @@ class ImageFolderData:
         """Return the same data with batches on a device."""
         if torch.device(device) == self.device:
             return self
-        return ImageFolderData(self._root, self._size, self._workers, device, self._fractions, self._seed)
+        moved = copy(self)  # with the list of files, and the hashes that are known
+        moved.device = torch.device(device)
+        return moved
 
     def size(self, splits: Sequence[str]) -> int:
         """Return the number of images in these splits."""
@@ -141,24 +151,38 @@ class ImageFolderData:
             yield Batch(inputs, labels.to(self.device, non_blocking=on_gpu))
 
     def describe(self) -> dict[str, Any]:
-        """Return name, shape and seed, and sizes and hashes of the list of files and of the splits, as JSON values."""
+        """Return name, shape and seed, and sizes and hashes of files and splits, as JSON values."""
         listing = "\n".join(f"{Path(path).relative_to(self._root)} {label}" for path, label in self._samples)
         return {
             "name": self.name,
             "input_shape": list(self.input_shape),
             "classes": self.classes,
             "seed": self._seed,
-            "digest": hashlib.blake2b(listing.encode(), digest_size=8).hexdigest(),
+            "digest": digest_of_text(listing),
             "sizes": {split: len(self.splits[split]) for split in SPLITS},
             "split_digests": {split: digest_of(self.splits[split]) for split in SPLITS},
-            "files": self._contents,
+            "files": self._file_sizes,
+            "examples": self._contents,
         }
 
     @cached_property
+    def _file_sizes(self) -> str:
+        """Hash of the sizes of all files."""
+        return digest_of_text(" ".join(str(Path(path).stat().st_size) for path, _ in self._samples))
+
+    @cached_property
     def _contents(self) -> str:
-        """Hash of the sizes of all files, since to read them takes too long."""
-        sizes = " ".join(str(Path(path).stat().st_size) for path, _ in self._samples)
-        return hashlib.blake2b(sizes.encode(), digest_size=8).hexdigest()
+        """Hash of bytes from the middle of evenly spaced files, since to read all of them takes too long."""
+        hashed = hashlib.blake2b(digest_size=8)
+        for place in spread(len(self._samples), MAX_OPENED):
+            path, _ = self._samples[place]
+            try:
+                with open(path, "rb") as file:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_READ_BYTES) // 2)
+                    hashed.update(file.read(MAX_READ_BYTES))
+            except OSError as error:
+                raise _unreadable(path, error) from error
+        return hashed.hexdigest()
 
 
 class _DecodedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -176,7 +200,7 @@ class _DecodedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             with Image.open(path) as file:
                 image = v2.functional.pil_to_tensor(file.convert("RGB"))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow says of damaged files
-            raise ValueError(f"`root` must hold images that can be read but {path} can't: {error}.") from error
+            raise _unreadable(path, error) from error
         if self._epoch is None:
             short = round(self._size * 256 / 224)
             image = v2.functional.resize(image, [short], antialias=True)
@@ -185,6 +209,10 @@ class _DecodedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
         top, left, height, width = _random_crop(random, image.shape[1], image.shape[2])
         image = v2.functional.resized_crop(image, top, left, height, width, [self._size, self._size], antialias=True)
         return (image.flip(-1) if random.random() < 0.5 else image), label
+
+
+def _unreadable(path: str, error: Exception) -> ValueError:
+    return ValueError(f"`root` must hold images that can be read but {path} can't: {error}.")
 
 
 def _random_crop(random: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from copy import copy
+from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from optuna_nas.data.batches import batch_length, to_device
-from optuna_nas.data.splits import SPLITS, TRAIN, seeded_generator
+from optuna_nas.data.examples import SingleBatches, digest_of_twice, seeded, spread
+from optuna_nas.data.splits import SPLITS, TRAIN, checked_count, checked_text, seeded_generator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from torch.utils.data import DataLoader
+    from os import PathLike
 
 
 class LoaderData:
@@ -22,6 +25,10 @@ class LoaderData:
     A loader with a `generator` is seeded by seed and epoch, so that a resumed training sees the same batches. Without a
     generator it may see other batches, which `describe` reports. `DatasetData` always repeats its batches.
 
+    A study is refused other data: `describe` has a hash of some evenly spaced examples of every split, read from the
+    dataset and not from the loader, whose random state stays as it is. Streams, and datasets whose transforms draw from
+    generators of their own, are told apart by name and sizes alone; give other ones another name.
+
     Args:
         loaders: Loader of each split: `weights` and `report` (validation) are required, `choices` and `test` are not.
         name: Name in records and tables.
@@ -29,7 +36,8 @@ class LoaderData:
         device: Device of the batches.
 
     Raises:
-        ValueError: A split is unknown, `weights` or `report` is missing, or a loader has no length.
+        ValueError: A split is unknown, `weights` or `report` is missing, a loader has no length, or `outputs` is no
+            integer.
 
     Example:
         >>> import torch
@@ -46,7 +54,7 @@ class LoaderData:
         self,
         loaders: Mapping[str, DataLoader[Any]],
         *,
-        name: str = "loaders",
+        name: str | PathLike[str] = "loaders",
         outputs: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -62,13 +70,16 @@ class LoaderData:
                     f"`loaders[{split!r}]` must have a known length but is of a {type(loader.dataset).__name__}; give "
                     "that a method `__len__`."
                 )
-        self.loaders, self.name, self.outputs, self.device = dict(loaders), name, outputs, torch.device(device)
+        self.loaders, self.name, self.device = dict(loaders), checked_text(name), torch.device(device)
+        self.outputs = None if outputs is None else checked_count("outputs", outputs, 1)
 
     def to(self, device: torch.device | str) -> LoaderData:
         """Return the same data with batches on a device."""
         if torch.device(device) == self.device:
             return self
-        return LoaderData(self.loaders, name=self.name, outputs=self.outputs, device=device)
+        moved = copy(self)  # with the hashes that are known
+        moved.device = torch.device(device)
+        return moved
 
     def size(self, splits: Sequence[str]) -> int:
         """Return the number of examples in these splits."""
@@ -83,7 +94,8 @@ class LoaderData:
             return 0
         loader = self.loaders[split]
         if loader.batch_size is None:  # the dataset yields whole batches
-            return len(loader) * batch_length(next(iter(loader)))
+            with seeded(0):  # which leaves the global generators as they are
+                return len(loader) * batch_length(next(iter(loader)))
         return len(loader) * loader.batch_size if loader.drop_last else len(loader.dataset)  # type: ignore[arg-type]
 
     def batches(
@@ -123,11 +135,41 @@ class LoaderData:
             yield to_device(batch, self.device)
 
     def describe(self) -> dict[str, Any]:
-        """Return name and sizes, and whether a resumed training sees the same batches, as JSON values."""
+        """Return name, sizes, hashes of examples, and whether a resumed training sees the same batches; JSON values."""
         repeatable = all(self.loaders[split].generator is not None for split in TRAIN if split in self.loaders)
         return {
             "name": self.name,
             "outputs": self.outputs,
             "sizes": self._sizes,
+            "examples": self._examples,
             "resume": "same batches" if repeatable else "may see other batches: a loader has no generator",
         }
+
+    @cached_property
+    def _examples(self) -> dict[str, str | None]:
+        """Hash of evenly spaced examples of every split; None if they are not known."""
+        return {split: _digest_of(loader) for split, loader in sorted(self.loaders.items())}
+
+
+def _digest_of(loader: DataLoader[Any]) -> str | None:
+    """Return a hash of evenly spaced examples of a loader's dataset; None for a stream, or if no two are alike."""
+    if isinstance(loader.dataset, IterableDataset):  # to begin a stream may change what comes next
+        return None
+    try:
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        indices = getattr(sampler, "indices", None)  # of a `SubsetRandomSampler`
+        places = range(len(loader.dataset)) if indices is None else sorted(map(int, indices))  # type: ignore[arg-type]
+        chosen = [places[place] for place in spread(len(places))] * 2
+        # A dataset that opens its files in a worker must not open them here, where later workers would inherit them.
+        batches: DataLoader[Any] = DataLoader(
+            SingleBatches(loader.dataset, loader.collate_fn, whole=loader.batch_sampler is None),
+            batch_size=None,
+            sampler=chosen,
+            num_workers=min(1, loader.num_workers),
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=torch.Generator(),  # without one, the loader would draw from the global generator
+        )
+        return digest_of_twice(batches)
+    except Exception:  # of indices or a collation that are the loader's own; a training will say what else is wrong
+        return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -71,8 +72,15 @@ def digest_of(*tensors: Tensor) -> str:
     """Return a hash of the values of tensors, 16 hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
-        hashed.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        values = tensor.detach().cpu()
+        bits = values.view(torch.int16) if values.dtype == torch.bfloat16 else values  # a type that NumPy lacks
+        hashed.update(np.ascontiguousarray(bits.numpy()).data)
     return hashed.hexdigest()
+
+
+def digest_of_text(text: str) -> str:
+    """Return a hash of a text, 16 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def check_every_label(labels: NDArray[np.int64], otherwise: str) -> None:
@@ -119,6 +127,44 @@ def checked_names(names: Sequence[str], n_classes: int) -> tuple[str, ...]:
     if names and len(set(names)) != n_classes:
         raise ValueError(f"`class_names` must be {n_classes} different names but got {len(set(names))}.")
     return names
+
+
+def checked_count(name: str, value: Any, least: int) -> int:
+    """Return a whole number as a Python integer; NumPy's are taken.
+
+    Raises:
+        ValueError: It is no integer, or less than `least`.
+
+    Example:
+        >>> import numpy as np
+        >>> from optuna_nas.data.splits import checked_count
+        >>> checked_count("size", np.int64(8), 1)
+        8
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be an integer of at least {least} but got {value!r}.")
+    return number
+
+
+def checked_text(name: str | PathLike[str]) -> str:
+    """Return the name of data as a text; paths are taken.
+
+    Raises:
+        ValueError: It is neither.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from optuna_nas.data.splits import checked_text
+        >>> checked_text(Path("pets"))
+        'pets'
+    """
+    if not isinstance(name, str | PathLike):
+        raise ValueError(f"`name` must be a text but got {name!r}.")
+    return str(name)
 
 
 def positions_of(positions: Mapping[str, Tensor], splits: Sequence[str]) -> Tensor:

@@ -19,6 +19,7 @@ from optuna_nas.data.splits import (
     check_every_label,
     checked_names,
     checked_seed,
+    checked_text,
     digest_of,
     draw_splits,
     index_chunks,
@@ -27,6 +28,7 @@ from optuna_nas.data.splits import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
 
     from numpy.typing import ArrayLike
 
@@ -74,7 +76,7 @@ class TensorData:
         x_test: ArrayLike | None = None,
         y_test: ArrayLike | None = None,
         *,
-        name: str = "tensors",
+        name: str | PathLike[str] = "tensors",
         normalize: bool = True,
         fractions: Mapping[str, float] | None = None,
         seed: int = 0,
@@ -96,8 +98,8 @@ class TensorData:
             class_names: Name of every class, for predictions; by default their numbers.
 
         Raises:
-            ValueError: Lengths or shapes differ, a number is not finite, or a class has too few examples for all
-                splits.
+            ValueError: Lengths or shapes differ, a number is not finite, integers would be tested on fractions, or a
+                class has too few examples for all splits.
         """
         if (x_test is None) != (y_test is None):
             raise ValueError("`x_test` and `y_test` must be given together but one is None.")
@@ -112,8 +114,8 @@ class TensorData:
                     f"`x_test` must have examples like `x`, {tuple(inputs.shape[1:])}, but has "
                     f"{tuple(test_inputs.shape[1:])}."
                 )
-            inputs = torch.cat([inputs, test_inputs.to(inputs.dtype)])
-            targets = torch.cat([targets, test_targets.to(targets.dtype)])
+            inputs = torch.cat([inputs, _as_type_of(inputs, test_inputs, "x")])
+            targets = torch.cat([targets, _as_type_of(targets, test_targets, "y")])
         is_labels = not targets.is_floating_point() and targets.ndim == 1
         if is_labels and int(targets.min()) < 0:
             raise ValueError(f"`y` must hold labels from 0 but got {int(targets.min())}; renumber the labels.")
@@ -133,7 +135,7 @@ class TensorData:
         outputs = int(targets.max()) + 1 if is_labels else int(np.prod(targets.shape[1:], dtype=np.int64))
         preprocessing = Preprocessing(shape, "float32" if inputs.is_floating_point() else "int64", 1, mean, scale)
         names = checked_names(class_names, outputs if is_labels else 0)
-        return TensorData(name, inputs, targets, splits, outputs, seed, preprocessing, names)
+        return TensorData(checked_text(name), inputs, targets, splits, outputs, seed, preprocessing, names)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -168,7 +170,7 @@ class TensorData:
             yield Batch(self.inputs[chosen], self.targets[chosen])
 
     def describe(self) -> dict[str, Any]:
-        """Return name, shapes and seed, and sizes and hashes of data and splits, as JSON values."""
+        """Return name, shapes, seed and classes, and sizes and hashes of data and splits, as JSON values."""
         return {**self._description, "name": self.name}
 
     @cached_property
@@ -176,6 +178,7 @@ class TensorData:
         return {
             "input_shape": list(self.input_shape),
             "outputs": self.outputs,
+            "class_names": list(self.class_names),
             "seed": self.seed,
             "digest": digest_of(self.inputs, self.targets),
             "sizes": {split: len(self.splits[split]) for split in SPLITS},
@@ -186,6 +189,17 @@ class TensorData:
 def _check_lengths(inputs: Tensor, targets: Tensor, name: str) -> None:
     if len(targets) != len(inputs):
         raise ValueError(f"`{name}` must have one target for each of {len(inputs)} inputs but has {len(targets)}.")
+
+
+def _as_type_of(train: Tensor, test: Tensor, name: str) -> Tensor:
+    """Return numbers of the test split in the type of the others, which must not cut off fractions."""
+    converted = test.to(train.dtype)
+    if not train.is_floating_point() and (cut := test[converted != test]).numel():
+        raise ValueError(
+            f"`{name}_test` must hold integers like `{name}` but has {cut[0]:g}; give both as integers, or both as "
+            "floating-point numbers."
+        )
+    return converted
 
 
 def _as_tensor(values: ArrayLike, name: str) -> Tensor:

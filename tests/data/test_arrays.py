@@ -4,6 +4,8 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -472,6 +474,30 @@ def test_digests_tell_a_changed_pixel_a_changed_label_and_changed_splits():
     assert all(other["split_digests"][split] != one["split_digests"][split] for split in SPLITS)
 
 
+def test_normalisation_and_names_of_classes_are_described():
+    data = ImageData.from_arrays(X, Y, class_names=["cat", "dog", "cow"])
+    others = [
+        replace(data, mean=data.mean + 0.01),
+        replace(data, std=data.std * 2),
+        replace(data, class_names=("dog", "cat", "cow")),
+        replace(data, class_names=()),
+    ]
+    assert all(other.describe() != data.describe() for other in others)
+    assert json.dumps(replace(data, mean=data.mean * 0, std=data.std * 0).describe(), allow_nan=False)
+
+
+def test_sums_in_another_order_give_the_same_description():
+    data = ImageData.from_arrays(X - X.mean(), Y)
+    near = replace(data, mean=-data.mean * 1e-9, std=data.std * (1 + 1e-6))
+    assert repr(near.describe()) == repr(replace(data, mean=data.mean * 0).describe())
+
+
+def test_a_path_is_a_name():
+    assert (
+        ImageData.from_arrays(X, Y, name=Path("pets")).describe() == ImageData.from_arrays(X, Y, name="pets").describe()
+    )
+
+
 def test_to_the_same_device_is_the_same_object():
     data = ImageData.from_arrays(X, Y)
     assert data.to("cpu") is data
@@ -640,9 +666,55 @@ def test_description_of_a_folder_is_json_and_tells_its_files(image_folder, tmp_p
     assert folder_data(image_folder, seed=1).describe()["split_digests"] != description["split_digests"]
 
 
+def test_other_pictures_in_files_of_equal_size_are_described(tmp_path):
+    def described(first):
+        for part, n_images in (("train", 12), ("val", 2)):
+            for name, value in (("cat", first), ("dog", 250 - first)):
+                (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+                for i in range(n_images):
+                    Image.fromarray(np.full((100, 100, 3), value, np.uint8)).save(tmp_path / part / name / f"{i}.bmp")
+        return folder_data(tmp_path).describe()
+
+    one, other = described(50), described(200)
+    assert one.pop("examples") != other.pop("examples")
+    assert one == other
+
+
+def test_a_description_opens_a_bounded_number_of_files(image_folder, monkeypatch):
+    opened = Mock(wraps=open)
+    monkeypatch.setattr(folder_module, "MAX_OPENED", 5)
+    monkeypatch.setattr(folder_module, "open", opened, raising=False)
+    data = folder_data(image_folder)
+    assert data.describe() == data.describe() == data.to("meta").describe()
+    assert opened.call_count == 5
+
+
+def test_numbers_of_a_folder_may_be_numpys(image_folder):
+    description = folder_data(image_folder, size=np.int64(16), workers=np.int64(0)).describe()
+    assert json.dumps(description)
+    assert description == folder_data(image_folder).describe()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"size": 8.0}, "`size` must be an integer of at least 1 but got 8.0"),
+        ({"size": "8"}, "`size` must be an integer of at least 1 but got '8'"),
+        ({"size": 0}, "`size` must be an integer of at least 1 but got 0"),
+        ({"workers": -1}, "`workers` must be an integer of at least 0 but got -1"),
+    ],
+)
+def test_numbers_of_a_folder_are_whole(arguments, sentence, image_folder):
+    with pytest.raises(ValueError, match=sentence):
+        folder_data(image_folder, **arguments)
+
+
 def test_a_folder_goes_to_a_device_with_its_splits(image_folder):
     data = folder_data(image_folder, seed=5)
-    moved = data.to("cpu")
+    assert data.to("cpu") is data
+    moved = data.to("meta")
+    assert moved.device == torch.device("meta")
+    assert moved.splits is data.splits
     assert moved.describe() == data.describe()
 
 

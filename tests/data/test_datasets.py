@@ -1,6 +1,8 @@
 """Any map-style data set: batches are a function of splits, seed, epoch and step, whatever transforms draw."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,7 +168,37 @@ def test_a_second_description_reads_no_example():
     data = DatasetData(dataset := Counting(), outputs=3)
     first, reads = data.describe(), dataset.reads
     assert first == data.describe()
-    assert dataset.reads == reads < 20
+    assert data.to("meta").describe() == first
+    assert dataset.reads == reads < 60
+
+
+class Own(Noisy):
+    """Examples with noise of a generator of its own, which nobody seeds."""
+
+    def __getitem__(self, index):
+        return self.first + index + self.noise * np.random.default_rng().random(3), index % 3
+
+
+def test_examples_in_the_middle_are_described():
+    numbers = torch.arange(60.0)
+    ends = [int(positions[place]) for positions in DatasetData(Noisy()).splits.values() for place in (0, -1)]
+    changed = torch.where(torch.isin(torch.arange(60), torch.tensor(ends)), numbers, -numbers)
+    one, other = (DatasetData(TensorDataset(values)).describe() for values in (numbers, changed))
+    assert one.pop("sample") != other.pop("sample")
+    assert one == other
+
+
+def test_examples_that_are_never_alike_are_not_described():
+    assert data_of(plain=Own())._sample is None
+    one, other = (DatasetData(Own(), plain=Noisy(noise=0.0, first=first)).describe() for first in (0, 1))
+    assert one["examples"] is other["examples"] is None  # nothing is known of trainings
+    assert one["sample"] != other["sample"]  # but something of evaluations
+
+
+def test_numbers_of_numpy_and_paths_are_numbers_and_texts():
+    data = data_of(np.int64(0), outputs=np.int64(3), name=Path("pets"))
+    assert data.describe() == data_of(name="pets").describe()
+    assert json.dumps(data.describe())
 
 
 def test_data_stay_where_they_are_or_move_as_a_whole():
@@ -214,6 +246,9 @@ class Stream(IterableDataset):
         (lambda: data_of(plain=Noisy(9)), "`plain` must hold the examples of `dataset`, 60, but has 9"),
         (lambda: data_of(labels=[0]), "`labels` must have one for each of 60 examples but has 1"),
         (lambda: data_of(labels=[0] * 59 + [1]), "`y` must have enough .* of every class"),
+        (lambda: data_of(outputs=2.5), "`outputs` must be an integer of at least 1 but got 2.5"),
+        (lambda: data_of(-1), "`n_workers` must be an integer of at least 0 but got -1"),
+        (lambda: data_of(name=3), "`name` must be a text but got 3"),
         (lambda: list(data_of().batches(["moon"], 4)), "`split` must be one of .* but got 'moon'"),
         (lambda: list(data_of().batches(TRAIN, 0)), "`batch_size` must be at least 1 but got 0"),
     ],

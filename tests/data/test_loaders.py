@@ -1,9 +1,23 @@
 """PyTorch's own loaders as data: their batches as they are, the same after a restart where a generator allows it."""
 
+import json
+import random
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from optuna_nas.data import CHOICES, REPORT, SPLITS, TEST, TRAIN, WEIGHTS, LoaderData
 from optuna_nas.training import Recipe, TrainingStopped, train
@@ -169,6 +183,120 @@ def test_the_description_changes_with_whatever_changes_a_result():
     assert data_of().describe() == data_of().describe()
 
 
+class Marked(Dataset):
+    """Examples with noise of the global generators, or of one of their own; where they were read is noted."""
+
+    def __init__(self, sign=1.0, own=False, n=40):
+        self.sign, self.n, self.read = sign, n, []
+        self.random = np.random.default_rng() if own else np.random
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, place):
+        self.read.append(place)
+        noise = self.random.random() + torch.rand(()).item() + random.random()
+        return torch.tensor([self.sign * place, noise]), place % 3
+
+
+def random_collate(examples):
+    inputs, labels = default_collate(examples)
+    return inputs * torch.rand(()), labels
+
+
+def described(dataset, report=None, **options):
+    generator = torch.Generator()
+    report = DataLoader(TensorDataset(torch.arange(9.0)), 8) if report is None else report
+    data = LoaderData({WEIGHTS: DataLoader(dataset, 8, shuffle=True, generator=generator, **options), REPORT: report})
+    before = generator.get_state(), torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    found = data.describe()["examples"]
+    after = generator.get_state(), torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert all(torch.equal(*pair) for pair in zip(before[:2], after[:2], strict=True))
+    assert before[2:] == after[2:]
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"collate_fn": random_collate}, {"drop_last": True}], ids=str)
+def test_other_examples_are_described_whatever_shuffles_and_draws(options):
+    one = described(Marked(), **options)
+    assert one == described(Marked(), **options)
+    other = described(Marked(sign=-1.0), **options)
+    assert one[WEIGHTS] != other[WEIGHTS]
+    assert one[REPORT] == other[REPORT]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # fork, Python 3.12
+@pytest.mark.process
+def test_examples_of_loaders_with_workers_are_read_in_a_worker():
+    dataset = Marked()  # which may open files at its first example
+    assert described(dataset, num_workers=2) == described(Marked())
+    assert dataset.read == []
+
+
+def test_batches_that_come_ready_made_are_described():
+    def loader_of(dataset):
+        sampler = BatchSampler(RandomSampler(dataset, generator=torch.Generator()), 8, drop_last=True)
+        return DataLoader(dataset, batch_size=None, sampler=sampler)
+
+    def found(sign):
+        return described(Marked(), loader_of(TensorDataset(sign * torch.arange(40.0))))[REPORT]
+
+    assert found(1) == found(1) != found(-1)
+
+
+def test_another_part_of_a_dataset_is_described():
+    def found(places):
+        return described(Marked(), DataLoader(Marked(), 8, sampler=SubsetRandomSampler(places)))[REPORT]
+
+    assert found([3, 1, 2]) == found([1, 2, 3]) != found([4, 5, 6])
+
+
+class Named(Marked):
+    """Examples by name."""
+
+    def __getitem__(self, place):
+        return super().__getitem__({"one": 1, "two": 2}[place])
+
+
+def test_examples_that_nobody_knows_do_not_change_a_description():
+    assert described(Marked(own=True)) == described(Marked(own=True))
+    assert described(Marked(own=True))[WEIGHTS] is None
+    assert described(Marked(), DataLoader(Named(), 8, sampler=["one", "two"]))[REPORT] is None
+
+    class Begun(Counted):
+        begun = 0
+
+        def __iter__(self):
+            self.begun += 1
+            return super().__iter__()
+
+    stream = Begun()
+    assert described(Marked(), DataLoader(stream, 8))[REPORT] is None
+    assert stream.begun == 0
+
+
+def test_a_second_description_reads_no_example():
+    dataset = Marked()
+    data = LoaderData({WEIGHTS: DataLoader(dataset, 8), REPORT: loader(9)})
+    first, reads = data.describe(), len(dataset.read)
+    assert data.describe() == data.to("meta").describe() == first
+    assert len(dataset.read) == reads < 40
+
+
+def test_tensors_of_any_type_are_described():
+    for tensor in (torch.zeros(40, dtype=torch.bfloat16), torch.zeros(40, requires_grad=True)):
+        assert described(TensorDataset(tensor))[WEIGHTS] is not None
+    one, other = (described(TensorDataset(torch.full((40,), value).bfloat16())) for value in (1.0, 2.0))
+    assert one != other
+
+
+def test_numbers_of_numpy_and_paths_are_numbers_and_texts():
+    loaders = data_of().loaders
+    described = LoaderData(loaders, outputs=np.int64(3), name=Path("pets")).describe()
+    assert described == LoaderData(loaders, outputs=3, name="pets").describe()
+    assert json.dumps(described)
+
+
 def test_data_stay_where_they_are_or_move_as_a_whole():
     data = data_of(name="mine")
     assert data.to("cpu") is data
@@ -191,6 +319,8 @@ def test_data_stay_where_they_are_or_move_as_a_whole():
             lambda: LoaderData({WEIGHTS: DataLoader(Endless(), 8), REPORT: loader(9)}),
             r"`loaders\['weights'\]` must have a known length but is of a Endless; give that",
         ),
+        (lambda: LoaderData(data_of().loaders, outputs=2.5), "`outputs` must be an integer of at least 1 but got 2.5"),
+        (lambda: data_of(name=None), "`name` must be a text but got None"),
         (lambda: list(data_of().batches(["moon"], 8)), "`split` must be one of .* but got 'moon'"),
     ],
 )  # fmt: skip

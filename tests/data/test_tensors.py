@@ -104,6 +104,15 @@ def test_a_given_test_split_is_the_test_split():
     np.testing.assert_allclose(data.targets[data.splits[TEST]], Y[150:], rtol=1e-6)
 
 
+def test_whole_numbers_of_a_test_split_are_taken_in_the_type_of_the_others():
+    tokens = np.arange(400).reshape(200, 2)
+    data = TensorData.from_arrays(tokens, LABELS, tokens[:3].astype(float), LABELS[:3].astype(float))
+    assert data.inputs.dtype == data.targets.dtype == torch.int64
+    assert data.inputs[data.splits[TEST]].tolist() == tokens[:3].tolist()
+    data = TensorData.from_arrays(X, Y, X[:3].astype(int), [1, 2, 3])
+    assert data.targets[data.splits[TEST]].tolist() == [1.0, 2.0, 3.0]
+
+
 def test_a_seed_draws_the_splits_and_fractions_set_their_shares():
     one, other = (TensorData.from_arrays(X, Y, seed=seed) for seed in (0, 1))
     assert not torch.equal(one.splits[REPORT], other.splits[REPORT])
@@ -167,6 +176,9 @@ def test_the_description_changes_with_whatever_changes_a_result():
         TensorData.from_arrays(X, -Y),
         TensorData.from_arrays(X, Y, seed=1),
         TensorData.from_arrays(X, Y, fractions={REPORT: 0.3}),
+        TensorData.from_arrays(X, LABELS),
+        TensorData.from_arrays(X, LABELS, class_names=["cat", "dog", "cow"]),
+        TensorData.from_arrays(X, LABELS, class_names=["dog", "cat", "cow"]),
     ]
     assert len({repr(data.describe()) for data in described}) == len(described)
     assert TensorData.from_arrays(X, Y).describe() == described[0].describe()
@@ -193,6 +205,13 @@ def test_data_stay_where_they_are_or_move_as_a_whole():
             lambda: TensorData.from_arrays(X, Y, X[:9, :3], Y[:9]),
             r"`x_test` must have examples like `x`, \(4,\), but has \(3,\)",
         ),
+        # To cut off fractions would test on other data.
+        (
+            lambda: TensorData.from_arrays(LABELS[:, None], LABELS, np.full((3, 1), 1.9), LABELS[:3]),
+            "`x_test` must hold integers like `x` but has 1.9; give both",
+        ),
+        (lambda: TensorData.from_arrays(X, LABELS, X[:2], [0, 0.9]), "`y_test` must hold integers .* but has 0.9"),
+        (lambda: TensorData.from_arrays(X, Y, name=3), "`name` must be a text but got 3"),
         (lambda: TensorData.from_arrays(X[:0], Y[:0]), r"`x` must hold at least one example but has shape \(0, 4\)"),
         (lambda: TensorData.from_arrays(3.0, Y), r"`x` must hold at least one example but has shape \(\)"),
         (lambda: TensorData.from_arrays(np.array(["a", "b"]), Y[:2]), "`x` must be real numbers but has dtype <U1"),
