@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from optuna_nas.modules.choosing import VALUE, Choice, Chooser, Chosen, Context, Everything, Refusing, answering
 from optuna_nas.modules.mixing import OWN_NAMES
 from optuna_nas.networks.graph_network import seeded_building
-from optuna_nas.training.described import code_digest, digest_of, simple_attributes
+from optuna_nas.training.described import code_digest, simple_attributes, value_digest
 from optuna_nas.training.task import call
 
 if TYPE_CHECKING:
@@ -153,14 +153,14 @@ def declare(make: Callable[[], nn.Module], name: str) -> Declared:
     varying = {
         (path, name) for path, own in settings[0][1] for name in own if again.get(path, {}).get(name) != own[name]
     }
-    parts = digest_of(
+    parts = value_digest(
         [
             [values, [[path, {name: own[name] for name in own if (path, name) not in varying}] for path, own in found]]
             for values, found in settings
         ]
     )
     code = code_digest([make, *sorted(classes, key=lambda one: one.__qualname__)])
-    return Declared(choices, asked_within, device, digest_of(seen), parts, code, fixed)
+    return Declared(choices, asked_within, device, value_digest(seen), parts, code, fixed)
 
 
 def _settings(module: nn.Module) -> list[tuple[str, dict[str, Any]]]:

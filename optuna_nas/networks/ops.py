@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from optuna_nas.networks.depthwise import DepthwiseConvolution
 from optuna_nas.space.cost import Cost, Site
 from optuna_nas.space.ops import STRUCTURAL, Op, auxiliary_pooled_size, define_op, forget_op, get_op
-from optuna_nas.training.described import code_digest, digest_of, simple_attributes
+from optuna_nas.training.described import code_digest, simple_attributes, value_digest
 
 ModuleFactory = Callable[[Site], nn.Module]
 
@@ -373,7 +373,7 @@ def code_of_ops(names: Iterable[str]) -> str:
         with suppress(Exception), torch.device("meta"):  # the factory is the user's
             parts = factory(_SMALL_SITE).named_modules()
             made[name] = {path: simple_attributes(part) for path, part in parts}
-    return digest_of([code_digest(own.values()), made])
+    return value_digest([code_digest(own.values()), made])
 
 
 def unregister_op(name: str) -> None:

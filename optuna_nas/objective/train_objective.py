@@ -43,7 +43,7 @@ from optuna_nas.storage.attributes import (
     attribute,
     cost_key,
 )
-from optuna_nas.training.described import code_digest, digest_of
+from optuna_nas.training.described import code_digest, value_digest
 from optuna_nas.training.device import choose_device, own_default_device, release_memory
 from optuna_nas.training.evaluation import evaluate
 from optuna_nas.training.loop import TrainingDiverged, train
@@ -429,9 +429,11 @@ def _name(objective: str | Measure | PredictedCost) -> str:
 def _how(cost: str | Measure | PredictedCost) -> str:
     """Return a digest of how a cost is measured or predicted; an empty text for one that is counted."""
     if isinstance(cost, Measure):
-        return digest_of([cost.batch_size, cost.function, code_digest([cost.function])])
+        return value_digest([cost.batch_size, cost.function, code_digest([cost.function])])
     return (
-        "" if isinstance(cost, str) else getattr(cost, "digest", None) or digest_of([cost, code_digest([type(cost)])])
+        ""
+        if isinstance(cost, str)
+        else getattr(cost, "digest", None) or value_digest([cost, code_digest([type(cost)])])
     )
 
 

@@ -23,6 +23,7 @@ from optuna_nas.data.splits import REPORT, TRAIN, Data, seeded_generator
 from optuna_nas.networks.statistics import recompute_statistics
 from optuna_nas.oneshot.discernment import Discernment, discern, tell
 from optuna_nas.oneshot.state import FitRecord, LearnedState, Record
+from optuna_nas.training.checkpoints import completed
 from optuna_nas.training.device import autocast, own_default_device, seeded_globally
 from optuna_nas.training.finite_steps import step_where
 from optuna_nas.training.loop import TrainingStopped
@@ -157,8 +158,9 @@ class OneShotModel(LearnedState[Record]):
             raise ValueError(f"`splits` must hold examples but {tuple(splits)} of {data.name!r} are empty.")
         terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
         configuration = {**self.describe(), **json.loads(json.dumps(terms))}
-        if self.step and configuration != self.configuration:
-            changed = sorted(key for key in configuration if configuration[key] != self.configuration.get(key))
+        begun = completed(self.configuration, configuration)
+        if self.step and configuration != begun:
+            changed = sorted(key for key in configuration if configuration[key] != begun.get(key))
             raise ValueError(
                 f"`{changed[0]}` must be that of the fit that goes on but is another; make a new {self.name} to begin "
                 "anew."

@@ -80,7 +80,10 @@ def check_configuration(path: Path, saved: Mapping[str, Any] | None, current: Ma
 
 
 NEW_PARTS = ("objectives", "constraints", "costs")
-NEW_IN = {"data": ("augmentation", "files", "examples"), "space": ("parts",)}
+NEW_IN = {
+    "data": ("augmentation", "files", "examples", "class_names", "normalization", "sample"),
+    "space": ("parts",),
+}
 """What configurations, and descriptions of data and spaces, lacked in earlier versions."""
 
 

@@ -75,7 +75,7 @@ def described(value: Any, depth: int = DEPTH) -> Any:
     return _attributes_of(value, depth)
 
 
-def digest_of(value: Any) -> str:
+def value_digest(value: Any) -> str:
     """Return a digest of what `described` says of a value."""
     return hashlib.blake2b(json.dumps(described(value)).encode(), digest_size=8).hexdigest()
 
@@ -123,7 +123,7 @@ def code_digest(code: Iterable[Any]) -> str:
         for part in inspect.getmro(one) if isinstance(one, type) else (one,):
             if not _is_installed(part):
                 texts[f"{part.__module__}:{part.__qualname__}"] = [_code_of(part), _taken(part)]
-    return digest_of(sorted(texts.items())) if texts else ""
+    return value_digest(sorted(texts.items())) if texts else ""
 
 
 def _is_installed(code: Any) -> bool:

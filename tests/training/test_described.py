@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from optuna_nas import nasbench201_space
-from optuna_nas.training.described import code_digest, described, digest_of
+from optuna_nas.training.described import code_digest, described, value_digest
 
 
 class Kind(Enum):
@@ -51,8 +51,8 @@ def test_values_are_described_as_json(value, expected):
     (Plain(Plain(1)), Plain(Plain(2))), (torch.zeros(2), torch.zeros(2, dtype=torch.int32)),
 ])  # fmt: skip
 def test_what_differs_is_described_differently(one, other):
-    assert digest_of(one) == digest_of(one)
-    assert digest_of(one) != digest_of(other)
+    assert value_digest(one) == value_digest(one)
+    assert value_digest(one) != value_digest(other)
 
 
 def test_a_space_is_what_its_description_says():
@@ -61,8 +61,8 @@ def test_a_space_is_what_its_description_says():
 
 def test_other_processes_describe_the_same():
     code = (
-        "import torch; from optuna_nas.training.described import digest_of\n"
-        "print(digest_of([lambda x: x, torch.arange(3), {'a', 'b', 'c', 'd'}, torch.nn.ReLU()]))"
+        "import torch; from optuna_nas.training.described import value_digest\n"
+        "print(value_digest([lambda x: x, torch.arange(3), {'a', 'b', 'c', 'd'}, torch.nn.ReLU()]))"
     )
     digests = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
     assert len(digests) == 1
