@@ -430,11 +430,10 @@ def _how(cost: str | Measure | PredictedCost) -> str:
     """Return a digest of how a cost is measured or predicted; an empty text for one that is counted."""
     if isinstance(cost, Measure):
         return value_digest([cost.batch_size, cost.function, code_digest([cost.function])])
-    return (
-        ""
-        if isinstance(cost, str)
-        else getattr(cost, "digest", None) or value_digest([cost, code_digest([type(cost)])])
-    )
+    if isinstance(cost, str):
+        return ""
+    own = getattr(cost, "digest", None)
+    return own if isinstance(own, str) else value_digest([cost, code_digest([type(cost)])])
 
 
 def as_json(value: object) -> object:
