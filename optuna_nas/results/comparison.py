@@ -24,11 +24,11 @@ from optuna_nas.storage.attributes import DUPLICATE_OF, has_attribute
 from optuna_nas.storage.database import sqlite_address
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.plain import json_text
-from optuna_nas.storage.quota import counted_trials
+from optuna_nas.storage.quota import counted_numbers
 from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence, Set
     from pathlib import Path
 
     from matplotlib.figure import Figure
@@ -87,17 +87,31 @@ class Budget(NamedTuple):
 
     def spent(self, study: Study) -> float:
         """Return the budget spent by the finished trials of a study."""
-        if self.kind == TRIALS:
-            return float(counted_trials(study))
-        return sum(self.of(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+        return float(sum(self._spent_by_each(_finished(study), counted_numbers(study))))
+
+    def within(self, study: Study) -> tuple[list[FrozenTrial], NDArray[np.float64]]:
+        """Return the T finished trials up to the one that reaches the budget, and the budget spent after each, (T,).
+
+        A trial that exceeds the budget is left out, unless it is the first one, whose attempts are all taken.
+        """
+        trials, counted = _finished(study), counted_numbers(study)
+        spent = np.cumsum(self._spent_by_each(trials, counted))
+        first = next((place for place, trial in enumerate(trials) if trial.number in counted), 0)
+        reaching = int(np.searchsorted(spent, self.amount))
+        n_within = max(first + 1, int((spent[: reaching + 1] <= self.amount).sum()))
+        return trials[:n_within], spent[:n_within]
+
+    def _spent_by_each(self, trials: Sequence[FrozenTrial], counted: Set[int]) -> list[float]:
+        """Return the budget spent by each of a study's trials; one that another retries is no trial of `trials`."""
+        return [float(trial.number in counted) if self.kind == TRIALS else self.of(trial) for trial in trials]
 
     def of(self, trial: FrozenTrial) -> float:
-        """Return the budget spent by one finished trial."""
-        if self.kind == TRIALS:
-            return 1.0
-        if self.kind == EPOCHS:
-            return float(_epochs_of(trial))
-        return spending_of(trial).total
+        """Return the epochs or seconds spent by one finished trial."""
+        return float(_epochs_of(trial)) if self.kind == EPOCHS else spending_of(trial).total
+
+
+def _finished(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
 def _epochs_of(trial: FrozenTrial) -> int:
@@ -360,16 +374,13 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
 
 
 def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the budget spent after each of T finished trials, and the best value so far, shape (T,) each.
+    """Return the budget spent after each of T finished trials within it, and the best value so far, shape (T,) each.
 
-    The best value is NaN before the first value. Trials beyond the budget are left out, except for the first trial.
+    The best value is NaN before the first value.
     """
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    curve = progress(trials, study.directions[0])
-    spent = np.cumsum([budget.of(trial) for trial in trials])
-    bests = np.array([np.nan if best is None else best for best in curve.best], dtype=np.float64)
-    within = max(1, int((spent <= budget.amount).sum()))
-    return spent[:within], bests[:within]
+    trials, spent = budget.within(study)
+    bests = progress(trials, study.directions[0]).best
+    return spent, np.array([np.nan if best is None else best for best in bests], dtype=np.float64)
 
 
 def _at(grid: NDArray[np.float64], spent: NDArray[np.float64], best: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,9 +18,9 @@ from optuna_nas import NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbe
 from optuna_nas.cli import app
 from optuna_nas.data import ImageData
 from optuna_nas.objective import TrainObjective
-from optuna_nas.results.comparison import Budget, as_json, cells, compare, judge, strategies
+from optuna_nas.results.comparison import Budget, anytime, as_json, cells, compare, judge, strategies
 from optuna_nas.search import SearchResult
-from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, TRAINED_EPOCHS
+from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, REQUEUED, TRAINED_EPOCHS
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.comparison import find_comparison
 
@@ -176,6 +176,37 @@ def test_what_was_found_beyond_the_budget_does_not_count():
         assert Budget(budget.kind, 1e9).spent(study) == {"epochs": 7, "trials": 4}[budget.kind]
         del curve
     assert judge({"a": runs(study_of([0.5, 0.4], direction="minimize"))}, Budget("trials", 9)).rows[0].mean == 0.4
+
+
+@pytest.mark.parametrize(("stopped_in", "spent"), [(0, [0, 1, 2, 3]), (1, [1, 1, 2, 3])])
+def test_a_trial_that_was_interrupted_and_tried_again_takes_one_place_of_the_budget(stopped_in, spent, tmp_path):
+    space, asked = nasbench201_space(), []
+
+    def objective(trial):
+        space.suggest(trial)
+        asked.append(trial.number)
+        if asked == list(range(stopped_in + 1)):
+            raise KeyboardInterrupt
+        return float(trial.number + 1)  # every trial is better than those before
+
+    search = Search("a", space, objective=objective, tracking=None, pictures=False)
+    budget = Budget("trials", 3)
+    assert compare(lambda seed: [search], budget, 1, tmp_path, lambda tags: None) is None
+    found = compare(lambda seed: [search], budget, 1, tmp_path, lambda tags: None)
+    assert {row.strategy: row.best.tolist() for row in found.rows}["a"] == [4.0]
+    (study,) = [study for study in found.studies if study.study_name == "a-0"]
+    assert anytime(study, budget)[0].tolist() == spent
+    assert budget.spent(study) == 3
+    assert anytime(study, Budget("trials", 1))[0].tolist() == spent[: spent.index(1) + 1]
+
+
+def test_attempts_of_the_first_trial_are_within_every_budget():
+    study = optuna.create_study(direction="maximize")
+    seconds = {"user_attrs": {"optuna_nas:train_seconds": 2.0}}
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=seconds["user_attrs"] | {REQUEUED: True}))
+    for value in (0.5, 0.6):
+        study.add_trial(create_trial(value=value, **seconds))
+    assert judge({"a": runs(study)}, Budget("seconds", 1)).rows[0].best.tolist() == [0.5]
 
 
 def test_bands_hold_the_best_value_until_a_better_one():
