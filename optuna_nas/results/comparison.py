@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from itertools import combinations
-from math import ceil, inf
+from math import ceil
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,15 +15,17 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 from scipy.stats import rankdata, t, ttest_rel
 
-from optuna_nas.objective.protocol import metric_of
+from optuna_nas.objective.protocol import Judges, metric_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
 from optuna_nas.search.checks import MAX_TRIALS
+from optuna_nas.search.results import network_of
 from optuna_nas.search.runner import run
 from optuna_nas.storage.attributes import DUPLICATE_OF, has_attribute
 from optuna_nas.storage.database import sqlite_address
 from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.leaderboard import can_win, rank_trials
 from optuna_nas.storage.plain import json_text
 from optuna_nas.storage.quota import counted_numbers
 from optuna_nas.storage.spending import spending_of
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from optuna_nas.search.results import SearchResult
     from optuna_nas.tracking import MLflowTracker
 
+logger = logging.getLogger(__name__)
 
 TRIALS, SECONDS, EPOCHS = BUDGETS = ("trials", "seconds", "epochs")
 RANDOM, TPE = BASELINES = ("random", "tpe")
@@ -68,6 +72,9 @@ class Budget(NamedTuple):
 
     kind: str
     amount: float
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.amount:g}"
 
     @staticmethod
     def parse(text: str) -> Budget:
@@ -138,8 +145,8 @@ class Row(NamedTuple):
         mean: Mean of the best values.
         interval: Half of the 95 % confidence interval of the mean (Student's t); NaN for one seed.
         rank: Mean rank among the strategies, 1 is best.
-        seconds: Mean seconds of the trials of a run, with the training of one-shot models in them.
-        tested: Mean metric of the best networks on the test split; None if it was not measured.
+        seconds: Mean seconds of the trials within the budget, with the training of one-shot models in them.
+        tested: Mean metric of the networks of the best values on the test split; None if one was not measured.
         p_value: P value of a paired t-test against Optuna's TPE; NaN for one seed, and for TPE itself.
     """
 
@@ -184,12 +191,15 @@ class Comparison(NamedTuple):
         """
         return " ".join([_ahead(self.rows), *_same_starts(self.starts)])
 
-    def by_second(self) -> dict[str, list[tuple[int, float]]]:
-        """Return the best value after each second, (second, value), by study name.
+    def by_second(self, budget: Budget) -> dict[str, list[tuple[int, float]]]:
+        """Return the best value within the budget after each second, (second, value), by study name.
 
         The seconds are the same for all studies, from the first at which all have a value, so that means are of all.
         """
-        curves = {study.study_name: anytime(study, Budget(SECONDS, inf)) for study in self.studies}
+        curves = {}
+        for study in self.studies:
+            trials, _ = budget.within(study)
+            curves[study.study_name] = np.cumsum([spending_of(trial).total for trial in trials]), _best(study, trials)
         longest = max(1, ceil(max(spent[-1] for spent, _ in curves.values())))
         grid = np.unique(np.linspace(0, longest, min(longest, POINTS) + 1).round().astype(int))
         values = np.stack([_at(grid, *curve) for curve in curves.values()])  # shape (studies, seconds)
@@ -312,7 +322,7 @@ def compare(
         for number, (name, search) in enumerate(strategies(make(seed), seed).items()):
             place = folder / f"{name}-{seed}"
             metric = metric_of(search.resolved_objective)
-            shown = {"strategy": name, "seed": str(seed), "budget": f"{budget.kind}={budget.amount:g}"}
+            shown = {"strategy": name, "seed": str(seed), "budget": str(budget)}
             shown["mlflow.runColor"] = COLOURS[number % len(COLOURS)]
             configured = replace(
                 search,
@@ -327,20 +337,38 @@ def compare(
             )
             if result.interrupted:
                 return None
-            results.setdefault(name, []).append(result)
+            results.setdefault(name, []).append(_result_within(budget, configured, result))
     return judge(results, budget, metric)
 
 
+def _result_within(budget: Budget, search: Search, result: SearchResult) -> SearchResult:
+    """Return the result of a run with the best trial within the budget, its network and its test metric."""
+    study = result.study
+    best = next(filter(can_win, rank_trials(budget.within(study)[0], study.directions[0])), None)
+    if best is not None and result.best is not None and best.number == result.best.number:
+        return result
+    network = None if best is None else network_of(search, study, best)
+    objective, tested = search.resolved_objective, None
+    if network is not None and isinstance(objective, Judges):
+        tested = objective.judge(network)
+    elif best is not None and result.test_metric is not None:
+        line = "The network of trial %d of %r, its best within %s, is not kept: the column `test` stays empty."
+        logger.warning(line, best.number, study.study_name, budget)
+    return replace(result, best=best, picture=None, network=network, test_metric=tested)
+
+
 def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric: str = "value") -> Comparison:
-    """Return the result of a comparison.
+    """Return the result of a comparison, of the trials within the budget alone.
 
     Args:
-        results: Results of the runs of each strategy, one per seed.
+        results: Results of the runs of each strategy, one per seed, with the test metrics of the best within the
+            budget.
         budget: Budget of each run.
         metric: Name of the values.
     """
     studies = {name: [result.study for result in runs] for name, runs in results.items()}
     direction = next(iter(studies.values()))[0].directions[0]
+    trials = {name: [budget.within(study)[0] for study in runs] for name, runs in studies.items()}
     curves = {name: [anytime(study, budget) for study in runs] for name, runs in studies.items()}
     best = {name: np.array([values[-1] for _, values in runs]) for name, runs in curves.items()}
     losses = -_comparable(np.stack(list(best.values())), direction)
@@ -360,7 +388,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
                 _mean(values),
                 spread / n_seeds**0.5 * float(t.ppf((1 + CONFIDENCE) / 2, max(1, n_seeds - 1))),
                 ranks[name],
-                float(np.mean([_seconds(study) for study in studies[name]])),
+                float(np.mean([sum(spending_of(trial).total for trial in run) for run in trials[name]])),
                 float(np.mean(tested)) if len(tested) == n_seeds else None,
                 float(ttest_rel(values, best[TPE]).pvalue) if differs else float("nan"),
             )
@@ -370,7 +398,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
     bands = [
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
     ]
-    return Comparison(rows, bands, [study for runs in studies.values() for study in runs], metric, _starts(studies))
+    return Comparison(rows, bands, [study for runs in studies.values() for study in runs], metric, _starts(trials))
 
 
 def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -379,8 +407,13 @@ def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[
     The best value is NaN before the first value.
     """
     trials, spent = budget.within(study)
+    return spent, _best(study, trials)
+
+
+def _best(study: Study, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
+    """Return the best value so far after each of T finished trials, shape (T,)."""
     bests = progress(trials, study.directions[0]).best
-    return spent, np.array([np.nan if best is None else best for best in bests], dtype=np.float64)
+    return np.array([np.nan if best is None else best for best in bests], dtype=np.float64)
 
 
 def _at(grid: NDArray[np.float64], spent: NDArray[np.float64], best: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -397,10 +430,6 @@ def _comparable(values: NDArray[np.float64], direction: StudyDirection) -> NDArr
 def _mean(values: NDArray[np.float64]) -> float:
     with np.errstate(invalid="ignore"):  # of infinities of both signs there is none
         return float(values.mean())
-
-
-def _seconds(study: Study) -> float:
-    return sum(spending_of(trial).total for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
 
 
 def _ahead(rows: Sequence[Row]) -> str:
@@ -423,12 +452,9 @@ def _ahead(rows: Sequence[Row]) -> str:
     return f"{gap}, which may be chance {chance}: nothing can be told about the best."
 
 
-def _starts(studies: Mapping[str, Sequence[Study]]) -> dict[tuple[str, str], int]:
+def _starts(trials: Mapping[str, Sequence[Sequence[FrozenTrial]]]) -> dict[tuple[str, str], int]:
     """Return how many trials at the start of two strategies are the same in every seed, where there are any."""
-    params = {
-        name: [[trial.params for trial in study.get_trials(deepcopy=False)] for study in runs]
-        for name, runs in studies.items()
-    }
+    params = {name: [[trial.params for trial in run] for run in runs] for name, runs in trials.items()}
     equal = {
         (one, other): min(
             next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))

@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 import pytest
 from mlflow import MlflowClient
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState, create_trial
 from scipy.stats import t, ttest_rel
 from typer.testing import CliRunner
@@ -21,6 +22,7 @@ from optuna_nas.objective import TrainObjective
 from optuna_nas.results.comparison import Budget, anytime, as_json, cells, compare, judge, strategies
 from optuna_nas.search import SearchResult
 from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, REQUEUED, TRAINED_EPOCHS
+from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.comparison import find_comparison
 
@@ -93,7 +95,7 @@ def test_curves_by_second_begin_where_all_have_a_value():
         return made
 
     results = {"a": runs(study("a-0", (0.5, 1), (0.7, 2))), "b": runs(study("b-0", (0.6, 2.5), (0.4, 2)))}
-    assert judge(results, Budget("trials", 2)).by_second() == {
+    assert judge(results, Budget("trials", 2)).by_second(Budget("trials", 2)) == {
         "a-0": [(3, 0.7), (4, 0.7), (5, 0.7)],
         "b-0": [(3, 0.6), (4, 0.6), (5, 0.6)],
     }
@@ -198,6 +200,50 @@ def test_a_trial_that_was_interrupted_and_tried_again_takes_one_place_of_the_bud
     assert anytime(study, budget)[0].tolist() == spent
     assert budget.spent(study) == 3
     assert anytime(study, Budget("trials", 1))[0].tolist() == spent[: spent.index(1) + 1]
+
+
+class EverBetter(TrainObjective):
+    """Training whose value, on validation and test, is the number of the trial."""
+
+    def __call__(self, trial):
+        super().__call__(trial)
+        return float(trial.number)
+
+    def judge(self, network):
+        assert network.exists()
+        return float(network.stem.removeprefix("trial-"))
+
+
+def test_all_columns_are_of_the_trials_within_the_budget(tmp_path, caplog):
+    images = np.random.default_rng(0).normal(size=(120, 6, 6)).astype(np.float32)
+    data = ImageData.from_arrays(images, np.arange(120) % 3)
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, data.input_shape, 3))
+    objective = EverBetter(space, data, Recipe(epochs=1, batch_size=64), reuse_duplicates=False)
+    search = Search("a", space, data, objective=objective, tracking=None, pictures=False, sampler=RandomSampler(seed=0))
+
+    def compared(budget):
+        found = compare(lambda seed: [search], budget, 1, tmp_path, lambda tags: None)
+        (study,) = [study for study in found.studies if study.study_name == "a-0"]
+        return next(row for row in found.rows if row.strategy == "a"), found, study
+
+    row, *_ = compared(Budget("trials", 4))
+    all_seconds = row.seconds
+    assert row.tested == 3.0
+    for budget in (Budget("trials", 2), Budget("epochs", 2)):
+        row, found, study = compared(budget)
+        assert len(study.trials) == 4
+        assert row.best.tolist() == [1.0]
+        assert row.tested == 1.0
+        assert row.seconds == pytest.approx(sum(spending_of(trial).total for trial in study.trials[:2]))
+        assert row.seconds < all_seconds
+        assert {curve[-1][1] for curve in found.by_second(budget).values()} == {1.0}
+        assert set(found.starts.values()) == {2}
+    assert "is not kept" not in caplog.text
+    (tmp_path / "a-0" / "networks" / "trial-00001.safetensors").unlink()
+    row, *_ = compared(Budget("trials", 2))
+    assert row.tested is None
+    assert "The network of trial 1 of 'a-0', its best within trials=2, is not kept: the column `test`" in caplog.text
+    assert compared(Budget("trials", 4))[0].tested == 3.0
 
 
 def test_attempts_of_the_first_trial_are_within_every_budget():
