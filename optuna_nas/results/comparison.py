@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 from math import ceil
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from optuna.pruners import MedianPruner, NopPruner
@@ -20,10 +20,12 @@ from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
 from optuna_nas.search.checks import MAX_TRIALS
+from optuna_nas.search.config import training_parts
+from optuna_nas.search.opening import open_study, read_study
 from optuna_nas.search.results import network_of
 from optuna_nas.search.runner import run
-from optuna_nas.storage.attributes import DUPLICATE_OF, has_attribute
-from optuna_nas.storage.database import sqlite_address
+from optuna_nas.storage.attributes import DUPLICATE_OF, PLANNED_FOR, attribute, has_attribute, user_attributes
+from optuna_nas.storage.database import closing, sqlite_address
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.leaderboard import can_win, rank_trials
 from optuna_nas.storage.plain import json_text
@@ -285,8 +287,22 @@ def by_strategies(search: Search, names: Sequence[str], budget: Budget) -> list[
     Raises:
         ValueError: A strategy is unknown or does not fit the search.
     """
-    seconds = budget.amount if budget.kind == SECONDS else search.seconds
-    return [search.with_strategy(name, name=name, seconds=seconds) for name in names]
+    return [search.with_strategy(name, name=name, **_limits(search, budget)) for name in names]
+
+
+def _limits(search: Search, budget: Budget) -> dict[str, Any]:
+    """Return the fields of a search that a strategy plans by, of which those of the budget are set."""
+    return {
+        "trials": round(budget.amount) if budget.kind == TRIALS else search.trials,
+        "seconds": budget.amount if budget.kind == SECONDS else search.seconds,
+    }
+
+
+def _planned(search: Search, budget: Budget) -> Search:
+    """Return a search whose strategy, if it names one, plans by the budget."""
+    limits = _limits(search, budget)
+    is_planned = search.strategy is None or limits == {name: getattr(search, name) for name in limits}
+    return search if is_planned else replace(search, **limits)
 
 
 def compare(
@@ -300,6 +316,9 @@ def compare(
 ) -> Comparison | None:
     """Run every strategy with every seed until the budget is spent; existing runs are resumed.
 
+    With another budget, existing runs of random search, TPE and others that do not plan go on, or are read up to it. A
+    strategy that trains a model or scores a pool does so in rounds planned for its budget: its run keeps that one.
+
     Args:
         make: Function of a seed that returns the searches, equal ones at each call.
         budget: Budget of each run.
@@ -312,19 +331,20 @@ def compare(
         Result of the comparison; None if a run was interrupted.
 
     Raises:
-        ValueError: As `strategies`; also if `seeds` is below 1.
+        ValueError: As `strategies`; also if `seeds` is below 1, or a run was planned for another budget.
     """
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1 but got {seeds}.")
     results: dict[str, list[SearchResult]] = {}
     metric = "value"
     for seed in range(seeds):
-        for number, (name, search) in enumerate(strategies(make(seed), seed).items()):
+        runs: dict[str, Search] = {}
+        planned = strategies([_planned(search, budget) for search in make(seed)], seed)
+        for number, (name, search) in enumerate(planned.items()):
             place = folder / f"{name}-{seed}"
-            metric = metric_of(search.resolved_objective)
             shown = {"strategy": name, "seed": str(seed), "budget": str(budget)}
             shown["mlflow.runColor"] = COLOURS[number % len(COLOURS)]
-            configured = replace(
+            runs[name] = replace(
                 search,
                 name=f"{name}-{seed}",
                 folder=place,
@@ -332,13 +352,49 @@ def compare(
                 trials=round(budget.amount) if budget.kind == TRIALS else MAX_TRIALS,
                 tracking=tracker(shown),
             )
-            result = run(
-                configured, listener(name, seed, configured), lambda study: budget.spent(study) >= budget.amount
-            )
+            _check_plan(runs[name], budget)
+        for name, search in runs.items():
+            metric = metric_of(search.resolved_objective)
+            _note_plan(search, budget)
+            result = run(search, listener(name, seed, search), lambda study: budget.spent(study) >= budget.amount)
             if result.interrupted:
                 return None
-            results.setdefault(name, []).append(_result_within(budget, configured, result))
+            results.setdefault(name, []).append(_result_within(budget, search, result))
     return judge(results, budget, metric)
+
+
+def _plans(search: Search) -> bool:
+    """Return whether sampler or pruner do something in rounds over the whole budget."""
+    parts = training_parts(search.resolved_sampler, search.resolved_pruner)
+    return any(getattr(part, "in_study_fit", part) is not None for part in parts)
+
+
+def _check_plan(search: Search, budget: Budget) -> None:
+    """Check that the trials that a run has were planned for this budget.
+
+    Raises:
+        ValueError: They were planned for another.
+    """
+    if not _plans(search):
+        return
+    try:
+        study = read_study(search)
+    except ValueError:  # it has not begun, or `run` says what is wrong with it
+        return
+    with closing(study):
+        noted = attribute(user_attributes(study), PLANNED_FOR) if study.get_trials(deepcopy=False) else None
+    if noted is not None and Budget(*noted) != budget:
+        raise ValueError(
+            f"`budget` must be {Budget(*noted)}, by which {search.name!r} in {search.resolved_folder()} has planned "
+            f"its model or pool, but is {budget}; give that one, or another `folder` (`--name` on the command line)."
+        )
+
+
+def _note_plan(search: Search, budget: Budget) -> None:
+    """Note the budget in the study of a run that plans by it."""
+    if _plans(search):
+        with closing(study := open_study(search)):
+            study.set_user_attr(PLANNED_FOR, list(budget))
 
 
 def _result_within(budget: Budget, search: Search, result: SearchResult) -> SearchResult:

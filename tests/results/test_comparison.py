@@ -9,17 +9,30 @@ from datetime import timedelta
 import numpy as np
 import optuna
 import pytest
+import torch
 from mlflow import MlflowClient
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState, create_trial
 from scipy.stats import t, ttest_rel
+from torch import nn
 from typer.testing import CliRunner
 
-from optuna_nas import NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbench201_space
+from optuna_nas import (
+    ModuleSpace,
+    NetworkSpace,
+    Recipe,
+    Regression,
+    Search,
+    SNASSampler,
+    TensorData,
+    choose_op,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
 from optuna_nas.cli import app
 from optuna_nas.data import ImageData
 from optuna_nas.objective import TrainObjective
-from optuna_nas.results.comparison import Budget, anytime, as_json, cells, compare, judge, strategies
+from optuna_nas.results.comparison import Budget, anytime, as_json, by_strategies, cells, compare, judge, strategies
 from optuna_nas.search import SearchResult
 from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, REQUEUED, TRAINED_EPOCHS
 from optuna_nas.storage.spending import spending_of
@@ -244,6 +257,71 @@ def test_all_columns_are_of_the_trials_within_the_budget(tmp_path, caplog):
     assert row.tested is None
     assert "The network of trial 1 of 'a-0', its best within trials=2, is not kept: the column `test`" in caplog.text
     assert compared(Budget("trials", 4))[0].tested == 3.0
+
+
+def modules():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.activation = choose_op("activation", {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU})
+            self.layer, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            return self.head(self.activation(self.layer(x)))
+
+    inputs = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    data = TensorData.from_arrays(inputs, inputs.sum(1))
+    space = ModuleSpace(Net, example=torch.zeros(1, 4))
+    recipe = Recipe(epochs=1, batch_size=16)
+    return Search("x", space, data, recipe, Regression(), tracking=None, pictures=False, trials=20)
+
+
+@pytest.mark.parametrize("strategy", ["snas", "auto"])
+def test_a_strategy_that_plans_keeps_its_budget(strategy, tmp_path):
+    def compared(n_trials):
+        budget = Budget("trials", n_trials)
+        return compare(
+            lambda seed: by_strategies(modules(), [strategy], budget), budget, 1, tmp_path / "x", lambda tags: None
+        )
+
+    compared(2)
+    names = {study.study_name: study for study in compared(2).studies}
+    assert {name: len(study.trials) for name, study in names.items()} == {f"{strategy}-0": 2, "random-0": 2, "tpe-0": 2}
+    refused = (
+        f"`budget` must be trials=2, by which '{strategy}-0' in .* has planned its model or pool, but is trials={{}}; "
+        "give that one, or another `folder`"
+    )
+    for other in (1, 3):
+        with pytest.raises(ValueError, match=refused.format(other)):
+            compared(other)
+    for study in names.values():
+        assert len(study.trials) == 2, "nothing runs before it is refused"
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_strategy_plans_by_the_budget_in_place_of_the_trials_of_its_study(by_name, tmp_path, monkeypatch):
+    planned = {}
+
+    def only_planned(search, *_):
+        planned[search.name] = getattr(search.resolved_sampler, "in_study_fit", None)
+        return SearchResult(None, None, interrupted=True)
+
+    monkeypatch.setattr("optuna_nas.results.comparison.run", only_planned)
+    for budget, n_trials in ((Budget("trials", 4), 4), (Budget("epochs", 4), 20)):
+        searches = by_strategies(modules(), ["snas"], budget) if by_name else [modules().with_strategy("snas")]
+        assert compare(lambda seed, made=searches: made, budget, 1, tmp_path / str(n_trials), lambda tags: None) is None
+        (fit,) = planned.values()
+        assert fit.n_trials == n_trials
+        planned.clear()
+
+
+def test_strategies_that_do_not_plan_go_on_with_another_budget(tmp_path):
+    space = nasbench201_space()
+    search = Search("a", space, objective=lambda trial: float(space.suggest(trial).connected), tracking=None)
+    search = replace(search, pictures=False, sampler=SNASSampler(space, seed=0))  # which learns from trials alone
+    for n_trials, n_run in ((2, 2), (4, 4), (3, 4)):
+        found = compare(lambda seed: [search], Budget("trials", n_trials), 1, tmp_path, lambda tags: None)
+        assert [len(study.trials) for study in found.studies] == [n_run] * 3
 
 
 def test_attempts_of_the_first_trial_are_within_every_budget():
