@@ -99,7 +99,7 @@ def compare(
                 [comparison.cells(row) for row in compared.rows],
                 compared.figure(spending),
                 f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
-                compared.by_second(),
+                compared.by_second(spending),
             )
             seen = to_copy("view", experiment, mlflow=mlflow)
             print_line("See it in MLflow", address if mlflow_tracker.served else seen)
@@ -110,7 +110,7 @@ def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: in
     from optuna_nas.results import comparison
     from optuna_nas.training.disk import whole_file
 
-    runs = f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {budget.kind}={budget.amount:g} each"
+    runs = f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {budget} each"
     table = Table(title=f"{title}: {runs}")
     for heading in compared.headings:
         table.add_column(heading, justify="left" if heading == "strategy" else "right")

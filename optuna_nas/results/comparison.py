@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from itertools import combinations
-from math import ceil, inf
+from math import ceil
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from optuna.pruners import MedianPruner, NopPruner
@@ -14,21 +15,25 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 from scipy.stats import rankdata, t, ttest_rel
 
-from optuna_nas.objective.protocol import metric_of
+from optuna_nas.objective.protocol import Judges, metric_of
 from optuna_nas.objective.train_objective import TrainObjective
 from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
 from optuna_nas.plots.progress import progress
 from optuna_nas.search.checks import MAX_TRIALS
+from optuna_nas.search.config import training_parts
+from optuna_nas.search.opening import open_study, read_study
+from optuna_nas.search.results import network_of
 from optuna_nas.search.runner import run
-from optuna_nas.storage.attributes import DUPLICATE_OF, has_attribute
-from optuna_nas.storage.database import sqlite_address
+from optuna_nas.storage.attributes import DUPLICATE_OF, PLANNED_FOR, attribute, has_attribute, user_attributes
+from optuna_nas.storage.database import closing, sqlite_address
 from optuna_nas.storage.directions import oriented
+from optuna_nas.storage.leaderboard import can_win, rank_trials
 from optuna_nas.storage.plain import json_text
-from optuna_nas.storage.quota import counted_trials
+from optuna_nas.storage.quota import counted_numbers
 from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence, Set
     from pathlib import Path
 
     from matplotlib.figure import Figure
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from optuna_nas.search.results import SearchResult
     from optuna_nas.tracking import MLflowTracker
 
+logger = logging.getLogger(__name__)
 
 TRIALS, SECONDS, EPOCHS = BUDGETS = ("trials", "seconds", "epochs")
 RANDOM, TPE = BASELINES = ("random", "tpe")
@@ -69,6 +75,9 @@ class Budget(NamedTuple):
     kind: str
     amount: float
 
+    def __str__(self) -> str:
+        return f"{self.kind}={self.amount:g}"
+
     @staticmethod
     def parse(text: str) -> Budget:
         """Return the budget of a text such as `trials=30`, `seconds=600` or `epochs=200`.
@@ -87,17 +96,31 @@ class Budget(NamedTuple):
 
     def spent(self, study: Study) -> float:
         """Return the budget spent by the finished trials of a study."""
-        if self.kind == TRIALS:
-            return float(counted_trials(study))
-        return sum(self.of(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+        return float(sum(self._spent_by_each(_finished(study), counted_numbers(study))))
+
+    def within(self, study: Study) -> tuple[list[FrozenTrial], NDArray[np.float64]]:
+        """Return the T finished trials up to the one that reaches the budget, and the budget spent after each, (T,).
+
+        A trial that exceeds the budget is left out, unless it is the first one, whose attempts are all taken.
+        """
+        trials, counted = _finished(study), counted_numbers(study)
+        spent = np.cumsum(self._spent_by_each(trials, counted))
+        first = next((place for place, trial in enumerate(trials) if trial.number in counted), 0)
+        reaching = int(np.searchsorted(spent, self.amount))
+        n_within = max(first + 1, int((spent[: reaching + 1] <= self.amount).sum()))
+        return trials[:n_within], spent[:n_within]
+
+    def _spent_by_each(self, trials: Sequence[FrozenTrial], counted: Set[int]) -> list[float]:
+        """Return the budget spent by each of a study's trials; one that another retries is no trial of `trials`."""
+        return [float(trial.number in counted) if self.kind == TRIALS else self.of(trial) for trial in trials]
 
     def of(self, trial: FrozenTrial) -> float:
-        """Return the budget spent by one finished trial."""
-        if self.kind == TRIALS:
-            return 1.0
-        if self.kind == EPOCHS:
-            return float(_epochs_of(trial))
-        return spending_of(trial).total
+        """Return the epochs or seconds spent by one finished trial."""
+        return float(_epochs_of(trial)) if self.kind == EPOCHS else spending_of(trial).total
+
+
+def _finished(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
 def _epochs_of(trial: FrozenTrial) -> int:
@@ -124,8 +147,8 @@ class Row(NamedTuple):
         mean: Mean of the best values.
         interval: Half of the 95 % confidence interval of the mean (Student's t); NaN for one seed.
         rank: Mean rank among the strategies, 1 is best.
-        seconds: Mean seconds of the trials of a run, with the training of one-shot models in them.
-        tested: Mean metric of the best networks on the test split; None if it was not measured.
+        seconds: Mean seconds of the trials within the budget, with the training of one-shot models in them.
+        tested: Mean metric of the networks of the best values on the test split; None if one was not measured.
         p_value: P value of a paired t-test against Optuna's TPE; NaN for one seed, and for TPE itself.
     """
 
@@ -170,12 +193,15 @@ class Comparison(NamedTuple):
         """
         return " ".join([_ahead(self.rows), *_same_starts(self.starts)])
 
-    def by_second(self) -> dict[str, list[tuple[int, float]]]:
-        """Return the best value after each second, (second, value), by study name.
+    def by_second(self, budget: Budget) -> dict[str, list[tuple[int, float]]]:
+        """Return the best value within the budget after each second, (second, value), by study name.
 
         The seconds are the same for all studies, from the first at which all have a value, so that means are of all.
         """
-        curves = {study.study_name: anytime(study, Budget(SECONDS, inf)) for study in self.studies}
+        curves = {}
+        for study in self.studies:
+            trials, _ = budget.within(study)
+            curves[study.study_name] = np.cumsum([spending_of(trial).total for trial in trials]), _best(study, trials)
         longest = max(1, ceil(max(spent[-1] for spent, _ in curves.values())))
         grid = np.unique(np.linspace(0, longest, min(longest, POINTS) + 1).round().astype(int))
         values = np.stack([_at(grid, *curve) for curve in curves.values()])  # shape (studies, seconds)
@@ -261,8 +287,22 @@ def by_strategies(search: Search, names: Sequence[str], budget: Budget) -> list[
     Raises:
         ValueError: A strategy is unknown or does not fit the search.
     """
-    seconds = budget.amount if budget.kind == SECONDS else search.seconds
-    return [search.with_strategy(name, name=name, seconds=seconds) for name in names]
+    return [search.with_strategy(name, name=name, **_limits(search, budget)) for name in names]
+
+
+def _limits(search: Search, budget: Budget) -> dict[str, Any]:
+    """Return the fields of a search that a strategy plans by, of which those of the budget are set."""
+    return {
+        "trials": round(budget.amount) if budget.kind == TRIALS else search.trials,
+        "seconds": budget.amount if budget.kind == SECONDS else search.seconds,
+    }
+
+
+def _planned(search: Search, budget: Budget) -> Search:
+    """Return a search whose strategy, if it names one, plans by the budget."""
+    limits = _limits(search, budget)
+    is_planned = search.strategy is None or limits == {name: getattr(search, name) for name in limits}
+    return search if is_planned else replace(search, **limits)
 
 
 def compare(
@@ -276,6 +316,9 @@ def compare(
 ) -> Comparison | None:
     """Run every strategy with every seed until the budget is spent; existing runs are resumed.
 
+    With another budget, existing runs of random search, TPE and others that do not plan go on, or are read up to it. A
+    strategy that trains a model or scores a pool does so in rounds planned for its budget: its run keeps that one.
+
     Args:
         make: Function of a seed that returns the searches, equal ones at each call.
         budget: Budget of each run.
@@ -288,19 +331,20 @@ def compare(
         Result of the comparison; None if a run was interrupted.
 
     Raises:
-        ValueError: As `strategies`; also if `seeds` is below 1.
+        ValueError: As `strategies`; also if `seeds` is below 1, or a run was planned for another budget.
     """
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1 but got {seeds}.")
     results: dict[str, list[SearchResult]] = {}
     metric = "value"
     for seed in range(seeds):
-        for number, (name, search) in enumerate(strategies(make(seed), seed).items()):
+        runs: dict[str, Search] = {}
+        planned = strategies([_planned(search, budget) for search in make(seed)], seed)
+        for number, (name, search) in enumerate(planned.items()):
             place = folder / f"{name}-{seed}"
-            metric = metric_of(search.resolved_objective)
-            shown = {"strategy": name, "seed": str(seed), "budget": f"{budget.kind}={budget.amount:g}"}
+            shown = {"strategy": name, "seed": str(seed), "budget": str(budget)}
             shown["mlflow.runColor"] = COLOURS[number % len(COLOURS)]
-            configured = replace(
+            runs[name] = replace(
                 search,
                 name=f"{name}-{seed}",
                 folder=place,
@@ -308,25 +352,79 @@ def compare(
                 trials=round(budget.amount) if budget.kind == TRIALS else MAX_TRIALS,
                 tracking=tracker(shown),
             )
-            result = run(
-                configured, listener(name, seed, configured), lambda study: budget.spent(study) >= budget.amount
-            )
+            _check_plan(runs[name], budget)
+        for name, search in runs.items():
+            metric = metric_of(search.resolved_objective)
+            _note_plan(search, budget)
+            result = run(search, listener(name, seed, search), lambda study: budget.spent(study) >= budget.amount)
             if result.interrupted:
                 return None
-            results.setdefault(name, []).append(result)
+            results.setdefault(name, []).append(_result_within(budget, search, result))
     return judge(results, budget, metric)
 
 
+def _plans(search: Search) -> bool:
+    """Return whether sampler or pruner do something in rounds over the whole budget."""
+    parts = training_parts(search.resolved_sampler, search.resolved_pruner)
+    return any(getattr(part, "in_study_fit", part) is not None for part in parts)
+
+
+def _check_plan(search: Search, budget: Budget) -> None:
+    """Check that the trials that a run has were planned for this budget.
+
+    Raises:
+        ValueError: They were planned for another.
+    """
+    if not _plans(search):
+        return
+    try:
+        study = read_study(search)
+    except ValueError:  # it has not begun, or `run` says what is wrong with it
+        return
+    with closing(study):
+        noted = attribute(user_attributes(study), PLANNED_FOR) if study.get_trials(deepcopy=False) else None
+    if noted is not None and Budget(*noted) != budget:
+        raise ValueError(
+            f"`budget` must be {Budget(*noted)}, by which {search.name!r} in {search.resolved_folder()} has planned "
+            f"its model or pool, but is {budget}; give that one, or another `folder` (`--name` on the command line)."
+        )
+
+
+def _note_plan(search: Search, budget: Budget) -> None:
+    """Note the budget in the study of a run that plans by it."""
+    if _plans(search):
+        with closing(study := open_study(search)):
+            study.set_user_attr(PLANNED_FOR, list(budget))
+
+
+def _result_within(budget: Budget, search: Search, result: SearchResult) -> SearchResult:
+    """Return the result of a run with the best trial within the budget, its network and its test metric."""
+    study = result.study
+    best = next(filter(can_win, rank_trials(budget.within(study)[0], study.directions[0])), None)
+    if best is not None and result.best is not None and best.number == result.best.number:
+        return result
+    network = None if best is None else network_of(search, study, best)
+    objective, tested = search.resolved_objective, None
+    if network is not None and isinstance(objective, Judges):
+        tested = objective.judge(network)
+    elif best is not None and result.test_metric is not None:
+        line = "The network of trial %d of %r, its best within %s, is not kept: the column `test` stays empty."
+        logger.warning(line, best.number, study.study_name, budget)
+    return replace(result, best=best, picture=None, network=network, test_metric=tested)
+
+
 def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric: str = "value") -> Comparison:
-    """Return the result of a comparison.
+    """Return the result of a comparison, of the trials within the budget alone.
 
     Args:
-        results: Results of the runs of each strategy, one per seed.
+        results: Results of the runs of each strategy, one per seed, with the test metrics of the best within the
+            budget.
         budget: Budget of each run.
         metric: Name of the values.
     """
     studies = {name: [result.study for result in runs] for name, runs in results.items()}
     direction = next(iter(studies.values()))[0].directions[0]
+    trials = {name: [budget.within(study)[0] for study in runs] for name, runs in studies.items()}
     curves = {name: [anytime(study, budget) for study in runs] for name, runs in studies.items()}
     best = {name: np.array([values[-1] for _, values in runs]) for name, runs in curves.items()}
     losses = -_comparable(np.stack(list(best.values())), direction)
@@ -346,7 +444,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
                 _mean(values),
                 spread / n_seeds**0.5 * float(t.ppf((1 + CONFIDENCE) / 2, max(1, n_seeds - 1))),
                 ranks[name],
-                float(np.mean([_seconds(study) for study in studies[name]])),
+                float(np.mean([sum(spending_of(trial).total for trial in run) for run in trials[name]])),
                 float(np.mean(tested)) if len(tested) == n_seeds else None,
                 float(ttest_rel(values, best[TPE]).pvalue) if differs else float("nan"),
             )
@@ -356,20 +454,22 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
     bands = [
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
     ]
-    return Comparison(rows, bands, [study for runs in studies.values() for study in runs], metric, _starts(studies))
+    return Comparison(rows, bands, [study for runs in studies.values() for study in runs], metric, _starts(trials))
 
 
 def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the budget spent after each of T finished trials, and the best value so far, shape (T,) each.
+    """Return the budget spent after each of T finished trials within it, and the best value so far, shape (T,) each.
 
-    The best value is NaN before the first value. Trials beyond the budget are left out, except for the first trial.
+    The best value is NaN before the first value.
     """
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    curve = progress(trials, study.directions[0])
-    spent = np.cumsum([budget.of(trial) for trial in trials])
-    bests = np.array([np.nan if best is None else best for best in curve.best], dtype=np.float64)
-    within = max(1, int((spent <= budget.amount).sum()))
-    return spent[:within], bests[:within]
+    trials, spent = budget.within(study)
+    return spent, _best(study, trials)
+
+
+def _best(study: Study, trials: Sequence[FrozenTrial]) -> NDArray[np.float64]:
+    """Return the best value so far after each of T finished trials, shape (T,)."""
+    bests = progress(trials, study.directions[0]).best
+    return np.array([np.nan if best is None else best for best in bests], dtype=np.float64)
 
 
 def _at(grid: NDArray[np.float64], spent: NDArray[np.float64], best: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -386,10 +486,6 @@ def _comparable(values: NDArray[np.float64], direction: StudyDirection) -> NDArr
 def _mean(values: NDArray[np.float64]) -> float:
     with np.errstate(invalid="ignore"):  # of infinities of both signs there is none
         return float(values.mean())
-
-
-def _seconds(study: Study) -> float:
-    return sum(spending_of(trial).total for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
 
 
 def _ahead(rows: Sequence[Row]) -> str:
@@ -412,12 +508,9 @@ def _ahead(rows: Sequence[Row]) -> str:
     return f"{gap}, which may be chance {chance}: nothing can be told about the best."
 
 
-def _starts(studies: Mapping[str, Sequence[Study]]) -> dict[tuple[str, str], int]:
+def _starts(trials: Mapping[str, Sequence[Sequence[FrozenTrial]]]) -> dict[tuple[str, str], int]:
     """Return how many trials at the start of two strategies are the same in every seed, where there are any."""
-    params = {
-        name: [[trial.params for trial in study.get_trials(deepcopy=False)] for study in runs]
-        for name, runs in studies.items()
-    }
+    params = {name: [[trial.params for trial in run] for run in runs] for name, runs in trials.items()}
     equal = {
         (one, other): min(
             next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))

@@ -152,6 +152,9 @@ RUN = PREFIX + "run"
 HOME = PREFIX + "home"
 """Name and storage of the study when it got its id: a copy of the study has others."""
 
+PLANNED_FOR = PREFIX + "planned_for"
+"""Kind and amount of the budget of a comparison by which the strategy of the study plans."""
+
 
 PROMOTES = f"{PREFIX}promotes"
 """System attribute: number of the trial whose architecture this one trains again, for longer."""
@@ -280,6 +283,7 @@ RULES: dict[str, Rule] = {
     HOME: row(text(), text()),
     RUN: fields_of({"total": _NUMBER, "command": text(), "ended": optional(text())}),
     PARTS: mapping(text()),
+    PLANNED_FOR: row(text(), number(finite=True)),
 }
 """Types of the attributes that are read, by key. Whoever writes to a study may write anything into them."""
 

@@ -109,8 +109,12 @@ class Quota:
             self._see(trial)
         running = tuple(trial.number for trial in open_trials if self._runs(trial))
         waiting = sum(trial.state == TrialState.WAITING for trial in open_trials)
-        finished = len(self._finished - (self._replaced & self._failed))
-        return Standing(finished, running, waiting, len(trials) - waiting, self.total)
+        return Standing(len(self.counted), running, waiting, len(trials) - waiting, self.total)
+
+    @property
+    def counted(self) -> set[int]:
+        """Numbers of the finished trials that counted towards the total at the last look."""
+        return self._finished - (self._replaced & self._failed)
 
     def _runs(self, trial: FrozenTrial) -> bool:
         """Return whether a trial will end: a worker of this package runs it, or heartbeats reveal its death."""
@@ -167,9 +171,16 @@ class Quota:
         raise Surplus
 
 
+def counted_numbers(study: Study) -> set[int]:
+    """Return the numbers of the finished trials that count towards the total, without those that another retries."""
+    quota = Quota(study, 0)
+    quota.look()
+    return quota.counted
+
+
 def counted_trials(study: Study) -> int:
     """Return the number of finished trials that count towards the total, without those that another trial retries."""
-    return Quota(study, 0).look().finished
+    return len(counted_numbers(study))
 
 
 RIVAL_LOOKS, RIVAL_SECONDS = 5, 0.2

@@ -9,18 +9,33 @@ from datetime import timedelta
 import numpy as np
 import optuna
 import pytest
+import torch
 from mlflow import MlflowClient
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState, create_trial
 from scipy.stats import t, ttest_rel
+from torch import nn
 from typer.testing import CliRunner
 
-from optuna_nas import NetworkSpace, Recipe, Search, nasbench201_skeleton, nasbench201_space
+from optuna_nas import (
+    ModuleSpace,
+    NetworkSpace,
+    Recipe,
+    Regression,
+    Search,
+    SNASSampler,
+    TensorData,
+    choose_op,
+    nasbench201_skeleton,
+    nasbench201_space,
+)
 from optuna_nas.cli import app
 from optuna_nas.data import ImageData
 from optuna_nas.objective import TrainObjective
-from optuna_nas.results.comparison import Budget, as_json, cells, compare, judge, strategies
+from optuna_nas.results.comparison import Budget, anytime, as_json, by_strategies, cells, compare, judge, strategies
 from optuna_nas.search import SearchResult
-from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, TRAINED_EPOCHS
+from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, REQUEUED, TRAINED_EPOCHS
+from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.comparison import find_comparison
 
@@ -93,7 +108,7 @@ def test_curves_by_second_begin_where_all_have_a_value():
         return made
 
     results = {"a": runs(study("a-0", (0.5, 1), (0.7, 2))), "b": runs(study("b-0", (0.6, 2.5), (0.4, 2)))}
-    assert judge(results, Budget("trials", 2)).by_second() == {
+    assert judge(results, Budget("trials", 2)).by_second(Budget("trials", 2)) == {
         "a-0": [(3, 0.7), (4, 0.7), (5, 0.7)],
         "b-0": [(3, 0.6), (4, 0.6), (5, 0.6)],
     }
@@ -176,6 +191,146 @@ def test_what_was_found_beyond_the_budget_does_not_count():
         assert Budget(budget.kind, 1e9).spent(study) == {"epochs": 7, "trials": 4}[budget.kind]
         del curve
     assert judge({"a": runs(study_of([0.5, 0.4], direction="minimize"))}, Budget("trials", 9)).rows[0].mean == 0.4
+
+
+@pytest.mark.parametrize(("stopped_in", "spent"), [(0, [0, 1, 2, 3]), (1, [1, 1, 2, 3])])
+def test_a_trial_that_was_interrupted_and_tried_again_takes_one_place_of_the_budget(stopped_in, spent, tmp_path):
+    space, asked = nasbench201_space(), []
+
+    def objective(trial):
+        space.suggest(trial)
+        asked.append(trial.number)
+        if asked == list(range(stopped_in + 1)):
+            raise KeyboardInterrupt
+        return float(trial.number + 1)  # every trial is better than those before
+
+    search = Search("a", space, objective=objective, tracking=None, pictures=False)
+    budget = Budget("trials", 3)
+    assert compare(lambda seed: [search], budget, 1, tmp_path, lambda tags: None) is None
+    found = compare(lambda seed: [search], budget, 1, tmp_path, lambda tags: None)
+    assert {row.strategy: row.best.tolist() for row in found.rows}["a"] == [4.0]
+    (study,) = [study for study in found.studies if study.study_name == "a-0"]
+    assert anytime(study, budget)[0].tolist() == spent
+    assert budget.spent(study) == 3
+    assert anytime(study, Budget("trials", 1))[0].tolist() == spent[: spent.index(1) + 1]
+
+
+class EverBetter(TrainObjective):
+    """Training whose value, on validation and test, is the number of the trial."""
+
+    def __call__(self, trial):
+        super().__call__(trial)
+        return float(trial.number)
+
+    def judge(self, network):
+        assert network.exists()
+        return float(network.stem.removeprefix("trial-"))
+
+
+def test_all_columns_are_of_the_trials_within_the_budget(tmp_path, caplog):
+    images = np.random.default_rng(0).normal(size=(120, 6, 6)).astype(np.float32)
+    data = ImageData.from_arrays(images, np.arange(120) % 3)
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, data.input_shape, 3))
+    objective = EverBetter(space, data, Recipe(epochs=1, batch_size=64), reuse_duplicates=False)
+    search = Search("a", space, data, objective=objective, tracking=None, pictures=False, sampler=RandomSampler(seed=0))
+
+    def compared(budget):
+        found = compare(lambda seed: [search], budget, 1, tmp_path, lambda tags: None)
+        (study,) = [study for study in found.studies if study.study_name == "a-0"]
+        return next(row for row in found.rows if row.strategy == "a"), found, study
+
+    row, *_ = compared(Budget("trials", 4))
+    all_seconds = row.seconds
+    assert row.tested == 3.0
+    for budget in (Budget("trials", 2), Budget("epochs", 2)):
+        row, found, study = compared(budget)
+        assert len(study.trials) == 4
+        assert row.best.tolist() == [1.0]
+        assert row.tested == 1.0
+        assert row.seconds == pytest.approx(sum(spending_of(trial).total for trial in study.trials[:2]))
+        assert row.seconds < all_seconds
+        assert {curve[-1][1] for curve in found.by_second(budget).values()} == {1.0}
+        assert set(found.starts.values()) == {2}
+    assert "is not kept" not in caplog.text
+    (tmp_path / "a-0" / "networks" / "trial-00001.safetensors").unlink()
+    row, *_ = compared(Budget("trials", 2))
+    assert row.tested is None
+    assert "The network of trial 1 of 'a-0', its best within trials=2, is not kept: the column `test`" in caplog.text
+    assert compared(Budget("trials", 4))[0].tested == 3.0
+
+
+def modules():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.activation = choose_op("activation", {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU})
+            self.layer, self.head = nn.Linear(4, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            return self.head(self.activation(self.layer(x)))
+
+    inputs = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    data = TensorData.from_arrays(inputs, inputs.sum(1))
+    space = ModuleSpace(Net, example=torch.zeros(1, 4))
+    recipe = Recipe(epochs=1, batch_size=16)
+    return Search("x", space, data, recipe, Regression(), tracking=None, pictures=False, trials=20)
+
+
+@pytest.mark.parametrize("strategy", ["snas", "auto"])
+def test_a_strategy_that_plans_keeps_its_budget(strategy, tmp_path):
+    def compared(n_trials):
+        budget = Budget("trials", n_trials)
+        return compare(
+            lambda seed: by_strategies(modules(), [strategy], budget), budget, 1, tmp_path / "x", lambda tags: None
+        )
+
+    compared(2)
+    names = {study.study_name: study for study in compared(2).studies}
+    assert {name: len(study.trials) for name, study in names.items()} == {f"{strategy}-0": 2, "random-0": 2, "tpe-0": 2}
+    refused = (
+        f"`budget` must be trials=2, by which '{strategy}-0' in .* has planned its model or pool, but is trials={{}}; "
+        "give that one, or another `folder`"
+    )
+    for other in (1, 3):
+        with pytest.raises(ValueError, match=refused.format(other)):
+            compared(other)
+    for study in names.values():
+        assert len(study.trials) == 2, "nothing runs before it is refused"
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_strategy_plans_by_the_budget_in_place_of_the_trials_of_its_study(by_name, tmp_path, monkeypatch):
+    planned = {}
+
+    def only_planned(search, *_):
+        planned[search.name] = getattr(search.resolved_sampler, "in_study_fit", None)
+        return SearchResult(None, None, interrupted=True)
+
+    monkeypatch.setattr("optuna_nas.results.comparison.run", only_planned)
+    for budget, n_trials in ((Budget("trials", 4), 4), (Budget("epochs", 4), 20)):
+        searches = by_strategies(modules(), ["snas"], budget) if by_name else [modules().with_strategy("snas")]
+        assert compare(lambda seed, made=searches: made, budget, 1, tmp_path / str(n_trials), lambda tags: None) is None
+        (fit,) = planned.values()
+        assert fit.n_trials == n_trials
+        planned.clear()
+
+
+def test_strategies_that_do_not_plan_go_on_with_another_budget(tmp_path):
+    space = nasbench201_space()
+    search = Search("a", space, objective=lambda trial: float(space.suggest(trial).connected), tracking=None)
+    search = replace(search, pictures=False, sampler=SNASSampler(space, seed=0))  # which learns from trials alone
+    for n_trials, n_run in ((2, 2), (4, 4), (3, 4)):
+        found = compare(lambda seed: [search], Budget("trials", n_trials), 1, tmp_path, lambda tags: None)
+        assert [len(study.trials) for study in found.studies] == [n_run] * 3
+
+
+def test_attempts_of_the_first_trial_are_within_every_budget():
+    study = optuna.create_study(direction="maximize")
+    seconds = {"user_attrs": {"optuna_nas:train_seconds": 2.0}}
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=seconds["user_attrs"] | {REQUEUED: True}))
+    for value in (0.5, 0.6):
+        study.add_trial(create_trial(value=value, **seconds))
+    assert judge({"a": runs(study)}, Budget("seconds", 1)).rows[0].best.tolist() == [0.5]
 
 
 def test_bands_hold_the_best_value_until_a_better_one():
