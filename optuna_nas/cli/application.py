@@ -16,6 +16,7 @@ from optuna_nas import __version__
 from optuna_nas.cli.console import console, errors, print_line, shown_errors
 from optuna_nas.cli.options import program
 from optuna_nas.search.checks import similar
+from optuna_nas.storage.secrets import quoted, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ class Commands(TyperGroup):
         if args[0] not in self.commands and not args[0].startswith("-") and not ctx.resilient_parsing:
             known = ", ".join(self.commands)
             way = similar(args[0], self.commands) or f"; known: {known}."
-            raise WrongUse(f"`{NAME}` must be followed by a command but {args[0]!r} is none{way}")
+            raise WrongUse(f"`{NAME}` must be followed by a command but {quoted(args[0])} is none{way}")
         return super().resolve_command(ctx, args)
 
 
@@ -86,14 +87,15 @@ def _sentence(error: Any, command: str) -> str:
         return f"`{name}` must be given to `{command}` but is missing; add it, or {helps}"
     if kind == "NoSuchOption":
         close = similar(error.option_name, error.possibilities or ())
-        return f"`{error.option_name}` must be an option of `{command}` but is none{close or '; ' + helps}"
+        shown = without_password(error.option_name)
+        return f"`{shown}` must be an option of `{command}` but is none{close or '; ' + helps}"
     if kind == "BadOptionUsage":
         return f"`{error.option_name}` must be followed by one value but is not: {text.rstrip('.')}; {helps}"
     if parameter is not None:
         rule = text.rpartition("': ")[2].removeprefix("Input should be ").partition(", unable")[0].rstrip(".")
-        return f"`{name}` must be {rule} but got {_given(error.ctx, parameter)!r}; {helps}"
-    if (extra := re.search(r"unexpected extra argument(?:s|\(s\))? \((.*)\)", text)) is not None:
-        return f"`{command}` must be given no more arguments but got {extra[1]!r}; leave it out, or {helps}"
+        return f"`{name}` must be {rule} but got {quoted(_given(error.ctx, parameter))}; {helps}"
+    if (extra := re.search(r"unexpected extra argument(?:s|\(s\))? \((.*)\)", text, re.DOTALL)) is not None:
+        return f"`{command}` must be given no more arguments but got {quoted(extra[1])}; leave it out, or {helps}"
     return text
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optuna_nas.search.checks import STRATEGIES
+from optuna_nas.storage.secrets import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,8 +86,4 @@ def to_copy(command: str, target: str | Path, **options: str | Path | Iterable[s
 
 def shown_address(address: str) -> str:
     """Return an address as a command may show it: three dots where it holds a password or a token."""
-    if "://" not in address or address.startswith("sqlite"):
-        return address
-    from optuna_nas.storage.database import without_password
-
-    return address if without_password(address) == address else "..."
+    return address if address.startswith("sqlite") or without_password(address) == address else "..."

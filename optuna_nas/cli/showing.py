@@ -15,6 +15,7 @@ from optuna_nas.cli.json_lines import print_json, result_values
 from optuna_nas.cli.options import AsJSON, Debug, MLflow, Name, Settings, Storage, Strategy, StudyFile, renamed, to_copy
 from optuna_nas.cli.result import print_result
 from optuna_nas.search.study_file import UsageError, load
+from optuna_nas.storage.secrets import quoted, without_password
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -98,10 +99,10 @@ def _named_study(name: str, storage: str | None) -> Study:
     """Return an existing study of a storage."""
     import optuna
 
-    from optuna_nas.storage.database import clear_errors, connect, sqlite_file, without_password
+    from optuna_nas.storage.database import clear_errors, connect, sqlite_file
 
     if storage is None:
-        raise UsageError(f"`--storage` must be given if `study` is a name but {name!r} is no file; add it.")
+        raise UsageError(f"`--storage` must be given if `study` is a name but {quoted(name)} is no file; add it.")
     try:
         if (file := sqlite_file(storage)) is not None and not file.exists():
             raise KeyError(name)  # Optuna would create the file
@@ -109,7 +110,8 @@ def _named_study(name: str, storage: str | None) -> Study:
             return optuna.load_study(study_name=name, storage=connect(storage))
     except KeyError:
         raise UsageError(
-            f"`study` must exist but {without_password(storage)} has none named {name!r}; give another name or storage."
+            f"`study` must exist but {without_password(storage)} has none named {quoted(name)}; "
+            "give another name or storage."
         ) from None
 
 

@@ -16,6 +16,7 @@ from optuna_nas.cli.json_lines import print_json
 from optuna_nas.cli.options import AsJSON, Debug, program, strategies, to_copy
 from optuna_nas.search.new_study import DATA, SKELETONS, STRATEGIES_OF, NewStudy
 from optuna_nas.search.study_file import YAML_SUFFIXES, UsageError
+from optuna_nas.storage.secrets import without_password
 
 if TYPE_CHECKING:
     from optuna_nas.results.listing import StudySummary
@@ -49,7 +50,9 @@ def init(
     path = study or Path("study.py" if python else "study.yaml")
     if path.suffix not in (".py",) if python else path.suffix not in (*YAML_SUFFIXES, ".py"):
         ends = ".py, with --python," if python else f"{', '.join(YAML_SUFFIXES)} or .py"
-        raise UsageError(f"`study` must be a file that ends with {ends} but is {path}; give another name.")
+        raise UsageError(
+            f"`study` must be a file that ends with {ends} but is {without_password(str(path))}; give another name."
+        )
     if data is space is strategy is None and sys.stdin.isatty() and console.is_terminal:
         if path.exists() and not force:  # before anything is asked
             raise _is_there(path)
@@ -73,7 +76,8 @@ def init(
             file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"`study` must be a file to write but {path} is not: {error.strerror}; give another path."
+            f"`study` must be a file to write but {without_password(str(path))} is not: {error.strerror}; "
+            "give another path."
         ) from None
     print_line("Study", str(path))
     print_line("Run it", run_it)

@@ -30,6 +30,7 @@ from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.leaderboard import can_win, rank_trials
 from optuna_nas.storage.plain import json_text
 from optuna_nas.storage.quota import counted_numbers
+from optuna_nas.storage.secrets import quoted
 from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Budget(NamedTuple):
         except ValueError:
             budget = Budget(kind, 0.0)
         if kind not in BUDGETS or not 0 < budget.amount < float("inf"):
-            raise ValueError(f"`budget` must be such as trials=30, seconds=600 or epochs=200 but got {text!r}.")
+            raise ValueError(f"`budget` must be such as trials=30, seconds=600 or epochs=200 but got {quoted(text)}.")
         return budget
 
     def spent(self, study: Study) -> float:

@@ -38,6 +38,7 @@ from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.by_architecture import trained_by
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import best_trial
+from optuna_nas.storage.secrets import quoted
 from optuna_nas.tracking.final_run import FinalRecord, find_trial_run, log_final
 from optuna_nas.tracking.tracker import MLflowTracker
 from optuna_nas.training.device import choose_device
@@ -188,7 +189,7 @@ def read_architecture(text: str) -> Architecture:
         return published_cell(text)
     if not Path(text).is_file():
         raise ValueError(
-            f"`architecture` must be a JSON file or one of {', '.join(PUBLISHED_CELLS)} but {text!r} is neither."
+            f"`architecture` must be a JSON file or one of {', '.join(PUBLISHED_CELLS)} but {quoted(text)} is neither."
         )
     with named_file("an architecture", text):
         return Architecture.from_dict(read_json_file(text))
@@ -225,11 +226,15 @@ def read_skeleton(text: str, data: Data) -> Skeleton:
             key, _, value = argument.partition("=")
             if key not in parameters or key in values or not value.isdigit():
                 names = ", ".join(key for key in parameters if key not in ("input_shape", "classes", "affine"))
-                raise ValueError(f"`skeleton` {name!r} must be given whole numbers for {names} but got {argument!r}.")
+                raise ValueError(
+                    f"`skeleton` {name!r} must be given whole numbers for {names} but got {quoted(argument)}."
+                )
             values[key] = int(value)
         return make(**values)
     if not Path(text).is_file():
-        raise ValueError(f"`skeleton` must be a JSON file or one of {', '.join(SKELETONS)} but {text!r} is neither.")
+        raise ValueError(
+            f"`skeleton` must be a JSON file or one of {', '.join(SKELETONS)} but {quoted(text)} is neither."
+        )
     with named_file("a skeleton", text):
         return Skeleton.from_dict(read_json_file(text))
 
@@ -258,15 +263,15 @@ def read_recipe(recipe: Recipe, settings: list[str]) -> Recipe:
         name, equals, text = setting.partition("=")
         kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Recipe)}
         if not equals:
-            raise ValueError(f"`recipe` must be NAME=VALUE but got {setting!r}; write such as epochs=600.")
+            raise ValueError(f"`recipe` must be NAME=VALUE but got {quoted(setting)}; write such as epochs=600.")
         if name not in kinds:
             way = similar(name, kinds) or f"; it has {', '.join(kinds)}."
-            raise ValueError(f"`recipe` must name one of its fields but has none named {name!r}{way}")
+            raise ValueError(f"`recipe` must name one of its fields but has none named {quoted(name)}{way}")
         try:
             values[name] = _WORDS[text.lower()] if kinds[name] is bool else kinds[name](text)
         except (KeyError, ValueError):
             kind = "true or false" if kinds[name] is bool else f"of type {kinds[name].__name__}"
-            raise ValueError(f"`recipe` {name!r} must be {kind} but got {text!r}; correct the value.") from None
+            raise ValueError(f"`recipe` {name!r} must be {kind} but got {quoted(text)}; correct the value.") from None
     return replace(recipe, **values)
 
 

@@ -18,6 +18,7 @@ from optuna_nas.storage.leaderboard import best_trial
 from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.storage.presence import presence
 from optuna_nas.storage.quota import counted_trials
+from optuna_nas.storage.secrets import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -82,7 +83,9 @@ def studies_in(folder: Path) -> list[StudySummary]:
         [('mine', 'unknown', 2, 0.5)]
     """
     if not folder.is_dir():
-        raise ValueError(f"`folder` must be a folder of studies but {folder} is none; give another.")
+        raise ValueError(
+            f"`folder` must be a folder of studies but {without_password(str(folder))} is none; give another."
+        )
     found: list[StudySummary] = []
     for file in sorted(folder.rglob(DATABASE)):
         if _has_studies(file) and not (file.parent / MOVED).exists():
@@ -103,8 +106,6 @@ def studies_of(storage: str) -> list[StudySummary]:
         ValueError: The storage is a file that does not exist.
         ConnectionError: The storage does not answer.
     """
-    from optuna_nas.storage.database import without_password
-
     if (file := sqlite_file(storage)) is not None and not _has_studies(file):  # Optuna would create the file
         raise ValueError(f"`storage` must hold studies but {file} holds none; give another.")
     return _newest_first(_summaries(storage, without_password(storage)))

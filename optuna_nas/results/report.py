@@ -28,7 +28,7 @@ from optuna_nas.space import CellularSpace
 from optuna_nas.space.ops import FAMILIES, NONE, choosable_ops, get_op
 from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of, unreadable
 from optuna_nas.storage.leaderboard import best_trial, leaderboard
-from optuna_nas.storage.plain import code_block, markdown_cell, markdown_table, shortened, visible, without_tags
+from optuna_nas.storage.plain import code_block, markdown_cell, markdown_table, markdown_text, shortened, visible
 from optuna_nas.storage.spending import Savings, spending_of
 from optuna_nas.storage.versions import git_commit, versions
 from optuna_nas.training.disk import whole_file
@@ -517,7 +517,7 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
         parts.append(f"## {markdown_cell(section.title)}")
         for block in section.blocks:
             if isinstance(block, Text):
-                parts.append(code_block(block.text) if block.code else without_tags(block.text))
+                parts.append(code_block(block.text) if block.code else markdown_text(block.text))
             elif isinstance(block, Picture):
                 parts.append(f"![{markdown_cell(block.shows)}]({block.name}.png)")
             else:

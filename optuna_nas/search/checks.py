@@ -7,6 +7,8 @@ import math
 import numbers
 from typing import TYPE_CHECKING, Any
 
+from optuna_nas.storage.secrets import quoted
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -30,7 +32,7 @@ def check_name(name: str) -> None:
     if not isinstance(name, str):
         raise ValueError(f"`name` must be a text but is a {type(name).__name__}.")
     if not name or any(character in name for character in "/\\"):
-        raise ValueError(f"`name` must be non-empty and without slashes but got {name!r}.")
+        raise ValueError(f"`name` must be non-empty and without slashes but got {quoted(name)}.")
     if len(name) > MAX_NAME or name in (".", "..") or not name.isprintable():
         raise ValueError(
             f"`name` must be printable, of at most {MAX_NAME} characters, and no `.` or `..`, but got {name[:40]!r}."
@@ -78,7 +80,7 @@ def check_one_of(name: str, value: str, known: Collection[str]) -> None:
     """
     if value not in known:
         way = similar(value, known) or "."
-        raise ValueError(f"`{name}` must be one of {', '.join(known)} but got {value!r}{way}")
+        raise ValueError(f"`{name}` must be one of {', '.join(known)} but got {quoted(value)}{way}")
 
 
 def similar(word: str, words: Iterable[str]) -> str:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna_nas.storage.secrets import quoted, without_password
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -67,8 +69,8 @@ def load(
 
     if not path.is_file():
         raise UsageError(
-            f"`study` must be a Python or YAML file but {path} is not there; give the path of a study file, or let "
-            "`optuna-nas init` write one."
+            f"`study` must be a Python or YAML file but {without_password(str(path))} is not there; "
+            "give the path of a study file, or let `optuna-nas init` write one."
         )
     given = {"storage": storage, "trials": trials, "artifacts": artifacts, "seconds": seconds}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -133,7 +135,7 @@ def _arguments(function: Callable[..., Any], settings: list[str], path: Path) ->
         if not separator or name not in parameters:
             names = ", ".join(parameters) or "no arguments"
             raise UsageError(
-                f"`--set` must be NAME=VALUE for an argument of `search` in {path} ({names}), not {setting!r}."
+                f"`--set` must be NAME=VALUE for an argument of `search` in {path} ({names}), not {quoted(setting)}."
             )
         parameter = parameters[name]
         try:
@@ -141,7 +143,7 @@ def _arguments(function: Callable[..., Any], settings: list[str], path: Path) ->
         except ValueError:
             by_default = parameter.annotation is parameter.empty
             like = f"like its default {parameter.default!r}" if by_default else f"of type {parameter.annotation}"
-            raise UsageError(f"`--set {name}` must be {like}, but got {text!r}; correct the value.") from None
+            raise UsageError(f"`--set {name}` must be {like}, but got {quoted(text)}; correct the value.") from None
     lacking = [
         name
         for name, p in parameters.items()

@@ -17,6 +17,7 @@ from optuna_nas.search.checks import similar
 from optuna_nas.search.expected import LISTS, MAPPINGS, Expected
 from optuna_nas.search.study_types import SEARCHED, SUGGESTIONS, built_in, registered
 from optuna_nas.search.yaml_reading import described, entries, fail, place, read_yaml, scalar
+from optuna_nas.storage.secrets import quoted, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -154,7 +155,7 @@ class _Builder:
                 return value
             if expected.takes("") and isinstance(value, int | float):  # `name: 2026`
                 return node.value
-            return fail(node, f"`{path}` must be {expected.says} but is {value!r}")
+            return fail(node, f"`{path}` must be {expected.says} but is {quoted(value)}")
         if isinstance(node, SequenceNode):
             word = expected.one_of(LISTS)
             if word is None:
@@ -172,7 +173,9 @@ class _Builder:
         word = expected.one_of(MAPPINGS)
         if word is not None:
             items = expected.items(word)
-            return {key: self._value(child, f"{path}.{key}", items) for key, (_, child) in keys.items()}
+            return {
+                key: self._value(child, f"{path}.{without_password(key)}", items) for key, (_, child) in keys.items()
+            }
         if len(types) == 1:
             return self._object(node, path, types[0], types, node)
         says = f"name its `type`, one of {', '.join(types)}" if types else f"be {expected.says} but is a mapping"
@@ -185,9 +188,9 @@ class _Builder:
             known = [*types, *own]
             if not known:
                 only = "; only fields of `recipe` and `task` can be searched" if name in SUGGESTIONS else ""
-                fail(named, f"`{path}` must be a plain value but is of the type {name!r}{only}")
+                fail(named, f"`{path}` must be a plain value but is of the type {quoted(name)}{only}")
             way = similar(name, known) or f"; known: {', '.join(known)}"
-            fail(named, f"`{path}` must be of a known type but is of {name!r}{way}")
+            fail(named, f"`{path}` must be of a known type but is of {quoted(name)}{way}")
         if (id(node), name) not in self._made:
             make = own[name] if name in own else built_in()[name]
             self._made[id(node), name] = self._call(make, name, node, path)
@@ -206,7 +209,9 @@ class _Builder:
         for key, (_, child) in keys.items():
             if key not in arguments and (key in parameters or made is None):
                 expected = Expected.of(parameters[key]) if key in parameters else Expected("")
-                arguments[key] = self._value(child, f"{path}.{key}" if path else key, expected, name in SEARCHED)
+                arguments[key] = self._value(
+                    child, f"{path}.{without_password(key)}" if path else key, expected, name in SEARCHED
+                )
         for key, parameter in parameters.items():
             if made is None and key not in arguments and self._passes(key, parameter, arguments):
                 arguments[key] = self._known[key]
@@ -230,7 +235,7 @@ def _check_keys(keys: Mapping[str, tuple[Node, Node]], known: list[str], where: 
     for name, (key, _) in keys.items():
         if name not in known:
             way = similar(name, known) or f"; it has {', '.join(known) or 'none'}"
-            fail(key, f"{where} has no {kind} {name!r}{way}")
+            fail(key, f"{where} has no {kind} {quoted(name)}{way}")
 
 
 def _attempt(make: Callable[[], Any], name: str, node: Node, path: str) -> Any:

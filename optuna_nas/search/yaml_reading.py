@@ -12,6 +12,7 @@ import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from optuna_nas.space.reading import MAX_NUMBER
+from optuna_nas.storage.secrets import quoted, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,7 +92,7 @@ def fail(node: Node, sentence: str) -> NoReturn:
 def described(node: Node) -> str:
     """Return what a node is, for messages."""
     if isinstance(node, ScalarNode):
-        return repr(scalar(node))
+        return quoted(scalar(node))
     return "a mapping" if isinstance(node, MappingNode) else "a list"
 
 
@@ -160,7 +161,7 @@ def _check(node: Node, path: str, sizes: dict[int, tuple[int, int]], open_nodes:
     if id(node) in open_nodes:
         fail(node, f"`{path}` must not contain itself; remove the alias")
     if node.tag not in (_TEXT, _MAPPING, _SEQUENCE):
-        fail(node, f"a value must have no tag but has {node.tag!r}; name what is made by `type`")
+        fail(node, f"a value must have no tag but has {quoted(node.tag)}; name what is made by `type`")
     open_nodes.add(id(node))
     size, depth = 1, 1
     if isinstance(node, MappingNode):
@@ -190,7 +191,7 @@ def _check_keys(node: MappingNode, path: str) -> None:
             fail(key, "`<<` is not read; write the keys out, or name one value twice by an alias")
         if key.value in seen:
             first = seen[key.value].start_mark.line + 1
-            fail(key, f"the key {key.value!r} is there twice, first in line {first}; remove one")
+            fail(key, f"the key {quoted(key.value)} is there twice, first in line {first}; remove one")
         seen[key.value] = key
 
 
@@ -198,8 +199,8 @@ def _replace(root: MappingNode, setting: str) -> None:
     """Put the value of `a.b=VALUE` in place of that of a mapping, or into it; words between are made if necessary."""
     path, separator, text = setting.partition("=")
     words = path.split(".")
-    if not separator or not all(words):
-        raise ValueError(f"`--set` must be NAME=VALUE, such as recipe.epochs=5, but got {setting!r}.")
+    if not separator or not all(words) or path != without_password(path):
+        raise ValueError(f"`--set` must be NAME=VALUE, such as recipe.epochs=5, but got {quoted(setting)}.")
     name = f"{SETTING}{path}`"
     key = ScalarNode(_TEXT, words[0], *[yaml.Mark(name, 0, 0, 0, None, None)] * 2)
     value = _compose(text, name) or ScalarNode(_TEXT, "", key.start_mark, key.end_mark)

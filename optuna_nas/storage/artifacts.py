@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, upload_artifact
 
 from optuna_nas.storage.attributes import Unreachable, Unverified
-from optuna_nas.storage.database import one_line, without_password
+from optuna_nas.storage.database import one_line
 from optuna_nas.storage.identity import study_uid
+from optuna_nas.storage.secrets import quoted, without_password, without_secrets
 from optuna_nas.training.disk import whole_file
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from optuna_nas.storage.optuna_rdb import ArtifactStore
+
+
+_MISTYPED = re.compile(r"[A-Za-z][\w+.-]+:/")
+"""Beginning of an address that lacks a slash; a single letter is a drive of Windows."""
 
 
 def publish_file(study: Study, trial: FrozenTrial, store: ArtifactStore, path: Path) -> dict[str, str]:
@@ -139,10 +144,11 @@ def artifact_store(address: str) -> ArtifactStore:
         ConnectionError: The store cannot be written to.
     """
     kind, separator, place = address.partition("://")
-    if not separator or kind == "file":
+    is_path = not separator and not _MISTYPED.match(address) and address == without_password(address)
+    if is_path or kind == "file":
         store = _checked(address, lambda: folder_store(Path(place or address)))
     elif kind != "s3" or "/" in place.rstrip("/") or not place:
-        raise ValueError(f"`artifacts` must be a folder or s3://BUCKET but got {without_password(address)!r}.")
+        raise ValueError(f"`artifacts` must be a folder or s3://BUCKET but got {quoted(address)}.")
     elif importlib.util.find_spec("boto3") is None:
         raise ValueError("`artifacts` in a bucket needs boto3, which is not installed; pip install 'optuna_nas[s3]'.")
     else:
@@ -159,7 +165,8 @@ def _checked(address: str, make: Callable[[], ArtifactStore]) -> ArtifactStore:
         store.remove(name)
     except Exception as error:  # stores raise errors of their own types
         raise ConnectionError(
-            f"`artifacts` must be a place to write to but {without_password(address)!r} is not: {one_line(error)}; "
+            f"`artifacts` must be a place to write to but {quoted(address)} is not: "
+            f"{without_secrets(one_line(error), address)}; "
             "give another one, or check its permissions."
         ) from error
     return store

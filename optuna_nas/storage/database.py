@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError
 from optuna_nas.storage.optuna_rdb import BatchingStorage, FlatStorage, StorageError, backend_of, database_address
 from optuna_nas.storage.own_postgres import hold
 from optuna_nas.storage.retries import TryAgain
+from optuna_nas.storage.secrets import login_of, without_password, without_secrets
 from optuna_nas.training.disk import FULL, unwritable
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ AUTOFLUSH = (
     "occurring prematurely)"
 )
 """What SQLAlchemy says before the reason of some errors."""
-MIN_SECRET = 2
-"""Characters of a piece of a URL from which on it is taken out of messages."""
 TABLE_ATTEMPTS = 2
 """Attempts at creating the tables of a new database, which another process may be creating."""
 
@@ -188,7 +187,7 @@ def clear_errors(storage: str | BaseStorage) -> Iterator[None]:
             raise
         address = database_address(storage) or ""
         reason = without_secrets(storage_reason(error), address)
-        if re.search(r"[@/?#]", _login_and_rest(address.partition("://")[2])[0]):
+        if (login := login_of(address))[0] and re.search(r"[@/?#]", login[1]):
             reason += " (in a user name or password, @ is written %40, / %2F and ? %3F)"
         way_out = "start the database, or correct the address"
         if (why := unwritable(error)) is not None:
@@ -215,53 +214,6 @@ def shown_storage(storage: str | BaseStorage) -> str:
         'postgresql://host/studies'
     """
     return without_password(database_address(storage) or type(storage).__name__)
-
-
-def without_password(uri: str) -> str:
-    """Return a URL without user name, password and query, for messages.
-
-    Also of one whose password has characters that should be escaped: all up to the last `@` counts as such.
-
-    Example:
-        >>> from optuna_nas.storage.database import without_password
-        >>> without_password("postgresql://me:se@cr/et@host/studies?password=x")
-        'postgresql://host/studies'
-        >>> without_password("sqlite:///runs/a@b.db")
-        'sqlite:///runs/a@b.db'
-        >>> without_password("postgresql://me:se?cret@host/studies")
-        'postgresql://host/studies'
-    """
-    scheme, separator, rest = uri.partition("://")
-    if not separator or rest.startswith("/"):  # a file
-        return uri.partition("?")[0] if separator else uri
-    return f"{scheme}://{_login_and_rest(rest)[1].partition('?')[0]}"
-
-
-def _login_and_rest(after_scheme: str) -> tuple[str, str]:
-    """Return user name and password of a URL, and what follows them; a password may have an unescaped ? or /."""
-    before, _, query = after_scheme.partition("?")
-    if "@" not in before and ("/" in before or "@" not in query):  # the query has one of its own, or there is none
-        return "", after_scheme
-    login = (after_scheme if "@" not in before else before).rpartition("@")[0]
-    return login, after_scheme[len(login) + 1 :]
-
-
-def without_secrets(text: str, uri: str) -> str:
-    """Return a message without the parts of a URL that may be secret: what a driver says of a password in pieces.
-
-    Example:
-        >>> from optuna_nas.storage.database import without_secrets
-        >>> without_secrets("could not find host 'cret@host'", "postgresql://me:se@cret@host/studies")
-        "could not find host '***'"
-    """
-    rest = uri.partition("://")[2]
-    login, after = _login_and_rest(rest)
-    given, query = login.partition(":")[2], after.partition("?")[2]
-    values = [value for _, _, value in (part.partition("=") for part in query.split("&")) if value]
-    for piece in [given, *re.split(r"[@:/]", given), *values]:
-        if len(piece) >= MIN_SECRET:
-            text = re.sub(rf"(?<!\w){re.escape(piece)}(?!\w)(@[^\s'\"]*)?", "***", text)
-    return text
 
 
 def one_line(error: BaseException) -> str:

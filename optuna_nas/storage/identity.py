@@ -18,10 +18,11 @@ from sqlalchemy.engine import URL, make_url
 
 from optuna_nas.space.reading import named_file, read_json_file
 from optuna_nas.storage.attributes import HOME, RULES, UID_ATTRIBUTE, attribute, has_attribute, user_attributes
-from optuna_nas.storage.database import is_server, sqlite_file, without_password
+from optuna_nas.storage.database import is_server, sqlite_file
 from optuna_nas.storage.optuna_rdb import database_address
 from optuna_nas.storage.own_postgres import users_at
 from optuna_nas.storage.presence import has_ended, this_worker
+from optuna_nas.storage.secrets import without_password
 from optuna_nas.training.disk import whole_file
 from optuna_nas.training.rules import checked, text
 

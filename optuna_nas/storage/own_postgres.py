@@ -44,19 +44,21 @@ def own_database(folder: Path) -> str:
         folder: Data folder; created if missing.
 
     Raises:
-        ValueError: The package with the server is not installed, or the system is Windows.
+        ValueError: The package with the server is not installed, the system is Windows, or passwd lacks the user.
         ConnectionError: The server does not start.
     """
     package = importlib.util.find_spec(PACKAGE)
-    if package is None or package.origin is None or os.name == "nt":
-        why = "none is installed to start" if os.name != "nt" else "none can be started on Windows"
+    hindrance = _hindrance()
+    if package is None or package.origin is None or hindrance:
+        why = hindrance or "none is installed to start; pip install 'optuna_nas[postgresql]', or"
         raise ValueError(
-            f"`storage` of several workers must be a database server but none is given, and {why}; "
-            "pip install 'optuna_nas[postgresql]', or pass --storage postgresql://..."
+            f"`storage` of several workers must be a database server but none is given, and {why} "
+            "pass --storage postgresql://..."
         )
     from optuna_nas.storage.postgres_keeper import DATABASE, PORT, ROLE, USERS, beside
 
     folder = folder.resolve()
+    log = folder / "log"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _hold(beside(folder, USERS))
@@ -67,7 +69,7 @@ def own_database(folder: Path) -> str:
     except OSError as error:
         raise ConnectionError(
             f"`storage` must be a database that starts but the one in {folder} does not: {error}; "
-            f"see {folder / 'log'}, or pass --storage."
+            f"{f'see {log}, or ' if log.exists() else ''}pass --storage."
         ) from error
     query = {"host": socket_folder, "port": str(PORT)}
     return URL.create("postgresql+psycopg", ROLE, database=DATABASE, query=query).render_as_string()
@@ -90,6 +92,19 @@ def users_at(host: str) -> Path | None:
     if not host.startswith("/") or not (Path(host) / "users").is_symlink():
         return None
     return (Path(host) / "users").resolve()
+
+
+def _hindrance() -> str:
+    """Return why this process can't start a server, and what to do besides passing an address; empty if it can."""
+    if os.name == "nt":
+        return "none can be started on Windows;"
+    import pwd
+
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return f"none can be started by user id {os.geteuid()}, which has no entry in passwd; add one, or"
+    return ""
 
 
 def _start(folder: Path, installed: Path) -> None:

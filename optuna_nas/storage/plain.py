@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_MARKS = re.compile(r"[\\`|\[\]]")
+_MARKS = re.compile(r"[\\`|~\[\]]")
 MAX_LABEL, MAX_TEXT = 50, 300
 """Largest number of characters of a text in a plot, and in a table: enough for DARTS' cells and for blocks."""
 
@@ -65,6 +65,17 @@ def without_tags(text: str) -> str:
     return visible(text).replace("<", "&lt;").replace(">", "&gt;")
 
 
+def markdown_text(text: str) -> str:
+    r"""Return a text for a paragraph in Markdown, without tags, links, pictures or code; its lines stay.
+
+    Example:
+        >>> from optuna_nas.storage.plain import markdown_text
+        >>> print(markdown_text("![a](http://b)"))
+        !\[a\](http://b)
+    """
+    return _MARKS.sub(r"\\\g<0>", without_tags(text))
+
+
 def markdown_cell(text: str) -> str:
     r"""Return a text for a heading or a cell of a table in Markdown: one line, without tags, links, code or columns.
 
@@ -73,7 +84,7 @@ def markdown_cell(text: str) -> str:
         >>> print(markdown_cell("a|b [c](d)"))
         a\|b \[c\](d)
     """
-    return _MARKS.sub(r"\\\g<0>", without_tags(" ".join(text.split())))
+    return markdown_text(" ".join(text.split()))
 
 
 def markdown_table(

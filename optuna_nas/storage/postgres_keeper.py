@@ -154,13 +154,16 @@ class Server:
             if left.name.startswith(beside(self._data, "new").name):
                 shutil.rmtree(left, ignore_errors=True)
         new.mkdir(PRIVATE)
-        if self._user is not None:
-            os.chown(new, self._user.pw_uid, self._user.pw_gid)
-        self._run(
-            new, "initdb", "-U", "postgres", "--auth=reject", "--encoding=UTF8", "--locale=C", "--no-instructions"
-        )
-        self._secure(new)
-        new.rename(self._data)
+        options = ("-U", "postgres", "--auth=reject", "--encoding=UTF8", "--locale=C", "--no-instructions")
+        try:
+            if self._user is not None:
+                os.chown(new, self._user.pw_uid, self._user.pw_gid)
+            self._run(new, "initdb", *options)
+            self._secure(new)
+            new.rename(self._data)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
 
     def _secure(self, data: Path) -> None:
         """Let one user connect, as the search's role; also to data of earlier versions, which trusted everybody."""

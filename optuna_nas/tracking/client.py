@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sqlite3
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from math import isinf, nan
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
-from optuna_nas.storage.database import one_line, sqlite_address, sqlite_file
+from optuna_nas.storage.database import one_line, sqlite_address, sqlite_file, storage_reason
 from optuna_nas.tracking.keys import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, cut, keyed
-from optuna_nas.tracking.records import THREAD_NAME, is_server, unreachable, unusable
+from optuna_nas.tracking.records import CORRECT, THREAD_NAME, is_server, unreachable, unusable
 from optuna_nas.tracking.tables import make_anew, make_tables
 
 if TYPE_CHECKING:
@@ -35,8 +37,16 @@ _logger = logging.getLogger("optuna_nas.tracking")
 
 PROBE_SECONDS = 5
 """Timeout of a server's first answer in seconds."""
-DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-"""Default ports of the databases besides SQLite that MLflow supports."""
+DATABASES = ("postgresql", "mysql", "mssql")
+"""Databases besides SQLite that MLflow supports."""
+TIMEOUTS = {
+    **dict.fromkeys(("psycopg", "psycopg2"), ("connect_timeout",)),
+    **dict.fromkeys(("mysqldb", "pymysql"), ("connect_timeout", "read_timeout")),
+    "mysqlconnector": ("connection_timeout",),
+    "pymssql": ("login_timeout",),
+    "pyodbc": ("timeout",),
+}
+"""Arguments of databases' drivers that limit how long a connection is waited for."""
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 800, 100, 100
 """Largest numbers in one request."""
 NOISY_LOGGERS = ("mlflow", "alembic", "sqlalchemy", "urllib3")
@@ -91,23 +101,28 @@ class Client:
 
     def check(self) -> None:
         """Raise ConnectionError if MLflow cannot be used now, within about 5 seconds."""
-        parts = urlsplit(self.uri)
         try:
             if is_server(self.uri):
                 credentials = get_default_host_creds(self.uri)
                 http_request(credentials, "/health", "GET", max_retries=0, timeout=PROBE_SECONDS)
             elif self._database is not None:
                 sqlite3.connect(self._database).close()
-            elif (kind := parts.scheme.split("+")[0]) in DATABASE_PORTS:
-                if parts.hostname is not None:
-                    address = (parts.hostname, parts.port or DATABASE_PORTS[kind])
-                    socket.create_connection(address, PROBE_SECONDS).close()
+            elif self.uri.partition(":")[0].partition("+")[0] in DATABASES:
+                self._connect_once()
             elif not self.uri.startswith("databricks"):
                 raise ValueError("this is neither a server nor a database")
         except MlflowException as error:
             raise unreachable(self.uri, "it does not answer") from error
         except (sqlite3.Error, OSError, ValueError) as error:
             raise unusable(self.uri, error) from error
+        except (SQLAlchemyError, ImportError) as error:
+            raise unreachable(self.uri, storage_reason(error), f"start its server, {CORRECT}") from error
+
+    def _connect_once(self) -> None:
+        """Connect to the database, without MLflow's retries, which take two minutes."""
+        driver = make_url(self.uri).get_dialect().driver
+        seconds = dict.fromkeys(TIMEOUTS.get(driver, ()), PROBE_SECONDS)
+        create_engine(self.uri, poolclass=NullPool, connect_args=seconds).connect().close()
 
     def experiment_of(self, name: str, uid: str) -> str | None:
         """Return the id of the experiment that has the run of a study, first that of a name; None without one."""

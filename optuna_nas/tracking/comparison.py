@@ -9,7 +9,7 @@ from mlflow.entities import Metric
 
 from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute
 from optuna_nas.storage.database import sqlite_file
-from optuna_nas.storage.plain import json_text, markdown_table, without_tags
+from optuna_nas.storage.plain import json_text, markdown_table, markdown_text
 from optuna_nas.tracking.client import connected
 from optuna_nas.tracking.records import DEFAULT_EXPERIMENT
 from optuna_nas.tracking.view import BY_SECOND, LOCAL_SERVER, page_url, plain_url, strategies_view, view_tag, view_url
@@ -70,7 +70,7 @@ def save_comparison(
         client.set_tag(run_id, "mlflow.loggedArtifacts", '[{"path": "table.json", "type": "table"}]')
         trials = plain_url("", "", experiment.experiment_id, metric, maximize=maximize).lstrip("/")
         picture = f"![best values](get-artifact?path=best_against_spent.png&run_uuid={run_id})"
-        told, rest = without_tags(note), [picture, f"[All trials, best first]({trials})"]
+        told, rest = markdown_text(note), [picture, f"[All trials, best first]({trials})"]
         table = markdown_table(headings, [list(map(str, row)) for row in rows])
         client.set_tag(run_id, "mlflow.note.content", "\n\n".join([table, told, *rest]))
         text = "\n\n".join([told, table, *rest])  # of which the page of the experiment shows the first line

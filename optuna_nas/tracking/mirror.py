@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.study import StudyDirection
 
 from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute, objective_names, user_attributes
-from optuna_nas.storage.database import without_password
 from optuna_nas.storage.leaderboard import leaderboard
+from optuna_nas.storage.secrets import without_password
 from optuna_nas.tracking.client import Client, silence
 from optuna_nas.tracking.fits import FitRuns
 from optuna_nas.tracking.keys import unreadable_tag

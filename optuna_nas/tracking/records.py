@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
 
-from optuna_nas.storage.database import one_line, without_password
+from optuna_nas.storage.database import one_line
+from optuna_nas.storage.secrets import without_password, without_secrets
 from optuna_nas.training.disk import unwritable
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ STATUSES = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialS
 DEFAULT_EXPERIMENT = "optuna_nas"
 """Name of the experiment of studies for which none is given and that have no run around them."""
 THREAD_NAME = "optuna_nas.tracking"
+CORRECT = "correct what it names, or give the tracker another `tracking_uri` or `experiment`"
+"""What to do where MLflow, or its database, says why it cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def unreachable(uri: str, why: str, way_out: str = "") -> ConnectionError:
     """
     elsewhere = "write to a file: `tracking_uri='sqlite:///mlflow.db'`"
     way_out = way_out or f"start a server there with `mlflow server`, or {elsewhere}"
-    return ConnectionError(f"MLflow can't be used at {without_password(uri)}: {why}; {way_out}.")
+    return ConnectionError(f"MLflow can't be used at {without_password(uri)}: {without_secrets(why, uri)}; {way_out}.")
 
 
 def unusable(uri: str, error: BaseException, way_out: str = "") -> ConnectionError:

@@ -13,20 +13,20 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, wait
-from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from optuna_nas.storage.database import one_line, sqlite_file
 from optuna_nas.storage.home import have_home
+from optuna_nas.storage.secrets import with_stars
 from optuna_nas.tracking.keys import text_of
 from optuna_nas.tracking.parent import parent_of_searches
 from optuna_nas.tracking.records import (
+    CORRECT,
     THREAD_NAME,
     Epoch,
     StartedTrial,
@@ -186,8 +186,7 @@ class MLflowTracker:
             self._mirror = None
             if isinstance(error, ConnectionError):
                 raise
-            way_out = "correct what it names, or give the tracker another `tracking_uri` or `experiment`"
-            raise unusable(self.tracking_uri, error, way_out) from error
+            raise unusable(self.tracking_uri, error, CORRECT) from error
         if replay:
             self._put(_Task(partial(mirror.replay, study, missed)))
 
@@ -348,15 +347,11 @@ class MLflowTracker:
     def command(self) -> str:
         """Shell command that serves a database, and the URL of the comparison view; for a server, the URL alone.
 
-        A password in the URL of a database is shown as `***`.
+        A password in the URL of a database, also one in its query, is shown as `***`.
         """
         if self.served:
             return self.view_url
-        shown = self.tracking_uri
-        with suppress(ArgumentError):
-            url = make_url(shown)
-            shown = url.render_as_string() if url.password else shown
-        return f"mlflow ui --backend-store-uri {shlex.quote(shown)}\n{self.view_url}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(with_stars(self.tracking_uri))}\n{self.view_url}"
 
     def find_view(self, study: optuna.Study, local_server: str = LOCAL_SERVER, metric: str | None = None) -> str:
         """Return the URL of the comparison view of a study that was tracked before, without `start`.

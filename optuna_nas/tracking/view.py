@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from optuna_nas.storage.database import without_password
+from optuna_nas.storage.secrets import without_password
 from optuna_nas.tracking.keys import mlflow_keys
 from optuna_nas.tracking.records import is_server
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna_nas.storage.database import closing, one_line
+from optuna_nas.storage.secrets import quoted, without_secrets
 from optuna_nas.workers.shared import SharedStudy
 from optuna_nas.workers.worker import Job, divided_threads, run_job, visible_gpus
 
@@ -100,7 +101,8 @@ def _connect(ray: Any, address: str, workers: int) -> None:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ConnectionError(
-            f"`--ray` must be the address of a cluster that answers but {address!r} is not: {one_line(error)}; "
+            f"`--ray` must be the address of a cluster that answers but {quoted(address)} is not: "
+            f"{without_secrets(one_line(error), address)}; "
             f"start one with `ray start --head`, or use {LOCAL!r}."
         ) from error
 

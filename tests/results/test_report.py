@@ -14,6 +14,7 @@ import numpy as np
 import optuna
 import pypdf
 import pytest
+from markdown_it import MarkdownIt
 from optuna.trial import TrialState, create_trial
 from strategies import few_digits
 
@@ -358,6 +359,18 @@ def test_a_study_of_infinite_values_has_pictures_and_a_report_without_them(tmp_p
     search = Search("inf", space, objective=objective, folder=tmp_path, tracking=None, pictures=False, trials=2)
     search.run()
     assert "inf" in write_report(search).markdown.read_text()
+
+
+def test_texts_of_others_are_neither_links_nor_pictures_nor_code_in_markdown():
+    evil = "](x) ![i](http://evil/x.png) [free](http://evil) `code` <http://evil> ~~gone~~ [r]\n\n[r]: http://evil"
+    blocks = [Text(evil), Text(f"~~~\n{evil}"), Table((evil,), [(evil,)]), Picture("p", evil, b"png", 10)]
+    markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    page = markdown.render(as_markdown(evil, [Section(evil, blocks)]))
+    assert set(re.findall("<[a-z][^>]*?(?= alt|>)", page)) == {
+        *("<h1", "<h2", "<p", "<table", "<thead", "<tbody", "<tr", "<th", "<td"),
+        '<img src="p.png"',
+    }
+    assert page.count("![i](http://evil/x.png) [free](http://evil) `code`") == 7
 
 
 def test_texts_of_others_are_neither_html_nor_orders_to_a_terminal():

@@ -330,6 +330,34 @@ def test_what_does_not_start_says_why(folder, tmp_path):
         own_database(tmp_path / "file" / "postgresql")
 
 
+def test_a_user_without_an_entry_in_passwd_is_told_so_and_nothing_is_made(tmp_path, monkeypatch):
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    told = f"none can be started by user id {os.geteuid()}, which has no entry in passwd; add one, or pass --storage"
+    with pytest.raises(ValueError, match=told):
+        own_database(tmp_path / "study" / "postgresql")
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_cannot_be_made_leave_nothing_and_name_no_log_that_is_not_there(tmp_path, monkeypatch):
+    programs = tmp_path / "no_postgresql" / "pginstall" / "bin"
+    programs.mkdir(parents=True)
+    (programs.parents[1] / "__init__.py").write_text("")
+    for name, ends in (("initdb", "echo 'initdb: error: could not think' >&2; exit 1"), ("postgres", "exit 0")):
+        (programs / name).write_text(f"#!/bin/sh\n{ends}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(own_postgres, "PACKAGE", "no_postgresql")
+    data = tmp_path / "study" / "postgresql"
+    with pytest.raises(ConnectionError, match="does not: could not think; pass --storage") as raised:
+        own_database(data)
+    assert "log" not in str(raised.value)
+    assert not data.exists()
+    assert not list(data.parent.glob(".postgresql.new*"))
+
+
 def test_the_keeper_outlives_the_ctrl_c_of_a_terminal(folder):
     process, _, _ = used(folder, 100, start_new_session=True)
     server = postmaster(folder)

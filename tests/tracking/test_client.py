@@ -1,8 +1,11 @@
 """Addresses: those that can't be used are one sentence, new databases are made without a word."""
 
+import shlex
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -103,8 +106,54 @@ def test_the_address_of_a_database_is_taken_apart_as_mlflow_does(address, file, 
     assert [path.name for path in tmp_path.glob("*.db*")] == [file]
 
 
-def test_a_command_that_is_shown_has_no_password():
-    tracker = MLflowTracker("postgresql://me:hunter2@host/db")
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://me:hunter2@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:hun@ter/2@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&password=hunter2", "postgresql://host/db?user=me&password=***"),
+        ("mysql+pymysql://host/db?passwd=hunter2&charset=utf8", "mysql+pymysql://host/db?passwd=***&charset=utf8"),
+        ("sqlite:///runs/me:a@b.db", "sqlite:///runs/me:a@b.db"),
+    ],
+)
+def test_a_command_that_is_shown_has_no_password(address, shown):
+    tracker = MLflowTracker(address)
     tracker._mirror = SimpleNamespace(view_url="http://localhost")
-    assert "hunter2" not in tracker.command
-    assert "postgresql://me:***@host/db" in tracker.command
+    assert tracker.command.splitlines() == [f"mlflow ui --backend-store-uri {shlex.quote(shown)}", "http://localhost"]
+
+
+REFUSAL = b'SFATAL\0C28P01\0Mpassword authentication failed for user "me"\0\0'
+
+
+def test_a_wrong_password_of_a_database_is_told_at_its_first_refusal():
+    connections = []
+
+    class Refusing(socketserver.BaseRequestHandler):
+        def handle(self):
+            connections.append(self.client_address)
+            while len(asked := self.request.recv(4096)) == 8:  # whether encryption is possible
+                self.request.sendall(b"N")
+            if asked:
+                self.request.sendall(b"E" + (len(REFUSAL) + 4).to_bytes(4, "big") + REFUSAL)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(ConnectionError, match='password authentication failed for user "me"; ') as raised:
+                MLflowTracker(f"postgresql+psycopg://me:hunter2@127.0.0.1:{server.server_address[1]}/db").start(
+                    new_study()
+                )
+        finally:
+            server.shutdown()
+    assert len(connections) == 1
+    assert "hunter2" not in str(raised.value)
+    assert "another `tracking_uri`" in str(raised.value)
+
+
+def test_a_database_that_listens_but_says_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr(client, "PROBE_SECONDS", 1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with pytest.raises(ConnectionError, match="connection timeout expired"):
+            MLflowTracker(f"postgresql+psycopg://127.0.0.1:{listener.getsockname()[1]}/db").start(new_study())
