@@ -252,7 +252,9 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _move_aside(folder: Path, owner: str) -> None:
     """Move the files of a study that is no more to a folder of their own, so that nothing of them is believed."""
-    names = ("networks", "checkpoints", "artifacts", "report", "final", "best_architecture.png")
+    names = (
+        "networks", "checkpoints", "artifacts", "outputs", "report", "final", "exported", "best_architecture.png",
+    )  # fmt: skip
     paths = [folder / name for name in names] + sorted(folder.glob("*.safetensors"))
     mounted = [path for path in paths if path.is_mount()]  # such a folder stays where it is
     found = {folder: [path for path in paths if path not in mounted and (path.is_file() or _files_in(path))]}
