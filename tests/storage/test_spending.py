@@ -83,6 +83,16 @@ def test_a_resumed_training_counts_with_all_of_its_attempts_and_a_duplicate_with
     assert savings.spent.training == 8 + 12 + 3 + 2, "what was spent is that of all attempts"
 
 
+@pytest.mark.parametrize(("steps", "attributes"), [(3, {}), (0, {TRAINED_EPOCHS: 3})])
+def test_a_trial_enqueued_with_the_note_of_a_duplicate_counts_if_it_trained(steps, attributes):
+    trial = ended("COMPLETE", 6.0, steps=steps, **{EPOCHS: 3, DUPLICATE_OF: 0, **attributes})
+    assert spending_of(trial).epochs == 3
+    savings = Savings()
+    for one in (trial, ended("PRUNED", 2.0, steps=1, **{EPOCHS: 3})):
+        savings.add(one)
+    assert savings.seconds == 4
+
+
 def test_a_meter_adds_its_gpu_seconds_to_those_before(monkeypatch):
     now, written = [100.0], {}
     monkeypatch.setattr("time.monotonic", lambda: now[0])
