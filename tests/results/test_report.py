@@ -32,7 +32,7 @@ from optuna_nas import (
 from optuna_nas.plots.progress import pareto, progress
 from optuna_nas.results.report import Picture, Section, Table, Text, as_html, as_markdown, write_report
 from optuna_nas.search.opening import open_study
-from optuna_nas.storage.attributes import EPOCHS, MASKS, write_json
+from optuna_nas.storage.attributes import EPOCHS, MASKS, TRAIN_SECONDS, write_json
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 
@@ -45,7 +45,7 @@ def trial(number, value=None, state=TrialState.COMPLETE, seconds=1.0, epochs=2, 
         params=SPACE.encode(architecture),
         distributions=SPACE.distributions(),
         user_attrs={
-            "train_seconds": seconds,
+            TRAIN_SECONDS: seconds,
             EPOCHS: 4,
             "params": 100 + number,
             "multiply_adds": 1000 - number,

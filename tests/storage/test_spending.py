@@ -48,6 +48,11 @@ def test_an_objective_that_measures_nothing_trains_for_all_of_its_time():
     assert spending_of(ended("PRUNED", lasted=-5)).total == 0, "a clock that was set back"
 
 
+@pytest.mark.parametrize("own", [{"train_seconds": 1e6}, {"duplicate_of": 0}, {"gpu_seconds": 9.0}])
+def test_what_an_objective_calls_so_itself_is_no_spending(own):
+    assert spending_of(ended("COMPLETE", steps=2, **own)) == (60, 0, 0, 0, 2, 0)
+
+
 @pytest.mark.parametrize("own", [{EPOCHS: 10}, {DUPLICATE_OF: 0}])
 def test_what_ends_before_its_training_has_trained_for_no_time(own):
     assert spending_of(ended("PRUNED", **own))[:3] == (0, 0, 60)
