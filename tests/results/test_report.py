@@ -32,7 +32,7 @@ from optuna_nas import (
 from optuna_nas.plots.progress import pareto, progress
 from optuna_nas.results.report import Picture, Section, Table, Text, as_html, as_markdown, write_report
 from optuna_nas.search.opening import open_study
-from optuna_nas.storage.attributes import EPOCHS, MASKS, TRAIN_SECONDS, write_json
+from optuna_nas.storage.attributes import EPOCHS, MASKS, PARAMS, TRAIN_SECONDS, write_json
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 
@@ -334,6 +334,17 @@ def test_the_front_is_what_nothing_cheaper_is_as_good_as():
     points = pareto(study.trials, "params", study.direction)
     assert [point.cost for point in points] == [10, 20, 30, 40, 50]
     assert [point.cost for point in points if point.on_front] == [10, 30, 50]
+
+
+def test_a_trial_that_breaks_a_constraint_is_on_no_front():
+    study = optuna.create_study(direction="maximize")
+    for cost, value, excess in ((10, 0.5, -1.0), (20, 0.9, 1.0), (30, 0.8, 0.0)):
+        asked = study.ask()
+        asked.set_user_attr(PARAMS, cost)
+        asked.set_constraint("multiply_adds", excess)
+        study.tell(asked, value)
+    points = pareto(study.trials, "params", study.direction)
+    assert [(point.number, point.on_front) for point in points] == [(0, True), (2, True)]
 
 
 def test_pictures_of_empty_studies_are_refused():
