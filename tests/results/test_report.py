@@ -371,6 +371,11 @@ def test_a_study_of_infinite_values_has_pictures_and_a_report_without_them(tmp_p
     assert "inf" in write_report(search).markdown.read_text()
 
 
+def test_trials_of_infinite_values_have_completed_and_tell_nothing(search):
+    text = with_values(search, [0.5, math.inf, -math.inf, 0.7])
+    assert "4 trials have completed, 2 of them with an infinite value, which does not count, and 20 are needed" in text
+
+
 def test_texts_of_others_are_neither_html_nor_orders_to_a_terminal():
     from optuna_nas.results.report import Section, Table, Text, as_html, as_markdown
 
