@@ -100,12 +100,12 @@ def result_values(search: Search, result: SearchResult) -> dict[str, object]:
     if result.best is not None:
         architecture = architecture_of(search, result.best)
         best = {
+            **numbers_of(result.best),
             "trial": result.best.number,
             "values": result.best.values,
             "metric": attribute(result.best.user_attrs, METRIC),
             "params": result.best.params,
             "architecture": None if architecture is None else architecture.summary,
-            **{name: number for name, number in numbers_of(result.best).items() if name != "params"},
         }
     return {
         "study": search.name,

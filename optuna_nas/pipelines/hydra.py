@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import logging
+import operator
 import re
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NAME = "the configuration"
+_OF_A_RUN = re.compile(r"\$\{\s*(?:now:|hydra:\s*(?:runtime\.output_dir|run\.|sweep|job\.(?:num|id)\b))[^{}]*\}")
+"""Interpolations of Hydra whose values are others whenever a script starts."""
 
 
 def make_search(config: DictConfig, **given: Any) -> Search:
@@ -176,10 +179,16 @@ class _TaskObjective:
         return {"config": self._described()}
 
     def _described(self) -> dict[str, Any]:
-        others = copy.deepcopy(self._config)
-        with read_write(others), open_dict(others):
-            OmegaConf.update(others, self._settings, None, merge=False)
-        return json.loads(json.dumps(_plain(others), default=str))  # type: ignore[no-any-return]
+        described = _plain(_of_every_run(self._config))
+        *parents, last = self._settings.split(".")
+        functools.reduce(operator.getitem, parents, described)[last] = None
+        return json.loads(json.dumps(described, default=str))  # type: ignore[no-any-return]
+
+
+def _of_every_run(config: DictConfig) -> DictConfig:
+    """Return a configuration with a fixed text for what is another in every run of a script, as its output folder."""
+    text, n_found = _OF_A_RUN.subn("of_a_run", json.dumps(OmegaConf.to_container(config), default=str))
+    return OmegaConf.create(json.loads(text)) if n_found else config
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
@@ -24,8 +26,11 @@ from optuna_nas.networks import NetworkSpace
 from optuna_nas.search import Search
 from optuna_nas.search.results import architecture_of
 from optuna_nas.space import ModelSpace, nasbench201_skeleton, nasbench201_space
-from optuna_nas.space.reading import checked_integer
+from optuna_nas.space.reading import checked_integer, named_file, read_json_file
+from optuna_nas.storage.attributes import hash_of
 from optuna_nas.training import ImageClassification, Recipe, Regression, train
+from optuna_nas.training.disk import whole_file
+from optuna_nas.training.rules import between, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +44,9 @@ MIN_EXAMPLES = 8
 """Examples without which nothing can be split off for validation."""
 PREDICTED_AT_ONCE = 1024
 """Examples of a batch of predictions."""
+SEED_FILE = "seed.json"
+"""File in the folder of a study that keeps a drawn seed."""
+MAX_SEED = 2**31 - 2
 
 
 class Perceptron(nn.Module):
@@ -109,7 +117,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
             checked_integer("n_trials", self.n_trials, 1)
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"`timeout` must be a positive number of seconds but got {self.timeout}; None sets none.")
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        drawn = int(check_random_state(self.random_state).randint(MAX_SEED + 1))
         axes = (0,) if x.ndim == 2 else (0, *range(2, x.ndim))
         self.mean_ = x.mean(axis=axes, keepdims=True)[0]
         deviation = x.std(axis=axes, keepdims=True)[0]
@@ -119,16 +127,19 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         if self.strategy in ("hmnas",):  # whose ops and edges learn from examples of their own
             fractions["choices"] = 0.2
         scaled = ((x - self.mean_) / self.scale_).astype(np.float32)
-        data = TensorData.from_arrays(scaled, y, name="array", normalize=False, fractions=fractions, seed=seed % 1000)
-        recipe = Recipe(
-            epochs=self.epochs,
-            batch_size=min(self.batch_size, max(2, len(x) // 4)),
-            optimizer="adamw",
-            learning_rate=self.learning_rate,
-            seed=seed,
-        )
-        with TemporaryDirectory() as temporary:
-            search = Search(
+
+        def made(seed: int, folder: Path) -> Search:
+            data = TensorData.from_arrays(
+                scaled, y, name="array", normalize=False, fractions=fractions, seed=seed % 1000
+            )
+            recipe = Recipe(
+                epochs=self.epochs,
+                batch_size=min(self.batch_size, max(2, len(x) // 4)),
+                optimizer="adamw",
+                learning_rate=self.learning_rate,
+                seed=seed,
+            )
+            return Search(
                 name="sklearn",
                 space=space,
                 data=data,
@@ -140,8 +151,14 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
                 storage=InMemoryStorage() if self.folder is None else None,
                 tracking=None,
                 pictures=False,
-                folder=Path(temporary if self.folder is None else self.folder),
+                folder=folder,
             )
+
+        with TemporaryDirectory() as temporary:
+            if self.folder is None:
+                search = made(drawn, Path(temporary))
+            else:
+                search = made(*self._place(made(0, Path(self.folder)).setting(), drawn, Path(self.folder)))
             result = search.run()
         if result.best is None:
             raise ValueError("`n_trials` or `timeout` must leave room for one trial but none was completed; raise it.")
@@ -150,10 +167,34 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
         self.best_value_ = float(result.best.values[0])
         self.architecture_ = architecture_of(search, result.best)
         assert self.architecture_ is not None
-        self.network_ = space.build(self.architecture_, seed=seed)
-        whole = replace(recipe, epochs=int(result.best.params.get("epochs", recipe.epochs)))
-        train(self.network_, data, whole, task, splits=(WEIGHTS, CHOICES, REPORT))
+        assert search.data is not None
+        self.network_ = space.build(self.architecture_, seed=search.recipe.seed)
+        whole = replace(search.recipe, epochs=int(result.best.params.get("epochs", self.epochs)))
+        train(self.network_, search.data, whole, task, splits=(WEIGHTS, CHOICES, REPORT))
         self.network_.eval()
+
+    def _place(self, setting: dict[str, Any], drawn: int, folder: Path) -> tuple[int, Path]:
+        """Return seed and folder of the study of these data and settings, which an earlier `fit` may have begun.
+
+        Args:
+            setting: Setting of the search with seed 0.
+            drawn: Seed of a new study.
+            folder: Folder of all studies.
+        """
+        if (folder / "study.db").exists():  # of a version that kept one study in a folder
+            return drawn, folder
+        given = int(self.random_state) if isinstance(self.random_state, Integral) else None
+        described = json.dumps([setting, self.strategy, given], sort_keys=True)
+        folder /= f"fit-{hash_of(described):016x}"
+        if given is not None:
+            return drawn, folder
+        note = folder / SEED_FILE
+        with named_file("a note of optuna_nas", note):
+            if not note.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                with whole_file(note) as file:
+                    file.write_text(json.dumps({"seed": drawn}))
+            return int(checked(read_json_file(note), {"seed": between(0, MAX_SEED, kind=int)})["seed"]), folder
 
     def _space(self, shape: tuple[int, ...], n_outputs: int) -> ModelSpace:
         """Return the space: the given one, what a function makes for these shapes, or a plain default."""
@@ -215,8 +256,10 @@ class NASClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         learning_rate: Learning rate of AdamW.
         channels: Channels of the first cell of the default space for images.
         validation_fraction: Fraction of the examples by which architectures are chosen.
-        folder: Folder of the study, which a later `fit` resumes; None for a temporary one.
-        random_state: Seed of splits, weights and proposals.
+        folder: Folder in which every training set and setting has a study of its own, `fit-...`, which a later `fit`
+            resumes, also with other `n_trials` and `timeout`; None for a temporary one.
+        random_state: Seed of splits, weights and proposals. Unless it is an integer, one is drawn, and kept in the
+            study's folder.
 
     Attributes:
         classes_: Labels.

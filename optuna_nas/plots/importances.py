@@ -56,7 +56,7 @@ class Importances(NamedTuple):
     Args:
         by_parameter: Importance by the name of the parameter, largest first; empty if nothing can be said.
         chance: Share that the largest one stays below in 95 % of shuffles of the values.
-        n_trials: Number of completed trials.
+        n_trials: Number of completed trials with a finite value.
     """
 
     by_parameter: dict[str, Importance]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
-from optuna.trial import TrialState
-
 from optuna_nas.plots.style import BLUE, LEGEND_FONT, SLATE, VERMILION, label_axes, new_figure, new_plot
 from optuna_nas.space.cost import COSTS
 from optuna_nas.storage.attributes import attribute, cost_key, has_attribute
@@ -76,7 +74,7 @@ def progress(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Progre
 
 
 def pareto(trials: Sequence[FrozenTrial], cost: str, direction: StudyDirection) -> list[Point]:
-    """Return the completed trials with a cost, such as `params`, cheapest first."""
+    """Return the completed trials with a cost, such as `params`, that satisfy their constraints, cheapest first."""
     rows = sorted(
         (
             float(attribute(trial.user_attrs, cost_key(cost))),
@@ -84,9 +82,7 @@ def pareto(trials: Sequence[FrozenTrial], cost: str, direction: StudyDirection) 
             t,
         )
         for t, trial in enumerate(trials)
-        if trial.state == TrialState.COMPLETE
-        and has_attribute(trial.user_attrs, cost_key(cost))
-        and isfinite(trial.values[0])
+        if can_win(trial) and has_attribute(trial.user_attrs, cost_key(cost)) and isfinite(trial.values[0])
     )
     points: list[Point] = []
     lowest = float("inf")
@@ -156,7 +152,7 @@ def plot_pareto(study: Study, cost: str = "params") -> Figure:
         Figure of matplotlib.
 
     Raises:
-        ValueError: The cost is unknown, or no completed trial has it.
+        ValueError: The cost is unknown, or no completed trial within its constraints has it.
 
     Example:
         >>> import optuna
@@ -174,7 +170,10 @@ def plot_pareto(study: Study, cost: str = "params") -> Figure:
 def draw_pareto(points: Sequence[Point], cost_name: str, value_name: str = "value") -> Figure:
     """Plot trials by cost and value; see `plot_pareto`."""
     if not points:
-        raise ValueError("`study` must have completed trials with a cost but has none; use `TrainObjective`.")
+        raise ValueError(
+            "`study` must have completed trials with a cost, within their constraints, but has none; use "
+            "`TrainObjective`, or wider constraints."
+        )
     figure, axes = new_plot(5.4, 3.6)
     _scatter(axes, [(point.cost, point.value) for point in points])
     front = [(point.cost, point.value) for point in points if point.on_front]

@@ -271,9 +271,12 @@ def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> lis
 def _importances(study: Study) -> list[Text | Table | Picture]:
     found = importances(study)
     if not found.by_parameter:
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         has_few = 0 < found.n_trials < MIN_TRIALS and any(trial.params for trial in study.get_trials(deepcopy=False))
-        needed = f"{found.n_trials} trials have completed, and {MIN_TRIALS} are needed to tell anything from chance."
-        return [Text(needed)] if has_few else []
+        n_infinite = len(complete) - found.n_trials
+        infinite = f", {n_infinite} of them with an infinite value, which does not count" if n_infinite else ""
+        needed = f"{MIN_TRIALS} are needed to tell anything from chance."
+        return [Text(f"{len(complete)} trials have completed{infinite}, and {needed}")] if has_few else []
     (first, importance), *_ = found.by_parameter.items()
     told, chance = len(found.told), f"the {found.chance:.0%} that the largest of them reaches by chance (in 1 of 20)"
     texts = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 from optuna.trial import FrozenTrial
 
 from optuna_nas.networks.files import is_of, owner_of
-from optuna_nas.objective.protocol import Describes, Judges, Objective, metric_of
+from optuna_nas.objective.protocol import Describes, Judges, Objective, judged_metric_of, metric_of
 from optuna_nas.objective.trial_training import network_path
 from optuna_nas.search.config import part_names
 from optuna_nas.storage.artifacts import artifact_store, fetch_file, is_published
@@ -179,6 +179,7 @@ class _Shown(TypedDict):
 
     space: Space | None
     metric: str
+    judged: str
     description: str
     dataset: DatasetInfo | None
     params: Mapping[str, object]
@@ -190,6 +191,7 @@ def shown_in_mlflow(search: Search) -> _Shown:
     return {
         "space": search.space if search.pictures else None,
         "metric": metric_of(search.resolved_objective),
+        "judged": judged_metric_of(search.resolved_objective),
         "description": search.description,
         "dataset": _dataset_info(search.resolved_objective),
         "params": _summary(search),

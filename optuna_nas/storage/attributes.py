@@ -221,6 +221,9 @@ _ONCE_PLAIN = (
 )
 OLD_NAMES = {key: key.removeprefix(PREFIX) for key in _ONCE_PLAIN} | {NETWORK: "network", FLAGGED: "condemned"}
 """Names of attributes in older studies, before all keys had the prefix."""
+COUNTED = (DUPLICATE_OF, TRAIN_SECONDS, GPU_SECONDS, RESUMES)
+"""What is reckoned with: its old name may be the user's own, unless the trial has the old name of `DIGEST`, too, which
+older versions wrote first. Costs, scores and reasons are only shown, whoever named them so."""
 SHOWN_NAMES = OLD_NAMES | {FLAGGED: "flagged", MODEL_SECONDS: "model_seconds", EPOCHS: "epochs"}
 """Display names in MLflow and tables; all other keys are bookkeeping and keep their prefix."""
 _SHOWN_OLD_NAMES = {old: SHOWN_NAMES[key] for key, old in OLD_NAMES.items()}
@@ -289,7 +292,7 @@ RULES: dict[str, Rule] = {
 
 
 def attribute(attributes: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """Return the attribute with a key, or else the attribute with its name in older studies.
+    """Return the attribute with a key, or else the attribute with its name in older studies; see `COUNTED`.
 
     An attribute of another type than it must have is left out, as if it were not there; `unreadable` names it.
 
@@ -309,6 +312,8 @@ def attribute(attributes: Mapping[str, Any], key: str, default: Any = None) -> A
     """
     name = key if key in attributes else OLD_NAMES.get(key)
     if name is None or name not in attributes:
+        return default
+    if name != key and key in COUNTED and OLD_NAMES[DIGEST] not in attributes:
         return default
     try:
         return RULES.get(key, anything())(name, attributes[name])

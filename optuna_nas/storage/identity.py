@@ -258,12 +258,17 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _move_aside(folder: Path, owner: str) -> None:
-    """Move the files of a study that is no more to a folder of their own, so that nothing of them is believed."""
-    names = ("networks", "checkpoints", "artifacts", "report", "final", "best_architecture.png")
+    """Move the files of a study that is no more to a folder of their own, so that nothing of them is believed.
+
+    Mounted and linked folders stay where they are; what is in them is moved to a folder in them.
+    """
+    names = (
+        "networks", "checkpoints", "artifacts", "outputs", "report", "final", "exported", "best_architecture.png",
+    )  # fmt: skip
     paths = [folder / name for name in names] + sorted(folder.glob("*.safetensors"))
-    mounted = [path for path in paths if path.is_mount()]  # such a folder stays where it is
-    found = {folder: [path for path in paths if path not in mounted and (path.is_file() or _files_in(path))]}
-    found |= {path: _files_in(path) for path in mounted}
+    staying = [path for path in paths if path.is_mount() or (path.is_symlink() and path.is_dir())]
+    found = {folder: [path for path in paths if path not in staying and (path.is_file() or _files_in(path))]}
+    found |= {path: _files_in(path) for path in staying}
     for place, files in found.items():
         if not files:
             continue
@@ -274,6 +279,10 @@ def _move_aside(folder: Path, owner: str) -> None:
             left = place / f"{LEFT}{owner}-{number}"
         left.mkdir()
         for path in files:
-            path.replace(left / path.name)
+            if path.is_symlink():  # a relative one would lead elsewhere from there
+                (left / path.name).symlink_to(path.resolve())
+                path.unlink()
+            else:
+                path.replace(left / path.name)
         whose = "an unknown study" if owner == "unknown" else "a study that is no more"
         logger.warning("Files of %s are in %s.", whose, left)

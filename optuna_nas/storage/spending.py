@@ -85,11 +85,17 @@ def spending_of(trial: FrozenTrial) -> Spending:
     training = float(attribute(attributes, TRAIN_SECONDS, 0.0 if is_ours else max(0.0, duration - model)))
     waiting = 0.0 if trial.state == TrialState.FAIL else max(0.0, duration - training - model)
     gpu, last = float(attribute(attributes, GPU_SECONDS, 0.0)), int(trial.last_step or 0)
-    if has_attribute(attributes, DUPLICATE_OF):
+    if _took_over(trial):
         return Spending(training, model, waiting, gpu, 0, 0)
     trained = int(attribute(attributes, TRAINED_EPOCHS, last))
     saved = max(0, attribute(attributes, EPOCHS, 0) - last) if trial.state == TrialState.PRUNED else 0
     return Spending(training, model, waiting, gpu, trained, saved)
+
+
+def _took_over(trial: FrozenTrial) -> bool:
+    """Return whether a trial took over the result of a duplicate; one enqueued with that note may have trained."""
+    trained = attribute(trial.user_attrs, TRAINED_EPOCHS, trial.last_step)
+    return has_attribute(trial.user_attrs, DUPLICATE_OF) and not trained
 
 
 class Savings:
@@ -129,7 +135,7 @@ class Savings:
         seconds, gpu = spent.training + before[0], spent.gpu + before[1]
         if trial.state == TrialState.FAIL:
             self._failed[trial.number] = seconds, gpu
-        elif not has_attribute(trial.user_attrs, DUPLICATE_OF):
+        elif not _took_over(trial):
             self._counts[trial.state] += 1
             self._seconds[trial.state] += seconds
             self._gpu[trial.state] += gpu

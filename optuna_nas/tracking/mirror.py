@@ -45,12 +45,16 @@ class Mirror:
         experiment: Name of the experiment; None for that of the run around the search, or else the default.
         metric: Name of the first value.
         space: Search space that decodes parameters to architectures; None for no pictures.
+        judged: Name of the task's metric, where the first value is the loss.
     """
 
-    def __init__(self, uri: str, experiment: str | None, metric: str, space: Space | None) -> None:
+    def __init__(
+        self, uri: str, experiment: str | None, metric: str, space: Space | None, judged: str | None = None
+    ) -> None:
         self.client, self.local = Client(uri), LocalTrials()
         self.view_url = ""
         self._experiment, self._metric, self._space = experiment, metric, space
+        self._judged = judged or "metric"
         self._runs = StudyRuns(self.client, self.local)
         self._progress = (0, 0)  # trials that are done at the end of a search, and all of them
 
@@ -101,7 +105,7 @@ class Mirror:
         direction = study.directions[0]
         names = objective_names(study)
         self._pictures = StudyPictures(self._runs, self._metric, direction, self._space)
-        self._trials = TrialRuns(self._runs, self._metric, names[1:], self._space)
+        self._trials = TrialRuns(self._runs, self._metric, self._judged, names[1:], self._space)
         self._fits = FitRuns(self._runs, self._pictures)
         self._study = StudyRun(self._runs, self._metric, direction, self._space, self._pictures)
         self._study.describe(run, description, dataset, params, {**tags, **unreadable_tag(user_attributes(study))})

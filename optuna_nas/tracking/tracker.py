@@ -142,6 +142,7 @@ class MLflowTracker:
         *,
         space: Space | None = None,
         metric: str | None = None,
+        judged: str | None = None,
         description: str = "",
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
@@ -155,6 +156,7 @@ class MLflowTracker:
                 objectives the first one determines the best trial; the others are metrics.
             space: Search space that decodes parameters to architectures, for pictures.
             metric: Name of the first value if the tracker has none of its own; `value` by default.
+            judged: Name of the task's metric, where the first value is the loss; `metric` by default.
             description: Markdown text of the study's run.
             dataset: Data set of the study's run.
             params: Params of the study's run; one that changed since the study began becomes a tag.
@@ -168,7 +170,7 @@ class MLflowTracker:
         from optuna_nas.tracking.mirror import Mirror  # importing MLflow was measured to take more than a second
 
         self._stop()
-        mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
+        mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space, judged)
         self._reset(mirror)
         if self.served and RETRIES not in os.environ:
             os.environ[RETRIES], self._limited = "1", True
@@ -292,6 +294,7 @@ class MLflowTracker:
         *,
         space: Space | None = None,
         metric: str | None = None,
+        judged: str | None = None,
         description: str = "",
         dataset: DatasetInfo | None = None,
         params: Mapping[str, object] = _EMPTY,
@@ -307,6 +310,7 @@ class MLflowTracker:
             study: Study; all other arguments are those of `start`.
             space: Search space that decodes parameters to architectures, for pictures.
             metric: Name of the first value if the tracker has none of its own; `value` by default.
+            judged: Name of the task's metric, where the first value is the loss; `metric` by default.
             description: Markdown text of the study's run.
             dataset: Data set of the study's run.
             params: Params of the study's run.
@@ -320,7 +324,7 @@ class MLflowTracker:
         have_home()
         from optuna_nas.tracking.mirror import Mirror
 
-        mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space)
+        mirror = Mirror(self.store_uri, self.experiment, self._name(metric), space, judged)
         open_runs = partial(mirror.open, study, description, dataset, params, tags, parent_of_searches())
         file = None if network is None else str(network)
         _write_all(mirror, study, open_runs, file, on_progress or (lambda n_done: None))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlflow.entities import Metric
 from optuna.trial import TrialState
 
-from optuna_nas.storage.attributes import shown_attributes
+from optuna_nas.storage.attributes import METRIC, attribute, shown_attributes
 from optuna_nas.storage.leaderboard import numbers_of
 from optuna_nas.tracking.client import metrics_of
 from optuna_nas.tracking.keys import keyed, param_texts, text_of, unreadable_tag
@@ -47,13 +47,14 @@ class TrialRuns:
     Args:
         runs: Runs of the study.
         metric: Name of the first value; metrics of that name are the learning curve.
+        judged: Name of the task's metric, where the first value is the loss.
         others: Names of the other values.
         space: Search space that decodes parameters to architectures; None for no pictures.
     """
 
-    def __init__(self, runs: StudyRuns, metric: str, others: Sequence[str], space: Space | None) -> None:
+    def __init__(self, runs: StudyRuns, metric: str, judged: str, others: Sequence[str], space: Space | None) -> None:
         self._runs, self._client = runs, runs.client
-        self._metric, self._others, self._space = metric, others, space
+        self._metric, self._judged, self._others, self._space = metric, judged, others, space
 
     def start(self, started: StartedTrial, first: Epoch) -> None:
         """Create the run of a trial, with its parameters and first metrics."""
@@ -108,8 +109,10 @@ class TrialRuns:
         return metrics
 
     def _missing_numbers(self, trial: FrozenTrial, run: Run, end: int) -> list[Metric]:
-        """Return the other values and the numeric user attributes that MLflow lacks."""
+        """Return the other values, the task's metric and the numeric user attributes that MLflow lacks."""
         shown = numbers_of(trial) | dict(zip(self._others, (trial.values or [])[1:], strict=False))
+        if (judged := attribute(trial.user_attrs, METRIC)) is not None:
+            shown[self._judged] = judged
         missing = {key: value for key, value in keyed(shown).items() if key not in run.data.metrics}
         return [Metric(key, float(value), end, 0) for key, value in missing.items() if key != self._metric]
 

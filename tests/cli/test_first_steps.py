@@ -16,8 +16,9 @@ import pytest
 from study_files import TINY
 from terminal import command, here
 
-from optuna_nas import Search
+from optuna_nas import Search, nasbench201_space
 from optuna_nas.cli import start
+from optuna_nas.cli.json_lines import result_values
 from optuna_nas.search.new_study import SKELETONS, STRATEGIES_OF, NewStudy
 from optuna_nas.search.strategy import STRATEGIES
 
@@ -163,6 +164,23 @@ def test_events_and_result_are_json(folder):
     (reported,) = json_lines(here(*shlex.split(result["next"])[1:], "--json"))
     assert again["best"] == reported["best"] == result["best"]
     assert os.path.exists(reported["report"])
+
+
+def test_attributes_of_an_objective_do_not_take_the_place_of_the_results_own(tmp_path):
+    claims = {"trial": 99, "values": 7, "metric": 0.1, "architecture": 5, "params": 3, "seconds": 8}
+    space = nasbench201_space()
+
+    def objective(trial):
+        for name, number in claims.items():
+            trial.set_user_attr(name, number)
+        return float(space.suggest(trial).connected)
+
+    search = Search("own", space, objective=objective, folder=tmp_path, tracking=None, pictures=False, trials=1)
+    result = search.run()
+    best = result_values(search, result)["best"]
+    assert (best["trial"], best["values"], best["metric"], best["seconds"]) == (0, result.best.values, None, 8)
+    assert best["architecture"] == space.decode(result.best.params).summary
+    assert best["params"] == result.best.params
 
 
 def test_quiet_shows_the_result_only(folder):

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.pipeline
 hydra = pytest.importorskip("hydra")
 omegaconf = pytest.importorskip("omegaconf")
 
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+
 from optuna_nas.pipelines.hydra import make_search, searched  # noqa: E402 - it imports Hydra
 
 WITH_TARGETS = """\
@@ -173,6 +175,31 @@ def test_a_script_becomes_a_search_that_resumes_and_a_trial_that_runs_alone(tmp_
     assert f"value {study.trials[2].value}" in alone.stdout
     assert "Best of" not in alone.stdout
     assert len(optuna.load_study(study_name="convolutions", storage=storage).trials) == 4
+
+
+def test_what_is_another_in_every_run_and_what_names_the_search_are_no_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    @searched(nasbench201_space())
+    def train(config):
+        seen.append(config.log)
+        return 0.0
+
+    hydra.core.utils.setup_globals()
+    text = CONFIG + "out: ${hydra:runtime.output_dir}/ckpt\ncopy: ${out}\nlog: ${now:%f}-${search.name}-${epochs}\n"
+    for trials, folder, epochs in ((1, "a", 3), (2, "b", 3), (3, "c", 4)):
+        config = composed(tmp_path, text, f"search.trials={trials}", f"epochs={epochs}")
+        started = {"runtime": {"output_dir": folder, "cwd": str(tmp_path)}}
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", omegaconf.OmegaConf.create({"hydra": started}))
+        if epochs == 4:
+            with pytest.raises(ValueError, match="`config` must be that of the existing study"):
+                train(config)
+        else:
+            train(config)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    assert [log.split("-")[1:] for log in seen] == [["convolutions", "3"]] * 2
+    assert len(set(seen)) == 2
 
 
 @pytest.mark.parametrize(("config", "message"), [

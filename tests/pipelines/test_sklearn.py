@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from optuna_nas import ModuleSpace
 from optuna_nas.pipelines import NASClassifier, NASRegressor
-from optuna_nas.pipelines.sklearn import Perceptron
+from optuna_nas.pipelines.sklearn import SEED_FILE, Perceptron
 
 ROUNDED = {"check_methods_subset_invariance": "float32 sums depend on the size of the batch, on some processors"}
 """scikit-learn compares to 1e-7; a prediction of -0.044 differs by 1.8e-7 on a CPU without AVX-512."""
@@ -88,7 +88,36 @@ def test_a_time_limit_and_a_folder(tmp_path):
     x, y = iris()
     found = NASClassifier(n_trials=None, timeout=3, epochs=2, folder=tmp_path, strategy="random").fit(x, y)
     assert found.n_trials_ >= 1
-    assert (tmp_path / "study.db").exists()
+    assert len(list(tmp_path.glob("fit-*/study.db"))) == 1
+
+
+@pytest.mark.parametrize("random_state", [None, 0])
+def test_a_later_fit_resumes_and_other_folds_and_settings_have_studies_of_their_own(random_state, tmp_path):
+    x, y = iris()
+    quick = {"epochs": 1, "strategy": "random", "folder": tmp_path, "random_state": random_state}
+    cross_val_score(NASClassifier(n_trials=1, **quick), x, y, cv=2, error_score="raise")
+    assert len(list(tmp_path.glob("fit-*/study.db"))) == 2
+    first, later = (NASClassifier(n_trials=n, **quick).fit(x, y) for n in (1, 2))
+    assert len(list(tmp_path.glob("fit-*/study.db"))) == 3
+    assert (first.n_trials_, later.n_trials_) == (1, 2)
+    assert later.best_value_ <= first.best_value_
+    NASClassifier(n_trials=1, **quick).set_params(epochs=2).fit(x, y)
+    assert len(list(tmp_path.glob("fit-*/study.db"))) == 4
+
+
+def test_a_study_of_before_lies_in_the_folder_itself_and_a_damaged_seed_is_named(tmp_path):
+    x, y = iris()
+    quick = {"n_trials": 1, "epochs": 1, "strategy": "random", "folder": tmp_path}
+    NASClassifier(random_state=0, **quick).fit(x, y)
+    (kept,) = tmp_path.iterdir()
+    kept.rename(tmp_path.parent / "before")
+    NASClassifier(random_state=0, **quick).set_params(folder=tmp_path.parent / "before").fit(x, y)
+    assert not list((tmp_path.parent / "before").glob("fit-*"))
+    NASClassifier(**quick).fit(x, y)
+    (note,) = tmp_path.glob(f"fit-*/{SEED_FILE}")
+    note.write_text('{"seed": -1}')
+    with pytest.raises(ValueError, match=f"must be a note of optuna_nas but {note} is not readable"):
+        NASClassifier(**quick).fit(x, y)
 
 
 @parametrize_with_checks(

@@ -34,7 +34,7 @@ from optuna_nas.data import ImageData
 from optuna_nas.objective import TrainObjective
 from optuna_nas.results.comparison import Budget, anytime, as_json, by_strategies, cells, compare, judge, strategies
 from optuna_nas.search import SearchResult
-from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, REQUEUED, TRAINED_EPOCHS
+from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, REQUEUED, TRAIN_SECONDS, TRAINED_EPOCHS
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.comparison import find_comparison
@@ -67,7 +67,7 @@ def study_of(values, epochs=2, direction="maximize"):
         state = TrialState.PRUNED if value is None else TrialState.COMPLETE
         steps = {1: 0.1} if value is None else dict.fromkeys(range(1, epochs + 1), 0.1)
         study.add_trial(
-            create_trial(state=state, value=value, intermediate_values=steps, user_attrs={"train_seconds": 2.0})
+            create_trial(state=state, value=value, intermediate_values=steps, user_attrs={TRAIN_SECONDS: 2.0})
         )
     return study
 

@@ -33,7 +33,7 @@ from optuna_nas import (
 from optuna_nas.plots.progress import pareto, progress
 from optuna_nas.results.report import Picture, Section, Table, Text, as_html, as_markdown, write_report
 from optuna_nas.search.opening import open_study
-from optuna_nas.storage.attributes import EPOCHS, MASKS, write_json
+from optuna_nas.storage.attributes import EPOCHS, MASKS, PARAMS, TRAIN_SECONDS, write_json
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 
@@ -46,7 +46,7 @@ def trial(number, value=None, state=TrialState.COMPLETE, seconds=1.0, epochs=2, 
         params=SPACE.encode(architecture),
         distributions=SPACE.distributions(),
         user_attrs={
-            "train_seconds": seconds,
+            TRAIN_SECONDS: seconds,
             EPOCHS: 4,
             "params": 100 + number,
             "multiply_adds": 1000 - number,
@@ -337,6 +337,17 @@ def test_the_front_is_what_nothing_cheaper_is_as_good_as():
     assert [point.cost for point in points if point.on_front] == [10, 30, 50]
 
 
+def test_a_trial_that_breaks_a_constraint_is_on_no_front():
+    study = optuna.create_study(direction="maximize")
+    for cost, value, excess in ((10, 0.5, -1.0), (20, 0.9, 1.0), (30, 0.8, 0.0)):
+        asked = study.ask()
+        asked.set_user_attr(PARAMS, cost)
+        asked.set_constraint("multiply_adds", excess)
+        study.tell(asked, value)
+    points = pareto(study.trials, "params", study.direction)
+    assert [(point.number, point.on_front) for point in points] == [(0, True), (2, True)]
+
+
 def test_pictures_of_empty_studies_are_refused():
     study = optuna.create_study(direction="maximize")
     for plot in (plot_progress, plot_pareto, plot_importances):
@@ -371,6 +382,11 @@ def test_texts_of_others_are_neither_links_nor_pictures_nor_code_in_markdown():
         '<img src="p.png"',
     }
     assert page.count("![i](http://evil/x.png) [free](http://evil) `code`") == 7
+
+
+def test_trials_of_infinite_values_have_completed_and_tell_nothing(search):
+    text = with_values(search, [0.5, math.inf, -math.inf, 0.7])
+    assert "4 trials have completed, 2 of them with an infinite value, which does not count, and 20 are needed" in text
 
 
 def test_texts_of_others_are_neither_html_nor_orders_to_a_terminal():

@@ -97,6 +97,39 @@ def test_files_of_a_study_that_is_no_more_are_set_aside(tmp_path):
     assert owner_of(second.network)["study"] == study_uid(second.study)
 
 
+@pytest.mark.parametrize("name", ["outputs", "exported"])
+def test_what_its_trials_and_exports_wrote_is_set_aside_with_them(name, tmp_path):
+    search("n", tmp_path, objective=lambda trial: 0.5).run()
+    (tmp_path / name / "trial-00000").mkdir(parents=True)
+    (tmp_path / name / "trial-00000" / "weights.txt").write_text("of before")
+    search("n", tmp_path, objective=lambda trial: 0.5, trials=3).run()
+    assert (tmp_path / name).exists(), "the same study goes on"
+    (tmp_path / "study.db").unlink()
+    search("n", tmp_path, objective=lambda trial: 0.5).run()
+    assert not (tmp_path / name).exists()
+    assert len(list(tmp_path.glob(f"left-by-*/{name}/trial-00000/weights.txt"))) == 1
+
+
+def test_links_of_a_study_that_is_no_more_lead_to_where_they_did(tmp_path):
+    folder, big = tmp_path / "run", tmp_path / "big"
+    folder.mkdir()
+    big.mkdir()
+    (folder / "networks").symlink_to("../big")
+    first = search("n", folder).run()
+    uid = study_uid(first.study)
+    (tmp_path / "model").write_bytes(b"of a model")
+    (folder / "snas.safetensors").symlink_to("../model")
+    (folder / "study.db").unlink()
+    second = search("n", folder, sampler=RandomSampler(seed=1)).run()
+    assert (folder / "networks").readlink() == Path("../big")
+    assert second.network.resolve().parent == big.resolve()
+    assert not (folder / "snas.safetensors").is_symlink()
+    (model,) = folder.glob("left-by-*/snas.safetensors")
+    assert model.read_bytes() == b"of a model"
+    (left,) = big.glob(f"left-by-*/{first.network.name}")
+    assert owner_of(left)["study"] == uid
+
+
 def test_a_study_that_was_moved_with_its_folder_goes_on(tmp_path):
     uid = study_uid(search("n", tmp_path / "here").run().study)
     (tmp_path / "here").rename(tmp_path / "there")

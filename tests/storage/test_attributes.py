@@ -123,9 +123,12 @@ PAIRS = {
 def test_an_attribute_is_read_under_its_key_and_under_its_old_name(key, old_name):
     new, old = PAIRS.get(key, (1, 0))
     assert attribute({key: new, old_name: old}, key) == new
-    assert attribute({old_name: old}, key) == old
+    digest = {"architecture_digest": "1" * 16}
+    assert attribute({**digest, old_name: old}, key) == old
     assert attribute({}, key, 3) == 3
-    assert [has_attribute({name: new}, key) for name in (key, old_name, "other")] == [True, True, False]
+    assert [has_attribute({**digest, name: new}, key) for name in (key, old_name)] == [True, True]
+    assert not has_attribute({"other": new}, key)
+    assert has_attribute({old_name: new}, key) == (key not in attributes.COUNTED)
     assert is_own(key)
     assert is_own(old_name)
 
@@ -173,6 +176,7 @@ def test_an_older_study_looks_the_same():
             value=0.1 * number,
             intermediate_values={1: 0.1 * number},
             user_attrs={
+                attributes.DIGEST: "0" * 16,
                 TRAIN_SECONDS: 3.0 + number,
                 PARAMS: 100 * number,
                 SURROGATE_SCORE: 0.2 * number,

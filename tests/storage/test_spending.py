@@ -48,6 +48,11 @@ def test_an_objective_that_measures_nothing_trains_for_all_of_its_time():
     assert spending_of(ended("PRUNED", lasted=-5)).total == 0, "a clock that was set back"
 
 
+@pytest.mark.parametrize("own", [{"train_seconds": 1e6}, {"duplicate_of": 0}, {"gpu_seconds": 9.0}])
+def test_what_an_objective_calls_so_itself_is_no_spending(own):
+    assert spending_of(ended("COMPLETE", steps=2, **own)) == (60, 0, 0, 0, 2, 0)
+
+
 @pytest.mark.parametrize("own", [{EPOCHS: 10}, {DUPLICATE_OF: 0}])
 def test_what_ends_before_its_training_has_trained_for_no_time(own):
     assert spending_of(ended("PRUNED", **own))[:3] == (0, 0, 60)
@@ -81,6 +86,16 @@ def test_a_resumed_training_counts_with_all_of_its_attempts_and_a_duplicate_with
     assert (savings.spent.epochs_saved, savings.spent.epochs) == (1, 2 + 2 + 1 + 2)
     assert savings.gpu_seconds is None
     assert savings.spent.training == 8 + 12 + 3 + 2, "what was spent is that of all attempts"
+
+
+@pytest.mark.parametrize(("steps", "attributes"), [(3, {}), (0, {TRAINED_EPOCHS: 3})])
+def test_a_trial_enqueued_with_the_note_of_a_duplicate_counts_if_it_trained(steps, attributes):
+    trial = ended("COMPLETE", 6.0, steps=steps, **{EPOCHS: 3, DUPLICATE_OF: 0, **attributes})
+    assert spending_of(trial).epochs == 3
+    savings = Savings()
+    for one in (trial, ended("PRUNED", 2.0, steps=1, **{EPOCHS: 3})):
+        savings.add(one)
+    assert savings.seconds == 4
 
 
 def test_a_meter_adds_its_gpu_seconds_to_those_before(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from optuna.trial import TrialState
 from tracked import EPOCHS, new_study, read, search, value_of
 
+from optuna_nas.storage.attributes import GPU_SECONDS, TRAIN_SECONDS
 from optuna_nas.tracking import MLflowTracker
 
 
@@ -25,7 +26,7 @@ def test_the_share_of_pruned_trials_and_the_seconds_saved_by_hand(tmp_path):
     study = optuna.create_study(direction="maximize")
     for state, seconds in (("COMPLETE", 10.0), ("PRUNED", 4.0), ("COMPLETE", 20.0), ("PRUNED", 1.0), ("FAIL", 9.0)):
         value = 1.0 if state == "COMPLETE" else None
-        attributes = {"train_seconds": seconds, "gpu_seconds": seconds / 2}
+        attributes = {TRAIN_SECONDS: seconds, GPU_SECONDS: seconds / 2}
         study.add_trial(optuna.trial.create_trial(state=TrialState[state], value=value, user_attrs=attributes))
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     MLflowTracker(uri).rebuild(study)

@@ -2,18 +2,25 @@
 
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
+import objectives
 import optuna
 import pytest
 from mlflow import MlflowClient
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from tracked import EPOCHS, EXPERIMENT, new_study, read, value_of
 
+from optuna_nas.search import Search
+from optuna_nas.search.results import shown_in_mlflow
+from optuna_nas.storage.attributes import DUPLICATE_OF, METRIC
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.runs import COLOURS
+from optuna_nas.training import Recipe
 
 
 def test_each_trial_is_a_child_of_the_study_with_its_status(finished):
@@ -161,3 +168,29 @@ def test_an_infinite_value_is_no_better_number_in_mlflow(uri):
     assert [run.info.run_name for run in ranked] == ["trial 1 (best)", "trial 0"]
     table = Path(client.download_artifacts(mirror.parent.info.run_id, "leaderboard.json")).read_text()
     assert json.loads(table, parse_constant=pytest.fail)["data"][-1][1] == "inf"
+
+
+def test_every_trial_has_the_tasks_metric_beside_the_loss(uri, tmp_path):
+    storage = InMemoryStorage()
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "rebuilt.db")
+    rebuilt = f"sqlite:///{tmp_path / 'rebuilt.db'}"
+    begun = optuna.create_study(study_name="loss", storage=storage, direction="minimize")
+    for _ in range(2):
+        begun.enqueue_trial(dict.fromkeys(objectives.SPACE.options(), "nor_conv_1x1"))
+    search = Search(
+        "loss",
+        objectives.SPACE,
+        objective=objectives.make(recipe=Recipe(epochs=1, batch_size=18), objectives=("loss",)),
+        folder=tmp_path,
+        trials=2,
+        pictures=False,
+        tracking=MLflowTracker(uri),
+        storage=storage,
+    )
+    study = search.run().study
+    assert DUPLICATE_OF in study.trials[1].user_attrs
+    MLflowTracker(rebuilt).rebuild(study, **shown_in_mlflow(search))
+    noted = study.trials[0].user_attrs[METRIC]
+    for place in (uri, rebuilt):
+        shown = [run.data.metrics["accuracy"] for run in read(place).children.values()]
+        assert shown == [noted, noted]
