@@ -362,11 +362,10 @@ class _Run:
             raise
 
     def _try_trial(self, trial: Trial) -> float | Sequence[float]:
-        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is not None:
+        if (backend := backend_of(self._study)) is not None:
             backend.delay(trial._trial_id)
-        trial.set_user_attr(WORKER, this_worker())  # written at once without heartbeats: the dead are recognised by it
-        if backend is not None:
-            backend.delay(trial._trial_id)
+        else:
+            trial.set_user_attr(WORKER, this_worker())  # by which the dead are recognised; see `Quota.admitting`
         try:
             self._quota.claim(trial)
             if not self._announces:
