@@ -17,9 +17,10 @@ from optuna.trial import Trial, TrialState
 from strategies import few_digits
 
 from optuna_nas import SNAS, CellKind, CellSpace, NetworkSpace, Recipe, Search, Skeleton, SNASRecipe, SNASSampler, run
+from optuna_nas.search.config import SearchListener
 from optuna_nas.search.opening import open_study
 from optuna_nas.storage.attributes import WORKER, attribute
-from optuna_nas.storage.database import connect
+from optuna_nas.storage.database import connect, sqlite_address
 from optuna_nas.storage.presence import this_worker
 from optuna_nas.storage.quota import Quota, counted_trials
 from optuna_nas.storage.retries import reap_dead_trials
@@ -232,3 +233,26 @@ def test_a_trial_of_a_worker_has_its_name_from_the_moment_at_which_it_is_taken(t
     reap_dead_trials(study)  # as another worker, which is not alone
     assert [attribute(trial.user_attrs, WORKER) for trial in study.trials] == [this_worker()] * 2
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING] * 2
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+@pytest.mark.parametrize("moment", ["in a trial", "between trials", "at the end"])
+def test_a_study_that_is_deleted_while_it_runs_is_one_sentence(moment, kind, tmp_path):
+    storage = sqlite_address(tmp_path / "study.db") if kind == "sqlite" else journal(tmp_path)
+
+    def delete(number, study, trial):
+        if trial.number == number:
+            optuna.delete_study(study_name="ends", storage=study._storage)
+
+    class Listener(SearchListener):
+        def trial_finished(self, study, trial):
+            if moment != "in a trial":
+                delete(1 if moment == "between trials" else 2, study, trial)
+
+    def objective(trial):
+        if moment == "in a trial":
+            delete(1, trial.study, trial)
+        return plain(trial)
+
+    with pytest.raises(ValueError, match=r"^`study` must stay in its storage .* but 'ends' was deleted; run it again "):
+        run(search(tmp_path, objective=objective, trials=3, storage=storage), Listener())
