@@ -185,6 +185,29 @@ def test_a_full_disk_is_named_costs_no_attempt_and_loses_nothing(kind, tmp_path,
 # -- what others do meanwhile ------------------------------------------------------------------------------------------
 
 
+class Broken(SearchListener):
+    """Listener of which one method raises."""
+
+    def __init__(self, event):
+        self.calls = 0
+
+        def fail(*arguments):
+            self.calls += 1
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        setattr(self, event, fail)
+
+
+@pytest.mark.parametrize("event", ["trial_started", "epoch", "progress", "trial_finished"])
+def test_an_error_of_a_listener_is_none_of_a_trial(event, tmp_path, caplog):
+    listener = Broken(event)
+    result = run(training(tmp_path), listener)
+    assert [trial.state for trial in result.study.trials] == [TrialState.COMPLETE] * 2
+    assert listener.calls == 1
+    said = f"`listener` must not raise errors but Broken.{event} has raised BrokenPipeError: [Errno 32] Broken pipe; "
+    assert caplog.text.count(said + "the search goes on without it.") == 1
+
+
 def journal(folder):
     return JournalStorage(JournalFileBackend(str(folder / "journal.log")))
 
