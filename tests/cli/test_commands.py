@@ -292,18 +292,19 @@ def test_help_and_version():
 
 
 @pytest.mark.process
-def test_view_opens_mlflow_and_ends_with_ctrl_c(folder, monkeypatch):
+def test_view_opens_mlflow_and_ends_it_with_itself(folder, monkeypatch):
     monkeypatch.setenv("BROWSER", "true")  # the program, which opens nothing
     assert nas("view", "tiny.py").returncode == 2  # no study yet
     assert nas("run", "tiny.py", "--trials", "1").returncode == 0
-    port = free_port()
-    process = start("view", "tiny.py", "--port", str(port))
-    address = process.stdout.readline()
-    assert address.startswith(f"Opening http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=optuna_nas_")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
-        assert answer.status == 200
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        port = free_port()
+        process = start("view", "tiny.py", "--port", str(port))
+        address = process.stdout.readline()
+        assert address.startswith(f"Opening http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=optuna_nas_")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+            assert answer.status == 200
+        process.send_signal(ending)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
