@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import urllib.request
@@ -13,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from servers import free_port
 from study_files import TINY
-from terminal import here, nas, start, wait_for
+from terminal import command, here, nas, start, wait_for
 
 from optuna_nas.cli import options
 from optuna_nas.search import study_file
@@ -289,6 +290,33 @@ def test_a_program_off_the_search_path_is_named_by_its_path(monkeypatch):
 def test_help_and_version():
     assert "run" in nas("--help").stdout
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", nas("--version").stdout)
+
+
+def into_closed_pipe(*arguments):
+    """Run a process whose output nobody reads; return its exit code and what it wrote to stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(command(*arguments), stdout=closed, stderr=subprocess.PIPE, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["run", "--help"], []], ids=" ".join)
+def test_a_command_whose_output_nobody_reads_ends_quietly(words, folder):
+    assert into_closed_pipe(*words) == (141, "")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=" ".join)
+def test_a_search_whose_output_nobody_reads_goes_on(options, folder):
+    with open("tiny.py", "a") as file:
+        file.write("print('loaded', flush=True)\n")
+    said = "Nobody reads the output any more; the search goes on without it.\n"
+    assert into_closed_pipe("run", "tiny.py", "--no-mlflow", *options) == (141, said)
+    assert [trial.state for trial in trials_of(folder)] == [TrialState.COMPLETE] * 3
+    assert into_closed_pipe("report", "tiny.py", *options) == (141, "")
+    assert list(folder.rglob("report.html"))
 
 
 @pytest.mark.process
