@@ -1,4 +1,4 @@
-"""Standard streams of a process that are left by their reader, as by `head`."""
+"""Standard streams of a process: closed from the start, as under cron, or left by their reader, as by `head`."""
 
 from __future__ import annotations
 
@@ -38,11 +38,16 @@ class _Output(io.FileIO):
 def keep_streams() -> None:
     """Let the standard streams of this process take what is written to them, whether or not anybody reads it.
 
-    Terminals stay as they are, and streams that are not Python's own.
+    A closed one is opened on nothing, since the next file that is opened would get its number. Terminals stay as they
+    are, and streams that are not Python's own.
     """
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if type(stream) is io.TextIOWrapper and not stream.isatty():
+        if stream is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 # kept open
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+        elif mode == "w" and type(stream) is io.TextIOWrapper and not stream.isatty():
             stream.flush()
             output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
             how: dict[str, Any] = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering")}

@@ -320,6 +320,16 @@ def test_a_search_whose_output_nobody_reads_goes_on(options, folder):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_search_needs_no_streams(closed, folder):
+    script = f'exec "$@" {closed}'
+    words = command("run", "tiny.py", "--no-mlflow", "--set", "epochs=1")
+    done = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [trial.state for trial in trials_of(folder)] == [TrialState.COMPLETE] * 3
+
+
+@pytest.mark.process
 def test_view_opens_mlflow_and_ends_it_with_itself(folder, monkeypatch):
     monkeypatch.setenv("BROWSER", "true")  # the program, which opens nothing
     assert nas("view", "tiny.py").returncode == 2  # no study yet
