@@ -144,11 +144,12 @@ def with_flags(message: str, given: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def ctrl_c() -> Iterator[list[int]]:
-    """Collect the signals of Ctrl-C in a list instead of raising KeyboardInterrupt."""
-    pressed: list[int] = []
-    with handled({signal.SIGINT: lambda number, frame: pressed.append(number)}):
-        yield pressed
+def collected(*signals: str) -> Iterator[list[int]]:
+    """Collect signals, such as SIGINT of Ctrl-C, in a list inside the block; systems lack some, which are left out."""
+    received: list[int] = []
+    known = [signal.Signals[name] for name in signals if name in signal.Signals.__members__]
+    with handled(dict.fromkeys(known, lambda number, frame: received.append(number))):
+        yield received
 
 
 def print_line(name: str, text: str) -> None:

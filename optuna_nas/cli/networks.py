@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optuna_nas.cli.application import command
-from optuna_nas.cli.console import console, ctrl_c, print_line
+from optuna_nas.cli.console import collected, console, print_line
 from optuna_nas.cli.display import Display
 from optuna_nas.cli.options import (
     Debug,
@@ -71,7 +71,7 @@ def train(
         final_recipe = final.read_recipe(final.recipe_of(search, trial), recipe or [])
     epochs = final_recipe.epochs
     console.print(f"{chosen.cost().params:,} parameters, {epochs} epochs on {data.name}", highlight=False)
-    with Display(epochs) as display, ctrl_c() as pressed:
+    with Display(epochs) as display, collected("SIGINT") as pressed:
         try:
             result = final.train_in_full(
                 search,

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
@@ -34,9 +34,11 @@ from optuna_nas.cli.options import (
     to_copy,
 )
 from optuna_nas.cli.result import print_result
+from optuna_nas.search.streams import said_when_unread
 from optuna_nas.search.study_file import UsageError, load
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from optuna_nas.search.config import Search, SearchListener
@@ -144,11 +146,17 @@ def _run(
     return run_workers(job, workers, gpus_per_trial, listener)
 
 
-def _listener(search: Search, quiet: bool, as_json: bool) -> AbstractContextManager[SearchListener | None]:
-    """Return who shows the progress of a search: bars or lines, JSON, or nobody."""
-    if quiet:
-        return nullcontext()
-    return nullcontext(JSONLines(search)) if as_json else Display(search.shown_total)
+@contextmanager
+def _listener(search: Search, quiet: bool, as_json: bool) -> Iterator[SearchListener | None]:
+    """Yield who shows the progress of a search: bars or lines, JSON, or nobody."""
+    with said_when_unread("Nobody reads the output any more; the search goes on without it."):
+        if quiet:
+            yield None
+        elif as_json:
+            yield JSONLines(search)
+        else:
+            with Display(search.shown_total) as display:
+                yield display
 
 
 def _show_plan(search: Search, workers: int, as_json: bool) -> None:

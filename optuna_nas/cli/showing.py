@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from optuna_nas.cli.application import command
-from optuna_nas.cli.console import console, ctrl_c, print_line
+from optuna_nas.cli.console import collected, console, print_line
 from optuna_nas.cli.display import Display
 from optuna_nas.cli.json_lines import print_json, result_values
 from optuna_nas.cli.options import AsJSON, Debug, MLflow, Name, Settings, Storage, Strategy, StudyFile, renamed, to_copy
@@ -136,17 +137,20 @@ def view(
         address, tracker = _view(study, renamed(settings, name), strategy, storage, mlflow, f"http://127.0.0.1:{port}")
     import webbrowser
 
-    from optuna_nas.cli.mlflow_server import start_mlflow  # which loads clients of HTTP, as a browser does
+    from optuna_nas.cli.mlflow_server import mlflow_server  # which loads clients of HTTP, as a browser does
 
-    server = start_mlflow(tracker.store_uri, port) if not tracker.served else None
-    with ctrl_c() as pressed:  # an exception raised while the browser opens may be lost
+    with (
+        collected("SIGINT", "SIGTERM", "SIGHUP") as ends,  # an exception raised while the browser opens may be lost
+        nullcontext() if tracker.served else mlflow_server(tracker.store_uri, port, ends) as server,
+    ):
+        if ends:
+            return
         console.print(f"Opening {address}", soft_wrap=True)
         webbrowser.open(address)
         if server is not None:
             console.print("MLflow runs until you press Ctrl-C.")
-            while not pressed and server.poll() is None:
+            while not ends and server.poll() is None:
                 time.sleep(0.1)
-            server.terminate()
 
 
 def _view(

@@ -200,7 +200,7 @@ def _shown(n_rounds: int, description: str) -> Iterator[int]:
     bar, started = None, time.monotonic()
     try:
         for number in range(n_rounds):
-            if bar is None and time.monotonic() - started > SECONDS_BEFORE_BAR and sys.stderr.isatty():
+            if bar is None and time.monotonic() - started > SECONDS_BEFORE_BAR and sys.stderr and sys.stderr.isatty():
                 from rich.console import Console
                 from rich.progress import Progress
 

@@ -23,6 +23,7 @@ from optuna_nas.objective.protocol import Binds, TrialRun
 from optuna_nas.objective.trial_training import OutOfMemory
 from optuna_nas.plots import plot_architecture
 from optuna_nas.search.config import check_listener, training_parts
+from optuna_nas.search.events import Events
 from optuna_nas.search.opening import WAIT_SECONDS, note_run, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.signals import handled
@@ -43,14 +44,13 @@ from optuna_nas.training.loop import TrainingDiverged, TrainingStopped
 from optuna_nas.training.process_group import RankLost, current_ranks, joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from types import FrameType
 
     from optuna_nas.search.config import Search, SearchListener
     from optuna_nas.space import Architecture, Space
     from optuna_nas.storage.optuna_rdb import ArtifactStore
-    from optuna_nas.tracking import MLflowTracker
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +106,10 @@ def run(
         tracker = search.tracking
         if tracker is not None:
             tracker.start(study, **shown_in_mlflow(search))
+        events = Events(tracker, listener)
         status, network = "FAILED", None
         try:
-            running = _Run(search, study, tracker, listener, enough)
+            running = _Run(search, study, events, enough)
             missing = running.to_the_total()
             if running.ended is not None:
                 note_run(study, search, running.ended)
@@ -117,8 +118,7 @@ def run(
             status, network = "KILLED" if result.interrupted else "FINISHED", result.network
         finally:
             if tracker is not None:
-                if listener is not None:
-                    listener.closing()
+                events.closing()
                 tracker.finish(study, status, network)
         return result
 
@@ -190,7 +190,7 @@ def _work(
     with closing(study):
         try:
             with _present(search):
-                running = _Run(search, study, tracker, listener)
+                running = _Run(search, study, Events(tracker, listener))
                 missing = running.to_the_total()
                 if on_ended is not None and running.ended is not None:
                     on_ended(running.ended)
@@ -218,8 +218,7 @@ class _Run:
         self,
         search: Search,
         study: Study,
-        tracker: MLflowTracker | None,
-        listener: SearchListener | None,
+        events: Events,
         enough: Callable[[Study], bool] = lambda study: False,
     ) -> None:
         self._search, self._study = search, study
@@ -235,15 +234,17 @@ class _Run:
         self._awaited: set[int] = set()  # numbers of trials of other workers that a line was logged for
         self._errors: list[BaseException] = []  # errors of the trials in the current call of `Study.optimize`
         self._pictures = _Pictures(search.space, self._folder / "artifacts") if search.pictures else None
-        self._events = _Events(tracker, listener, self._pictures)
+        self._events = events
+        if self._pictures is not None:
+            events.draw = self._pictures.draw
         self._store = None if search.artifacts is None else artifact_store(search.artifacts)
         objective = search.resolved_objective
-        run = TrialRun(self._folder, self._events, self._interrupts.at_once.is_set, self._store)
+        run = TrialRun(self._folder, events, self._interrupts.at_once.is_set, self._store)
         self._announces = isinstance(objective, Binds)
         self._objective = objective.bind(run) if isinstance(objective, Binds) else objective
         self._trains = training_parts(search.resolved_sampler, search.resolved_pruner)
         for part in self._trains:
-            on_progress = None if listener is None else self._events.model_progress
+            on_progress = None if events.listener is None else events.model_progress
             part.prepare(self._folder, on_progress, self._interrupts.at_once.is_set, self._store, search.total)
             fit = getattr(part, "in_study_fit", None)
             if fit is not None and (n_trials := len(study.get_trials(deepcopy=False))):
@@ -362,11 +363,10 @@ class _Run:
             raise
 
     def _try_trial(self, trial: Trial) -> float | Sequence[float]:
-        if (backend := backend_of(self._study)) is not None and backend.heartbeat_interval is not None:
+        if (backend := backend_of(self._study)) is not None:
             backend.delay(trial._trial_id)
-        trial.set_user_attr(WORKER, this_worker())  # written at once without heartbeats: the dead are recognised by it
-        if backend is not None:
-            backend.delay(trial._trial_id)
+        else:
+            trial.set_user_attr(WORKER, this_worker())  # by which the dead are recognised; see `Quota.admitting`
         try:
             self._quota.claim(trial)
             if not self._announces:
@@ -461,44 +461,7 @@ class _Interrupts:
         logger.warning("Terminated: ending at the next training step, with a checkpoint.")
 
 
-# -- events, pictures, files --------------------------------------------------------------------------------------
-
-
-class _Events:
-    """Listener that passes every event to the tracker and to the display."""
-
-    def __init__(
-        self, tracker: MLflowTracker | None, listener: SearchListener | None, pictures: _Pictures | None = None
-    ) -> None:
-        self._tracker, self._listener, self._pictures = tracker, listener, pictures
-
-    def trial_started(self, trial: Trial | FrozenTrial, metrics: Mapping[str, float]) -> None:
-        if self._pictures and isinstance(trial, Trial):
-            self._pictures.draw(trial)
-        if self._tracker:
-            self._tracker.trial_started(trial, metrics)
-        if self._listener:
-            self._listener.trial_started(trial, metrics)
-
-    def epoch(self, trial_number: int, step: int, metrics: Mapping[str, float]) -> None:
-        if self._tracker:
-            self._tracker.epoch(trial_number, step, metrics)
-        if self._listener:
-            self._listener.epoch(trial_number, step, metrics)
-
-    def progress(self, trial_number: int, fraction: float) -> None:
-        if self._listener:
-            self._listener.progress(trial_number, fraction)
-
-    def model_progress(self, what: str, fraction: float) -> None:
-        if self._listener:
-            self._listener.model_progress(what, fraction)
-
-    def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
-        if self._tracker:
-            self._tracker.trial_finished(study, trial)
-        if self._listener:
-            self._listener.trial_finished(study, trial)
+# -- pictures, files ----------------------------------------------------------------------------------------------
 
 
 class _Pictures:

@@ -169,12 +169,33 @@ def is_server(storage: str | BaseStorage) -> bool:
 
 @contextmanager
 def closing(study: Study) -> Iterator[None]:
-    """Close the database connections of a study at the end of the block; later access opens them again."""
+    """Close the database connections of a study at the end of the block; later access opens them again.
+
+    Raises:
+        ValueError: The block has failed, and the study was deleted meanwhile.
+    """
+    name = study.study_name
     try:
         yield
+    except Exception as error:  # any: storages, Optuna and objectives meet missing records each in their own way
+        if not _is_deleted(study):
+            raise
+        raise ValueError(
+            f"`study` must stay in its storage while it is in use but {name!r} was deleted; run it again to begin anew."
+        ) from error
     finally:
         if (backend := backend_of(study)) is not None:
             backend.engine.dispose()
+
+
+def _is_deleted(study: Study) -> bool:
+    try:
+        study._storage.get_study_name_from_id(study._study_id)
+    except KeyError:
+        return True
+    except Exception:  # a storage that does not answer says nothing of its studies
+        pass
+    return False
 
 
 @contextmanager

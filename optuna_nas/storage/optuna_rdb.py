@@ -38,7 +38,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -64,6 +64,13 @@ class _Delayed(NamedTuple):
 
     params: dict[str, tuple[float, BaseDistribution]]
     attributes: dict[str, Any]
+
+
+class _Limit(NamedTuple):
+    """Limit of the trials of a study that may start, and user attributes of those that do."""
+
+    started: int
+    attributes: Mapping[str, Any]
 
 
 class BatchingStorage(RDBStorage):
@@ -102,7 +109,7 @@ class BatchingStorage(RDBStorage):
         self._running: set[int] = set()  # running trials of this process whose writes are delayed
         self._delayed: dict[int, _Delayed] = {}
         self._retries: dict[int, Callable[[FrozenTrial], FrozenTrial | None]] = {}
-        self._limits: dict[int, int] = {}  # by study
+        self._limits: dict[int, _Limit] = {}  # by study
         self._flushing = threading.RLock()
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -192,35 +199,39 @@ class BatchingStorage(RDBStorage):
     # -- starts and ends ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def limited(self, study_id: int, started: int) -> Iterator[None]:
+    def limited(self, study_id: int, started: int, attributes: Mapping[str, Any]) -> Iterator[None]:
         """Let no trial of a study start inside the block if more than so many have started, by whatever process.
 
         Args:
             study_id: Id of the study.
             started: Largest number of trials of the study that do not wait.
+            attributes: User attributes that a trial has from the moment at which it starts inside the block.
 
         Raises:
             Surplus: In the block, where a trial is asked for; it stays in the queue, or is not created.
         """
-        self._limits[study_id] = started
+        self._limits[study_id] = _Limit(started, attributes)
         try:
             yield
         finally:
             del self._limits[study_id]
 
-    def _check_limit(self, session: Session, study_id: int) -> None:
+    def _start(self, session: Session, study_id: int, trial_id: int) -> None:
+        """Check the limit of a study of which a trial is set running, and write the attributes of the trial."""
         if (limit := self._limits.get(study_id)) is None:
             return
         started = models.TrialModel.state != TrialState.WAITING
         query = select(func.count()).where(models.TrialModel.study_id == study_id, started)
-        if session.execute(query).scalar_one() > limit:
+        if session.execute(query).scalar_one() > limit.started:
             raise Surplus
+        for key, value in limit.attributes.items():
+            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
         """Create a trial; the study's row is locked by the caller."""
-        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
+        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
         if template_trial is None:
-            self._check_limit(session, study_id)
+            self._start(session, study_id, trial.trial_id)
         return trial
 
     def retry_on_fail(self, trial_id: int, retry: Callable[[FrozenTrial], FrozenTrial | None]) -> None:
@@ -297,7 +308,7 @@ class BatchingStorage(RDBStorage):
                 found = trial.find_or_raise_by_id(trial_id, session)
                 self.check_trial_is_updatable(trial_id, found.state)  # type: ignore[arg-type] # annotated as a Column
             elif self._limits:
-                self._check_limit(session, study_id)
+                self._start(session, study_id, trial_id)
             return bool(taken.rowcount)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:

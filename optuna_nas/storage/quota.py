@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from optuna_nas.storage.attributes import REQUEUED, WORKER, attribute, has_attribute
 from optuna_nas.storage.finished import FinishedTrials
 from optuna_nas.storage.optuna_rdb import Surplus, backend_of, has_heartbeats
+from optuna_nas.storage.presence import this_worker
 from optuna_nas.storage.retries import replaced_by, requeue_interrupted
 
 if TYPE_CHECKING:
@@ -136,12 +137,13 @@ class Quota:
     def admitting(self, standing: Standing) -> AbstractContextManager[object]:
         """Let the storage start no more trials inside the block than a standing leaves free, by whatever process.
 
-        Only the storages of this package can do so; with others, trials too many are put back by `claim`.
+        Those of this process have its name from their start. Only the storages of this package can do so; with others,
+        trials too many are put back by `claim`.
         """
         backend = backend_of(self._study)
         if backend is None:
             return nullcontext()
-        return backend.limited(self._study._study_id, standing.started + standing.free)
+        return backend.limited(self._study._study_id, standing.started + standing.free, {WORKER: this_worker()})
 
     def requeue_interrupted(self, worker: str | None = None) -> None:
         """Enqueue the parameters of interrupted trials that no other trial retries yet, as far as trials are missing.

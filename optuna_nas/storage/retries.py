@@ -259,13 +259,18 @@ def requeue_interrupted(study: Study, worker: str | None = None, most: float = i
 def reap_dead_trials(study: Study, alone: bool = False) -> None:
     """Fail the running trials of processes that have ended, and enqueue their parameters again.
 
+    A trial without the name of a worker is of another program, which may tell its end later. In storages that are not
+    of this package a process may also die before it has written its name: without parameters, such a trial is dead if
+    this process is alone.
+
     Args:
         study: Study in which an earlier `run` may have left running trials.
         alone: Whether no other process runs this study; if False, only trials of this machine are checked.
     """
+    is_named_later = backend_of(study) is None
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = str(attribute(trial.user_attrs, WORKER, ""))
-        if worker and (alone or has_ended(worker)):
+        if (alone or has_ended(worker)) if worker else (alone and is_named_later and not trial.params):
             fail_dead(study, trial)
 
 

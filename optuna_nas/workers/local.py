@@ -16,6 +16,7 @@ import optuna
 
 from optuna_nas.search.runner import ObjectiveFailed
 from optuna_nas.search.signals import handled
+from optuna_nas.search.streams import keep_streams
 from optuna_nas.storage.database import closing
 from optuna_nas.storage.optuna_rdb import StorageError
 from optuna_nas.storage.retries import reap_dead_trials
@@ -258,6 +259,7 @@ def _be_worker(job: Job, gpu: str | None, share: float, errors: Connection) -> N
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    keep_streams()  # what an objective prints is no reason to fail
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     code = 1
     try:

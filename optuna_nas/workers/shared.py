@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_nas.objective.protocol import metric_of
+from optuna_nas.search.events import Events
 from optuna_nas.search.opening import note_run, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.stopping import Stopping
@@ -23,10 +24,6 @@ from optuna_nas.storage.own_postgres import MOVED, POSTGRESQL, own_database
 from optuna_nas.storage.quota import Quota
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from optuna.trial import FrozenTrial
-
     from optuna_nas.search.config import Search, SearchListener
     from optuna_nas.workers.worker import Job
 
@@ -63,7 +60,7 @@ class SharedStudy:
             logger.warning(
                 "Several workers write to an sqlite file, which is slow and may fail; use a database server."
             )
-        self.search, self.job, self._listener = search, replace(job, closes=False), listener
+        self.search, self.job, self._events = search, replace(job, closes=False), Events(None, listener)
         self.study = open_study(search)
         if search.tracking is not None:  # creates the experiment and the study's run, for which workers would compete
             search.tracking.start(self.study, **shown_in_mlflow(search))
@@ -91,27 +88,19 @@ class SharedStudy:
             return  # workers report the error
         finished = self._trials.take(trials)
         self.n_succeeded += sum(trial.state != TrialState.FAIL for trial in finished)
-        if self._listener is None:
-            return
-        with suppress(*StorageError):  # listeners may read the storage, too
-            self._notify(self._listener, [trials[place] for place in self._trials.unfinished], finished)
-
-    def _notify(
-        self, listener: SearchListener, unfinished: Sequence[FrozenTrial], finished: Sequence[FrozenTrial]
-    ) -> None:
-        for trial in unfinished:
+        for trial in (trials[place] for place in self._trials.unfinished):
             if trial.state != TrialState.RUNNING:
                 continue
             if trial.number not in self._epochs:
                 self._epochs[trial.number] = -1
-                listener.trial_started(trial, {})
+                self._events.trial_started(trial, {})
             step = trial.last_step
             if step is not None and step > self._epochs[trial.number]:
                 self._epochs[trial.number] = step
-                listener.epoch(trial.number, step, {self._metric: trial.intermediate_values[step]})
+                self._events.epoch(trial.number, step, {self._metric: trial.intermediate_values[step]})
         for trial in finished:
             self._epochs.pop(trial.number, None)
-            listener.trial_finished(self.study, trial)
+            self._events.trial_finished(self.study, trial)
 
     def conclude(self, interrupted: bool, ended: str | None = None) -> SearchResult:
         """Complete the mirror in MLflow and summarise the study, after all workers have ended.
@@ -131,8 +120,7 @@ class SharedStudy:
             note_run(self.study, self.search, ended)
         result = summarise(self.search, self.study, judge=not missing)
         if self.search.tracking is not None:
-            if self._listener is not None:
-                self._listener.closing()
+            self._events.closing()
             shown = shown_in_mlflow(self.search)
             try:
                 self.search.tracking.rebuild(self.study, network=result.network, **shown)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import urllib.request
@@ -13,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from servers import free_port
 from study_files import TINY
-from terminal import here, nas, start, wait_for
+from terminal import command, here, nas, start, wait_for
 
 from optuna_nas.cli import options
 from optuna_nas.search import study_file
@@ -291,19 +292,57 @@ def test_help_and_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", nas("--version").stdout)
 
 
+def into_closed_pipe(*arguments):
+    """Run a process whose output nobody reads; return its exit code and what it wrote to stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(command(*arguments), stdout=closed, stderr=subprocess.PIPE, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
 @pytest.mark.process
-def test_view_opens_mlflow_and_ends_with_ctrl_c(folder, monkeypatch):
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["run", "--help"], []], ids=" ".join)
+def test_a_command_whose_output_nobody_reads_ends_quietly(words, folder):
+    assert into_closed_pipe(*words) == (141, "")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=" ".join)
+def test_a_search_whose_output_nobody_reads_goes_on(options, folder):
+    with open("tiny.py", "a") as file:
+        file.write("print('loaded', flush=True)\n")
+    said = "Nobody reads the output any more; the search goes on without it.\n"
+    assert into_closed_pipe("run", "tiny.py", "--no-mlflow", *options) == (141, said)
+    assert [trial.state for trial in trials_of(folder)] == [TrialState.COMPLETE] * 3
+    assert into_closed_pipe("report", "tiny.py", *options) == (141, "")
+    assert list(folder.rglob("report.html"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_search_needs_no_streams(closed, folder):
+    script = f'exec "$@" {closed}'
+    words = command("run", "tiny.py", "--no-mlflow", "--set", "epochs=1")
+    done = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [trial.state for trial in trials_of(folder)] == [TrialState.COMPLETE] * 3
+
+
+@pytest.mark.process
+def test_view_opens_mlflow_and_ends_it_with_itself(folder, monkeypatch):
     monkeypatch.setenv("BROWSER", "true")  # the program, which opens nothing
     assert nas("view", "tiny.py").returncode == 2  # no study yet
     assert nas("run", "tiny.py", "--trials", "1").returncode == 0
-    port = free_port()
-    process = start("view", "tiny.py", "--port", str(port))
-    address = process.stdout.readline()
-    assert address.startswith(f"Opening http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=optuna_nas_")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
-        assert answer.status == 200
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        port = free_port()
+        process = start("view", "tiny.py", "--port", str(port))
+        address = process.stdout.readline()
+        assert address.startswith(f"Opening http://127.0.0.1:{port}/#/experiments/1/runs?viewStateShareKey=optuna_nas_")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+            assert answer.status == 200
+        process.send_signal(ending)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")

@@ -11,13 +11,19 @@ import pytest
 import safetensors.torch
 from optuna.pruners import NopPruner
 from optuna.samplers import BruteForceSampler, GridSampler, RandomSampler
-from optuna.trial import TrialState
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import Trial, TrialState
 from strategies import few_digits
 
 from optuna_nas import SNAS, CellKind, CellSpace, NetworkSpace, Recipe, Search, Skeleton, SNASRecipe, SNASSampler, run
+from optuna_nas.search.config import SearchListener
 from optuna_nas.search.opening import open_study
-from optuna_nas.storage.database import connect
-from optuna_nas.storage.quota import counted_trials
+from optuna_nas.storage.attributes import WORKER, attribute
+from optuna_nas.storage.database import connect, sqlite_address
+from optuna_nas.storage.presence import this_worker
+from optuna_nas.storage.quota import Quota, counted_trials
+from optuna_nas.storage.retries import reap_dead_trials
 
 pytestmark = pytest.mark.filterwarnings("ignore:BruteForceSampler is experimental")
 TINY = CellSpace(("none", "skip_connect", "nor_conv_1x1"), 1, 2, (CellKind("cell"),))
@@ -174,3 +180,102 @@ def test_a_full_disk_is_named_costs_no_attempt_and_loses_nothing(kind, tmp_path,
     assert states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED) == make().total
     assert TrialState.RUNNING not in states
     assert TrialState.WAITING not in states
+
+
+# -- what others do meanwhile ------------------------------------------------------------------------------------------
+
+
+class Broken(SearchListener):
+    """Listener of which one method raises."""
+
+    def __init__(self, event):
+        self.calls = 0
+
+        def fail(*arguments):
+            self.calls += 1
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        setattr(self, event, fail)
+
+
+@pytest.mark.parametrize("event", ["trial_started", "epoch", "progress", "trial_finished"])
+def test_an_error_of_a_listener_is_none_of_a_trial(event, tmp_path, caplog):
+    listener = Broken(event)
+    result = run(training(tmp_path), listener)
+    assert [trial.state for trial in result.study.trials] == [TrialState.COMPLETE] * 2
+    assert listener.calls == 1
+    said = f"`listener` must not raise errors but Broken.{event} has raised BrokenPipeError: [Errno 32] Broken pipe; "
+    assert caplog.text.count(said + "the search goes on without it.") == 1
+
+
+def journal(folder):
+    return JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_a_trial_whose_process_is_killed_as_it_takes_it_is_tried_again(kind, tmp_path, monkeypatch):
+    def configured():
+        storage = None if kind == "sqlite" else journal(tmp_path)
+        return search(tmp_path, objective=plain, trials=2, storage=storage)
+
+    params = dict.fromkeys(TINY.distributions(), "nor_conv_1x1")
+    study = open_study(configured())
+    study.enqueue_trial(params)
+    process = os.fork()
+    if process == 0:
+        monkeypatch.setattr(Trial, "set_user_attr", lambda *arguments: os._exit(9))
+        monkeypatch.setattr(Quota, "claim", lambda *arguments: os._exit(9))
+        run(configured())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert open_study(configured()).trials[0].state == TrialState.RUNNING
+    result = run(configured())
+    first, second, third = result.study.trials
+    assert (first.state, second.state, third.state) == (TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE)
+    assert second.params == params
+    assert counted_trials(result.study) == 2
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_a_trial_that_another_program_asked_for_is_left_to_it(kind, tmp_path):
+    configured = search(tmp_path, objective=plain, trials=2, storage=None if kind == "sqlite" else journal(tmp_path))
+    study = open_study(configured)
+    trial = study.ask(TINY.distributions())
+    run(configured)
+    study.tell(trial, 1.0)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_a_trial_of_a_worker_has_its_name_from_the_moment_at_which_it_is_taken(tmp_path):
+    study = open_study(search(tmp_path, objective=plain))
+    study.enqueue_trial({})
+    quota = Quota(study, 2)
+    with quota.admitting(quota.look()):
+        study.ask(), study.ask()
+    reap_dead_trials(study)  # as another worker, which is not alone
+    assert [attribute(trial.user_attrs, WORKER) for trial in study.trials] == [this_worker()] * 2
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING] * 2
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+@pytest.mark.parametrize("moment", ["in a trial", "between trials", "at the end"])
+def test_a_study_that_is_deleted_while_it_runs_is_one_sentence(moment, kind, tmp_path):
+    storage = sqlite_address(tmp_path / "study.db") if kind == "sqlite" else journal(tmp_path)
+
+    def delete(number, study, trial):
+        if trial.number == number:
+            optuna.delete_study(study_name="ends", storage=study._storage)
+
+    class Listener(SearchListener):
+        def trial_finished(self, study, trial):
+            if moment != "in a trial":
+                delete(1 if moment == "between trials" else 2, study, trial)
+
+    def objective(trial):
+        if moment == "in a trial":
+            delete(1, trial.study, trial)
+        return plain(trial)
+
+    with pytest.raises(ValueError, match=r"^`study` must stay in its storage .* but 'ends' was deleted; run it again "):
+        run(search(tmp_path, objective=objective, trials=3, storage=storage), Listener())

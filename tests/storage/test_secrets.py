@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 from study_files import TINY
 from terminal import here
 
-from optuna_nas.cli.mlflow_server import start_mlflow
+from optuna_nas.cli.mlflow_server import mlflow_server
 from optuna_nas.search.new_study import NewStudy
 from optuna_nas.search.study_file import UsageError
 from optuna_nas.storage.artifacts import artifact_store
@@ -142,8 +142,11 @@ def test_the_servers_process_list_has_no_address(monkeypatch):
         return SimpleNamespace(poll=lambda: 1, terminate=lambda: None)
 
     monkeypatch.setattr("subprocess.Popen", start)
-    with pytest.raises(UsageError, match="must be free for MLflow"):
-        start_mlflow("postgresql://me:hunter2@host/db", 1)
+    with (
+        pytest.raises(UsageError, match="must be free for MLflow"),
+        mlflow_server("postgresql://me:hunter2@host/db", 1),
+    ):
+        pytest.fail("there is no server")
     ((words, environment),) = started
     assert not any("hunter2" in word for word in words)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://me:hunter2@host/db"
