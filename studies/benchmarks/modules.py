@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ from optuna_nas.training import evaluate
 SECONDS = {"tabular_regression": 10.0, "sequence_transformer": 60.0, "segmentation_unet": 60.0}
 LONGER = 3
 ONE_SHOT = ("snas", "ghn", "hmnas and random")
-RANKED = 30
+RANKED, REPEATS = 30, 5
 Row = dict[str, Any]
 
 
@@ -107,7 +108,7 @@ def with_strategy(search: Search, name: str, trials: int, seed: int) -> Search:
 STRATEGIES = ("auto", "snas", "ghn", "hmnas and random", "tpe", "random", "random and halving")
 
 
-def searched(study: str, name: str, seed: int) -> Row:
+def searched(study: str, seed: int, name: str) -> Row:
     """Search for the seconds of a study, and judge the winner."""
     search = base(study, seed)
     each = seconds_a_training(search, seed)
@@ -188,6 +189,34 @@ def ranked(study: str, seed: int) -> Row:
     return row
 
 
+def noise(study: str, seed: int) -> Row:
+    """Compare the spread of one module's test metric over seeds with that between the winners of strategies."""
+    rows: list[Row] = json.loads(Path(__file__).with_name("modules.json").read_text())
+    search = base(study, seed)
+    assert search.data is not None
+    winners = [row for row in rows if row["study"] == study and row["strategy"] in ("auto", "tpe")]
+    by_summary = {}
+    random = np.random.default_rng(seed)
+    wanted = {row["architecture"] for row in winners if row["seed"] == seed}
+    while wanted - by_summary.keys():
+        architecture = search.space.sample(random)
+        by_summary.setdefault(architecture.summary, architecture)
+    tested = []
+    for summary in sorted(wanted):
+        for repeat in range(REPEATS):
+            network = search.space.build(by_summary[summary], seed=repeat)
+            train(network, search.data, replace(recipe_of(search, LONGER), seed=repeat), task=search.task)
+            tested.append(evaluate(network, search.data, TEST, search.task).metric)
+    values = np.reshape(tested, (len(wanted), REPEATS))
+    return {
+        "study": study,
+        "strategy": "noise",
+        "seed": seed,
+        "within a module": float(values.std(1, ddof=1).mean()),
+        "winners": values.mean(1).round(4).tolist(),
+    }
+
+
 def show(rows: list[Row]) -> None:
     """Print means, intervals, paired tests and rank correlations."""
     for study in SECONDS:
@@ -209,9 +238,9 @@ def show(rows: list[Row]) -> None:
             each = ", ".join(f"{value:.3f}" for value in values)
             print(f"  {name:20} {values.mean():.3f} [{low:.3f}, {high:.3f}]  p {p:.2f}   {each}")
         for row in rows:
-            if (row["study"], row["strategy"]) == (study, "ranks"):
-                found = ", ".join(f"{name} {value:.2f}" for name, value in row.items() if isinstance(value, float))
-                print(f"  Spearman over {RANKED}, seed {row['seed']}: {found}")
+            if row["study"] == study and row["strategy"] in ("ranks", "noise"):
+                found = ", ".join(f"{name} {value}" for name, value in row.items() if isinstance(value, float | list))
+                print(f"  {row['strategy']}, seed {row['seed']}: {found}")
 
 
 def main() -> None:
@@ -231,7 +260,7 @@ def main() -> None:
         for study in options.studies:
             for name in options.strategies:
                 if (study, name, seed) not in done:
-                    row = ranked(study, seed) if name == "ranks" else searched(study, name, seed)
+                    row = {"ranks": ranked, "noise": noise}.get(name, partial(searched, name=name))(study, seed=seed)
                     rows.append(row)
                     options.out.write_text(json.dumps(rows, indent=1))
                     print(row, flush=True)
