@@ -108,8 +108,8 @@ def attributes_of(value: Any) -> dict[str, Any]:
 def code_digest(code: Iterable[Any]) -> str:
     """Return a digest of the code of classes and functions, without comments, docstrings and layout.
 
-    Base classes and what functions have taken from around them count, too. What belongs to an installed package, or
-    whose source is not known, is left out.
+    Base classes and what functions have taken from around them count, too; of code whose source can't be read, the
+    compiled code does. What belongs to an installed package is left out.
 
     Example:
         >>> from optuna_nas.training.described import code_digest

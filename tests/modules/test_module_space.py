@@ -405,7 +405,7 @@ def test_other_settings_of_a_part_are_another_space(changes):
         Architecture.from_json(text.replace(before.declared.parts, "0" * 16))
 
 
-@pytest.mark.parametrize("changes", [{"act": torch.sin}, {"twice": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"act": torch.sin}, {"twice": True}], ids=["act", "twice"])
 def test_other_code_is_the_same_space_of_other_code(changes):
     before, after = module_with(), module_with(**changes)
     assert before == after
