@@ -194,17 +194,15 @@ def noise(study: str, seed: int) -> Row:
     rows: list[Row] = json.loads(Path(__file__).with_name("modules.json").read_text())
     search = base(study, seed)
     assert search.data is not None
-    winners = [row for row in rows if row["study"] == study and row["strategy"] in ("auto", "tpe")]
-    by_summary = {}
-    random = np.random.default_rng(seed)
-    wanted = {row["architecture"] for row in winners if row["seed"] == seed}
-    while wanted - by_summary.keys():
-        architecture = search.space.sample(random)
-        by_summary.setdefault(architecture.summary, architecture)
+    wanted = [
+        {name: chosen.split("+") for name, chosen in (part.split("=") for part in row["architecture"].split())}
+        for row in rows
+        if (row["study"], row["seed"]) == (study, seed) and row["strategy"] in ("auto", "tpe")
+    ]
     tested = []
-    for summary in sorted(wanted):
+    for choices in wanted:
         for repeat in range(REPEATS):
-            network = search.space.build(by_summary[summary], seed=repeat)
+            network = search.space.build(search.space.architecture(choices), seed=repeat)
             train(network, search.data, replace(recipe_of(search, LONGER), seed=repeat), task=search.task)
             tested.append(evaluate(network, search.data, TEST, search.task).metric)
     values = np.reshape(tested, (len(wanted), REPEATS))

@@ -216,7 +216,9 @@ def described(dataset, report=None, **options):
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"collate_fn": random_collate}, {"drop_last": True}], ids=["plain", "collate", "drop_last"])
+@pytest.mark.parametrize(
+    "options", [{}, {"collate_fn": random_collate}, {"drop_last": True}], ids=["plain", "collate", "drop_last"]
+)
 def test_other_examples_are_described_whatever_shuffles_and_draws(options):
     one = described(Marked(), **options)
     assert one == described(Marked(), **options)
