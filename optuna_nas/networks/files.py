@@ -117,21 +117,24 @@ def owner_of(path: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: The file is damaged.
     """
-    owner = load_tensors(path)[1].get("owner")
-    with reading_checkpoint(path):
-        return None if owner is None else mapping(anything())("owner", owner)
+    return _owner(path, load_tensors(path)[1])
 
 
-def is_of(path: Path, architecture: Architecture) -> bool:
-    """Return whether a network's file is of an architecture, or of what masks left of it.
+def owner_and_choices(path: Path) -> tuple[dict[str, Any] | None, dict[str, tuple[str, ...]]]:
+    """Return whose a network's file is, see `owner_of`, and what its architecture chose, less what masks cut.
 
     Raises:
         ValueError: The file is damaged.
     """
+    description = load_tensors(path)[1]
     with named_file("a network of optuna_nas", path):
-        chosen = dict(_architecture(load_tensors(path)[1]).choices)
-    whole = dict(architecture.choices)
-    return all(set(names) <= set(whole.get(place, ())) for place, names in chosen.items())
+        return _owner(path, description), dict(_architecture(description).choices)
+
+
+def _owner(path: Path, description: Mapping[str, Any]) -> dict[str, Any] | None:
+    owner = description.get("owner")
+    with reading_checkpoint(path):
+        return None if owner is None else mapping(anything())("owner", owner)
 
 
 def load_network(path: str | Path, device: str = "cpu") -> nn.Module:

@@ -246,7 +246,7 @@ class TrainObjective:
             "objectives": list(self.objective_names),
             "constraints": {_name(cost): bound for cost, bound in self.constraints.items()},
         }
-        if costs := {_name(cost): _how(cost) for cost in (*self.objectives, *self.constraints) if _how(cost)}:
+        if costs := {_name(cost): how for cost in (*self.objectives, *self.constraints) if (how := _how(cost))}:
             described["costs"] = costs
         if self.weights_source.source != SCRATCH or self.initial_weights is not None:
             described["initial_weights"] = self.weights_source.describe()

@@ -97,7 +97,8 @@ class TrialTraining:
     def __init__(self, objective: TrainObjective, trial: Trial, candidate: Candidate) -> None:
         self._objective, self._trial, self._candidate = objective, trial, candidate
         self._run = objective.run
-        self._trained, self._steps = 0, False  # epochs of this trial, without those before it was resumed
+        self._trained = 0  # epochs of this trial, without those before it was resumed
+        self._has_stepped = False  # before that, epochs are those of a checkpoint
 
     def run(self) -> tuple[nn.Module, TrainingResult]:
         """Train the network of the trial; return the network and the result of the training.
@@ -121,7 +122,7 @@ class TrialTraining:
         notes = None if checkpoint is None else CheckpointNotes(trial, checkpoint)
 
         def on_step(fraction: float) -> None:
-            self._steps = True
+            self._has_stepped = True
             if notes is not None:
                 notes.after_step(fraction)
             if run.listener:
@@ -201,7 +202,7 @@ class TrialTraining:
         """Report an epoch to listener and pruner; stop if the pruner decides so."""
         trial, epochs = self._trial, self._candidate.recipe.epochs
         meter.store()  # before the report, with which it is written: a process may be killed
-        self._trained += self._steps  # else the checkpoint has it
+        self._trained += self._has_stepped
         reports = len(trial.study.directions) == 1  # Optuna accepts none with several objectives
         if not reports or result.epoch > self._trained:
             trial.set_user_attr(TRAINED_EPOCHS, self._trained)

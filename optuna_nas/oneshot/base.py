@@ -158,8 +158,7 @@ class OneShotModel(LearnedState[Record]):
             raise ValueError(f"`splits` must hold examples but {tuple(splits)} of {data.name!r} are empty.")
         terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
         configuration = {**self.describe(), **json.loads(json.dumps(terms))}
-        begun = completed(self.configuration, configuration)
-        if self.step and configuration != begun:
+        if self.step and configuration != (begun := completed(self.configuration, configuration)):
             changed = sorted(key for key in configuration if configuration[key] != begun.get(key))
             raise ValueError(
                 f"`{changed[0]}` must be that of the fit that goes on but is another; make a new {self.name} to begin "

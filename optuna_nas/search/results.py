@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from optuna.trial import FrozenTrial
 
-from optuna_nas.networks.files import is_of, owner_of
+from optuna_nas.networks.files import owner_and_choices
 from optuna_nas.objective.protocol import Describes, Judges, Objective, judged_metric_of, metric_of
 from optuna_nas.objective.trial_training import network_path
 from optuna_nas.search.config import part_names
@@ -117,12 +117,13 @@ def network_of(search: Search, study: Study, trial: FrozenTrial) -> Path | None:
     path = network_path(search.resolved_folder(), trained.number)
     if path.exists():
         try:
-            owner, architecture = owner_of(path), architecture_of(search, trained)
-            is_its_own = architecture is None or is_of(path, architecture)
+            owner, chosen = owner_and_choices(path)
         except ValueError as error:
             logger.warning("The network of trial %d is damaged: %s", trial.number, error)
             return None
-        if not is_its_own:
+        architecture = architecture_of(search, trained)
+        whole = None if architecture is None else dict(architecture.choices)
+        if whole is not None and not all(set(names) <= set(whole.get(place, ())) for place, names in chosen.items()):
             logger.warning("%s is the network of another architecture, and is left out.", path)
             return None
         if owner is None or owner.get("study") == study_uid(study):  # files of before do not say

@@ -27,6 +27,8 @@ from optuna_nas.training.disk import whole_file
 from optuna_nas.training.rules import checked, text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from optuna import Study
 
 logger = logging.getLogger(__name__)
@@ -126,8 +128,9 @@ def study_uid(study: Study) -> str:
         >>> study_uid(copy) != uid == study_uid(study)
         True
     """
-    home, noted = home_of(study), attribute(user_attributes(study), HOME)
-    if (uid := _known_uid(study)) is None:
+    attributes, home = user_attributes(study), home_of(study)
+    noted = attribute(attributes, HOME)
+    if (uid := _known_uid(study, attributes, home)) is None:
         uid = uuid.uuid4().hex[:16]
         study.set_user_attr(UID_ATTRIBUTE, uid)
         uid = user_attributes(study)[UID_ATTRIBUTE]  # another process may have been faster
@@ -136,9 +139,8 @@ def study_uid(study: Study) -> str:
     return str(uid)
 
 
-def _known_uid(study: Study) -> str | None:
+def _known_uid(study: Study, attributes: Mapping[str, Any], home: Home) -> str | None:
     """Return the id that a study has; None if it has none yet, or that of the original that it is a copy of."""
-    attributes, home = user_attributes(study), home_of(study)
     uid, noted = attribute(attributes, UID_ATTRIBUTE), attribute(attributes, HOME)
     is_here = noted is None or (noted[0] == home.name and noted[1] in _places_of(study))
     if uid is not None and not is_here and _is_there(study, Home(*noted), str(uid)):
@@ -243,7 +245,8 @@ def check_folder(folder: Path, study: Study, claims: bool = False) -> str | None
             f"`folder` must say whose files it holds but its note {file} can't be read; give this search another "
             "`folder`, or remove that note, which sets the other files aside."
         ) from None
-    if owner != _known_uid(study) and _is_there(study, owner_home, owner):
+    known = _known_uid(study, user_attributes(study), home_of(study))  # writes nothing: a report may ask
+    if owner != known and _is_there(study, owner_home, owner):
         raise ValueError(
             f"`folder` must belong to one study but {folder} holds the files of {owner_home.name!r} in "
             f"{owner_home.place}; give this search another `folder` or another `name` (`--set name=...`)."

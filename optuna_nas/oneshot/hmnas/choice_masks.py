@@ -144,10 +144,12 @@ class ChoiceMasks(BaseMasks):
     def with_least(self, path: str, chosen: Sequence[str], stays: Sequence[str]) -> tuple[str, ...]:
         """Return what stays of the chosen names of a choice, and the heaviest others where it must have more."""
         missing = min(self._least[path], len(chosen)) - len(stays)
+        if missing <= 0:
+            return tuple(stays)
         number = self.paths.index(path)
         weights = dict(zip(self.names[number], self.op_weights()[number].tolist(), strict=False))
         others = sorted((name for name in chosen if name not in stays), key=lambda name: -weights[name])
-        return (*stays, *others[: max(0, missing)])
+        return (*stays, *others[:missing])
 
     def only(self, chosen: Mapping[str, tuple[str, ...]], mixing: dict[str, Tensor]) -> dict[str, Tensor]:
         weights, heavy_EO = {}, self.op_weights().detach()
