@@ -203,15 +203,20 @@ def test_a_shape_that_no_probe_covered_is_refused_by_name():
     assert supernet(torch.ones(1, 3), one_hot(space.architecture({"width": 2, "factor": 4}))).shape == (1, 8)
 
     def worse():
-        width, factor = choose("width", [8, 2]), choose("factor", [1, 9])
-        return nn.Linear(3, 8 if (width == 8) or (factor == 9 and width == 8) else 2 * factor)
+        first, second = choose("first", [1, 2, 3]), choose("second", [1, 2, 3])
+        return nn.Linear(3, first * (4 - first) * second * (4 - second))  # 16 where both are 2, else at most 12
 
     space = ModuleSpace(worse, name="worse")
-    architecture = space.architecture({"width": 2, "factor": 9})
     supernet = space.supernet(seed=0)
-    if "weight" in dict(supernet.named_parameters()) and supernet.get_parameter("weight").shape[0] < 18:
-        with pytest.raises(ValueError, match=r"`choose` must not make a parameter larger .* 'weight' has shape"):
-            supernet(torch.ones(1, 3), one_hot(architecture))
+    assert supernet(torch.ones(1, 3), one_hot(space.architecture({"first": 2, "second": 3}))).shape == (1, 12)
+    architecture = space.architecture({"first": 2, "second": 2})
+    sentence = (
+        r"but 'weight' has shape \(16, 3\) and \(12, 3\) is stored; choose its size by one choice of all products"
+    )
+    with pytest.raises(ValueError, match=f"`choose` must not make a parameter larger .* {sentence}"):
+        supernet(torch.ones(1, 3), one_hot(architecture))
+    with pytest.raises(ValueError, match=sentence):
+        supernet.weights_of(architecture)
 
 
 def test_a_value_that_changes_the_number_of_dimensions_is_refused():
