@@ -36,7 +36,6 @@ from optuna_nas.networks.export import FORMATS
 from optuna_nas.results import final_training
 from optuna_nas.results.final_training import read_architecture, read_recipe, read_skeleton
 from optuna_nas.space import (
-    BlockSpace,
     CellKind,
     CellSpace,
     Skeleton,
