@@ -2,7 +2,7 @@
 
 Command:   optuna-nas run studies/digits.py
 Cost:      about two minutes on 2 CPU cores; nothing to download
-Expected:  about 0.98 on the report split within 30 trials, and the same on the test split
+Expected:  0.981 on the report split within 30 trials, 0.989 on the test split (one seed)
 """
 
 from optuna.pruners import PercentilePruner

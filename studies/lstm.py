@@ -2,7 +2,7 @@
 
 Command:   optuna-nas run studies/lstm.py
 Cost:      two minutes on 2 CPU cores; the data come with scikit-learn (1,797 digits of 8 columns)
-Expected:  accuracy about 0.95 on the validation split
+Expected:  the best by validation loss has accuracy 0.981 on the validation split, 0.972 on the test split (one seed)
 """
 
 import torch

@@ -23,7 +23,7 @@ SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, (1, 8, 8), 
 
 @pytest.fixture
 def attacks(monkeypatch):
-    """The benchmark's attacks, of which some hundred are tried here."""
+    """The benchmark's attacks, of which some thousand are tried here."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     before = set(sys.modules)
     import attacks
@@ -35,11 +35,11 @@ def attacks(monkeypatch):
 
 
 MUTATIONS = {
-    **dict.fromkeys(("network", "checkpoint", "architecture", "skeleton"), 150),
-    **dict.fromkeys(("snas", "ghn", "hmnas", "resume", "strategies"), 40),
-    **dict.fromkeys(("report", "mirror"), 20),
+    **dict.fromkeys(("network", "checkpoint", "architecture", "skeleton"), 1000),
+    **dict.fromkeys(("yaml", "snas", "ghn", "hmnas", "resume", "strategies"), 400),
+    **dict.fromkeys(("report", "mirror"), 60),
 }
-"""Less than a minute of CPU time in all."""
+"""Some two minutes of CPU time in all."""
 
 
 @pytest.mark.fuzz

@@ -1,14 +1,17 @@
 """Does the same command go on after a kill at any moment, and what do many kills cost a study of many workers?
 
-Command:   python studies/benchmarks/kills.py [--moments 40] [--trials 300]
+Command:   python studies/benchmarks/kills.py [--moments 40] [--trials 300] [--every-seconds 5]
 Cost:      half an hour on two cores; nothing is trained
-Expected:  all moments go on; 300 counted trials, none running, none waiting, each once in MLflow
+Expected:  all moments go on; 300 counted trials, none running, none waiting, none given up that advanced, each once in
+           MLflow
 
 First: `optuna-nas run` is killed (SIGKILL) at random moments of its first ten seconds, while it imports, creates the
 study, makes MLflow's tables or runs its first trials; the same command then has to finish.
 
-Second: four workers on a PostgreSQL of the study's own. Whenever a few more trials have succeeded, a worker is killed
+Second: four workers on a PostgreSQL of the study's own. Whenever four more trials have succeeded, a worker is killed
 (at most one a second), some are paused beyond their grace, the database is killed twice and the supervisor five times.
+With `--every-seconds`, blows come by the clock instead, from the first success on, whether there is progress or not;
+where workers take longer to start than four such periods, nothing can progress.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from optuna_nas.storage.database import connect
 from optuna_nas.storage.own_postgres import own_database
 from optuna_nas.storage.quota import counted_trials
+from optuna_nas.storage.retries import is_given_up, replaced_by
 
 STUDY = """
 import time
@@ -81,19 +85,23 @@ def kept(folder: Path, address: str, total: int) -> dict[str, int | bool]:
     runs = client.search_runs([experiment.experiment_id], "tags.`optuna_nas.kind` = 'trial'", max_results=50_000)
     shown = Counter(int(run.data.tags["optuna.trial_number"]) for run in runs)
     finished = {trial.number for trial in trials if trial.state.is_finished()}
+    retried = {number for trial in trials for number in replaced_by(trial)}
+    given_up = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in retried]
     return {
         "counted": counted_trials(study),
         "total": total,
         "running": states[TrialState.RUNNING],
         "waiting": states[TrialState.WAITING],
+        "given up": len(given_up),
+        "given up that advanced": sum(not is_given_up(trial) for trial in given_up),
         "each once in MLflow": shown == Counter(finished),
     }
 
 
 def is_whole(found: dict[str, int | bool]) -> bool:
     """Return whether a study holds all of its trials, each once."""
-    whole = found["counted"] == found["total"] and found["running"] == found["waiting"] == 0
-    return bool(whole and found["each once in MLflow"])
+    left = [found[name] for name in ("running", "waiting", "given up that advanced")]
+    return bool(found["counted"] == found["total"] and not any(left) and found["each once in MLflow"])
 
 
 def killed_at(moment: float) -> bool:
@@ -115,11 +123,19 @@ def killed_at(moment: float) -> bool:
 
 
 class Blows:
-    """Blows at a study of many workers, paced by its progress."""
+    """Blows at a study of many workers, paced by its progress, or by the clock.
 
-    def __init__(self, folder: Path, total: int) -> None:
-        self._folder, self._total, self._draw = folder, total, random.Random(0)
+    Args:
+        folder: Where to run the study.
+        total: Its trials.
+        seconds: Seconds from one blow to the next; 0 waits for progress.
+    """
+
+    def __init__(self, folder: Path, total: int, seconds: float = 0.0) -> None:
+        self._folder, self._total, self._seconds, self._draw = folder, total, seconds, random.Random(0)
         self.did: Counter[str] = Counter()
+        self.first_success = 0.0
+        self._last_blow = self._started = time.monotonic()
 
     def run(self) -> str:
         """Run the study to its end; return the address of its database."""
@@ -133,7 +149,10 @@ class Blows:
                     continue
                 address = own_database(data)  # which also keeps it running while the supervisor is dead
             done = self._succeeded(address)
-            if done < seen + EVERY:
+            if done and not self.first_success:
+                self._last_blow = time.monotonic()
+                self.first_success = self._last_blow - self._started
+            if not self._is_due(done, seen):
                 continue
             seen = done
             if done > (self.did["dead supervisors"] + 1) * self._total // (DEAD_SUPERVISORS + 1):
@@ -150,6 +169,15 @@ class Blows:
         if process.returncode != 0:
             print((self._folder / "output.txt").read_text()[-3000:])
         return address
+
+    def _is_due(self, done: int, seen: int) -> bool:
+        """Return whether it is time for the next blow."""
+        if not self._seconds:
+            return done >= seen + EVERY
+        now = time.monotonic()
+        due = bool(self.first_success) and now >= self._last_blow + self._seconds
+        self._last_blow = now if due else self._last_blow
+        return due
 
     def _strike(self, process: subprocess.Popen[str]) -> None:
         with suppress(psutil.Error):
@@ -184,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=40, help="kills of a first run, 0 for none")
     parser.add_argument("--trials", type=int, default=300, help="trials of the study of many workers, 0 for none")
+    parser.add_argument("--every-seconds", type=float, default=0.0, help="blows by the clock, not by progress")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -201,10 +230,13 @@ def main() -> None:
     if arguments.trials:
         with tempfile.TemporaryDirectory() as name:
             (Path(name) / "kills.py").write_text(STUDY)
-            blows, started = Blows(Path(name), arguments.trials), time.monotonic()
+            blows = Blows(Path(name), arguments.trials, arguments.every_seconds)
+            started = time.monotonic()
             held = kept(Path(name), blows.run(), arguments.trials)
-            found["workers"] = {**blows.did, **held, "seconds": round(time.monotonic() - started)}
-        print(", ".join(f"{name}: {value}" for name, value in found["workers"].items()))
+            times = {"seconds": time.monotonic() - started, "seconds to the first success": blows.first_success}
+            figures = {**blows.did, **held, **{name: round(value, 1) for name, value in times.items()}}
+        found["workers"] = figures
+        print(", ".join(f"{name}: {value}" for name, value in figures.items()))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1))
 
