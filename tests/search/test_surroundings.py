@@ -53,7 +53,9 @@ def test_a_search_needs_no_right_to_write_to_the_package(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(package.parent), "HOME": str(tmp_path / "mine")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     find = "from importlib.util import find_spec; print(find_spec('optuna_nas').origin)"
-    found = subprocess.run([sys.executable, "-c", find], env=environment, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", find], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == str(package / "__init__.py")
     words = command("run", "tiny.py", "--trials", "1")
     run(tmp_path / "mine", [*private, *words], environment)
