@@ -157,7 +157,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         self._home: Home | None = None  # study whose trials train the model
         self.prepare()
         self._rounds: Rounds[Content] = Rounds(
-            self.name, self.trials_per_round, self._store, self._passes_over or _is_finished, self._load
+            self.name, self.trials_per_round, self._store, self._passes_over or _is_finished, self._load, self._is_done
         )
 
     def prepare(
@@ -238,7 +238,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         def save(folder: Path) -> dict[str, Any]:
             value: dict[str, Any] = {"step": 0, "done": False}
             if self.model is not None:
-                value = {"step": self.model.step, "done": self.model.fitted}
+                value = {"step": self.model.step, "done": self.model.fitted, "budget": self.budget}
                 if self.trains:
                     self._write(study, trial, [record for record in self.model.records if record.step > steps[0]])
                     self.model.save(folder / self.file)
@@ -334,6 +334,12 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         if self.model is not None and self.trains and self.model.step < value["step"]:
             self.model.load(fetch(self.file))
         return content
+
+    def _is_done(self, value: dict[str, Any]) -> bool:
+        """Return whether a round was the last one, also for the budget of now."""
+        of_budget = value.get("budget")
+        grown = isinstance(of_budget, int | float) and self.budget is not None and self.budget > of_budget
+        return bool(value["done"]) and not grown
 
     def _store(self, study: Study) -> ArtifactStore:
         store = self._given_store or self._search_store
