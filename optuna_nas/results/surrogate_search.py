@@ -45,7 +45,7 @@ from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.leaderboard import can_win
 from optuna_nas.storage.plain import json_text, markdown_table
 from optuna_nas.storage.spending import spending_of
-from optuna_nas.tracking.final_run import FinalRecord, log_final
+from optuna_nas.tracking.final_run import FinalRecord, NotMirrored, log_final
 from optuna_nas.training.disk import whole_file
 
 if TYPE_CHECKING:
@@ -474,7 +474,7 @@ class SurrogateSearch:
             log_final(
                 self.search.tracking, result.study, FinalRecord(name, [], metrics, settings, "surrogate search", table)
             )
-        except ConnectionError as error:
+        except (ConnectionError, NotMirrored) as error:
             logger.warning("The result is not in MLflow yet: %s Run this again to write it.", error)
 
 

@@ -149,6 +149,8 @@ PARTS = PREFIX + "parts"
 """Strategy, sampler and pruner of the newest run, by these names."""
 RUN = PREFIX + "run"
 """How the study was last run: its `total` number of trials, the `command`, and why it `ended` before its total."""
+MLFLOW = PREFIX + "mlflow"
+"""Address at which MLflow last got the study, unless the address holds a password or token."""
 HOME = PREFIX + "home"
 """Name and storage of the study when it got its id: a copy of the study has others."""
 
@@ -285,6 +287,7 @@ RULES: dict[str, Rule] = {
     UID_ATTRIBUTE: text("[0-9A-Za-z_-]{1,64}", "letters and digits"),
     HOME: row(text(), text()),
     RUN: fields_of({"total": _NUMBER, "command": text(), "ended": optional(text())}),
+    MLFLOW: text(),
     PARTS: mapping(text()),
     PLANNED_FOR: row(text(), number(finite=True)),
 }

@@ -99,6 +99,11 @@ class Client:
                 raise
         return self.connections.enter_context(connected(self.uri))
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the tracking URI is that of a SQLite file that is not there; whoever only reads must not make it."""
+        return self._database is not None and not self._database.exists()
+
     def check(self) -> None:
         """Raise ConnectionError if MLflow cannot be used now, within about 5 seconds."""
         try:

@@ -32,9 +32,19 @@ from optuna_nas import (
 from optuna_nas.cli import app
 from optuna_nas.data import ImageData
 from optuna_nas.objective import TrainObjective
-from optuna_nas.results.comparison import Budget, anytime, as_json, by_strategies, cells, compare, judge, strategies
+from optuna_nas.results.comparison import (
+    MIN_TRIALS,
+    Budget,
+    anytime,
+    as_json,
+    by_strategies,
+    cells,
+    compare,
+    judge,
+    strategies,
+)
 from optuna_nas.search import SearchResult
-from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, REQUEUED, TRAIN_SECONDS, TRAINED_EPOCHS
+from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, PARTS, REQUEUED, TRAIN_SECONDS, TRAINED_EPOCHS
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.comparison import find_comparison
@@ -117,7 +127,7 @@ def test_curves_by_second_begin_where_all_have_a_value():
 @pytest.mark.parametrize(
     ("ours", "theirs", "told"),
     [
-        ([0.5], [0.4], "1 seed tells nothing about which strategy is better; at least 3"),
+        ([0.5], [0.4], "1 seed tells nothing about which strategy is better; at least 3 seeds (--seeds 3) are needed"),
         ([0.5, 0.6], [0.4, 0.5], "2 seeds tell nothing"),
         ([0.9, 0.9, 0.9], [0.9, 0.9, 0.9], "found the same values: nothing can be told"),
         ([0.9, 0.5, 0.7], [0.6, 0.7, 0.65], "a is 0.0500 ahead of b, which may be chance (paired"),
@@ -125,8 +135,21 @@ def test_curves_by_second_begin_where_all_have_a_value():
     ],
 )
 def test_a_comparison_says_what_can_be_told(ours, theirs, told):
-    results = {"a": runs(*(study_of([v]) for v in ours)), "b": runs(*(study_of([v]) for v in theirs))}
-    assert told in judge(results, Budget("trials", 1)).told
+    n = MIN_TRIALS
+    results = {"a": runs(*(study_of([v] * n) for v in ours)), "b": runs(*(study_of([v] * n) for v in theirs))}
+    assert told in judge(results, Budget("trials", n)).told
+    few = {"a": runs(*(study_of([v] * (n - 1)) for v in ours)), "b": runs(*(study_of([v] * (n - 1)) for v in theirs))}
+    said = judge(few, Budget("trials", n)).told
+    assert f"{n - 1} trials a run tell nothing about which strategy is better; at least" in said
+    assert f"{n} trials, as many as a strategy draws by chance to begin with, are needed." in said
+    assert "ahead" not in said
+
+
+def test_the_start_up_draws_of_a_sampler_are_too_few_trials():
+    results = {name: runs(*(study_of([value] * 12) for _ in range(3))) for name, value in (("a", 0.5), ("b", 0.4))}
+    assert "a is 0.1000 ahead" in judge(results, Budget("trials", 12)).told
+    results["a"][0].study.set_user_attr(PARTS, {"sampler": "TPESampler", "sampler.n_startup_trials": "15"})
+    assert "12 trials a run tell nothing" in judge(results, Budget("trials", 12)).told
 
 
 def test_strategies_that_propose_the_same_first_trials_are_named():
@@ -413,7 +436,7 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     assert summary.info.run_name == f"comparison: {rows[0]['strategy']} first"
     assert summary.data.tags["mlflow.note.content"].startswith("| strategy | best accuracy |")
     assert experiment.tags["mlflow.note.content"].startswith(
-        "1 seed of every strategy, epochs=4 each. 1 seed tells nothing"
+        "1 seed of every strategy, epochs=4 each. 1 seed and 2 trials a run tell nothing"
     )
     studies = [run for run in found if run.data.tags["optuna_nas.kind"] == "study"]
     ends = {run.data.tags["strategy"]: run.data.metrics["best_value_by_second"] for run in studies}
