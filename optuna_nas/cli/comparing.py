@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from optuna_nas.results.comparison import Budget, Comparison
     from optuna_nas.search.config import Search
     from optuna_nas.tracking import MLflowTracker
+    from optuna_nas.tracking.comparison import Compared
 
 
 @command()
@@ -110,22 +111,32 @@ def compare(
         if mlflow_tracker is not None:
             from optuna_nas.tracking.comparison import save_comparison
 
-            address = save_comparison(
-                mlflow_tracker,
-                compared.studies,
-                compared.metric,
-                compared.headings,
-                [comparison.cells(row) for row in compared.rows],
-                compared.figure(spending),
-                f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
-                compared.by_second(spending),
-            )
+            address = save_comparison(mlflow_tracker, compared.studies, _shown(compared, spending, seeds))
             if mlflow_tracker.served:
                 output.line("In MLflow", address)
     if no_mlflow:
         output.end("Its studies", to_copy("list", folder), **found)
     else:
         output.end("See it in MLflow", to_copy("view", experiment, mlflow=mlflow), **found)
+
+
+def _shown(compared: Comparison, budget: Budget, seeds: int) -> Compared:
+    """Return what MLflow shows of a comparison."""
+    from optuna_nas.results import comparison
+    from optuna_nas.tracking.comparison import Compared
+
+    by_second = [compared.figure_by_second(budget)] if budget.kind != comparison.SECONDS else []
+    return Compared(
+        compared.metric,
+        compared.headings,
+        [comparison.cells(row) for row in compared.rows],
+        compared.headlines,
+        compared.leader,
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
+        compared.table(),
+        [compared.figure(budget), *by_second],
+        compared.by_second(budget),
+    )
 
 
 def _show_comparison(

@@ -17,7 +17,7 @@ from scipy.stats import rankdata, t, ttest_rel
 
 from optuna_nas.objective.protocol import Judges, metric_of
 from optuna_nas.objective.train_objective import TrainObjective
-from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
+from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands, draw_table
 from optuna_nas.plots.progress import progress
 from optuna_nas.search.checks import MAX_TRIALS
 from optuna_nas.search.config import training_parts
@@ -173,7 +173,7 @@ class Comparison(NamedTuple):
     Args:
         rows: Results of the strategies, best first.
         bands: Anytime curves of the strategies, in the same order.
-        studies: Studies of all runs.
+        studies: Studies of all runs, those of the best strategy first.
         metric: Name of the values.
         starts: Number of equal trials at the start of two strategies in every seed, where it is not 0, by their names.
         n_trials: Fewest trials of a run within the budget.
@@ -218,6 +218,26 @@ class Comparison(NamedTuple):
         needs = " and ".join(needed)
         return f"{' and '.join(found)} {tell} nothing about which strategy is better; at least {needs} are needed."
 
+    @property
+    def leader(self) -> str | None:
+        """Name of the strategy that is ahead by more than chance; None where nothing can be told."""
+        told = not self._too_few and "which is more than chance" in _ahead(self.rows)
+        return self.rows[0].strategy if told else None
+
+    @property
+    def headlines(self) -> tuple[str, str, str]:
+        """What is seen first: who is ahead, between which means all strategies ended, and what they spent."""
+        first, last = self.rows[0], self.rows[-1]
+        if self.leader is None:
+            ahead = "Nothing can be told about which strategy is better"
+        else:
+            gap = abs(first.mean - self.rows[1].mean)
+            ahead = f"{self.leader} is ahead of {self.rows[1].strategy} by {gap:.4f}, more than chance"
+        cheap, dear = (end(self.rows, key=lambda row: row.seconds) for end in (min, max))
+        means = f"Best {self.metric} from {last.mean:.4f} ({last.strategy}) to {first.mean:.4f} ({first.strategy})"
+        costs = f"Seconds of trials from {cheap.seconds:.1f} ({cheap.strategy}) to {dear.seconds:.1f} ({dear.strategy})"
+        return ahead, f"{means}, mean over seeds", f"{costs}, mean over seeds"
+
     def by_second(self, budget: Budget) -> dict[str, list[tuple[int, float]]]:
         """Return the best value within the budget after each second, (second, value), by study name.
 
@@ -239,6 +259,20 @@ class Comparison(NamedTuple):
     def figure(self, budget: Budget) -> Figure:
         """Plot the best value against the spent budget, as mean over seeds with a band of one standard error."""
         return draw_bands(self.bands, budget.kind, f"best {self.metric}", self.studies[0].directions[0])
+
+    def figure_by_second(self, budget: Budget) -> Figure:
+        """Plot the best value against the seconds of training; see `figure`."""
+        (spent, *_), curves = zip(*(zip(*curve, strict=True) for curve in self.by_second(budget).values()), strict=True)
+        n_seeds = len(self.rows[0].best)
+        bands = [
+            AnytimeBand(row.strategy, np.array(spent), np.array(curves[number * n_seeds : (number + 1) * n_seeds]))
+            for number, row in enumerate(self.rows)
+        ]
+        return draw_bands(bands, SECONDS, f"best {self.metric}", self.studies[0].directions[0])
+
+    def table(self) -> Figure:
+        """Draw the table as a picture, under the first of the `headlines`."""
+        return draw_table(self.headlines[0], self.headings, [cells(row) for row in self.rows])
 
 
 def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
@@ -479,7 +513,7 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
     bands = [
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
     ]
-    all_studies = [study for runs in studies.values() for study in runs]
+    all_studies = [study for row in rows for study in studies[row.strategy]]
     n_trials = min(len(run) for runs in trials.values() for run in runs)
     n_draws = max(MIN_TRIALS, *map(_startup_draws, all_studies))
     return Comparison(rows, bands, all_studies, metric, _starts(trials), n_trials, n_draws)

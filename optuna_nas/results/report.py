@@ -25,7 +25,7 @@ from optuna_nas.samplers.snas import records_of_space
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
 from optuna_nas.space import CellularSpace
-from optuna_nas.space.ops import FAMILIES, NONE, choosable_ops, get_op
+from optuna_nas.space.ops import FAMILIES, NONE
 from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of, unreadable
 from optuna_nas.storage.leaderboard import best_trial, leaderboard
 from optuna_nas.storage.plain import code_block, markdown_cell, markdown_table, markdown_text, shortened, visible
@@ -394,9 +394,7 @@ def _names(search: Search) -> list[Text | Table | Picture]:
     core = search.space.core
     blocks: list[Text | Table | Picture] = [Text(core.notation)]
     if isinstance(core, CellularSpace):
-        known = {name for options in core.options().values() for chosen in options.values() for name in chosen}
-        ops = [get_op(name) for name in choosable_ops() if name in known]
-        rows = [(op.label, op.name, FAMILIES[op.family]) for op in ops]
+        rows = [(op.label, op.name, FAMILIES[op.family]) for op in core.known_ops]
         empty = [(NONE, NONE, "no op, and no edge")] if NONE in getattr(core, "ops", ()) else []
         blocks.append(Table(("short", "in parameters", "what it is"), [*rows, *empty]))
     return blocks

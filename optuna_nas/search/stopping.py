@@ -51,7 +51,7 @@ class Stopping:
         self._lock = threading.Lock()
         self._finished = FinishedTrials()
         self._spent = 0.0
-        self._longest: dict[int | None, float] = {None: 0.0}  # seconds of the longest trial, by the length of its training
+        self._longest: dict[int | None, float] = {None: 0.0}  # seconds, by the length of a training
         self._best: float | None = None
         self._since = 0
 

@@ -58,6 +58,8 @@ from optuna_nas import (
     train,
 )
 from optuna_nas.objective.suggestions import resolve
+from optuna_nas.plots.comparison import COLOURS
+from optuna_nas.plots.style import LEGEND_FONT, SLATE, label_axes, new_plot
 from optuna_nas.search.strategy import STRATEGIES
 from optuna_nas.training import EpochResult
 
@@ -451,8 +453,7 @@ def plot(
     rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float, replayed: dict[str, dict[float, float]]
 ) -> Figure:
     """Draw mean regrets against seconds with their 95 % intervals, side by side; baselines are dashed lines."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_plot(7, 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for place, method in enumerate(methods):
         known = [(minutes, found) for minutes in budgets if (found := accuracy_at(rows, method, minutes))]
@@ -465,16 +466,17 @@ def plot(
         spread = [np.subtract(mean, low), np.subtract(high, mean)]
         n_seeds = len(known[0][1])
         label = f"{method}, {n_seeds} seed{'s' * (n_seeds > 1)}"
-        axes.errorbar(x, mean, spread, label=label, marker="osDv^P*"[place % 7], markersize=5, capsize=3)
+        look = {"color": COLOURS[place % len(COLOURS)], "marker": "osDv^P*"[place % 7], "markersize": 5, "capsize": 3}
+        axes.errorbar(x, mean, spread, label=label, **look)
     for (name, regrets), style in zip(replayed.items(), ("--", ":", "-.", (0, (1, 4))), strict=False):
         known_at = [minutes for minutes in budgets if minutes in regrets]
         y = [regrets[minutes] for minutes in known_at]
-        axes.plot([60 * minutes for minutes in known_at], y, label=f"{name}, replayed", linestyle=style, color="0.4")
-    axes.set(xscale="log", xlabel=f"seconds on {CORES} cores", ylabel="regret, points of true accuracy", ylim=(0, None))
+        axes.plot([60 * minutes for minutes in known_at], y, label=f"{name}, replayed", linestyle=style, color=SLATE)
+    axes.set(xscale="log", ylim=(0, None))
+    label_axes(axes, None, f"seconds on {CORES} cores", "regret, points of true accuracy")
     axes.set_xticks([60 * minutes for minutes in budgets], [f"{60 * minutes:g}" for minutes in budgets])
     axes.minorticks_off()
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), prop=LEGEND_FONT)
     return figure
 
 
