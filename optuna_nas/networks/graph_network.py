@@ -202,7 +202,7 @@ class GraphNetwork(nn.Module):
         if like is None or len(parts) == 1:
             return like
         filled = [
-            like.new_zeros((len(images), *self.graph.nodes[source].site.out_shape)) if part is None else part
+            like.new_zeros((images.shape[0], *self.graph.nodes[source].site.out_shape)) if part is None else part
             for part, source in zip(parts, sources, strict=True)
         ]
         if torch.compiler.is_compiling():  # the compiler chooses the layout of gradients itself
