@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import optuna
 from optuna import Study
+from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
+from optuna_nas.objective.protocol import names_of
 from optuna_nas.search.config import part_names, part_settings
 from optuna_nas.storage.attributes import MLFLOW, PARTS, RUN, SETTING, VERSION, attribute, unreadable, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
@@ -72,10 +75,20 @@ def open_study(search: Search, create: bool = True) -> Study:
         with _named_folder(search.resolved_folder()):
             claim_folder(search.resolved_folder(), study)
         if create:
+            _name_objectives(study, search)
             note_run(study, search)
             _note_parts(study, search)
             warn_of_unreadable(study)
     return study
+
+
+def _name_objectives(study: Study, search: Search) -> None:
+    """Name the values of a study as its objective does, where there are several: for MLflow, plots and Optuna's own."""
+    names = names_of(search.resolved_objective)
+    if names is not None and len(names) == len(study.directions) > 1 and study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(names))
 
 
 def note_run(study: Study, search: Search, ended: str | None = None) -> None:
