@@ -134,8 +134,8 @@ def beaten(values_N: NDArray[np.float64], sorted_R: NDArray[np.float64]) -> NDAr
 class FreeScore(ByRanks):
     """Score that costs no training: indicators of the untrained network, by ranks.
 
-    Use it as `score` of `GHNSampler` and `GHNPruner`, before the score of a model (`GHNSampler(filter=...)`), as a
-    prior (`SNAS(prior=...)`), or together with other scores in a `RankScore`. Some 0.03 CPU seconds an architecture for
+    Use it as `score` of `GHNSampler` and `GHNPruner`, before the score of a model (`GHNSampler(prefilter=...)`), as
+    a prior (`SNAS(prior=...)`), or together with other scores in a `RankScore`. Some 0.03 CPU seconds an architecture for
     small images. It finds the better tenth of a space, not the best architecture, and on some spaces it says nothing:
     `BENCHMARKS.md` has what was measured.
 
