@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,27 @@ def test_built_modules_are_copied_pickled_compiled_and_exported(name, tmp_path):
     for form in FORMATS:
         exported = export_network(module, tmp_path / "network", form, architecture)
         assert exported.max_difference < 1e-5
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles with a compiler of C++, which is not here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_inductor_compiles_built_modules_and_their_gradients(tmp_path, monkeypatch):
+    def net():
+        width = choose("width", [8, 4])
+        act = choose_op("act", {"relu": nn.ReLU, "layer": lambda: nn.Linear(width, width)})
+        return nn.Sequential(nn.Linear(6, width), act, nn.Linear(width, 3))
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of processes for one module
+    architecture = ModuleSpace(net, example=torch.zeros(1, 6)).architecture({"act": "layer", "width": 4})
+    module, inputs = architecture.build(seed=0), torch.randn(3, 6)
+    compiled, gradients = torch.compile(module), []
+    for run in (module, compiled):
+        module.zero_grad()
+        outputs = run(inputs)
+        outputs.square().sum().backward()
+        gradients.append((outputs, [parameter.grad.clone() for parameter in module.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
 
 
 def test_built_modules_train_under_distributed_data_parallel(tmp_path):

@@ -10,6 +10,8 @@ from declared import CONVOLUTIONAL, PERCEPTRON, SPACES, TRANSFORMER, inputs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.utils._pytree import tree_leaves
 
 from optuna_nas import ModuleSpace, choose, choose_depth, choose_op, choose_ops
 from optuna_nas.modules.frames import cut
@@ -54,6 +56,40 @@ def test_names_are_those_of_the_built_module(name, seed):
     assert all(weights[key].shape == parameter.shape for key, parameter in names.items())
 
 
+class Twice(nn.Module):
+    """A layer of two inputs, which are one."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x, x)
+
+
+class Looked(nn.Module):
+    """An embedding of the places of the largest inputs."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.argmax(1))
+
+
+class Attending(nn.Module):
+    """Attention to keys and values of other widths than the queries'."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.MultiheadAttention(width, 2, kdim=width // 2, vdim=width // 4, batch_first=True)
+
+    def forward(self, x):
+        width = x.shape[-1]
+        return self.layer(x, x[..., : width // 2], x[..., : width // 4], need_weights=False)[0]
+
+
 LAYERS = {
     "linear": (lambda n: nn.Linear(n, n), (2, 8)),
     "conv1d": (lambda n: nn.Conv1d(n, n, 3), (2, 8, 5)),
@@ -69,12 +105,20 @@ LAYERS = {
     "gru": (lambda n: nn.GRU(n, n), (5, 2, 8)),
     "rnn": (lambda n: nn.RNN(n, n), (5, 2, 8)),
     "attention": (lambda n: nn.TransformerEncoderLayer(n, 2, 2 * n, dropout=0.0, batch_first=True), (2, 5, 8)),
-    "bilinear": (lambda n: nn.Bilinear(n, n, 3), (2, 8)),
+    "bilinear": (lambda n: Twice(nn.Bilinear(n, n, 3)), (2, 8)),
     "prelu": (lambda n: nn.PReLU(n), (2, 8)),
+    "embedding": (lambda n: Looked(nn.Embedding(n, n)), (2, 8)),
+    "lstm cell": (lambda n: nn.LSTMCell(n, n), (2, 8)),
+    "gru cell": (lambda n: nn.GRUCell(n, n), (2, 8)),
+    "lstm with projections": (lambda n: nn.LSTM(n, n, num_layers=2, proj_size=n // 2), (5, 2, 8)),
+    "attention of other keys": (lambda n: Attending(n), (2, 5, 8)),
+    "weight norm": (lambda n: weight_norm(nn.Linear(n, n)), (2, 8)),
+    "spectral norm": (lambda n: spectral_norm(nn.Linear(n, n)), (2, 8)),
 }
 CHANNELS_FIRST = ("conv", "transposed", "batch", "group", "instance", "prelu")
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_slice_of_the_store_is_the_small_layer(kind):
     make, shape = LAYERS[kind]
@@ -85,7 +129,7 @@ def test_a_slice_of_the_store_is_the_small_layer(kind):
             self.layer = make(choose("width", [8, 4]))
 
         def forward(self, x):
-            return self.layer(x, x) if kind == "bilinear" else self.layer(x)
+            return self.layer(x)
 
     space = ModuleSpace(Net, name=f"slice_{kind}")
     supernet = space.supernet(seed=0)
@@ -96,6 +140,13 @@ def test_a_slice_of_the_store_is_the_small_layer(kind):
         x = x[:, :width] if kind.startswith(CHANNELS_FIRST) else x[..., :width]
         outputs, expected = supernet(x, one_hot(architecture)), module(x)
         torch.testing.assert_close(outputs, expected)
+        supernet.zero_grad()
+        for of in (outputs, expected):
+            sum(part.square().sum() for part in tree_leaves(of)).backward()
+        gradients = {key: parameter.grad for key, parameter in supernet.named_parameters()}
+        own = supernet.parts_of(architecture, gradients)
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(own[name], parameter.grad)
     large, small = (supernet.weights_of(space.architecture({"width": width})) for width in (8, 4))
     assert any(small[name].shape != large[name].shape for name in small)
 
@@ -203,15 +254,20 @@ def test_a_shape_that_no_probe_covered_is_refused_by_name():
     assert supernet(torch.ones(1, 3), one_hot(space.architecture({"width": 2, "factor": 4}))).shape == (1, 8)
 
     def worse():
-        width, factor = choose("width", [8, 2]), choose("factor", [1, 9])
-        return nn.Linear(3, 8 if (width == 8) or (factor == 9 and width == 8) else 2 * factor)
+        first, second = choose("first", [1, 2, 3]), choose("second", [1, 2, 3])
+        return nn.Linear(3, first * (4 - first) * second * (4 - second))  # 16 where both are 2, else at most 12
 
     space = ModuleSpace(worse, name="worse")
-    architecture = space.architecture({"width": 2, "factor": 9})
     supernet = space.supernet(seed=0)
-    if "weight" in dict(supernet.named_parameters()) and supernet.get_parameter("weight").shape[0] < 18:
-        with pytest.raises(ValueError, match=r"`choose` must not make a parameter larger .* 'weight' has shape"):
-            supernet(torch.ones(1, 3), one_hot(architecture))
+    assert supernet(torch.ones(1, 3), one_hot(space.architecture({"first": 2, "second": 3}))).shape == (1, 12)
+    architecture = space.architecture({"first": 2, "second": 2})
+    sentence = (
+        r"but 'weight' has shape \(16, 3\) and \(12, 3\) is stored; choose its size by one choice of all products"
+    )
+    with pytest.raises(ValueError, match=f"`choose` must not make a parameter larger .* {sentence}"):
+        supernet(torch.ones(1, 3), one_hot(architecture))
+    with pytest.raises(ValueError, match=sentence):
+        supernet.weights_of(architecture)
 
 
 def test_a_value_that_changes_the_number_of_dimensions_is_refused():

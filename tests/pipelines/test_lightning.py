@@ -28,10 +28,12 @@ from optuna_nas import (
     TensorData,
     choose,
     choose_op,
+    choose_ops,
     hmnas_space,
     nasbench201_skeleton,
     nasbench201_space,
 )
+from optuna_nas.training import train
 
 lightning = pytest.importorskip("lightning.pytorch")
 torchmetrics = pytest.importorskip("torchmetrics")
@@ -106,6 +108,30 @@ def test_its_supernet_and_generated_weights_learn_by_its_steps():
         assert model.records[-1].metrics["loss"] < model.records[0].metrics["loss"]
         architectures = [SPACE.sample(np.random.default_rng(seed)) for seed in range(3)]
         assert np.isfinite(model.score(architectures)).all()
+
+
+class Summed(Net):
+    """A classifier with a choice of several, which masks need."""
+
+    def __init__(self):
+        super().__init__()
+        ops = {"tanh": nn.Tanh, "layer": lambda: nn.Linear(2, 2), "same": nn.Identity}
+        self.head = nn.Sequential(self.head, choose_ops("sums", ops))
+
+
+def test_its_masks_learn_by_its_steps_and_what_is_derived_is_fine_tuned_by_them():
+    space = ModuleSpace(Summed, example=torch.zeros(1, 6))
+    hmnas = HMNAS(space, HMNASRecipe(batch_size=16, learning_rate=0.1, mask_fraction=0.4), TASK)
+    hmnas.fit(data(), 6, show_progress=False)
+    assert hmnas.records[-1].metrics["loss"] < hmnas.records[0].metrics["loss"]
+    assert any((mask != 1).any() for mask in hmnas.masks.weight_masks.values())
+    derived = hmnas.derive()
+    module = hmnas.inherited(derived.architecture)
+    assert isinstance(module, Summed)
+    before = TASK.evaluate(module, data().batches(("report",), 64))
+    assert before > 0.8
+    train(module, data(), Recipe(epochs=1, batch_size=16), TASK)
+    assert TASK.evaluate(module, data().batches(("report",), 64)) > 0.8
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import time
+from functools import partial
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ import pytest
 import torch
 from optuna.samplers import RandomSampler
 from optuna.trial import create_trial
-from strategies import TINY, TINY_MULTI, placed, small_skeleton
+from strategies import SMALL_SUPERNETS, TINY, TINY_MULTI, placed, small_skeleton, whole
 from study_files import TINY as STUDY
 from terminal import command, here
 
@@ -34,7 +35,14 @@ from optuna_nas.networks import export_network, save_network
 from optuna_nas.networks.export import FORMATS
 from optuna_nas.results import final_training
 from optuna_nas.results.final_training import read_architecture, read_recipe, read_skeleton
-from optuna_nas.space import anytime_skeleton, anytime_space, darts_cifar_skeleton
+from optuna_nas.space import (
+    CellKind,
+    CellSpace,
+    Skeleton,
+    anytime_skeleton,
+    anytime_space,
+    darts_cifar_skeleton,
+)
 
 EXPORTER = "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 
@@ -91,6 +99,26 @@ def early_exits():
     return DiscreteNetwork(placed(space.sample(np.random.default_rng(0)), skeleton), seed=0)
 
 
+def dead_nodes(space):
+    """Return a network of a cell some of whose nodes no edge reaches, or lead nowhere."""
+    drawn = (placed(space.sample(np.random.default_rng(seed)), small_skeleton(space)) for seed in range(200))
+    architecture = next(one for one in drawn if len(one.graph()) < len(whole(one)))
+    return DiscreteNetwork(architecture, seed=0)
+
+
+def unreached():
+    """Return a network of a cell whose first node is fed by nothing, and concatenated with one that is."""
+    space = CellSpace(("none", "skip_connect", "nor_conv_3x3"), 2, 1, (CellKind("cell"),))
+    architecture = space.architecture({"cell_0_2": ["nor_conv_3x3"]})
+    return DiscreteNetwork(placed(architecture, Skeleton(("cell",), 4, (3, 8, 8), 3)), seed=0)
+
+
+DEAD_NODES = {
+    "unreached": unreached,
+    **{
+        name: partial(dead_nodes, space) for name, space in SMALL_SUPERNETS.items() if not isinstance(space, BlockSpace)
+    },
+}
 NETWORKS = {
     "darts": lambda: DiscreteNetwork(placed(published_cell("DARTS_V2"), darts_cifar_skeleton(3, 4)), seed=0),
     "one op an edge": lambda: DiscreteNetwork(
@@ -98,6 +126,7 @@ NETWORKS = {
     ),
     "masked": mixed,
     "early exits": early_exits,
+    **DEAD_NODES,
 }
 
 
@@ -115,8 +144,9 @@ def test_a_program_has_the_same_outputs_for_batches_of_any_size(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings(*EXPORTER)
-def test_onnx_runs_elsewhere(tmp_path):
-    network = mixed()
+@pytest.mark.parametrize("kind", ["masked", *DEAD_NODES])
+def test_onnx_runs_elsewhere(kind, tmp_path):
+    network = NETWORKS[kind]()
     path, difference = export_network(network, tmp_path / "net.onnx", "onnx")
     assert difference <= 1e-4
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
