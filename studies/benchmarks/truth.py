@@ -57,6 +57,8 @@ from replay import (
     with_interval,
 )
 
+import optuna_nas.oneshot.base as oneshot_clock
+import optuna_nas.samplers.ghn as pool_clock
 from optuna_nas import (
     Architecture,
     GHNSampler,
@@ -102,7 +104,8 @@ class Budget:
 
     def __init__(self, seconds: float) -> None:
         self.total, self._begun = seconds, time.process_time()
-        self._charged, self._longest, self._before = 0.0, 0.0, 0.0
+        self._charged, self._before = 0.0, 0.0
+        self._longest: dict[int | None, float] = {}  # CPU seconds of a trial, by its epochs
 
     def charge(self, seconds: float) -> None:
         """Count seconds that were spent in another run."""
@@ -114,11 +117,22 @@ class Budget:
         return time.process_time() - self._begun + self._charged
 
     def used_up(self, study: Study) -> bool:
-        """Return whether the longest trial so far, but the first, would not fit any more."""
+        """Return whether the longest trial so far of the next one's length, but the first, would not fit any more."""
         if len(study.trials) > 1:
-            self._longest = max(self._longest, self.spent - self._before)
+            epochs = study.trials[-1].params.get("epochs")
+            self._longest[epochs] = max(self._longest.get(epochs, 0.0), self.spent - self._before)
         self._before = self.spent
-        return self.spent + self._longest > self.total
+        longest, expected = self._longest, max(self._longest.values(), default=0.0)
+        if (upcoming := getattr(study.sampler, "upcoming", None)) is not None:
+            _, epochs = upcoming(study)
+            expected = longest.get(epochs, max((s * epochs / e for e, s in longest.items() if e), default=0.0))
+        return self.spent + expected > self.total
+
+
+class CpuClock:
+    """What models and pools read in place of the clock, since budgets are CPU seconds."""
+
+    monotonic = staticmethod(time.process_time)
 
 
 def name_of(data: ImageData) -> str:
@@ -261,7 +275,7 @@ def by_search(strategy: str) -> Method:
                 pictures=False,
                 folder=Path(folder),
             )
-            # The budget counts CPU seconds, the search those of the clock.
+            # The budget counts looked up trainings, too, which the search does not.
             objective = ShortTraining(data, trainings, budget, wanted.resolved_objective.recipe)
             parts = {"sampler": wanted.resolved_sampler, "pruner": wanted.resolved_pruner, "objective": objective}
             result = run(replace(wanted, seconds=None, strategy=None, trials=1000, **parts), enough=budget.used_up)
@@ -469,8 +483,8 @@ def plot(
         spread = [np.subtract(mean, low), np.subtract(high, mean)]
         n_seeds = len(known[0][1])
         label = f"{method}, {n_seeds} seed{'s' * (n_seeds > 1)}"
-        look = {"color": COLOURS[place % len(COLOURS)], "marker": "osDv^P*"[place % 7], "markersize": 5, "capsize": 3}
-        axes.errorbar(x, mean, spread, label=label, **look)
+        colour, marker = COLOURS[place % len(COLOURS)], "osDv^P*"[place % 7]
+        axes.errorbar(x, mean, spread, label=label, color=colour, marker=marker, markersize=5, capsize=3)
     for (name, regrets), style in zip(replayed.items(), LINES, strict=False):
         known_at = [minutes for minutes in budgets if minutes in regrets]
         y = [regrets[minutes] for minutes in known_at]
@@ -505,6 +519,7 @@ def main() -> None:
     parser.add_argument("--gpu", type=Path, nargs="+", help="what `gpu.py` has written; only looked up")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    oneshot_clock.time = pool_clock.time = CpuClock  # type: ignore[attr-defined, assignment]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     truth = read_truth(options.table, options.column)
     best = max(truth.values())
