@@ -239,6 +239,19 @@ class GHNSampler(ArchitectureSampler):
         sampler._has_one_pool = True
         return sampler
 
+    def to_score(self, n_trials: int | None) -> list[tuple[Score, int, float | None]]:
+        """Return what scores the pools of so many trials, each with the number of architectures and the most seconds.
+
+        Args:
+            n_trials: Trials of a study; None for those of one pool.
+        """
+        n_pools = 1 if n_trials is None else -(-n_trials // self._trials_per_round)
+        most = None if self._pool_seconds is None else n_pools * self._pool_seconds
+        drawn: list[tuple[Score, int, float | None]] = []
+        if self._prefilter is not None:
+            drawn.append((self._prefilter, n_pools * min(self._n_drawn, self.space.size), None))
+        return [*drawn, (self.score, n_pools * min(self.pool_size, self.space.size), most)]
+
     def scored(self, study: Study) -> list[tuple[Architecture, float]]:
         """Return the candidates of the newest pool and their scores, in the order of proposal; empty before the first.
 

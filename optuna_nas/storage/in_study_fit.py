@@ -279,6 +279,22 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             self.model.attach(data)
             self._on_device = data
 
+    def fit_alone(self, on_step: Callable[[float], None], should_stop: Callable[[], bool]) -> None:
+        """Train the model as the rounds of a study do, but all at once and without one, such as to time its steps.
+
+        Args:
+            on_step: Callback after every step with the share of the budget that is done.
+            should_stop: Callback after every step; True interrupts the training.
+
+        Raises:
+            TrainingStopped: `should_stop` returned True.
+            ValueError: There is no training.
+        """
+        self.attach()
+        if self.model is None or self._on_device is None or self.budget is None:
+            raise ValueError("`data` must be given to train during the study but are not; `trains` tells.")
+        self.model.fit(self._on_device, self.budget, on_step=on_step, should_stop=should_stop)
+
     def report(self, share: float, doing: str) -> None:
         """Report what is done, and the fraction of the round in [0, 1], to the listener of the search."""
         self._last_doing = doing

@@ -162,3 +162,15 @@ def test_a_study_is_viewed_by_its_name(folder, monkeypatch):
     assert done.exit_code == 0, done.stderr
     study = optuna.load_study(study_name="tiny", storage="sqlite:///runs/tiny/study.db")
     assert study.user_attrs["optuna_nas:study_uid"] in opened[0]
+
+
+def test_a_comparison_is_viewed_by_its_name(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(mlflow_server, "mlflow_server", lambda *unused: nullcontext())
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    compare = ("compare", "seeded.py", *SHORT, "--seeds", "1", "--budget", "trials=1", "--mlflow", "sqlite:///other.db")
+    view = shlex.split(said(compare)[-1][20:])[1:]
+    assert view == ["view", "compare-tiny", "--mlflow", "sqlite:///other.db"]
+    assert here(*view, "--port", "5007").exit_code == 0
+    assert opened[0].startswith("http://127.0.0.1:5007/#/experiments/")
+    assert "viewStateShareKey=optuna_nas_comparison_" in opened[0]

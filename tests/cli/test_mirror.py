@@ -82,6 +82,29 @@ def test_a_study_of_ours_gets_its_pictures(tmp_path, monkeypatch):
         assert "architecture.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
+def test_a_moved_folder_gets_its_pictures_in_a_new_database(tmp_path, monkeypatch):
+    """The way out that docs/mlflow.md names: MLflow keeps absolute paths of artifacts in its SQLite file."""
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "tiny.py").write_text(TINY)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path / "before")
+    assert here("run", "tiny.py", "--set", "epochs=1").exit_code == 0
+    moved = (tmp_path / "before").rename(tmp_path / "moved")
+    monkeypatch.chdir(moved)
+
+    def pictures(name):
+        client, _, parent, children, _ = read(f"sqlite:///{moved / name}")
+        listed = {file.path for file in client.list_artifacts(children[0].info.run_id)}
+        return "architecture.png" in listed and "leaderboard.json" in {
+            file.path for file in client.list_artifacts(parent.info.run_id)
+        }
+
+    assert not pictures("mlflow.db")
+    done = here("mirror", "tiny.py", "--set", "epochs=1", "--mlflow", "sqlite:///new.db")
+    assert done.exit_code == 0, done.stderr
+    assert pictures("new.db")
+
+
 def test_bad_input_is_one_sentence(storage, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for arguments, sentence in (
