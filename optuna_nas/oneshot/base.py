@@ -520,6 +520,21 @@ def score_of(model: OneShotModel[Any] | None, score: Score | None) -> Score:
     return model.score if model is not None else cast("Score", score)
 
 
+def meaning_of(score: Score) -> str:
+    """Return what a score is, in a few words: a loss, what its attribute `meaning` says, or the name of a function.
+
+    Example:
+        >>> from optuna_nas.oneshot.base import meaning_of
+        >>> def n_convolutions(architectures): ...
+        >>> meaning_of(n_convolutions)
+        'n_convolutions'
+    """
+    model = getattr(score, "__self__", getattr(score, "model", None))
+    if isinstance(model, OneShotModel):
+        return f"minus the loss with the weights of {model.name}"
+    return str(getattr(score, "meaning", getattr(score, "__name__", type(score).__name__)))
+
+
 def _progress_bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -109,6 +109,10 @@ class HMNASPruner(QuantilePruner):
         self._n_trials, self._trials_per_round, self._given_store = n_trials, trials_per_round, artifact_store
         super().__init__(model.space, pruner, quantile, n_random, exempt, n_startup_trials, seed)
 
+    @property
+    def meaning(self) -> str:
+        return "mean share of mask thresholds survived" if self._by == ENDURANCE else "share that survives the masks"
+
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         if self._by == ENDURANCE:
             return self.model.endurance(architectures)

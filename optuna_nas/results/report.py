@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
@@ -35,6 +34,7 @@ from optuna_nas.storage.attributes import (
     unreadable,
 )
 from optuna_nas.storage.leaderboard import best_trial, can_win, leaderboard, rank_trials
+from optuna_nas.storage.noise import told_apart
 from optuna_nas.storage.plain import shortened
 from optuna_nas.storage.spending import Savings, spending_of
 from optuna_nas.storage.versions import git_commit, versions
@@ -226,21 +226,11 @@ def _amount(value: float) -> str:
 
 
 def _noise(search: Search, ranked: Sequence[LeaderboardRow], metric: str) -> list[str]:
-    """Return sentences on which of the best are as good as equal, where the value is an accuracy."""
+    """Return a sentence on which of the best are as good as equal."""
     objective = search.resolved_objective
     described = objective.describe() if isinstance(objective, Describes) else {}
-    n_examples = described.get("data", {}).get("sizes", {}).get(REPORT, 0)
-    values = [row.value for row in ranked if row.can_win and row.value is not None]
-    if metric != "accuracy" or not n_examples or len(values) < 2 or not all(0 <= value <= 1 for value in values):
-        return []
-    share = (values[0] * n_examples + 0.5) / (n_examples + 1)  # also of all examples the next may be wrong
-    error = sqrt(share * (1 - share) / n_examples)
-    equal = sum(values[0] - value < error for value in values)
-    of = f"one standard error: {100 * error:.1f} points on {n_examples:,} examples"
-    if equal == 1:
-        return [f"Ranks 1 and 2 differ by {100 * (values[0] - values[1]):.1f} points, more than {of}."]
-    named = "1 and 2" if equal == 2 else f"1 to {equal}"
-    return [f"Ranks {named} differ by less than {of}. This study can't tell which of them is best."]
+    told = told_apart(ranked, metric, described.get("data", {}).get("sizes", {}).get(REPORT, 0))
+    return [] if told is None else [told]
 
 
 def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Block]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from optuna.trial import TrialState
 
-from optuna_nas.oneshot.base import score_of
+from optuna_nas.oneshot.base import meaning_of, score_of
 from optuna_nas.oneshot.ghn.regression import regress_if_better
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.samplers.fronts import spread_out
@@ -277,7 +277,7 @@ class GHNSampler(ArchitectureSampler):
         if candidate is not None:
             given = given_params(trial)
             if all(given.get(path, choice) == choice for path, choice in self._params(candidate[0]).items()):
-                note_score(study, trial, candidate[1], self._params(candidate[0]), self._distributions)
+                self._note(study, trial, candidate[1], self._params(candidate[0]))
         return params
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -286,8 +286,11 @@ class GHNSampler(ArchitectureSampler):
         is_whole = self._distributions.keys() <= trial.params.keys()
         if noted is not None and is_whole and noted != params_hash(trial.params, self._distributions):
             (score,) = self.score([self.space.decode(trial.params)])
-            note_score(study, trial, float(score), trial.params, self._distributions)
+            self._note(study, trial, float(score), trial.params)
         super().after_trial(study, trial, state, values)
+
+    def _note(self, study: Study, trial: FrozenTrial, score: float, params: Mapping[str, Any]) -> None:
+        note_score(study, trial, score, params, self._distributions, meaning_of(self.score))
 
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         candidate = self._candidate(study, trial)

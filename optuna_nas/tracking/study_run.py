@@ -23,6 +23,7 @@ from optuna_nas.storage.attributes import (
     user_attributes,
 )
 from optuna_nas.storage.leaderboard import can_win, rank_trials
+from optuna_nas.storage.noise import told_apart
 from optuna_nas.storage.plain import json_text, markdown_table, visible
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking.client import metrics_of
@@ -190,7 +191,7 @@ class StudyRun:
             numbers[TESTED] = judged["metric"]
             result += f"; on the test split {judged['metric']:.4g}"
         counts = ", ".join(f"{count} {state.name.lower()}" for state, count in states.items())
-        lines = [f"{result}. Trials: {counts}; {seconds}."]
+        lines = [f"{result}. Trials: {counts}; {seconds}.", told_apart(rows, self._metric) or ""]
         if network is not None:
             lines.append(visible(f'Its network: `optuna_nas.load_network("{network}")`').replace("<", "&lt;"))
         if self._space is not None:

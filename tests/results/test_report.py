@@ -35,7 +35,7 @@ from optuna_nas.plots.progress import pareto, progress
 from optuna_nas.results.page import Picture, Section, Table, Text, as_html, as_markdown
 from optuna_nas.results.report import write_report
 from optuna_nas.search.opening import open_study
-from optuna_nas.storage.attributes import EPOCHS, MASKS, PARAMS, TRAIN_SECONDS, write_json
+from optuna_nas.storage.attributes import EPOCHS, MASKS, PARAMS, TRAIN_SECONDS, VALIDATION_LOSS, write_json
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 
@@ -177,6 +177,14 @@ def test_differences_within_noise_are_said_to_be_and_names_are_explained_once(se
         ("none", "none"),
     ):
         assert text.count(f"{label}{name}") == 1
+
+
+def test_losses_within_noise_are_said_to_be_in_the_report(search):
+    by_loss = replace(search, name="losses", strategy="random", directions=None, folder=search.folder / "losses")
+    noted = {VALIDATION_LOSS: [0.3, 0.02, 360]}
+    open_study(by_loss).add_trials([trial(number, value, **noted) for number, value in enumerate((0.30, 0.31, 0.5))])
+    text = Page(write_report(by_loss).page.read_text()).text
+    assert "Ranks 1 and 2 differ by less than one standard error: 0.02 of loss on 360 examples." in text
 
 
 def test_what_is_beyond_noise_is_said_to_be_with_an_interval(search):
