@@ -76,6 +76,11 @@ def cut(tensor: Tensor, shape: tuple[int, ...], stacked: int = 1, kernel: bool =
     return tensor
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    """Return whether a kernel lies in memory with its channels last, and not in both formats as those of 1 x 1 do."""
+    return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 class Frame:
     """The module of some values with all ops of its choices in it, without weights of its own; buffers are its own.
 

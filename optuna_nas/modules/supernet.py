@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from optuna_nas.modules.frames import NORMS, Frame, Frames
+from optuna_nas.modules.frames import NORMS, Frame, Frames, is_channels_last
 from optuna_nas.networks.statistics import use_batch_statistics
 from optuna_nas.training.task import call
 
@@ -234,6 +234,8 @@ def _joined(name: str, stored: Tensor | None, tensor: Tensor) -> Tensor:
     deviation = float(stored.float().std()) if stored.numel() > 1 else 0.0
     generator = torch.Generator().manual_seed(len(name))
     larger = torch.randn(shape, generator=generator, dtype=torch.float32).mul_(deviation or 0.02).to(stored)
+    if is_channels_last(stored):
+        larger = larger.contiguous(memory_format=torch.channels_last)
     for part in (tensor, stored):
         larger[tuple(map(slice, part.shape))] = part
     return larger

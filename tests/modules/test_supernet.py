@@ -151,6 +151,51 @@ def test_a_slice_of_the_store_is_the_small_layer(kind):
     assert any(small[name].shape != large[name].shape for name in small)
 
 
+def images_last():
+    """A module that asks for channels last; the store's largest kernels come from two probes."""
+    wide, kernel = choose("wide", [4, 8]), choose("kernel", [3, 5])
+    op = choose_op("op", {"conv": lambda: nn.Conv2d(wide, 4, 3, padding=1), "pool": lambda: Pool(wide)})
+    first = nn.Conv2d(3, wide, kernel if wide == 4 else 3, padding="same")
+    return nn.Sequential(first, nn.BatchNorm2d(wide), op).to(memory_format=torch.channels_last)
+
+
+class Pool(nn.Module):
+    """Pools, and takes the first channels."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, 1, 1)
+
+    def forward(self, x):
+        return self.pool(x)[:, :4]
+
+
+def test_a_module_that_asks_for_channels_last_gets_them_everywhere():
+    space = ModuleSpace(images_last, example=torch.zeros(1, 3, 6, 6))
+    supernet, x = space.supernet(seed=0), torch.randn(2, 3, 6, 6)
+    last = {"memory_format": torch.channels_last}
+    assert supernet.get_parameter("0/weight").shape == (8, 3, 5, 5)
+    for name in ("0/weight", "2/conv/weight"):
+        assert supernet.get_parameter(name).is_contiguous(**last)
+    for wide, kernel in ((4, 3), (4, 5), (8, 3)):
+        architecture = space.architecture({"wide": wide, "kernel": kernel, "op": "conv"})
+        weights = supernet.weights_of(architecture)
+        assert all(weights[name].stride(1) == 1 for name in ("0.weight", "2.weight"))  # channels lie side by side
+        module, plain = (
+            architecture.build(weights),
+            architecture.build(weights).to(memory_format=torch.contiguous_format),
+        )
+        assert module[0].weight.is_contiguous(**last)
+        for built in (module, plain):
+            use_batch_statistics(built)
+        for inputs in (x, x.contiguous(**last)):
+            for outputs in (module(inputs), supernet(inputs, one_hot(architecture))):
+                assert outputs.is_contiguous(**last)
+                torch.testing.assert_close(outputs, plain(x))
+        module(x).square().sum().backward()
+        assert module[0].weight.grad.is_contiguous(**last)
+
+
 def test_parts_on_top_of_each_other_are_cut_each_and_kernels_at_their_centre():
     stacked = torch.arange(12.0).reshape(6, 2)
     assert cut(stacked, (3, 1), stacked=3)[:, 0].tolist() == [0.0, 4.0, 8.0]

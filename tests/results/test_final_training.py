@@ -115,9 +115,7 @@ def unreached():
 
 DEAD_NODES = {
     "unreached": unreached,
-    **{
-        name: partial(dead_nodes, space) for name, space in SMALL_SUPERNETS.items() if not isinstance(space, BlockSpace)
-    },
+    **{name: partial(dead_nodes, space) for name, space in SMALL_SUPERNETS.items() if name != "block"},
 }
 NETWORKS = {
     "darts": lambda: DiscreteNetwork(placed(published_cell("DARTS_V2"), darts_cifar_skeleton(3, 4)), seed=0),

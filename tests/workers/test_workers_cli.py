@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from study_files import TINY
 from terminal import here, start, wait_for, workers_of
 
-from optuna_nas.storage.attributes import SETTING, VERSION, WORKER
+from optuna_nas.storage.attributes import SETTING, VERSION, WORKER, read_json, snapshot_key
 from optuna_nas.storage.database import connect
 from optuna_nas.storage.own_postgres import own_database
 from optuna_nas.storage.quota import Quota
@@ -53,6 +53,46 @@ def search(
     return Search(
         name=name, space=SPACE, objective=objective, sampler=sampler, pruner=NopPruner(), trials=trials,
         heartbeat=Heartbeat(1, 3), pictures=False,
+    )
+"""
+
+
+MODULE = """
+import optuna, torch
+from torch import nn
+from optuna_nas import (
+    GHN, HMNAS, SNAS, GHNRecipe, GHNSampler, HMNASPruner, HMNASRecipe, ModuleSpace, Recipe, Search, SNASRecipe,
+    SNASSampler, TensorData, choose, choose_op, choose_ops,
+)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        width = choose("width", [8, 4])
+        self.stem = nn.Linear(6, width)
+        self.act = choose_op("act", {"relu": nn.ReLU, "deep": lambda: nn.Linear(width, width)})
+        self.sums = choose_ops("sums", {"tanh": nn.Tanh, "linear": lambda: nn.Linear(width, width)})
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.head(self.sums(self.act(self.stem(x))))
+
+SPACE = ModuleSpace(Net, example=torch.zeros(1, 6))
+
+def search(model: str = "snas", trials: int = 8, seed: int = 0) -> Search:
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    data = TensorData.from_arrays(x.numpy(), (x[:, 0] > 0).long().numpy() + (x[:, 1] > 0).long().numpy(), name="signs")
+    rounds = {"data": data, "budget": 2, "trials_per_round": 3}
+    sampler, pruner = None, optuna.pruners.NopPruner()
+    if model == "snas":
+        sampler = SNASSampler(SPACE, SNAS(SPACE, SNASRecipe(batch_size=16)), seed=seed, **rounds)
+        pruner = HMNASPruner(HMNAS(SPACE, HMNASRecipe(batch_size=16)), n_random=10, seed=seed, **rounds)
+    else:
+        ghn = GHN(SPACE, GHNRecipe(batch_size=16, phases=1, meta_batch=2))
+        sampler = GHNSampler(SPACE, ghn, pool_size=12, seed=seed, **rounds)
+    recipe = Recipe(epochs=2, batch_size=16)
+    return Search(
+        model, SPACE, data, recipe, sampler=sampler, pruner=pruner, trials=trials, pictures=False, cpu_threads=1
     )
 """
 
@@ -100,6 +140,28 @@ def test_three_workers_run_a_study_to_its_total_in_a_database_of_its_own(folder,
     assert "tiny: the best of 6 trials" in reported.stdout, reported.stderr
     more = here("run", "tiny.py", "--trials", "7", "--no-mlflow")  # one process goes on with what many have begun
     assert "the best of 7 trials" in more.stdout, more.stderr
+
+
+@pytest.mark.parametrize(("model", "models"), [("snas", ("snas", "hmnas")), ("ghn", ("ghn",))])
+def test_two_workers_share_the_models_of_a_module(model, models, folder, postgresql):
+    (folder / "net.py").write_text(MODULE)
+    arguments = ("--workers", "2", "--no-mlflow", "--storage", postgresql, "--set", f"model={model}")
+    done = here("run", "net.py", *arguments)
+    assert done.exit_code == 0, done.output
+    finished = [trial for trial in opened(postgresql, model).trials if trial.state.is_finished()]
+    assert len(finished) == 8
+    assert {trial.state.name for trial in finished} <= {"COMPLETE", "PRUNED"}
+    assert len({trial.user_attrs[WORKER] for trial in finished}) == 2
+    for name in models:
+        found = [read_json(trial.system_attrs, snapshot_key(name)) for trial in finished]
+        snapshots = [snapshot for snapshot in found if snapshot is not None]
+        steps = [snapshot["step"] for snapshot in snapshots]
+        assert 1 < len(steps) <= 3
+        assert steps == sorted(steps)  # one model, which each round goes on with
+        if name == "ghn":
+            assert len(set(steps)) == 1  # it learns in the first round, and scores a pool in each
+        else:
+            assert snapshots[-1]["done"]
 
 
 def test_an_objective_that_always_fails_ends_all_with_its_reason(folder, postgresql, monkeypatch):
