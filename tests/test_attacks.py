@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from optuna_nas import Architecture, NetworkSpace, Space, load_network, nasbench201_skeleton, nasbench201_space
 from optuna_nas.networks import save_network
-from optuna_nas.results.report import Section, Table, Text, as_html, as_markdown
+from optuna_nas.results.page import Section, Table, Text, as_html, as_markdown
 from optuna_nas.storage import attributes as keys
 from optuna_nas.training.checkpoints import checksum
 

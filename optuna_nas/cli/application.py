@@ -13,8 +13,9 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from optuna_nas import __version__
-from optuna_nas.cli.console import console, errors, print_line, shown_errors
+from optuna_nas.cli.console import console, errors, shown_errors
 from optuna_nas.cli.options import program
+from optuna_nas.cli.output import Output
 from optuna_nas.search.checks import similar
 from optuna_nas.storage.secrets import quoted, without_password
 
@@ -150,4 +151,4 @@ def print_first_steps() -> None:
         console.print(f"  {NAME} {words:<{width}}   {does}", highlight=False)
     now = shlex.join([program(), *(["init"] if written is None else ["run", study])])
     console.print()
-    print_line("Now", now)
+    Output().end("Now", now)

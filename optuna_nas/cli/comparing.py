@@ -11,9 +11,19 @@ import typer
 from rich.table import Table
 
 from optuna_nas.cli.application import command
-from optuna_nas.cli.console import console, print_line
-from optuna_nas.cli.display import Displays
-from optuna_nas.cli.options import Debug, MLflow, NoMLflow, Settings, same_command, strategies, to_copy
+from optuna_nas.cli.console import console
+from optuna_nas.cli.options import (
+    AsJSON,
+    Debug,
+    MLflow,
+    NoMLflow,
+    Quiet,
+    Settings,
+    same_command,
+    strategies,
+    to_copy,
+)
+from optuna_nas.cli.output import Consecutive, Output
 from optuna_nas.search.study_file import UsageError, load
 
 if TYPE_CHECKING:
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
     from optuna_nas.results.comparison import Budget, Comparison
     from optuna_nas.search.config import Search
     from optuna_nas.tracking import MLflowTracker
+    from optuna_nas.tracking.comparison import Compared
 
 
 @command()
@@ -46,10 +57,13 @@ def compare(
     mlflow: MLflow = None,
     no_mlflow: NoMLflow = False,
     settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJSON = False,
     debug: Debug = False,
 ) -> None:
     """Compare studies, random search and TPE with equal budgets and several seeds."""
-    with console.status("Loading PyTorch and the studies ..."):
+    output = Output(quiet, as_json)
+    with output.doing("Loading PyTorch and the studies"):
         from optuna_nas.results import comparison
         from optuna_nas.search.checks import check_name
         from optuna_nas.storage.folder_names import folder_name
@@ -74,39 +88,61 @@ def compare(
     def tracker(tags: Mapping[str, str]) -> MLflowTracker | None:
         return None if no_mlflow else MLflowTracker(mlflow, experiment, tags=tags)
 
-    with Displays() as displays:
-        compared = comparison.compare(make, spending, seeds, folder, tracker, listener=displays.next)
+    with Consecutive(output) as shown:
+        compared = comparison.compare(
+            make,
+            spending,
+            seeds,
+            folder,
+            tracker,
+            listener=lambda strategy, seed, search: shown.next(f"{strategy}, seed {seed}", search),
+        )
     if compared is None:
-        console.print()
-        print_line("Interrupted", "finished runs are kept.")
-        print_line("To resume", same_command())
+        output.line("Interrupted", "finished runs are kept.")
+        output.end("To resume", same_command(), name=title, interrupted=True)
         raise typer.Exit(130)
     from optuna_nas.storage.database import closing
 
     with ExitStack() as connections:  # of the studies, which are read again for tables and pictures
         for study in compared.studies:
             connections.enter_context(closing(study))
-        _show_comparison(compared, spending, title, seeds, folder)
+        found = _show_comparison(compared, spending, title, seeds, folder, output)
         mlflow_tracker = tracker({})
         if mlflow_tracker is not None:
             from optuna_nas.tracking.comparison import save_comparison
 
-            address = save_comparison(
-                mlflow_tracker,
-                compared.studies,
-                compared.metric,
-                compared.headings,
-                [comparison.cells(row) for row in compared.rows],
-                compared.figure(spending),
-                f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
-                compared.by_second(spending),
-            )
-            seen = to_copy("view", experiment, mlflow=mlflow)
-            print_line("See it in MLflow", address if mlflow_tracker.served else seen)
+            address = save_comparison(mlflow_tracker, compared.studies, _shown(compared, spending, seeds))
+            if mlflow_tracker.served:
+                output.line("In MLflow", address)
+    if no_mlflow:
+        output.end("Its studies", to_copy("list", folder), **found)
+    else:
+        output.end("See it in MLflow", to_copy("view", experiment, mlflow=mlflow), **found)
 
 
-def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: int, folder: Path) -> None:
-    """Print the table of a comparison, and write table and picture to files."""
+def _shown(compared: Comparison, budget: Budget, seeds: int) -> Compared:
+    """Return what MLflow shows of a comparison."""
+    from optuna_nas.results import comparison
+    from optuna_nas.tracking.comparison import Compared
+
+    by_second = [compared.figure_by_second(budget)] if budget.kind != comparison.SECONDS else []
+    return Compared(
+        compared.metric,
+        compared.headings,
+        [comparison.cells(row) for row in compared.rows],
+        compared.headlines,
+        compared.leader,
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
+        compared.table(),
+        [compared.figure(budget), *by_second],
+        compared.by_second(budget),
+    )
+
+
+def _show_comparison(
+    compared: Comparison, budget: Budget, title: str, seeds: int, folder: Path, output: Output
+) -> dict[str, object]:
+    """Print the table of a comparison, write table and picture to files, and return all as JSON values."""
     from optuna_nas.results import comparison
     from optuna_nas.training.disk import whole_file
 
@@ -116,10 +152,14 @@ def _show_comparison(compared: Comparison, budget: Budget, title: str, seeds: in
         table.add_column(heading, justify="left" if heading == "strategy" else "right")
     for row in compared.rows:
         table.add_row(*comparison.cells(row))
-    console.print(table)
-    console.print(compared.told, soft_wrap=True)
+    if not output.as_json:
+        console.print(table)
+        console.print(compared.told, soft_wrap=True)
     with whole_file(folder / "comparison.png") as file:
         compared.figure(budget).savefig(file)
     with whole_file(folder / "comparison.json") as file:
         file.write_text(comparison.as_json(compared))
-    print_line("Files", f"{folder / 'comparison.png'}, {folder / 'comparison.json'}")
+    files = [str(folder / name) for name in ("comparison.png", "comparison.json")]
+    output.line("Files", ", ".join(files))
+    setting = {"name": title, "interrupted": False, "metric": compared.metric, "seeds": seeds, "budget": str(budget)}
+    return {**setting, "rows": comparison.as_values(compared), "told": compared.told, "files": files}

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-    from optuna_nas.search.config import Search
     from optuna_nas.training.loop import EpochResult
 
 
@@ -164,28 +163,3 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
-
-
-class Displays:
-    """Consecutive displays of several searches, such as the runs of a comparison."""
-
-    def __init__(self) -> None:
-        self._shown: Display | None = None
-
-    def __enter__(self) -> Displays:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        if self._shown is not None:
-            self._shown.__exit__()
-
-    def next(self, strategy: str, seed: int, search: Search) -> Display:
-        """Close the display of the last run and open that of the next."""
-        return self.titled(f"{strategy}, seed {seed}", search)
-
-    def titled(self, title: str, search: Search) -> Display:
-        """Close the display of the last search and open that of the next under a title."""
-        self.__exit__()
-        console.print(title, highlight=False)
-        self._shown = Display(search.shown_total).__enter__()
-        return self._shown

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from optuna_nas.search.config import Search
     from optuna_nas.search.results import SearchResult
+    from optuna_nas.training.loop import EpochResult
 
-MODEL_SECONDS = 1.0
-"""Time between two events of a model that trains, in seconds."""
+PAUSE_SECONDS = 1.0
+"""Time between two events of what goes on steadily, such as a model that trains, in seconds."""
 
 
 def print_json(event: str, **values: object) -> None:
@@ -33,18 +34,21 @@ def print_json(event: str, **values: object) -> None:
 
 
 class JSONLines:
-    """Listener that prints every event of a search as a line of JSON.
+    """Listener that prints every event of a search, a final training or a mirror as a line of JSON.
+
+    The first line names the study.
 
     Args:
-        search: Search, which the first line names.
+        study: Name of the study.
+        total: Number of trials or epochs; None if another condition ends it.
+        strategy: What its strategy will do, in a sentence; None without one.
+        of: What the total is of.
     """
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, study: str, total: int | None, strategy: str | None = None, of: str = "trials") -> None:
         self._lock = threading.Lock()
-        self._last_model = 0.0
-        strategy = search.made_strategy
-        explanation = None if strategy is None else strategy.explanation
-        print_json("study", study=search.name, trials=search.shown_total, strategy=explanation)
+        self._last = 0.0
+        print_json("study", **{"study": study, of: total, "strategy": strategy})
 
     def _print(self, event: str, **values: object) -> None:
         with self._lock:  # trials may run in threads
@@ -63,10 +67,24 @@ class JSONLines:
 
     def model_progress(self, what: str, fraction: float) -> None:
         """Print what a one-shot model does, at most once a second and at the end."""
-        now = time.monotonic()
-        if fraction >= 1 or now - self._last_model > MODEL_SECONDS:
-            self._last_model = now
+        if fraction >= 1 or self._is_time():
             self._print("model", what=what, fraction=fraction)
+
+    def mirrored(self, n_done: int) -> None:
+        """Print the number of trials in MLflow, at most once a second."""
+        if self._is_time():
+            self._print("mirrored", trials=n_done)
+
+    def final_epoch(self, result: EpochResult) -> None:
+        """Print the result of an epoch of a final training."""
+        self._print("epoch", **vars(result))
+
+    def _is_time(self) -> bool:
+        """Return whether a second has passed since this was last so."""
+        now = time.monotonic()
+        if is_time := now - self._last > PAUSE_SECONDS:
+            self._last = now
+        return is_time
 
     def trial_finished(self, study: Study, trial: FrozenTrial) -> None:
         """Print state, values and reason of a trial."""

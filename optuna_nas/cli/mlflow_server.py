@@ -36,17 +36,16 @@ def mlflow_server(store_uri: str, port: int, ends: Sequence[int] = ()) -> Iterat
     # 14 CPU seconds became 5, in two processes. Whoever wants them sets the variable.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
     environment["MLFLOW_BACKEND_STORE_URI"] = store_uri  # arguments, and with them a password, are shown to all users
-    log = tempfile.TemporaryFile()  # noqa: SIM115 # kept open by the server; an unread pipe would block it
-    server = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=log, env=environment)
-    try:
-        with console.status(f"Waiting for the first answer of MLflow's server on port {port}, some seconds ..."):
-            runs = _answers(server, port, ends)
-        if runs or ends:
-            yield server
-            return
-    finally:
-        server.terminate()
-    with log:
+    with tempfile.TemporaryFile() as log:  # an unread pipe would block the server
+        server = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=log, env=environment)
+        try:
+            with console.status(f"Waiting for the first answer of MLflow's server on port {port}, some seconds ..."):
+                runs = _answers(server, port, ends)
+            if runs or ends:
+                yield server
+                return
+        finally:
+            server.terminate()
         log.seek(0)
         last = log.read().decode(errors="replace").strip().splitlines()[-1:]
     raise UsageError(f"`--port` must be free for MLflow but it did not start on {port} {last}; try another.")

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from optuna_nas.cli.application import command
-from optuna_nas.cli.console import collected, console, print_line
-from optuna_nas.cli.display import Display
+from optuna_nas.cli.console import collected, console
 from optuna_nas.cli.options import (
+    AsJSON,
     Debug,
     MLflow,
     Name,
+    NoMLflow,
+    Quiet,
     Settings,
     Storage,
     Strategy,
     StudyFile,
+    python,
     renamed,
     same_command,
     shown_address,
     to_copy,
 )
+from optuna_nas.cli.output import Output
 from optuna_nas.search.checks import check_one_of
 from optuna_nas.search.study_file import UsageError, load
 
@@ -53,13 +59,18 @@ def train(
     name: Name = None,
     strategy: Strategy = None,
     storage: Storage = None,
+    mlflow: MLflow = None,
+    no_mlflow: NoMLflow = False,
     settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJSON = False,
     debug: Debug = False,
 ) -> None:
     """Train the best architecture of a study, or another one, from scratch; resumes an interrupted training."""
-    settings = renamed(settings, name)
-    with console.status("Loading PyTorch and the study ..."):
-        search = load(study, settings, storage, strategy=strategy)
+    settings, output = renamed(settings, name), Output(quiet, as_json)
+    with output.doing("Loading PyTorch and the study"):
+        search = load(study, settings, storage, mlflow, strategy=strategy)
+        search = replace(search, tracking=None) if no_mlflow else search
         from optuna_nas.results import final_training as final
         from optuna_nas.training.loop import TrainingStopped
 
@@ -69,30 +80,37 @@ def train(
         space = final.space_of(search, larger, chosen)
         chosen = space.adopt(chosen)
         final_recipe = final.read_recipe(final.recipe_of(search, trial), recipe or [])
-    epochs = final_recipe.epochs
-    console.print(f"{chosen.cost().params:,} parameters, {epochs} epochs on {data.name}", highlight=False)
-    with Display(epochs) as display, collected("SIGINT") as pressed:
-        try:
-            result = final.train_in_full(
-                search,
-                chosen,
-                final_recipe,
-                space,
-                trial=trial,
-                device=device,
-                on_epoch=display.final_epoch,
-                should_stop=lambda: bool(pressed),
-            )
-        except TrainingStopped:
-            print_line("Interrupted", "a checkpoint is kept.")
-            print_line("To resume", same_command())
-            raise typer.Exit(130) from None
-    print_line(f"Validation {result.metric}", f"{result.validation_metric:.4f}")
+    epochs, result = final_recipe.epochs, None
+    if not output.silent:
+        console.print(f"{chosen.cost().params:,} parameters, {epochs} epochs on {data.name}", highlight=False)
+    with (
+        output.progress(search.name, epochs, of="epochs") as shows,
+        collected("SIGINT") as pressed,
+        suppress(TrainingStopped),
+    ):
+        result = final.train_in_full(
+            search,
+            chosen,
+            final_recipe,
+            space,
+            trial=trial,
+            device=device,
+            on_epoch=None if shows is None else shows.final_epoch,
+            should_stop=lambda: bool(pressed),
+        )
+    if result is None:
+        output.line("Interrupted", "a checkpoint is kept.")
+        output.end("To resume", same_command(), study=search.name, interrupted=True)
+        raise typer.Exit(130)
+    output.line(f"Validation {result.metric}", f"{result.validation_metric:.4f}")
     if result.test_metric is not None:
-        print_line(f"Test {result.metric}", f"{result.test_metric:.4f} on the test split")
-    print_line("Network", f"{result.network}, read it with optuna_nas.load_network")
-    _log_final(search, result)
-    print_line("Export it", to_copy("export", study, strategy=strategy, storage=storage, settings=settings))
+        output.line(f"Test {result.metric}", f"{result.test_metric:.4f} on the test split")
+    output.line("Network", f"{result.network}, read it with optuna_nas.load_network")
+    options = {"strategy": strategy, "storage": storage, "settings": settings}
+    run_id = _log_final(search, result, mlflow, to_copy("mirror", study, mlflow=mlflow, **options), output)
+    found = {name: value for name, value in result._asdict().items() if name not in ("curve", "settings")}
+    export_it = to_copy("export", study, mlflow=mlflow, **options)
+    output.end("Export it", export_it, study=search.name, interrupted=False, **found, run=run_id)
 
 
 @command()
@@ -113,11 +131,13 @@ def export(
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJSON = False,
     debug: Debug = False,
 ) -> None:
     """Export the newest final network of a study, or that of its best trial, and check its predictions."""
-    settings = renamed(settings, name)
-    with console.status("Loading PyTorch and the study ..."):
+    settings, output_ = renamed(settings, name), Output(quiet, as_json)
+    with output_.doing("Loading PyTorch and the study"):
         search = load(study, settings, storage, mlflow, strategy=strategy)
         from optuna_nas.networks.export import SUFFIXES, export_network
         from optuna_nas.networks.files import read_network
@@ -131,57 +151,86 @@ def export(
         file = network or final.network_to_export(search)
         read = read_network(file)
     if format == MLFLOW:
-        _log_model(search, file, read, register, alias)
+        _log_model(search, file, read, register, alias, mlflow, output_)
         return
-    with console.status(f"Exporting {file} ..."):
+    with output_.doing(f"Exporting {file}"):
         target = output or file.parent.parent / "exported" / file.stem
         exported = export_network(read.network, target, format, read.architecture, read.deployment)
-    print_line("Exported", f"{file} to {exported.path}, {exported.path.stat().st_size / 1e6:.1f} MB")
-    print_line("Largest difference", f"{exported.max_difference:.2g} of an output, over several batches")
-    print_line("Use it", _use(format, exported.path))
+    n_bytes = exported.path.stat().st_size
+    output_.line("Exported", f"{file} to {exported.path}, {n_bytes / 1e6:.1f} MB")
+    output_.line("Largest difference", f"{exported.max_difference:.2g} of an output, over several batches")
+    found = {"network": str(file), "exported": str(exported.path), "bytes": n_bytes}
+    output_.end("Use it", _use(format, exported.path), **found, max_difference=exported.max_difference)
 
 
 def _use(format: str, path: Path) -> str:  # noqa: A002
     """Return a command that loads an exported network."""
-    python = {
+    code = {
         "pt2": f"import torch; print(torch.export.load({str(path)!r}).module())",
         "onnx": f"import onnxruntime; print(onnxruntime.InferenceSession({str(path)!r}).get_inputs())",
         "state-dict": f"import safetensors.torch; print(safetensors.torch.load_file({str(path)!r}).keys())",
     }
-    return shlex.join(["python", "-c", python[format]])
+    return python("-c", code[format])
 
 
-def _log_final(search: Search, result: FinalTraining) -> None:
-    """Write a final training to the MLflow of its study, if there is one."""
+def _log_final(search: Search, result: FinalTraining, mlflow: str | None, mirror: str, output: Output) -> str | None:
+    """Write a final training to the MLflow of its study, and return the id of its run; None without one.
+
+    Args:
+        search: Search; None in place of its tracker for none.
+        result: The training.
+        mlflow: Address that the user gave, instead of the one at which the study is.
+        mirror: Command that writes the study to MLflow.
+        output: Who says where the training is, or why it is not.
+    """
     from optuna_nas.results import final_training as final
-    from optuna_nas.search.opening import read_study
+    from optuna_nas.search.opening import read_study, where_mirrored
+    from optuna_nas.tracking.final_run import NotMirrored
 
     if search.tracking is None or final.is_alone(result.network):
-        return
+        return None
     try:
-        with console.status("Writing the training to MLflow ..."):
-            run_id = final.run_in_mlflow(search, read_study(search), result.network)
+        with output.doing("Writing the training to MLflow"):
+            study = read_study(search)
+            run_id = final.run_in_mlflow(
+                where_mirrored(search, study) if mlflow is None else search, study, result.network
+            )
     except ConnectionError as error:
-        print_line("Not in MLflow", f"{error} The next `optuna-nas train` writes it.")
+        output.line("Not in MLflow", f"{error} The next `optuna-nas train` writes it.")
+    except NotMirrored as error:
+        output.line("Not in MLflow", f"{error.reason}; write it with `{mirror}`, then the next `train` adds this.")
     else:
-        print_line("In MLflow", f"run {run_id}, beside the trials of the study")
+        output.line("In MLflow", f"run {run_id}, beside the trials of the study; `export --format mlflow` adds a model")
+        return run_id
+    return None
 
 
-def _log_model(search: Search, file: Path, read: NetworkFile, register: str | None, alias: str | None) -> None:
+def _log_model(
+    search: Search,
+    file: Path,
+    read: NetworkFile,
+    register: str | None,
+    alias: str | None,
+    mlflow: str | None,
+    output: Output,
+) -> None:
     """Log a network to the run of what it is: a trial, or a final training."""
     from optuna_nas.results import final_training as final
-    from optuna_nas.search.opening import read_study
+    from optuna_nas.search.opening import read_study, where_mirrored
     from optuna_nas.tracking import MLflowTracker
     from optuna_nas.tracking.model import log_model
 
-    with console.status("Logging the network to MLflow ..."):
+    with output.doing("Logging the network to MLflow"):
+        study = read_study(search)
+        search = where_mirrored(search, study) if mlflow is None else search
         tracker = search.tracking or MLflowTracker()
-        run_id = final.run_in_mlflow(search, read_study(search), file)
+        run_id = final.run_in_mlflow(search, study, file)
         model = log_model(tracker, run_id, read.network, read.architecture, read.deployment, register, alias)
     version = f", version {model.version} of {register}" if model.version else ""
-    print_line("In MLflow", f"{model.uri}, of run {run_id}{version}")
-    print_line("Largest difference", f"{model.max_difference:.2g} of an output, over several batches")
-    serve = ["mlflow", "models", "serve", "--env-manager", "local", "-m", model.uri]
-    print_line(
-        "Serve it", f"MLFLOW_TRACKING_URI={shlex.quote(shown_address(tracker.tracking_uri))} {shlex.join(serve)}"
-    )
+    output.line("In MLflow", f"{model.uri}, of run {run_id}{version}")
+    output.line("Largest difference", f"{model.max_difference:.2g} of an output, over several batches")
+    address = shlex.quote(shown_address(tracker.tracking_uri))
+    serve = python("-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", model.uri)
+    found = {"network": str(file), "model": model.uri, "version": model.version, "run": run_id}
+    serve_it = f"MLFLOW_TRACKING_URI={address} {serve}"
+    output.end("Serve it", serve_it, **found, max_difference=model.max_difference)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optuna_nas.search.checks import STRATEGIES
-from optuna_nas.storage.secrets import without_password
+from optuna_nas.storage.secrets import holds_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,6 +62,13 @@ def program() -> str:
     return str(called) if called.name == "optuna-nas" and shutil.which(called.name) is None else "optuna-nas"
 
 
+def python(*words: str) -> str:
+    """Return a command for the Python of this program, which is given by its path unless `python` starts it."""
+    found = shutil.which("python")
+    is_same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
+    return shlex.join(["python" if is_same else sys.executable, *words])
+
+
 def same_command() -> str:
     """Return the command that this process was started with, without its secrets."""
     return shlex.join([program(), *(shown_address(word) for word in sys.argv[1:])])
@@ -86,4 +93,4 @@ def to_copy(command: str, target: str | Path, **options: str | Path | Iterable[s
 
 def shown_address(address: str) -> str:
     """Return an address as a command may show it: three dots where it holds a password or a token."""
-    return address if address.startswith("sqlite") or without_password(address) == address else "..."
+    return "..." if holds_secret(address) else address

@@ -21,6 +21,7 @@ def print_result(search: Search, result: SearchResult) -> None:
     from optuna_nas.search.results import architecture_of
     from optuna_nas.storage.attributes import unreadable
     from optuna_nas.storage.leaderboard import leaderboard
+    from optuna_nas.storage.noise import told_apart
     from optuna_nas.storage.plain import shortened
     from optuna_nas.storage.quota import counted_trials
 
@@ -51,6 +52,8 @@ def print_result(search: Search, result: SearchResult) -> None:
             shortened(architecture.summary) if architecture else "",
         )
     console.print(table)
+    if (told := told_apart(rows, value)) is not None:
+        print_line("Noise", told)
 
     if result.best is None:
         print_line("Best architecture", "none: every trial breaks a constraint")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from optuna_nas.cli.application import command
-from optuna_nas.cli.console import console, print_line
-from optuna_nas.cli.display import Display
-from optuna_nas.cli.json_lines import JSONLines, print_json, result_values
+from optuna_nas.cli.json_lines import result_values
 from optuna_nas.cli.options import (
     Artifacts,
     AsJSON,
@@ -33,13 +31,13 @@ from optuna_nas.cli.options import (
     same_command,
     to_copy,
 )
+from optuna_nas.cli.output import Output
 from optuna_nas.cli.result import print_result
 from optuna_nas.search.streams import said_when_unread
 from optuna_nas.search.study_file import UsageError, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
     from optuna_nas.search.config import Search, SearchListener
     from optuna_nas.search.results import SearchResult
@@ -78,8 +76,8 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run or resume a study until its total number of trials; with --workers, in several processes."""
-    settings = renamed(settings, name)
-    with _loading("the study", quiet or as_json):
+    settings, output = renamed(settings, name), Output(quiet, as_json)
+    with output.doing("Loading PyTorch and the study"):
         job = _job(study, settings, strategy, trials, storage, mlflow, no_mlflow, artifacts)
         job = replace(job, seconds=seconds, command=same_command())
         search = job.search()
@@ -94,34 +92,28 @@ def run(
     if search.tracking is None:
         go_on = to_copy("report", study, strategy=strategy, storage=storage, settings=settings)
     if dry_run:
-        _show_plan(search, workers or 1, as_json)
+        _show_plan(search, workers or 1, output)
         return
     started = time.monotonic()
-    if search.made_strategy is not None and not quiet and not as_json:
-        print_line("Strategy", search.made_strategy.explanation)
-    with _listener(search, quiet, as_json) as listener:
+    if search.made_strategy is not None and not output.silent:
+        output.line("Strategy", search.made_strategy.explanation)
+    with _listener(search, output) as listener:
         result = _run(search, job, workers, gpus_per_trial, ray, listener)
     seconds_spent = time.monotonic() - started
     from optuna_nas.storage.database import closing
 
     with closing(result.study):  # which is read again
-        if as_json:
-            next_one = same_command() if result.interrupted else go_on
-            print_json("result", **result_values(search, result), seconds=seconds_spent, next=next_one)
-        else:
+        found = result_values(search, result)
+        if not as_json:
             print_result(search, result)
-    if not as_json:
-        if result.ended is not None:
-            print_line("Ended", result.ended)
-        print_line("Time", f"{seconds_spent:.1f} s")
-        if result.interrupted:
-            console.print()
-            print_line("Interrupted", f"with {result.missing} of {search.total} trials to go.")
-            print_line("To resume", same_command())
-        else:
-            print_line("See it in MLflow" if search.tracking is not None else "See why", go_on)
+    if result.ended is not None:
+        output.line("Ended", result.ended)
+    output.line("Time", f"{seconds_spent:.1f} s")
     if result.interrupted:
+        output.line("Interrupted", f"with {result.missing} of {search.total} trials to go.")
+        output.end("To resume", same_command(), **found, seconds=seconds_spent)
         raise typer.Exit(130)
+    output.end("See it in MLflow" if search.tracking is not None else "See why", go_on, **found, seconds=seconds_spent)
 
 
 def _run(
@@ -147,34 +139,24 @@ def _run(
 
 
 @contextmanager
-def _listener(search: Search, quiet: bool, as_json: bool) -> Iterator[SearchListener | None]:
-    """Yield who shows the progress of a search: bars or lines, JSON, or nobody."""
-    with said_when_unread("Nobody reads the output any more; the search goes on without it."):
-        if quiet:
-            yield None
-        elif as_json:
-            yield JSONLines(search)
-        else:
-            with Display(search.shown_total) as display:
-                yield display
+def _listener(search: Search, output: Output) -> Iterator[SearchListener | None]:
+    """Yield who shows the progress of a search, which goes on if nobody reads it."""
+    with (
+        said_when_unread("Nobody reads the output any more; the search goes on without it."),
+        output.search_progress(search) as listener,
+    ):
+        yield listener
 
 
-def _show_plan(search: Search, workers: int, as_json: bool) -> None:
+def _show_plan(search: Search, workers: int, output: Output) -> None:
     """Show what a search will cost."""
     from optuna_nas.search.dry_run import plan
 
-    with _loading("a sample of networks", as_json):
+    with output.doing("Loading PyTorch and a sample of networks"):
         planned = plan(search, workers)
-    if as_json:
-        print_json("plan", **planned.values())
-        return
     for name, text in planned.lines():
-        print_line(name, text)
-    print_line("Run it", search.command.replace(" --dry-run", ""))
-
-
-def _loading(what: str, silent: bool) -> AbstractContextManager[object]:
-    return nullcontext() if silent else console.status(f"Loading PyTorch and {what} ...")
+        output.line(name, text)
+    output.end("Run it", search.command.replace(" --dry-run", ""), "plan", **planned.values())
 
 
 def _job(
@@ -204,15 +186,15 @@ def create(
     debug: Debug = False,
 ) -> None:
     """Create a study without running it, for workers that start at the same time; no effect if it exists."""
-    settings = renamed(settings, name)
-    with _loading("the study", False):
+    settings, output = renamed(settings, name), Output()
+    with output.doing("Loading PyTorch and the study"):
         from optuna_nas.search.opening import open_study
 
         search = load(study, settings, storage, strategy=strategy)
         worker_command = to_copy("worker", study, strategy=strategy, storage=storage, settings=settings)
         open_study(replace(search, command=worker_command))
-    print_line("Study", f"{search.name} is ready for workers.")
-    print_line("Start one", worker_command)
+    output.line("Study", f"{search.name} is ready for workers.")
+    output.end("Start one", worker_command)
 
 
 @command()
@@ -230,23 +212,27 @@ def worker(
     gpu_share: Annotated[float, typer.Option(help="Fraction of the GPU memory that this worker may use.")] = 1.0,
     settings: Settings = None,
     quiet: Quiet = False,
+    as_json: AsJSON = False,
     debug: Debug = False,
 ) -> None:
     """Run one more worker of an existing study until its total number of trials: a Slurm task, a pod, a terminal."""
     # Set before loading: the first process of a container ignores signals without a handler.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(130))
-    settings = renamed(settings, name)
-    with _loading("the study", quiet):
+    leads = os.environ.get("RANK", "0") == "0"  # rank 0 of `torchrun` speaks for all ranks
+    settings, output = renamed(settings, name), Output(quiet or not leads, as_json)
+    with output.doing("Loading PyTorch and the study"):
         from optuna_nas.workers import be_worker
 
         search = _job(study, settings, strategy, trials, storage, mlflow, no_mlflow, artifacts).search()
-    with _listener(search, quiet, False) as listener:
+    with _listener(search, output) as listener:
         missing = be_worker(search, gpu_share, listener)
-    if os.environ.get("RANK", "0") != "0":  # rank 0 of `torchrun` prints for all ranks
+    if not leads:
         raise typer.Exit(130 if missing else 0)
+    found = {"study": search.name, "trials": search.total - missing, "missing": missing, "interrupted": missing > 0}
     if missing:
-        print_line("Interrupted", f"with {missing} of {search.total} trials to go; other workers continue.")
-        print_line("To resume", same_command())
+        output.line("Interrupted", f"with {missing} of {search.total} trials to go; other workers continue.")
+        output.end("To resume", same_command(), **found)
         raise typer.Exit(130)
-    print_line("Total reached", f"{search.total} trials")
-    print_line("To see them", to_copy("report", study, strategy=strategy, storage=storage, settings=settings))
+    output.line("Total reached", f"{search.total} trials")
+    see_them = to_copy("report", study, strategy=strategy, storage=storage, settings=settings)
+    output.end("To see them", see_them, **found)

@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optuna_nas.cli.application import command
-from optuna_nas.cli.console import collected, console, print_line
-from optuna_nas.cli.display import Display
-from optuna_nas.cli.json_lines import print_json, result_values
-from optuna_nas.cli.options import AsJSON, Debug, MLflow, Name, Settings, Storage, Strategy, StudyFile, renamed, to_copy
+from optuna_nas.cli.console import collected, console
+from optuna_nas.cli.json_lines import result_values
+from optuna_nas.cli.options import (
+    AsJSON,
+    Debug,
+    MLflow,
+    Name,
+    Quiet,
+    Settings,
+    Storage,
+    Strategy,
+    StudyFile,
+    renamed,
+    to_copy,
+)
+from optuna_nas.cli.output import Output
 from optuna_nas.cli.result import print_result
 from optuna_nas.search.study_file import UsageError, load
 from optuna_nas.storage.secrets import quoted, without_password
@@ -21,6 +33,8 @@ from optuna_nas.storage.secrets import quoted, without_password
 if TYPE_CHECKING:
     from optuna import Study
 
+    from optuna_nas.search.config import Search
+    from optuna_nas.search.results import SearchResult
     from optuna_nas.tracking import MLflowTracker
 
 
@@ -36,8 +50,8 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Show the leaderboard of an existing study, and write its report as HTML and Markdown."""
-    settings = renamed(settings, name)
-    with console.status("Loading PyTorch and the study ..."):
+    settings, output_ = renamed(settings, name), Output(as_json=as_json)
+    with output_.doing("Loading PyTorch and the study"):
         search = load(study, settings, storage, strategy=strategy)
         from optuna_nas.results.report import write_report
         from optuna_nas.search.opening import read_study
@@ -47,18 +61,28 @@ def report(
     result = summarise(search, opened)
     if not as_json:
         print_result(search, result)
-    with console.status("Writing the report ..."):
-        files = write_report(
-            search, output, to_copy("run", study, strategy=strategy, storage=storage, settings=settings)
-        )
-    next_one = to_copy("train", study, strategy=strategy, storage=storage, settings=settings)
-    if as_json:
-        pages = {"report": str(files.page), "markdown": str(files.markdown)}
-        print_json("result", **result_values(search, result), **pages, next=next_one)
-        return
-    print_line("Report", f"{files.page}, and as Markdown {files.markdown}")
-    if result.best is not None and search.data is not None:
-        print_line("Train the best", next_one)
+    options = {"strategy": strategy, "storage": storage, "settings": settings}
+    with output_.doing("Writing the report"):
+        files = write_report(search, output, to_copy("run", study, **options))
+    output_.line("Report", f"{files.page}, and as Markdown {files.markdown}")
+    does, command_ = _after_report(search, result)
+    pages = {"report": str(files.page), "markdown": str(files.markdown)}
+    output_.end(does, to_copy(command_, study, **options), **result_values(search, result), **pages)
+
+
+def _after_report(search: Search, result: SearchResult) -> tuple[str, str]:
+    """Return what to do after a report, and the command for it: train the best, see it in MLflow, or go on."""
+    from optuna_nas.search.results import architecture_of
+    from optuna_nas.storage.attributes import MLFLOW, has_attribute, user_attributes
+
+    if result.best is None:
+        return "Go on", "run"
+    data = getattr(search.resolved_objective, "data", search.data)
+    if data is not None and architecture_of(search, result.best) is not None:
+        return "Train the best", "train"
+    if has_attribute(user_attributes(result.study), MLFLOW):
+        return "See it in MLflow", "view"
+    return "Show it in MLflow", "mirror"
 
 
 @command()
@@ -69,18 +93,20 @@ def mirror(
     storage: Storage = None,
     mlflow: MLflow = None,
     settings: Settings = None,
+    quiet: Quiet = False,
+    as_json: AsJSON = False,
     debug: Debug = False,
 ) -> None:
     """Write to MLflow everything that it lacks of an existing study, also of one by other programs."""
     from optuna_nas.tracking import MLflowTracker
 
-    settings = renamed(settings, name)
+    settings, output = renamed(settings, name), Output(quiet, as_json)
     if Path(study).is_file():
         from optuna_nas.search.opening import read_study
         from optuna_nas.search.results import network_of, shown_in_mlflow
         from optuna_nas.storage.leaderboard import best_trial
 
-        with console.status("Loading PyTorch and the study ..."):
+        with output.doing("Loading PyTorch and the study"):
             search = load(Path(study), settings, storage, mlflow, strategy=strategy)
             opened, tracker = read_study(search), search.tracking or MLflowTracker()
             best = best_trial(opened)
@@ -89,11 +115,11 @@ def mirror(
     else:
         opened, tracker, shown = _named_study(study, storage), MLflowTracker(mlflow), {}
     total = sum(trial.state.is_finished() for trial in opened.get_trials(deepcopy=False))
-    with Display(total) as display:
-        address = tracker.rebuild(opened, on_progress=display.mirrored, **shown)
-    print_line("In MLflow", f"{total} trials of {opened.study_name}")
+    with output.progress(opened.study_name, total) as shows:
+        address = tracker.rebuild(opened, on_progress=None if shows is None else shows.mirrored, **shown)
+    output.line("In MLflow", f"{total} trials of {opened.study_name}" + (f", {address}" if tracker.served else ""))
     seen = to_copy("view", study, strategy=strategy, storage=storage, mlflow=mlflow, settings=settings)
-    print_line("See it", address if tracker.served else seen)
+    output.end("See it", seen, study=opened.study_name, trials=total, address=address)
 
 
 def _named_study(name: str, storage: str | None) -> Study:
@@ -157,6 +183,7 @@ def _view(
     study: str, settings: list[str], strategy: str | None, storage: str | None, mlflow: str | None, local_server: str
 ) -> tuple[str, MLflowTracker]:
     """Return the address of what is to be seen, and who knows where it is."""
+    from optuna_nas.search.opening import noted_mlflow, read_study, where_mirrored
     from optuna_nas.tracking import MLflowTracker
     from optuna_nas.tracking.comparison import PREFIX, find_comparison
 
@@ -165,13 +192,16 @@ def _view(
             tracker = MLflowTracker(mlflow, study)
             return find_comparison(tracker, local_server), tracker
         if storage is not None:
-            tracker = MLflowTracker(mlflow)
-            return tracker.find_view(_named_study(study, storage), local_server), tracker
+            named = _named_study(study, storage)
+            tracker = MLflowTracker(mlflow or noted_mlflow(named))
+            return tracker.find_view(named, local_server), tracker
     search = load(Path(study), settings, storage, mlflow, strategy=strategy)
+    opened = read_study(search)
+    if mlflow is None:
+        search = where_mirrored(search, opened)
     if search.tracking is None:
         raise UsageError(f"`tracking` of {study} must not be None to view MLflow; remove it from the study.")
     from optuna_nas.objective.protocol import metric_of
-    from optuna_nas.search.opening import read_study
 
     metric = metric_of(search.resolved_objective)
-    return search.tracking.find_view(read_study(search), local_server, metric), search.tracking
+    return search.tracking.find_view(opened, local_server, metric), search.tracking

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +12,10 @@ from rich.prompt import Prompt
 from rich.table import Table
 
 from optuna_nas.cli.application import command
-from optuna_nas.cli.console import console, print_line
+from optuna_nas.cli.console import console
 from optuna_nas.cli.json_lines import print_json
 from optuna_nas.cli.options import AsJSON, Debug, program, strategies, to_copy
+from optuna_nas.cli.output import Output
 from optuna_nas.search.new_study import DATA, SKELETONS, STRATEGIES_OF, NewStudy
 from optuna_nas.search.study_file import YAML_SUFFIXES, UsageError
 from optuna_nas.storage.secrets import without_password
@@ -79,8 +81,8 @@ def init(
             f"`study` must be a file to write but {without_password(str(path))} is not: {error.strerror}; "
             "give another path."
         ) from None
-    print_line("Study", str(path))
-    print_line("Run it", run_it)
+    Output().line("Study", str(path))
+    Output().end("Run it", run_it)
 
 
 def _is_there(path: Path) -> UsageError:
@@ -107,7 +109,7 @@ def list_studies(
         return
     if not found:
         console.print(f"No study in {folder if storage is None else 'the storage'} yet.")
-        print_line("Begin with one", f"{program()} init")
+        Output().end("Begin with one", shlex.join([program(), "init"]))
         return
     table = Table()
     for heading in ("study", "state", "trials", "best", "last change", "in"):
@@ -117,9 +119,9 @@ def list_studies(
     console.print(table)
     newest = found[0]
     if newest.command:
-        print_line("Go on" if newest.state != "finished" else "Run again", newest.command)
+        Output().end("Go on" if newest.state != "finished" else "Run again", newest.command)
     else:  # of another program, or of before
-        print_line("In MLflow", to_copy("mirror", newest.name, storage=newest.storage))
+        Output().end("In MLflow", to_copy("mirror", newest.name, storage=newest.storage))
 
 
 def _cells(one: StudySummary) -> list[str]:

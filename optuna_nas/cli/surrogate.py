@@ -9,9 +9,7 @@ import typer
 from rich.table import Table
 
 from optuna_nas.cli.application import command
-from optuna_nas.cli.console import console, print_line
-from optuna_nas.cli.display import Displays
-from optuna_nas.cli.json_lines import JSONLines, print_json
+from optuna_nas.cli.console import console
 from optuna_nas.cli.options import (
     AsJSON,
     Debug,
@@ -25,12 +23,13 @@ from optuna_nas.cli.options import (
     StudyFile,
     renamed,
     same_command,
+    to_copy,
 )
+from optuna_nas.cli.output import Consecutive, Output
 from optuna_nas.search.study_file import load
 
 if TYPE_CHECKING:
     from optuna_nas.results import SurrogateResult, SurrogateSearch
-    from optuna_nas.search.config import Search, SearchListener
 
 
 @command()
@@ -60,36 +59,37 @@ def surrogate(
     debug: Debug = False,
 ) -> None:
     """Score many architectures without training, train the best and random ones, and compare; resumes."""
-    with console.status("Loading PyTorch and the study ..."):
+    settings, output = renamed(settings, name), Output(quiet, as_json)
+    with output.doing("Loading PyTorch and the study"):
         from optuna_nas.results.surrogate_search import PROTOCOLS, SurrogateSearch
 
-        search = load(study, renamed(settings, name), storage, mlflow, strategy=strategy)
+        search = load(study, settings, storage, mlflow, strategy=strategy)
         search = replace(search, command=same_command(), tracking=None if no_mlflow else search.tracking)
         planned = SurrogateSearch(
             search, tuple(protocols or PROTOCOLS), pool_size, n_best, n_random, n_repeats, brief_epochs
         )
-    with Displays() as displays:
-
-        def listener(title: str, stage: Search) -> SearchListener | None:
-            if as_json:
-                return None if quiet else JSONLines(stage)
-            return None if quiet else displays.titled(title, stage)
-
-        result = planned.run(listener)
-    if as_json:
-        found = {} if result is None else result.to_dict()
-        print_json("result", study=search.name, interrupted=result is None, next=same_command(), **found)
-    elif result is None:
-        console.print()
-        print_line("Interrupted", "finished trainings are kept.")
-        print_line("To resume", same_command())
-    else:
-        _show(planned, result)
+    with Consecutive(output) as shown:
+        result = planned.run(shown.next)
     if result is None:
+        output.line("Interrupted", "finished trainings are kept.")
+        output.end("To resume", same_command(), study=search.name, interrupted=True)
         raise typer.Exit(130)
+    if not as_json:
+        _show(planned, result, output)
+    options = {"strategy": strategy, "storage": storage, "settings": settings}
+    found = {"study": search.name, "interrupted": False, **result.to_dict()}
+    full, kept_in = result.study.study_name, search.resolved_storage()
+    if search.tracking is not None:
+        output.line("In MLflow", f"study {full} and its run `surrogate search`")
+    if search.tracking is not None and isinstance(kept_in, str):
+        output.end("See it in MLflow", to_copy("view", full, storage=kept_in, mlflow=mlflow), **found)
+    elif result.network is not None:
+        output.end("Export the best", to_copy("export", study, network=result.network, **options), **found)
+    else:
+        output.end("Its studies", to_copy("list", planned.folder), **found)
 
 
-def _show(planned: SurrogateSearch, result: SurrogateResult) -> None:
+def _show(planned: SurrogateSearch, result: SurrogateResult, output: Output) -> None:
     """Print table and files of a surrogate search."""
     table = Table(title=f"{planned.search.name}: mean and standard deviation of full trainings")
     for heading in result.headings:
@@ -97,9 +97,7 @@ def _show(planned: SurrogateSearch, result: SurrogateResult) -> None:
     for row in result.protocols:
         table.add_row(*row.cells())
     console.print(table)
-    print_line("Best architecture", result.best.summary)
+    output.line("Best architecture", result.best.summary)
     if result.network is not None:
-        print_line("Best network", f"{result.network}, read it with optuna_nas.load_network")
-    print_line("Files", str(planned.folder / "surrogate.json"))
-    if planned.search.tracking is not None:
-        print_line("In MLflow", f"study {result.study.study_name} and its run `surrogate search`")
+        output.line("Best network", f"{result.network}, read it with optuna_nas.load_network")
+    output.line("Files", str(planned.folder / "surrogate.json"))

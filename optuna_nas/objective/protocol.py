@@ -135,6 +135,12 @@ def directions_of(objective: Objective) -> tuple[str, ...] | None:
     return None if directions is None else tuple(directions)
 
 
+def names_of(objective: Objective) -> tuple[str, ...] | None:
+    """Return the attribute `objective_names` of an objective, the names of its values, None if it has none."""
+    names = getattr(objective, "objective_names", None)
+    return None if names is None else tuple(map(str, names))
+
+
 def metric_of(objective: Objective) -> str:
     """Return the attribute `metric` of an objective, `value` if it has none."""
     return str(getattr(objective, "metric", "value"))

@@ -26,6 +26,7 @@ from optuna_nas.objective.initial_weights import OWN, SCRATCH, FreshWeights, Giv
 from optuna_nas.objective.protocol import TrialRun
 from optuna_nas.objective.suggestions import names_suggested, resolve, resolve_augmentation
 from optuna_nas.objective.trial_training import Candidate, OutOfMemory, TrialTraining, prune, pruner_name
+from optuna_nas.oneshot.base import meaning_of
 from optuna_nas.pruners import should_prune
 from optuna_nas.space import Architecture, ModelSpace
 from optuna_nas.space.cost import COSTS, PredictedCost, check_predicted
@@ -40,6 +41,7 @@ from optuna_nas.storage.attributes import (
     START,
     SURROGATE_SCORE,
     TRAINING_DIGEST,
+    VALIDATION_LOSS,
     attribute,
     cost_key,
 )
@@ -294,8 +296,9 @@ class TrainObjective:
         earlier = self._duplicates.of(trial, candidate.digest, training_digest) if self.reuse_duplicates else None
         if earlier is not None:
             trial.set_user_attr(DUPLICATE_OF, earlier.number)
-            if (metric := attribute(earlier.user_attrs, METRIC)) is not None:
-                trial.set_user_attr(METRIC, metric)
+            for key in (METRIC, VALIDATION_LOSS):
+                if (result := attribute(earlier.user_attrs, key)) is not None:
+                    trial.set_user_attr(key, result)
             if earlier.state == TrialState.PRUNED:
                 prune(trial, f"it computes the same function as trial {earlier.number}, which was pruned")
             return self._values(earlier.values[0], numbers)
@@ -382,7 +385,7 @@ class TrainObjective:
                 trial.set_constraint(_name(cost), candidate.numbers[_name(cost)] - bound)
         if self.score is not None:
             metrics[SHOWN_NAMES[SURROGATE_SCORE]] = score = float(self.score([candidate.architecture])[0])
-            for key, value in score_notes(score, trial.params, self.space.options()).items():
+            for key, value in score_notes(score, trial.params, self.space.options(), meaning_of(self.score)).items():
                 trial.set_user_attr(key, value)
         if self.run.listener:
             self.run.listener.trial_started(trial, metrics)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna import Trial, TrialPruned
@@ -32,6 +33,7 @@ from optuna_nas.storage.attributes import (
     SKIPPED_STEPS,
     TRAIN_SECONDS,
     TRAINED_EPOCHS,
+    VALIDATION_LOSS,
     attribute,
 )
 from optuna_nas.storage.identity import study_uid
@@ -262,6 +264,10 @@ class TrialTraining:
         trial, run = self._trial, self._run
         if self._objective.metric == LOSS:
             trial.set_user_attr(METRIC, result.last.validation_metric)
+        loss, error = result.last.validation_loss, result.last.validation_loss_error
+        if isfinite(loss):
+            n_examples = self._candidate.data.size([REPORT])
+            trial.set_user_attr(VALIDATION_LOSS, [loss, error if isfinite(error) else None, n_examples])
         for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
             if number:
                 trial.set_user_attr(key, number)

@@ -6,6 +6,7 @@ A method of one's own is a subclass of `OneShotModel`; `tests/oneshot/test_third
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from abc import abstractmethod
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from optuna_nas.space import Architecture
 
+logger = logging.getLogger(__name__)
 
 MAX_RECORDS = 200
 """Records of a whole fit."""
@@ -150,27 +152,33 @@ class OneShotModel(LearnedState[Record]):
     def begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
         """Prepare a fit: take the device of the data, and check that a fit that goes on is the same fit.
 
+        A fit may go on with another budget, to which its schedules stretch or shrink.
+
         Raises:
-            ValueError: A split is empty, or data, splits or budget differ from those that the fit began with.
+            ValueError: A split is empty, or data or splits differ from those that the fit began with.
         """
         n_examples = data.size(splits)
         if n_examples == 0:
             raise ValueError(f"`splits` must hold examples but {tuple(splits)} of {data.name!r} are empty.")
         terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
-        configuration = {**self.describe(), **json.loads(json.dumps(terms))}
-        if self.step and configuration != (begun := completed(self.configuration, configuration)):
-            changed = sorted(key for key in configuration if configuration[key] != begun.get(key))
+        configuration = json.loads(json.dumps({**self.describe(), **terms}))
+        begun = completed(self.configuration, configuration)
+        changed = sorted(key for key in configuration if configuration[key] != begun.get(key)) if self.step else []
+        if others := [key for key in changed if key != "budget"]:
             raise ValueError(
-                f"`{changed[0]}` must be that of the fit that goes on but is another; make a new {self.name} to begin "
+                f"`{others[0]}` must be that of the fit that goes on but is another; make a new {self.name} to begin "
                 "anew."
             )
         self._configuration = configuration
-        if not (self.step and self.total_steps):
+        if changed or not (self.step and self.total_steps):
             self.plan_epochs(data, budget, splits)
+            self.total_steps = max(self.total_steps, self.step)
+        if changed:
+            logger.info("%s goes on with a budget of %g epochs instead of %s.", self.name, budget, begun.get("budget"))
         self.attach(data)
 
     def plan_epochs(self, data: Data, budget: float, splits: Sequence[str]) -> None:
-        """Set `total_steps` for a budget of epochs; called once, before the first step."""
+        """Set `total_steps` for a budget of epochs; called before the first step, and for another budget later."""
         self.total_steps = max(1, round(budget * self.steps_per_epoch(data, splits)))
 
     def steps_per_epoch(self, data: Data, splits: Sequence[str]) -> int:
@@ -306,6 +314,7 @@ class OneShotModel(LearnedState[Record]):
         Args:
             data: Batches and splits.
             budget: Passes over `splits` in all; need not be whole. A phase that learns from one split passes over that.
+                Another than before makes schedules of learning rates end later or earlier.
             until: Share of the budget at which to return, for a fit in rounds.
             seconds: Seconds of the whole fit. Where its pace shows that the budget would take longer, the budget is
                 lowered to what they hold, and all schedules with it. None keeps the budget, so that the fit does not
@@ -321,7 +330,7 @@ class OneShotModel(LearnedState[Record]):
         Raises:
             TrainingStopped: `should_stop` said so.
             TrainingDiverged: More than 5 % of the steps had no finite loss.
-            ValueError: Budget or seconds are not positive, or data, splits or budget differ from those it began with.
+            ValueError: Budget or seconds are not positive, or data or splits differ from those it began with.
         """
         if not 0 < budget < math.inf:
             raise ValueError(f"`budget` must be a positive number of epochs but got {budget}.")
@@ -335,6 +344,7 @@ class OneShotModel(LearnedState[Record]):
                 self.begin(data, budget, splits)
                 if checkpoint is not None and checkpoint.exists():
                     self.load(checkpoint)
+                    self.begin(data, budget, splits)  # whose budget may be another
             last = min(self.total_steps, self.step_after(until))
             task = progress.add_task(self.name, total=last, completed=self.step) if progress else None
             saved = time.monotonic()
@@ -508,6 +518,21 @@ def score_of(model: OneShotModel[Any] | None, score: Score | None) -> Score:
     if (model is None) == (score is None):
         raise ValueError("`model` or `score` must be given, and not both; a score is a function of architectures.")
     return model.score if model is not None else cast("Score", score)
+
+
+def meaning_of(score: Score) -> str:
+    """Return what a score is, in a few words: a loss, what its attribute `meaning` says, or the name of a function.
+
+    Example:
+        >>> from optuna_nas.oneshot.base import meaning_of
+        >>> def n_convolutions(architectures): ...
+        >>> meaning_of(n_convolutions)
+        'n_convolutions'
+    """
+    model = getattr(score, "__self__", getattr(score, "model", None))
+    if isinstance(model, OneShotModel):
+        return f"minus the loss with the weights of {model.name}"
+    return str(getattr(score, "meaning", getattr(score, "__name__", type(score).__name__)))
 
 
 def _progress_bar() -> Any:

@@ -271,7 +271,7 @@ class LearnedState(ABC, Generic[Record]):
         """Take the state of a file that `save` wrote, unless this model is further. Executes nothing.
 
         Raises:
-            ValueError: The file is damaged or of another space, recipe, task, data or budget.
+            ValueError: The file is damaged or of another space, recipe, task or data.
         """
         with self._fitting, self.lock:
             tensors, description = load_tensors(path, self.device)
@@ -282,8 +282,8 @@ class LearnedState(ABC, Generic[Record]):
                 for name, value in BEFORE.items():  # what a field that a fit of before lacks was
                     if hasattr(self.recipe, name):
                         stored["recipe"].setdefault(name, value)
-            # What neither has begun to train on can't disagree.
-            shared = stored.keys() & self.configuration.keys() | self.describe().keys()
+            # What neither has begun to train on can't disagree; a fit may go on with another budget.
+            shared = (stored.keys() & self.configuration.keys() | self.describe().keys()) - {"budget"}
             check_configuration(
                 path, {k: stored.get(k) for k in shared}, {k: self.configuration.get(k) for k in shared}
             )

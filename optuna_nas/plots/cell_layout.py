@@ -149,12 +149,13 @@ class CellDrawing:
         return {node.name: (node.box.x, node.box.y) for node in self.nodes}
 
 
-def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
+def cell_drawing(graph: ComputationGraph, cell: int, *, names: bool = False) -> CellDrawing:
     """Return the layout of a cell: positions of its nodes, arrows and labels.
 
     Args:
         graph: Graph of cells, `architecture.cells`.
         cell: Number of the kind of cell, from 0.
+        names: Whether ops are written with their names instead of their short labels.
 
     Raises:
         ValueError: The graph has no such cell, or it is the graph of a network.
@@ -168,7 +169,8 @@ def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
     """
     sketch = _contract(graph, cell)
     layer = _layers(graph, sketch)
-    texts = {value: _node_text(graph, sketch, value) for value in sketch.values}
+    texts = {value: _node_text(graph, sketch, value, names) for value in sketch.values}
+    op_texts = {arrow: _Text(_op_words(graph, arrow.ops, names)) for arrow in sketch.arrows if arrow.ops}
 
     # Columns: each layer has a column of nodes, and before it a column of labels if its nodes sum ops.
     column: dict[int, int] = {}
@@ -186,7 +188,7 @@ def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
         between = range(column[arrow.source] + 1, column[arrow.target])
         chain = [plan.add(number) for number in between]
         if arrow.ops:
-            text = _op_text(graph, arrow)
+            text = op_texts[arrow]
             plan.width[chain[-1]], plan.height[chain[-1]] = text.width, text.height
         chains.append([vertex[arrow.source], *chain, vertex[arrow.target]])
         plan.connect(chains[-1])
@@ -211,7 +213,7 @@ def cell_drawing(graph: ComputationGraph, cell: int) -> CellDrawing:
                 graph.nodes[arrow.target].name,
                 plan.route(chain),
                 tuple(graph.nodes[op].name for op in arrow.ops),
-                _op_text(graph, arrow).words(box) if box else (),
+                op_texts[arrow].words(box) if box else (),
                 box,
                 not {arrow.source, arrow.target} <= graph.live,
             )
@@ -297,23 +299,19 @@ def _layers(graph: ComputationGraph, sketch: _Sketch) -> dict[int, int]:
     return layer
 
 
-def _op_words(graph: ComputationGraph, ops: Sequence[int]) -> list[list[tuple[str, str]]]:
+def _op_words(graph: ComputationGraph, ops: Sequence[int], names: bool) -> list[list[tuple[str, str]]]:
     words = []
     for position in ops:
         op = get_op(graph.nodes[position].op)
         plus = " +" if position != ops[-1] else ""
-        words.append((op.label + plus, op.family))
+        words.append(((op.name if names else op.label) + plus, op.family))
     # Up to three labels in one row, up to eight in two rows, more in rows of four.
     n_rows = 1 if len(words) <= 3 else max(2, ceil(len(words) / 4))
     bounds = [ceil(i * len(words) / n_rows) for i in range(n_rows + 1)]
     return [words[start:end] for start, end in pairwise(bounds)]
 
 
-def _op_text(graph: ComputationGraph, arrow: _Arrow) -> _Text:
-    return _Text(_op_words(graph, arrow.ops))
-
-
-def _node_text(graph: ComputationGraph, sketch: _Sketch, value: int) -> _Text:
+def _node_text(graph: ComputationGraph, sketch: _Sketch, value: int, names: bool) -> _Text:
     name = graph.nodes[value].name.rpartition("/")[2]
     if graph.nodes[value].op == "input":
         n_inputs = sum(graph.nodes[other].op == "input" for other in sketch.values)
@@ -322,7 +320,7 @@ def _node_text(graph: ComputationGraph, sketch: _Sketch, value: int) -> _Text:
         return _Text([[(f"{number}: {what}", "")]])
     if value not in sketch.ops:
         return _Text([[(name, "")]])
-    first, *rest = _op_words(graph, sketch.ops[value])
+    first, *rest = _op_words(graph, sketch.ops[value], names)
     scale = graph.nodes[value].scale
     properties = [f"1/{scale} size"] * (scale > 1) + ["exit"] * (value in sketch.exits)
     if properties:

@@ -10,11 +10,23 @@ Lengths are in inches, x to the right, y upwards.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
 from optuna_nas.plots.cell_layout import CellDrawing, cell_drawing
 from optuna_nas.plots.cell_render import LEGEND_ROW, draw_cell, draw_legend, legend_rows
-from optuna_nas.plots.style import FONT, INK, PANEL_GAP, SLATE, TITLE_SIZE, new_figure
+from optuna_nas.plots.style import (
+    FONT,
+    FONT_SIZE,
+    INK,
+    MARGIN,
+    PANEL_GAP,
+    ROW,
+    SLATE,
+    TITLE_SIZE,
+    new_figure,
+    text_width,
+)
 from optuna_nas.space import CellularSpace
 from optuna_nas.storage.plain import visible
 
@@ -30,9 +42,13 @@ MIN_WIDTH = 3.2
 """Smallest width of cells with their legend, inches."""
 LETTER, LINE = 0.11, 0.22
 """Width of a letter and height of a line in a table of choices, inches."""
+CARD_WIDTH, CARD_DPI = 5.0, 96
+"""Width in inches and dots per inch of a card: 480 pixels, of which letters have eleven."""
+CARD_LETTERS = 8.0
+"""Smallest size of letters of a drawing in a card, pixels; a drawing that would have smaller ones is left out."""
 
 
-def plot_architecture(architecture: Architecture) -> Figure:
+def plot_architecture(architecture: Architecture, *, names: bool = False) -> Figure:
     """Plot the cells of an architecture, one panel per kind of cell.
 
     A space without cells is shown as a table of its choices.
@@ -46,6 +62,7 @@ def plot_architecture(architecture: Architecture) -> Figure:
 
     Args:
         architecture: Architecture of any space; need not be connected.
+        names: Whether ops are written with their names (`sep_conv_3x3`) instead of their short labels.
 
     Returns:
         Figure of matplotlib with an Agg canvas, for `figure.savefig("cells.png")`, or `.pdf`, `.svg`.
@@ -60,7 +77,7 @@ def plot_architecture(architecture: Architecture) -> Figure:
     if not isinstance(architecture.space.core, CellularSpace):
         return draw_choices(architecture)
     graph = architecture.cells
-    return draw_drawings([cell_drawing(graph, cell) for cell in range(graph.n_cells)])
+    return draw_drawings([cell_drawing(graph, cell, names=names) for cell in range(graph.n_cells)])
 
 
 def draw_choices(architecture: Architecture) -> Figure:
@@ -76,6 +93,37 @@ def draw_choices(architecture: Architecture) -> Figure:
                 *place, visible(text), family=FONT, size=TITLE_SIZE, color=colour, va="center", parse_math=False
             )
     return figure
+
+
+def draw_card(architecture: Architecture) -> Figure:
+    """Plot the choices of an architecture for a card: a table in as many columns as fit, in the words of the parameters.
+
+    Args:
+        architecture: Architecture whose choices are options of its space.
+    """
+    space = architecture.space
+    if isinstance(space.core, CellularSpace):
+        rows = list(space.encode(architecture).items())
+    else:
+        rows = [("\N{NO-BREAK SPACE}" * 2 * level + name, chosen) for level, name, chosen in space.outline(architecture)]
+    rows = [(visible(name), visible(chosen)) for name, chosen in rows]
+    names, values = (max(map(text_width, column)) + MARGIN for column in zip(*rows, strict=True))
+    n_columns = max(1, int((CARD_WIDTH - MARGIN) / (names + values)))
+    n_lines = ceil(len(rows) / n_columns)
+    width, height = max(CARD_WIDTH, MARGIN + names + values), n_lines * ROW + 2 * MARGIN
+    figure = new_figure(width, height, dpi=CARD_DPI)
+    for number, row in enumerate(rows):
+        column, line = divmod(number, n_lines)
+        left, y = MARGIN + column * (names + values), height - MARGIN - (line + 0.5) * ROW
+        for text, x, colour in zip(row, (left, left + names), (SLATE, INK), strict=True):
+            place, style = (x / width, y / height), {"family": FONT, "size": FONT_SIZE, "color": colour}
+            figure.text(*place, text, **style, va="center", parse_math=False)
+    return figure
+
+
+def fits_card(figure: Figure) -> bool:
+    """Return whether a drawing of cells is legible in a card."""
+    return FONT_SIZE / 72 * CARD_DPI * CARD_WIDTH / figure.get_figwidth() >= CARD_LETTERS
 
 
 def draw_drawings(drawings: Sequence[CellDrawing]) -> Figure:

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from optuna_nas.plots.style import BLUE, LEGEND_FONT, VERMILION, label_axes, new_plot
 from optuna_nas.pruners.base import RankCorrelation, rank_correlation
 from optuna_nas.storage.architecture_notes import score_noted
-from optuna_nas.storage.attributes import FLAGGED, has_attribute
+from optuna_nas.storage.attributes import FLAGGED, SCORED_BY, attribute, has_attribute
 from optuna_nas.storage.directions import oriented
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Scores(NamedTuple):
         values: First values of the trials.
         flagged: Whether a pruner flagged the trial but exempted it from pruning.
         correlation: Rank correlation of scores and values, positive if larger scores predict better values.
+        meaning: What the newest score is, in a few words; empty if the trials do not say.
     """
 
     numbers: tuple[int, ...]
@@ -41,6 +42,7 @@ class Scores(NamedTuple):
     values: tuple[float, ...]
     flagged: tuple[bool, ...]
     correlation: RankCorrelation
+    meaning: str = ""
 
 
 def scores_of(trials: Sequence[FrozenTrial], direction: StudyDirection, space: Space | None = None) -> Scores:
@@ -64,13 +66,15 @@ def scores_of(trials: Sequence[FrozenTrial], direction: StudyDirection, space: S
         values,
         tuple(has_attribute(trial.user_attrs, FLAGGED) for trial in scored),
         correlation,
+        attribute(scored[-1].user_attrs, SCORED_BY, "") if scored else "",
     )
 
 
 def plot_surrogate(study: Study, space: Space | None = None) -> Figure:
     """Plot predicted scores against the first values of completed trials.
 
-    Trials that a pruner flagged but exempted are highlighted.
+    Trials that a pruner flagged but exempted are highlighted. The axis says what the score is: a loss with the weights
+    of a model, a share of random architectures that are beaten by ranks, a share of masks, or a function's name.
 
     Args:
         study: Study with predicted scores, as `GHNSampler`, `GHNPruner` and `HMNASPruner` store them.
@@ -89,7 +93,7 @@ def plot_surrogate(study: Study, space: Space | None = None) -> Figure:
         >>> for value in (0.6, 0.7, 0.8):
         ...     study.add_trial(optuna.create_trial(value=value, user_attrs={"optuna_nas:surrogate_score": value / 2}))
         >>> plot_surrogate(study).axes[0].get_xlabel()
-        'surrogate score'
+        'score before training, larger is better'
     """
     return draw_scores(scores_of(study.get_trials(deepcopy=False), study.directions[0], space))
 
@@ -116,5 +120,5 @@ def draw_scores(scored: Scores, value_name: str = "value") -> Figure:
         if tau.lower > -1
         else f"too few trials for a correlation ({tau.n_trials})"
     )
-    label_axes(axes, title, "surrogate score", value_name)
+    label_axes(axes, title, f"{scored.meaning or 'score before training'}, larger is better", value_name)
     return figure

@@ -151,6 +151,11 @@ class SurrogatePruner(PicklesSettings, BasePruner):
         self._exempt, self._n_startup_trials, self._seed = exempt, n_startup_trials, seed
         super().__init__()
 
+    @property
+    def meaning(self) -> str:
+        """What the score is, in a few words, for the axes of plots."""
+        return f"score of {type(self).__name__}"
+
     def _can_score(self) -> bool:
         """Return whether there are scores, which a model that is not fitted does not give."""
         return True
@@ -186,7 +191,7 @@ class SurrogatePruner(PicklesSettings, BasePruner):
             return self._ask_wrapped(study, trial)
         score = self._score(trial)
         if score_noted(trial, self.space.options()) is None:
-            note_score(study, trial, score, trial.params, self.space.options())
+            note_score(study, trial, score, trial.params, self.space.options(), self.meaning)
         reason = self._flags(study, trial, score)
         if reason is None or not self._is_enabled(study):
             return False

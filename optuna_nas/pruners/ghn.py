@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optuna_nas.oneshot.base import score_of
+from optuna_nas.oneshot.base import meaning_of, score_of
 from optuna_nas.pruners.base import QuantilePruner
 from optuna_nas.space.choice_space import as_space
 
@@ -84,6 +84,10 @@ class GHNPruner(QuantilePruner):
                 raise ValueError("`space` must be given, unless there is a `model`, which has one.")
             space = model.space
         super().__init__(as_space(space), pruner, quantile, n_random, exempt, n_startup_trials, seed)
+
+    @property
+    def meaning(self) -> str:
+        return meaning_of(self._scorer)
 
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         return np.asarray(self._scorer(architectures), dtype=np.float64)

@@ -50,6 +50,8 @@ class HMNASPruner(QuantilePruner):
         model: Model with the search space of the trials.
         data: Data to train the model on during the study; not needed for a fitted model.
         budget: Epochs of that training in all, larger than 0.
+        budget_seconds: Seconds of that training, larger than 0, to which `budget` is lowered where it would take
+            longer. None keeps it, so that what is learned does not depend on the clock.
         n_trials: Trials over which the masks are refined; by default the total of the search, or 100.
         trials_per_round: Trials per training round, at least 1.
         artifact_store: Artifact store of the rounds, reachable by all workers; by default the folder
@@ -87,6 +89,7 @@ class HMNASPruner(QuantilePruner):
         *,
         data: Data | None = None,
         budget: float | None = None,
+        budget_seconds: float | None = None,
         n_trials: int | None = None,
         trials_per_round: int = 10,
         artifact_store: ArtifactStore | None = None,
@@ -102,9 +105,13 @@ class HMNASPruner(QuantilePruner):
         if by not in SCORES:
             raise ValueError(f"`by` must be one of {SCORES} but got {by!r}.")
         self.model, self._by = model, by
-        self._data, self._budget, self._device = data, budget, device
+        self._data, self._budget, self._budget_seconds, self._device = data, budget, budget_seconds, device
         self._n_trials, self._trials_per_round, self._given_store = n_trials, trials_per_round, artifact_store
         super().__init__(model.space, pruner, quantile, n_random, exempt, n_startup_trials, seed)
+
+    @property
+    def meaning(self) -> str:
+        return "mean share of mask thresholds survived" if self._by == ENDURANCE else "share that survives the masks"
 
     def _scores(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         if self._by == ENDURANCE:
@@ -126,6 +133,7 @@ class HMNASPruner(QuantilePruner):
             self.model,
             self._data,
             self._budget,
+            budget_seconds=self._budget_seconds,
             n_trials=self._n_trials,
             trials_per_round=self._trials_per_round,
             artifact_store=self._given_store,

@@ -17,14 +17,14 @@ from scipy.stats import rankdata, t, ttest_rel
 
 from optuna_nas.objective.protocol import Judges, metric_of
 from optuna_nas.objective.train_objective import TrainObjective
-from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands
+from optuna_nas.plots.comparison import COLOURS, AnytimeBand, draw_bands, draw_table
 from optuna_nas.plots.progress import progress
 from optuna_nas.search.checks import MAX_TRIALS
 from optuna_nas.search.config import training_parts
 from optuna_nas.search.opening import open_study, read_study
 from optuna_nas.search.results import network_of
 from optuna_nas.search.runner import run
-from optuna_nas.storage.attributes import DUPLICATE_OF, PLANNED_FOR, attribute, has_attribute, user_attributes
+from optuna_nas.storage.attributes import DUPLICATE_OF, PARTS, PLANNED_FOR, attribute, has_attribute, user_attributes
 from optuna_nas.storage.database import closing, sqlite_address
 from optuna_nas.storage.directions import oriented
 from optuna_nas.storage.leaderboard import can_win, rank_trials
@@ -55,6 +55,10 @@ CONFIDENCE = 0.95
 """Confidence of the intervals of means."""
 MIN_SEEDS = 3
 """Smallest number of seeds from which a comparison says who is ahead."""
+MIN_TRIALS = 10
+"""Smallest number of trials of a run from which a comparison says who is ahead: the start-up draws of Optuna's TPE."""
+STARTUP = "n_startup_trials"
+"""End of the name of a sampler's setting that is its number of start-up draws."""
 POINTS = 200
 """Number of points of anytime curves."""
 
@@ -169,9 +173,11 @@ class Comparison(NamedTuple):
     Args:
         rows: Results of the strategies, best first.
         bands: Anytime curves of the strategies, in the same order.
-        studies: Studies of all runs.
+        studies: Studies of all runs, those of the best strategy first.
         metric: Name of the values.
         starts: Number of equal trials at the start of two strategies in every seed, where it is not 0, by their names.
+        n_trials: Fewest trials of a run within the budget.
+        n_draws: Most start-up draws of a strategy, which say nothing about it.
     """
 
     rows: list[Row]
@@ -179,6 +185,8 @@ class Comparison(NamedTuple):
     studies: list[Study]
     metric: str = "value"
     starts: Mapping[tuple[str, str], int] = MappingProxyType({})
+    n_trials: int = MIN_TRIALS
+    n_draws: int = MIN_TRIALS
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -192,7 +200,43 @@ class Comparison(NamedTuple):
         Strategies whose first trials are the same in every seed, such as the start-up draws of TPE and random search
         with one seed, are named.
         """
-        return " ".join([_ahead(self.rows), *_same_starts(self.starts)])
+        return " ".join([self._too_few or _ahead(self.rows), *_same_starts(self.starts)])
+
+    @property
+    def _too_few(self) -> str:
+        """Why seeds and trials are too few to tell anything, in a sentence; empty where they are enough."""
+        n_seeds, found, needed = len(self.rows[0].best), [], []
+        if len(self.rows) > 1 and n_seeds < MIN_SEEDS:
+            found.append("1 seed" if n_seeds == 1 else f"{n_seeds} seeds")
+            needed.append(f"{MIN_SEEDS} seeds (--seeds {MIN_SEEDS})")
+        if len(self.rows) > 1 and self.n_trials < self.n_draws:
+            found.append("1 trial a run" if self.n_trials == 1 else f"{self.n_trials} trials a run")
+            needed.append(f"{self.n_draws} trials, as many as a strategy draws by chance to begin with,")
+        if not found:
+            return ""
+        tell = "tells" if len(found) == 1 and found[0].startswith("1 ") else "tell"
+        needs = " and ".join(needed)
+        return f"{' and '.join(found)} {tell} nothing about which strategy is better; at least {needs} are needed."
+
+    @property
+    def leader(self) -> str | None:
+        """Name of the strategy that is ahead by more than chance; None where nothing can be told."""
+        told = not self._too_few and "which is more than chance" in _ahead(self.rows)
+        return self.rows[0].strategy if told else None
+
+    @property
+    def headlines(self) -> tuple[str, str, str]:
+        """What is seen first: who is ahead, between which means all strategies ended, and what they spent."""
+        first, last = self.rows[0], self.rows[-1]
+        if self.leader is None:
+            ahead = "Nothing can be told about which strategy is better"
+        else:
+            gap = abs(first.mean - self.rows[1].mean)
+            ahead = f"{self.leader} is ahead of {self.rows[1].strategy} by {gap:.4f}, more than chance"
+        cheap, dear = (end(self.rows, key=lambda row: row.seconds) for end in (min, max))
+        means = f"Best {self.metric} from {last.mean:.4f} ({last.strategy}) to {first.mean:.4f} ({first.strategy})"
+        costs = f"Seconds of trials from {cheap.seconds:.1f} ({cheap.strategy}) to {dear.seconds:.1f} ({dear.strategy})"
+        return ahead, f"{means}, mean over seeds", f"{costs}, mean over seeds"
 
     def by_second(self, budget: Budget) -> dict[str, list[tuple[int, float]]]:
         """Return the best value within the budget after each second, (second, value), by study name.
@@ -215,6 +259,20 @@ class Comparison(NamedTuple):
     def figure(self, budget: Budget) -> Figure:
         """Plot the best value against the spent budget, as mean over seeds with a band of one standard error."""
         return draw_bands(self.bands, budget.kind, f"best {self.metric}", self.studies[0].directions[0])
+
+    def figure_by_second(self, budget: Budget) -> Figure:
+        """Plot the best value against the seconds of training; see `figure`."""
+        (spent, *_), curves = zip(*(zip(*curve, strict=True) for curve in self.by_second(budget).values()), strict=True)
+        n_seeds = len(self.rows[0].best)
+        bands = [
+            AnytimeBand(row.strategy, np.array(spent), np.array(curves[number * n_seeds : (number + 1) * n_seeds]))
+            for number, row in enumerate(self.rows)
+        ]
+        return draw_bands(bands, SECONDS, f"best {self.metric}", self.studies[0].directions[0])
+
+    def table(self) -> Figure:
+        """Draw the table as a picture, under the first of the `headlines`."""
+        return draw_table(self.headlines[0], self.headings, [cells(row) for row in self.rows])
 
 
 def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:
@@ -455,7 +513,17 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
     bands = [
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
     ]
-    return Comparison(rows, bands, [study for runs in studies.values() for study in runs], metric, _starts(trials))
+    all_studies = [study for row in rows for study in studies[row.strategy]]
+    n_trials = min(len(run) for runs in trials.values() for run in runs)
+    n_draws = max(MIN_TRIALS, *map(_startup_draws, all_studies))
+    return Comparison(rows, bands, all_studies, metric, _starts(trials), n_trials, n_draws)
+
+
+def _startup_draws(study: Study) -> int:
+    """Return the number of trials that the sampler of a study draws before it learns, 0 where it does not tell."""
+    parts = attribute(user_attributes(study), PARTS, {})
+    noted = [text for name, text in parts.items() if name.startswith("sampler.") and name.endswith(STARTUP)]
+    return max((int(text) for text in noted if text.isdecimal()), default=0)
 
 
 def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -495,9 +563,6 @@ def _ahead(rows: Sequence[Row]) -> str:
         return "One strategy: there is nothing to compare it with."
     first, second = rows[:2]
     n_seeds = len(first.best)
-    if n_seeds < MIN_SEEDS:
-        seeds = "1 seed tells" if n_seeds == 1 else f"{n_seeds} seeds tell"
-        return f"{seeds} nothing about which strategy is better; at least {MIN_SEEDS} are needed (--seeds {MIN_SEEDS})."
     differences = first.best - second.best
     if not differences.any():
         return f"{first.strategy} and {second.strategy} found the same values: nothing can be told about the best."
@@ -540,7 +605,11 @@ def cells(row: Row) -> list[str]:
     return [row.strategy, *numbers, shown(row.p_value, 3)]
 
 
+def as_values(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the rows of a comparison as JSON values."""
+    return [{**row._asdict(), "best": row.best.tolist()} for row in comparison.rows]
+
+
 def as_json(comparison: Comparison) -> str:
     """Return the rows of a comparison as JSON."""
-    rows = [{**row._asdict(), "best": row.best.tolist()} for row in comparison.rows]
-    return json_text(rows, indent=1)
+    return json_text(as_values(comparison), indent=1)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from functools import partial
-from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
@@ -18,26 +13,37 @@ from optuna_nas.plots.anytime import anytime_curves, draw_anytime
 from optuna_nas.plots.distribution import distribution_pages
 from optuna_nas.plots.importances import MIN_TRIALS, draw_importances, importances
 from optuna_nas.plots.masks import draw_masks
+from optuna_nas.plots.objectives import MAX_PANELS, front_of, plot_objectives
 from optuna_nas.plots.progress import COST_NAMES, draw_pareto, draw_progress, pareto, progress
 from optuna_nas.plots.surrogate import draw_scores, scores_of
+from optuna_nas.results.page import Block, Picture, Section, Table, Text, as_html, as_markdown
 from optuna_nas.samplers import distribution_records
 from optuna_nas.samplers.snas import records_of_space
 from optuna_nas.search.opening import read_study
 from optuna_nas.search.results import architecture_of, summarise
 from optuna_nas.space import CellularSpace
-from optuna_nas.space.ops import FAMILIES, NONE, choosable_ops, get_op
-from optuna_nas.storage.attributes import METRIC, REASON, attribute, cost_key, has_attribute, masks_of, unreadable
-from optuna_nas.storage.leaderboard import best_trial, leaderboard
-from optuna_nas.storage.plain import code_block, markdown_cell, markdown_table, markdown_text, shortened, visible
+from optuna_nas.space.ops import FAMILIES, NONE
+from optuna_nas.storage.attributes import (
+    METRIC,
+    REASON,
+    attribute,
+    cost_key,
+    has_attribute,
+    masks_of,
+    objective_names,
+    unreadable,
+)
+from optuna_nas.storage.leaderboard import best_trial, can_win, leaderboard, rank_trials
+from optuna_nas.storage.noise import told_apart
+from optuna_nas.storage.plain import shortened
 from optuna_nas.storage.spending import Savings, spending_of
 from optuna_nas.storage.versions import git_commit, versions
 from optuna_nas.training.disk import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from matplotlib.figure import Figure
     from optuna import Study
     from optuna.trial import FrozenTrial
 
@@ -53,59 +59,6 @@ MAX_REASONS = 8
 """Largest number of reasons in the table of stopped trials."""
 MAX_UNREADABLE = 50
 """Largest number of rows of the table of attributes that can't be read."""
-
-
-DOTS = 192
-"""Dots per inch of pictures: two for every pixel of a screen, so that labels stay sharp on phones and paper."""
-
-
-class Text(NamedTuple):
-    """Paragraph.
-
-    Args:
-        text: Text.
-        code: Whether it is shown as code.
-    """
-
-    text: str
-    code: bool = False
-
-
-class Table(NamedTuple):
-    """Table.
-
-    Args:
-        headings: Headings of the columns; empty strings for no headings.
-        rows: Rows of texts.
-        numbers: Headings of the columns with numbers.
-    """
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: frozenset[str] = frozenset()
-
-
-class Picture(NamedTuple):
-    """Picture.
-
-    Args:
-        name: Name of the file without suffix.
-        shows: Description in words.
-        png: Content of the PNG file.
-        width: Width on a screen in pixels.
-    """
-
-    name: str
-    shows: str
-    png: bytes
-    width: int
-
-
-class Section(NamedTuple):
-    """Section with its heading."""
-
-    title: str
-    blocks: Sequence[Text | Table | Picture]
 
 
 class Report(NamedTuple):
@@ -162,17 +115,19 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
     trials = study.get_trials(deepcopy=False)
     finished = [trial for trial in trials if trial.state.is_finished()]
     metric, ranked = metric_of(search.resolved_objective), leaderboard(study)
+    names = [metric, *objective_names(study)[1:]]
     sections = [
         Section("Question", [Text(search.description.strip())] if search.description.strip() else []),
         Section("Result", _result(search, study)),
-        Section("Leaderboard", _leaderboard(search, ranked, metric)),
+        Section("Leaderboard", _leaderboard(search, ranked, names)),
+        Section("Pareto front", _front(study, names)),
         Section("Names", _names(search) if ranked else []),
         Section("Best so far", _progress(study, finished, metric)),
         Section("What mattered", _importances(study)),
         Section("What the sampler learned", _distribution(search, study)),
         Section("What the masks keep", _masks(search, finished)),
         Section("Scores against values", _scores(search, study, finished, metric)),
-        Section(f"Cost and {metric}", _costs(study, finished, metric)),
+        Section(f"Cost and {metric}", _costs(study, finished, names)),
         Section("What was stopped", _stopped(search, finished)),
         Section("What can't be read", _unreadable(study)),
         Section("How to reproduce", _reproduction(search, study, command)),
@@ -180,40 +135,44 @@ def sections_of(search: Search, study: Study, command: str) -> list[Section]:
     return [section for section in sections if section.blocks]
 
 
-def _result(search: Search, study: Study) -> list[Text | Table | Picture]:
+def _result(search: Search, study: Study) -> list[Block]:
     best = best_trial(study)
     if best is None:
         return [Text("No trial has completed within its constraints yet.")]
     summed, metric = summarise(search, study), metric_of(search.resolved_objective)
     judged = judged_metric_of(search.resolved_objective)
     rows = [(f"best {metric}", f"{best.values[0]:.4f} (trial {best.number})")]
+    further = objective_names(study)[1:]
+    rows += [(f"its {_shown(name)}", _amount(v)) for name, v in zip(further, best.values[1:], strict=True)]
     if has_attribute(best.user_attrs, METRIC):
         rows.append((f"its {judged}", f"{attribute(best.user_attrs, METRIC):.4f}"))
     if summed.test_metric is not None:
         rows.append((f"test {judged}", f"{summed.test_metric:.4f}, on data that the search never saw"))
     for name, text in COST_NAMES.items():
-        if has_attribute(best.user_attrs, cost_key(name)):
+        if name not in further and has_attribute(best.user_attrs, cost_key(name)):
             rows.append((text, f"{attribute(best.user_attrs, cost_key(name)):,}"))
     rows.append(("seconds of training", f"{spending_of(best).training:,.1f}"))
     if summed.network is not None:
         rows.append(("network", str(summed.network)))
     architecture = architecture_of(search, best)
-    blocks: list[Text | Table | Picture] = [Table(("", ""), rows)]
+    blocks: list[Block] = [Table(("", ""), rows)]
     if architecture is not None:
         blocks.append(
-            _picture(
+            Picture.of(
                 "best_architecture",
                 f"The best architecture: {architecture.summary}",
-                lambda: plot_architecture(architecture),
+                plot_architecture(architecture),
             )
         )
     return blocks
 
 
-def _leaderboard(search: Search, ranked: Sequence[LeaderboardRow], metric: str) -> list[Text | Table | Picture]:
+def _leaderboard(search: Search, ranked: Sequence[LeaderboardRow], names: Sequence[str]) -> list[Block]:
     if not ranked:
         return []
+    metric, *further = names
     judged = {judged_metric_of(search.resolved_objective)} - {metric}  # another where the value is the loss
+    costs = [name for name in ("params", "multiply_adds") if name not in further]
     rows = []
     for row in ranked[:MAX_ROWS]:
         architecture = architecture_of(search, row.trial)
@@ -222,35 +181,59 @@ def _leaderboard(search: Search, ranked: Sequence[LeaderboardRow], metric: str) 
             if architecture
             else shortened(", ".join(f"{k}={v}" for k, v in row.trial.params.items()))
         )
-        costs = [f"{row.numbers[name]:,}" if name in row.numbers else "" for name in ("params", "multiply_adds")]
         place = str(row.rank) if row.can_win else "breaks a constraint"
-        metrics = [f"{row.value:.4f}", *(["" if row.metric is None else f"{row.metric:.4f}"] if judged else [])]
-        rows.append((place, str(row.trial.number), *metrics, *costs, f"{row.seconds:.1f}", summary))
-    headings = ("rank", "trial", metric, *judged, "parameters", "multiply-adds", "seconds", "architecture")
-    note = [f"The best {MAX_ROWS} of {len(ranked)} completed trials."] if len(ranked) > MAX_ROWS else []
-    text = " ".join([*note, *_noise(search, ranked, metric)])
+        numbers = [
+            f"{row.value:.4f}",
+            *(["" if row.metric is None else f"{row.metric:.4f}"] if judged else []),
+            *map(_amount, row.trial.values[1:]),
+            *(f"{row.numbers[name]:,}" if name in row.numbers else "" for name in costs),
+        ]
+        rows.append((place, str(row.trial.number), *numbers, f"{row.seconds:.1f}", summary))
+    headings = ("rank", "trial", metric, *judged, *map(_shown, (*further, *costs)), "seconds", "architecture")
+    notes = [f"The best {MAX_ROWS} of {len(ranked)} completed trials."] if len(ranked) > MAX_ROWS else []
+    notes += [f"Ranked by {metric}, the first of {len(names)} objectives."] if further else []
+    text = " ".join([*notes, *_noise(search, ranked, metric)])
     return [*([Text(text)] if text else []), Table(headings, rows, frozenset(headings[:-1]))]
 
 
+def _front(study: Study, names: Sequence[str]) -> list[Block]:
+    """Return the trials that no other beats in all objectives, the best by the first one at the top."""
+    if len(names) < 2 or not (front := rank_trials(front_of(study), study.directions[0])):
+        return []
+    n_feasible = sum(map(can_win, study.get_trials(deepcopy=False)))
+    text = f"Of {n_feasible} completed trials, no other is better in all objectives than these {len(front)}."
+    if len(names) > 2:
+        text += " In the picture some of them lie behind others: each panel shows two objectives alone."
+    if len(names) > MAX_PANELS + 1:
+        text += f" It shows {MAX_PANELS} of the {len(names) - 1} objectives beside {names[0]}."
+    if len(front) > MAX_ROWS:
+        text += f" The table has the {MAX_ROWS} best of them by {names[0]}."
+    shown = list(map(_shown, names))
+    headings = ("trial", *shown)
+    rows = [(str(t.number), f"{t.values[0]:.4f}", *map(_amount, t.values[1:])) for t in front[:MAX_ROWS]]
+    picture = Picture.of("pareto_front", "Trials and their Pareto front", plot_objectives(study, shown))
+    return [Text(text), picture, Table(headings, rows, frozenset(headings))]
+
+
+def _shown(name: str) -> str:
+    """Return the name of an objective or cost as pages show it."""
+    return COST_NAMES.get(name, name)
+
+
+def _amount(value: float) -> str:
+    """Return a number of any size: whole ones in full, others with four digits."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+
+
 def _noise(search: Search, ranked: Sequence[LeaderboardRow], metric: str) -> list[str]:
-    """Return sentences on which of the best are as good as equal, where the value is an accuracy."""
+    """Return a sentence on which of the best are as good as equal."""
     objective = search.resolved_objective
     described = objective.describe() if isinstance(objective, Describes) else {}
-    n_examples = described.get("data", {}).get("sizes", {}).get(REPORT, 0)
-    values = [row.value for row in ranked if row.can_win and row.value is not None]
-    if metric != "accuracy" or not n_examples or len(values) < 2 or not all(0 <= value <= 1 for value in values):
-        return []
-    share = (values[0] * n_examples + 0.5) / (n_examples + 1)  # also of all examples the next may be wrong
-    error = sqrt(share * (1 - share) / n_examples)
-    equal = sum(values[0] - value < error for value in values)
-    of = f"one standard error: {100 * error:.1f} points on {n_examples:,} examples"
-    if equal == 1:
-        return [f"Ranks 1 and 2 differ by {100 * (values[0] - values[1]):.1f} points, more than {of}."]
-    named = "1 and 2" if equal == 2 else f"1 to {equal}"
-    return [f"Ranks {named} differ by less than {of}. This study can't tell which of them is best."]
+    told = told_apart(ranked, metric, described.get("data", {}).get("sizes", {}).get(REPORT, 0))
+    return [] if told is None else [told]
 
 
-def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
+def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Block]:
     curve = progress(finished, study.directions[0])
     bests = [best for best in curve.best if best is not None]
     if not bests:
@@ -265,10 +248,10 @@ def _progress(study: Study, finished: Sequence[FrozenTrial], metric: str) -> lis
         f"{len(finished)} trials took {savings.spent.total:,.0f} seconds in total ({parts}); trial "
         f"{curve.numbers[when]} reached the best value, after {curve.seconds[when]:,.0f} seconds."
     )
-    return [text, _picture("progress", "Best value so far", lambda: draw_progress(curve, metric))]
+    return [text, Picture.of("progress", "Best value so far", draw_progress(curve, metric))]
 
 
-def _importances(study: Study) -> list[Text | Table | Picture]:
+def _importances(study: Study) -> list[Block]:
     found = importances(study)
     if not found.by_parameter:
         complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -286,10 +269,10 @@ def _importances(study: Study) -> list[Text | Table | Picture]:
         if told
         else f"No parameter explains more than {chance}: nothing is told from chance.",
     ]
-    return [Text(" ".join(texts)), _picture("importances", "What parameters explain", lambda: draw_importances(found))]
+    return [Text(" ".join(texts)), Picture.of("importances", "What parameters explain", draw_importances(found))]
 
 
-def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
+def _distribution(search: Search, study: Study) -> list[Block]:
     records = records_of_space(search.space, distribution_records(study))
     if not records:
         return []
@@ -299,10 +282,10 @@ def _distribution(search: Search, study: Study) -> list[Text | Table | Picture]:
         "the sampler always draws the same architecture."
     )
     pages = enumerate(distribution_pages(search.space, records), 1)
-    return [text, *(_picture(f"distribution_{page}", shows, draw) for page, (shows, draw) in pages)]
+    return [text, *(Picture.of(f"distribution_{page}", shows, draw()) for page, (shows, draw) in pages)]
 
 
-def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table | Picture]:
+def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Block]:
     stored = [masks for trial in finished if (masks := masks_of(trial, search.space))]
     if not stored:
         return []
@@ -314,11 +297,11 @@ def _masks(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table
     text = Text(f"The masks keep {kept} of {total} ops on edges.")
     return [
         text,
-        _picture("masks", "Ops that masks keep", lambda: draw_masks(search.space, newest["kept"], newest["weights"])),
+        Picture.of("masks", "Ops that masks keep", draw_masks(search.space, newest["kept"], newest["weights"])),
     ]
 
 
-def _scores(search: Search, study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
+def _scores(search: Search, study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Block]:
     scores = scores_of(finished, study.directions[0], search.space)
     if len(scores.numbers) < MIN_SCORES:
         return []
@@ -327,16 +310,18 @@ def _scores(search: Search, study: Study, finished: Sequence[FrozenTrial], metri
         f"Kendall's tau between scores before training and values: {tau.tau:.2f}, 95 % interval {tau.lower:.2f} to "
         f"{tau.upper:.2f}, over {tau.n_trials} trials."
     )
-    return [text, _picture("surrogate", "Scores against values", lambda: draw_scores(scores, metric))]
+    return [text, Picture.of("surrogate", "Scores against values", draw_scores(scores, metric))]
 
 
-def _costs(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[Text | Table | Picture]:
-    blocks: list[Text | Table | Picture] = []
+def _costs(study: Study, finished: Sequence[FrozenTrial], names: Sequence[str]) -> list[Block]:
+    """Return the first value against costs that are no objectives themselves, which the Pareto front shows."""
+    blocks: list[Block] = []
+    metric = names[0]
     for cost in ("params", "multiply_adds"):
         points, name = pareto(finished, cost, study.directions[0]), COST_NAMES[cost]
-        if points:
+        if points and cost not in names:
             shows = f"{metric} against {name}"
-            blocks.append(_picture(f"pareto_{cost}", shows, partial(draw_pareto, points, name, metric)))
+            blocks.append(Picture.of(f"pareto_{cost}", shows, draw_pareto(points, name, metric)))
             if cost == "params":
                 headings = ("trial", name, metric)
                 front = [(str(p.number), f"{p.cost:,.0f}", f"{p.value:.4f}") for p in points if p.on_front]
@@ -344,17 +329,17 @@ def _costs(study: Study, finished: Sequence[FrozenTrial], metric: str) -> list[T
     curves = anytime_curves(finished, study.directions[0])
     if curves:
         blocks.append(
-            _picture("anytime", f"{curves[0].metric} against the budget of a prediction", lambda: draw_anytime(curves))
+            Picture.of("anytime", f"{curves[0].metric} against the budget of a prediction", draw_anytime(curves))
         )
     return blocks
 
 
-def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Text | Table | Picture]:
+def _stopped(search: Search, finished: Sequence[FrozenTrial]) -> list[Block]:
     pruned = [trial for trial in finished if trial.state == TrialState.PRUNED]
     failed = [trial for trial in finished if trial.state == TrialState.FAIL]
     if not pruned and not failed:
         return []
-    blocks: list[Text | Table | Picture] = []
+    blocks: list[Block] = []
     at_once = sum(not trial.intermediate_values for trial in pruned)
     text = (
         f"Of {len(finished)} trials, {len(pruned)} were pruned ({at_once} before the first step), {len(failed)} failed."
@@ -380,7 +365,7 @@ def _savings(finished: Sequence[FrozenTrial]) -> Savings:
     return savings
 
 
-def _unreadable(study: Study) -> list[Text | Table | Picture]:
+def _unreadable(study: Study) -> list[Block]:
     found = unreadable(study)
     if not found:
         return []
@@ -389,20 +374,18 @@ def _unreadable(study: Study) -> list[Text | Table | Picture]:
     return [note, Table(("trial", "attribute", "why"), rows[:MAX_UNREADABLE], frozenset({"trial"}))]
 
 
-def _names(search: Search) -> list[Text | Table | Picture]:
+def _names(search: Search) -> list[Block]:
     """Return what the notation of architectures means, and the table of short names of ops."""
     core = search.space.core
-    blocks: list[Text | Table | Picture] = [Text(core.notation)]
+    blocks: list[Block] = [Text(core.notation)]
     if isinstance(core, CellularSpace):
-        known = {name for options in core.options().values() for chosen in options.values() for name in chosen}
-        ops = [get_op(name) for name in choosable_ops() if name in known]
-        rows = [(op.label, op.name, FAMILIES[op.family]) for op in ops]
+        rows = [(op.label, op.name, FAMILIES[op.family]) for op in core.known_ops]
         empty = [(NONE, NONE, "no op, and no edge")] if NONE in getattr(core, "ops", ()) else []
         blocks.append(Table(("short", "in parameters", "what it is"), [*rows, *empty]))
     return blocks
 
 
-def _reproduction(search: Search, study: Study, command: str) -> list[Text | Table | Picture]:
+def _reproduction(search: Search, study: Study, command: str) -> list[Block]:
     objective = search.resolved_objective
     rows = [
         ("space", f"{type(search.space.core).__name__}, {search.space.size:,} architectures"),
@@ -417,112 +400,5 @@ def _reproduction(search: Search, study: Study, command: str) -> list[Text | Tab
         for part in ("recipe", "task"):
             rows += [(f"{part}: {name}", str(value)) for name, value in described.get(part, {}).items()]
     rows += [*versions().items(), ("git commit", git_commit())]
-    code: list[Text | Table | Picture] = [Text(command, code=True)] if command else []
+    code: list[Block] = [Text(command, code=True)] if command else []
     return [*code, Table(("", ""), [row for row in rows if row[1]])]
-
-
-def _picture(name: str, shows: str, draw: Callable[[], Figure]) -> Picture:
-    file, figure = io.BytesIO(), draw()
-    figure.savefig(file, format="png", dpi=DOTS)
-    return Picture(name, shows, file.getvalue(), round(96 * figure.get_figwidth()))
-
-
-# -- rendering ----------------------------------------------------------------------------------------------------
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #222; --soft: #595959; --paper: #fff; --line: #ddd; --code: #f4f4f4; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --soft: #a9a9a9; --paper: #17191c; --line: #3c4046;
-  --code: #24272c; } img { filter: brightness(.9); } }
-body { font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
-  margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid var(--line); }
-p { white-space: pre-line; overflow-wrap: anywhere; } pre { background: var(--code); padding: .6rem; overflow-x: auto; }
-figure { margin: 1rem 0; } figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
-.picture, .table { overflow-x: auto; } img { display: block; background: #fff; border-radius: 4px; }
-table { border-collapse: collapse; font-size: .85rem; }
-th, td { text-align: left; vertical-align: top; padding: .25rem .6rem; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; min-width: 5rem; }
-.wide td:last-child { min-width: 16rem; }
-th { border-bottom-width: 2px; }
-.number { text-align: right; overflow-wrap: normal; min-width: 0; font-variant-numeric: tabular-nums; }
-@media screen and (min-width: 40.01rem) { img { max-width: 100%; height: auto; } }
-@media screen and (max-width: 40rem) {
-  .wide { display: grid; grid-template-columns: repeat(var(--columns), auto); }
-  .wide :is(thead, tbody, tr) { display: grid; grid-template-columns: subgrid; grid-column: 1 / -1; }
-  .wide :is(th, td) { padding: .2rem; border: 0; min-width: min-content; font-size: .75rem; }
-  .wide th { font-size: .68rem; hyphens: auto; }
-  .wide :is(th, td):last-child { grid-column: 1 / -1; border-bottom: 1px solid var(--line); }
-}
-@media print {
-  :root { font-size: 11px; --ink: #000; --soft: #444; --paper: #fff; --line: #bbb; --code: #f4f4f4; }
-  body { max-width: none; padding: 0; } .picture, .table { overflow: visible; } pre { white-space: pre-wrap; }
-  img { max-width: 100%; max-height: 24cm; height: auto; object-fit: contain; object-position: left; filter: none; }
-  h1, h2, thead { break-after: avoid; }
-  figure, tr, p, pre { break-inside: avoid; } p:has(+ .table, + figure), pre:has(+ .table) { break-after: avoid; }
-  tbody tr:nth-child(-n+2) { break-after: avoid; } tbody tr:nth-last-child(-n+3) { break-before: avoid; }
-  .wide td:last-child { width: 60%; }
-}
-"""
-"""Wide tables have, on a phone, their last column below the others; pictures, always on white paper, keep their size
-there and are moved sideways. On paper the last four rows of a table stay together."""
-WIDE = 5
-"""Smallest number of columns of a wide table."""
-
-
-def as_html(title: str, sections: Sequence[Section]) -> str:
-    """Return a report as one HTML page with embedded pictures."""
-    body = [f"<h1>{_escaped(title)}</h1>"]
-    for section in sections:
-        body.append(f"<section><h2>{_escaped(section.title)}</h2>")
-        for block in section.blocks:
-            if isinstance(block, Text):
-                tag = "pre" if block.code else "p"
-                body.append(f"<{tag}>{_escaped(block.text)}</{tag}>")
-            elif isinstance(block, Picture):
-                data, shows = base64.b64encode(block.png).decode(), _escaped(block.shows)
-                caption = f"<figcaption>{shows}</figcaption>"
-                image = f'<img src="data:image/png;base64,{data}" alt="{shows}" width="{block.width}">'
-                body.append(f'<figure><div class="picture">{image}</div>{caption}</figure>')
-            else:
-                body.append(_html_table(block))
-        body.append("</section>")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{_escaped(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-def _escaped(text: str) -> str:
-    return html.escape(visible(text))
-
-
-def _html_table(table: Table) -> str:
-    classes = [' class="number"' if heading in table.numbers else "" for heading in table.headings]
-    head = "".join(f"<th{c}>{_escaped(h)}</th>" for h, c in zip(table.headings, classes, strict=True))
-    rows = [
-        "<tr>" + "".join(f"<td{c}>{_escaped(cell)}</td>" for cell, c in zip(row, classes, strict=True)) + "</tr>"
-        for row in table.rows
-    ]
-    shown = f"<thead><tr>{head}</tr></thead>" if any(table.headings) else ""
-    n_columns = len(table.headings)
-    look = f' class="wide" style="--columns: {n_columns - 1}"' if n_columns >= WIDE else ""
-    return f'<div class="table"><table{look}>{shown}<tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def as_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Return a report as Markdown, with references to picture files in the same folder."""
-    parts = [f"# {markdown_cell(title)}"]
-    for section in sections:
-        parts.append(f"## {markdown_cell(section.title)}")
-        for block in section.blocks:
-            if isinstance(block, Text):
-                parts.append(code_block(block.text) if block.code else markdown_text(block.text))
-            elif isinstance(block, Picture):
-                parts.append(f"![{markdown_cell(block.shows)}]({block.name}.png)")
-            else:
-                parts.append(markdown_table(block.headings, block.rows, block.numbers))
-    return "\n\n".join(parts) + "\n"

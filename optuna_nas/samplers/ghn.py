@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from optuna.trial import TrialState
 
-from optuna_nas.oneshot.base import score_of
+from optuna_nas.oneshot.base import meaning_of, score_of
 from optuna_nas.oneshot.ghn.regression import regress_if_better
 from optuna_nas.samplers.base import ArchitectureSampler
 from optuna_nas.samplers.fronts import spread_out
@@ -239,6 +239,19 @@ class GHNSampler(ArchitectureSampler):
         sampler._has_one_pool = True
         return sampler
 
+    def to_score(self, n_trials: int | None) -> list[tuple[Score, int, float | None]]:
+        """Return what scores the pools of so many trials, each with the number of architectures and the most seconds.
+
+        Args:
+            n_trials: Trials of a study; None for those of one pool.
+        """
+        n_pools = 1 if n_trials is None else -(-n_trials // self._trials_per_round)
+        most = None if self._pool_seconds is None else n_pools * self._pool_seconds
+        drawn: list[tuple[Score, int, float | None]] = []
+        if self._prefilter is not None:
+            drawn.append((self._prefilter, n_pools * min(self._n_drawn, self.space.size), None))
+        return [*drawn, (self.score, n_pools * min(self.pool_size, self.space.size), most)]
+
     def scored(self, study: Study) -> list[tuple[Architecture, float]]:
         """Return the candidates of the newest pool and their scores, in the order of proposal; empty before the first.
 
@@ -264,7 +277,7 @@ class GHNSampler(ArchitectureSampler):
         if candidate is not None:
             given = given_params(trial)
             if all(given.get(path, choice) == choice for path, choice in self._params(candidate[0]).items()):
-                note_score(study, trial, candidate[1], self._params(candidate[0]), self._distributions)
+                self._note(study, trial, candidate[1], self._params(candidate[0]))
         return params
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -273,8 +286,11 @@ class GHNSampler(ArchitectureSampler):
         is_whole = self._distributions.keys() <= trial.params.keys()
         if noted is not None and is_whole and noted != params_hash(trial.params, self._distributions):
             (score,) = self.score([self.space.decode(trial.params)])
-            note_score(study, trial, float(score), trial.params, self._distributions)
+            self._note(study, trial, float(score), trial.params)
         super().after_trial(study, trial, state, values)
+
+    def _note(self, study: Study, trial: FrozenTrial, score: float, params: Mapping[str, Any]) -> None:
+        note_score(study, trial, score, params, self._distributions, meaning_of(self.score))
 
     def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         candidate = self._candidate(study, trial)

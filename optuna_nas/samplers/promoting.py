@@ -73,6 +73,12 @@ class PromotingSampler(AroundSampler):
         super()._init_state()
         self._states = PerStudy(_Promotions)
 
+    def upcoming(self, study: Study) -> tuple[str, int]:
+        """Return the parameter that is the length of a training, and what it would be in a trial that begins now."""
+        with self._lock:
+            best = self._states.of(study).next(study, self._parameter, self._short, self._every)
+        return self._parameter, self._short if best is None else self._long
+
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         best = self._promoted_by(study, trial)
         space = self.sampler.infer_relative_search_space(study, trial) if best is None else best.distributions

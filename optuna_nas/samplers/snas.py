@@ -86,6 +86,8 @@ class SNASSampler(ArchitectureSampler):
         data: Data to train the model on during the study.
         budget: Epochs of that training in all, larger than 0. A round that is still trained by one process when another
             process starts the next round is trained by both, with equal results.
+        budget_seconds: Seconds of that training, larger than 0, to which `budget` is lowered where it would take
+            longer. None keeps it, so that what is learned does not depend on the clock.
         n_trials: Trials over which the budget is spent; by default the total of the search, or 100.
         trials_per_round: Trials per training round, at least 1.
         learn_from_trials: Whether to learn from finished trials; by default only without a model.
@@ -121,6 +123,7 @@ class SNASSampler(ArchitectureSampler):
         *,
         data: Data | None = None,
         budget: float | None = None,
+        budget_seconds: float | None = None,
         n_trials: int | None = None,
         trials_per_round: int = 10,
         learn_from_trials: bool | None = None,
@@ -149,7 +152,7 @@ class SNASSampler(ArchitectureSampler):
         self.learning = " and ".join(
             ["pathwise gradient of a supernet"] * (model is not None) + ["score function of trials"] * learn_from_trials
         )
-        self._data, self._budget, self._device = data, budget, device
+        self._data, self._budget, self._budget_seconds, self._device = data, budget, budget_seconds, device
         self._n_trials, self._trials_per_round, self._given_store = n_trials, trials_per_round, artifact_store
         self._learn_from_trials, self._learning_rate = learn_from_trials, learning_rate
         self._avoid_duplicates = avoid_duplicates
@@ -168,6 +171,7 @@ class SNASSampler(ArchitectureSampler):
             self.model,
             self._data,
             self._budget,
+            budget_seconds=self._budget_seconds,
             n_trials=self._n_trials,
             trials_per_round=self._trials_per_round,
             artifact_store=self._given_store,

@@ -198,8 +198,8 @@ class Search:
         trials: Total number of trials, at least 1; a resumed study runs the missing ones. By default 50, or as many as
             fit in `seconds`.
         strategy: Name of a strategy that sets sampler, pruner and, unless there is one, the objective: `auto`, which
-            chooses one and says which; `free`, `snas`, `ghn`, `hmnas`, `tpe` or `random`. The value of its trials is
-            the validation loss.
+            is `free` with TPE in every sixth trial where space and data make networks, else `tpe`, and says which;
+            `free`, `snas`, `ghn`, `hmnas`, `tpe` or `random`. The value of its trials is the validation loss.
         seconds: Seconds of all trials together, with the training of one-shot models in them, at which the search
             ends; None for no limit.
         patience: Number of trials in a row without a better value at which the search ends; None for no limit.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import statistics
 import sys
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple, cast
+from functools import partial
+from itertools import islice, repeat
+from math import inf
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,21 +21,27 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna_nas.data.splits import REPORT, TRAIN
 from optuna_nas.objective.suggestions import without_suggestions
 from optuna_nas.objective.train_objective import TrainObjective
+from optuna_nas.samplers import GHNSampler
+from optuna_nas.samplers.around import AroundSampler
 from optuna_nas.search.config import training_parts
 from optuna_nas.space import ModelSpace
 from optuna_nas.training.device import own_default_device
 from optuna_nas.training.loop import TrainingStopped, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from optuna_nas.oneshot import Score
     from optuna_nas.search.config import Search
-    from optuna_nas.space import Architecture, Cost
+    from optuna_nas.space import Architecture, Cost, Space
+    from optuna_nas.storage.in_study_fit import InStudyFit
 
 SAMPLED, COUNTING_SECONDS = 64, 5.0
 """Architectures whose costs are counted, and seconds after which no more are."""
 MIN_STEPS, MAX_STEPS, STEP_SECONDS = 4, 20, 2.0
 """Training steps that are timed for each of three networks; the first two are not counted."""
+SCORED, DRAWS = 8, 200
+"""Architectures whose scores are timed, and random ones among which connected ones are looked for."""
 EVALUATED = 1 / 3
 """Time of an example's evaluation as a fraction of its training: one of three passes."""
 BYTES_PER_PARAMETER, CHECKPOINT_COPIES = 4, 3
@@ -67,7 +78,11 @@ class Plan(NamedTuple):
         seconds_limit: Seconds at which the search ends.
         search_seconds: Seconds of all trials in full, divided among the workers.
         model_epochs: Epochs of one-shot models, on top, by name.
-        memory_bytes: Largest memory that was used while the largest sampled network was trained.
+        model_seconds: Seconds of these epochs, from timed steps, by name.
+        scored: Number of architectures that are scored without training, on top.
+        scoring_seconds: Seconds of these scores, from timed ones.
+        all_seconds: Seconds of all trials in full, one-shot models and scores, divided among the workers.
+        memory_bytes: Largest memory while steps were timed: that of a GPU's tensors, or of the whole process on a CPU.
         device: Device of the training.
         disk_bytes: Estimated size of the files of the study.
         free_bytes: Free bytes where they are written.
@@ -85,6 +100,10 @@ class Plan(NamedTuple):
     seconds_limit: float | None
     search_seconds: Range | None
     model_epochs: dict[str, float]
+    model_seconds: dict[str, float]
+    scored: int
+    scoring_seconds: float
+    all_seconds: Range | None
     memory_bytes: int | None
     device: str | None
     disk_bytes: int
@@ -112,11 +131,18 @@ class Plan(NamedTuple):
         if self.search_seconds is not None:
             found.append(("All trials", f"{self.trials}, if none is pruned: {_between(self.search_seconds)}"))
         for name, epochs in self.model_epochs.items():
-            found.append(("On top", f"{epochs:,.0f} epochs in which {name} trains"))
+            trains = f"{epochs:,.3g} epochs in which {name} trains"
+            found.append(("On top", f"{trains}: {_duration(self.model_seconds[name])}"))
+        if self.scored:
+            scored = f"{self.scored:,} architectures that are scored without training"
+            found.append(("On top", f"{scored}: {_duration(self.scoring_seconds)}"))
+        if self.all_seconds is not None and (self.model_seconds or self.scored):
+            found.append(("In all", _between(self.all_seconds)))
         if self.seconds_limit is not None:
             found.append(("Ends", f"before a trial that would not fit into {_duration(self.seconds_limit)}"))
         if self.memory_bytes is not None:
-            found.append(("Memory", f"{_size(self.memory_bytes)} on {self.device} with the largest of them"))
+            of = "the whole process, PyTorch in it" if self.device == "cpu" else f"tensors on {self.device}"
+            found.append(("Memory", f"{_size(self.memory_bytes)} of {of}, at most, in the timed steps"))
         found.append(("Disk", f"about {_size(self.disk_bytes)}; {_size(self.free_bytes)} are free"))
         return found
 
@@ -145,7 +171,10 @@ def plan(search: Search, workers: int = 1) -> Plan:
     total = search.shown_total
     steps = epochs = memory = None
     step_seconds = trial_seconds = search_seconds = None
+    all_seconds: Range | None = None
     device: str | None = None
+    with _threads(search.cpu_threads):
+        model_epochs, model_seconds, scored, scoring_seconds = _beside(search)
     if isinstance(objective, TrainObjective):
         data, recipe = objective.device_data, without_suggestions(objective.recipe)
         device = str(data.device)
@@ -157,10 +186,9 @@ def plan(search: Search, workers: int = 1) -> Plan:
         in_steps = steps + EVALUATED * data.size([REPORT]) / recipe.batch_size
         trial_seconds = Range(*(a * b * in_steps for a, b in zip(step_seconds, epochs, strict=True)))
         if total is not None:
-            search_seconds = Range(*(seconds * total / (workers * search.n_jobs) for seconds in trial_seconds))
-    fits = [
-        getattr(part, "in_study_fit", None) for part in training_parts(search.resolved_sampler, search.resolved_pruner)
-    ]
+            at_once, beside = workers * search.n_jobs, scoring_seconds + sum(model_seconds.values())
+            search_seconds = Range(*(seconds * total / at_once for seconds in trial_seconds))
+            all_seconds = Range(*(seconds + beside / at_once for seconds in search_seconds))
     folder = search.resolved_folder()
     return Plan(
         space.size,
@@ -174,7 +202,11 @@ def plan(search: Search, workers: int = 1) -> Plan:
         total,
         search.seconds,
         search_seconds,
-        {fit.name: fit.budget for fit in fits if fit is not None and fit.trains},
+        model_epochs,
+        model_seconds,
+        scored,
+        scoring_seconds,
+        all_seconds,
         memory,
         device,
         _disk_bytes(search, max((cost.params for cost in costs), default=0)),
@@ -203,22 +235,76 @@ def _epochs(epochs: object) -> Range:
     return Range.of([cast("int", epochs)])
 
 
+def _beside(search: Search) -> tuple[dict[str, float], dict[str, float], int, float]:
+    """Return epochs and seconds of one-shot models by name, number of architectures that are scored, and seconds of it.
+
+    Steps and scores are those of copies, so that the search begins with models that have learned nothing.
+    """
+    parts, data = [search.resolved_sampler, search.resolved_pruner], search.data
+    parts = copy.deepcopy(parts, {} if data is None else {id(data): data})
+    epochs: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    n_scored, scoring_seconds = 0, 0.0
+    for part in map(_innermost, training_parts(*parts)):
+        fit: InStudyFit[Any] | None = getattr(part, "in_study_fit", None)
+        if fit is not None and fit.trains and fit.model is not None and fit.budget is not None:
+            step = _time(fit.fit_alone, partial(getattr, fit.model, "device"))
+            longest = inf if fit.budget_seconds is None else fit.budget_seconds
+            epochs[fit.name], seconds[fit.name] = fit.budget, min(longest, step * fit.model.total_steps)
+        if isinstance(part, GHNSampler):
+            for score, number, most in part.to_score(search.shown_total):
+                n_scored += number
+                scoring_seconds += min(inf if most is None else most, _time_scores(score, part.space, number))
+    return epochs, seconds, n_scored, scoring_seconds
+
+
+def _innermost(part: object) -> object:
+    """Return the sampler that others are around, or the part itself."""
+    while isinstance(part, AroundSampler):
+        part = part.sampler
+    return part
+
+
+def _time_scores(score: Score, space: Space, number: int) -> float:
+    """Return the seconds in which so many architectures are scored; the first score may prepare all others."""
+    drawn = filter(attrgetter("connected"), map(space.sample, repeat(np.random.default_rng(0), DRAWS)))
+    architectures = list(islice(drawn, SCORED))
+    times = [time.monotonic()]
+    for some in (architectures[:1], architectures[1:]):
+        if some:
+            score(some)
+        times.append(time.monotonic())
+    first, others = np.diff(times)
+    return float(first + max(0, number - 1) * others / max(1, len(architectures) - 1))
+
+
 def _time_steps(objective: TrainObjective, architecture: Architecture) -> float:
     """Return the seconds of a training step of an architecture."""
     data, recipe = objective.device_data, without_suggestions(objective.recipe)
+    network, task = objective.space.build(architecture, None, recipe.seed), without_suggestions(objective.task)
+
+    def training(on_step: Callable[[float], None], should_stop: Callable[[], bool]) -> None:
+        train(network, data, recipe, task, on_step=on_step, should_stop=should_stop)
+
+    return _time(training, lambda: data.device)
+
+
+def _time(
+    training: Callable[[Callable[[float], None], Callable[[], bool]], None], device: Callable[[], torch.device]
+) -> float:
+    """Return the seconds of a step of a training, which gets callbacks `on_step` and `should_stop`, on a device."""
     times = [time.monotonic()]
 
     def on_step(fraction: float) -> None:
-        if data.device.type == "cuda":
-            torch.cuda.synchronize(data.device)  # the host is ahead of the GPU
+        if device().type == "cuda":
+            torch.cuda.synchronize(device())  # the host is ahead of the GPU
         times.append(time.monotonic())
 
     def enough() -> bool:
         return len(times) > MAX_STEPS or (len(times) > MIN_STEPS and times[-1] - times[0] > STEP_SECONDS)
 
-    network = objective.space.build(architecture, None, recipe.seed)
     with suppress(TrainingStopped):
-        train(network, data, recipe, without_suggestions(objective.task), on_step=on_step, should_stop=enough)
+        training(on_step, enough)
     durations = np.diff(times)
     return float(np.median(durations[2:] if len(durations) > 2 else durations))
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import optuna
 from optuna import Study
+from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
+from optuna_nas.objective.protocol import names_of
 from optuna_nas.search.config import part_names, part_settings
-from optuna_nas.storage.attributes import PARTS, RUN, SETTING, VERSION, attribute, unreadable, user_attributes
+from optuna_nas.storage.attributes import MLFLOW, PARTS, RUN, SETTING, VERSION, attribute, unreadable, user_attributes
 from optuna_nas.storage.database import clear_errors, connect, shown_storage, sqlite_file
 from optuna_nas.storage.identity import check_folder, claim_folder
 from optuna_nas.storage.versions import versions
+from optuna_nas.tracking import MLflowTracker
+from optuna_nas.tracking.records import has_credentials, is_server
 from optuna_nas.training.checkpoints import completed
 
 if TYPE_CHECKING:
@@ -69,10 +75,20 @@ def open_study(search: Search, create: bool = True) -> Study:
         with _named_folder(search.resolved_folder()):
             claim_folder(search.resolved_folder(), study)
         if create:
+            _name_objectives(study, search)
             note_run(study, search)
             _note_parts(study, search)
             warn_of_unreadable(study)
     return study
+
+
+def _name_objectives(study: Study, search: Search) -> None:
+    """Name the values of a study as its objective does, where there are several: for MLflow, plots and Optuna's own."""
+    names = names_of(search.resolved_objective)
+    if names is not None and len(names) == len(study.directions) > 1 and study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(names))
 
 
 def note_run(study: Study, search: Search, ended: str | None = None) -> None:
@@ -127,6 +143,30 @@ def read_study(search: Search) -> Study:
             _check_setting(study, search)
         check_folder(search.resolved_folder(), study)
     return study
+
+
+def noted_mlflow(study: Study) -> str | None:
+    """Return the address at which MLflow last got a study, None where the study notes none that can be used.
+
+    A noted file that is not there any more is passed over, and a noted server where this process has credentials of
+    MLflow: whoever may write to the study would get them.
+    """
+    noted: str | None = attribute(user_attributes(study), MLFLOW)
+    if noted is None or (is_server(noted) and has_credentials()):
+        return None
+    file = sqlite_file(noted)
+    return noted if file is None or file.exists() else None
+
+
+def where_mirrored(search: Search, study: Study) -> Search:
+    """Return a search with the tracker of the address that its study notes, if there is one.
+
+    The search may have another, since `optuna-nas run --mlflow` is given one by its user.
+    """
+    noted, own = noted_mlflow(study), search.tracking
+    if noted is None:
+        return search
+    return replace(search, tracking=MLflowTracker(noted) if own is None else own.at(noted))
 
 
 def _loaded(search: Search, create: bool) -> Study:

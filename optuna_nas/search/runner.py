@@ -27,7 +27,7 @@ from optuna_nas.search.events import Events
 from optuna_nas.search.opening import WAIT_SECONDS, note_run, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
 from optuna_nas.search.signals import handled
-from optuna_nas.search.stopping import Stopping
+from optuna_nas.search.stopping import stopping_of
 from optuna_nas.search.torchrun import follow, lead
 from optuna_nas.storage.artifacts import artifact_store, folder_store, remove_file
 from optuna_nas.storage.attributes import REASON, REQUEUED, SHARED_NETWORK, WORKER, attribute
@@ -222,7 +222,7 @@ class _Run:
         enough: Callable[[Study], bool] = lambda study: False,
     ) -> None:
         self._search, self._study = search, study
-        self._stopping, self._given_enough = Stopping(search.seconds, search.patience), enough
+        self._stopping, self._given_enough = stopping_of(search), enough
         self._folder = search.resolved_folder()
         self._shared = is_server(search.resolved_storage())
         self._quota, self._silent = Quota(study, search.total), Silent(study, search.heartbeat.grace)

@@ -13,8 +13,12 @@ from optuna_nas.storage.leaderboard import feasible
 from optuna_nas.storage.spending import spending_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from optuna import Study
     from optuna.trial import FrozenTrial
+
+    from optuna_nas.search.config import Search
 
 
 class Stopping:
@@ -24,6 +28,8 @@ class Stopping:
         seconds: Seconds of all trials, with the training of one-shot models in them; None for no limit. A trial is not
             begun if the longest so far would not fit.
         patience: Trials in a row without a better value; None for no limit.
+        upcoming: Function that tells the parameter that is the length of a training and its value in the next trial
+            (`PromotingSampler.upcoming`), of which the longest then counts; None where all may be equally long.
 
     Example:
         >>> import optuna
@@ -35,11 +41,17 @@ class Stopping:
         '2 trials in a row were not better than the best'
     """
 
-    def __init__(self, seconds: float | None, patience: int | None) -> None:
-        self._seconds, self._patience = seconds, patience
+    def __init__(
+        self,
+        seconds: float | None,
+        patience: int | None,
+        upcoming: Callable[[Study], tuple[str, int]] | None = None,
+    ) -> None:
+        self._seconds, self._patience, self._upcoming = seconds, patience, upcoming
         self._lock = threading.Lock()
         self._finished = FinishedTrials()
-        self._spent = self._longest = 0.0
+        self._spent = 0.0
+        self._longest: dict[int | None, float] = {None: 0.0}  # seconds, by the length of a training
         self._best: float | None = None
         self._since = 0
 
@@ -50,17 +62,27 @@ class Stopping:
         with self._lock:
             for trial in self._finished.take(study.get_trials(deepcopy=False)):
                 self._read(study, trial)
-            if self._seconds is not None and self._spent and self._spent + self._longest > self._seconds:
+            if self._seconds is not None and self._spent and self._spent + self._expected(study) > self._seconds:
                 return f"{self._spent:,.0f} of {self._seconds:,.0f} seconds are spent, and no further trial would fit"
             if self._patience is not None and self._since >= self._patience:
                 return f"{self._since} trials in a row were not better than the best"
         return None
 
+    def _expected(self, study: Study) -> float:
+        """Return the seconds of the next trial: the longest of its length, or what others would take at that length."""
+        if self._upcoming is None:
+            return max(self._longest.values())
+        _, length = self._upcoming(study)
+        if length in self._longest:
+            return self._longest[length]
+        return max(seconds * (length / other if other else 1) for other, seconds in self._longest.items())
+
     def _read(self, study: Study, trial: FrozenTrial) -> None:
         duration = spending_of(trial).total
         self._spent += duration
         if trial.number > 0:  # the first one may train a model or score a pool
-            self._longest = max(self._longest, duration)
+            length = None if self._upcoming is None else trial.params.get(self._upcoming(study)[0])
+            self._longest[length] = max(self._longest.get(length, 0.0), duration)
         if trial.state == TrialState.COMPLETE and trial.values and feasible(trial):
             value = oriented(trial.values[0], study.directions[0])
             if self._best is None or value > self._best:
@@ -68,3 +90,8 @@ class Stopping:
                 return
         if trial.state != TrialState.FAIL:
             self._since += 1
+
+
+def stopping_of(search: Search) -> Stopping:
+    """Return the rules of a search, which know how long its sampler lets trials be."""
+    return Stopping(search.seconds, search.patience, getattr(search.resolved_sampler, "upcoming", None))

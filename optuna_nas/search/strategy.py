@@ -48,12 +48,10 @@ POOL, SMALL_POOL, SHORT_SECONDS = 1000, 300, 300.0
 """Architectures of a pool, and of the pool of a search of fewer seconds."""
 POOL_SHARE = 1 / 5
 """Largest share of the seconds of a search in which architectures are scored without training."""
-HYPERNETWORK_SHARE = 2 / 5
-"""Largest share of the seconds of a search in which a hypernetwork is trained."""
+MODEL_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 2 / 5, BY_HMNAS: 2 / 5}
+"""Largest share of the seconds of a search in which a one-shot model is trained."""
 POOL_PER_TRIAL = 50
 """Largest number of architectures of a pool per trial, where the number of trials is given."""
-PATIENCE = 20
-"""Trials without a better value after which `auto` and `free` end, where neither trials nor seconds are given."""
 ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 11 / 24}
 """Epochs of a one-shot model per epoch of all trials: on NAS-Bench-201's cells an epoch of the supernet of SNAS costs
 1.5 to 2 of a network, one of HM-NAS or of a GHN of four architectures a step some 3.5.
@@ -226,6 +224,7 @@ def _snas(setting: Setting) -> Strategy:
         snas,
         data=data,
         budget=setting.one_shot_epochs(BY_SNAS),
+        budget_seconds=setting.part_of_seconds(MODEL_SHARE[BY_SNAS]),
         n_trials=setting.trials,
         trials_per_round=TRIALS_PER_ROUND,
         seed=setting.seed,
@@ -242,7 +241,7 @@ def _ghn(setting: Setting) -> Strategy:
         ghn,
         data=data,
         budget=setting.one_shot_epochs(BY_GHN),
-        budget_seconds=setting.part_of_seconds(HYPERNETWORK_SHARE),
+        budget_seconds=setting.part_of_seconds(MODEL_SHARE[BY_GHN]),
         pool_size=max(SMALL_POOL, setting.trials_in_pool),
         pool_seconds=setting.part_of_seconds(POOL_SHARE),
         exploration=0.0,
@@ -264,12 +263,13 @@ def _hmnas(setting: Setting) -> Strategy:
         hmnas,
         data=data,
         budget=setting.one_shot_epochs(BY_HMNAS),
+        budget_seconds=setting.part_of_seconds(MODEL_SHARE[BY_HMNAS]),
         n_trials=setting.trials,
         trials_per_round=TRIALS_PER_ROUND,
         seed=setting.seed,
     )
-    why = "hmnas: masks learn which ops a supernet can do without, and architectures of weak ops are pruned"
-    return Strategy(_tpe_sampler(setting), pruner, _objective(setting), why)
+    why = "hmnas: the best of a pool by a score without training are trained, unless masks know their ops to be weak"
+    return Strategy(_pool(setting), pruner, _objective(setting), why)
 
 
 def _tpe(setting: Setting) -> Strategy:

@@ -10,7 +10,7 @@ from optuna_nas.space.base import Space
 from optuna_nas.space.cost import Cost, Site
 from optuna_nas.space.graph import EXIT, ComputationGraph, Node
 from optuna_nas.space.network_builder import NetworkBuilder
-from optuna_nas.space.ops import FIXED_PARTS, NONE, choosable_ops, get_op
+from optuna_nas.space.ops import FIXED_PARTS, NONE, Op, choosable_ops, get_op
 from optuna_nas.space.skeleton import FIXED_CELLS
 
 if TYPE_CHECKING:
@@ -98,6 +98,30 @@ class CellularSpace(Space):
     @abstractmethod
     def mixed_names(self) -> dict[str, tuple[str, ...]]:
         """Return the names that a supernet mixes at every path: ops, or predecessors."""
+
+    @property
+    def known_ops(self) -> list[Op]:
+        """Ops that can be chosen, in the order of the table of ops.
+
+        Example:
+            >>> from optuna_nas import nasbench201_space
+            >>> [op.label for op in nasbench201_space().known_ops]
+            ['conv3', 'conv1', 'avg3', 'skip']
+        """
+        known = {name for options in self.options().values() for chosen in options.values() for name in chosen}
+        return [get_op(name) for name in choosable_ops() if name in known]
+
+    @property
+    def writes_names(self) -> bool:
+        """Whether parameters write ops with their names; those that choose several ops write short labels.
+
+        Example:
+            >>> from optuna_nas import darts_space, hmnas_space
+            >>> darts_space().writes_names, hmnas_space(max_ops=2).writes_names
+            (True, False)
+        """
+        one = {(written, *chosen) for options in self.options().values() for written, chosen in options.items()}
+        return all(names[0] == names[1] for names in one if len(names) == 2)
 
     def connected(self, architecture: Architecture) -> bool:
         return architecture.cells.connected

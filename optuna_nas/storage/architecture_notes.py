@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from optuna_nas.storage.attributes import DIGEST, DIGESTED, SCORED, SURROGATE_SCORE, attribute, hash_of
+from optuna_nas.storage.attributes import DIGEST, DIGESTED, SCORED, SCORED_BY, SURROGATE_SCORE, attribute, hash_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -49,25 +49,28 @@ def digest_noted(trial: FrozenTrial, names: Iterable[str]) -> str | None:
     return digest if isinstance(digest, str) and noted in (None, params_hash(trial.params, names)) else None
 
 
-def score_notes(score: float, params: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def score_notes(score: float, params: Mapping[str, Any], names: Iterable[str], meaning: str) -> dict[str, Any]:
     """Return the attributes that note a score of an architecture.
 
     Args:
         score: Score.
         params: Parameters that were scored.
         names: Names of the parameters of the space.
+        meaning: What the score is, in a few words; see `meaning_of`.
 
     Example:
         >>> from optuna_nas.storage.architecture_notes import score_notes
-        >>> sorted(score_notes(0.7, {"op": "a", "rate": 0.1}, ["op"]))
-        ['optuna_nas:scored_params', 'optuna_nas:surrogate_score']
+        >>> sorted(score_notes(0.7, {"op": "a", "rate": 0.1}, ["op"], "share of convolutions"))
+        ['optuna_nas:scored_by', 'optuna_nas:scored_params', 'optuna_nas:surrogate_score']
     """
-    return {SURROGATE_SCORE: score, SCORED: params_hash(params, names)}
+    return {SURROGATE_SCORE: score, SCORED: params_hash(params, names), SCORED_BY: meaning}
 
 
-def note_score(study: Study, trial: FrozenTrial, score: float, params: Mapping[str, Any], names: Iterable[str]) -> None:
+def note_score(
+    study: Study, trial: FrozenTrial, score: float, params: Mapping[str, Any], names: Iterable[str], meaning: str
+) -> None:
     """Note a score in the attributes of a running trial; see `score_notes`."""
-    for key, value in score_notes(score, params, names).items():
+    for key, value in score_notes(score, params, names, meaning).items():
         study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
@@ -82,7 +85,7 @@ def score_noted(trial: FrozenTrial, names: Iterable[str] | None = None) -> float
         >>> import optuna
         >>> from optuna_nas.storage.architecture_notes import score_noted, score_notes
         >>> op = {"op": optuna.distributions.CategoricalDistribution(("a", "b"))}
-        >>> noted = score_notes(0.7, {"op": "a"}, op)
+        >>> noted = score_notes(0.7, {"op": "a"}, op, "share of convolutions")
         >>> for choice in ("a", "b"):
         ...     trial = optuna.create_trial(value=1, params={"op": choice}, distributions=op, user_attrs=noted)
         ...     print(score_noted(trial, op))

@@ -59,6 +59,8 @@ SURROGATE_SCORE = PREFIX + "surrogate_score"
 """Score predicted without training, larger is better."""
 SCORED = PREFIX + "scored_params"
 """Hash of the parameters of the space that the score was noted for: a trial may get others than were proposed."""
+SCORED_BY = PREFIX + "scored_by"
+"""What the score is, in a few words, such as a loss with the weights of a model."""
 SURVIVAL = PREFIX + "survival"
 """Fraction of the architecture that survives the masks (HM-NAS), in [0, 1]."""
 PARAMS = PREFIX + "params"
@@ -149,6 +151,8 @@ PARTS = PREFIX + "parts"
 """Strategy, sampler and pruner of the newest run, by these names."""
 RUN = PREFIX + "run"
 """How the study was last run: its `total` number of trials, the `command`, and why it `ended` before its total."""
+MLFLOW = PREFIX + "mlflow"
+"""Address at which MLflow last got the study, unless the address holds a password or token."""
 HOME = PREFIX + "home"
 """Name and storage of the study when it got its id: a copy of the study has others."""
 
@@ -162,6 +166,8 @@ SECOND_OPINION = f"{PREFIX}second_opinion"
 """System attribute: whether the second sampler of a `SecondOpinionSampler` has proposed this trial."""
 METRIC = f"{PREFIX}metric"
 """Metric of the task on the validation split, where the value of the trial is the loss."""
+VALIDATION_LOSS = f"{PREFIX}validation_loss"
+"""Mean loss on the validation split, its standard error (None if it is not known), and the number of examples."""
 
 
 def cost_key(name: str) -> str:
@@ -267,13 +273,16 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((TRAIN_SECONDS, MODEL_SECONDS, GPU_SECONDS), _COST),
     **dict.fromkeys((DUPLICATE_OF, RETRY_OF, RESUMES, PROMOTES, FAILED_TRIAL), _NUMBER),
     **dict.fromkeys((SKIPPED_STEPS, EPOCHS, TRAINED_EPOCHS), _NUMBER),
-    **dict.fromkeys((TRAINING_DIGEST, REASON, FLAGGED, SCORED, DIGESTED, START, NETWORK, WORKER, VERSION), text()),
+    **dict.fromkeys(
+        (TRAINING_DIGEST, REASON, FLAGGED, SCORED, SCORED_BY, DIGESTED, START, NETWORK, WORKER, VERSION), text()
+    ),
     **dict.fromkeys((SURROGATE_SCORE, METRIC), number()),
     **dict.fromkeys((SURVIVAL, CHECKPOINTED), share()),
     **dict.fromkeys((BATCH_HALVED, REQUEUED, SECOND_OPINION), flag()),
     **dict.fromkeys((CHECKPOINT, SHARED_NETWORK), reference),
     DIGEST: text("[0-9a-f]{16}", "16 hexadecimal digits"),
     ATTEMPT: between(1, 10**9, kind=int),
+    VALIDATION_LOSS: row(number(), optional(between(0, 1e300)), _NUMBER),
     FURTHEST: row(optional(number(finite=True)), share()),
     ANYTIME_CURVE: _anytime_curve,
     MASKED: items(anything()),
@@ -285,6 +294,7 @@ RULES: dict[str, Rule] = {
     UID_ATTRIBUTE: text("[0-9A-Za-z_-]{1,64}", "letters and digits"),
     HOME: row(text(), text()),
     RUN: fields_of({"total": _NUMBER, "command": text(), "ended": optional(text())}),
+    MLFLOW: text(),
     PARTS: mapping(text()),
     PLANNED_FOR: row(text(), number(finite=True)),
 }

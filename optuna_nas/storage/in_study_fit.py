@@ -157,7 +157,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         self._home: Home | None = None  # study whose trials train the model
         self.prepare()
         self._rounds: Rounds[Content] = Rounds(
-            self.name, self.trials_per_round, self._store, self._passes_over or _is_finished, self._load
+            self.name, self.trials_per_round, self._store, self._passes_over or _is_finished, self._load, self._is_done
         )
 
     def prepare(
@@ -238,7 +238,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         def save(folder: Path) -> dict[str, Any]:
             value: dict[str, Any] = {"step": 0, "done": False}
             if self.model is not None:
-                value = {"step": self.model.step, "done": self.model.fitted}
+                value = {"step": self.model.step, "done": self.model.fitted, "budget": self.budget}
                 if self.trains:
                     self._write(study, trial, [record for record in self.model.records if record.step > steps[0]])
                     self.model.save(folder / self.file)
@@ -278,6 +278,22 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             data = on_device(self._data, choose_device(self.device))
             self.model.attach(data)
             self._on_device = data
+
+    def fit_alone(self, on_step: Callable[[float], None], should_stop: Callable[[], bool]) -> None:
+        """Train the model as the rounds of a study do, but all at once and without one, such as to time its steps.
+
+        Args:
+            on_step: Callback after every step with the share of the budget that is done.
+            should_stop: Callback after every step; True interrupts the training.
+
+        Raises:
+            TrainingStopped: `should_stop` returned True.
+            ValueError: There is no training.
+        """
+        self.attach()
+        if self.model is None or self._on_device is None or self.budget is None:
+            raise ValueError("`data` must be given to train during the study but are not; `trains` tells.")
+        self.model.fit(self._on_device, self.budget, on_step=on_step, should_stop=should_stop)
 
     def report(self, share: float, doing: str) -> None:
         """Report what is done, and the fraction of the round in [0, 1], to the listener of the search."""
@@ -334,6 +350,12 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         if self.model is not None and self.trains and self.model.step < value["step"]:
             self.model.load(fetch(self.file))
         return content
+
+    def _is_done(self, value: dict[str, Any]) -> bool:
+        """Return whether a round was the last one, also for the budget of now."""
+        of_budget = value.get("budget")
+        grown = isinstance(of_budget, int | float) and self.budget is not None and self.budget > of_budget
+        return bool(value["done"]) and not grown
 
     def _store(self, study: Study) -> ArtifactStore:
         store = self._given_store or self._search_store

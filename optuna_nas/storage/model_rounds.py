@@ -106,6 +106,7 @@ class Rounds(Generic[Loaded]):
         load: Function of a snapshot's JSON value and of a function that fetches one of its files by name; returns the
             loaded content, or raises `Unverified` if it is damaged. Called by one thread at a time, and never while a
             round is prepared in this process.
+        is_done: Function of a snapshot's JSON value that returns whether it was the last round.
     """
 
     def __init__(
@@ -115,11 +116,12 @@ class Rounds(Generic[Loaded]):
         store: Callable[[Study], ArtifactStore],
         is_fixed: Callable[[FrozenTrial], bool],
         load: Callable[[dict[str, Any], Callable[[str], Path]], Loaded],
+        is_done: Callable[[dict[str, Any]], bool] = lambda value: bool(value["done"]),
     ) -> None:
         self._name, self._key = name, snapshot_key(name)
         self._leads = f"{self._key}:leader"
         self._trials_per_round, self._store = trials_per_round, store
-        self._is_fixed, self._load = is_fixed, load
+        self._is_fixed, self._load, self._is_done = is_fixed, load, is_done
         self._preparing = threading.Lock()
         self._states: PerStudy[_State[Loaded]] = PerStudy(_State)
 
@@ -291,7 +293,8 @@ class Rounds(Generic[Loaded]):
                     return Path(folder) / name
 
                 loaded = self._load(value, fetch)
-            return Snapshot(number, value["done"], value["files"], tuple(value["previous"]), value["step"], loaded)
+            done, previous = self._is_done(value), tuple(value["previous"])
+            return Snapshot(number, done, value["files"], previous, value["step"], loaded)
         except OtherConfiguration as error:
             way_out = f"give {self._name} what it had, or the study another name (`--set name=...`)"
             raise OtherConfiguration(f"the snapshot of trial {number}", error.differing, way_out) from None

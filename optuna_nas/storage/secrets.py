@@ -57,6 +57,17 @@ def with_stars(text: str) -> str:
     return scheme + _VALUES.sub(r"\1***", shown + rest)
 
 
+def holds_secret(address: str) -> bool:
+    """Return whether an address has what may be a password or token, so that nothing may keep or show it as it is.
+
+    Example:
+        >>> from optuna_nas.storage.secrets import holds_secret
+        >>> [holds_secret(one) for one in ("https://token@host", "http://host:5000", "sqlite:///mlflow.db?timeout=9")]
+        [True, False, False]
+    """
+    return (with_stars(address) if address.startswith("sqlite") else without_password(address)) != address
+
+
 def login_of(text: str) -> tuple[str, str, str]:
     """Return scheme, user name with password, and what follows their `@`; without a scheme, it is empty.
 

@@ -10,26 +10,32 @@ from math import isinf, nan
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.file_utils import TempDir
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 from mlflow.utils.rest_utils import http_request
+from PIL import Image
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from optuna_nas.storage.database import one_line, sqlite_address, sqlite_file, storage_reason
 from optuna_nas.tracking.keys import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, cut, keyed
-from optuna_nas.tracking.records import CORRECT, THREAD_NAME, is_server, unreachable, unusable
+from optuna_nas.tracking.records import CORRECT, THREAD_NAME, is_server, milliseconds_now, unreachable, unusable
 from optuna_nas.tracking.tables import make_anew, make_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from mlflow.entities import Run
+    from numpy.typing import NDArray
 
     from optuna_nas.tracking.records import Epoch
 
@@ -98,6 +104,11 @@ class Client:
             if not make_anew(self._database, _open_database):
                 raise
         return self.connections.enter_context(connected(self.uri))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the tracking URI is that of a SQLite file that is not there; whoever only reads must not make it."""
+        return self._database is not None and not self._database.exists()
 
     def check(self) -> None:
         """Raise ConnectionError if MLflow cannot be used now, within about 5 seconds."""
@@ -203,6 +214,28 @@ class Client:
             level = logging.DEBUG if self._refused else logging.WARNING
             self._refused = True
             _logger.log(level, "MLflow could not store an architecture or a table (%s).", one_line(error))
+
+
+def log_picture(client: MlflowClient, run_id: str, picture: NDArray[np.uint8], key: str) -> None:
+    """Log a picture for MLflow's grid of images, which shows it as large as it is.
+
+    `MlflowClient.log_image` stores a preview of 256 pixels beside the picture, and the grid shows the preview: letters
+    are not legible there. This one stores a preview of the same size, under names as MLflow 3.17 gives them.
+
+    Args:
+        client: MLflow's client.
+        run_id: Id of the run.
+        picture: RGBA pixels, shape (height, width, 4).
+        key: Key of the picture in the grid.
+    """
+    image = Image.fromarray(picture).convert("RGB")
+    with TempDir() as folder:
+        name = folder.path(f"{key}+step+0+timestamp+{milliseconds_now()}+{uuid4()}")
+        image.save(f"{name}.png")
+        image.save(f"{name}+compressed.webp", lossless=True)
+        for file in (f"{name}.png", f"{name}+compressed.webp"):
+            client.log_artifact(run_id, file, "images")
+    client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, "True")
 
 
 def metrics_of(epochs: Iterable[Epoch]) -> list[Metric]:

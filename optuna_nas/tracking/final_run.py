@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna_nas.storage.identity import study_uid
+from optuna_nas.storage.secrets import without_password
 from optuna_nas.tracking.client import Client, metrics_of
 from optuna_nas.tracking.keys import mlflow_keys, text_of
 from optuna_nas.tracking.records import DEFAULT_EXPERIMENT, Epoch, milliseconds_now
 from optuna_nas.tracking.view import study_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import optuna
 
@@ -41,17 +43,40 @@ class FinalRecord(NamedTuple):
     note: str = ""
 
 
+class NotMirrored(ValueError):
+    """Raised where MLflow has no run of a study, or of its trial, that a network could be shown on or beside."""
+
+    def __init__(self, tracker: MLflowTracker, what: str) -> None:
+        self.reason = f"{without_password(tracker.tracking_uri)} has no run of {what}"
+        super().__init__(
+            f"`study` must be in MLflow to log its network there but {self.reason}; write it there with `optuna-nas "
+            "mirror`, or name the right address with --mlflow."
+        )
+
+
+@contextmanager
+def _experiment_of(tracker: MLflowTracker, study: optuna.Study) -> Iterator[tuple[Client, str]]:
+    """Connect to MLflow, and yield the client and the id of the experiment that has the run of a study."""
+    client, absent = Client(tracker.store_uri), NotMirrored(tracker, f"study {study.study_name!r}")
+    if client.is_new:
+        raise absent
+    client.check()
+    with client.connections:
+        experiment_id = client.experiment_of(tracker.experiment or DEFAULT_EXPERIMENT, study_uid(study))
+        if experiment_id is None:
+            raise absent
+        yield client, experiment_id
+
+
 def log_final(tracker: MLflowTracker, study: optuna.Study, record: FinalRecord) -> str:
     """Write a final training to MLflow, unless it is there, and return the id of its run.
 
     Raises:
         ConnectionError: MLflow cannot be used at the tracking URI.
+        NotMirrored: MLflow has no run of the study.
     """
-    client = Client(tracker.store_uri)
-    client.check()
-    with client.connections:
-        uid, name = study_uid(study), tracker.experiment or DEFAULT_EXPERIMENT
-        experiment_id = client.experiment_of(name, uid) or client.find_experiment(name)
+    with _experiment_of(tracker, study) as (client, experiment_id):
+        uid = study_uid(study)
         condition = f"{study_filter(uid)} and tags.`{FINAL}` = '{record.name}'"
         if found := client.search(experiment_id, condition):
             return str(found[0].info.run_id)
@@ -59,8 +84,7 @@ def log_final(tracker: MLflowTracker, study: optuna.Study, record: FinalRecord) 
         tags = {"optuna.study_name": study.study_name, "optuna_nas.study_uid": uid, "optuna_nas.kind": "final"}
         if record.note:
             tags["mlflow.note.content"] = record.note
-        if parents:
-            tags["mlflow.parentRunId"] = parents[0].info.run_id
+        tags["mlflow.parentRunId"] = parents[0].info.run_id
         now = milliseconds_now()
         run = client.mlflow.create_run(experiment_id, now, tags, f"{record.title} {record.name}")
         run_id = str(run.info.run_id)
@@ -78,17 +102,11 @@ def find_trial_run(tracker: MLflowTracker, study: optuna.Study, number: int) -> 
 
     Raises:
         ConnectionError: MLflow cannot be used at the tracking URI.
-        ValueError: MLflow has no run of the trial.
+        NotMirrored: MLflow has no run of the trial.
     """
-    client = Client(tracker.store_uri)
-    client.check()
-    with client.connections:
-        experiment_id = client.experiment_of(tracker.experiment or DEFAULT_EXPERIMENT, study_uid(study))
+    with _experiment_of(tracker, study) as (client, experiment_id):
         condition = f"{study_filter(study_uid(study))} and tags.`optuna.trial_number` = '{number}'"
-        found = client.search(experiment_id, condition) if experiment_id else []
+        found = client.search(experiment_id, condition)
     if not found:
-        raise ValueError(
-            f"`study` must be in MLflow to log its network there but trial {number} of {study.study_name!r} is not; "
-            "run `optuna-nas mirror` first."
-        )
+        raise NotMirrored(tracker, f"trial {number} of study {study.study_name!r}")
     return str(found[0].info.run_id)

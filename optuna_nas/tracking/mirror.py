@@ -74,10 +74,12 @@ class Mirror:
 
     def find_view(self, study: optuna.Study, local_server: str) -> str:
         """Return the URL of the comparison view of a study that was tracked before."""
-        self.client.check()
         uid = str(attribute(user_attributes(study), UID_ATTRIBUTE, ""))
-        with self.client.connections:
-            experiment_id = self.client.experiment_of(self._experiment or DEFAULT_EXPERIMENT, uid) if uid else None
+        experiment_id = None
+        if uid and not self.client.is_new:
+            self.client.check()
+            with self.client.connections:
+                experiment_id = self.client.experiment_of(self._experiment or DEFAULT_EXPERIMENT, uid)
         if experiment_id is None:
             raise ValueError(
                 f"`study` must have been tracked at {without_password(self.client.uri)} but MLflow has no run of "
@@ -128,8 +130,14 @@ class Mirror:
         self._trials.write(trial)
         self._study.write_curves(study, set(self.local.finished))
         self._fits.write([trial])
+        self._note_result(study, [trial])
         if self._study.shows_less_than(trial):
             self._study.save_view(study, self._trials.winner())
+
+    def _note_result(self, study: optuna.Study, finished: Sequence[FrozenTrial]) -> None:
+        """Begin the description with the result so far, where one of these trials is better than what it says."""
+        if any(map(self._study.says_less_than, finished)):
+            self._study.note_result(study, leaderboard(study, tuple(STATUSES)))
 
     def replay(
         self,
@@ -144,6 +152,11 @@ class Mirror:
             finished: Finished trials.
             on_progress: Callback with the number of trials that are done.
         """
+        self._replay(study, finished, on_progress)
+        self._note_result(study, finished)
+
+    def _replay(self, study: optuna.Study, finished: Sequence[FrozenTrial], on_progress: Callable[[int], None]) -> None:
+        """Write what MLflow lacks of these trials, but for the description."""
         self._runs.find_trials()
         self._study.find_curves()
         self._trials.replay(finished, on_progress)
@@ -178,12 +191,12 @@ class Mirror:
             self._progress = (n_done, len(finished))
 
         progressed(0)
-        self.replay(study, finished, progressed)
+        self._replay(study, finished, progressed)
         self._pictures.draw(finished_trials(study), growth=1.0)
         rows = leaderboard(study, tuple(STATUSES))
         if rows and rows[0].can_win:
             self._trials.crown(rows[0].trial)
-            self._study.note_result(study, rows, network)
+            self._study.note_result(study, rows, network, ended=True)
             if network is not None:
                 self.client.store(partial(show_winner, self._runs, study.study_name, rows[0].trial.number, network))
         self._fits.end("FINISHED" if status == "RUNNING" else status)

@@ -13,12 +13,13 @@ from PIL import Image
 
 from optuna_nas.plots import plot_architecture, plot_distribution, plot_most_likely, plot_objectives
 from optuna_nas.plots.anytime import anytime_curves, draw_anytime
-from optuna_nas.plots.cells import draw_choices
+from optuna_nas.plots.cells import draw_card, fits_card
 from optuna_nas.plots.masks import draw_masks
 from optuna_nas.plots.surrogate import draw_scores, scores_of
 from optuna_nas.samplers.snas import records_of_space
 from optuna_nas.space import CellularSpace
 from optuna_nas.storage.attributes import masks_of
+from optuna_nas.tracking.client import log_picture
 from optuna_nas.tracking.view import PICTURE_KEY
 
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from optuna_nas.tracking.client import Client
     from optuna_nas.tracking.runs import StudyRuns
 
-MAX_ROWS = 16
-"""Largest number of choices in a table that is legible in a tile of MLflow's grid of images."""
-DRAWING_SHARE = 1.25
-"""Width of a drawing above a table of choices, as a multiple of the table's."""
 MIN_SCORES = 5
 """Smallest number of scored trials for a plot of scores against values."""
 REDRAW_GROWTH = 1.2
@@ -62,32 +59,29 @@ def save_architecture(
     except ValueError:  # the trial failed before all suggestions, or belongs to an earlier search of another space
         architecture = None
     if architecture is not None:
-        picture = pixels(plot_architecture(architecture))
+        core = architecture.space.core
+        drawing = plot_architecture(architecture, names=isinstance(core, CellularSpace) and core.writes_names)
         client.mlflow.log_text(run_id, architecture.to_json(), "architecture.json")
-        client.mlflow.log_image(run_id, picture, "architecture.png")
-        client.mlflow.log_image(run_id, card_picture(architecture, picture), key=key, step=0)
+        client.mlflow.log_image(run_id, pixels(drawing), "architecture.png")
+        log_picture(client.mlflow, run_id, card_picture(architecture, drawing), key)
 
 
-def card_picture(architecture: Architecture, drawing: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a picture for the grid of images in MLflow, whose tiles are square and about 250 pixels wide.
-
-    Cells are wide, and their ops are not legible there; a table of the choices is, up to sixteen of them.
+def card_picture(architecture: Architecture, drawing: Figure) -> NDArray[np.uint8]:
+    """Return a picture for the grid of images in MLflow, whose tiles are square: 480 pixels wide, with legible words.
 
     Args:
-        architecture: Architecture.
-        drawing: Its drawing as RGBA pixels, shape (height, width, 4).
+        architecture: Architecture whose choices are options of its space.
+        drawing: Its drawing.
 
     Returns:
-        The drawing above the table, RGBA pixels; the drawing alone where it is a table, or the table would be too long.
+        The drawing of its cells, where it is legible at this width, above the table of its choices, RGBA pixels.
     """
-    if not isinstance(architecture.space.core, CellularSpace) or len(architecture.choices) > MAX_ROWS:
-        return drawing
-    table = pixels(draw_choices(architecture))
-    width = round(DRAWING_SHARE * table.shape[1])
-    height = max(1, round(drawing.shape[0] * width / drawing.shape[1]))
-    small = np.asarray(Image.fromarray(drawing).resize((width, height), Image.Resampling.LANCZOS))
-    paper = np.full((table.shape[0], width - table.shape[1], 4), 255, np.uint8)
-    return np.vstack([small, np.hstack([table, paper])])
+    table = pixels(draw_card(architecture))
+    if not isinstance(architecture.space.core, CellularSpace) or not fits_card(drawing):
+        return table
+    large, width = pixels(drawing), table.shape[1]
+    size = (width, max(1, round(large.shape[0] * width / large.shape[1])))
+    return np.vstack([np.asarray(Image.fromarray(large).resize(size, Image.Resampling.LANCZOS)), table])
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:

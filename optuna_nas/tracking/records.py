@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import TrialState
@@ -25,6 +27,15 @@ DEFAULT_EXPERIMENT = "optuna_nas"
 THREAD_NAME = "optuna_nas.tracking"
 CORRECT = "correct what it names, or give the tracker another `tracking_uri` or `experiment`"
 """What to do where MLflow, or its database, says why it cannot be used."""
+
+
+CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_AUTH")
+"""Variables with which MLflow's client identifies its user to any server, besides the file of its home folder."""
+
+
+def has_credentials() -> bool:
+    """Return whether MLflow's client would send credentials to a server."""
+    return any(name in os.environ for name in CREDENTIALS) or Path("~/.mlflow/credentials").expanduser().exists()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from optuna_nas.storage.attributes import (
     shown_attributes,
     user_attributes,
 )
+from optuna_nas.storage.leaderboard import can_win, rank_trials
+from optuna_nas.storage.noise import told_apart
 from optuna_nas.storage.plain import json_text, markdown_table, visible
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking.client import metrics_of
@@ -81,6 +83,7 @@ class StudyRun:
         self._metric, self._direction, self._space = metric, direction, space
         self._points = CurvePoints(direction, space)
         self._description = ""
+        self._said: FrozenTrial | None = None  # best trial that the description names
         self._scatter = SCATTER_METRICS[-1]
 
     def describe(
@@ -97,7 +100,8 @@ class StudyRun:
         texts = {keys[name]: text_of(value) for name, value in params.items()}
         changed = {f"changed.{key}": text for key, text in texts.items() if logged.get(key, text) != text}
         self._description = visible(description).replace("<", "&lt;")  # Markdown, of which no part is HTML
-        note = {"mlflow.note.content": self._description} if description else {}
+        said = run.data.tags.get("mlflow.note.content", "")  # perhaps with a result before it
+        note = {} if said.endswith(self._description.strip()) else {"mlflow.note.content": self._description}
         new = {key: text for key, text in texts.items() if key not in logged}
         self._client.log(self._runs.study_id, (), new, {**note, **changed, **tags})
         self._runs.source_tags = dict(tags)
@@ -149,28 +153,45 @@ class StudyRun:
         """Return whether this trial is the first with a metric that the saved view should show instead."""
         return self._scatter != SCATTER_METRICS[0] and has_attribute(trial.user_attrs, SURROGATE_SCORE)
 
-    def note_result(self, study: optuna.Study, rows: Sequence[LeaderboardRow], network: str | None) -> None:
+    def says_less_than(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial is better than the best that the description names."""
+        said = self._said
+        return can_win(trial) and (said is None or rank_trials([said, trial], self._direction)[0] is not said)
+
+    def note_result(
+        self,
+        study: optuna.Study,
+        rows: Sequence[LeaderboardRow],
+        network: str | None = None,
+        *,
+        ended: bool = False,
+    ) -> None:
         """Begin the description with the result, its picture and the best trials; write its numbers as metrics.
 
         Args:
             study: Study.
             rows: Leaderboard, which begins with a trial that can win.
             network: File of the best trial's network, None if there is none.
+            ended: Whether the search has ended, and this is not the result so far.
         """
         best, states = rows[0].trial, Counter(row.trial.state for row in rows)
+        if (shown := best.number in self._runs.trials) or best.number not in self._runs.local:
+            self._said = best
+        if not shown:
+            return  # it comes next, or the process that ran it says so
         run = self._runs.trials[best.number].run_id
         link = f"[trial {best.number}](#/experiments/{self._runs.experiment_id}/runs/{run})"
         spent = [spending_of(row.trial) for row in rows]
         training, model = sum(each.training for each in spent), sum(each.model for each in spent)
         seconds = f"{training:,.0f} s of training" + (f", {model:,.0f} s of one-shot models" if model else "")
         numbers = {"best_trial": float(best.number)}
-        result = f"**Best {self._metric}: {best.values[0]:.4g}**, of {link}"
+        result = f"**Best {self._metric}: {best.values[0]:.4g}**{'' if ended else ' so far'}, of {link}"
         judged = attribute(user_attributes(study), TEST_RESULT)
         if judged is not None and judged["trial"] == best.number:
             numbers[TESTED] = judged["metric"]
             result += f"; on the test split {judged['metric']:.4g}"
         counts = ", ".join(f"{count} {state.name.lower()}" for state, count in states.items())
-        lines = [f"{result}. Trials: {counts}; {seconds}."]
+        lines = [f"{result}. Trials: {counts}; {seconds}.", told_apart(rows, self._metric) or ""]
         if network is not None:
             lines.append(visible(f'Its network: `optuna_nas.load_network("{network}")`').replace("<", "&lt;"))
         if self._space is not None:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
+from optuna_nas.storage.attributes import MLFLOW, attribute, user_attributes
 from optuna_nas.storage.database import one_line, sqlite_file
 from optuna_nas.storage.home import have_home
-from optuna_nas.storage.secrets import with_stars
+from optuna_nas.storage.secrets import holds_secret, with_stars
 from optuna_nas.tracking.keys import text_of
 from optuna_nas.tracking.parent import parent_of_searches
 from optuna_nas.tracking.records import (
@@ -117,6 +118,10 @@ class MLflowTracker:
             self.store_uri = database.render_as_string(hide_password=False)
         self._reset(None)
 
+    def at(self, tracking_uri: str) -> MLflowTracker:
+        """Return a tracker of the same experiment, metric and tags at another tracking URI."""
+        return MLflowTracker(tracking_uri, self.experiment, self.metric, self.tags)
+
     def _reset(self, mirror: Mirror | None) -> None:
         self._mirror = mirror
         self._thread: threading.Thread | None = None
@@ -152,8 +157,9 @@ class MLflowTracker:
         """Connect to MLflow, and find or create the run of the study; trials that MLflow lacks are written later.
 
         Args:
-            study: Study; gets the user attribute `optuna_nas:study_uid`, which identifies its run. With several
-                objectives the first one determines the best trial; the others are metrics.
+            study: Study; gets the user attributes `optuna_nas:study_uid`, which identifies its run, and
+                `optuna_nas:mlflow`, the tracking URI unless that holds a password. With several objectives the first
+                one determines the best trial; the others are metrics.
             space: Search space that decodes parameters to architectures, for pictures.
             metric: Name of the first value if the tracker has none of its own; `value` by default.
             judged: Name of the task's metric, where the first value is the loss; `metric` by default.
@@ -189,6 +195,7 @@ class MLflowTracker:
             if isinstance(error, ConnectionError):
                 raise
             raise unusable(self.tracking_uri, error, CORRECT) from error
+        self._note_address(study)
         if replay:
             self._put(_Task(partial(mirror.replay, study, missed)))
 
@@ -328,6 +335,7 @@ class MLflowTracker:
         open_runs = partial(mirror.open, study, description, dataset, params, tags, parent_of_searches())
         file = None if network is None else str(network)
         _write_all(mirror, study, open_runs, file, on_progress or (lambda n_done: None))
+        self._note_address(study)
         return mirror.view_url
 
     @property
@@ -373,6 +381,11 @@ class MLflowTracker:
         from optuna_nas.tracking.mirror import Mirror
 
         return Mirror(self.store_uri, self.experiment, self._name(metric), None).find_view(study, local_server)
+
+    def _note_address(self, study: optuna.Study) -> None:
+        """Note in a study where MLflow shows it, for commands that are not told; see `noted_mlflow`."""
+        if not holds_secret(self.tracking_uri) and attribute(user_attributes(study), MLFLOW) != self.tracking_uri:
+            study.set_user_attr(MLFLOW, self.tracking_uri)
 
     def _name(self, metric: str | None) -> str:
         """Return the name of the first value."""

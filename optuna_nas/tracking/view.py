@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optuna_nas.space import Space
 
 PICTURE_KEY = "architecture"
+TABLE_KEY, CURVES_KEY = "all strategies", "best value, mean and standard error"
 LOCAL_SERVER = "http://127.0.0.1:5000"
 """Default URL of `mlflow ui`."""
 MIN_VERSION = (3, 17)
@@ -82,7 +83,7 @@ def comparison_view(shown: Shown, search_filter: str) -> dict[str, Any]:
     fronts = [_scatter(other, metric) for other in others]  # the front of each further objective and the first
     costs = [_scatter(shown.scatter, metric)] if shown.scatter and shown.scatter not in others else []
     axes = {"selectedParams": list(shown.params), "selectedMetrics": list(shown.metrics)}
-    pictures = [{"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False} for key in shown.pictures]
+    pictures = [_image(key) for key in shown.pictures]
     sections = {
         "1. Which trial won": [_line("best_value"), *fronts, *costs],
         "2. What it chose": [{"type": "PARALLEL", "showAllRuns": False, **axes}] if shown.params else [],
@@ -95,11 +96,15 @@ def comparison_view(shown: Shown, search_filter: str) -> dict[str, Any]:
     }
 
 
-def strategies_view(values: Sequence[float], *, maximize: bool) -> dict[str, Any]:
-    """Return the state of MLflow's run page that compares strategies: the runs of studies, in groups of a strategy.
+def strategies_view(values: Sequence[float], headlines: Sequence[str], *, maximize: bool) -> dict[str, Any]:
+    """Return the state of MLflow's run page that compares strategies.
+
+    The list groups the runs of studies by strategy. Charts show the seeds one by one: MLflow hides pictures where
+    charts are of groups, so that the bands over seeds are in a picture.
 
     Args:
         values: Values of the curves, whose range the charts show.
+        headlines: Titles of the sections: table, curves, where strategies ended.
         maximize: Whether larger values are better.
 
     Returns:
@@ -107,21 +112,21 @@ def strategies_view(values: Sequence[float], *, maximize: bool) -> dict[str, Any
 
     Example:
         >>> from optuna_nas.tracking.view import strategies_view
-        >>> strategies_view([0.9, 0.95], maximize=True)["groupBy"]["groupByKeys"]
-        [{'mode': 'tag', 'groupByData': 'strategy'}]
+        >>> view = strategies_view([0.9, 0.95], ["a is ahead", "Best from 0.9 to 0.95", "Seconds"], maximize=True)
+        >>> [section["name"] for section in view["compareRunSections"]]
+        ['1. a is ahead', '2. Best from 0.9 to 0.95', '3. Seconds']
     """
     seen = [value for value in values if isfinite(value)]
     room = 0.05 * (max(seen) - min(seen)) if seen else 0.0
     span = {"range": {"yMin": min(seen) - room, "yMax": max(seen) + room}} if room else {}  # else from 0, for bands
     lines = [_line(key) | span for key in ("best_value", BY_SECOND)]
     bars = [{"type": "BAR", "metricKey": key} for key in ("best_value", TESTED, SPENT)]
-    sections = {
-        "1. Best value against trials and seconds": lines,
-        "2. Where each strategy ended": bars,
-    }
-    return _page(sections, "tags.`optuna_nas.kind` = 'study'", "best_value", maximize) | {
+    pictures = [_image(key) for key in (TABLE_KEY, CURVES_KEY)]
+    titles = [f"{number}. {headline}" for number, headline in enumerate(headlines, 1)]
+    sections = dict(zip(titles, (pictures, lines, bars), strict=True))
+    return _page(sections, _without("trial", "fit", "final"), "best_value", maximize) | {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "strategy"}]},
-        "useGroupedValuesInCharts": True,
+        "useGroupedValuesInCharts": False,
         "selectedColumns": ["tags.`strategy`", "tags.`seed`", "metrics.`best_value`", f"metrics.`{TESTED}`"],
     }
 
@@ -129,6 +134,10 @@ def strategies_view(values: Sequence[float], *, maximize: bool) -> dict[str, Any
 def _line(metric: str) -> dict[str, Any]:
     line = {"type": "LINE", "xAxisKey": "step", "useGlobalXaxisKey": False, "lineSmoothness": 0, "displayPoints": True}
     return line | {"metricKey": metric, "selectedMetricKeys": [metric]}
+
+
+def _image(key: str) -> dict[str, Any]:
+    return {"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False}
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def _page(
         "runsHiddenMode": "SHOW_ALL",
         "hideEmptyCharts": True,
         "compareRunSections": [
-            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": _columns(charts), **kept}
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": min(len(charts), 3), **kept}
             for name, charts in filled.items()
         ],
         "compareRunCharts": [
@@ -159,20 +168,22 @@ def _page(
     }
 
 
-def _columns(charts: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of charts in a row: wide pictures of cells are legible only alone."""
-    return 1 if charts[0]["type"] == "IMAGE" else min(len(charts), 3)
-
-
 def study_filter(uid: str) -> str:
     """Return the filter of MLflow for the runs of a study."""
     return f"tags.`optuna_nas.study_uid` = '{uid}'"
 
 
 def trials_filter(uid: str) -> str:
-    """Return the filter for a study's run and those of its trials, without one-shot models and final trainings."""
-    kinds = " and ".join(f"tags.`optuna_nas.kind` != '{kind}'" for kind in ("fit", "final"))
-    return f"{study_filter(uid)} and {kinds}"
+    """Return the filter for a study's run and those of its trials, without one-shot models and final trainings.
+
+    The study's own run is among them, as the curve of the best value is one of its metrics.
+    """
+    return f"{study_filter(uid)} and {_without('fit', 'final')}"
+
+
+def _without(*kinds: str) -> str:
+    """Return the filter for runs of all kinds but these."""
+    return " and ".join(f"tags.`optuna_nas.kind` != '{kind}'" for kind in kinds)
 
 
 def winner_key(number: int) -> str:

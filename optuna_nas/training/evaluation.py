@@ -78,13 +78,9 @@ def _evaluation(
     with autocast(data.device, precision):
         if not isinstance(task, SummedTask):  # its metric can't be added up: every rank evaluates all examples
             return task.evaluation(network, batches)
-        total: Tensor | None = None
-        for batch in batches:
-            sums = _sums(network, task, batch, ranks)
-            total = sums if total is None else sums + total
-    assert total is not None
-    ranks.sum_([total])
-    return task.summarise(network, total)
+        sums = [_sums(network, task, batch, ranks) for batch in batches]
+    ranks.sum_(sums)
+    return task.evaluation_of(sums, network)
 
 
 def _sums(network: nn.Module, task: SummedTask, batch: object, ranks: Ranks) -> Tensor:

@@ -66,6 +66,7 @@ class EpochResult:
         seconds: Wall-clock time of the epoch.
         exit_metrics: Metric on the validation split of every classifier of a network with early exits, the cheapest
             first.
+        validation_loss_error: Standard error of the validation loss; NaN if it is not known.
 
     Example:
         >>> from optuna_nas.training import EpochResult
@@ -81,6 +82,7 @@ class EpochResult:
     learning_rate: float
     seconds: float
     exit_metrics: tuple[float, ...] = ()
+    validation_loss_error: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -227,12 +229,20 @@ EPOCH: dict[str, Rule] = {
     "train_metric": optional(number()),
     "seconds": not_negative(),
     "exit_metrics": items(number()),
+    "validation_loss_error": number(),
 }
+
+
+def _epoch(name: str, value: Any) -> Any:
+    """Return the result of an epoch; those of before have no standard error."""
+    return fields_of(EPOCH)(name, {"validation_loss_error": math.nan, **value} if isinstance(value, dict) else value)
+
+
 PROGRESS: dict[str, Rule] = {
     **dict.fromkeys(("epoch", "step", "skipped", "skipped_in_a_row"), at_least(0)),
     **dict.fromkeys(("seconds", "epoch_started"), not_negative()),
     "accumulation": between(1, 2, "[]", int),
-    "history": items(fields_of(EPOCH)),
+    "history": items(_epoch),
 }
 SHRUNK: dict[str, Rule] = {"removed": items(row(text(), text())), "masked": items(text())}
 """Rules of what a checkpoint holds beside its tensors."""
@@ -344,6 +354,7 @@ class _Training:
                 self._learning_rate(self._epoch * self._steps_per_epoch + self._step - 1),
                 self._seconds - self._epoch_started,
                 validation.exit_metrics,
+                validation.loss_error,
             )
             self._history.append(result)
             self._epoch, self._step, self._epoch_started = self._epoch + 1, 0, self._seconds

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MAXIMIZE, MINIMIZE = DIRECTIONS = ("maximize", "minimize")
 LOSS = "loss"
 """Name of the validation loss as an objective."""
+LEAST_BATCHES = 10
+"""Batches from whose losses a standard error is taken at least."""
 
 
 class Evaluation(NamedTuple):
@@ -36,6 +39,7 @@ class Evaluation(NamedTuple):
         loss: Mean loss; NaN if the task does not compute it.
         metric: The task's metric.
         exit_metrics: Metric of every classifier of a network with early exits, the cheapest first.
+        loss_error: Standard error of the mean loss, over examples or batches; NaN if it is not known.
 
     Example:
         >>> from optuna_nas.training import Evaluation
@@ -46,6 +50,7 @@ class Evaluation(NamedTuple):
     loss: float
     metric: float
     exit_metrics: tuple[float, ...] = ()
+    loss_error: float = nan
 
 
 @runtime_checkable
@@ -190,10 +195,20 @@ class SummedTask(Task):
         """Return loss and metric of added sums."""
 
     def evaluation(self, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
-        total = torch.zeros((), dtype=torch.float64)
-        for batch in batches:
-            total = self.sums(model, batch) + total
-        return self.summarise(model, total)
+        return self.evaluation_of([self.sums(model, batch) for batch in batches], model)
+
+    def evaluation_of(self, sums: Sequence[Tensor], model: nn.Module) -> Evaluation:
+        """Return loss and metric of the sums of batches.
+
+        If `summarise` tells no standard error of the loss, it is that of the losses of the batches, if there are ten.
+        """
+        found = self.summarise(model, reduce(torch.add, sums))
+        if isnan(found.loss) or not isnan(found.loss_error) or len(sums) < LEAST_BATCHES:
+            return found
+        sizes = torch.stack([one[0, -1] for one in sums]).double().cpu()
+        losses = torch.tensor([self.summarise(model, one).loss for one in sums], dtype=torch.float64)
+        deviations = sizes * (losses - found.loss) / sizes.sum()
+        return found._replace(loss_error=float((deviations.square().sum() * len(sums) / (len(sums) - 1)).sqrt()))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> float:
@@ -281,19 +296,26 @@ class ImageClassification(SummedTask):
         inputs, targets = batch
         exits = _exits(model)
         outputs = [model(inputs)] if exits is None else exits.anytime(inputs)
-        sums = torch.zeros((len(outputs), 3), dtype=torch.float64, device=targets.device)
+        sums = torch.zeros((len(outputs), 4), dtype=torch.float64, device=targets.device)
+        losses = torch.zeros(
+            len(targets), dtype=torch.float64, device=targets.device
+        )  # of each example, over all exits
         for row, scores in zip(sums, outputs, strict=True):
-            row[0] += F.cross_entropy(scores.float(), targets, reduction="sum")
+            log_probabilities = F.log_softmax(scores.float(), dim=1)
+            row[0] += F.nll_loss(log_probabilities, targets, reduction="sum")
             row[1] += (scores.argmax(1) == targets).sum()
-            row[2] += len(targets)
+            row[3] += len(targets)
+            losses += F.nll_loss(log_probabilities, targets, reduction="none").reshape(len(targets), -1).sum(1)
+        sums[:, 2] = (losses / len(outputs)).square().sum()
         return sums
 
     def summarise(self, model: nn.Module, sums: Tensor) -> Evaluation:
-        losses, accuracies = (sums[:, :2] / sums[:, 2:]).T.tolist()
-        if (exits := _exits(model)) is None:
-            return Evaluation(losses[0], accuracies[0], tuple(accuracies))
-        accuracy = anytime_accuracy(exits.exit_costs, accuracies, exits.budget)
-        return Evaluation(sum(losses) / len(losses), accuracy, tuple(accuracies))
+        losses, accuracies, squares = (sums[:, :3] / sums[:, 3:]).T.tolist()
+        loss, exits = sum(losses) / len(losses), _exits(model)
+        accuracy = accuracies[0]
+        if exits is not None:
+            accuracy = anytime_accuracy(exits.exit_costs, accuracies, exits.budget)
+        return Evaluation(loss, accuracy, tuple(accuracies), standard_error(loss, squares[0], float(sums[0, 3])))
 
 
 @dataclass(frozen=True)
@@ -342,17 +364,19 @@ class Regression(SummedTask):
         error, count = predictions - targets, torch.tensor(len(targets), device=targets.device)
         per_example = targets.numel() / max(1, len(targets))
         columns = [error.square().sum(), error.abs().sum(), targets.sum(), targets.square().sum(), count * per_example]
-        return torch.stack([*columns, count]).double()[None]
+        squares = error.square().reshape(len(targets), -1).mean(1).square().sum()  # of the loss of each example
+        return torch.stack([*columns, squares, count]).double()[None]
 
     def summarise(self, model: nn.Module, sums: Tensor) -> Evaluation:
-        squared, absolute, total, total_squares, n_values, _ = sums[0].tolist()
+        squared, absolute, total, total_squares, n_values, squares, n_examples = sums[0].tolist()
         variation = total_squares - total**2 / n_values
         metrics = {
             "r2": 1 - squared / variation if variation > 0 else 0.0,
             "rmse": (squared / n_values) ** 0.5,
             "mae": absolute / n_values,
         }
-        return Evaluation(squared / n_values, metrics[self.metric], (metrics[self.metric],))
+        loss, metric = squared / n_values, metrics[self.metric]
+        return Evaluation(loss, metric, (metric,), standard_error(loss, squares / n_examples, n_examples))
 
     def _aligned(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         inputs, targets = batch
@@ -371,6 +395,22 @@ class Regression(SummedTask):
             )
         dtype = torch.promote_types(predictions.dtype, torch.float32)  # bfloat16 would round the targets
         return predictions.to(dtype), targets.to(dtype)
+
+
+def standard_error(mean: float, mean_square: float, n_examples: float) -> float:
+    """Return the standard error of a mean over examples; NaN of a single one.
+
+    Args:
+        mean: Mean of a number of each example.
+        mean_square: Mean of its square.
+        n_examples: Number of examples.
+
+    Example:
+        >>> from optuna_nas.training.task import standard_error
+        >>> standard_error(2.0, 5.0, 2)  # of 1 and 3
+        1.0
+    """
+    return (max(0.0, mean_square - mean**2) / (n_examples - 1)) ** 0.5 if n_examples > 1 else nan
 
 
 def _count(n_examples: int, like: Tensor) -> Tensor:

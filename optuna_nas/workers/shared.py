@@ -14,7 +14,7 @@ from optuna_nas.objective.protocol import metric_of
 from optuna_nas.search.events import Events
 from optuna_nas.search.opening import note_run, open_study
 from optuna_nas.search.results import SearchResult, shown_in_mlflow, summarise
-from optuna_nas.search.stopping import Stopping
+from optuna_nas.search.stopping import stopping_of
 from optuna_nas.storage.artifacts import artifact_store
 from optuna_nas.storage.database import connect, sqlite_address
 from optuna_nas.storage.finished import FinishedTrials
@@ -114,7 +114,7 @@ class SharedStudy:
             self._quota.requeue_interrupted()
         missing = self.missing()
         if missing and not interrupted:
-            ended = ended or Stopping(self.search.seconds, self.search.patience).reason(self.study)
+            ended = ended or stopping_of(self.search).reason(self.study)
             missing = 0 if ended is not None else missing
         if ended is not None:
             note_run(self.study, self.search, ended)

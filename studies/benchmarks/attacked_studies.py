@@ -36,7 +36,8 @@ from optuna_nas import (
     nasbench201_space,
     run,
 )
-from optuna_nas.results.report import as_html, as_markdown, sections_of
+from optuna_nas.results.page import as_html, as_markdown
+from optuna_nas.results.report import sections_of
 from optuna_nas.samplers import PromotingSampler
 from optuna_nas.search.opening import open_study, read_study
 from optuna_nas.search.results import summarise

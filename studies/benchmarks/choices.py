@@ -1,4 +1,4 @@
-"""Among cells that a search has trained briefly, which should it choose: by loss, by free score, or by both?
+"""Among cells that a search has trained briefly, which should it choose, and how early do losses tell?
 
 Command:   python studies/benchmarks/choices.py --table nb201_accuracy.csv.gz --images FOLDER
 Cost:      two minutes on one core; the trainings are those that `truth.py` keeps
@@ -8,7 +8,6 @@ Trainings are of five epochs on 10,000 images of CIFAR-10 at 16 x 16. Regret is 
 """
 
 import argparse
-import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -19,20 +18,33 @@ from scipy.stats import rankdata, spearmanr
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
+from replay import bootstrap
+from truth import EPOCHS, Trainings
 
 from optuna_nas import Architecture, FreeScore, NetworkSpace
 from optuna_nas.training import ImageClassification
 
-EPOCHS, LEAST, OTHERS = 5, 3, 30
+LEAST, OTHERS = 3, 30
 
 
-def losses_by_seed(file: Path) -> dict[int, dict[str, float]]:
-    """Return the last validation loss of every cell that was trained to the end, by digest, of seeds with a few."""
-    found: dict[int, dict[str, float]] = {}
-    for (digest, epochs, seed), (losses, _, _) in map(json.loads, file.read_text().splitlines()):
-        if epochs == len(losses) == EPOCHS:
-            found.setdefault(seed, {})[digest] = losses[-1]
-    return {seed: losses for seed, losses in sorted(found.items()) if len(losses) >= LEAST}
+def curves_by_seed(file: Path) -> dict[int, dict[str, list[float]]]:
+    """Return the validation losses of every cell that was trained to the end, by digest, of seeds with a few."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for key, kept in Trainings(file).whole(EPOCHS):
+        found.setdefault(key.seed, {})[key.digest] = kept.losses
+    return {seed: curves for seed, curves in sorted(found.items()) if len(curves) >= LEAST}
+
+
+def print_curves(curves: dict[int, dict[str, list[float]]]) -> None:
+    """Print how well losses after each epoch rank cells as those after the last one do."""
+    arrays = [np.array(list(of_seed.values())) for of_seed in curves.values()]
+    pooled = np.concatenate(arrays)
+    print(f"{len(pooled)} trainings of {len(arrays)} seeds: Spearman with the loss after the last epoch")
+    for epoch in range(EPOCHS - 1):
+        within = [float(spearmanr(one[:, epoch], one[:, -1]).statistic) for one in arrays]
+        whole = float(spearmanr(pooled[:, epoch], pooled[:, -1]).statistic)
+        low, high = bootstrap(within)
+        print(f"  epoch {epoch + 1}: within a seed {np.mean(within):.2f} [{low:.2f}, {high:.2f}], pooled {whole:.2f}")
 
 
 def cells_of(digests: set[str]) -> dict[str, Architecture]:
@@ -49,13 +61,18 @@ def cells_of(digests: set[str]) -> dict[str, Architecture]:
 def main() -> None:
     """Compare choices, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--curves", action="store_true", help="only how early losses rank, for which --table is enough")
     parser.add_argument("--table", required=True, help="CSV with op_1_0 ... op_3_2 and true accuracies")
     parser.add_argument("--column", default="cifar10_test_200ep")
     parser.add_argument("--images", default="", help="folder of CIFAR-10, see small_cifar10; downloaded by default")
     parser.add_argument("--trainings", type=Path, default=Path(__file__).with_name("truth_trainings.jsonl"))
     options = parser.parse_args()
     truth = read_truth(options.table, options.column)
-    trained = losses_by_seed(options.trainings)
+    curves = curves_by_seed(options.trainings)
+    print_curves(curves)
+    if options.curves:
+        return
+    trained = {seed: {digest: losses[-1] for digest, losses in found.items()} for seed, found in curves.items()}
     cells = cells_of({digest for losses in trained.values() for digest in losses})
     rows = []
     for seed, of_seed in trained.items():

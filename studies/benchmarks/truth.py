@@ -14,6 +14,8 @@ reads the table, which judges.
 
 Baselines are replayed: their values are the table's accuracies after 12 epochs, at the cost that a training of that
 cell was measured to have here. That is generous to them: those are trainings on whole images, without our noise.
+Halving stops two thirds of them after three of ten epochs, by that value and the noise that an accuracy after three
+epochs has in the kept trainings.
 `random`, `tpe` and so on may be run, too, to show that the replay is fair.
 """
 
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -34,17 +37,28 @@ import optuna
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from optuna import Study
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna import Study, Trial
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import kendalltau, spearmanr, t
+from optuna.trial import TrialState
+from scipy.stats import kendalltau, spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bilevel import bilevel
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
+from replay import (
+    BASELINES,
+    REPLAYED_EPOCHS,
+    RUNG,
+    Training,
+    bootstrap,
+    pruner_of,
+    replayed,
+    summary,
+    with_interval,
+)
 
+import optuna_nas.oneshot.base as oneshot_clock
+import optuna_nas.samplers.ghn as pool_clock
 from optuna_nas import (
     Architecture,
     GHNSampler,
@@ -57,7 +71,10 @@ from optuna_nas import (
     run,
     train,
 )
+from optuna_nas.data import CHOICES, REPORT, WEIGHTS
 from optuna_nas.objective.suggestions import resolve
+from optuna_nas.plots.comparison import COLOURS
+from optuna_nas.plots.style import LEGEND_FONT, SLATE, label_axes, new_plot
 from optuna_nas.search.strategy import STRATEGIES
 from optuna_nas.training import EpochResult
 
@@ -65,9 +82,11 @@ Table = dict[tuple[str, ...], float]
 Score = Callable[[list[Architecture]], NDArray[np.float64]]
 Method = Callable[[ImageData, int, "Budget", "Trainings"], list["Choice"]]
 CORES = 2
+LINES = ("-", "--", (0, (5, 1, 1, 1, 1, 1)), ":", "-.", (0, (1, 4)))  # of baselines
 CELLS = 1000
 EPOCHS = 5  # of a cell that a strategy tries
-REPLAYED_EPOCHS = 10  # whose cost a replayed training has
+LEARNING_RATE = 0.1
+DATA = "CIFAR-10 at 16x16, 9000 + 0 + 1000"  # what `name_of` says of `small_cifar10`
 SECONDS_A_TRIAL = {"snas": 46.0, "ghn": 53.0, "hmnas": 53.0}  # with its part of the one-shot model, to plan trials
 POOL_SECONDS = {"ghn": 50.0}
 
@@ -85,7 +104,8 @@ class Budget:
 
     def __init__(self, seconds: float) -> None:
         self.total, self._begun = seconds, time.process_time()
-        self._charged, self._longest, self._before = 0.0, 0.0, 0.0
+        self._charged, self._before = 0.0, 0.0
+        self._longest: dict[int | None, float] = {}  # CPU seconds of a trial, by its epochs
 
     def charge(self, seconds: float) -> None:
         """Count seconds that were spent in another run."""
@@ -97,39 +117,74 @@ class Budget:
         return time.process_time() - self._begun + self._charged
 
     def used_up(self, study: Study) -> bool:
-        """Return whether the longest trial so far, but the first, would not fit any more."""
+        """Return whether the longest trial so far of the next one's length, but the first, would not fit any more."""
         if len(study.trials) > 1:
-            self._longest = max(self._longest, self.spent - self._before)
+            epochs = study.trials[-1].params.get("epochs")
+            self._longest[epochs] = max(self._longest.get(epochs, 0.0), self.spent - self._before)
         self._before = self.spent
-        return self.spent + self._longest > self.total
+        longest, expected = self._longest, max(self._longest.values(), default=0.0)
+        if (upcoming := getattr(study.sampler, "upcoming", None)) is not None:
+            _, epochs = upcoming(study)
+            expected = longest.get(epochs, max((s * epochs / e for e, s in longest.items() if e), default=0.0))
+        return self.spent + expected > self.total
+
+
+class CpuClock:
+    """What models and pools read in place of the clock, since budgets are CPU seconds."""
+
+    monotonic = staticmethod(time.process_time)
+
+
+def name_of(data: ImageData) -> str:
+    """Return the name of data, and how many images are for weights, choices and the report."""
+    return f"{data.name}, {' + '.join(str(data.size([split])) for split in (WEIGHTS, CHOICES, REPORT))}"
+
+
+class Key(NamedTuple):
+    """What a short training depends on, besides this code."""
+
+    digest: str
+    epochs: int
+    seed: int
+    learning_rate: float = LEARNING_RATE
+    data: str = DATA
+
+
+class Kept(NamedTuple):
+    """What is kept of a short training: validation losses and accuracies after every epoch, and CPU seconds."""
+
+    losses: list[float]
+    accuracies: list[float]
+    seconds: float
 
 
 class Trainings:
-    """Short trainings with their losses and CPU seconds, in a file: no cell is trained twice with one seed.
+    """Short trainings with their losses and CPU seconds, in a file: none is made twice.
 
     Args:
-        file: Lines of JSON; appended to.
+        file: Lines of JSON; appended to. Lines of before name neither learning rate nor data: they are of the default
+            ones.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         lines = file.read_text().splitlines() if file.exists() else []
-        self._known = {tuple(key): values for key, values in map(json.loads, lines)}
+        self._known = {Key(*key): Kept(*values) for key, values in map(json.loads, lines)}
 
     def of(
-        self, cell: Architecture, data: ImageData, epochs: int, seed: int, prune: Callable[[int, float], bool]
+        self, cell: Architecture, data: ImageData, recipe: Recipe, prune: Callable[[int, float], bool]
     ) -> tuple[list[float], float]:
         """Return validation losses after every epoch, and the CPU seconds of the training.
 
         Args:
             cell: Cell to train.
             data: Images of the seed.
-            epochs: Length of the training.
-            seed: Seed of the training.
+            recipe: Recipe of the training.
             prune: Function of epoch and loss that ends the training. A training that was ended earlier than it says now
                 is made again.
         """
-        key = (cell.canonical().digest, epochs, seed)
+        epochs = recipe.epochs
+        key = Key(cell.canonical().digest, epochs, recipe.seed, recipe.learning_rate, name_of(data))
         if key in self._known:
             losses, _, seconds = self._known[key]
             end = next((e for e, loss in enumerate(losses, 1) if e < epochs and prune(e, loss)), len(losses))
@@ -137,7 +192,7 @@ class Trainings:
                 return losses[:end], seconds * end / len(losses)
         results: list[EpochResult] = []
         begun = time.process_time()
-        network = NetworkSpace(SPACE, skeleton(data)).build(cell, seed=seed)
+        network = NetworkSpace(SPACE, skeleton(data)).build(cell, seed=recipe.seed)
 
         def after(result: EpochResult) -> None:
             results.append(result)
@@ -145,19 +200,23 @@ class Trainings:
                 raise optuna.TrialPruned
 
         with suppress(optuna.TrialPruned):
-            train(network, data, Recipe(epochs=epochs, learning_rate=0.1, seed=seed), on_epoch=after)
+            train(network, data, recipe, on_epoch=after)
         losses = [round(result.validation_loss, 5) for result in results]
         accuracies = [result.validation_metric for result in results]
-        self._known[key] = losses, accuracies, round(time.process_time() - begun, 2)
+        self._known[key] = Kept(losses, accuracies, round(time.process_time() - begun, 2))
         with self._file.open("a") as file:
             file.write(json.dumps([key, self._known[key]]) + "\n")
-        return losses, self._known[key][2]
+        return losses, self._known[key].seconds
+
+    def whole(self, epochs: int) -> list[tuple[Key, Kept]]:
+        """Return the trainings of so many epochs that came to their end."""
+        return [(key, kept) for key, kept in self._known.items() if key.epochs == epochs == len(kept.losses)]
 
     def costs(self) -> dict[str, float]:
         """Return the mean CPU seconds of an epoch by the digest of a cell."""
         seconds: dict[str, list[float]] = {}
-        for (digest, _, _), (losses, _, spent) in self._known.items():
-            seconds.setdefault(digest, []).append(spent / len(losses))
+        for key, kept in self._known.items():
+            seconds.setdefault(key.digest, []).append(kept.seconds / len(kept.losses))
         return {digest: float(np.mean(several)) for digest, several in seconds.items()}
 
 
@@ -169,7 +228,6 @@ class ShortTraining:
     """
 
     data: ImageData
-    seed: int
     trainings: Trainings
     budget: Budget
     recipe: Recipe
@@ -181,16 +239,16 @@ class ShortTraining:
         if not cell.connected or trial.should_prune():
             raise optuna.TrialPruned
         before = time.process_time()
-        epochs = resolve(self.recipe, trial).epochs
+        recipe = resolve(self.recipe, trial)
 
         def prune(epoch: int, loss: float) -> bool:
             trial.report(loss, epoch)
             return trial.should_prune()
 
-        losses, seconds = self.trainings.of(cell, self.data, epochs, self.seed, prune)
+        losses, seconds = self.trainings.of(cell, self.data, recipe, prune)
         self.budget.charge(seconds - (time.process_time() - before))
         trial.set_user_attr("spent", self.budget.spent)
-        if len(losses) < epochs:
+        if len(losses) < recipe.epochs:
             raise optuna.TrialPruned
         return losses[-1]
 
@@ -208,7 +266,7 @@ def by_search(strategy: str) -> Method:
                 name="truth",
                 space=space,
                 data=data,
-                recipe=Recipe(epochs=EPOCHS, learning_rate=0.1, seed=seed),
+                recipe=Recipe(epochs=EPOCHS, learning_rate=LEARNING_RATE, seed=seed),
                 strategy=strategy,
                 seconds=budget.total,
                 trials=trials,
@@ -217,8 +275,8 @@ def by_search(strategy: str) -> Method:
                 pictures=False,
                 folder=Path(folder),
             )
-            # The budget counts CPU seconds, the search those of the clock.
-            objective = ShortTraining(data, seed, trainings, budget, wanted.resolved_objective.recipe)
+            # The budget counts looked up trainings, too, which the search does not.
+            objective = ShortTraining(data, trainings, budget, wanted.resolved_objective.recipe)
             parts = {"sampler": wanted.resolved_sampler, "pruner": wanted.resolved_pruner, "objective": objective}
             result = run(replace(wanted, seconds=None, strategy=None, trials=1000, **parts), enough=budget.used_up)
         if result.interrupted:
@@ -254,59 +312,6 @@ ONE_SHOT = tuple(SECONDS_A_TRIAL)  # plan for a budget, so that each budget is a
 # -- baselines, replayed on the table ----------------------------------------------------------------------------------
 
 
-class Evolution(RandomSampler):
-    """Regularised evolution (Real et al. 2019): a mutant of the best of a few of the last cells."""
-
-    def __init__(self, seed: int, population: int = 20, tournament: int = 5) -> None:
-        super().__init__(seed)
-        self._random, self._population, self._tournament = np.random.default_rng(seed), population, tournament
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return dict(SPACE.distributions())
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE][-self._population :]
-        if len(done) < self._population:
-            return {}
-        drawn = [done[i] for i in self._random.choice(len(done), self._tournament, replace=False)]
-        parent = max(drawn, key=lambda t: t.value if t.value is not None else -math.inf)
-        name = str(self._random.choice(list(search_space)))
-        distribution = search_space[name]
-        assert isinstance(distribution, CategoricalDistribution)
-        others = [choice for choice in distribution.choices if choice != parent.params[name]]
-        return {**parent.params, name: others[self._random.integers(len(others))]}
-
-
-BASELINES: dict[str, Callable[[int], BaseSampler]] = {
-    "random": lambda seed: RandomSampler(seed),
-    "TPE": lambda seed: TPESampler(seed=seed),
-    "TPE, multivariate": lambda seed: TPESampler(seed=seed, multivariate=True, n_startup_trials=5),
-    "evolution": Evolution,
-}
-
-
-def replayed(
-    sampler: BaseSampler, short: Table, truth: Table, seconds_of: Callable[[Architecture], float], budgets: list[float]
-) -> list[float]:
-    """Return the true accuracy of the best cell by its short training when each budget of CPU seconds is spent."""
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    spent, best, found = 0.0, -math.inf, math.nan
-    reached: list[float] = []
-    while len(reached) < len(budgets):
-        trial = study.ask()
-        cell = SPACE.suggest(trial)
-        value = short[ops(cell)]
-        spent += seconds_of(cell) if cell.connected else 0.0
-        while len(reached) < len(budgets) and spent > budgets[len(reached)]:
-            reached.append(found)
-        if value > best:
-            best, found = value, truth[ops(cell)]
-        study.tell(trial, value)
-    return reached
-
-
 def cost_model(trainings: Trainings) -> Callable[[Architecture], float]:
     """Return a function of a cell: the CPU seconds of a replayed training, fitted to those that were measured."""
     seconds = trainings.costs()
@@ -323,27 +328,48 @@ def cost_model(trainings: Trainings) -> Callable[[Architecture], float]:
     return lambda cell: REPLAYED_EPOCHS * float(start + slope * space.cost(cell).multiply_adds)
 
 
+def noise_of_rung(trainings: Trainings) -> float:
+    """Return by how much an accuracy at the rung misses the last one, in points, as measured in the kept trainings.
+
+    It is the standard deviation that is left when the last accuracy is fitted to that at the rung. The last epoch is
+    the fifth there and the tenth in a replay, and accuracies spread more in the table than in short trainings, so that
+    this is generous to halving.
+    """
+    pairs = [100 * np.array(values[1])[[RUNG - 1, -1]] for _, values in trainings.whole(EPOCHS)]
+    early, last = np.transpose(pairs)
+    slope, start = np.polyfit(early, last, 1)
+    return float(np.std(last - start - slope * early, ddof=2))
+
+
 def replay_all(options: argparse.Namespace, truth: Table, best: float) -> None:
     """Replay every baseline and print mean regrets with bootstrapped intervals."""
-    short, seconds_of = read_truth(options.table, options.short_column), cost_model(Trainings(options.trainings))
+    trainings = Trainings(options.trainings)
+    short, seconds_of, noise = (
+        read_truth(options.table, options.short_column),
+        cost_model(trainings),
+        noise_of_rung(trainings),
+    )
+    print(f"an accuracy after {RUNG} epochs misses the last one by {noise:.2f} points (standard deviation)")
     budgets = [60 * CORES * minutes for minutes in sorted(options.budgets)]
-    found = {}
+
+    def looked_up(trial: Trial, random: np.random.Generator) -> Training:
+        cell = SPACE.suggest(trial)
+        value, cost = short[ops(cell)], seconds_of(cell) if cell.connected else 0.0
+        return Training(value, truth[ops(cell)], cost, value + noise * random.standard_normal())
+
+    largest = SPACE.architecture({path: ["nor_conv_3x3"] for path in SPACE.paths})
+    found = {"most parameters": [[best - truth[ops(largest)]] * len(budgets)]}
     for name, make in BASELINES.items():
-        reached = [replayed(make(seed), short, truth, seconds_of, budgets) for seed in range(options.replays)]
-        found[name] = (best - np.array(reached)).tolist()
-        means = np.mean(found[name], axis=0)
-        ends = [bootstrap(column) for column in np.transpose(found[name])]
-        texts = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, (low, high) in zip(means, ends, strict=True)]
-        print(f"  {name:18}" + "   ".join(texts), flush=True)
-    options.out.with_suffix(".replayed.json").write_text(json.dumps({"budgets": budgets, "regrets": found}))
-
-
-def bootstrap(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % interval of a mean, by resampling."""
-    random = np.random.default_rng(0)
-    means = random.choice(np.asarray(values), (draws, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+        found[name] = []
+        for seed in range(options.replays):
+            random = np.random.default_rng([seed, 1])
+            training = partial(looked_up, random=random)
+            reached = replayed(make(SPACE, seed), training, budgets, pruner_of(name))
+            found[name].append([best - accuracy for accuracy in reached])
+    for name, regrets in found.items():
+        print(f"  {name:18}" + "   ".join(map(with_interval, np.transpose(regrets).tolist())))
+    replays = {**summary(budgets, found), "noise of the rung": round(noise, 3)}
+    options.out.with_suffix(".replayed.json").write_text(json.dumps({"replayed": replays}, indent=1))
 
 
 # -- judged by the table ----------------------------------------------------------------------------------------------
@@ -394,13 +420,6 @@ def read_in(rows: Sequence[dict[str, Any]], seen: Table, other: Table) -> list[d
     ]
 
 
-def interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of a mean (Student's t)."""
-    if len(values) < 2:
-        return float("nan")
-    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def searched_on_gpu(file: Path, truth: dict[tuple[str, ...], float]) -> list[dict[str, Any]]:
     """Return what `gpu.py` found, judged."""
     rows = []
@@ -434,11 +453,11 @@ def print_table(rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: 
     """Print regrets at every budget."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for minutes in budgets:
-        print(f"\n{minutes:g} minutes on {where}: regret (95 % interval), true accuracy of each seed")
+        print(f"\n{minutes:g} minutes on {where}: regret [95 % interval, bootstrapped], true accuracy of each seed")
         for method in methods:
             if found := accuracy_at(rows, method, minutes):
                 each = ", ".join(f"{accuracy:.2f}" for accuracy in found)
-                print(f"  {method:8} {best - np.mean(found):5.2f} +- {interval(found):4.2f}   {each}")
+                print(f"  {method:8} {with_interval([best - accuracy for accuracy in found])}   {each}")
     ranked = [row for row in rows if row.get("kendall") is not None]
     if ranked:
         print("\nhow scores rank 1,000 cells: Spearman, Kendall, Kendall in the top fifth")
@@ -451,8 +470,7 @@ def plot(
     rows: Sequence[dict[str, Any]], budgets: Sequence[float], best: float, replayed: dict[str, dict[float, float]]
 ) -> Figure:
     """Draw mean regrets against seconds with their 95 % intervals, side by side; baselines are dashed lines."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_plot(7, 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for place, method in enumerate(methods):
         known = [(minutes, found) for minutes in budgets if (found := accuracy_at(rows, method, minutes))]
@@ -465,16 +483,17 @@ def plot(
         spread = [np.subtract(mean, low), np.subtract(high, mean)]
         n_seeds = len(known[0][1])
         label = f"{method}, {n_seeds} seed{'s' * (n_seeds > 1)}"
-        axes.errorbar(x, mean, spread, label=label, marker="osDv^P*"[place % 7], markersize=5, capsize=3)
-    for (name, regrets), style in zip(replayed.items(), ("--", ":", "-.", (0, (1, 4))), strict=False):
+        colour, marker = COLOURS[place % len(COLOURS)], "osDv^P*"[place % 7]
+        axes.errorbar(x, mean, spread, label=label, color=colour, marker=marker, markersize=5, capsize=3)
+    for (name, regrets), style in zip(replayed.items(), LINES, strict=False):
         known_at = [minutes for minutes in budgets if minutes in regrets]
         y = [regrets[minutes] for minutes in known_at]
-        axes.plot([60 * minutes for minutes in known_at], y, label=f"{name}, replayed", linestyle=style, color="0.4")
-    axes.set(xscale="log", xlabel=f"seconds on {CORES} cores", ylabel="regret, points of true accuracy", ylim=(0, None))
+        axes.plot([60 * minutes for minutes in known_at], y, label=f"{name}, replayed", linestyle=style, color=SLATE)
+    axes.set(xscale="log", ylim=(0, None))
+    label_axes(axes, None, f"seconds on {CORES} cores", "regret, points of true accuracy")
     axes.set_xticks([60 * minutes for minutes in budgets], [f"{60 * minutes:g}" for minutes in budgets])
     axes.minorticks_off()
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), prop=LEGEND_FONT)
     return figure
 
 
@@ -500,6 +519,7 @@ def main() -> None:
     parser.add_argument("--gpu", type=Path, nargs="+", help="what `gpu.py` has written; only looked up")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    oneshot_clock.time = pool_clock.time = CpuClock  # type: ignore[attr-defined, assignment]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     truth = read_truth(options.table, options.column)
     best = max(truth.values())

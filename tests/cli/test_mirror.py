@@ -1,6 +1,8 @@
 """`optuna-nas mirror`: the MLflow side of a study that exists, of this package or of any other program."""
 
 import gc
+import re
+import shlex
 
 import mlflow
 import numpy as np
@@ -14,6 +16,9 @@ from tracked import read
 
 from optuna_nas import load_network
 from optuna_nas.objective.trial_training import network_path
+from optuna_nas.search.opening import noted_mlflow
+from optuna_nas.tracking import MLflowTracker
+from optuna_nas.tracking.records import CREDENTIALS
 
 
 @pytest.fixture
@@ -75,6 +80,29 @@ def test_a_study_of_ours_gets_its_pictures(tmp_path, monkeypatch):
     assert parent.data.params["trials"] == "3"
     for run in children.values():
         assert "architecture.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_moved_folder_gets_its_pictures_in_a_new_database(tmp_path, monkeypatch):
+    """The way out that docs/mlflow.md names: MLflow keeps absolute paths of artifacts in its SQLite file."""
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "tiny.py").write_text(TINY)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path / "before")
+    assert here("run", "tiny.py", "--set", "epochs=1").exit_code == 0
+    moved = (tmp_path / "before").rename(tmp_path / "moved")
+    monkeypatch.chdir(moved)
+
+    def pictures(name):
+        client, _, parent, children, _ = read(f"sqlite:///{moved / name}")
+        listed = {file.path for file in client.list_artifacts(children[0].info.run_id)}
+        return "architecture.png" in listed and "leaderboard.json" in {
+            file.path for file in client.list_artifacts(parent.info.run_id)
+        }
+
+    assert not pictures("mlflow.db")
+    done = here("mirror", "tiny.py", "--set", "epochs=1", "--mlflow", "sqlite:///new.db")
+    assert done.exit_code == 0, done.stderr
+    assert pictures("new.db")
 
 
 def test_bad_input_is_one_sentence(storage, tmp_path):
@@ -150,12 +178,13 @@ def test_the_winner_is_a_model_of_its_run(tmp_path, monkeypatch, open_connection
 def test_a_final_training_and_its_model_have_a_run_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.py").write_text(TINY)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
     assert here("run", "tiny.py", "--mlflow", uri).exit_code == 0
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    for _ in range(2):  # the second finds what the first has made
-        done = here("train", "tiny.py", "--recipe", "epochs=3")
+    for address in ((), ("--mlflow", uri)):  # which the study notes; the second finds what the first has made
+        done = here("train", "tiny.py", "--recipe", "epochs=3", *address)
         assert done.exit_code == 0, done.stderr
+    assert not (tmp_path / "mlflow.db").exists()
     client, experiment, parent, _, _ = read(uri)
     (run,) = client.search_runs([experiment.experiment_id], "tags.`optuna_nas.kind` = 'final'")
     assert run.info.run_id in " ".join(done.stdout.split())
@@ -163,11 +192,48 @@ def test_a_final_training_and_its_model_have_a_run_of_their_own(tmp_path, monkey
     assert run.data.params["recipe/epochs"] == "3"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3]
     assert f"Test accuracy {run.data.metrics['test_accuracy']:.4f}" in " ".join(done.stdout.split())
-    done = here("export", "tiny.py", "--format", "mlflow", "--mlflow", uri)
+    done = here("export", "tiny.py", "--format", "mlflow")
     assert done.exit_code == 0, done.stderr
     _, logged = models_of(client, experiment.experiment_id)
     assert logged.source_run_id == run.info.run_id
     assert {m.key: m.value for m in logged.metrics}["test_accuracy"] == run.data.metrics["test_accuracy"]
+
+
+def test_a_final_training_makes_no_experiment_where_its_study_is_not(folder):
+    assert here("run", "tiny.py", "--no-mlflow", "--set", "epochs=1", "--set", "trials=1").exit_code == 0
+    words = ("tiny.py", "--set", "epochs=1", "--set", "trials=1")
+    done = here("train", *words)
+    assert done.exit_code == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("Not in MLflow")]
+    assert "sqlite:///mlflow.db has no run of study 'tiny'" in line
+    write_it = re.search("`(optuna-nas mirror .*?)`", line)[1]
+    assert here("view", *words).exit_code == 2
+    assert not (folder / "mlflow.db").exists()
+    assert here(*shlex.split(write_it)[1:]).exit_code == 0
+    assert "MLflow" not in here("train", *words, "--no-mlflow").stdout
+    assert "In MLflow" in here("train", *words).stdout
+    assert read(f"sqlite:///{folder / 'mlflow.db'}").parent.data.tags["optuna.study_name"] == "tiny"
+
+
+@pytest.mark.parametrize("address", ["sqlite:///{}/mlflow.db?password=x", "sqlite:///{}/mlflow.db"])
+def test_a_study_notes_where_it_is_in_mlflow_but_no_password(address, tmp_path, monkeypatch):
+    address = address.format(tmp_path)
+    study = optuna.create_study()
+    monkeypatch.setattr("optuna_nas.tracking.tracker._write_all", lambda *unused: None)
+    MLflowTracker(address).rebuild(study)
+    assert study.user_attrs.get("optuna_nas:mlflow") == (None if "password" in address else address)
+    assert noted_mlflow(study) is None, "there is no such file"
+
+
+def test_credentials_are_not_sent_to_a_server_that_a_study_names(monkeypatch):
+    study = optuna.create_study()
+    study.set_user_attr("optuna_nas:mlflow", "http://127.0.0.1:5001")
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert noted_mlflow(study) == "http://127.0.0.1:5001"
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "mine")
+    assert noted_mlflow(study) is None
 
 
 def test_runs_say_what_they_were_made_with_and_what_pruning_saved(tmp_path, monkeypatch):

@@ -289,13 +289,14 @@ def test_a_step_that_fails_drops_nothing_afterwards():
 # -- the world outside --------------------------------------------------------------------------------------------
 
 
-def test_an_exported_network_computes_the_same():
+def test_an_exported_network_computes_the_same_for_batches_of_any_size():
     space = darts_space()
-    ops = {"0_2": "sep_conv_3x3", "1_2": "max_pool_3x3", "2_3": "skip_connect", "1_5": "dil_conv_5x5"}
+    ops = {"0_2": "sep_conv_3x3", "1_2": "max_pool_3x3", "2_3": "skip_connect", "1_5": "dil_conv_5x5"}  # node 4 is empty
     choices = {f"{kind}_{edge}": op for kind in ("normal", "reduction") for edge, op in ops.items()}
     network = DiscreteNetwork(placed(space.architecture(choices), small_skeleton(space, auxiliary=True))).eval()
-    x = images(2)
-    exported = torch.export.export(network, (x,)).module()
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(network, (images(2),), dynamic_shapes=({0: batch},)).module()
+    x = images(5)
     torch.testing.assert_close(exported(x), network(x))
 
 

@@ -213,7 +213,7 @@ def test_all_exits_learn_alike(data):
 def test_the_accuracy_of_a_network_with_exits_is_that_of_a_prediction_stopped_anywhere(data):
     network = DiscreteNetwork(choices(), seed=0)
     train(network, data, Recipe(epochs=2, batch_size=16, learning_rate=0.05))
-    loss, accuracy, accuracies = evaluate(network, data, "report")
+    loss, accuracy, accuracies, error = evaluate(network, data, "report")
     images, labels = batch = next(iter(data.batches(["report"], 1000)))
     with torch.no_grad():
         outputs = network.eval().anytime(images)
@@ -222,6 +222,8 @@ def test_the_accuracy_of_a_network_with_exits_is_that_of_a_prediction_stopped_an
     losses = (sums[:, 0] / len(labels)).tolist()
     assert losses == pytest.approx([float(F.cross_entropy(scores, labels)) for scores in outputs], rel=1e-4)
     assert loss == pytest.approx(np.mean(losses))
+    each = torch.stack([F.cross_entropy(scores, labels, reduction="none") for scores in outputs]).mean(0)
+    assert error == pytest.approx(float(each.std()) / len(labels) ** 0.5, rel=1e-4)
     assert accuracy == pytest.approx(anytime_accuracy(network.exit_costs, accuracies, BUDGET))
 
 

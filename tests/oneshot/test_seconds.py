@@ -1,6 +1,8 @@
-"""A fit of so many seconds: its budget is lowered to what they hold, and its schedules end with it."""
+"""A fit whose budget changes: lowered to what some seconds hold, or another when it goes on."""
 
+import shutil
 from itertools import count
+from pathlib import Path
 
 import pytest
 from strategies import few_digits
@@ -77,3 +79,36 @@ def test_a_lowered_fit_that_was_stopped_goes_on_to_its_end(data, clock, tmp_path
 def test_no_seconds_are_refused(data):
     with pytest.raises(ValueError, match="`seconds` must be larger than 0 but got 0; None keeps the whole `budget`"):
         MODELS["snas"]().fit(data, 1, seconds=0)
+
+
+# -- another budget ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("until", [0.4, 1.0], ids=["on the way", "fitted"])
+def test_a_fit_goes_on_with_a_larger_budget(name, until, data, tmp_path):
+    model, whole = MODELS[name](), MODELS[name]()
+    model.fit(data, 4, until=until, checkpoint=tmp_path / "begun.safetensors", show_progress=False)
+    before, supernet_steps = model.step, getattr(model, "supernet_steps", None)
+    whole.begin(data, 8, TRAIN)
+    for place, resumed in enumerate((MODELS[name](), model)):
+        checkpoint = Path(shutil.copy(tmp_path / "begun.safetensors", tmp_path / f"{place}.safetensors"))
+        resumed.fit(data, 8, until=0.9, checkpoint=checkpoint, show_progress=False)
+        assert before < resumed.step < resumed.total_steps
+        resumed.fit(data, 8, checkpoint=checkpoint, show_progress=False)
+        assert resumed.fitted
+        if name != "hmnas" or until < 1:
+            assert resumed.step == whole.total_steps
+        else:
+            assert resumed.supernet_steps == supernet_steps, "masks come last: they have all that came later"
+            assert resumed.mask_steps == pytest.approx(before - supernet_steps + whole.mask_steps / 2, abs=2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_smaller_budget_ends_a_fit_where_it_stands(name, data):
+    model = MODELS[name]()
+    model.fit(data, 4, until=0.6, show_progress=False)
+    before = model.step
+    model.fit(data, 1, show_progress=False)
+    assert model.fitted
+    assert model.step == before + getattr(model, "mask_steps", 0), "masks come last, and come"

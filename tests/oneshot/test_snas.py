@@ -514,8 +514,8 @@ def test_a_budget_out_of_range_is_refused(data, budget, until):
 
 def test_a_fit_does_not_change_its_terms_on_the_way(data, tmp_path):
     snas = fitted(data)
-    with pytest.raises(ValueError, match="`budget` must be that of the fit"):
-        snas.fit(data, 5)
+    with pytest.raises(ValueError, match="`splits` must be that of the fit"):
+        snas.fit(data, 3, splits=("choices",))
     snas.save(tmp_path / "snas.safetensors")
     with pytest.raises(ValueError, match="differs in recipe"):
         SNAS(NetworkSpace(SPACE, FRAME), SNASRecipe(seed=1)).load(tmp_path / "snas.safetensors")

@@ -7,9 +7,19 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from scipy.stats import kendalltau
 
-from optuna_nas import nasbench201_space, plot_surrogate
+from optuna_nas import (
+    GHN,
+    FreeScore,
+    GHNPruner,
+    GHNRecipe,
+    NetworkSpace,
+    digits,
+    nasbench201_skeleton,
+    nasbench201_space,
+    plot_surrogate,
+)
 from optuna_nas.plots.surrogate import scores_of
-from optuna_nas.storage.architecture_notes import params_hash
+from optuna_nas.storage.architecture_notes import params_hash, score_notes
 from optuna_nas.storage.attributes import PREFIX, SCORED
 
 
@@ -42,6 +52,27 @@ def test_trials_that_finished_and_were_guessed_are_counted():
     assert found.scores == (0.1, 0.3)
     assert found.values == (0.5, 0.6)
     assert found.flagged == (False, True)
+
+
+def test_the_axis_says_what_a_score_is():
+    space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, (1, 8, 8), 10))
+    cell = space.sample(np.random.default_rng(0))
+
+    def n_ops(architectures):
+        return np.ones(len(architectures))
+
+    for score, says in (
+        (FreeScore(space, digits(), reference=2), "share of random architectures that it beats, larger is better"),
+        (GHN(space, GHNRecipe(phases=1)).score, "minus the loss with the weights of GHN, larger is better"),
+        (n_ops, "n_ops, larger is better"),
+    ):
+        pruner = GHNPruner(space=space, score=score)
+        study = optuna.create_study(direction="maximize", pruner=pruner)
+        noted = score_notes(-0.3, space.encode(cell), space.options(), pruner.meaning)
+        study.add_trial(create_trial(value=0.5, user_attrs=noted))
+        assert plot_surrogate(study).axes[0].get_xlabel() == says
+    study = study_of([trial(0.5, surrogate_score=0.1)])  # of before
+    assert plot_surrogate(study).axes[0].get_xlabel() == "score before training, larger is better"
 
 
 def test_the_score_of_another_architecture_is_left_out_where_the_space_is_known():

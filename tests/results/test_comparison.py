@@ -13,6 +13,7 @@ import torch
 from mlflow import MlflowClient
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState, create_trial
+from PIL import Image
 from scipy.stats import t, ttest_rel
 from torch import nn
 from typer.testing import CliRunner
@@ -32,9 +33,19 @@ from optuna_nas import (
 from optuna_nas.cli import app
 from optuna_nas.data import ImageData
 from optuna_nas.objective import TrainObjective
-from optuna_nas.results.comparison import Budget, anytime, as_json, by_strategies, cells, compare, judge, strategies
+from optuna_nas.results.comparison import (
+    MIN_TRIALS,
+    Budget,
+    anytime,
+    as_json,
+    by_strategies,
+    cells,
+    compare,
+    judge,
+    strategies,
+)
 from optuna_nas.search import SearchResult
-from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, REQUEUED, TRAIN_SECONDS, TRAINED_EPOCHS
+from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, PARTS, REQUEUED, TRAIN_SECONDS, TRAINED_EPOCHS
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking import MLflowTracker
 from optuna_nas.tracking.comparison import find_comparison
@@ -117,7 +128,7 @@ def test_curves_by_second_begin_where_all_have_a_value():
 @pytest.mark.parametrize(
     ("ours", "theirs", "told"),
     [
-        ([0.5], [0.4], "1 seed tells nothing about which strategy is better; at least 3"),
+        ([0.5], [0.4], "1 seed tells nothing about which strategy is better; at least 3 seeds (--seeds 3) are needed"),
         ([0.5, 0.6], [0.4, 0.5], "2 seeds tell nothing"),
         ([0.9, 0.9, 0.9], [0.9, 0.9, 0.9], "found the same values: nothing can be told"),
         ([0.9, 0.5, 0.7], [0.6, 0.7, 0.65], "a is 0.0500 ahead of b, which may be chance (paired"),
@@ -125,8 +136,26 @@ def test_curves_by_second_begin_where_all_have_a_value():
     ],
 )
 def test_a_comparison_says_what_can_be_told(ours, theirs, told):
-    results = {"a": runs(*(study_of([v]) for v in ours)), "b": runs(*(study_of([v]) for v in theirs))}
-    assert told in judge(results, Budget("trials", 1)).told
+    n = MIN_TRIALS
+    results = {"a": runs(*(study_of([v] * n) for v in ours)), "b": runs(*(study_of([v] * n) for v in theirs))}
+    compared = judge(results, Budget("trials", n))
+    assert told in compared.told
+    assert compared.leader == ("a" if "more than chance" in told else None)
+    ahead = compared.headlines[0]
+    assert ahead.startswith("a is ahead of b by 0.1000" if compared.leader else "Nothing can be told about which")
+    few = {"a": runs(*(study_of([v] * (n - 1)) for v in ours)), "b": runs(*(study_of([v] * (n - 1)) for v in theirs))}
+    said = judge(few, Budget("trials", n)).told
+    assert f"{n - 1} trials a run tell nothing about which strategy is better; at least" in said
+    assert f"{n} trials, as many as a strategy draws by chance to begin with, are needed." in said
+    assert "ahead" not in said
+    assert judge(few, Budget("trials", n)).leader is None
+
+
+def test_the_start_up_draws_of_a_sampler_are_too_few_trials():
+    results = {name: runs(*(study_of([value] * 12) for _ in range(3))) for name, value in (("a", 0.5), ("b", 0.4))}
+    assert "a is 0.1000 ahead" in judge(results, Budget("trials", 12)).told
+    results["a"][0].study.set_user_attr(PARTS, {"sampler": "TPESampler", "sampler.n_startup_trials": "15"})
+    assert "12 trials a run tell nothing" in judge(results, Budget("trials", 12)).told
 
 
 def test_strategies_that_propose_the_same_first_trials_are_named():
@@ -399,6 +428,7 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     (summary,) = [run for run in found if run.data.tags["optuna_nas.kind"] == "comparison"]
     assert {file.path for file in client.list_artifacts(summary.info.run_id)} == {
         "best_against_spent.png",
+        "images",
         "table.json",
     }
     strategies_seen = {(run.data.tags["strategy"], run.data.tags["seed"]) for run in found if run is not summary}
@@ -410,11 +440,27 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     assert json.loads(experiment.tags[views[0]])["groupBy"]["groupByKeys"] == [
         {"mode": "tag", "groupByData": "strategy"}
     ]
-    assert summary.info.run_name == f"comparison: {rows[0]['strategy']} first"
-    assert summary.data.tags["mlflow.note.content"].startswith("| strategy | best accuracy |")
-    assert experiment.tags["mlflow.note.content"].startswith(
-        "1 seed of every strategy, epochs=4 each. 1 seed tells nothing"
-    )
+    assert summary.info.run_name == "comparison: nothing told"  # by one seed
+    for note in (summary.data.tags["mlflow.note.content"], experiment.tags["mlflow.note.content"]):
+        first, table, told, *_ = note.split("\n\n")
+        assert first == "**Nothing can be told about which strategy is better.**"
+        assert table.startswith("| strategy | best accuracy |")
+        assert told.startswith("1 seed of every strategy, epochs=4 each. 1 seed and 2 trials a run tell nothing")
+    view = json.loads(experiment.tags[views[0]])
+    titles = [section["name"] for section in view["compareRunSections"]]
+    assert titles[0] == "1. Nothing can be told about which strategy is better"
+    worst, first = rows[-1], rows[0]
+    ends = f"from {worst['mean']:.4f} ({worst['strategy']}) to {first['mean']:.4f} ({first['strategy']})"
+    assert titles[1] == f"2. Best accuracy {ends}, mean over seeds"
+    assert titles[2].startswith("3. Seconds of trials from ")
+    chart = view["compareRunCharts"][0]
+    assert (chart["type"], chart["imageKeys"]) == ("IMAGE", ["all strategies"])
+    shown = client.search_runs([experiment.experiment_id], view["searchFilter"])
+    assert {run.data.tags["optuna_nas.kind"] for run in shown} == {"study", "comparison"}
+    pictures = [file.path for file in client.list_artifacts(summary.info.run_id, "images")]
+    assert [path.endswith(".webp") for path in sorted(pictures)] == [True, False] * 2
+    with Image.open(client.download_artifacts(summary.info.run_id, min(pictures))) as table:
+        assert table.width > 400  # MLflow's own previews have 256 pixels
     studies = [run for run in found if run.data.tags["optuna_nas.kind"] == "study"]
     ends = {run.data.tags["strategy"]: run.data.metrics["best_value_by_second"] for run in studies}
     assert ends == {row["strategy"]: row["best"][0] for row in rows}

@@ -25,15 +25,17 @@ from optuna_nas import (
     Recipe,
     Search,
     Skeleton,
+    TrainObjective,
     nasbench201_space,
     plot_importances,
     plot_pareto,
     plot_progress,
 )
 from optuna_nas.plots.progress import pareto, progress
-from optuna_nas.results.report import Picture, Section, Table, Text, as_html, as_markdown, write_report
+from optuna_nas.results.page import Picture, Section, Table, Text, as_html, as_markdown
+from optuna_nas.results.report import write_report
 from optuna_nas.search.opening import open_study
-from optuna_nas.storage.attributes import EPOCHS, MASKS, PARAMS, TRAIN_SECONDS, write_json
+from optuna_nas.storage.attributes import EPOCHS, MASKS, PARAMS, TRAIN_SECONDS, VALIDATION_LOSS, write_json
 
 SPACE = CellSpace(("none", "skip_connect", "nor_conv_3x3", "avg_pool_3x3"), 2, 1, (CellKind("cell"),))
 
@@ -177,6 +179,14 @@ def test_differences_within_noise_are_said_to_be_and_names_are_explained_once(se
         assert text.count(f"{label}{name}") == 1
 
 
+def test_losses_within_noise_are_said_to_be_in_the_report(search):
+    by_loss = replace(search, name="losses", strategy="random", directions=None, folder=search.folder / "losses")
+    noted = {VALIDATION_LOSS: [0.3, 0.02, 360]}
+    open_study(by_loss).add_trials([trial(number, value, **noted) for number, value in enumerate((0.30, 0.31, 0.5))])
+    text = Page(write_report(by_loss).page.read_text()).text
+    assert "Ranks 1 and 2 differ by less than one standard error: 0.02 of loss on 360 examples." in text
+
+
 def test_what_is_beyond_noise_is_said_to_be_with_an_interval(search):
     good = [0.8 if trial(number, 0.0).params["cell_0_1"] == "nor_conv_3x3" else 0.4 for number in range(40)]
     values = [value + 0.02 * (number % 7) for number, value in enumerate(good)]
@@ -186,6 +196,92 @@ def test_what_is_beyond_noise_is_said_to_be_with_an_interval(search):
     )
     assert "1 of 3 parameters explain more than the" in text
     assert "Ranks 1 and 2 differ by 10.0 points, more than one standard error: 0.7 points on 96 examples." in text
+
+
+@pytest.fixture
+def several(search):
+    """Return a search of three objectives with the trials of `SEVERAL`."""
+    objectives = ("accuracy", "params", PredictedSeconds())
+    objective = TrainObjective(search.space, search.data, search.recipe, objectives=objectives)
+    wanted = replace(search, name="several", folder=search.folder / "several", objective=objective, directions=None)
+    study = open_study(wanted)
+    for number, (values, excess) in enumerate(SEVERAL):
+        one = trial(number, 0.0, params=values[1], latency=values[2])
+        asked = study.ask({name: one.distributions[name] for name in one.params})
+        for name, value in one.user_attrs.items():
+            asked.set_user_attr(name, value)
+        asked.set_constraint("latency", excess)
+        study.tell(asked, values)
+    return wanted
+
+
+SEVERAL = [
+    ((0.9, 12345, 0.0021), -1.0),
+    ((0.8, 12345, 0.0025), -1.0),  # beaten by the first one
+    ((0.7, 500, 0.0031), 0.0),
+    ((0.95, 400, 0.0001), 1.0),  # beats all, and breaks its constraint
+    ((0.6, 900, 0.0012), -1.0),
+]
+
+
+class PredictedSeconds:
+    """A cost that is known without a network."""
+
+    name, space = "latency", SPACE
+
+    def of(self, architecture):
+        return 0.001
+
+
+def test_a_study_of_several_objectives_shows_all_of_them_and_their_front(several):
+    written = write_report(several)
+    page = Page(written.page.read_text())
+    assert page.headings.index("Pareto front") == page.headings.index("Leaderboard") + 1
+    assert "Of 4 completed trials, no other is better in all objectives than these 3." in page.text
+    assert "Ranked by accuracy, the first of 3 objectives." in page.text
+    markdown = written.markdown.read_text()
+    front, leaders, result = (section_of(markdown, name) for name in ("Pareto front", "Leaderboard", "Result"))
+    assert rows_of(front) == [
+        ["trial", "accuracy", "parameters", "latency"],
+        ["0", "0.9000", "12,345", "0.0021"],
+        ["2", "0.7000", "500", "0.0031"],
+        ["4", "0.6000", "900", "0.0012"],
+    ]
+    assert "![Trials and their Pareto front](pareto_front.png)" in front
+    headings, *rows = rows_of(leaders)
+    assert headings == [
+        *("rank", "trial", "accuracy", "parameters", "latency", "multiply-adds", "seconds", "architecture")
+    ]
+    assert [row[:5] for row in rows] == [
+        ["1", "0", "0.9000", "12,345", "0.0021"],
+        ["2", "1", "0.8000", "12,345", "0.0025"],
+        ["3", "2", "0.7000", "500", "0.0031"],
+        ["4", "4", "0.6000", "900", "0.0012"],
+        ["breaks a constraint", "3", "0.9500", "400", "0.0001"],
+    ]
+    assert ["its parameters", "12,345"] in rows_of(result)
+    assert ["its latency", "0.0021"] in rows_of(result)
+    assert "accuracy against parameters" not in page.text  # the front shows it
+
+
+def test_a_front_of_trials_that_all_break_a_constraint_is_not_shown(search):
+    objective = TrainObjective(search.space, search.data, search.recipe, objectives=("accuracy", "params"))
+    wanted = replace(search, name="none", folder=search.folder / "none", objective=objective, directions=None)
+    study = open_study(wanted)
+    asked = study.ask()
+    asked.set_constraint("params", 1.0)
+    study.tell(asked, (0.5, 100))
+    assert "Pareto front" not in Page(write_report(wanted).page.read_text()).headings
+
+
+def section_of(markdown, title):
+    return markdown.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def rows_of(markdown):
+    """Return the cells of a table, without the rule below its headings."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [line.strip("| ").split(" | ") for place, line in enumerate(lines) if place != 1]
 
 
 def test_text_cannot_break_out_of_the_page():
@@ -390,8 +486,6 @@ def test_trials_of_infinite_values_have_completed_and_tell_nothing(search):
 
 
 def test_texts_of_others_are_neither_html_nor_orders_to_a_terminal():
-    from optuna_nas.results.report import Section, Table, Text, as_html, as_markdown
-
     evil = "<script>alert(1)</script>\x1b[31m|"
     sections = [Section(evil, [Text(evil), Table((evil,), [(evil,)])])]
     for page in (as_html(evil, sections), as_markdown(evil, sections)):

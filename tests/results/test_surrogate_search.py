@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
 from mlflow import MlflowClient
 from strategies import few_digits
@@ -28,6 +29,7 @@ from optuna_nas import (
 from optuna_nas.data import REPORT
 from optuna_nas.objective import trial_training
 from optuna_nas.samplers import PromotingSampler
+from optuna_nas.storage.database import connect
 
 STUDY = """
 from dataclasses import replace
@@ -120,6 +122,26 @@ def test_the_best_of_the_pool_are_trained_and_nothing_twice(search):
     assert set(rows["top-best"].values) & set(rows["top"].values)
     assert load_network(result.network).architecture.choices == result.best.choices
     assert json.loads((search.resolved_folder() / "surrogate.json").read_text()) == json.loads(result.to_json())
+
+
+def test_brief_trainings_are_promoted_by_their_loss_and_report_their_metric(search, monkeypatch):
+    losses = iter([0.9, 0.2, 0.5])
+    accuracies = iter([0.9, 0.1, 0.2])
+    train = trial_training.train
+
+    def trained(network, data, recipe, *args, **named):
+        result = train(network, data, recipe, *args, **named)
+        if recipe.epochs > 1:
+            return result
+        last = replace(result.last, validation_loss=next(losses), validation_metric=next(accuracies))
+        return replace(result, last=last)
+
+    monkeypatch.setattr(trial_training, "train", trained)
+    result = small(search, protocols=("top-best",), n_repeats=1).run()
+    brief = optuna.load_study(study_name="digits-brief", storage=connect(search.resolved_storage()))
+    assert [one.value for one in brief.trials] == [0.9, 0.1, 0.2]
+    choices = search.space.distributions()
+    assert all(result.study.trials[0].params[name] == brief.trials[1].params[name] for name in choices)
 
 
 def test_another_run_trains_nothing_and_more_may_be_asked_for(search, monkeypatch):

@@ -452,6 +452,15 @@ def test_another_process_takes_the_trained_ghn_and_its_pool(data, tmp_path):
     assert first.model.score([architecture]) == second.model.score([architecture])
 
 
+def test_another_process_makes_the_next_pool_with_the_trained_ghn(data, tmp_path):
+    study = optuna.create_study(direction="maximize")
+    for _ in range(2):
+        study.sampler = training_sampler(data, tmp_path, trials_per_round=2)
+        study.optimize(lambda trial: merit(SPACE.suggest(trial)), n_trials=2)
+    assert read_json(study.trials[2].system_attrs, snapshot_key("ghn"))["trial"] == 2
+    assert fit_records_of(study.trials[2]) == {}, "and trains it no more"
+
+
 def test_how_a_ghn_learned_is_told_whole_although_its_fit_was_interrupted(data, tmp_path):
     ghn = GHN(NetworkSpace(SPACE, FRAME), GHNRecipe(phases=1, batch_size=16))
     sampler = GHNSampler(

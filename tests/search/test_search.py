@@ -332,6 +332,7 @@ def test_several_objectives(search, data):
     objective = TrainObjective(search.space, data, Recipe(epochs=1), objectives=("accuracy", "params"))
     result = run(replace(search, objective=objective, directions=("maximize", "minimize"), pruner=None))
     assert all(len(t.values) == 2 for t in result.study.best_trials)
+    assert result.study.metric_names == ["accuracy", "params"]
     assert result.best.values[0] == max(t.values[0] for t in result.study.trials)
     assert result.picture.exists()
     assert network_path(search.folder, result.best.user_attrs.get(DUPLICATE_OF, result.best.number)).exists()

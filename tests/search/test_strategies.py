@@ -5,6 +5,7 @@ import math
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 from typer.testing import CliRunner
 
@@ -94,6 +95,7 @@ def test_a_strategy_says_what_it_does(make):
     assert isinstance(make("free").resolved_sampler.sampler, GHNSampler)
     assert isinstance(make("snas").resolved_sampler, SNASSampler)
     assert isinstance(make("hmnas").resolved_pruner, HMNASPruner)
+    assert isinstance(make("hmnas").resolved_sampler, GHNSampler)
     explained = [make(strategy).made_strategy.explanation for strategy in STRATEGIES]
     assert all(text.startswith(f"{name}: ") for name, text in zip(STRATEGIES, explained, strict=True) if name != "auto")
     assert explained[0] == explained[1].replace("; the best ones", f"; {ASKED}; the best ones")
@@ -101,10 +103,12 @@ def test_a_strategy_says_what_it_does(make):
     assert make("auto", trials=None, seconds=60).made_strategy.explanation.startswith("free: up to 300 random")
 
 
-def test_seconds_limit_what_a_hypernetwork_and_its_pool_take(make):
+def test_seconds_limit_what_a_model_and_its_pool_take(make):
     fit = make("ghn", trials=8, seconds=60).resolved_sampler.sampler.in_study_fit
     assert fit.budget_seconds == pytest.approx(24)
     assert make("ghn", trials=8).resolved_sampler.sampler.in_study_fit.budget_seconds is None
+    assert make("snas", trials=8, seconds=60).resolved_sampler.in_study_fit.budget_seconds == pytest.approx(30)
+    assert make("hmnas", trials=8, seconds=60).resolved_pruner.in_study_fit.budget_seconds == pytest.approx(24)
     result = run(make("ghn", trials=8, seconds=0.5))
     assert result.best is not None, "whatever little the hypernetwork has learned"
 
@@ -210,6 +214,43 @@ def test_seconds_end_a_search_before_the_trial_that_would_not_fit():
         study.add_trial(finished(1.0, seconds=4))
         assert (stopping.reason(study) is None) == (len(study.trials) < 3)
     assert stopping.reason(study) == "17 of 20 seconds are spent, and no further trial would fit"
+
+
+def test_the_next_trial_is_expected_to_take_what_its_length_takes():
+    def trained(epochs, seconds):
+        trial = finished(1.0, seconds)
+        trial.params, trial.distributions = {"epochs": epochs}, {"epochs": CategoricalDistribution((2, 6))}
+        return trial
+
+    study, length = optuna.create_study(), [2]
+    stopping = Stopping(20, None, upcoming=lambda study: ("epochs", length[0]))
+    study.add_trials([trained(2, 5), trained(2, 3)])
+    assert stopping.reason(study) is None
+    length[0] = 6  # three times as long as what took three seconds
+    study.add_trial(trained(2, 3))
+    assert stopping.reason(study) is None
+    study.add_trial(trained(2, 1))
+    assert stopping.reason(study) == "12 of 20 seconds are spent, and no further trial would fit"
+    study.add_trial(trained(6, 5))
+    length[0] = 2
+    assert stopping.reason(study) is None, "a short one fits after a long one"
+    study.add_trial(trained(2, 1))
+    assert stopping.reason(study) is not None
+
+
+@pytest.mark.parametrize("strategy", ["snas", "ghn", "hmnas"])
+@pytest.mark.parametrize("ended", [3, 8], ids=["on the way", "done"])
+def test_a_larger_total_trains_the_model_further(make, strategy, ended):
+    run(make(strategy, trials=8), enough=lambda study: len(study.trials) >= ended)
+    longer = make(strategy, trials=16)
+    result = run(longer)
+    assert [trial.state for trial in result.study.trials if trial.state == TrialState.FAIL] == []
+    assert len(result.study.trials) == 16
+    part = longer.resolved_pruner if strategy == "hmnas" else longer.resolved_sampler
+    part = getattr(part, "sampler", part)
+    if strategy != "ghn":  # whose one pool has candidates for all of these trials
+        assert part.model.configuration["budget"] == part.in_study_fit.budget
+        assert part.model.fitted
 
 
 def test_patience_counts_trials_that_bring_nothing():

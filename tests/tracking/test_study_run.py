@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import optuna
 import pytest
-from tracked import SPACE, new_study, read, search, value_of
+from tracked import SPACE, new_study, objective, read, search, value_of
 
+from optuna_nas.storage.attributes import TEST_RESULT
 from optuna_nas.tracking import MLflowTracker
 
 
@@ -104,3 +106,44 @@ def test_a_foreign_study_of_several_objectives_shows_its_front_and_no_empty_char
     logged = mirror.children[0].data.metrics
     assert [kind for kind, _ in charts] == ["LINE", "SCATTER", "SCATTER"]
     assert all(key in logged for kind, key in charts if kind == "SCATTER")
+
+
+def test_a_study_that_is_killed_shows_its_best_so_far(uri, tmp_path):
+    """As after SIGKILL: nobody calls `finish`. The next process keeps what is said, and goes on with it."""
+    described, study = {"description": "Which cell is *best*?"}, new_study(folder=tmp_path)
+
+    def note():
+        return read(uri).parent.data.tags["mlflow.note.content"]
+
+    def run(tracker, n_trials):
+        tracker.start(study, space=SPACE, metric="accuracy", **described)
+        study.optimize(objective(tracker), n_trials=n_trials, callbacks=[tracker.trial_finished])
+        written = tracker._put_awaited(lambda: None, ())  # all records before it are in MLflow then
+        written.result(60)
+        tracker._stop(60)
+
+    run(MLflowTracker(uri), 3)
+    values = [value_of(number) for number in range(3)]
+    best, number = max(values), int(np.argmax(values))
+    assert note().startswith(f"**Best accuracy: {best:.4g}** so far, of [trial {number}]")
+    assert note().endswith("Which cell is *best*?")
+    worker = MLflowTracker(uri)
+    worker.start(study, space=SPACE, metric="accuracy", **described, replay=False)
+    worker._stop(60)
+    assert note().startswith("**Best accuracy")
+    run(MLflowTracker(uri), 4)
+    assert f"{max(map(value_of, range(7))):.4g}** so far" in note()
+    tracker = MLflowTracker(uri)
+    search(tracker, study, 1)
+    assert "so far" not in note()
+
+
+def test_the_test_metric_of_the_winner_is_a_metric_and_in_the_description(uri):
+    study, tracker = new_study(), MLflowTracker(uri)
+    tracker.start(study, space=SPACE, metric="accuracy")
+    study.optimize(objective(tracker), n_trials=3, callbacks=[tracker.trial_finished])
+    study.set_user_attr(TEST_RESULT, {"trial": study.best_trial.number, "metric": 0.625})
+    tracker.finish(study)
+    parent = read(uri).parent
+    assert parent.data.metrics["test_metric"] == 0.625
+    assert "; on the test split 0.625. Trials: 3 complete" in parent.data.tags["mlflow.note.content"]

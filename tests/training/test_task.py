@@ -78,6 +78,20 @@ def test_a_metric_of_several_batches_is_that_of_scikit_learn(metric, shape, n_ex
     assert task.evaluate(nn.Identity(), batches_of(p, y, size)) == found.metric
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_the_error_of_a_loss_is_that_of_the_losses_of_single_examples(shape):
+    y = DRAW.normal(size=(23, *shape)).astype(np.float32)
+    p = (y + DRAW.normal(size=y.shape)).astype(np.float32)
+    single = [Regression().evaluation(nn.Identity(), [one]).loss for one in batches_of(p, y, 1)]
+    found = Regression().evaluation(nn.Identity(), batches_of(p, y, 5))
+    assert found.loss_error == pytest.approx(np.std(single, ddof=1) / 23**0.5, rel=1e-5)
+    scores, labels = DRAW.normal(size=(23, 4)).astype(np.float32), DRAW.integers(0, 4, 23)
+    single = [ImageClassification().evaluation(nn.Identity(), [one]).loss for one in batches_of(scores, labels, 1)]
+    found = ImageClassification().evaluation(nn.Identity(), batches_of(scores, labels, 5))
+    assert found.loss_error == pytest.approx(np.std(single, ddof=1) / 23**0.5, rel=1e-5)
+    assert math.isnan(ImageClassification().evaluation(nn.Identity(), batches_of(scores[:1], labels[:1], 1)).loss_error)
+
+
 def test_predictions_may_be_columns_of_one():
     y = DRAW.normal(size=10).astype(np.float32)
     p = DRAW.normal(size=(10, 1)).astype(np.float32)
@@ -352,6 +366,12 @@ def test_a_task_of_sums_needs_two_methods_and_a_loss():
     assert result.last.validation_metric == pytest.approx((errors < 0.5).double().mean().item())
     assert result.last.validation_loss == pytest.approx(errors.mean().item(), rel=1e-5)
     assert result.last.validation_metric > 0.8
+    assert math.isnan(result.last.validation_loss_error)  # of one batch
+    batches = list(DATA.batches([REPORT], 2))
+    means = [Share().loss(network, batch).item() for batch in batches]
+    error = np.std(means, ddof=1) / len(means) ** 0.5
+    assert Share().evaluation(network, batches).loss_error == pytest.approx(error, rel=1e-4)
+    assert math.isnan(Share().evaluation(network, batches[:9]).loss_error)
 
 
 def test_what_decides_a_result_is_in_the_description():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,9 @@ class ByRanks(ABC):
     Raises:
         ValueError: An argument is out of range.
     """
+
+    meaning: ClassVar[str] = "share of random architectures that it beats"
+    """What a score is, for the axes of plots."""
 
     def __init__(self, space: Space, weights: Sequence[float], reference: int, seed: int) -> None:
         given = [float(weight) for weight in weights]
@@ -134,10 +137,10 @@ def beaten(values_N: NDArray[np.float64], sorted_R: NDArray[np.float64]) -> NDAr
 class FreeScore(ByRanks):
     """Score that costs no training: indicators of the untrained network, by ranks.
 
-    Use it as `score` of `GHNSampler` and `GHNPruner`, before the score of a model (`GHNSampler(filter=...)`), as a
-    prior (`SNAS(prior=...)`), or together with other scores in a `RankScore`. Some 0.03 CPU seconds an architecture for
-    small images. It finds the better tenth of a space, not the best architecture, and on some spaces it says nothing:
-    `BENCHMARKS.md` has what was measured.
+    Use it as `score` of `GHNSampler` and `GHNPruner`, before the score of a model (`GHNSampler(prefilter=...)`), as
+    a prior (`SNAS(prior=...)`), or together with other scores in a `RankScore`. Some 0.03 CPU seconds an architecture
+    for small images. It finds the better tenth of a space, not the best architecture, and on some spaces it says
+    nothing: `BENCHMARKS.md` has what was measured.
 
     Args:
         space: Space whose architectures can be built.

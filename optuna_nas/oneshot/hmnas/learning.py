@@ -108,6 +108,11 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         """Steps of the fit that train the supernet."""
         return self.total_steps - self.mask_steps
 
+    @property
+    def masking(self) -> bool:
+        """Whether masks have begun to learn."""
+        return self.mask_steps > 0 and self.step > self.supernet_steps
+
     # -- learning -------------------------------------------------------------------------------------------------
 
     def begin(self, data: Data, budget: float, splits: Sequence[str]) -> None:
@@ -121,12 +126,16 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         self.recipe.check_masks_can_fall(self.mask_steps)
 
     def plan_epochs(self, data: Data, budget: float, splits: Sequence[str]) -> None:
-        """Count epochs as the paper does: of the split for weights while they learn, of all `splits` for masks."""
+        """Count epochs as the paper does: of the split for weights while they learn, of all `splits` for masks.
+
+        Masks come last: once they learn, another budget is theirs alone.
+        """
         of_masks = self.recipe.mask_fraction
         supernet_steps = round((1 - of_masks) * budget * self.steps_per_epoch(data, [WEIGHTS]))
+        supernet_steps = self.supernet_steps if self.masking else max(supernet_steps, self.step)
         mask_steps = round(of_masks * budget * self.steps_per_epoch(data, splits))
-        self.total_steps = max(1, supernet_steps + mask_steps)
-        self._mask_share = mask_steps / self.total_steps
+        self.total_steps = max(1, supernet_steps + mask_steps, self.step)
+        self._mask_share = (self.total_steps - supernet_steps) / self.total_steps
 
     def step_after(self, share: float) -> int:
         of_supernet = 1 - self.recipe.mask_fraction

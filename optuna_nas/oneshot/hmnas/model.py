@@ -60,11 +60,6 @@ class HMNAS(MaskedSupernet):
     # -- what was learned -----------------------------------------------------------------------------------------
 
     @property
-    def masking(self) -> bool:
-        """Whether masks have begun to learn."""
-        return self.mask_steps > 0 and self.step > self.supernet_steps
-
-    @property
     def edge_weights(self) -> dict[str, float]:
         """Normalised weight of every edge, masks aside; they sum to one over what `edge_softmax` says."""
         with self.lock:
