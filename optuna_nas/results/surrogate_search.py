@@ -540,7 +540,7 @@ class _NotedScore:
 
     def __init__(self, score: Score, file: Path, sampler: GHNSampler, data: Mapping[str, Any]) -> None:
         self._score, self._file, self._sampler, self._data = score, file, sampler, data
-        self.owner = ""
+        self.owner, self.meaning = "", meaning_of(score)
 
     def __call__(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         scored_by, paths = self._scored_by(), self._sampler.space.distributions()

@@ -65,15 +65,15 @@ def told_apart(rows: Sequence[LeaderboardRow], metric: str, n_examples: int = 0)
     n_examples = n_examples if noted is None else noted.n_examples
     distances = [abs(best - float(row.value or 0.0)) for row in able]
     if metric == LOSS and noted is not None and noted.error is not None:
-        error, says = noted.error, lambda size: f"{size:.2g} of loss"
+        error, scale, form = noted.error, 1.0, "{:.2g} of loss"
     elif metric == ACCURACY and n_examples and all(0 <= float(row.value or 0.0) <= 1 for row in able):
         share = (best * n_examples + 0.5) / (n_examples + 1)  # also of all examples the next may be wrong
-        error, says = sqrt(share * (1 - share) / n_examples), lambda size: f"{100 * size:.1f} points"
+        error, scale, form = sqrt(share * (1 - share) / n_examples), 100.0, "{:.1f} points"
     else:
         return None
     equal = sum(distance < error for distance in distances)
-    of = f"one standard error: {says(error)} on {n_examples:,} examples"
+    of = f"one standard error: {form.format(scale * error)} on {n_examples:,} examples"
     if equal < 2:
-        return f"Ranks 1 and 2 differ by {says(distances[1])}, more than {of}."
+        return f"Ranks 1 and 2 differ by {form.format(scale * distances[1])}, more than {of}."
     named = "1 and 2" if equal == 2 else f"1 to {equal}"
     return f"Ranks {named} differ by less than {of}. This study can't tell which of them is best."
