@@ -1,4 +1,4 @@
-"""What the studies in the papers' own settings have in common: images, final trainings, and an end in time."""
+"""What the studies in the papers' own settings have in common: images, final trainings, an end in time, an export."""
 
 import os
 import signal
@@ -11,18 +11,24 @@ import torch
 
 from optuna_nas import Augmentation, ImageClassification, ImageData, Recipe, cifar10, digits, train
 from optuna_nas.data import Data
-from optuna_nas.networks import DiscreteNetwork, save_network
+from optuna_nas.networks import DiscreteNetwork, export_network, save_network
+from optuna_nas.networks.deployment import Deployment
+from optuna_nas.networks.files import read_network
 from optuna_nas.training import EpochResult, TrainingStopped, evaluate
 
 GOES_ON = "the time is up; the same command goes on"
 AGAIN = 60.0
 """Seconds until a search is told again to end, should it have begun just when the time was up."""
 
+SMOKE_IMAGES = 96
+"""Images of a split of a smoke run."""
+
 
 def search_data(smoke: bool, seed: int, n_report: int) -> ImageData:
-    """Return CIFAR-10, all for weights but a few to report on, with crop and flip; or digits for a smoke run."""
+    """Return CIFAR-10, all for weights but a few to report on, with crop and flip; or some digits for a smoke run."""
     if smoke:
-        return digits(seed)
+        data = digits(seed)
+        return replace(data, splits={split: images[:SMOKE_IMAGES] for split, images in data.splits.items()})
     data = cifar10(seed=seed)
     everything = torch.cat([data.splits[split] for split in ("weights", "choices", "report")])
     splits = {"weights": everything[n_report:], "choices": everything[:0], "report": everything[:n_report]}
@@ -62,8 +68,9 @@ def train_in_full(
     folder: Path,
     over: Callable[[], bool] = lambda: False,
     task: ImageClassification | None = None,
+    checkpoint_seconds: float = 30.0,
 ) -> None:
-    """Train a fresh network, go on where an earlier call ended, keep it, and judge it on the test images."""
+    """Train a fresh network, go on where an earlier call ended, keep and export it, and judge it on the test images."""
     cell = network.architecture
     print(f"final training: {cell.cost().params / 1e6:.3f} M parameters, {recipe.epochs} epochs", flush=True)
 
@@ -79,6 +86,7 @@ def train_in_full(
             task,
             on_epoch=show,
             checkpoint=folder / "final.safetensors",
+            checkpoint_seconds=checkpoint_seconds,
             configuration={"architecture": cell.to_dict()},
             should_stop=over,
         )
@@ -86,5 +94,22 @@ def train_in_full(
         print(GOES_ON)
         return
     file = folder / "network.safetensors"
-    save_network(file, network)
-    print(f"test error {100 * (1 - evaluate(network, data, 'test', task).metric):.2f} %\nnetwork: {file}")
+    save_network(file, network, deployment=Deployment.of(data, task or ImageClassification()))
+    hand_over(file, folder, evaluate(network, data, "test", task).metric)
+
+
+def hand_over(file: Path, folder: Path, accuracy: float | None, name: str = "test error") -> None:
+    """Print the error of a trained network on the test images and where it is, and export it for deployment.
+
+    Args:
+        file: File of the network.
+        folder: Folder of the study.
+        accuracy: Accuracy on the test images.
+        name: What one less the accuracy is called.
+    """
+    assert accuracy is not None, "there are test images"
+    print(f"{name} {100 * (1 - accuracy):.2f} %\nnetwork: {file}", flush=True)
+    read = read_network(file)
+    target = folder / "exported" / file.stem
+    exported = export_network(read.network, target, "pt2", read.architecture, read.deployment)
+    print(f"exported: {exported.path}", flush=True)

@@ -1,14 +1,31 @@
 """Studies in the papers' own settings end when their time is up, and the same call goes on."""
 
+import importlib
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from optuna_nas import NetworkSpace, anytime_skeleton, anytime_space
+from optuna_nas import (
+    NetworkSpace,
+    anytime_skeleton,
+    anytime_space,
+    darts_imagenet_skeleton,
+    ghn_mobile_skeleton,
+    ghn_skeleton,
+    ghn_space,
+    load_network,
+    published_cell,
+    widest_skeleton,
+)
+from optuna_nas.oneshot.base import OneShotModel
 
 STUDIES = Path(__file__).parents[1] / "studies"
 SEARCH = """
@@ -64,6 +81,124 @@ def test_a_final_training_on_a_folder_of_images_ends_when_the_time_is_up_and_goe
     assert "test error" in again.stdout
     assert (tmp_path / "runs/imagenet-mobile-smoke/network.safetensors").exists()
     assert called().stdout.splitlines()[-2:] == again.stdout.splitlines()[-2:]
+
+
+@pytest.mark.process
+def test_a_block_is_trained_in_the_mobile_network_of_its_paper(tmp_path):
+    space = ghn_space(3)
+    block = NetworkSpace(space, ghn_skeleton(3, 4)).adopt(space.sample(np.random.default_rng(0)))
+    (tmp_path / "block.json").write_text(block.to_json())
+    options = ["--smoke", "--cell", "block.json", "--stem-stride", "4"]
+    command = [sys.executable, str(STUDIES / "imagenet_mobile.py"), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    network = load_network(tmp_path / re.search("^network: (.*)$", done.stdout, re.MULTILINE)[1])
+    assert network.architecture.space.skeleton.stem == "stride4"
+    assert network.architecture.space.skeleton.cells.count("block") == 11
+
+
+def test_blocks_have_as_many_channels_as_the_mobile_setting_allows(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    frame_of = importlib.import_module("imagenet_mobile").frame_of
+    data = SimpleNamespace(input_shape=(3, 224, 224), classes=1000)
+    block, cell = ghn_space(3).sample(np.random.default_rng(0)), published_cell("SNAS_mild")
+    strided = [frame_of(block, data, False, None, stride) for stride in (None, 4)]
+    assert strided == [widest_skeleton(block, ghn_mobile_skeleton(stem_stride=stride)) for stride in (2, 4)]
+    assert frame_of(cell, data, False, None, None) == darts_imagenet_skeleton(channels=52)
+    with pytest.raises(ValueError, match="`stem_stride` must be 4 for cells"):
+        frame_of(cell, data, False, None, 2)
+
+
+def test_the_headlines_say_what_was_scaled_down(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    headline = importlib.import_module("headline")
+    monkeypatch.setattr(
+        headline, "PAPERS", {paper: lambda seed: {"child": ("90.67", seed)} for paper in headline.PAPERS}
+    )
+    monkeypatch.setattr(sys, "argv", ["headline.py", "--seeds", "2"])
+    headline.main()
+    printed = capsys.readouterr().out
+    assert re.findall("^(.*), scaled down: .* -> ", printed, re.MULTILINE) == ["SNAS", "GHN", "HM-NAS"]
+    assert printed.count("90.67      0.5   (0.0, 1.0)") == 3
+
+
+KILLED_AT = {
+    "cifar10_snas": "final.safetensors",  # a checkpoint of the final training
+    "cifar10_hmnas": "hmnas.safetensors",  # one of supernet and masks
+    "cifar10_ghn": "brief/networks/*.safetensors",
+    "cifar10_anytime": "networks/*.safetensors",
+    "imagenet_mobile": "final.safetensors",
+}
+"""By study a file of its folder after which it is killed."""
+OPTIONS = {"cifar10_anytime": ["--networks", "best"]}
+
+
+def kill_when(study, folder, there):
+    """Run a study, and kill it once a function of what it has printed says so; return what it has printed."""
+    command = [sys.executable, "-u", str(STUDIES / f"{study}.py"), "--smoke", *OPTIONS.get(study, [])]
+    folder.mkdir()
+    with (folder / "printed").open("w+") as printed:
+        process = subprocess.Popen(command, cwd=folder, stdout=printed, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None and not there((folder / "printed").read_text()):
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            process.wait()
+    return (folder / "printed").read_text()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("study", KILLED_AT)
+def test_a_killed_study_goes_on_to_the_same_network_which_is_judged_and_exported(study, tmp_path):
+    judged = re.compile("^test error.* [0-9.]+ %$", re.MULTILINE)
+    wanted = judged.search(printed := kill_when(study, tmp_path / "whole", judged.search))
+    assert wanted is not None, printed
+    folder = tmp_path / "killed"
+    printed = kill_when(study, folder, lambda printed: list(folder.glob(f"runs/*/{KILLED_AT[study]}")))
+    assert judged.search(printed) is None, printed
+    command = [sys.executable, str(STUDIES / f"{study}.py"), "--smoke", *OPTIONS.get(study, [])]
+    again = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+    assert again.returncode == 0, again.stderr
+    assert judged.search(again.stdout)[0] == wanted[0]
+    network = load_network(folder / re.search("^network: (.*)$", again.stdout, re.MULTILINE)[1])
+    program = torch.export.load(folder / re.search("^exported: (.*)$", again.stdout, re.MULTILINE)[1]).module()
+    raw = torch.zeros(3, 64, 64, 3, dtype=torch.uint8) if study == "imagenet_mobile" else torch.zeros(3, 8, 8)
+    assert len(program(raw)) == len(network.predict(raw)) == 3
+
+
+@pytest.mark.parametrize("study", ["cifar10_snas", "cifar10_hmnas", "cifar10_ghn", "cifar10_anytime"])
+def test_in_a_papers_setting_all_kernels_learn(study, monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    begun, init = [], OneShotModel.__init__
+
+    def noted(self, *arguments, **named):
+        init(self, *arguments, **named)
+        begun.append(self.recipe)
+
+    monkeypatch.setattr(OneShotModel, "__init__", noted)
+    module = importlib.import_module(study)
+    if study == "cifar10_hmnas":
+        module.make_hmnas(True, False, module.bilevel(module.search_data(True, 0, 0)), 0)
+    else:
+        module.search(smoke=True, device="cpu")
+    assert [recipe.freeze_fraction for recipe in begun] == [0]
+
+
+def test_script_and_command_line_plan_the_same_tables_of_the_ghn_paper(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    from optuna_nas.results import SurrogateSearch
+    from optuna_nas.search.study_file import load
+
+    ghn = importlib.import_module("cifar10_ghn")
+    both = ghn.surrogate_searches(["top", "top-best", "random"], True, "cpu", 0)
+    assert [planned.protocols for planned in both] == [("top", "random"), ("top-best",)]
+    for planned, settings in zip(both, ([], ["cutout=true"]), strict=True):
+        loaded = load(STUDIES / "cifar10_ghn.py", ["smoke=true", "device=cpu", *settings], None, None)
+        of_command = SurrogateSearch(loaded, planned.protocols, n_best=2)
+        assert of_command.search.name == planned.search.name
+        assert of_command.brief_epochs == planned.brief_epochs
+        assert of_command.search.data.describe() == planned.search.data.describe()
 
 
 def test_nothing_is_sent_where_no_search_runs(monkeypatch):

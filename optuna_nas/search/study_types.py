@@ -14,7 +14,7 @@ CELLS = (
 )  # fmt: skip
 SKELETONS = (
     "darts_search_skeleton", "darts_cifar_skeleton", "darts_imagenet_skeleton", "nasbench201_skeleton", "ghn_skeleton",
-    "anytime_skeleton", "Skeleton",
+    "ghn_mobile_skeleton", "anytime_skeleton", "Skeleton",
 )  # fmt: skip
 DATA = "digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "ImageFolderData"
 MODELS = "SNAS", "GHN", "HMNAS"

@@ -291,7 +291,12 @@ def test_a_step_that_fails_drops_nothing_afterwards():
 
 def test_an_exported_network_computes_the_same_for_batches_of_any_size():
     space = darts_space()
-    ops = {"0_2": "sep_conv_3x3", "1_2": "max_pool_3x3", "2_3": "skip_connect", "1_5": "dil_conv_5x5"}  # node 4 is empty
+    ops = {
+        "0_2": "sep_conv_3x3",
+        "1_2": "max_pool_3x3",
+        "2_3": "skip_connect",
+        "1_5": "dil_conv_5x5",
+    }  # node 4 is empty
     choices = {f"{kind}_{edge}": op for kind in ("normal", "reduction") for edge, op in ops.items()}
     network = DiscreteNetwork(placed(space.architecture(choices), small_skeleton(space, auxiliary=True))).eval()
     batch = torch.export.Dim("batch")

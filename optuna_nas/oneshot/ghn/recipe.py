@@ -35,7 +35,10 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class GHNRecipe:
-    """What a GHN is made of and how it learns. The defaults are the paper's where it gives them (5.1.1).
+    """What a GHN is made of and how it learns.
+
+    The defaults are the paper's (section 5.1.1) where it gives them, but for `freeze_fraction`, which is 0 there, and
+    `normalization`, of which it does not speak.
 
     The paper leaves learning rate, batch and clipping to an appendix; those are the public GHN-1's (Knyazev et al.).
 

@@ -64,7 +64,10 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class HMNASRecipe:
-    """How HM-NAS learns. The defaults are the paper's (section 4.2) where it gives them.
+    """How HM-NAS learns.
+
+    The defaults are the paper's (section 4.2) where it gives them, but for `freeze_fraction`: in the paper all kernels
+    learn, which is 0.
 
     Args:
         edge_softmax: `node`: the weights of the edges into a node sum to one (eq. 2); `cell`: those of all edges of a

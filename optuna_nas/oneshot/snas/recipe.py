@@ -87,7 +87,10 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class SNASRecipe:
-    """How an SNAS learns. The defaults are the paper's (section 3.1, appendix G) where it gives them.
+    """How an SNAS learns.
+
+    The defaults are the paper's (section 3.1, appendix G) where it gives them, but for `freeze_fraction`: in the paper
+    all kernels learn, which is 0.
 
     Args:
         batch_size: Images a step.
@@ -106,7 +109,8 @@ class SNASRecipe:
         path_credit: What logits learn from in a step of one path. `loss`: the loss of the whole path less a moving mean
             of it (REINFORCE, Williams 1992), whose expectation is the exact gradient. `first_order`: each op by how
             much its output lowers the loss (DSNAS); the loss is convex in an op's output, so that this underrates what
-            an op is worth, and `none` is favoured.
+            an op is worth, and `none` is favoured. By `loss`, too, half of the edges may end as
+            `none` (BENCHMARKS.md).
         first_temperature: Temperature of the relaxed samples when the logits begin to learn.
         last_temperature: Temperature when the budget is spent.
         schedule: `linear` or `exponential` between the two, by fraction of the budget.
