@@ -127,6 +127,7 @@ def strategies_view(values: Sequence[float], headlines: Sequence[str], *, maximi
     return _page(sections, _without("trial", "fit", "final"), "best_value", maximize) | {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "strategy"}]},
         "useGroupedValuesInCharts": False,
+        "groupsExpanded": {"tag.strategy": True},  # of runs without a strategy, such as that with the pictures
         "selectedColumns": ["tags.`strategy`", "tags.`seed`", "metrics.`best_value`", f"metrics.`{TESTED}`"],
     }
 
