@@ -120,7 +120,7 @@ def draw_digits(folder: Path) -> None:
             figure = plot_distribution(wanted.space, distribution_records(study))
             figure.savefig(PICTURES / "digits_distribution.png", dpi=120)
             page = tracker.find_view(study, server.uri)
-        _screenshot(page, "digits_mlflow.png", folder, (1200, 1900))
+        _screenshot(page, "digits_mlflow.png", folder, (960, 1900))
     finally:
         server.kill()
     note("digits_cell.png", "digits_distribution.png", "digits_mlflow.png")
@@ -136,16 +136,19 @@ def draw_comparison(folder: Path) -> None:
         for command in (["compare", __file__, *options], ["view", "compare-cells", "--mlflow", server.uri]):
             said = subprocess.run([NAS, *command], cwd=folder, check=True, stdout=PIPE, text=True, env=environment)
         (page,) = {word for word in said.stdout.split() if "viewStateShareKey" in word}
-        _screenshot(page, "comparison_mlflow.png", folder, (1200, 1550))
+        _screenshot(page, "comparison_mlflow.png", folder, (960, 2000))
     finally:
         server.kill()
     note("comparison_mlflow.png")
 
 
 def draw_graph(folder: Path) -> None:
-    """Draw the graph of a transformer of `sequence_transformer.py`, the first that a random generator draws."""
-    architecture = sequence_transformer.SPACE.sample(np.random.default_rng(0))
-    plot_graph(architecture).savefig(PICTURES / "transformer_graph.png", dpi=120)
+    """Draw the graph of a transformer of `sequence_transformer.py` with one layer, the first that is drawn."""
+    generator = np.random.default_rng(0)
+    drawn = (sequence_transformer.SPACE.sample(generator) for _ in range(100))
+    plot_graph(next(each for each in drawn if each["layers"] == ("1",))).savefig(
+        PICTURES / "transformer_graph.png", dpi=120
+    )
     note("transformer_graph.png")
 
 

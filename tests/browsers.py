@@ -42,10 +42,14 @@ def seen_in(browser, address, place, size=(1600, 2300), seconds=100):
 
 
 class Chart(NamedTuple):
-    """A chart of MLflow's page of runs: its points or bars, and its pictures."""
+    """A chart of MLflow's page of runs: its points or bars, pictures, and marks of the horizontal axis.
+
+    Points of scatter plots are on a canvas, and not counted.
+    """
 
     points: int
     pictures: int
+    marks: frozenset[str]
 
 
 def charts_of(shown):
@@ -57,5 +61,6 @@ def charts_of(shown):
             continue
         title = re.search('<h4[^>]* title="([^"]*)"', part)[1]
         pictures = part.count("+compressed.webp") + part.count("%2Bcompressed.webp")
-        found[section[:1], title] = Chart(part.count('class="point"'), pictures)
+        marks = frozenset(re.findall(r'class="xtick"><text[^>]*>([^<]*)<', part))
+        found[section[:1], title] = Chart(part.count('class="point"'), pictures, marks)
     return found

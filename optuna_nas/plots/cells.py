@@ -96,7 +96,7 @@ def draw_choices(architecture: Architecture) -> Figure:
 
 
 def draw_card(architecture: Architecture) -> Figure:
-    """Plot the choices of an architecture for a card: a table in as many columns as fit, in the words of the parameters.
+    """Plot the choices of an architecture for a card: a table in as many columns as fit, in the parameters' words.
 
     Args:
         architecture: Architecture whose choices are options of its space.

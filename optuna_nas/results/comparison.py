@@ -201,11 +201,11 @@ class Comparison(NamedTuple):
 
     @property
     def finding(self) -> str:
-        """Who is ahead by how much, or that nothing can be told: the short form of `told`, a sentence without its end."""
+        """Who is ahead by how much, or that nothing can be told: the short form of `told`, without a full stop."""
         if self.leader is None:
             return "Nothing can be told about which strategy is better"
-        second = self.rows[1]
-        return f"{self.leader} is ahead of {second.strategy} by {abs(self.rows[0].mean - second.mean):.4f}, more than chance"
+        first, second = self.rows[:2]
+        return f"{self.leader} is ahead of {second.strategy} by {abs(first.mean - second.mean):.4f}, more than chance"
 
     @property
     def headlines(self) -> tuple[str, str, str]:

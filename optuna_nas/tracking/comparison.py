@@ -49,7 +49,7 @@ class Compared(NamedTuple):
         metric: Name of the first value.
         headings: Headings of the table.
         rows: Rows of the table, best first.
-        finding: Who is ahead, or that nothing can be told; a sentence without its end.
+        finding: Who is ahead, or that nothing can be told; without a full stop.
         headlines: Titles of the view's sections: who is ahead, where strategies ended, what they spent.
         leader: Name of the strategy that is ahead by more than chance, None for none.
         note: Plain text: what can be told from the table, and from how much.

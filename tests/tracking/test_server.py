@@ -123,15 +123,7 @@ def seen(tmp_path):
     """What a browser makes of an address of MLflow."""
     browser = find_browser()
 
-    def look(address, name):
-        text = seen_in(browser, address, tmp_path / name)
-        import shutil
-
-        shutil.copy(tmp_path / f"{name}.png", f"/tmp/shot_{name}.png")
-        open(f"/tmp/dom_{name}.html", "w").write(text)
-        return text
-
-    return look
+    return lambda address, name: seen_in(browser, address, tmp_path / name)
 
 
 @pytest.mark.browser
@@ -155,7 +147,8 @@ def test_the_pages_of_a_study_answer_at_first_sight(server, tmp_path, seen):
     for text in ("SNAS fit", "Judges", "Agent versions", "No chart data available", "No images found"):
         assert text not in shown, text
     charts = charts_of(shown)
-    assert charts["1", "best_value"].points == charts["1", "params vs. accuracy"].points == 4
+    assert charts["1", "best_value"].points == 4
+    assert {"1000", "1003"} <= charts["1", "params vs. accuracy"].marks
     assert charts["3", f"best - trial {best}"].pictures == 1
     assert charts["3", "architecture"].pictures == 4
     assert charts["4", "accuracy"].points == 3 + 2 + 3 + 3
@@ -207,7 +200,7 @@ def test_a_comparison_shows_its_table_and_what_can_be_told_first(server, tmp_pat
         done = CliRunner().invoke(app, [*command, "--mlflow", server.uri])
         assert done.exit_code == 0, done.output
     rows = json.loads((tmp_path / "runs/compare-page/comparison.json").read_text())
-    assert [row["strategy"] for row in rows][0] == "ranked"
+    assert rows[0]["strategy"] == "ranked"
     shown = seen(*opened, "comparison")
     ahead = f"ranked is ahead of {rows[1]['strategy']} by {rows[0]['mean'] - rows[1]['mean']:.4f}, more than chance"
     titles = ["1. ranked is ahead, more than chance", "2. Best value: ", "3. Seconds: "]
@@ -234,7 +227,8 @@ def test_a_foreign_study_has_no_empty_charts(server, seen):
     for text in ("3. What it looks like", "4. How it learned", "No chart data available", "No images found"):
         assert text not in shown, text
     charts = charts_of(shown)
-    assert charts["1", "best_value"].points == charts["1", "objective 1 vs. score"].points == 3
+    assert charts["1", "best_value"].points == 3
+    assert len(charts["1", "objective 1 vs. score"].marks) > 1
     mirror = read(server.uri, "foreign")
     page = f"{server.uri}/#/experiments/{mirror.experiment.experiment_id}/runs/{mirror.parent.info.run_id}"
     shown = seen(page, "parent")
