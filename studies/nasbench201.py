@@ -69,7 +69,7 @@ def from_table(path: str, column: str) -> Lookup:
         known = [name for name in (rows[0] if rows else {}) if "cifar" in name or "imagenet" in name]
         raise ValueError(f"`column` must be one of {known} but got {column!r}; use --set column=...")
     accuracies = {tuple(row[f"op_{j}_{i}"] for j, i in EDGES): float(row[column]) / 100 for row in rows}
-    return lambda architecture: accuracies[_ops(architecture)]
+    return lambda architecture: accuracies[ops_of(architecture)]
 
 
 def from_package() -> Lookup:
@@ -83,13 +83,14 @@ def from_package() -> Lookup:
         ) from error
 
     def lookup(architecture: Architecture) -> float:
-        ops: Mapping[str, str] = {f"Op{number}": op for number, op in enumerate(_ops(architecture))}
+        ops: Mapping[str, str] = {f"Op{number}": op for number, op in enumerate(ops_of(architecture))}
         return float(benchmark(ops)["val_acc"]) / 100
 
     return lookup
 
 
-def _ops(architecture: Architecture) -> tuple[str, ...]:
+def ops_of(architecture: Architecture) -> tuple[str, ...]:
+    """Return the op of every edge, in the order of `EDGES`."""
     return tuple((architecture[f"cell_{i}_{j}"] or ("none",))[0] for j, i in EDGES)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import textwrap
@@ -383,10 +384,27 @@ def test_readme_is_short():
     assert len(README.read_text().splitlines()) <= 200
 
 
-def test_the_picture_of_a_trial_is_that_of_its_script():
-    spec = importlib.util.spec_from_file_location("trial_picture", ROOT / "docs/trial_picture.py")
+def script_of(name):
+    """Return a script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_pictures_are_not_older_than_the_code_that_draws_them(tmp_path):
+    script = script_of("studies/pictures.py")
+    drawn = {name: script.hash_of(name) for name in script.DRAWN_BY}
+    assert json.loads(script.CODE.read_text()) == drawn, "run `python studies/pictures.py` and look at what it makes"
+    assert all((script.PICTURES / name).exists() for name in drawn)
+    (file := tmp_path / "code.py").write_text('"""What."""\n\n# Why.\nx = 1\n')
+    said = script.code_of(file)
+    file.write_text('"""What else."""\nx = 1\n')
+    assert script.code_of(file) == said == "x = 1"
+
+
+def test_the_picture_of_a_trial_is_that_of_its_script():
+    script = script_of("docs/trial_picture.py")
     texts = {text for pair in [*script.STEPS, *script.BESIDE.values()] for text in pair}
     drawn = set(re.findall(r"<text[^>]*>([^<]*)</text>", (ROOT / "docs/trial.svg").read_text()))
     assert drawn == texts

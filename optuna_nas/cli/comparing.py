@@ -130,6 +130,7 @@ def _shown(compared: Comparison, budget: Budget, seeds: int) -> Compared:
         compared.metric,
         compared.headings,
         [comparison.cells(row) for row in compared.rows],
+        compared.finding,
         compared.headlines,
         compared.leader,
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",

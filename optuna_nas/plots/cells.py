@@ -96,7 +96,7 @@ def draw_choices(architecture: Architecture) -> Figure:
 
 
 def draw_card(architecture: Architecture) -> Figure:
-    """Plot the choices of an architecture for a card: a table in as many columns as fit, in the words of the parameters.
+    """Plot the choices of an architecture for a card: a table in as many columns as fit, in the parameters' words.
 
     Args:
         architecture: Architecture whose choices are options of its space.
@@ -105,7 +105,9 @@ def draw_card(architecture: Architecture) -> Figure:
     if isinstance(space.core, CellularSpace):
         rows = list(space.encode(architecture).items())
     else:
-        rows = [("\N{NO-BREAK SPACE}" * 2 * level + name, chosen) for level, name, chosen in space.outline(architecture)]
+        rows = [
+            ("\N{NO-BREAK SPACE}" * 2 * level + name, chosen) for level, name, chosen in space.outline(architecture)
+        ]
     rows = [(visible(name), visible(chosen)) for name, chosen in rows]
     names, values = (max(map(text_width, column)) + MARGIN for column in zip(*rows, strict=True))
     n_columns = max(1, int((CARD_WIDTH - MARGIN) / (names + values)))

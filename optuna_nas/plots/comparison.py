@@ -98,7 +98,9 @@ def draw_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]
         write(line, MARGIN, y + TITLE_LINE / 2, size=TITLE_SIZE, weight="bold")
         y += TITLE_LINE
     for number in range(n_heading):  # short headings stand on the last line
-        write_row([["", *lines][max(0, number + 1 - n_heading + len(lines))] for lines in broken], y + LINE / 2, color=SLATE)
+        write_row(
+            [["", *lines][max(0, number + 1 - n_heading + len(lines))] for lines in broken], y + LINE / 2, color=SLATE
+        )
         y += LINE
     y += GAP
     figure.add_artist(Line2D([MARGIN / width, 1 - MARGIN / width], [1 - y / height] * 2, color=GREY, linewidth=0.8))

@@ -221,22 +221,26 @@ class Comparison(NamedTuple):
     @property
     def leader(self) -> str | None:
         """Name of the strategy that is ahead by more than chance; None where nothing can be told."""
-        told = not self._too_few and "which is more than chance" in _ahead(self.rows)
-        return self.rows[0].strategy if told else None
+        return self.rows[0].strategy if "which is more than chance" in self.told else None
+
+    @property
+    def finding(self) -> str:
+        """Who is ahead by how much, or that nothing can be told: the short form of `told`, without a full stop."""
+        if self.leader is None:
+            return "Nothing can be told about which strategy is better"
+        first, second = self.rows[:2]
+        return f"{self.leader} is ahead of {second.strategy} by {abs(first.mean - second.mean):.4f}, more than chance"
 
     @property
     def headlines(self) -> tuple[str, str, str]:
-        """What is seen first: who is ahead, between which means all strategies ended, and what they spent."""
+        """Titles of what MLflow shows, forty letters each: who is ahead, where strategies ended, what they spent."""
         first, last = self.rows[0], self.rows[-1]
-        if self.leader is None:
-            ahead = "Nothing can be told about which strategy is better"
-        else:
-            gap = abs(first.mean - self.rows[1].mean)
-            ahead = f"{self.leader} is ahead of {self.rows[1].strategy} by {gap:.4f}, more than chance"
         cheap, dear = (end(self.rows, key=lambda row: row.seconds) for end in (min, max))
-        means = f"Best {self.metric} from {last.mean:.4f} ({last.strategy}) to {first.mean:.4f} ({first.strategy})"
-        costs = f"Seconds of trials from {cheap.seconds:.1f} ({cheap.strategy}) to {dear.seconds:.1f} ({dear.strategy})"
-        return ahead, f"{means}, mean over seeds", f"{costs}, mean over seeds"
+        return (
+            f"{self.leader} is ahead, more than chance" if self.leader else "Nothing can be told about the best",
+            f"Best {self.metric}: {last.mean:.4g} ({last.strategy}) to {first.mean:.4g} ({first.strategy})",
+            f"Seconds: {cheap.seconds:.1f} ({cheap.strategy}) to {dear.seconds:.1f} ({dear.strategy})",
+        )
 
     def by_second(self, budget: Budget) -> dict[str, list[tuple[int, float]]]:
         """Return the best value within the budget after each second, (second, value), by study name.
@@ -271,8 +275,8 @@ class Comparison(NamedTuple):
         return draw_bands(bands, SECONDS, f"best {self.metric}", self.studies[0].directions[0])
 
     def table(self) -> Figure:
-        """Draw the table as a picture, under the first of the `headlines`."""
-        return draw_table(self.headlines[0], self.headings, [cells(row) for row in self.rows])
+        """Draw the table as a picture, under the `finding`."""
+        return draw_table(self.finding, self.headings, [cells(row) for row in self.rows])
 
 
 def strategies(searches: Sequence[Search], seed: int) -> dict[str, Search]:

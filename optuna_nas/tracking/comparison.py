@@ -49,7 +49,8 @@ class Compared(NamedTuple):
         metric: Name of the first value.
         headings: Headings of the table.
         rows: Rows of the table, best first.
-        headlines: What is seen first: who is ahead, where strategies ended, what they spent; titles of the sections.
+        finding: Who is ahead, or that nothing can be told; without a full stop.
+        headlines: Titles of the view's sections: who is ahead, where strategies ended, what they spent.
         leader: Name of the strategy that is ahead by more than chance, None for none.
         note: Plain text: what can be told from the table, and from how much.
         table: Picture of the table.
@@ -60,6 +61,7 @@ class Compared(NamedTuple):
     metric: str
     headings: Sequence[str]
     rows: Sequence[Sequence[object]]
+    finding: str
     headlines: tuple[str, str, str]
     leader: str | None
     note: str
@@ -99,7 +101,7 @@ def save_comparison(tracker: MLflowTracker, studies: Sequence[optuna.Study], com
         trials = plain_url("", "", experiment.experiment_id, metric, maximize=maximize).lstrip("/")
         picture = f"![best values](get-artifact?path=best_against_spent.png&run_uuid={run_id})"
         table = markdown_table(compared.headings, [list(map(str, row)) for row in compared.rows])
-        parts = [f"**{markdown_text(compared.headlines[0])}.**", table, markdown_text(compared.note), picture]
+        parts = [f"**{markdown_text(compared.finding)}.**", table, markdown_text(compared.note), picture]
         text = "\n\n".join([*parts, f"[All trials, best first]({trials})"])  # pages show the first line alone
         client.set_tag(run_id, "mlflow.note.content", text)
         client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", text)

@@ -11,6 +11,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from optuna.study import StudyDirection
 
 from optuna_nas.plots.objectives import front_of
+from optuna_nas.space import CellularSpace
 from optuna_nas.storage.attributes import (
     PARAMS,
     SHOWN_NAMES,
@@ -205,6 +206,8 @@ class StudyRun:
         headings = [f"{'Pareto front' if several else 'best'}: trial", *names]
         values = [[f"{t.number}", *(f"{value:.4g}" for value in t.values)] for t in leaders[:MAX_LEADERS]]
         lines.append(markdown_table(headings, values))
+        if self._space is not None:
+            lines.append(_notation(self._space, best))
         lines.append(self._description.strip())
         step = max(row.trial.number for row in rows)  # where the curves end
         points = [Epoch(step, step, numbers, milliseconds_now())]
@@ -223,6 +226,20 @@ class StudyRun:
     def end(self, status: str) -> None:
         """End the run."""
         self._client.end(self._runs.study_id, status, milliseconds_now())
+
+
+def _notation(space: Space, trial: FrozenTrial) -> str:
+    """Return how terminal and report write a trial's architecture of cells, and what that means; empty for others."""
+    core = space.core
+    if not isinstance(core, CellularSpace):
+        return ""
+    try:
+        written = space.decode(trial.params).summary
+    except ValueError:  # a trial of an earlier search of another space
+        return ""
+    short = ", ".join(f"`{op.label}` is `{op.name}`" for op in core.known_ops if op.label != op.name)
+    names = f" Short names: {short}." * bool(short)
+    return f"Terminal and report write this architecture as `{written}`. {core.notation}{names}"
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow], metric: str) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def strategies_view(values: Sequence[float], headlines: Sequence[str], *, maximi
     return _page(sections, _without("trial", "fit", "final"), "best_value", maximize) | {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "strategy"}]},
         "useGroupedValuesInCharts": False,
+        "groupsExpanded": {"tag.strategy": True},  # of runs without a strategy, such as that with the pictures
         "selectedColumns": ["tags.`strategy`", "tags.`seed`", "metrics.`best_value`", f"metrics.`{TESTED}`"],
     }
 
@@ -157,7 +158,7 @@ def _page(
         "runsHiddenMode": "SHOW_ALL",
         "hideEmptyCharts": True,
         "compareRunSections": [
-            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": min(len(charts), 3), **kept}
+            {"uuid": name, "name": name, "display": True, "isReordered": True, "columns": _columns(charts), **kept}
             for name, charts in filled.items()
         ],
         "compareRunCharts": [
@@ -166,6 +167,11 @@ def _page(
             for i, chart in enumerate(charts)
         ],
     }
+
+
+def _columns(charts: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of charts in a row: pictures are legible only alone."""
+    return 1 if charts[0]["type"] == "IMAGE" else min(len(charts), 3)
 
 
 def study_filter(uid: str) -> str:

@@ -141,8 +141,8 @@ def test_a_comparison_says_what_can_be_told(ours, theirs, told):
     compared = judge(results, Budget("trials", n))
     assert told in compared.told
     assert compared.leader == ("a" if "more than chance" in told else None)
-    ahead = compared.headlines[0]
-    assert ahead.startswith("a is ahead of b by 0.1000" if compared.leader else "Nothing can be told about which")
+    ahead = "a is ahead of b by 0.1000, more than chance" if compared.leader else "Nothing can be told about which"
+    assert compared.finding.startswith(ahead)
     few = {"a": runs(*(study_of([v] * (n - 1)) for v in ours)), "b": runs(*(study_of([v] * (n - 1)) for v in theirs))}
     said = judge(few, Budget("trials", n)).told
     assert f"{n - 1} trials a run tell nothing about which strategy is better; at least" in said
@@ -448,17 +448,17 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
         assert told.startswith("1 seed of every strategy, epochs=4 each. 1 seed and 2 trials a run tell nothing")
     view = json.loads(experiment.tags[views[0]])
     titles = [section["name"] for section in view["compareRunSections"]]
-    assert titles[0] == "1. Nothing can be told about which strategy is better"
+    assert titles[0] == "1. Nothing can be told about the best"
     worst, first = rows[-1], rows[0]
-    ends = f"from {worst['mean']:.4f} ({worst['strategy']}) to {first['mean']:.4f} ({first['strategy']})"
-    assert titles[1] == f"2. Best accuracy {ends}, mean over seeds"
-    assert titles[2].startswith("3. Seconds of trials from ")
+    ends = f"{worst['mean']:.4g} ({worst['strategy']}) to {first['mean']:.4g} ({first['strategy']})"
+    assert titles[1] == f"2. Best accuracy: {ends}"
+    assert titles[2].startswith("3. Seconds: ")
     chart = view["compareRunCharts"][0]
     assert (chart["type"], chart["imageKeys"]) == ("IMAGE", ["all strategies"])
     shown = client.search_runs([experiment.experiment_id], view["searchFilter"])
     assert {run.data.tags["optuna_nas.kind"] for run in shown} == {"study", "comparison"}
     pictures = [file.path for file in client.list_artifacts(summary.info.run_id, "images")]
-    assert [path.endswith(".webp") for path in sorted(pictures)] == [True, False] * 2
+    assert [path.endswith(".webp") for path in sorted(pictures)] == [True, False] * 4  # of two calls
     with Image.open(client.download_artifacts(summary.info.run_id, min(pictures))) as table:
         assert table.width > 400  # MLflow's own previews have 256 pixels
     studies = [run for run in found if run.data.tags["optuna_nas.kind"] == "study"]

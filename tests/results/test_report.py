@@ -5,7 +5,6 @@ import html
 import json
 import math
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,8 +13,10 @@ import numpy as np
 import optuna
 import pypdf
 import pytest
+from browsers import FLAGS, find_browser
 from markdown_it import MarkdownIt
 from optuna.trial import TrialState, create_trial
+from PIL import Image
 from strategies import few_digits
 
 from optuna_nas import (
@@ -319,35 +320,45 @@ frame.srcdoc = new TextDecoder().decode(bytes);
 
 @pytest.fixture
 def browse(tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("neither chromium nor google-chrome is installed; `apt-get install chromium` brings one")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-component-update"]
-    flags += ["--disable-background-networking", "--disable-sync", "--enable-logging=stderr"]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}"]
+    flags = [*FLAGS, "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
+    browser, log = find_browser(), tmp_path / "net.json"
 
     def run(page, *more):
-        command = [browser, *flags, *more, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        log.unlink(missing_ok=True)
+        command = [browser, *flags, f"--log-net-log={log}", *more, page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
         assert "CONSOLE" not in done.stderr
+        assert not asked_by(log)
         return done.stdout
 
     return run
 
 
-@pytest.mark.browser
-@pytest.mark.process
-def test_a_browser_shows_it_without_errors_and_without_the_network(search, tmp_path, browse):
-    log, picture = tmp_path / "net.json", tmp_path / "report.png"
-    browse(write_report(search).page, f"--log-net-log={log}", "--window-size=1200,3000", f"--screenshot={picture}")
-    assert picture.stat().st_size > 20_000
+def asked_by(log):
+    """Return the addresses outside of this machine that a browser has asked, by its log."""
     text = log.read_text()
     try:
         events = json.loads(text)["events"]
     except json.JSONDecodeError:  # the browser was quicker than its log
         events = json.loads(text.rstrip().rstrip(",") + "]}")["events"]
     asked = {event["params"]["url"] for event in events if "url" in event.get("params", {})}
-    assert not [url for url in asked if url.startswith(("http:", "https:")) and "google" not in url]
+    return [url for url in asked if url.startswith(("http:", "https:")) and "google" not in url]
+
+
+@pytest.mark.browser
+@pytest.mark.process
+@pytest.mark.parametrize("dark", [False, True])
+def test_on_a_desktop_it_is_legible_in_grey_light_and_dark(search, tmp_path, browse, dark):
+    """As every form of the page, without errors in the console and without the network; see `browse`."""
+    picture = tmp_path / "report.png"
+    scheme = ["--blink-settings=preferredColorScheme=0"] * dark
+    browse(write_report(search).page, *scheme, "--window-size=1200,3000", f"--screenshot={picture}")
+    with Image.open(picture) as shown:
+        greys = np.asarray(shown.convert("L")).astype(int)
+    paper = np.bincount(greys.ravel()).argmax()
+    assert paper < 60 if dark else paper > 240
+    written = abs(greys[:, :600] - paper) > 120  # in grey, letters stand out from the paper
+    assert written.mean() > 0.01
 
 
 @pytest.mark.browser

@@ -1,6 +1,8 @@
 """Pictures in MLflow, and a search that goes on where files are refused."""
 
 import logging
+import re
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ from PIL import Image
 from scipy.stats import kendalltau
 from tracked import SPACE, new_study, read, search
 
-from optuna_nas.plots import plot_architecture
-from optuna_nas.plots.cells import draw_choices
-from optuna_nas.space import Architecture, darts_space, nasbench201_space
+from optuna_nas.plots import cell_drawing, plot_architecture
+from optuna_nas.plots.cells import draw_card
+from optuna_nas.space import Architecture, darts_space, ghn_space, hmnas_space, nasbench201_space
 from optuna_nas.tracking import MLflowTracker, pictures
+from optuna_nas.tracking.client import log_picture
 
 
 def test_the_architecture_is_a_picture_a_tile_of_the_grid_and_a_value(finished):
@@ -55,16 +58,40 @@ def test_statuses_are_right_where_files_are_refused(uri, monkeypatch, caplog):
     ]
 
 
-def test_a_card_has_the_drawing_above_a_legible_table():
-    short, long = nasbench201_space(), darts_space()
-    for space, grows in ((short, True), (long, False)):
-        architecture = space.sample(np.random.default_rng(0))
-        drawing = pictures.pixels(plot_architecture(architecture))
-        card = pictures.card_picture(architecture, drawing)
-        height, width, _ = card.shape
-        if grows:
-            assert 0.5 < width / height < 2  # the tile is square
-            table = card[-pictures.pixels(draw_choices(architecture)).shape[0] :]
-            assert (table[..., :3].min(axis=(1, 2)) < 100).mean() > 0.3  # rows of letters
-        else:
-            assert np.array_equal(card, drawing)
+@pytest.mark.parametrize(
+    ("space", "drawn"),
+    [(nasbench201_space(), True), (darts_space(), False), (hmnas_space(), False), (ghn_space(), False)],
+)
+def test_a_card_is_legible_at_the_size_of_mlflows_tiles(space, drawn):
+    architecture = space.sample(np.random.default_rng(0))
+    drawing = plot_architecture(architecture, names=space.writes_names)
+    card, table = pictures.card_picture(architecture, drawing), draw_card(architecture)
+    height, width, _ = card.shape
+    assert width == 480
+    assert height <= width  # tiles are square
+    assert (height > pictures.pixels(table).shape[0]) == drawn
+    words = [text.get_text() for text in table.texts]
+    assert dict(zip(words[::2], words[1::2], strict=True)) == space.encode(architecture)  # as on the parallel axes
+    boxes = [text.get_window_extent() for text in table.texts]
+    assert all(box.height > 8 and 0 <= box.x0 < box.x1 <= 480 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_a_drawing_in_mlflow_has_the_words_of_the_parameters():
+    cells = nasbench201_space().sample(np.random.default_rng(0)).cells
+    written = {edge.label for edge in cell_drawing(cells, 0, names=True).edges if edge.label}
+    assert written <= set(nasbench201_space().ops)
+    assert written.isdisjoint(edge.label for edge in cell_drawing(cells, 0).edges)
+
+
+def test_a_picture_is_shown_in_its_own_size(uri):
+    client = MlflowClient(uri)
+    run_id = client.create_run("0").info.run_id
+    log_picture(client, run_id, np.zeros((300, 500, 4), np.uint8), "one key")
+    preview, picture = sorted(file.path for file in client.list_artifacts(run_id, "images"))
+    assert re.fullmatch(r"images/one key\+step\+0\+timestamp\+\d+\+[0-9a-f-]+\+compressed\.webp", preview)
+    assert picture == preview.replace("+compressed.webp", ".png")
+    for file in (preview, picture):
+        with Image.open(client.download_artifacts(run_id, file)) as image:
+            assert image.size == (500, 300)
+    assert client.get_run(run_id).data.tags["mlflow.loggedImages"] == "True"

@@ -2,22 +2,22 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
-from itertools import product
+import webbrowser
 from urllib.parse import quote
 
 import optuna
 import pytest
-from matplotlib.figure import Figure
+from browsers import charts_of, find_browser, seen_in
 from servers import QUIET_MLFLOW
 from terminal import wait_for
 from tracked import SPACE, new_study, read, search, value_of
+from typer.testing import CliRunner
 
+from optuna_nas.cli import app
 from optuna_nas.tracking import MLflowTracker, records, trial_runs
-from optuna_nas.tracking.comparison import save_comparison
 
 pytestmark = [
     pytest.mark.process,
@@ -118,33 +118,11 @@ def test_two_processes_of_four_trials_at_once_lose_nothing_when_the_server_dies_
     assert [step for step, _ in sorted(mirror.curve(mirror.parent, "best_value"))] == list(range(32))
 
 
-def seen_in(browser, address, place):
-    """Return what a browser makes of a page, and leave a picture of it."""
-    flags = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1600,2300",
-        "--virtual-time-budget=90000",
-        f"--user-data-dir={place}.profile",
-        f"--screenshot={place}.png",
-        "--dump-dom",
-    ]
-    done = subprocess.run([browser, *flags, address], capture_output=True, text=True, timeout=100, check=True)
-    return done.stdout
-
-
 @pytest.fixture
 def seen(tmp_path):
     """What a browser makes of an address of MLflow."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("neither chromium nor google-chrome is installed; `apt-get install chromium` brings one")
+    browser = find_browser()
+
     return lambda address, name: seen_in(browser, address, tmp_path / name)
 
 
@@ -152,7 +130,9 @@ def seen(tmp_path):
 def test_the_pages_of_a_study_answer_at_first_sight(server, tmp_path, seen):
     server.wait()
     tracker, study = MLflowTracker(server.uri, experiment="browser"), new_study(folder=tmp_path)
-    search(tracker, study, 4, pruned={1})
+    search(
+        tracker, study, 4, pruned={1}, during=lambda trial: trial.number != 1 or trial.set_user_attr("reason", "slow")
+    )
     tracker.start(study, space=SPACE, metric="accuracy")
     tracker.finish(study, network=tmp_path / "best.safetensors")
     mirror, best = read(server.uri, "browser"), study.best_trial.number
@@ -164,10 +144,16 @@ def test_the_pages_of_a_study_answer_at_first_sight(server, tmp_path, seen):
     names = [f"trial {best} (best)", "trial 1 (pruned)", "cell_0_1"]
     for text in [*titles, *charts, *names, "<strong>5</strong> matching runs"]:
         assert text in shown, text
-    for text in ("SNAS fit", "Judges", "Agent versions"):
+    for text in ("SNAS fit", "Judges", "Agent versions", "No chart data available", "No images found"):
         assert text not in shown, text
+    charts = charts_of(shown)
+    assert charts["1", "best_value"].points == 4
+    assert {"1000", "1003"} <= charts["1", "params vs. accuracy"].marks
+    assert charts["3", f"best - trial {best}"].pictures == 1
+    assert charts["3", "architecture"].pictures == 4
+    assert charts["4", "accuracy"].points == 3 + 2 + 3 + 3
     table = seen(tracker.view_url.replace("compareRunsMode=CHART", "compareRunsMode=TABLE"), "table")
-    for text in ("accuracy", "params", "multiply_adds", "optuna.state", "PRUNED"):
+    for text in ("accuracy", "params", "multiply_adds", "optuna.state", "PRUNED", "reason", "slow"):
         assert text in table, text
     # The pages behind it: the study's run, a trial's run, the models, and all trials side by side.
     pages = f"{server.uri}/#/experiments/{mirror.experiment.experiment_id}"
@@ -188,25 +174,46 @@ def test_the_pages_of_a_study_answer_at_first_sight(server, tmp_path, seen):
     assert all(f"trial {number}" in shown for number in range(4))
 
 
+COMPARED = """
+from optuna_nas import ChoiceSpace, GHNSampler, Search
+
+SPACE = ChoiceSpace(tuple((f"layer_{number}", ("conv", "pool", "none")) for number in range(8)))
+
+def conv(architecture):
+    return sum(chosen == ("conv",) for _, chosen in architecture.choices) / 8
+
+def search(seed: int = 0) -> Search:
+    sampler = GHNSampler(SPACE, score=lambda pool: [conv(each) for each in pool], pool_size=200, seed=seed)
+    return Search("ranked", SPACE, objective=lambda trial: conv(SPACE.suggest(trial)), sampler=sampler)
+"""
+"""A study whose sampler knows the answer, which random search and TPE have to find."""
+
+
 @pytest.mark.browser
-def test_a_comparison_shows_its_strategies_first(server, tmp_path, seen):
+def test_a_comparison_shows_its_table_and_what_can_be_told_first(server, tmp_path, seen, monkeypatch):
     server.wait()
-    studies = []
-    for name, seed in product("ab", range(2)):
-        (folder := tmp_path / f"{name}{seed}").mkdir()
-        studies.append(new_study(f"{name}-{seed}", folder))
-        search(MLflowTracker(server.uri, "strategies", tags={"strategy": name, "seed": str(seed)}), studies[-1], 2)
-    curves = {study.study_name: [(1, 0.2), (2, 0.5)] for study in studies}
-    tracker = MLflowTracker(server.uri, "strategies")
-    rows = [["a", "0.5000"], ["b", "0.4000"]]
-    address = save_comparison(
-        tracker, studies, "accuracy", ["strategy", "best"], rows, Figure(), "<b> is told.", curves
-    )
-    shown = seen(address, "comparison")
-    for text in ("Group: a", "Group: b", "a-0", "b-1", "best_value_by_second", "&lt;b&gt; is told."):
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address))
+    opened = []
+    (tmp_path / "ranked.py").write_text(COMPARED)
+    options = ("--budget", "trials=12", "--seeds", "3", "--name", "page")
+    for command in (("compare", "ranked.py", *options), ("view", "compare-page")):
+        done = CliRunner().invoke(app, [*command, "--mlflow", server.uri])
+        assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "runs/compare-page/comparison.json").read_text())
+    assert rows[0]["strategy"] == "ranked"
+    shown = seen(*opened, "comparison")
+    ahead = f"ranked is ahead of {rows[1]['strategy']} by {rows[0]['mean'] - rows[1]['mean']:.4f}, more than chance"
+    titles = ["1. ranked is ahead, more than chance", "2. Best value: ", "3. Seconds: "]
+    names = ["Group: ranked", "Group: random", "Group: tpe", "ranked-0", "tpe-2", "comparison: ranked first"]
+    for text in [*titles, *names, "best_value_by_second", f"<strong>{ahead}.</strong>", "<strong>10</strong> matching"]:
         assert text in shown, text
-    assert "<strong>4</strong> matching runs" in shown
-    assert "trial 0" not in shown
+    for text in ("trial 0", "No chart data available"):
+        assert text not in shown, text
+    charts = charts_of(shown)
+    assert charts["1", "all strategies"].pictures == charts["1", "best value, mean and standard error"].pictures == 1
+    assert charts["2", "best_value"].points == 9 * 12
+    assert charts["2", "best_value_by_second"].points >= 9
+    assert charts["3", "best_value"].points == charts["3", "seconds_training"].points == 9
 
 
 @pytest.mark.browser
@@ -217,8 +224,11 @@ def test_a_foreign_study_has_no_empty_charts(server, seen):
     shown = seen(MLflowTracker(server.uri, "foreign", metric="score").rebuild(study), "foreign")
     for text in ("1. Which trial won", "objective 1 vs. score", "2. What it chose", "<strong>4</strong> matching runs"):
         assert text in shown, text
-    for text in ("3. What it looks like", "4. How it learned", "No chart data available"):
+    for text in ("3. What it looks like", "4. How it learned", "No chart data available", "No images found"):
         assert text not in shown, text
+    charts = charts_of(shown)
+    assert charts["1", "best_value"].points == 3
+    assert len(charts["1", "objective 1 vs. score"].marks) > 1
     mirror = read(server.uri, "foreign")
     page = f"{server.uri}/#/experiments/{mirror.experiment.experiment_id}/runs/{mirror.parent.info.run_id}"
     shown = seen(page, "parent")

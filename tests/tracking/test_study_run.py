@@ -13,7 +13,7 @@ from optuna_nas.tracking import MLflowTracker
 
 
 def test_the_study_shows_its_description_params_and_dataset(finished):
-    mirror, _, _ = finished
+    mirror, study, _ = finished
     note = mirror.parent.data.tags["mlflow.note.content"]
     best = max((0, 3, 4, 5), key=value_of)
     run = f"#/experiments/{mirror.experiment.experiment_id}/runs/{mirror.children[best].info.run_id}"
@@ -26,6 +26,9 @@ def test_the_study_shows_its_description_params_and_dataset(finished):
     assert 0 < numbers["seconds_training"] < 60
     picture = f"get-artifact?path=architecture.png&run_uuid={mirror.children[best].info.run_id}"
     assert f"![the best architecture]({picture})" in note
+    written = SPACE.decode(study.trials[best].params).summary
+    assert f"\n\nTerminal and report write this architecture as `{written}`. {SPACE.notation} Short names: " in note
+    assert "`conv3` is `nor_conv_3x3`" in note
     assert f"| best: trial | accuracy |\n| --- | --- |\n| {best} | {value_of(best):.4g} |" in note
     assert mirror.parent.data.params == {"sampler": "RandomSampler", "trials": "6"}
     (used,) = mirror.parent.inputs.dataset_inputs
