@@ -120,5 +120,5 @@ def draw_scores(scored: Scores, value_name: str = "value") -> Figure:
         if tau.lower > -1
         else f"too few trials for a correlation ({tau.n_trials})"
     )
-    label_axes(axes, title, f"{scored.meaning or 'score before training'}, larger is better", value_name)
+    label_axes(axes, title, scored.meaning or "score before training, larger is better", value_name)
     return figure

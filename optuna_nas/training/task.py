@@ -205,7 +205,7 @@ class SummedTask(Task):
         found = self.summarise(model, reduce(torch.add, sums))
         if isnan(found.loss) or not isnan(found.loss_error) or len(sums) < LEAST_BATCHES:
             return found
-        sizes = torch.stack([one[0, -1] for one in sums]).double().cpu()
+        sizes = torch.stack([one[0, -1] for one in sums]).detach().double().cpu()
         losses = torch.tensor([self.summarise(model, one).loss for one in sums], dtype=torch.float64)
         deviations = sizes * (losses - found.loss) / sizes.sum()
         return found._replace(loss_error=float((deviations.square().sum() * len(sums) / (len(sums) - 1)).sqrt()))

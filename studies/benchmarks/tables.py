@@ -3,7 +3,8 @@
 Command:   python studies/benchmarks/tables.py --transnas transnas_micro.csv.gz --images CIFAR10_FOLDER
                --ecnas ecnas_nb101_cells.csv.gz
 Cost:      about eight CPU minutes with 100 seeds
-Expected:  a pool by `FreeScore` ahead after ten trials on most tasks of TransNAS, TPE after fifty
+Expected:  `SNASSampler` without a supernet and TPE ahead of random search; a pool by `FreeScore` ahead on the tasks
+           that its score ranks, and last on room_layout and the autoencoder
 
 TransNAS: 4,096 cells on seven tasks of Taskonomy, of which only the validation score at the end is known. A trial sees
 that, and what is found is judged by the share of all cells that are better, in %. `FreeScore` reads images of CIFAR-10

@@ -62,9 +62,9 @@ def test_the_axis_says_what_a_score_is():
         return np.ones(len(architectures))
 
     for score, says in (
-        (FreeScore(space, digits(), reference=2), "share of random architectures that it beats, larger is better"),
-        (GHN(space, GHNRecipe(phases=1)).score, "minus the loss with the weights of GHN, larger is better"),
-        (n_ops, "n_ops, larger is better"),
+        (FreeScore(space, digits(), reference=2), "share of random architectures that it beats"),
+        (GHN(space, GHNRecipe(phases=1)).score, "minus the loss with the weights of GHN"),
+        (n_ops, "n_ops"),
     ):
         pruner = GHNPruner(space=space, score=score)
         study = optuna.create_study(direction="maximize", pruner=pruner)
