@@ -59,8 +59,8 @@ def space_of(weights: str | None) -> ModuleSpace:
     return ModuleSpace(net, example=torch.zeros(1, 3, 32, 32), name=f"resnet18_{weights}")
 
 
-def search(trials: int = 8, epochs: int = 2, weights: str | None = None, seed: int = 0) -> Search:
-    """Let SNAS mix the blocks while trials train them; what is frozen keeps its weights and statistics."""
+def search(trials: int = 8, epochs: int = 2, weights: str | None = None, budget: float = 4.0, seed: int = 0) -> Search:
+    """Let SNAS mix the blocks for some epochs while trials train them; what is frozen keeps weights and statistics."""
     digits = load_digits(n_class=10)
     images = torch.tensor(digits.images, dtype=torch.float32)[:600, None] / 16
     images = nn.functional.interpolate(images, size=32, mode="bilinear").expand(-1, 3, -1, -1)
@@ -72,7 +72,7 @@ def search(trials: int = 8, epochs: int = 2, weights: str | None = None, seed: i
         space=space,
         data=data,
         recipe=Recipe(epochs=epochs, batch_size=32, learning_rate=0.02, seed=seed),
-        sampler=SNASSampler(space, snas, data=data, budget=4, trials_per_round=4, seed=seed),
+        sampler=SNASSampler(space, snas, data=data, budget=budget, trials_per_round=4, seed=seed),
         trials=trials,
         cpu_threads=2,
         description=__doc__ or "",

@@ -128,7 +128,9 @@ def profile(rounds: int) -> None:
             at_size._parameters[key] = nn.Parameter(own.detach().clone(), stored.requires_grad)
         idle = copy.deepcopy(frame.module)
         idle.forward = lambda x: x
-        tensors: dict[str, Tensor] = {alias: at_size.get_parameter(key) for name, key in taken.items() for alias in frame.tied[name]}
+        tensors: dict[str, Tensor] = {
+            alias: at_size.get_parameter(key) for name, key in taken.items() for alias in frame.tied[name]
+        }
         rows = []
         for _ in range(rounds):
             times = [step(module, inputs), step(at_size, inputs, weights), step(sliced, inputs, weights)]
