@@ -16,8 +16,8 @@ Everything goes on where it was killed.
 As in the paper: networks of 18 blocks and 32 channels, reductions after the sixth and the twelfth; a GHN that learns on
 blocks of 7 nodes, embeddings, GRU and message MLP of 32, a decoder of 64 that generates all kernels, five propagations
 there and back, embeddings passed from block to block, Adam; 1,000 blocks of 17 nodes, scored on 5,000 validation
-images; Top: the ten best trained to the end; Top-Best: the ten trained briefly, the best of them five times to the end, with
-cutout; Random: ten random blocks trained to the end.
+images; Top: the ten best trained to the end; Top-Best: the ten trained briefly, the best of them five times to the end,
+with cutout; Random: ten random blocks trained to the end.
 
 Chosen where its main text is silent: the eight ops and the law of random blocks (docs/ghn.md); 200 epochs of the GHN in
 batches of 64, one block a step, a learning rate of 0.001, weight decay 1e-5 and gradients clipped at 5 (those of the

@@ -19,9 +19,9 @@ epochs of fine-tuning with cutout.
 
 Chosen where the paper is silent: the share of steps falls to 0 along half a cosine; the edges into a node share a
 softmax, as in equation 2, though the figures print weights that fit one of a whole cell (`edge_softmax`); the step
-ahead of the second order has momentum, as in DARTS' code; masks learn in batches of 128; gradients are clipped at 5; norms
-learn no scale and shift; fine-tuning by SGD from 0.025 along a cosine in batches of 96, without drop-path and auxiliary
-head.
+ahead of the second order has momentum, as in DARTS' code; masks learn in batches of 128; gradients are clipped at 5;
+norms learn no scale and shift; fine-tuning by SGD from 0.025 along a cosine in batches of 96, without drop-path and
+auxiliary head.
 
 Other than in the paper: 1,000 of the 50,000 training images are kept to report on; `--random` cells are trained for as
 long as the fine-tuning, not for 600 epochs; bfloat16 on a GPU that has it.

@@ -25,6 +25,7 @@ from optuna_nas import (
     published_cell,
     widest_skeleton,
 )
+from optuna_nas.networks.files import read_network
 from optuna_nas.oneshot.base import OneShotModel
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -161,10 +162,12 @@ def test_a_killed_study_goes_on_to_the_same_network_which_is_judged_and_exported
     again = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
     assert again.returncode == 0, again.stderr
     assert judged.search(again.stdout)[0] == wanted[0]
-    network = load_network(folder / re.search("^network: (.*)$", again.stdout, re.MULTILINE)[1])
+    file = folder / re.search("^network: (.*)$", again.stdout, re.MULTILINE)[1]
     program = torch.export.load(folder / re.search("^exported: (.*)$", again.stdout, re.MULTILINE)[1]).module()
-    raw = torch.zeros(3, 64, 64, 3, dtype=torch.uint8) if study == "imagenet_mobile" else torch.zeros(3, 8, 8)
-    assert len(program(raw)) == len(network.predict(raw)) == 3
+    inputs = read_network(file).deployment.preprocessing
+    raw = torch.zeros(3, *inputs.shape, dtype=getattr(torch, inputs.dtype))
+    program(raw)
+    assert len(load_network(file).predict(raw)) == 3
 
 
 @pytest.mark.parametrize("study", ["cifar10_snas", "cifar10_hmnas", "cifar10_ghn", "cifar10_anytime"])

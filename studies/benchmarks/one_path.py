@@ -9,7 +9,8 @@ Expected:  the mean of 2,000 steps has a cosine of 0.94 with the exact gradient 
 
 NAS-Bench-201's cells in a network of 3 cells and 4 channels, on scikit-learn's handwritten digits. The exact gradient
 of the mean loss by the logits is a sum over all 15,625 cells, on one batch, with the weights that uniform single paths
-have learned in half of the epochs; edges from which nothing comes or goes are left out, so that fewer losses are computed.
+have learned in half of the epochs; edges from which nothing comes or goes are left out, so that fewer losses are
+computed.
 """
 
 import argparse

@@ -193,6 +193,13 @@ def test_a_study_in_python_registers_types_for_its_file(folder):
         unregister_type("half")
 
 
+def test_every_skeleton_has_a_name():
+    import optuna_nas
+
+    made = {name for name in optuna_nas.__all__ if name.endswith("_skeleton")} - {"widest_skeleton"}  # of another one
+    assert set(study_types.SKELETONS) == {*made, "Skeleton"}
+
+
 def test_only_constructors_of_studies_have_names():
     import optuna_nas
 
