@@ -399,6 +399,67 @@ def test_with_several_objectives_the_front_comes_first(tmp_path):
     assert (non_dominated_ranks(points) == 0).all()
 
 
+SMALL_FRAME = NetworkSpace(LARGE, FRAME)
+
+
+def proposed_under(folder, bounds, n_trials=20, **arguments):
+    """Return the parameters of a network's trials, in order, and their scores."""
+    sampler = sampler_of(folder, SMALL_FRAME, constraints=bounds, trials_per_round=n_trials, **arguments)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=n_trials)
+    cells = [SMALL_FRAME.decode(trial.params) for trial in study.trials]
+    return [cell.cost().params for cell in cells], study
+
+
+@pytest.mark.parametrize("exploration", [0.0, 0.5])
+def test_candidates_within_the_bounds_come_first_the_best_at_the_top(tmp_path, exploration):
+    free, _ = proposed_under(tmp_path / "free", None)
+    bound = np.quantile([SMALL_FRAME.sample(np.random.default_rng(n)).cost().params for n in range(100)], 0.25)
+    params, study = proposed_under(tmp_path / "bound", {"params": bound}, exploration=exploration)
+    assert min(free) > bound >= max(params)
+    if not exploration:
+        values = [trial.value for trial in study.trials]
+        assert values == sorted(values, reverse=True)
+
+
+def test_random_architectures_before_the_pool_and_after_it_keep_the_bounds_too(tmp_path):
+    bound = np.quantile([SMALL_FRAME.sample(np.random.default_rng(n)).cost().params for n in range(100)], 0.25)
+    sampler = sampler_of(tmp_path, SMALL_FRAME, constraints={"params": bound})
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    asked = [study.ask(LARGE.distributions()) for _ in range(3)]  # the pool is not published yet
+    study.tell(asked[0], 0.0)
+    for trial in asked[1:]:
+        assert SMALL_FRAME.decode(trial.params).cost().params <= bound
+
+
+def test_where_nothing_keeps_the_bounds_the_nearest_come_first(tmp_path):
+    params, _ = proposed_under(tmp_path, {"params": 1.0, Convolutions(): 6})
+    assert params == sorted(params)
+
+
+class Convolutions:
+    """A predicted cost that no architecture of the space has more than six of."""
+
+    name, space = "convolutions", LARGE
+
+    def of(self, architecture):
+        return float(architecture.summary.count("conv"))
+
+
+def test_a_predicted_cost_is_a_bound_as_well(tmp_path):
+    _, study = proposed_under(tmp_path, {Convolutions(): 2})
+    assert (
+        max(LARGE.decode(trial.params).summary.count("conv") for trial in study.trials) == 2
+    )  # more of them is better
+
+
+def test_a_sampler_for_one_pool_keeps_the_bounds(tmp_path):
+    sampler = sampler_of(tmp_path, SMALL_FRAME, constraints={"params": 142}).for_one_pool(score)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+    assert SMALL_FRAME.decode(study.trials[0].params).cost().params <= 142
+
+
 def test_a_score_that_is_no_number_counts_as_the_worst(tmp_path, caplog):
     def broken(architectures):
         return np.where(np.arange(len(architectures)) % 2, np.nan, score(architectures))
@@ -529,6 +590,9 @@ def test_what_was_published_is_a_pool_and_a_model(data, tmp_path):
         ({"exploration": 1.5}, r"`exploration` must be in \[0, 1\]"),
         ({"costs": ["seconds"]}, "`costs` must be among"),
         ({"costs": ["params"]}, "`space` must be a `ModelSpace`"),
+        ({"constraints": {"seconds": 1}}, "`constraints` must be among"),
+        ({"constraints": {"params": 1}}, "`space` must be a `ModelSpace`.*to count `constraints`"),
+        ({"constraints": {Convolutions(): "few"}}, "`constraints\\['convolutions'\\]` must be a number but is 'few'"),
         ({"budget": 3}, "`data` and `budget` must be given together"),
     ],
 )

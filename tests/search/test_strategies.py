@@ -28,9 +28,10 @@ from optuna_nas import (
     suggest_int,
 )
 from optuna_nas.cli.commands import app
+from optuna_nas.networks import latency
 from optuna_nas.samplers import SecondOpinionSampler
 from optuna_nas.search.stopping import Stopping
-from optuna_nas.search.strategy import ASKED, STRATEGIES, Setting
+from optuna_nas.search.strategy import ASKED, STRATEGIES, Setting, make_strategy
 from optuna_nas.storage.attributes import METRIC, PROMOTES, SECOND_OPINION, attribute
 from optuna_nas.storage.leaderboard import leaderboard
 
@@ -146,6 +147,16 @@ def test_a_strategy_stands_for_sampler_and_pruner(make):
 def test_a_model_that_is_planned_by_trials_needs_their_number(make, name):
     with pytest.raises(ValueError, match=f"`trials` must be given for the strategy '{name}'"):
         make(name, trials=None, seconds=60.0)
+
+
+@pytest.mark.parametrize("name", ["free", "ghn", "auto"])
+def test_bounds_of_an_objective_are_known_to_a_pool(networks, data, name):
+    bounds = {"params": 1000, latency(): 0.01}  # the second one is measured in a trial
+    objective = TrainObjective(networks, data, Recipe(epochs=2), constraints=bounds)
+    setting = Setting(networks, data, Recipe(epochs=2), ImageClassification(), objective, trials=5, seconds=None)
+    sampler = make_strategy(name, setting).sampler
+    pool = sampler.sampler if name == "auto" else sampler
+    assert pool.known_costs.constraints == {"params": 1000}
 
 
 # -- the loss as an objective -----------------------------------------------------------------------------------------
