@@ -26,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the root, the pictures and the studies."""
     for page in PAGES:
         files.append(File.generated(config, page, abs_src_path=str(ROOT / page)))
-    for picture in sorted((ROOT / "studies" / "pictures").iterdir()):
+    for picture in sorted((ROOT / "studies" / "pictures").glob("*.png")):
         files.append(File.generated(config, f"studies/pictures/{picture.name}", abs_src_path=str(picture)))
     for path in sorted([*ROOT.glob("studies/*.py"), *ROOT.glob("studies/*.yaml"), *ROOT.glob("examples/*.ipynb")]):
         files.append(File.generated(config, page_of(path.relative_to(ROOT).as_posix()), content=shown(path)))

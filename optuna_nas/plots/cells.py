@@ -44,7 +44,7 @@ LETTER, LINE = 0.11, 0.22
 """Width of a letter and height of a line in a table of choices, inches."""
 CARD_WIDTH, CARD_DPI = 5.0, 96
 """Width in inches and dots per inch of a card: 480 pixels, of which letters have eleven."""
-CARD_LETTERS = 8.0
+CARD_LETTERS = 7.0
 """Smallest size of letters of a drawing in a card, pixels; a drawing that would have smaller ones is left out."""
 
 
@@ -118,8 +118,8 @@ def draw_card(architecture: Architecture) -> Figure:
         column, line = divmod(number, n_lines)
         left, y = MARGIN + column * (names + values), height - MARGIN - (line + 0.5) * ROW
         for text, x, colour in zip(row, (left, left + names), (SLATE, INK), strict=True):
-            place, style = (x / width, y / height), {"family": FONT, "size": FONT_SIZE, "color": colour}
-            figure.text(*place, text, **style, va="center", parse_math=False)
+            place = (x / width, y / height)
+            figure.text(*place, text, family=FONT, size=FONT_SIZE, color=colour, va="center", parse_math=False)
     return figure
 
 
