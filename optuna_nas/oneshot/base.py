@@ -157,7 +157,7 @@ class OneShotModel(LearnedState[Record]):
         if n_examples == 0:
             raise ValueError(f"`splits` must hold examples but {tuple(splits)} of {data.name!r} are empty.")
         terms = {"data": data.describe(), "splits": list(splits), "budget": float(budget)}
-        configuration = {**self.describe(), **json.loads(json.dumps(terms))}
+        configuration = json.loads(json.dumps({**self.describe(), **terms}))  # as a checkpoint has it
         if self.step and configuration != (begun := completed(self.configuration, configuration)):
             changed = sorted(key for key in configuration if configuration[key] != begun.get(key))
             raise ValueError(
