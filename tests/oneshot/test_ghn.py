@@ -23,6 +23,8 @@ from optuna_nas import (
     GHNRecipe,
     NetworkSpace,
     Skeleton,
+    anytime_skeleton,
+    anytime_space,
     darts_search_skeleton,
     darts_space,
     ghn_skeleton,
@@ -627,3 +629,15 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
 def test_a_recipe_out_of_range_is_refused(field, value):
     with pytest.raises(ValueError, match=f"`{field}`"):
         GHNRecipe(**{field: value})
+
+
+def test_a_fit_on_smaller_anytime_networks_goes_on_from_a_file(tmp_path):
+    data, file = few_digits(32), tmp_path / "ghn.safetensors"
+    skeleton = anytime_skeleton(2, 4, data.input_shape, data.classes, budget=1e5)
+    space, smaller = (NetworkSpace(anytime_space(nodes), skeleton) for nodes in ((2, 2), (1, 1)))
+    for until in (0.5, 1.0):
+        ghn = GHN(space, GHNRecipe(batch_size=16, phases=1), training_space=smaller)
+        if file.exists():
+            ghn.load(file)  # as a worker does with what another one has published
+        ghn.fit(data, 1, until=until, checkpoint=file, show_progress=False)
+    assert ghn.step == ghn.total_steps
