@@ -4,10 +4,10 @@ Command:   python studies/pictures.py                  # all
            python studies/pictures.py comparison       # those of one name: digits, comparison, graph
 Cost:      five minutes on 2 CPU cores; needs `pip install 'optuna_nas[dev,benchmark]'` and Chromium
 Expected:  the pictures in `studies/pictures`, and in `code.json` beside them a hash of the code that has drawn each; a
-           test fails where that code has changed since. Pages of MLflow have no hash yet
+           test fails where that code has changed since
 
 `digits` runs `studies/digits.py`: its best cell, what the sampler learned, and MLflow's page of its trials.
-`comparison` runs this file as a study, three strategies with five seeds: a pool of 200 cells of NAS-Bench-201 that is
+`comparison` runs this file as a study, three strategies with ten seeds: a pool of 200 cells of NAS-Bench-201 that is
 ranked by their accuracy on CIFAR-100, TPE and random search look for the best on CIFAR-10. `graph` traces a small
 transformer. The pictures of longer runs are made by `anytime_fashion.py`, `fashion_hmnas.py` and `benchmarks/truth.py`.
 """
@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import digits
 import nasbench201
 import sequence_transformer
-from browsers import find_browser, seen_in
+from browsers import HOST, find_browser, seen_in
 from servers import MLflowServer
 
 from optuna_nas import Architecture, GHNSampler, MLflowTracker, Search
@@ -47,10 +47,13 @@ ROOT = Path(__file__).resolve().parents[1]
 NAS = Path(sys.executable).with_name("optuna-nas")
 PICTURES = ROOT / "studies" / "pictures"
 CODE = PICTURES / "code.json"
+ANY_HOST = ("--allowed-hosts", "*", "--cors-allowed-origins", "*")
 CELLS = ("plots/style.py", "plots/cells.py", "plots/cell_layout.py", "plots/cell_render.py")
 DRAWN_BY = {
     "digits_cell.png": CELLS,
     "digits_distribution.png": ("plots/style.py", "plots/distribution.py"),
+    "digits_mlflow.png": (*CELLS, "tracking/view.py", "tracking/pictures.py"),
+    "comparison_mlflow.png": ("plots/style.py", "plots/comparison.py", "tracking/view.py", "tracking/comparison.py"),
     "transformer_graph.png": ("plots/style.py", "plots/network_graph.py"),
 }
 """Files of the package that decide what a picture shows, by the name of the picture."""
@@ -101,7 +104,7 @@ def note(*pictures: str) -> None:
 
 def draw_digits(folder: Path) -> None:
     """Search a cell for digits; draw the best one, the distribution, and MLflow's page of the trials."""
-    server = MLflowServer(folder)
+    server = MLflowServer(folder, *ANY_HOST)
     try:
         server.wait()
         tracker = MLflowTracker(server.uri, "digits")
@@ -113,25 +116,26 @@ def draw_digits(folder: Path) -> None:
             figure = plot_distribution(wanted.space, distribution_records(study))
             figure.savefig(PICTURES / "digits_distribution.png", dpi=120)
             page = tracker.find_view(study, server.uri)
-        _screenshot(page, "digits_mlflow.png", folder, (960, 1900))
+        _screenshot(page, "digits_mlflow.png", folder, (1280, 1800))
     finally:
         server.kill()
-    note("digits_cell.png", "digits_distribution.png")
+    note("digits_cell.png", "digits_distribution.png", "digits_mlflow.png")
 
 
 def draw_comparison(folder: Path) -> None:
     """Compare three strategies by the command, and draw MLflow's page of them."""
-    server = MLflowServer(folder)
+    server = MLflowServer(folder, *ANY_HOST)
     try:
         server.wait()
-        options = ["--budget", "trials=15", "--seeds", "5", "--name", "cells", "--mlflow", server.uri]
+        options = ["--budget", "trials=15", "--seeds", "10", "--name", "cells", "--mlflow", server.uri]
         environment = os.environ | {"BROWSER": "true"}  # a command that opens nothing
         for command in (["compare", __file__, *options], ["view", "compare-cells", "--mlflow", server.uri]):
             said = subprocess.run([NAS, *command], cwd=folder, check=True, stdout=PIPE, text=True, env=environment)
         (page,) = {word for word in said.stdout.split() if "viewStateShareKey" in word}
-        _screenshot(page, "comparison_mlflow.png", folder, (960, 2000))
+        _screenshot(page, "comparison_mlflow.png", folder, (1280, 1800))
     finally:
         server.kill()
+    note("comparison_mlflow.png")
 
 
 def draw_graph(folder: Path) -> None:
@@ -147,9 +151,11 @@ def draw_graph(folder: Path) -> None:
 def _screenshot(page: str, name: str, folder: Path, size: tuple[int, int]) -> None:
     """Save what a browser shows of a page of MLflow."""
     place = folder / name.removesuffix(".png")
-    shown = seen_in(find_browser(), page, place, size, seconds=300)
-    if "No chart data available" in shown:
-        raise RuntimeError(f"a chart of {page} is empty; look at {place}.png")
+    shown = seen_in(find_browser(), page.replace("127.0.0.1", HOST), place, size, seconds=300)
+    if (
+        wrong := next((text for text in ("No chart data available", "Request error") if text in shown), None)
+    ) is not None:
+        raise RuntimeError(f"{page} says {wrong!r}; look at {place}.png")
     shutil.move(f"{place}.png", PICTURES / name)
 
 

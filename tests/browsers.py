@@ -19,6 +19,10 @@ FLAGS = [
 ]
 
 
+HOST = "mlflow.example"
+"""A host that stands for this machine in `seen_in`: at its own address MLflow opens an assistant over the page."""
+
+
 def find_browser():
     """Return the path of a browser; skip the test where there is none."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -31,6 +35,7 @@ def seen_in(browser, address, place, size=(1600, 2300), seconds=100):
     """Return what a browser makes of a page, and leave a picture of it at `place` with the suffix `.png`."""
     flags = [
         *FLAGS,
+        f"--host-resolver-rules=MAP {HOST} 127.0.0.1",
         f"--window-size={size[0]},{size[1]}",
         "--virtual-time-budget=90000",
         f"--user-data-dir={place}.profile",

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 
 import pytest
 
@@ -27,8 +28,8 @@ def free_port():
 class MLflowServer:
     """A real MLflow server in a process group of its own; starts while other tests run."""
 
-    def __init__(self, folder):
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder, *options):
+        self.folder, self.port, self.options = folder, free_port(), options
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()
 
@@ -42,7 +43,7 @@ class MLflowServer:
         }
         with open(self.folder / "server.log", "a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *(text for pair in options.items() for text in pair)],
+                [sys.executable, "-m", "mlflow", "server", *chain(*options.items()), *self.options],
                 cwd=self.folder,
                 env=os.environ | QUIET_MLFLOW,
                 stdout=log,

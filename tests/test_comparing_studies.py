@@ -94,6 +94,11 @@ def test_three_ways_to_tune_are_compared(run, tmp_path):
     assert "after 2 trials" in printed
 
 
+def test_three_ways_to_tune_a_module_are_compared(run):
+    printed = run("joint_search", "--module", "--seeds", 1, "--seconds", 0.01)
+    assert printed.count("seed 0, ") == 3
+
+
 def test_what_was_learned_elsewhere_is_compared(run, tmp_path):
     file = tmp_path / "transfer.json"
     tiny = {"digits": lambda seed: few_digits(64), "small_fashion_mnist": lambda folder, seed: few_digits(64)}
