@@ -14,9 +14,9 @@ Joint: in one trial, the free score proposes the architecture, and TPE the other
 of the seconds search the architecture with the default recipe, the other half tunes the best one. Only: the cell of six
 3 x 3 convolutions, which has the most parameters, is tuned.
 
-`--module`: the transformer of `sequence_transformer.py`, trainings of 4 epochs. Architectures share the weights of an SNAS
-that learns meanwhile; `SNASSampler` proposes them, and TPE learning rate and weight decay. Only: the module as it is
-outside of a search. Optuna's median pruner ends trainings, as it does where nothing is said.
+`--module`: the transformer of `sequence_transformer.py`, trainings of 4 epochs. Architectures share the weights of an
+SNAS that learns meanwhile; `SNASSampler` proposes them, and TPE learning rate and weight decay. Only: the module as it
+is outside of a search. Optuna's median pruner ends trainings, as it does where nothing is said.
 """
 
 import argparse
