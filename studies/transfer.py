@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--images", default="", help="folder of Fashion-MNIST; downloaded by default")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of a search")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="the first is from nothing")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="beside the one from nothing")
     parser.add_argument("--rank", type=int, metavar="CELLS", help="rank so many trained cells by scores instead")
     parser.add_argument("--json", type=Path, help="where all curves are kept, or all losses")
     options = parser.parse_args()
@@ -151,9 +151,10 @@ def main() -> None:
         return
     runs: list[dict[str, list[tuple[float, float]]]] = kept_in(options.json, [])
     runs += [{} for _ in range(len(runs), options.seeds)]
-    for seed, run in enumerate(runs):
+    ways, asked = list(dict.fromkeys((NOTHING, *options.ways))), runs[: options.seeds]
+    for seed, run in enumerate(asked):
         data = small_fashion_mnist(options.images, seed)
-        for way in options.ways:
+        for way in ways:
             if way not in run:
                 run[way] = searched(sampler_of(way, space_for(data), seed), data, options.seconds, seed)
                 if options.json is not None:
@@ -164,9 +165,9 @@ def main() -> None:
                 f"{seconds_to(curve, goal):.0f} CPU s to {goal:.4f}",
                 flush=True,
             )
-    for way in options.ways:
+    for way in ways:
         first, last = (np.mean([run[way][place][1] for run in runs]) for place in (0, -1))
-        needed = [seconds_to(run[way], run[NOTHING][-1][1]) for run in runs]
+        needed = [seconds_to(run[way], run[NOTHING][-1][1]) for run in asked]
         print(f"{way}: mean loss {first:.4f} at first, {last:.4f} at the end; median {np.median(needed):.0f} CPU s")
 
 

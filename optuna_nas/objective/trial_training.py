@@ -266,8 +266,9 @@ class TrialTraining:
             trial.set_user_attr(METRIC, result.last.validation_metric)
         loss, error = result.last.validation_loss, result.last.validation_loss_error
         if isfinite(loss):
-            n_examples = self._candidate.data.size([REPORT])
-            trial.set_user_attr(VALIDATION_LOSS, [loss, error if isfinite(error) else None, n_examples])
+            n_examples = int(self._candidate.data.size([REPORT]))
+            noted = [float(loss), float(error) if isfinite(error) else None, n_examples]
+            trial.set_user_attr(VALIDATION_LOSS, noted)
         for key, number in ((PEAK_MEMORY_BYTES, result.peak_memory_bytes), (SKIPPED_STEPS, result.skipped_steps)):
             if number:
                 trial.set_user_attr(key, number)

@@ -42,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 MAX_RECORDS = 200
 """Records of a whole fit."""
-PACE_SHARE = 0.1
-"""Share of the seconds of a fit after which its pace is known."""
+PACE_SHARE, PACE_STEPS = 0.1, 2
+"""Share of the seconds that are left for a fit, and steps, after which its pace is known."""
 PACE_TOLERANCE = 0.05
-"""Largest share of the steps that may be too many for the seconds of a fit before they are planned anew."""
+"""Largest share of the steps that may be too many or too few for the seconds of a fit before they are planned anew."""
 
 
 class Score(Protocol):
@@ -172,7 +172,8 @@ class OneShotModel(LearnedState[Record]):
         self._configuration = configuration
         if changed or not (self.step and self.total_steps):
             self.plan_epochs(data, budget, splits)
-            self.total_steps = max(self.total_steps, self.step)
+            self.plan_steps(max(self.total_steps, self.step))
+            self.budget_steps = self.total_steps
         if changed:
             logger.info("%s goes on with a budget of %g epochs instead of %s.", self.name, budget, begun.get("budget"))
         self.attach(data)
@@ -180,6 +181,10 @@ class OneShotModel(LearnedState[Record]):
     def plan_epochs(self, data: Data, budget: float, splits: Sequence[str]) -> None:
         """Set `total_steps` for a budget of epochs; called before the first step, and for another budget later."""
         self.total_steps = max(1, round(budget * self.steps_per_epoch(data, splits)))
+
+    def plan_steps(self, total_steps: int) -> None:
+        """Set `total_steps`, to which schedules stretch or shrink, at any time of a fit."""
+        self.total_steps = total_steps
 
     def steps_per_epoch(self, data: Data, splits: Sequence[str]) -> int:
         """Return the number of steps of a pass over some splits."""
@@ -316,9 +321,9 @@ class OneShotModel(LearnedState[Record]):
             budget: Passes over `splits` in all; need not be whole. A phase that learns from one split passes over that.
                 Another than before makes schedules of learning rates end later or earlier.
             until: Share of the budget at which to return, for a fit in rounds.
-            seconds: Seconds of the whole fit. Where its pace shows that the budget would take longer, the budget is
-                lowered to what they hold, and all schedules with it. None keeps the budget, so that the fit does not
-                depend on the clock.
+            seconds: Seconds of the whole fit. Where its pace shows that the budget would take longer, the fit ends
+                with what they hold, and all schedules with it; with more seconds it goes on. None keeps the budget, so
+                that the fit does not depend on the clock.
             splits: What to learn from; single-level, so all that is learned learns from the same images.
             on_step: Called after every step with the share of the budget done.
             on_record: Called with every new record.
@@ -345,6 +350,7 @@ class OneShotModel(LearnedState[Record]):
                 if checkpoint is not None and checkpoint.exists():
                     self.load(checkpoint)
                     self.begin(data, budget, splits)  # whose budget may be another
+            pace = Pace(self, seconds)
             last = min(self.total_steps, self.step_after(until))
             task = progress.add_task(self.name, total=last, completed=self.step) if progress else None
             saved = time.monotonic()
@@ -362,7 +368,7 @@ class OneShotModel(LearnedState[Record]):
                         saved = time.monotonic()
                     if stopping:
                         raise TrainingStopped
-                    if seconds is not None and self._lower(seconds):
+                    if pace.changes_plan():
                         break
             with self.lock:
                 self._count_skipped(wait=True)
@@ -445,17 +451,6 @@ class OneShotModel(LearnedState[Record]):
                 self.seconds = before + time.monotonic() - started
             yield record
 
-    def _lower(self, seconds: float) -> bool:
-        """Lower the steps to do to what some seconds hold at the pace so far; return whether they were too many."""
-        if self.seconds < PACE_SHARE * seconds:
-            return False
-        within = max(self.step, int(self.step * seconds / self.seconds))
-        if within >= (1 - PACE_TOLERANCE) * self.total_steps:
-            return False
-        with self.lock:
-            self.total_steps = within
-        return True
-
     @property
     def fitted(self) -> bool:
         """Whether a fit has gone through its budget."""
@@ -507,6 +502,48 @@ class OneShotModel(LearnedState[Record]):
                     self._scoring = to_device(self._scoring, data.device)
             if data.size([REPORT]):
                 self._scoring = next(iter(data.batches([REPORT], self.recipe.scoring_images)))
+
+
+class Pace:
+    """Plans as many steps of a fit as its seconds hold, and no more than its budget has.
+
+    The first step of a process takes longer than others, so that it says nothing about their pace.
+
+    Args:
+        model: Model that is fitted.
+        seconds: Seconds of the whole fit; None for the whole budget.
+    """
+
+    def __init__(self, model: OneShotModel[Any], seconds: float | None) -> None:
+        self._model, self._seconds = model, math.inf if seconds is None else seconds
+        self._first: tuple[int, float] | None = None  # steps and seconds when the first step of this call had been done
+        if model.seconds and self._seconds != (model.planned_seconds or math.inf):  # at the pace of earlier calls
+            self._plan(model.step / model.seconds)
+        model.planned_seconds = seconds
+
+    def changes_plan(self) -> bool:
+        """Plan anew after a step; return whether steps were too many or too few."""
+        model = self._model
+        if self._first is None:
+            self._first = model.step, model.seconds
+        if math.isinf(self._seconds):
+            return False
+        if model.seconds >= self._seconds:
+            return self._plan(0.0)
+        steps, spent = model.step - self._first[0], model.seconds - self._first[1]
+        if steps < PACE_STEPS or spent < PACE_SHARE * (self._seconds - self._first[1]):
+            return False
+        return self._plan(steps / spent)
+
+    def _plan(self, steps_a_second: float) -> bool:
+        model, left = self._model, max(0.0, self._seconds - self._model.seconds)
+        most = model.budget_steps if math.isinf(left) else model.step + int(left * steps_a_second)
+        total = max(model.step, min(model.budget_steps, most))
+        if total > model.step and abs(total - model.total_steps) <= PACE_TOLERANCE * model.total_steps:
+            return False
+        with model.lock:
+            model.plan_steps(total)
+        return True
 
 
 def score_of(model: OneShotModel[Any] | None, score: Score | None) -> Score:

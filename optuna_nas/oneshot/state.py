@@ -29,6 +29,8 @@ from optuna_nas.training.rules import (
     mapping,
     not_negative,
     number,
+    optional,
+    positive,
     row,
     settings_of,
 )
@@ -101,7 +103,8 @@ Record = TypeVar("Record")
 RECORD = row(at_least(0), mapping(number()))
 """Rule of a record in a checkpoint: step and metrics."""
 PROGRESS: dict[str, Rule] = {
-    **dict.fromkeys(("step", "total_steps", "skipped"), at_least(0)),
+    **dict.fromkeys(("step", "total_steps", "budget_steps", "skipped"), at_least(0)),
+    "planned_seconds": optional(positive()),
     "seconds": not_negative(),
     "records": items(RECORD),
 }
@@ -142,7 +145,9 @@ class LearnedState(ABC, Generic[Record]):
         self.tally = StepTally(2 + n_metrics)
         self.step = 0
         self.total_steps = 0
+        self.budget_steps = 0  # of the whole budget, which `total_steps` are fewer than where seconds limit them
         self.seconds = 0.0
+        self.planned_seconds: float | None = None  # what `total_steps` were planned for
         self.records: list[Record] = []
         self._scoring: Any = None
         self._made_optimizers: dict[str, torch.optim.Optimizer] | None = None
@@ -260,6 +265,8 @@ class LearnedState(ABC, Generic[Record]):
             progress = {
                 "step": self.step,
                 "total_steps": self.total_steps,
+                "budget_steps": self.budget_steps,
+                "planned_seconds": self.planned_seconds,
                 "skipped": self.skipped,
                 "seconds": self.seconds,
                 **self.progress(),
@@ -288,7 +295,9 @@ class LearnedState(ABC, Generic[Record]):
                 path, {k: stored.get(k) for k in shared}, {k: self.configuration.get(k) for k in shared}
             )
             with reading_checkpoint(path):
-                progress = {**description["progress"], **checked(description["progress"], PROGRESS)}
+                before = {"budget_steps": description["progress"].get("total_steps"), "planned_seconds": None}
+                progress = {**before, **description["progress"]}
+                progress |= checked(progress, PROGRESS)
                 if self.step > progress["step"]:
                     return
                 if progress["step"] > (progress["total_steps"] or self.total_steps) > 0:
@@ -296,4 +305,5 @@ class LearnedState(ABC, Generic[Record]):
                 self.restore(tensors, progress)
             self._configuration = {**self.configuration, **stored}
             self.step, self.total_steps = progress["step"], progress["total_steps"] or self.total_steps
+            self.budget_steps, self.planned_seconds = progress["budget_steps"], progress["planned_seconds"]
             self.tally.skipped, self.seconds = progress["skipped"], progress["seconds"]

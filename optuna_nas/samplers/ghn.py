@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,8 +96,8 @@ class GHNSampler(ArchitectureSampler):
             longer. None keeps it, so that what is learned does not depend on the clock.
         pool_size: Candidates per round, at least `trials_per_round`.
         pool_seconds: Seconds after which no further candidates of a pool are scored, larger than 0: where trainings are
-            short, scores of many candidates would cost more than they save. None scores all, whatever it takes, so
-            that a pool does not depend on the clock.
+            short, scores of many candidates would cost more than they save. Half as many end the draws. None draws and
+            scores all, whatever it takes, so that a pool does not depend on the clock.
         prefilter: Cheaper function that scores `prefilter_size` architectures first, such as a `FreeScore`; its best
             `pool_size` are the candidates.
         prefilter_size: Architectures that the prefilter scores in a round, at least `pool_size`.
@@ -178,6 +179,7 @@ class GHNSampler(ArchitectureSampler):
         if not 0 <= exploration <= 1:
             raise ValueError(f"`exploration` must be in [0, 1] but got {exploration}; 0.1 suits most studies.")
         self.known_costs = KnownCosts(space, costs, constraints)
+        self._costs, self._constraints = self.known_costs.costs, self.known_costs.bounds  # settings that a study notes
         self.data, self._budget, self._device, self._given_store = data, budget, device, artifact_store
         self.pool_size, self._exploration, self._trials_per_round = pool_size, exploration, trials_per_round
         self._prefilter, self._n_drawn = prefilter, pool_size if prefilter is None else prefilter_size
@@ -331,12 +333,17 @@ class GHNSampler(ArchitectureSampler):
         return self.known_costs.within(iter(lambda: self.space.sample(random), None))
 
     def _drawn(
-        self, architectures: Iterator[Architecture], number: int, taken: set[int]
+        self, architectures: Iterator[Architecture], number: int, taken: set[int], seconds: float = math.inf
     ) -> dict[int, NDArray[np.int64]]:
-        """Return up to `number` functionally distinct architectures by digest; fewer if the space is exhausted."""
+        """Return up to `number` functionally distinct architectures by digest, one at least.
+
+        They are fewer if the space is exhausted, or the seconds are over, as draws within narrow bounds may take long.
+        """
         drawn: dict[int, NDArray[np.int64]] = {}
-        n_failed = 0
+        n_failed, ends = 0, time.monotonic() + seconds
         while len(drawn) < number and n_failed < DRAWS_A_CANDIDATE * max(10, len(drawn)):
+            if drawn and time.monotonic() >= ends:
+                break
             architecture = next(architectures)
             digest = _digest(architecture) if architecture.connected else None
             if digest is None or digest in taken or digest in drawn:
@@ -360,7 +367,8 @@ class GHNSampler(ArchitectureSampler):
         if number < 2 * ROUNDS_BEHIND and not self._has_one_pool:
             reserved = {_digest(self._architecture(chosen)) for chosen in self._reserved(study)}
         earlier = self._of_trials(study, trial)
-        candidates = self._drawn(self._draws(study, trial), self._n_drawn, taken.keys() | reserved | earlier.keys())
+        excluded, seconds = taken.keys() | reserved | earlier.keys(), (self._pool_seconds or math.inf) / 2
+        candidates = self._drawn(self._draws(study, trial), self._n_drawn, excluded, seconds)
         digests = list(candidates)
         chosen_MP = np.array(list(candidates.values()), dtype=np.int64).reshape(-1, len(self._distributions))
         architectures = [self._architecture(chosen) for chosen in chosen_MP]

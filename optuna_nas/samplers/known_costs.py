@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 DRAWS_WITHIN = 20
 """Draws in search of a candidate within the bounds, after which one outside is taken."""
+
+
+class _Params(NamedTuple):
+    """Parameters alone, which need no graph of a network."""
+
+    params: int
 
 
 class KnownCosts:
@@ -63,6 +69,11 @@ class KnownCosts:
                 shown = cost if isinstance(cost, str) else cost.name
                 raise ValueError(f"`constraints[{shown!r}]` must be a number but is {bound!r}.")
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Upper bounds by the names of costs."""
+        return {cost if isinstance(cost, str) else cost.name: float(b) for cost, b in self.constraints.items()}
+
     def of(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         """Return the costs that are objectives, shape (M, K)."""
         return np.array([_values(self.costs, architecture) for architecture in architectures])
@@ -73,7 +84,8 @@ class KnownCosts:
             return 0.0
         values = _values(self.constraints, architecture)
         over = zip(values, self.constraints.values(), strict=True)
-        return float(sum((value - bound) / (abs(bound) or 1.0) for value, bound in over if not value <= bound))
+        excess = float(sum((value - bound) / (abs(bound) or 1.0) for value, bound in over if not value <= bound))
+        return np.inf if np.isnan(excess) else excess
 
     def within(self, drawn: Iterator[Architecture]) -> Iterator[Architecture]:
         """Return the first of every 20 drawn architectures that keeps the bounds, or else the last of them."""
@@ -87,5 +99,8 @@ class KnownCosts:
 
 
 def _values(costs: Iterable[str | PredictedCost], architecture: Architecture) -> list[float]:
-    exact = architecture.cost() if isinstance(architecture.space, ModelSpace) else None
-    return [getattr(exact, cost) if isinstance(cost, str) else cost.of(architecture) for cost in costs]
+    wanted, space = list(costs), architecture.space
+    exact: Any = None
+    if isinstance(space, ModelSpace) and (counted := {cost for cost in wanted if isinstance(cost, str)}):
+        exact = _Params(space.params(architecture)) if counted == {"params"} else architecture.cost()
+    return [getattr(exact, cost) if isinstance(cost, str) else cost.of(architecture) for cost in wanted]

@@ -59,29 +59,30 @@ class Stopping:
         """Return why the search ends before its next trial, None if it goes on."""
         if self._seconds is None and self._patience is None:
             return None
+        parameter, length = (None, None) if self._upcoming is None else self._upcoming(study)
         with self._lock:
             for trial in self._finished.take(study.get_trials(deepcopy=False)):
-                self._read(study, trial)
-            if self._seconds is not None and self._spent and self._spent + self._expected(study) > self._seconds:
+                self._read(study, trial, parameter)
+            if self._seconds is not None and self._spent and self._spent + self._expected(length) > self._seconds:
                 return f"{self._spent:,.0f} of {self._seconds:,.0f} seconds are spent, and no further trial would fit"
             if self._patience is not None and self._since >= self._patience:
                 return f"{self._since} trials in a row were not better than the best"
         return None
 
-    def _expected(self, study: Study) -> float:
+    def _expected(self, length: int | None) -> float:
         """Return the seconds of the next trial: the longest of its length, or what others would take at that length."""
-        if self._upcoming is None:
+        if length is None:
             return max(self._longest.values())
-        _, length = self._upcoming(study)
         if length in self._longest:
             return self._longest[length]
         return max(seconds * (length / other if other else 1) for other, seconds in self._longest.items())
 
-    def _read(self, study: Study, trial: FrozenTrial) -> None:
+    def _read(self, study: Study, trial: FrozenTrial, parameter: str | None) -> None:
         duration = spending_of(trial).total
         self._spent += duration
-        if trial.number > 0:  # the first one may train a model or score a pool
-            length = None if self._upcoming is None else trial.params.get(self._upcoming(study)[0])
+        length = None if parameter is None else trial.params.get(parameter)
+        # The first one may train a model or score a pool; one that ended early does not show what its length takes.
+        if trial.number > 0 and (length is None or trial.state == TrialState.COMPLETE):
             self._longest[length] = max(self._longest.get(length, 0.0), duration)
         if trial.state == TrialState.COMPLETE and trial.values and feasible(trial):
             value = oriented(trial.values[0], study.directions[0])

@@ -238,7 +238,7 @@ class InStudyFit(PicklesSettings, Generic[Content]):
         def save(folder: Path) -> dict[str, Any]:
             value: dict[str, Any] = {"step": 0, "done": False}
             if self.model is not None:
-                value = {"step": self.model.step, "done": self.model.fitted, "budget": self.budget}
+                value = {"step": self.model.step, "done": self.model.fitted, **self._limits()}
                 if self.trains:
                     self._write(study, trial, [record for record in self.model.records if record.step > steps[0]])
                     self.model.save(folder / self.file)
@@ -351,11 +351,16 @@ class InStudyFit(PicklesSettings, Generic[Content]):
             self.model.load(fetch(self.file))
         return content
 
+    def _limits(self) -> dict[str, float | None]:
+        """Return what limits the training, as a snapshot notes it."""
+        return {"budget": self.budget, "budget_seconds": self.budget_seconds}
+
     def _is_done(self, value: dict[str, Any]) -> bool:
-        """Return whether a round was the last one, also for the budget of now."""
-        of_budget = value.get("budget")
-        grown = isinstance(of_budget, int | float) and self.budget is not None and self.budget > of_budget
-        return bool(value["done"]) and not grown
+        """Return whether a round was the last one, also for the budget and seconds of now; None is no limit."""
+        for name, limit in self._limits().items():
+            if isinstance(noted := value.get(name, limit), int | float) and (limit is None or limit > noted):
+                return False
+        return bool(value["done"])
 
     def _store(self, study: Study) -> ArtifactStore:
         store = self._given_store or self._search_store

@@ -6,10 +6,10 @@ The training loop, the one-shot models and the objective use no other loss or me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
-from math import isnan, nan
+from math import isfinite, isnan, nan, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -205,10 +205,13 @@ class SummedTask(Task):
         found = self.summarise(model, reduce(torch.add, sums))
         if isnan(found.loss) or not isnan(found.loss_error) or len(sums) < LEAST_BATCHES:
             return found
-        sizes = torch.stack([one[0, -1] for one in sums]).detach().double().cpu()
-        losses = torch.tensor([self.summarise(model, one).loss for one in sums], dtype=torch.float64)
-        deviations = sizes * (losses - found.loss) / sizes.sum()
-        return found._replace(loss_error=float((deviations.square().sum() * len(sums) / (len(sums) - 1)).sqrt()))
+        with suppress(Exception):  # a metric that a single batch does not have, such as one of all classes
+            losses = torch.tensor([float(self.summarise(model, one).loss) for one in sums], dtype=torch.float64)
+            sizes = torch.stack([one.reshape(-1, one.shape[-1])[0, -1] for one in sums]).detach().double().cpu()
+            deviations = sizes * (losses - found.loss) / sizes.sum()
+            error = (deviations.square().sum() * len(sums) / (len(sums) - 1)).sqrt()
+            return found._replace(loss_error=float(error))
+        return found
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> float:
@@ -297,15 +300,13 @@ class ImageClassification(SummedTask):
         exits = _exits(model)
         outputs = [model(inputs)] if exits is None else exits.anytime(inputs)
         sums = torch.zeros((len(outputs), 4), dtype=torch.float64, device=targets.device)
-        losses = torch.zeros(
-            len(targets), dtype=torch.float64, device=targets.device
-        )  # of each example, over all exits
+        losses = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)  # of examples, over all exits
         for row, scores in zip(sums, outputs, strict=True):
             log_probabilities = F.log_softmax(scores.float(), dim=1)
             row[0] += F.nll_loss(log_probabilities, targets, reduction="sum")
             row[1] += (scores.argmax(1) == targets).sum()
             row[3] += len(targets)
-            losses += F.nll_loss(log_probabilities, targets, reduction="none").reshape(len(targets), -1).sum(1)
+            losses += _by_example(F.nll_loss(log_probabilities, targets, reduction="none")).sum(1)
         sums[:, 2] = (losses / len(outputs)).square().sum()
         return sums
 
@@ -364,7 +365,7 @@ class Regression(SummedTask):
         error, count = predictions - targets, torch.tensor(len(targets), device=targets.device)
         per_example = targets.numel() / max(1, len(targets))
         columns = [error.square().sum(), error.abs().sum(), targets.sum(), targets.square().sum(), count * per_example]
-        squares = error.square().reshape(len(targets), -1).mean(1).square().sum()  # of the loss of each example
+        squares = _by_example(error.square()).mean(1).square().sum()  # of the loss of each example
         return torch.stack([*columns, squares, count]).double()[None]
 
     def summarise(self, model: nn.Module, sums: Tensor) -> Evaluation:
@@ -398,7 +399,7 @@ class Regression(SummedTask):
 
 
 def standard_error(mean: float, mean_square: float, n_examples: float) -> float:
-    """Return the standard error of a mean over examples; NaN of a single one.
+    """Return the standard error of a mean over examples; NaN of a single one, or of what is not finite.
 
     Args:
         mean: Mean of a number of each example.
@@ -410,7 +411,14 @@ def standard_error(mean: float, mean_square: float, n_examples: float) -> float:
         >>> standard_error(2.0, 5.0, 2)  # of 1 and 3
         1.0
     """
-    return (max(0.0, mean_square - mean**2) / (n_examples - 1)) ** 0.5 if n_examples > 1 else nan
+    if n_examples <= 1 or not isfinite(mean_square):
+        return nan
+    return sqrt(max(0.0, mean_square - mean**2) / (n_examples - 1))
+
+
+def _by_example(values: Tensor) -> Tensor:
+    """Return numbers of examples in rows, shape (B, N)."""
+    return values.flatten(1) if values.ndim > 1 else values[:, None]
 
 
 def _count(n_examples: int, like: Tensor) -> Tensor:

@@ -76,6 +76,36 @@ def test_a_lowered_fit_that_was_stopped_goes_on_to_its_end(data, clock, tmp_path
     assert 10 < again.step <= 31
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_more_seconds_train_a_model_further_and_none_to_its_budget(name, data, clock, tmp_path):
+    model, again, whole = (MODELS[name]() for _ in range(3))
+    whole.begin(data, 20, TRAIN)
+    model.fit(data, 20, seconds=30, show_progress=False)
+    assert model.step < 32
+    model.save(tmp_path / "model.safetensors")
+    again.load(tmp_path / "model.safetensors")
+    again.fit(data, 20, seconds=60, show_progress=False)
+    assert 55 <= again.step <= 62
+    again.fit(data, 20, seconds=60, show_progress=False)
+    assert again.step <= 62, "the same seconds are spent"
+    again.fit(data, 20, show_progress=False)
+    assert again.fitted
+    assert again.step == again.budget_steps == whole.total_steps
+
+
+def test_a_slow_first_step_says_nothing_about_the_pace(data, monkeypatch):
+    now, model = [0.0], MODELS["snas"]()
+    monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
+
+    def step(batch, own=model.train_step):
+        now[0] += 1.0 if model.step else 15.0
+        return own(batch)
+
+    model.train_step = step
+    model.fit(data, 1000, seconds=60, show_progress=False)
+    assert 43 <= model.step <= 48, "fifteen seconds for the first step, forty-five for others"
+
+
 def test_no_seconds_are_refused(data):
     with pytest.raises(ValueError, match="`seconds` must be larger than 0 but got 0; None keeps the whole `budget`"):
         MODELS["snas"]().fit(data, 1, seconds=0)

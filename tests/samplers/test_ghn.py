@@ -27,11 +27,13 @@ from optuna_nas import (
     GHNRecipe,
     GHNSampler,
     NetworkSpace,
+    Search,
     Skeleton,
     nasbench201_space,
 )
 from optuna_nas.samplers.fronts import non_dominated_ranks
 from optuna_nas.samplers.ghn import POOL
+from optuna_nas.search.config import part_settings
 from optuna_nas.storage.artifacts import folder_store
 from optuna_nas.storage.attributes import SURROGATE_SCORE, fit_records_of, read_json, snapshot_key
 from optuna_nas.training import TrainingStopped
@@ -267,9 +269,15 @@ def test_a_prefilter_leaves_its_best_to_the_score(tmp_path):
 
 
 def test_a_pool_ends_when_its_seconds_are_over_and_trials_go_on_at_random(tmp_path, monkeypatch):
-    seconds = iter(range(1000))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
-    sampler = sampler_of(tmp_path, pool_size=200, trials_per_round=100, pool_seconds=2)
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def slow(architectures):
+        now[0] += 1.0
+        return score(architectures)
+
+    arguments = {"pool_size": 200, "trials_per_round": 100, "pool_seconds": 2, "seed": 0}
+    sampler = GHNSampler(LARGE, score=slow, artifact_store=folder_store(tmp_path), exploration=0.0, **arguments)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=80)
     scored = [SURROGATE_SCORE in trial.user_attrs for trial in study.trials]
@@ -451,6 +459,42 @@ def test_a_predicted_cost_is_a_bound_as_well(tmp_path):
     assert (
         max(LARGE.decode(trial.params).summary.count("conv") for trial in study.trials) == 2
     )  # more of them is better
+
+
+class Unknown(Convolutions):
+    """A predicted cost that does not know architectures with a convolution."""
+
+    def of(self, architecture):
+        return super().of(architecture) or float("nan")
+
+
+def test_what_a_cost_does_not_know_comes_last(tmp_path):
+    _, study = proposed_under(tmp_path, {Unknown(): 3}, n_trials=60)
+    known = [LARGE.decode(trial.params).summary.count("conv") > 0 for trial in study.trials]
+    assert known == sorted(known, reverse=True)
+
+
+def test_bounds_and_costs_are_noted_settings(tmp_path):
+    sampler = sampler_of(tmp_path, SMALL_FRAME, constraints={"params": 142, Convolutions(): 2}, costs=["params"])
+    noted = part_settings(Search("s", SMALL_FRAME, objective=merit, sampler=sampler))
+    assert noted["sampler.costs"] == '["params"]'
+    assert noted["sampler.constraints"] == '{"params": 142.0, "convolutions": 2.0}'
+
+
+def test_draws_within_narrow_bounds_end_with_their_seconds(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def slow(self, architecture):
+        now[0] += 1.0
+        return 1.0
+
+    monkeypatch.setattr(module.KnownCosts, "excess", slow)
+    sampler = sampler_of(tmp_path, SMALL_FRAME, constraints={"params": 1}, pool_size=300, pool_seconds=80.0)
+    sampler._reserve = ("s", [])
+    study = optuna.create_study(study_name="s", direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+    assert 1 <= len(sampler.scored(study)) <= 3
 
 
 def test_a_sampler_for_one_pool_keeps_the_bounds(tmp_path):

@@ -228,8 +228,8 @@ def test_seconds_end_a_search_before_the_trial_that_would_not_fit():
 
 
 def test_the_next_trial_is_expected_to_take_what_its_length_takes():
-    def trained(epochs, seconds):
-        trial = finished(1.0, seconds)
+    def trained(epochs, seconds, state=TrialState.COMPLETE):
+        trial = finished(1.0, seconds, state)
         trial.params, trial.distributions = {"epochs": epochs}, {"epochs": CategoricalDistribution((2, 6))}
         return trial
 
@@ -240,7 +240,7 @@ def test_the_next_trial_is_expected_to_take_what_its_length_takes():
     length[0] = 6  # three times as long as what took three seconds
     study.add_trial(trained(2, 3))
     assert stopping.reason(study) is None
-    study.add_trial(trained(2, 1))
+    study.add_trials([trained(2, 1), trained(6, 0, TrialState.PRUNED)])
     assert stopping.reason(study) == "12 of 20 seconds are spent, and no further trial would fit"
     study.add_trial(trained(6, 5))
     length[0] = 2

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, r2_score
+from strategies import few_digits
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -31,6 +32,7 @@ from optuna_nas.training import (
     evaluate,
     train,
 )
+from optuna_nas.training.task import standard_error
 
 METRICS = {
     "r2": lambda y, p: r2_score(y.ravel(), p.ravel()),
@@ -90,6 +92,67 @@ def test_the_error_of_a_loss_is_that_of_the_losses_of_single_examples(shape):
     found = ImageClassification().evaluation(nn.Identity(), batches_of(scores, labels, 5))
     assert found.loss_error == pytest.approx(np.std(single, ddof=1) / 23**0.5, rel=1e-5)
     assert math.isnan(ImageClassification().evaluation(nn.Identity(), batches_of(scores[:1], labels[:1], 1)).loss_error)
+    for task, whole in ((Regression(), (p, y)), (ImageClassification(), (scores, labels))):
+        with_empty = [*batches_of(*whole, 5), Batch(*(torch.from_numpy(values[:0]) for values in whole))]
+        assert task.evaluation(nn.Identity(), with_empty) == task.evaluation(nn.Identity(), batches_of(*whole, 5))
+
+
+@pytest.mark.parametrize(("mean", "square"), [(math.nan, math.nan), (math.inf, math.inf), (1.0, math.nan)])
+def test_what_is_not_finite_has_no_error(mean, square):
+    assert math.isnan(standard_error(mean, square, 10))
+
+
+class FlatSums(SummedTask):
+    """A task whose sums are a row, and whose metric a single batch of one class does not have."""
+
+    metric, direction = "accuracy", "maximize"
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def sums(self, model, batch):
+        scores, labels = model(batch[0]), batch[1]
+        right = (scores.argmax(1) == labels).sum()
+        counts = [
+            F.cross_entropy(scores, labels, reduction="sum"),
+            right,
+            (labels == 0).sum(),
+            torch.tensor(len(labels)),
+        ]
+        return torch.stack([value.double() for value in counts])
+
+    def summarise(self, model, sums):
+        loss, right, of_first, n_examples = sums.tolist()
+        if of_first in (0, n_examples):
+            raise ValueError("one class only")
+        return Evaluation(loss / n_examples, right / n_examples)
+
+
+def test_a_task_of_ones_own_is_evaluated_without_an_error_where_batches_have_none():
+    scores, labels = DRAW.normal(size=(24, 2)).astype(np.float32), np.arange(24) % 2
+    found = FlatSums().evaluation(nn.Identity(), batches_of(scores, labels, 2))
+    assert found.loss == pytest.approx(log_loss(labels, torch.softmax(torch.tensor(scores), 1).numpy()), rel=1e-5)
+    assert found.loss_error > 0
+    assert math.isnan(FlatSums().evaluation(nn.Identity(), batches_of(scores, labels, 1)).loss_error)
+
+
+def test_a_loss_of_numpy_is_noted_as_a_number():
+    data = few_digits(32)
+    cells = CellSpace(("skip_connect", "none"), 1, 1, (CellKind("cell"),))
+    space = NetworkSpace(cells, Skeleton(("cell",), 2, (1, 8, 8), 10))
+    objective = TrainObjective(space, data, Recipe(epochs=1, batch_size=16), NumpyLoss())
+    study = optuna.create_study(storage="sqlite://", direction="maximize")
+    study.enqueue_trial({"cell_0_1": "skip_connect"})
+    study.optimize(objective, n_trials=1)
+    assert isinstance(study.trials[0].user_attrs["optuna_nas:validation_loss"][0], float)
+
+
+class NumpyLoss(ImageClassification):
+    """Image classification that tells its loss as NumPy does."""
+
+    def summarise(self, model, sums):
+        found = super().summarise(model, sums)
+        return found._replace(loss=np.float32(found.loss), loss_error=np.float32(found.loss_error))
 
 
 def test_predictions_may_be_columns_of_one():

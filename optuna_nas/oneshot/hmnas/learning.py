@@ -137,6 +137,13 @@ class MaskedSupernet(OneShotModel[MaskRecord]):
         self.total_steps = max(1, supernet_steps + mask_steps, self.step)
         self._mask_share = (self.total_steps - supernet_steps) / self.total_steps
 
+    def plan_steps(self, total_steps: int) -> None:
+        """Set `total_steps`; once masks learn, what is more or less is theirs."""
+        supernet_steps = self.supernet_steps if self.masking else None
+        super().plan_steps(total_steps)
+        if supernet_steps is not None:
+            self._mask_share = (total_steps - supernet_steps) / total_steps
+
     def step_after(self, share: float) -> int:
         of_supernet = 1 - self.recipe.mask_fraction
         if share <= of_supernet:
