@@ -220,7 +220,9 @@ def log_picture(client: MlflowClient, run_id: str, picture: NDArray[np.uint8], k
     """Log a picture for MLflow's grid of images, which shows it as large as it is.
 
     `MlflowClient.log_image` stores a preview of 256 pixels beside the picture, and the grid shows the preview: letters
-    are not legible there. This one stores a preview of the same size, under names as MLflow 3.17 gives them.
+    are not legible there. This one stores a preview of the same size, under names as MLflow 3.17 gives them. The grid
+    has squares, in whose middle it places a picture, out of sight in a low card; so there is white below one that is
+    wider than high.
 
     Args:
         client: MLflow's client.
@@ -228,7 +230,9 @@ def log_picture(client: MlflowClient, run_id: str, picture: NDArray[np.uint8], k
         picture: RGBA pixels, shape (height, width, 4).
         key: Key of the picture in the grid.
     """
-    image = Image.fromarray(picture).convert("RGB")
+    drawn = Image.fromarray(picture).convert("RGB")
+    image = Image.new("RGB", (drawn.width, max(drawn.size)), "white")
+    image.paste(drawn)
     with TempDir() as folder:
         name = folder.path(f"{key}+step+0+timestamp+{milliseconds_now()}+{uuid4()}")
         image.save(f"{name}.png")

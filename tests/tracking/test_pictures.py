@@ -93,5 +93,6 @@ def test_a_picture_is_shown_in_its_own_size(uri):
     assert picture == preview.replace("+compressed.webp", ".png")
     for file in (preview, picture):
         with Image.open(client.download_artifacts(run_id, file)) as image:
-            assert image.size == (500, 300)
+            assert image.size == (500, 500), "the grid centres what is no square"
+            assert image.convert("RGB").getpixel((0, 0)) != image.convert("RGB").getpixel((0, 499)) == (255, 255, 255)
     assert client.get_run(run_id).data.tags["mlflow.loggedImages"] == "True"
