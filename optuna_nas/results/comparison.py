@@ -208,7 +208,7 @@ class Comparison(NamedTuple):
 
     @property
     def _too_few(self) -> str:
-        """Why seeds, or trials of the best two, are too few to tell anything, in a sentence; empty where they are enough.
+        """Why seeds, or trials of the best two, are too few to tell anything, in a sentence; empty if they are enough.
 
         With as many trials as start-up draws all of them are draws.
         """
