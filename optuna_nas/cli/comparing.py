@@ -112,6 +112,7 @@ def compare(
             from optuna_nas.tracking.comparison import save_comparison
 
             address = save_comparison(mlflow_tracker, compared.studies, _shown(compared, spending, seeds))
+            found["address"] = address
             if mlflow_tracker.served:
                 output.line("In MLflow", address)
     if no_mlflow:
@@ -125,7 +126,7 @@ def _shown(compared: Comparison, budget: Budget, seeds: int) -> Compared:
     from optuna_nas.results import comparison
     from optuna_nas.tracking.comparison import Compared
 
-    by_second = [compared.figure_by_second(budget)] if budget.kind != comparison.SECONDS else []
+    by_second = compared.figure_by_second(budget) if budget.kind != comparison.SECONDS else None
     return Compared(
         compared.metric,
         compared.headings,
@@ -135,7 +136,7 @@ def _shown(compared: Comparison, budget: Budget, seeds: int) -> Compared:
         compared.leader,
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} of every strategy, {budget} each. {compared.told}",
         compared.table(),
-        [compared.figure(budget), *by_second],
+        [compared.figure(budget), *([] if by_second is None else [by_second])],
         compared.by_second(budget),
     )
 

@@ -23,6 +23,7 @@ from optuna_nas.cli.options import (
     Storage,
     Strategy,
     StudyFile,
+    on_path,
     python,
     renamed,
     same_command,
@@ -107,10 +108,11 @@ def train(
         output.line(f"Test {result.metric}", f"{result.test_metric:.4f} on the test split")
     output.line("Network", f"{result.network}, read it with optuna_nas.load_network")
     options = {"strategy": strategy, "storage": storage, "settings": settings}
-    run_id = _log_final(search, result, mlflow, to_copy("mirror", study, mlflow=mlflow, **options), output)
+    mirror = to_copy("mirror", study, mlflow=mlflow, **options)
+    shown = {"run": None, "not_in_mlflow": None} if no_mlflow else _log_final(search, result, mlflow, mirror, output)
     found = {name: value for name, value in result._asdict().items() if name not in ("curve", "settings")}
     export_it = to_copy("export", study, mlflow=mlflow, **options)
-    output.end("Export it", export_it, study=search.name, interrupted=False, **found, run=run_id)
+    output.end("Export it", export_it, study=search.name, interrupted=False, **found, **shown)
 
 
 @command()
@@ -173,11 +175,13 @@ def _use(format: str, path: Path) -> str:  # noqa: A002
     return python("-c", code[format])
 
 
-def _log_final(search: Search, result: FinalTraining, mlflow: str | None, mirror: str, output: Output) -> str | None:
-    """Write a final training to the MLflow of its study, and return the id of its run; None without one.
+def _log_final(
+    search: Search, result: FinalTraining, mlflow: str | None, mirror: str, output: Output
+) -> dict[str, str | None]:
+    """Write a final training to the MLflow of its study; return the id of its run, and why there is none, for JSON.
 
     Args:
-        search: Search; None in place of its tracker for none.
+        search: Search, whose study may be in MLflow without a tracker of its own.
         result: The training.
         mlflow: Address that the user gave, instead of the one at which the study is.
         mirror: Command that writes the study to MLflow.
@@ -187,22 +191,22 @@ def _log_final(search: Search, result: FinalTraining, mlflow: str | None, mirror
     from optuna_nas.search.opening import read_study, where_mirrored
     from optuna_nas.tracking.final_run import NotMirrored
 
-    if search.tracking is None or final.is_alone(result.network):
-        return None
+    run_id, absent = None, None
     try:
         with output.doing("Writing the training to MLflow"):
-            study = read_study(search)
-            run_id = final.run_in_mlflow(
-                where_mirrored(search, study) if mlflow is None else search, study, result.network
-            )
+            if not final.is_alone(result.network):
+                study = read_study(search)
+                search = where_mirrored(search, study) if mlflow is None else search
+                run_id = None if search.tracking is None else final.run_in_mlflow(search, study, result.network)
     except ConnectionError as error:
-        output.line("Not in MLflow", f"{error} The next `optuna-nas train` writes it.")
+        absent = f"{error} The next `optuna-nas train` writes it."
     except NotMirrored as error:
-        output.line("Not in MLflow", f"{error.reason}; write it with `{mirror}`, then the next `train` adds this.")
-    else:
+        absent = f"{error.reason}; write it with `{mirror}`, then the next `train` adds this."
+    if absent is not None:
+        output.line("Not in MLflow", absent)
+    if run_id is not None:
         output.line("In MLflow", f"run {run_id}, beside the trials of the study; `export --format mlflow` adds a model")
-        return run_id
-    return None
+    return {"run": run_id, "not_in_mlflow": absent}
 
 
 def _log_model(
@@ -232,5 +236,5 @@ def _log_model(
     address = shlex.quote(shown_address(tracker.tracking_uri))
     serve = python("-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", model.uri)
     found = {"network": str(file), "model": model.uri, "version": model.version, "run": run_id}
-    serve_it = f"MLFLOW_TRACKING_URI={address} {serve}"
+    serve_it = f"{on_path()}MLFLOW_TRACKING_URI={address} {serve}"  # MLflow starts `uvicorn` by its name alone
     output.end("Serve it", serve_it, **found, max_difference=model.max_difference)

@@ -64,9 +64,18 @@ def program() -> str:
 
 def python(*words: str) -> str:
     """Return a command for the Python of this program, which is given by its path unless `python` starts it."""
+    return shlex.join(["python" if _is_on_path() else sys.executable, *words])
+
+
+def on_path() -> str:
+    """Return what puts the programs beside this one's Python on the search path of a command; empty if they are."""
+    return "" if _is_on_path() else f"PATH={shlex.quote(str(Path(sys.executable).absolute().parent))}:$PATH "
+
+
+def _is_on_path() -> bool:
+    """Return whether `python` starts the Python of this program."""
     found = shutil.which("python")
-    is_same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
-    return shlex.join(["python" if is_same else sys.executable, *words])
+    return found is not None and Path(found).absolute() == Path(sys.executable).absolute()
 
 
 def same_command() -> str:

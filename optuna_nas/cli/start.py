@@ -21,6 +21,8 @@ from optuna_nas.search.study_file import YAML_SUFFIXES, UsageError
 from optuna_nas.storage.secrets import without_password
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna_nas.results.listing import StudySummary
 
 RUNS = Path("runs")
@@ -106,22 +108,26 @@ def list_studies(
     if as_json:
         for one in found:
             print_json("study", **{name: value for name, value in one._asdict().items() if name != "storage"})
-        return
-    if not found:
+    elif found:
+        table = Table()
+        for heading in ("study", "state", "trials", "best", "last change", "in"):
+            table.add_column(heading, justify="right" if heading in ("trials", "best") else "left", overflow="fold")
+        for one in found:
+            table.add_row(*_cells(one))
+        console.print(table)
+    else:
         console.print(f"No study in {folder if storage is None else 'the storage'} yet.")
-        Output().end("Begin with one", shlex.join([program(), "init"]))
-        return
-    table = Table()
-    for heading in ("study", "state", "trials", "best", "last change", "in"):
-        table.add_column(heading, justify="right" if heading in ("trials", "best") else "left", overflow="fold")
-    for one in found:
-        table.add_row(*_cells(one))
-    console.print(table)
+    Output(as_json=as_json).end(*_next(found), studies=len(found))
+
+
+def _next(found: Sequence[StudySummary]) -> tuple[str, str]:
+    """Return what to do after a list of studies, the newest first, and the command for it."""
+    if not found:
+        return "Begin with one", shlex.join([program(), "init"])
     newest = found[0]
     if newest.command:
-        Output().end("Go on" if newest.state != "finished" else "Run again", newest.command)
-    else:  # of another program, or of before
-        Output().end("In MLflow", to_copy("mirror", newest.name, storage=newest.storage))
+        return "Go on" if newest.state != "finished" else "Run again", newest.command
+    return "In MLflow", to_copy("mirror", newest.name, storage=newest.storage)  # of another program, or of before
 
 
 def _cells(one: StudySummary) -> list[str]:

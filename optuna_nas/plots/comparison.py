@@ -72,8 +72,8 @@ def draw_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]
         headings: Headings of the columns, which are broken into lines.
         rows: Texts of the rows, best first.
     """
-    broken = [wrap(label(heading), HEADING_LETTERS) for heading in headings]
-    texts = [[label(text) for text in row] for row in rows]
+    broken = [wrap(label(heading, parse_math=False), HEADING_LETTERS) for heading in headings]
+    texts = [[label(text, parse_math=False) for text in row] for row in rows]
     widths = [
         max(map(text_width, [*words, *(row[place] for row in texts)])) + 2 * GAP for place, words in enumerate(broken)
     ]

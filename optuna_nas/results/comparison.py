@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from itertools import combinations
 from math import ceil
@@ -24,6 +25,7 @@ from optuna_nas.search.config import training_parts
 from optuna_nas.search.opening import open_study, read_study
 from optuna_nas.search.results import network_of
 from optuna_nas.search.runner import run
+from optuna_nas.search.strategy import TPE_STARTUP_TRIALS
 from optuna_nas.storage.attributes import DUPLICATE_OF, PARTS, PLANNED_FOR, attribute, has_attribute, user_attributes
 from optuna_nas.storage.database import closing, sqlite_address
 from optuna_nas.storage.directions import oriented
@@ -55,10 +57,12 @@ CONFIDENCE = 0.95
 """Confidence of the intervals of means."""
 MIN_SEEDS = 3
 """Smallest number of seeds from which a comparison says who is ahead."""
-MIN_TRIALS = 10
-"""Smallest number of trials of a run from which a comparison says who is ahead: the start-up draws of Optuna's TPE."""
-STARTUP = "n_startup_trials"
-"""End of the name of a sampler's setting that is its number of start-up draws."""
+MIN_TRIALS = 2
+"""Smallest number of trials of a run from which a comparison says who is ahead, of a sampler without start-up draws."""
+TPE_DRAWS = 10
+"""Start-up draws of Optuna's TPE by default."""
+STARTUP = re.compile(r"(sampler\.)+n_startup_trials")
+"""Name of the setting that is the number of start-up draws of a sampler, or of that which it is around."""
 POINTS = 200
 """Number of points of anytime curves."""
 
@@ -155,6 +159,8 @@ class Row(NamedTuple):
         seconds: Mean seconds of the trials within the budget, with the training of one-shot models in them.
         tested: Mean metric of the networks of the best values on the test split; None if one was not measured.
         p_value: P value of a paired t-test against Optuna's TPE; NaN for one seed, and for TPE itself.
+        n_trials: Fewest trials of a run within the budget.
+        n_draws: Most start-up draws of its sampler, which say nothing about the strategy.
     """
 
     strategy: str
@@ -165,6 +171,8 @@ class Row(NamedTuple):
     seconds: float
     tested: float | None
     p_value: float
+    n_trials: int
+    n_draws: int
 
 
 class Comparison(NamedTuple):
@@ -176,8 +184,6 @@ class Comparison(NamedTuple):
         studies: Studies of all runs, those of the best strategy first.
         metric: Name of the values.
         starts: Number of equal trials at the start of two strategies in every seed, where it is not 0, by their names.
-        n_trials: Fewest trials of a run within the budget.
-        n_draws: Most start-up draws of a strategy, which say nothing about it.
     """
 
     rows: list[Row]
@@ -185,8 +191,6 @@ class Comparison(NamedTuple):
     studies: list[Study]
     metric: str = "value"
     starts: Mapping[tuple[str, str], int] = MappingProxyType({})
-    n_trials: int = MIN_TRIALS
-    n_draws: int = MIN_TRIALS
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -204,14 +208,21 @@ class Comparison(NamedTuple):
 
     @property
     def _too_few(self) -> str:
-        """Why seeds and trials are too few to tell anything, in a sentence; empty where they are enough."""
+        """Why seeds, or trials of the best two, are too few to tell anything, in a sentence; empty if they are enough.
+
+        With as many trials as start-up draws all of them are draws.
+        """
+        if len(self.rows) < 2:
+            return ""
         n_seeds, found, needed = len(self.rows[0].best), [], []
-        if len(self.rows) > 1 and n_seeds < MIN_SEEDS:
+        if n_seeds < MIN_SEEDS:
             found.append("1 seed" if n_seeds == 1 else f"{n_seeds} seeds")
             needed.append(f"{MIN_SEEDS} seeds (--seeds {MIN_SEEDS})")
-        if len(self.rows) > 1 and self.n_trials < self.n_draws:
-            found.append("1 trial a run" if self.n_trials == 1 else f"{self.n_trials} trials a run")
-            needed.append(f"{self.n_draws} trials, as many as a strategy draws by chance to begin with,")
+        for row in self.rows[:2]:
+            if row.n_trials < (least := max(MIN_TRIALS, row.n_draws + 1)):
+                found.append(f"{row.n_trials} {'trial' if row.n_trials == 1 else 'trials'} a run of {row.strategy}")
+                draws = f", which draws {row.n_draws} by chance to begin with," if row.n_draws else ""
+                needed.append(f"{least} trials of {row.strategy}{draws}")
         if not found:
             return ""
         tell = "tells" if len(found) == 1 and found[0].startswith("1 ") else "tell"
@@ -264,9 +275,12 @@ class Comparison(NamedTuple):
         """Plot the best value against the spent budget, as mean over seeds with a band of one standard error."""
         return draw_bands(self.bands, budget.kind, f"best {self.metric}", self.studies[0].directions[0])
 
-    def figure_by_second(self, budget: Budget) -> Figure:
-        """Plot the best value against the seconds of training; see `figure`."""
-        (spent, *_), curves = zip(*(zip(*curve, strict=True) for curve in self.by_second(budget).values()), strict=True)
+    def figure_by_second(self, budget: Budget) -> Figure | None:
+        """Plot the best value against the seconds of training, None where a run has no finite value; see `figure`."""
+        by_second = list(self.by_second(budget).values())
+        if not by_second[0]:
+            return None
+        (spent, *_), curves = zip(*(zip(*curve, strict=True) for curve in by_second), strict=True)
         n_seeds = len(self.rows[0].best)
         bands = [
             AnytimeBand(row.strategy, np.array(spent), np.array(curves[number * n_seeds : (number + 1) * n_seeds]))
@@ -510,6 +524,8 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
                 float(np.mean([sum(spending_of(trial).total for trial in run) for run in trials[name]])),
                 float(np.mean(tested)) if len(tested) == n_seeds else None,
                 float(ttest_rel(values, best[TPE]).pvalue) if differs else float("nan"),
+                min(map(len, trials[name])),
+                max(map(_startup_draws, studies[name])),
             )
         )
     rows.sort(key=lambda row: -float(_comparable(np.array(row.mean), direction)))
@@ -518,16 +534,17 @@ def judge(results: Mapping[str, Sequence[SearchResult]], budget: Budget, metric:
         AnytimeBand(row.strategy, grid, np.stack([_at(grid, *curve) for curve in curves[row.strategy]])) for row in rows
     ]
     all_studies = [study for row in rows for study in studies[row.strategy]]
-    n_trials = min(len(run) for runs in trials.values() for run in runs)
-    n_draws = max(MIN_TRIALS, *map(_startup_draws, all_studies))
-    return Comparison(rows, bands, all_studies, metric, _starts(trials), n_trials, n_draws)
+    return Comparison(rows, bands, all_studies, metric, _starts(trials))
 
 
 def _startup_draws(study: Study) -> int:
     """Return the number of trials that the sampler of a study draws before it learns, 0 where it does not tell."""
     parts = attribute(user_attributes(study), PARTS, {})
-    noted = [text for name, text in parts.items() if name.startswith("sampler.") and name.endswith(STARTUP)]
-    return max((int(text) for text in noted if text.isdecimal()), default=0)
+    default = 0
+    if parts.get("sampler") in (TPESampler.__name__, "default"):  # strategies note no settings
+        default = TPE_DRAWS if parts.get("strategy", "none") == "none" else TPE_STARTUP_TRIALS
+    noted = [text for name, text in parts.items() if STARTUP.fullmatch(name)]
+    return max((int(text) for text in noted if text.isdecimal()), default=default)
 
 
 def anytime(study: Study, budget: Budget) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -221,8 +221,8 @@ def _shown(name: str) -> str:
 
 
 def _amount(value: float) -> str:
-    """Return a number of any size: whole ones in full, others with four digits."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+    """Return a number of any size: whole ones of at most 15 digits in full, others with four digits."""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:,.4g}"
 
 
 def _noise(search: Search, ranked: Sequence[LeaderboardRow], metric: str) -> list[str]:

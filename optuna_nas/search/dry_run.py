@@ -131,7 +131,7 @@ class Plan(NamedTuple):
         if self.search_seconds is not None:
             found.append(("All trials", f"{self.trials}, if none is pruned: {_between(self.search_seconds)}"))
         for name, epochs in self.model_epochs.items():
-            trains = f"{epochs:,.3g} epochs in which {name} trains"
+            trains = f"{epochs:,.{'0f' if epochs >= 100 else '3g'}} epochs in which {name} trains"
             found.append(("On top", f"{trains}: {_duration(self.model_seconds[name])}"))
         if self.scored:
             scored = f"{self.scored:,} architectures that are scored without training"
@@ -240,12 +240,15 @@ def _beside(search: Search) -> tuple[dict[str, float], dict[str, float], int, fl
 
     Steps and scores are those of copies, so that the search begins with models that have learned nothing.
     """
-    parts, data = [search.resolved_sampler, search.resolved_pruner], search.data
-    parts = copy.deepcopy(parts, {} if data is None else {id(data): data})
+    data, parts = search.data, training_parts(search.resolved_sampler, search.resolved_pruner)
+    kept: dict[int, object] = {} if data is None else {id(data): data}  # which copies share
     epochs: dict[str, float] = {}
     seconds: dict[str, float] = {}
     n_scored, scoring_seconds = 0, 0.0
-    for part in map(_innermost, training_parts(*parts)):
+    for part in map(_innermost, parts):
+        if getattr(part, "in_study_fit", None) is None and not isinstance(part, GHNSampler):
+            continue  # it may be one that cannot be copied
+        part = copy.deepcopy(part, kept)
         fit: InStudyFit[Any] | None = getattr(part, "in_study_fit", None)
         if fit is not None and fit.trains and fit.model is not None and fit.budget is not None:
             step = _time(fit.fit_alone, partial(getattr, fit.model, "device"))

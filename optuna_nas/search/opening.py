@@ -148,14 +148,16 @@ def read_study(search: Search) -> Study:
 def noted_mlflow(study: Study) -> str | None:
     """Return the address at which MLflow last got a study, None where the study notes none that can be used.
 
-    A noted file that is not there any more is passed over, and a noted server where this process has credentials of
-    MLflow: whoever may write to the study would get them.
+    A noted SQLite file that is not there any more is passed over, and a noted server where this process has credentials
+    of MLflow: whoever may write to the study would get them. So would a noted database server or Databricks, whose
+    clients look for passwords in more places than can be told: they are never followed.
     """
     noted: str | None = attribute(user_attributes(study), MLFLOW)
-    if noted is None or (is_server(noted) and has_credentials()):
+    if noted is None:
         return None
     file = sqlite_file(noted)
-    return noted if file is None or file.exists() else None
+    is_safe = is_server(noted) and not has_credentials() if file is None else file.exists()
+    return noted if is_safe else None
 
 
 def where_mirrored(search: Search, study: Study) -> Search:

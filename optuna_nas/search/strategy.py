@@ -58,6 +58,8 @@ ONE_SHOT_SHARE = {BY_SNAS: 1 / 2, BY_GHN: 1 / 3, BY_HMNAS: 11 / 24}
 Epochs of HM-NAS's supernet are of the split for weights, two thirds of what trials train on: with those of its masks,
 on the average eight elevenths."""
 TRIALS_PER_ROUND = 5
+TPE_STARTUP_TRIALS = 5
+"""Trials that TPE draws by chance before it learns."""
 ASKED = "now and then TPE is asked, and followed where its trials are better"
 LONGER = 3
 """Epochs of a long training per epoch of a short one."""
@@ -324,7 +326,7 @@ def _halving(setting: Setting) -> BasePruner:
 
 
 def _tpe_sampler(setting: Setting) -> BaseSampler:
-    return TPESampler(multivariate=True, n_startup_trials=5, seed=setting.seed)
+    return TPESampler(multivariate=True, n_startup_trials=TPE_STARTUP_TRIALS, seed=setting.seed)
 
 
 def _objective(setting: Setting) -> Any:

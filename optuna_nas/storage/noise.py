@@ -48,8 +48,8 @@ def validation_loss(trial: FrozenTrial) -> ValidationLoss | None:
 def told_apart(rows: Sequence[LeaderboardRow], metric: str, n_examples: int = 0) -> str | None:
     """Return a sentence on which of the best trials differ by less than one standard error of the best value.
 
-    A loss has that of its examples, an accuracy that of its share; of other metrics, several objectives, and where the
-    number of examples is not known, there is nothing to say.
+    A loss has that of its examples, an accuracy that of its share; of other metrics, several objectives, a best value
+    that is infinite, and where the number of examples is not known, there is nothing to say.
 
     Args:
         rows: Leaderboard.
@@ -58,10 +58,13 @@ def told_apart(rows: Sequence[LeaderboardRow], metric: str, n_examples: int = 0)
     """
     from optuna_nas.training.task import LOSS  # imported late: reading a study needs no PyTorch
 
-    able = [row for row in rows if row.can_win and row.value is not None and isfinite(row.value)]
+    able = [row for row in rows if row.can_win and row.value is not None]
+    if not able or not isfinite(best := float(able[0].value or 0.0)):
+        return None
+    able = [row for row in able if isfinite(float(row.value or 0.0))]
     if len(able) < 2 or len(able[0].trial.values) > 1:
         return None
-    noted, best = validation_loss(able[0].trial), float(able[0].value or 0.0)
+    noted = validation_loss(able[0].trial)
     n_examples = n_examples if noted is None else noted.n_examples
     distances = [abs(best - float(row.value or 0.0)) for row in able]
     if metric == LOSS and noted is not None and noted.error is not None:
@@ -74,6 +77,6 @@ def told_apart(rows: Sequence[LeaderboardRow], metric: str, n_examples: int = 0)
     equal = sum(distance < error for distance in distances)
     of = f"one standard error: {form.format(scale * error)} on {n_examples:,} examples"
     if equal < 2:
-        return f"Ranks 1 and 2 differ by {form.format(scale * distances[1])}, more than {of}."
-    named = "1 and 2" if equal == 2 else f"1 to {equal}"
+        return f"Ranks {able[0].rank} and {able[1].rank} differ by {form.format(scale * distances[1])}, more than {of}."
+    named = f"{able[0].rank} {'and' if equal == 2 else 'to'} {able[equal - 1].rank}"
     return f"Ranks {named} differ by less than {of}. This study can't tell which of them is best."

@@ -122,15 +122,20 @@ def code_block(text: str) -> str:
     return f"{fence}\n{visible(text)}\n{fence}"
 
 
-def label(text: str) -> str:
+def label(text: str, parse_math: bool = True) -> str:
     r"""Return a text for a plot: one line, in which matplotlib takes no dollar for the beginning of a formula.
+
+    Args:
+        text: Any text.
+        parse_math: Whether it is drawn where matplotlib looks for formulas, by its argument of this name.
 
     Example:
         >>> from optuna_nas.storage.plain import label
         >>> print(label("$5 or $6"))
         \$5 or \$6
     """
-    return shortened(visible(" ".join(text.split())), MAX_LABEL).replace("$", r"\$")
+    line = shortened(visible(" ".join(text.split())), MAX_LABEL)
+    return line.replace("$", r"\$") if parse_math else line
 
 
 def shortened(text: str, most: int = MAX_TEXT) -> str:

@@ -201,9 +201,7 @@ class Client:
 
     def end(self, run_id: str, status: str, end: int) -> None:
         """End a run; `end` in milliseconds since 1970."""
-        # `set_terminated` prints the URL of a server's run; the store behind the client does not.
-        store = self.mlflow._tracking_client.store
-        store.update_run_info(run_id, RunStatus.from_string(status), end, None)
+        end_run(self.mlflow, run_id, status, end)
 
     def store(self, save: Callable[[], None]) -> None:
         """Save an artifact, with one warning if that fails: artifacts have a storage of their own, which may fail."""
@@ -214,6 +212,12 @@ class Client:
             level = logging.DEBUG if self._refused else logging.WARNING
             self._refused = True
             _logger.log(level, "MLflow could not store an architecture or a table (%s).", one_line(error))
+
+
+def end_run(client: MlflowClient, run_id: str, status: str, end: int) -> None:
+    """End a run with MLflow's own client; `end` in milliseconds since 1970."""
+    # `set_terminated` prints the URL of a server's run; the store behind the client does not.
+    client._tracking_client.store.update_run_info(run_id, RunStatus.from_string(status), end, None)
 
 
 def log_picture(client: MlflowClient, run_id: str, picture: NDArray[np.uint8], key: str) -> None:

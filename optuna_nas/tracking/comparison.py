@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from mlflow.entities import Metric
 
-from optuna_nas.storage.attributes import UID_ATTRIBUTE, attribute
 from optuna_nas.storage.database import sqlite_file
 from optuna_nas.storage.plain import json_text, markdown_table, markdown_text
-from optuna_nas.tracking.client import connected, log_picture
+from optuna_nas.tracking.client import connected, end_run, log_picture
 from optuna_nas.tracking.pictures import pixels
-from optuna_nas.tracking.records import DEFAULT_EXPERIMENT
+from optuna_nas.tracking.records import DEFAULT_EXPERIMENT, milliseconds_now
 from optuna_nas.tracking.view import (
     BY_SECOND,
     CURVES_KEY,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     import optuna
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
     from optuna_nas.tracking.tracker import MLflowTracker
 
@@ -105,15 +105,23 @@ def save_comparison(tracker: MLflowTracker, studies: Sequence[optuna.Study], com
         text = "\n\n".join([*parts, f"[All trials, best first]({trials})"])  # pages show the first line alone
         client.set_tag(run_id, "mlflow.note.content", text)
         client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", text)
-        client.set_terminated(run_id)
+        end_run(client, run_id, "FINISHED", milliseconds_now())
         for run in client.search_runs([experiment.experiment_id], "tags.`optuna_nas.kind` = 'study'"):
             curve = compared.curves.get(run.data.tags["optuna.study_name"], ())
             client.log_batch(run.info.run_id, [Metric(BY_SECOND, value, 0, second) for second, value in curve])
-        key = f"{KIND}_{attribute(studies[0].user_attrs, UID_ATTRIBUTE, KIND)}"
+        key = f"{KIND}_{experiment.experiment_id}"
         values = [value for curve in compared.curves.values() for _, value in curve]
         view = json.dumps(strategies_view(values, compared.headlines, maximize=maximize))
         client.set_experiment_tag(experiment.experiment_id, view_tag(key), view)
+        for tag in _views(experiment):
+            if tag != view_tag(key):  # of earlier versions, by the study that was the best then
+                client.delete_experiment_tag(experiment.experiment_id, tag)
     return page_url(tracker.tracking_uri, LOCAL_SERVER, experiment.experiment_id, key, metric, maximize=maximize)
+
+
+def _views(experiment: Experiment | None) -> list[str]:
+    """Return the tags of an experiment that hold views of a comparison."""
+    return [tag for tag in (experiment.tags if experiment else ()) if tag.startswith(view_tag(f"{KIND}_"))]
 
 
 def _show_pictures(client: MlflowClient, run_id: str, compared: Compared) -> None:
@@ -136,7 +144,6 @@ def find_comparison(tracker: MLflowTracker, local_server: str = LOCAL_SERVER) ->
         ValueError: MLflow has no comparison of that name.
         ConnectionError: MLflow does not answer.
     """
-    begin = view_tag(f"{KIND}_")
     absent = ValueError(
         f"`study` must be a study or a comparison but MLflow has no comparison {tracker.experiment!r}; run "
         "`optuna-nas compare`, or name the right database with --mlflow."
@@ -145,8 +152,8 @@ def find_comparison(tracker: MLflowTracker, local_server: str = LOCAL_SERVER) ->
         raise absent  # before MLflow creates the file
     with connected(tracker.store_uri) as client:
         experiment = client.get_experiment_by_name(tracker.experiment or DEFAULT_EXPERIMENT)
-        views = [tag for tag in (experiment.tags if experiment else ()) if tag.startswith(begin)]
+        views = _views(experiment)
         if experiment is None or not views:
             raise absent
-    uid = f"{KIND}_{views[-1].removeprefix(begin)}"
+    uid = views[-1].removeprefix(view_tag(""))
     return view_url(tracker.tracking_uri, local_server, experiment.experiment_id, uid)

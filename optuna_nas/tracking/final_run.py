@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlflow.exceptions import MlflowException
+
 from optuna_nas.storage.identity import study_uid
 from optuna_nas.storage.secrets import without_password
 from optuna_nas.tracking.client import Client, metrics_of
 from optuna_nas.tracking.keys import mlflow_keys, text_of
-from optuna_nas.tracking.records import DEFAULT_EXPERIMENT, Epoch, milliseconds_now
+from optuna_nas.tracking.records import CORRECT, DEFAULT_EXPERIMENT, Epoch, milliseconds_now, unusable
 from optuna_nas.tracking.view import study_filter
 
 if TYPE_CHECKING:
@@ -62,7 +64,10 @@ def _experiment_of(tracker: MLflowTracker, study: optuna.Study) -> Iterator[tupl
         raise absent
     client.check()
     with client.connections:
-        experiment_id = client.experiment_of(tracker.experiment or DEFAULT_EXPERIMENT, study_uid(study))
+        try:
+            experiment_id = client.experiment_of(tracker.experiment or DEFAULT_EXPERIMENT, study_uid(study))
+        except MlflowException as error:  # of Databricks, which `check` does not ask
+            raise unusable(client.uri, error, CORRECT) from error
         if experiment_id is None:
             raise absent
         yield client, experiment_id

@@ -196,7 +196,7 @@ class Mirror:
         rows = leaderboard(study, tuple(STATUSES))
         if rows and rows[0].can_win:
             self._trials.crown(rows[0].trial)
-            self._study.note_result(study, rows, network, ended=True)
+            self._study.note_result(study, rows, network, ended=status == "FINISHED")
             if network is not None:
                 self.client.store(partial(show_winner, self._runs, study.study_name, rows[0].trial.number, network))
         self._fits.end("FINISHED" if status == "RUNNING" else status)

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import optuna
 import pytest
@@ -118,6 +119,9 @@ def test_the_address_of_a_server_is_said_before_the_command(words, folder, monke
 def test_the_python_of_a_program_off_the_search_path_is_named_by_its_path(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert options.python("-c", "print()") == shlex.join([sys.executable, "-c", "print()"])
+    assert options.on_path() == f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH "
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert options.on_path() == ""
 
 
 JSON = {

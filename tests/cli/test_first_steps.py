@@ -94,12 +94,14 @@ def test_init_allows_the_strategies_that_a_search_allows(folder, space):
 
 def test_list_tells_state_best_and_how_to_go_on(folder):
     assert "optuna-nas init" in here("list").stdout
+    assert json_lines(here("list", "--json")) == [{"event": "result", "studies": 0, "next": "optuna-nas init"}]
     (folder / "other").mkdir()
     study = optuna.create_study(study_name="foreign", storage="sqlite:///other/study.db")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     done = here("run", "tiny.py", "--trials", "2", "--no-mlflow", "--set", "epochs=1")
     assert done.exit_code == 0, done.stderr
-    (tiny,) = json_lines(here("list", "--json"))
+    tiny, result = json_lines(here("list", "--json"))
+    assert result == {"event": "result", "studies": 1, "next": tiny["command"]}
     assert (tiny["name"], tiny["state"], tiny["trials"], tiny["total"]) == ("tiny", "finished", 2, 2)
     study = optuna.load_study(study_name="tiny", storage="sqlite:///runs/tiny/study.db")
     assert tiny["best"] == study.best_value
@@ -107,7 +109,7 @@ def test_list_tells_state_best_and_how_to_go_on(folder):
     shown = here("list").stdout
     assert "to go on" in shown
     assert shown.splitlines()[-1].split(maxsplit=2) == ["Go", "on", "optuna-nas run tiny.py"]
-    both = json_lines(here("list", ".", "--json"))
+    *both, _ = json_lines(here("list", ".", "--json"))
     assert {one["name"]: one["state"] for one in both} == {"tiny": "to go on", "foreign": "unknown"}
     foreign = here("list", "--storage", "sqlite:///other/study.db").stdout
     assert "optuna-nas mirror foreign --storage sqlite:///other/study.db" in foreign

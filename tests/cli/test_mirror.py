@@ -1,6 +1,7 @@
 """`optuna-nas mirror`: the MLflow side of a study that exists, of this package or of any other program."""
 
 import gc
+import json
 import re
 import shlex
 
@@ -9,6 +10,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 from study_files import TINY
 from terminal import here
@@ -18,6 +20,8 @@ from optuna_nas import load_network
 from optuna_nas.objective.trial_training import network_path
 from optuna_nas.search.opening import noted_mlflow
 from optuna_nas.tracking import MLflowTracker
+from optuna_nas.tracking.client import Client
+from optuna_nas.tracking.final_run import find_trial_run
 from optuna_nas.tracking.records import CREDENTIALS
 
 
@@ -188,6 +192,10 @@ def test_a_final_training_and_its_model_have_a_run_of_their_own(tmp_path, monkey
     client, experiment, parent, _, _ = read(uri)
     (run,) = client.search_runs([experiment.experiment_id], "tags.`optuna_nas.kind` = 'final'")
     assert run.info.run_id in " ".join(done.stdout.split())
+    (tmp_path / "tiny.py").write_text(TINY.replace("cpu_threads=1", "cpu_threads=1, tracking=None"))
+    result = json.loads(here("train", "tiny.py", "--recipe", "epochs=3", "--json").stdout.splitlines()[-1])
+    assert (result["run"], result["not_in_mlflow"]) == (run.info.run_id, None)
+    (tmp_path / "tiny.py").write_text(TINY)
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert run.data.params["recipe/epochs"] == "3"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3]
@@ -205,6 +213,8 @@ def test_a_final_training_makes_no_experiment_where_its_study_is_not(folder):
     done = here("train", *words)
     assert done.exit_code == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("Not in MLflow")]
+    result = json.loads(here("train", *words, "--json").stdout.splitlines()[-1])
+    assert (result["run"], result["not_in_mlflow"]) == (None, line.removeprefix("Not in MLflow").strip())
     assert "sqlite:///mlflow.db has no run of study 'tiny'" in line
     write_it = re.search("`(optuna-nas mirror .*?)`", line)[1]
     assert here("view", *words).exit_code == 2
@@ -234,6 +244,22 @@ def test_credentials_are_not_sent_to_a_server_that_a_study_names(monkeypatch):
     assert noted_mlflow(study) == "http://127.0.0.1:5001"
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "mine")
     assert noted_mlflow(study) is None
+
+
+@pytest.mark.parametrize("address", ["postgresql://elsewhere/mlflow", "mysql+pymysql://elsewhere/x", "databricks"])
+def test_passwords_are_not_sent_to_a_database_that_a_study_names(address):
+    study = optuna.create_study()
+    study.set_user_attr("optuna_nas:mlflow", address)
+    assert noted_mlflow(study) is None
+
+
+def test_what_databricks_answers_is_one_sentence(monkeypatch):
+    def refuses(*unused):
+        raise MlflowException("no such profile")
+
+    monkeypatch.setattr(Client, "experiment_of", refuses)
+    with pytest.raises(ConnectionError, match="MLflow can't be used at databricks: no such profile; correct what it"):
+        find_trial_run(MLflowTracker("databricks"), optuna.create_study(), 0)
 
 
 def test_runs_say_what_they_were_made_with_and_what_pruning_saved(tmp_path, monkeypatch):

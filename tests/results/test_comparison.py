@@ -31,10 +31,10 @@ from optuna_nas import (
     nasbench201_space,
 )
 from optuna_nas.cli import app
+from optuna_nas.cli.comparing import _shown
 from optuna_nas.data import ImageData
 from optuna_nas.objective import TrainObjective
 from optuna_nas.results.comparison import (
-    MIN_TRIALS,
     Budget,
     anytime,
     as_json,
@@ -48,7 +48,8 @@ from optuna_nas.search import SearchResult
 from optuna_nas.storage.attributes import DUPLICATE_OF, EPOCHS, PARTS, REQUEUED, TRAIN_SECONDS, TRAINED_EPOCHS
 from optuna_nas.storage.spending import spending_of
 from optuna_nas.tracking import MLflowTracker
-from optuna_nas.tracking.comparison import find_comparison
+from optuna_nas.tracking.comparison import find_comparison, save_comparison
+from optuna_nas.tracking.view import view_tag
 
 STUDY = """
 import numpy as np
@@ -136,26 +137,75 @@ def test_curves_by_second_begin_where_all_have_a_value():
     ],
 )
 def test_a_comparison_says_what_can_be_told(ours, theirs, told):
-    n = MIN_TRIALS
-    results = {"a": runs(*(study_of([v] * n) for v in ours)), "b": runs(*(study_of([v] * n) for v in theirs))}
-    compared = judge(results, Budget("trials", n))
+    def compared_after(n):
+        results = {name: runs(*(study_of([v] * n) for v in of)) for name, of in (("a", ours), ("b", theirs))}
+        for result in results["a"]:
+            result.study.set_user_attr(PARTS, {"sampler": "TPESampler"})
+        return judge(results, Budget("trials", n))
+
+    compared = compared_after(11)
     assert told in compared.told
     assert compared.leader == ("a" if "more than chance" in told else None)
     ahead = "a is ahead of b by 0.1000, more than chance" if compared.leader else "Nothing can be told about which"
     assert compared.finding.startswith(ahead)
-    few = {"a": runs(*(study_of([v] * (n - 1)) for v in ours)), "b": runs(*(study_of([v] * (n - 1)) for v in theirs))}
-    said = judge(few, Budget("trials", n)).told
-    assert f"{n - 1} trials a run tell nothing about which strategy is better; at least" in said
-    assert f"{n} trials, as many as a strategy draws by chance to begin with, are needed." in said
-    assert "ahead" not in said
-    assert judge(few, Budget("trials", n)).leader is None
+    few = compared_after(10)
+    assert "10 trials a run of a tell nothing about which strategy is better; at least" in few.told
+    assert "11 trials of a, which draws 10 by chance to begin with, are needed." in few.told
+    assert "ahead" not in few.told
+    assert few.leader is None
 
 
 def test_the_start_up_draws_of_a_sampler_are_too_few_trials():
     results = {name: runs(*(study_of([value] * 12) for _ in range(3))) for name, value in (("a", 0.5), ("b", 0.4))}
     assert "a is 0.1000 ahead" in judge(results, Budget("trials", 12)).told
-    results["a"][0].study.set_user_attr(PARTS, {"sampler": "TPESampler", "sampler.n_startup_trials": "15"})
-    assert "12 trials a run tell nothing" in judge(results, Budget("trials", 12)).told
+    for parts, n_draws in (
+        ({"sampler": "TPESampler", "sampler.n_startup_trials": "15"}, 15),
+        ({"sampler": "PromotingSampler", "sampler.sampler.n_startup_trials": "12"}, 12),
+        ({"sampler": "PromotingSampler", "sampler.sampler.n_startup_trials": "11"}, None),
+        ({"sampler": "default", "strategy": "none"}, None),
+        ({"sampler": "TPESampler", "strategy": "tpe"}, None),
+        ({"sampler": "SNASSampler", "sampler.independent_sampler.n_startup_trials": "15"}, None),
+    ):
+        results["a"][0].study.set_user_attr(PARTS, parts)
+        told = judge(results, Budget("trials", 12)).told
+        assert ("12 trials a run of a tell nothing" in told) == (n_draws is not None)
+        assert n_draws is None or f"{n_draws + 1} trials of a, which draws {n_draws} by chance" in told
+
+
+def test_a_strategy_that_is_not_among_the_best_two_may_have_few_trials():
+    results = {name: runs(*(study_of([v] * 12) for _ in range(3))) for name, v in (("a", 0.5), ("b", 0.4))}
+    results["slow"] = runs(*(study_of([0.1]) for _ in range(3)))
+    assert judge(results, Budget("trials", 12)).leader == "a"
+    results["slow"] = runs(*(study_of([0.45]) for _ in range(3)))
+    assert "1 trial a run of slow tells nothing about which strategy is better; at least 2 trials of slow are" in (
+        judge(results, Budget("trials", 12)).told
+    )
+
+
+@pytest.mark.parametrize("values", [[None, None], [math.inf, math.inf]])
+def test_a_comparison_is_shown_where_a_run_has_no_finite_value(values):
+    budget = Budget("trials", 2)
+    compared = judge({"a": runs(study_of([0.5, 0.6])), "b": runs(study_of(values))}, budget)
+    assert len(_shown(compared, budget, 1).figures) == 1
+    assert len(_shown(judge({"a": runs(study_of([0.5, 0.6]))}, budget), budget, 1).figures) == 2
+
+
+def test_the_view_of_a_comparison_stays_one_when_another_strategy_leads(tmp_path):
+    tracker, budget = MLflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "compare-x"), Budget("trials", 3)
+    studies = {name: study_of([value]) for name, value in (("a", 0.4), ("b", 0.5))}
+    client = MlflowClient(tracker.store_uri)
+    experiment_id = client.create_experiment("compare-x", (tmp_path / "mlruns").as_uri())
+    client.set_experiment_tag(experiment_id, view_tag("comparison_zzz"), "of an earlier version")
+    addresses = set()
+    for number, better in enumerate((0.3, 0.6)):
+        studies["a"].add_trial(create_trial(value=better))
+        compared = judge({name: runs(study) for name, study in studies.items()}, budget)
+        assert compared.rows[0].strategy == "ba"[number]
+        addresses.add(save_comparison(tracker, compared.studies, _shown(compared, budget, 1)))
+    (address,) = addresses
+    (tag,) = [tag for tag in client.get_experiment(experiment_id).tags if "comparison_" in tag]
+    assert tag.removeprefix(view_tag("")) in address
+    assert tag.removeprefix(view_tag("")) in find_comparison(tracker)
 
 
 def test_strategies_that_propose_the_same_first_trials_are_named():
@@ -416,8 +466,10 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
     assert {row["strategy"] for row in rows} == {"one", "two", "random", "tpe"}
     best = {row["strategy"]: row["best"] for row in rows}
     assert best["one"] == best["two"]  # the same sampler on the same data
-    again = nas(*command)
+    monkeypatch.setattr(MlflowClient, "set_terminated", lambda *unused: pytest.fail("it prints addresses of servers"))
+    again = nas(*command, "--json")
     assert "trial 0" not in again.stdout
+    assert "/experiments/" in json.loads(again.stdout.splitlines()[-1])["address"]
     assert json.loads((tmp_path / "runs/compare-one-two/comparison.json").read_text()) == rows
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("compare-one-two")
@@ -445,7 +497,7 @@ def test_two_studies_are_compared_once_and_shown_in_mlflow(tmp_path, monkeypatch
         first, table, told, *_ = note.split("\n\n")
         assert first == "**Nothing can be told about which strategy is better.**"
         assert table.startswith("| strategy | best accuracy |")
-        assert told.startswith("1 seed of every strategy, epochs=4 each. 1 seed and 2 trials a run tell nothing")
+        assert told.startswith("1 seed of every strategy, epochs=4 each. 1 seed")
     view = json.loads(experiment.tags[views[0]])
     titles = [section["name"] for section in view["compareRunSections"]]
     assert titles[0] == "1. Nothing can be told about the best"

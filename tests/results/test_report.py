@@ -34,7 +34,7 @@ from optuna_nas import (
 )
 from optuna_nas.plots.progress import pareto, progress
 from optuna_nas.results.page import Picture, Section, Table, Text, as_html, as_markdown
-from optuna_nas.results.report import write_report
+from optuna_nas.results.report import _amount, write_report
 from optuna_nas.search.opening import open_study
 from optuna_nas.storage.attributes import EPOCHS, MASKS, PARAMS, TRAIN_SECONDS, VALIDATION_LOSS, write_json
 
@@ -502,3 +502,8 @@ def test_texts_of_others_are_neither_html_nor_orders_to_a_terminal():
     for page in (as_html(evil, sections), as_markdown(evil, sections)):
         assert "<script>alert" not in page
     assert "\x1b" not in as_markdown(evil, sections)
+
+
+def test_amounts_of_any_size_are_short():
+    shown = [_amount(value) for value in (123456.0, 1234.5, 1e14, 1e300, math.inf, math.nan)]
+    assert shown == ["123,456", "1,234", "100,000,000,000,000", "1e+300", "inf", "nan"]

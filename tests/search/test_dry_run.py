@@ -1,5 +1,6 @@
 """What a search would cost, of a module of one's own: trials, one-shot models, scores; the search then begins anew."""
 
+import threading
 from contextlib import suppress
 
 import numpy as np
@@ -41,6 +42,20 @@ def test_what_a_strategy_does_beside_its_trials_is_in_the_seconds(strategy, tmp_
     fit = getattr(part, "in_study_fit", None)
     assert fit is None or fit.model is None or fit.model.step == 0, "what is timed has learned nothing"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sampler_that_cannot_be_copied_is_planned():
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    sampler.lock = threading.Lock()
+    asked = search(strategy=None, sampler=sampler, pruner=optuna.pruners.NopPruner())
+    assert dry_run._beside(asked) == ({}, {}, 0, 0.0)
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1234.5, "1,234 epochs"), (99.96, "100 epochs"), (2.54, "2.54 epochs")])
+def test_epochs_are_written_in_full(epochs, said):
+    asked = search()
+    planned = plan(asked)._replace(model_epochs={"SNAS": epochs}, model_seconds={"SNAS": 1.0})
+    assert dict(planned.lines())["On top"].startswith(f"{said} in which SNAS trains")
 
 
 def test_seconds_of_a_model_are_those_of_its_steps(monkeypatch):

@@ -44,6 +44,22 @@ def test_nothing_is_said_where_no_error_is_known(noted):
     assert (validation_loss(row.trial) is None) == (noted is None or noted[1] == "much" or len(noted) == 2)
 
 
+def test_nothing_is_said_where_the_best_is_infinite():
+    assert told_apart(rows_of([float("-inf"), 0.30, 0.31], [0.3, 0.02, 360]), "loss") is None
+    assert told_apart(rows_of([0.30, 0.31, float("inf")], [0.3, 0.02, 360]), "loss").startswith("Ranks 1 and 2")
+
+
+def test_ranks_are_those_of_the_leaderboard():
+    rows = [row._replace(rank=rank) for row, rank in zip(rows_of([0.30, 0.31, 0.9]), (1, 3, 4), strict=True)]
+    for noted, says in (
+        ([0.3, 0.02, 360], "Ranks 1 and 3 differ by less"),
+        ([0.3, 0.001, 9], "Ranks 1 and 3 differ by"),
+    ):
+        for row in rows:
+            row.trial.user_attrs[VALIDATION_LOSS] = noted
+        assert told_apart(rows, "loss").startswith(says)
+
+
 def test_nothing_is_said_of_several_objectives():
     study = optuna.create_study(directions=["minimize", "minimize"])
     for values in ([0.3, 1], [0.31, 2]):

@@ -141,6 +141,15 @@ def test_a_study_that_is_killed_shows_its_best_so_far(uri, tmp_path):
     assert "so far" not in note()
 
 
+def test_a_search_that_was_interrupted_shows_its_best_so_far(uri):
+    study, tracker = new_study(), MLflowTracker(uri)
+    for status in ("KILLED", "FINISHED"):
+        tracker.start(study, space=SPACE, metric="accuracy")
+        study.optimize(objective(tracker), n_trials=1, callbacks=[tracker.trial_finished])
+        tracker.finish(study, status)
+        assert ("so far" in read(uri).parent.data.tags["mlflow.note.content"]) == (status == "KILLED")
+
+
 def test_the_test_metric_of_the_winner_is_a_metric_and_in_the_description(uri):
     study, tracker = new_study(), MLflowTracker(uri)
     tracker.start(study, space=SPACE, metric="accuracy")
