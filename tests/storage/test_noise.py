@@ -51,12 +51,9 @@ def test_nothing_is_said_where_the_best_is_infinite():
 
 def test_ranks_are_those_of_the_leaderboard():
     rows = [row._replace(rank=rank) for row, rank in zip(rows_of([0.30, 0.31, 0.9]), (1, 3, 4), strict=True)]
-    for noted, says in (
-        ([0.3, 0.02, 360], "Ranks 1 and 3 differ by less"),
-        ([0.3, 0.001, 9], "Ranks 1 and 3 differ by"),
-    ):
+    for error, says in ((0.02, "Ranks 1 and 3 differ by less"), (0.001, "Ranks 1 and 3 differ by 0.01 of loss, more")):
         for row in rows:
-            row.trial.user_attrs[VALIDATION_LOSS] = noted
+            row.trial.user_attrs[VALIDATION_LOSS] = [0.3, error, 360]
         assert told_apart(rows, "loss").startswith(says)
 
 
