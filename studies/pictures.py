@@ -116,7 +116,7 @@ def draw_digits(folder: Path) -> None:
             figure = plot_distribution(wanted.space, distribution_records(study))
             figure.savefig(PICTURES / "digits_distribution.png", dpi=120)
             page = tracker.find_view(study, server.uri)
-        _screenshot(page, "digits_mlflow.png", folder, (1280, 1800))
+        _screenshot(page, "digits_mlflow.png", folder, (1280, 2000))
     finally:
         server.kill()
     note("digits_cell.png", "digits_distribution.png", "digits_mlflow.png")
@@ -132,7 +132,7 @@ def draw_comparison(folder: Path) -> None:
         for command in (["compare", __file__, *options], ["view", "compare-cells", "--mlflow", server.uri]):
             said = subprocess.run([NAS, *command], cwd=folder, check=True, stdout=PIPE, text=True, env=environment)
         (page,) = {word for word in said.stdout.split() if "viewStateShareKey" in word}
-        _screenshot(page, "comparison_mlflow.png", folder, (1280, 1800))
+        _screenshot(page, "comparison_mlflow.png", folder, (1280, 2000))
     finally:
         server.kill()
     note("comparison_mlflow.png")
