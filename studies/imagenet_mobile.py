@@ -103,14 +103,15 @@ def main() -> None:
     over = ends_after(options.until)
     folder = options.folder.with_name(f"{options.folder.name}-smoke") if options.smoke else options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if options.smoke:
-        root, size, workers, reporting = stand_in(folder / "images"), 32, 0, 0.2
+    cell = read_architecture(options.cell)
+    if options.smoke:  # networks of blocks reduce an image more often
+        size = 128 if isinstance(cell.space.core, BlockSpace) else 32
+        root, workers, reporting = stand_in(folder / "images"), 0, 0.2
     elif options.images is None:
         parser.error("--images must name the folder of ImageNet, or give --smoke")
     else:
         root, size, workers, reporting = options.images, 224, options.workers, 0.01
     data = ImageFolderData(root, size, workers, options.device, {"report": reporting}, options.seed)
-    cell = read_architecture(options.cell)
     frame = frame_of(cell, data, options.smoke, options.channels, options.stem_stride)
     space = NetworkSpace(cell.space.core, frame)
     network = space.build(space.adopt(cell), seed=options.seed)

@@ -437,6 +437,7 @@ def nest(depth):
 
 @pytest.mark.parametrize("queued", [False, True])
 def test_attributes_that_are_nested_deeply_are_left_out_or_named(queued, tmp_path):
+    sys.setrecursionlimit(1000)  # Python's; compilers raise it
     storage = optuna.storages.InMemoryStorage()
     space = nasbench201_space()
     arguments = {"objective": lambda trial: float(space.suggest(trial).connected), "trials": 2, "storage": storage}

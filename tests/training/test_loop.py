@@ -313,7 +313,7 @@ def test_evaluate_equals_one_image_at_a_time(split):
     train(network, DATA, RECIPE)
     before = state(network)
     network.train()
-    loss, accuracy, exits = evaluate(network, DATA, split)
+    loss, accuracy, exits, error = evaluate(network, DATA, split)
     assert exits == (accuracy,)
     assert network.training  # as it was
     assert same(state(network), before)  # running statistics too
@@ -324,6 +324,7 @@ def test_evaluate_equals_one_image_at_a_time(split):
         score = network(image[None])[0].detach().double()
         losses.append(float(score.logsumexp(0) - score[DATA.labels[position]]))
         correct.append(int(score.argmax()) == int(DATA.labels[position]))
+    assert error == pytest.approx(np.std(losses, ddof=1) / len(losses) ** 0.5, rel=1e-4)
     assert loss == pytest.approx(np.mean(losses), abs=1e-6)
     assert accuracy == np.mean(correct)
 
