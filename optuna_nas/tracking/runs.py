@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 RIVAL_SECONDS = 2.0
 """Seconds after which another process that creates the run of the same study at the same time sees this one."""
-COLOURS = {"study": "#333333", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
-"""Colours of runs in charts; all but those of the best trial are pale."""
+COLOURS = {"study": "#8a5fb0", "best": "#d62728", "COMPLETE": "#7fa8c9", "PRUNED": "#c8c8c8", "FAIL": "#e3b7b7"}
+"""Colours of runs in charts, on light and dark pages; but for the study and the best trial they are pale."""
 PARENT = "mlflow.parentRunId"
 """Tag of the run that a run belongs to."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
