@@ -229,10 +229,17 @@ def test_the_study_of_the_readme_goes_from_run_to_export(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = [block for block in blocks_of(README, "python") if "def search(" in block.text]
     Path("net.py").write_text(block.text.replace("trials=20", "trials=2, tracking=None, pictures=False"))
-    for command in ("run", "train --recipe epochs=1", "export"):
-        done = here(command.split()[0], "net.py", *command.split()[1:])
+    lines = README.read_text().splitlines()
+    commands = [line.split("#")[0].split() for line in lines if line.startswith("optuna-nas ")]
+    names = [name for _, name, file, *_ in commands if file == "net.py"][:5]
+    assert names == ["run", "view", "report", "train", "export"]
+    for _, name, file, *options in commands[:5]:
+        if name == "view":  # whose server and pages are looked at in tests/tracking/test_server.py
+            continue
+        done = here(name, file, *(option.replace("epochs=20", "epochs=1") for option in options))
         assert done.exit_code == 0, done.output
     assert list(tmp_path.glob("runs/net/exported/*.pt2"))
+    assert (tmp_path / "runs/net/report/report.html").exists()
 
 
 @pytest.mark.pipeline
