@@ -142,3 +142,12 @@ def test_a_smaller_budget_ends_a_fit_where_it_stands(name, data):
     model.fit(data, 1, show_progress=False)
     assert model.fitted
     assert model.step == before + getattr(model, "mask_steps", 0), "masks come last, and come"
+
+
+def test_a_loop_of_ones_own_goes_on_with_masks_when_it_is_planned_longer(data):
+    hmnas = MODELS["hmnas"]()
+    for total in (10, 20):
+        hmnas.plan(total)
+        while not hmnas.fitted:
+            hmnas.loss(next(iter(data.batches(TRAIN, 16, seed=0)))).backward()
+        assert (hmnas.supernet_steps, hmnas.mask_steps) == (7, total - 7)
