@@ -232,7 +232,9 @@ class Comparison(NamedTuple):
     @property
     def leader(self) -> str | None:
         """Name of the strategy that is ahead by more than chance; None where nothing can be told."""
-        return self.rows[0].strategy if "which is more than chance" in self.told else None
+        if len(self.rows) < 2 or self._too_few:
+            return None
+        return self.rows[0].strategy if _is_told(_p_value(*self.rows[:2])) else None
 
     @property
     def finding(self) -> str:
@@ -584,15 +586,26 @@ def _ahead(rows: Sequence[Row]) -> str:
         return "One strategy: there is nothing to compare it with."
     first, second = rows[:2]
     n_seeds = len(first.best)
-    differences = first.best - second.best
-    if not differences.any():
+    if not (first.best - second.best).any():
         return f"{first.strategy} and {second.strategy} found the same values: nothing can be told about the best."
-    p_value = float(ttest_rel(first.best, second.best).pvalue) if np.ptp(differences) else 0.0
+    p_value = _p_value(first, second)
     gap = f"{first.strategy} is {abs(first.mean - second.mean):.4f} ahead of {second.strategy}"
-    if p_value < 1 - CONFIDENCE:
+    if _is_told(p_value):
         return f"{gap}, which is more than chance (paired t-test over {n_seeds} seeds, p = {p_value:.3f})."
     chance = f"(paired t-test over {n_seeds} seeds, p = {p_value:.2f})"
     return f"{gap}, which may be chance {chance}: nothing can be told about the best."
+
+
+def _p_value(first: Row, second: Row) -> float:
+    """Return the p-value of a paired test of two strategies over the seeds; 1 if they found the same values."""
+    differences = first.best - second.best
+    if not differences.any():
+        return 1.0
+    return float(ttest_rel(first.best, second.best).pvalue) if np.ptp(differences) else 0.0
+
+
+def _is_told(p_value: float) -> bool:
+    return p_value < 1 - CONFIDENCE
 
 
 def _starts(trials: Mapping[str, Sequence[Sequence[FrozenTrial]]]) -> dict[tuple[str, str], int]:
