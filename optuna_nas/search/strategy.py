@@ -145,6 +145,13 @@ class Setting:
         return None if self.seconds is None else share * self.seconds
 
     @property
+    def known_costs(self) -> tuple[str | PredictedCost, ...]:
+        """Objectives beside the first one that are known before a training."""
+        if not isinstance(self.objective, TrainObjective):
+            return ()
+        return tuple(cost for cost in self.objective.objectives[1:] if not isinstance(cost, Measure))
+
+    @property
     def known_constraints(self) -> dict[str | PredictedCost, float]:
         """Upper bounds of the objective on costs that are known before a training."""
         if not isinstance(self.objective, TrainObjective):
@@ -221,6 +228,7 @@ def _pool(setting: Setting) -> GHNSampler:
         pool_seconds=setting.part_of_seconds(POOL_SHARE),
         exploration=0.0,
         trials_per_round=setting.trials_in_pool,
+        costs=setting.known_costs,
         constraints=setting.known_constraints,
         seed=setting.seed,
     )
@@ -256,6 +264,7 @@ def _ghn(setting: Setting) -> Strategy:
         pool_seconds=setting.part_of_seconds(POOL_SHARE),
         exploration=0.0,
         trials_per_round=setting.trials_in_pool,
+        costs=setting.known_costs,
         constraints=setting.known_constraints,
         seed=setting.seed,
     )

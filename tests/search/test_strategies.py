@@ -6,6 +6,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 from typer.testing import CliRunner
 
@@ -63,6 +64,12 @@ def make(data, networks, tmp_path):
         return Search(strategy, networks, recipe=Recipe(epochs=1, batch_size=16), strategy=strategy, **fields | changes)
 
     return make
+
+
+def small_pools(monkeypatch):
+    """Let pools be small: their scores are most of the seconds of a tiny study."""
+    monkeypatch.setattr("optuna_nas.search.strategy.POOL_PER_TRIAL", 5)
+    monkeypatch.setattr("optuna_nas.search.strategy.SMALL_POOL", 20)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -159,6 +166,30 @@ def test_bounds_of_an_objective_are_known_to_a_pool(networks, data, name):
     assert pool.known_costs.constraints == {"params": 1000}
 
 
+@pytest.mark.parametrize("name", ["auto", "free", "ghn", "hmnas"])
+def test_further_objectives_are_known_to_a_pool(networks, data, name):
+    objectives = ("loss", "params", latency())  # the last one is measured in a trial
+    objective = TrainObjective(networks, data, Recipe(epochs=2), objectives=objectives)
+    setting = Setting(networks, data, Recipe(epochs=2), ImageClassification(), objective, trials=5, seconds=None)
+    sampler = make_strategy(name, setting).sampler
+    pool = sampler.sampler if name == "auto" else sampler
+    assert pool.known_costs.costs == ("params",)
+
+
+def test_a_study_of_several_objectives_begins_along_its_front(networks, data, monkeypatch, tmp_path):
+    small_pools(monkeypatch)
+    objective = TrainObjective(networks, data, Recipe(epochs=1, batch_size=16), objectives=("loss", "params"))
+    search = Search(
+        name="front", space=networks, data=data, objective=objective, strategy="free", trials=4, tracking=None,
+        storage=InMemoryStorage(), folder=tmp_path, pictures=False,
+    )  # fmt: skip
+    result = run(search)
+    params = [trial.values[1] for trial in result.study.trials]
+    pool = search.resolved_sampler.scored(result.study)
+    by_score = sorted(pool, key=lambda scored: -scored[1])[:4]
+    assert min(params) < min(architecture.cost().params for architecture, _ in by_score)
+
+
 # -- the loss as an objective -----------------------------------------------------------------------------------------
 
 
@@ -251,7 +282,8 @@ def test_the_next_trial_is_expected_to_take_what_its_length_takes():
 
 @pytest.mark.parametrize("strategy", ["snas", "ghn", "hmnas"])
 @pytest.mark.parametrize("ended", [3, 8], ids=["on the way", "done"])
-def test_a_larger_total_trains_the_model_further(make, strategy, ended):
+def test_a_larger_total_trains_the_model_further(make, monkeypatch, strategy, ended):
+    small_pools(monkeypatch)
     run(make(strategy, trials=8), enough=lambda study: len(study.trials) >= ended)
     longer = make(strategy, trials=16)
     result = run(longer)
