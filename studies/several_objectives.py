@@ -15,7 +15,8 @@ finished trials which dominate which. Each of the two is also run with its own m
 seconds: a supernet whose distribution is charged for costs, beside what trials tell, and a hypernetwork.
 
 `--orders` trains random cells beforehand and compares the orders in which a pool of them may be proposed, so that only
-the order differs: the front from its best score on, the front spread out, and random ones.
+the order differs: the front from its best score on, the front spread out, that of a hypernetwork's losses and of the
+accuracies themselves, and random ones.
 """
 
 import argparse
@@ -126,7 +127,7 @@ def searched(sampler: BaseSampler, table: LatencyTable, seconds: float, seed: in
     ]
 
 
-def compare_orders(table: LatencyTable, n_cells: int, file: Path | None) -> None:
+def compare_orders(table: LatencyTable, n_cells: int, seconds: float, file: Path | None) -> None:
     """Train random cells, and print the hypervolumes after the first of them in several orders."""
     random = np.random.default_rng(0)
     cells = [SPACE.sample(random) for _ in range(n_cells)]
@@ -135,19 +136,23 @@ def compare_orders(table: LatencyTable, n_cells: int, file: Path | None) -> None
         file, cells, lambda cell: train(SPACE.build(cell, seed=0), DATA, RECIPE).last.validation_metric
     )
     scores = FreeScore(SPACE, DATA, ImageClassification())(cells)
+    ghn = GHN(SPACE, GHNRecipe(meta_batch=4))
+    ghn.fit(DATA, EPOCHS_A_SECOND * seconds, show_progress=False)
+    generated = ghn.score(cells)
     largest = LARGEST.cost().params, table.of(LARGEST)
     points = np.column_stack([1 - np.array(accuracies), costs / largest])
     objectives = np.column_stack([scores, -costs])
     orders = {
         "the front from its best score on": np.lexsort((-scores, non_dominated_ranks(objectives))),
         "the front spread out": spread_out(objectives, 100, random),
+        "that of a GHN's losses, spread out": spread_out(np.column_stack([generated, -costs]), 100, random),
+        "that of the accuracies, spread out": spread_out(np.column_stack([accuracies, -costs]), 100, random),
         **{f"random {n}": random.permutation(n_cells) for n in range(5)},
     }
-    print(
-        f"{n_cells} cells: Spearman with the accuracy of the free score {spearmanr(scores, accuracies).statistic:.2f}, "
-        f"of the parameters {spearmanr(costs[:, 0], accuracies).statistic:.2f}; hypervolume of all "
-        f"{hypervolume(points.tolist()):.3f}\nafter trials    {'  '.join(f'{n:5}' for n in FIRST)}"
-    )
+    ranked = {"free score": scores, "a GHN's losses": generated, "parameters": costs[:, 0]}
+    told = ", ".join(f"{name} {spearmanr(values, accuracies).statistic:.2f}" for name, values in ranked.items())
+    print(f"{n_cells} cells, hypervolume of all {hypervolume(points.tolist()):.3f}; Spearman with the accuracy: {told}")
+    print(f"after trials{'':24}{'  '.join(f'{n:5}' for n in FIRST)}")
     for name, order in orders.items():
         found = (hypervolume(points[order[:n]].tolist()) for n in FIRST)
         print(f"  {name:34}", "  ".join(f"{value:.3f}" for value in found))
@@ -167,7 +172,7 @@ def main() -> None:
     measures.clock = time.process_time  # whatever else the machine does
     table = LatencyTable.measure(SPACE, device="cpu")
     if options.orders is not None:
-        compare_orders(table, options.orders, options.json)
+        compare_orders(table, options.orders, options.seconds, options.json)
         return
     found: dict[str, list[float]] = kept_in(options.json, {})
     with TemporaryDirectory() as folder:

@@ -23,13 +23,22 @@ from optuna_nas import GHN, GHNRecipe, NetworkSpace, Recipe, digits, ghn_skeleto
 JUDGED = 17
 
 
+def own_loss(space: NetworkSpace, ghn: GHN, n_blocks: int) -> float:
+    """Return the mean loss, with generated weights, of random blocks as the hypernetwork has learned from."""
+    random = np.random.default_rng(1)
+    return -float(np.mean(ghn.scores_on(ghn.scoring_batch(), [space.sample(random) for _ in range(n_blocks)])))
+
+
 def main() -> None:
     """Train blocks, train hypernetworks, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[3, 9, 17])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[3, 5, 7, 9, 17])
     parser.add_argument("--blocks", type=int, default=30, help="of 17 nodes, trained and scored")
     parser.add_argument("--epochs", type=float, default=40.0, help="of a hypernetwork")
     parser.add_argument("--seeds", type=int, default=2, help="hypernetworks of each size")
+    parser.add_argument(
+        "--freeze", type=float, default=0.0, help="1 keeps fixed kernels random; the paper generates all"
+    )
     parser.add_argument("--json", type=Path, default=Path("ghn_nodes.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -39,28 +48,30 @@ def main() -> None:
     random = np.random.default_rng(0)
     blocks = [space.sample(random) for _ in range(options.blocks)]
     found = json.loads(options.json.read_text()) if options.json.exists() else {"losses": [], "rows": []}
-    recipe = Recipe(epochs=5, learning_rate=0.05, warmup_fraction=0.1)
+    short = Recipe(epochs=5, learning_rate=0.05, warmup_fraction=0.1)
     while len(found["losses"]) < len(blocks):
-        result = train(space.build(blocks[len(found["losses"])], seed=0), data, recipe)
+        result = train(space.build(blocks[len(found["losses"])], seed=0), data, short)
         found["losses"].append(result.last.validation_loss)
         options.json.write_text(json.dumps(found, indent=1))
     came = -np.array(found["losses"])
     params = [block.cost().params for block in blocks]
     print(f"{len(blocks)} blocks: loss {-came.mean():.3f} +- {came.std():.3f}, Spearman of the parameters "
           f"{spearmanr(params, came).statistic:.2f}", flush=True)  # fmt: skip
-    done = {(row["nodes"], row["seed"]) for row in found["rows"]}
+    done = {(row["nodes"], row["seed"], row["freeze"]) for row in found["rows"]}
     for seed in range(options.seeds):
         for nodes in options.nodes:
-            if (nodes, seed) in done:
+            if (nodes, seed, options.freeze) in done:
                 continue
             learned = NetworkSpace(ghn_space(nodes), skeleton)
-            ghn = GHN(space, GHNRecipe(meta_batch=2, seed=seed), training_space=learned)
+            recipe = GHNRecipe(meta_batch=2, freeze_fraction=options.freeze, seed=seed)
+            ghn = GHN(space, recipe, training_space=learned)
             begun = time.process_time()
             ghn.fit(data, options.epochs, show_progress=False)
-            row = {"nodes": nodes, "seed": seed, "seconds": time.process_time() - begun}
+            row = {"nodes": nodes, "seed": seed, "freeze": options.freeze, "seconds": time.process_time() - begun}
             scores = ghn.score(blocks)
             row["spearman"], row["kendall"] = spearmanr(scores, came).statistic, kendalltau(scores, came).statistic
             row["mean loss"] = -float(np.mean(scores))
+            row["mean loss, own nodes"] = own_loss(learned, ghn, options.blocks)
             found["rows"].append(row)
             options.json.write_text(json.dumps(found, indent=1))
             print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
