@@ -94,9 +94,12 @@ def main() -> None:
                     options.json.write_text(json.dumps(found, indent=1))
     print("\nmean share of trials within the bounds; mean lowest loss among them [95 % interval]")
     for name, rows in found.items():
-        shares, losses = zip(*rows, strict=True)
-        low, high = interval(losses)
-        print(f"  {name:20}{np.mean(shares):5.0%}   {np.mean(losses):.4f} [{low:.4f}, {high:.4f}]")
+        shares, losses = (list(column) for column in zip(*rows, strict=True))
+        told = f"none in {np.isinf(losses).sum()} of {len(losses)} seeds"
+        if np.isfinite(losses).all():
+            low, high = interval(losses)
+            told = f"{np.mean(losses):.4f} [{low:.4f}, {high:.4f}]"
+        print(f"  {name:20}{np.mean(shares):5.0%}   {told}")
 
 
 if __name__ == "__main__":
