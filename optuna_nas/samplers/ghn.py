@@ -49,7 +49,10 @@ SCORED_AT_ONCE = 32
 """Architectures per call of the score function."""
 RESERVED, RESERVED_PART = 64, 20
 """Largest number of random architectures that are reserved for trials before the first pool; at most 1 / RESERVED_PART
-of the space. No pool has them, and draws find simple functions most often, so that they must be few."""
+of the space. No first pool has them."""
+RESERVED_LAST, RESERVED_LAST_WITHIN = 4, 2
+"""They are the last of so many times as many draws: draws find simple functions most often and first, and those may be
+what a front needs (of NAS-Bench-201's cells one skip from input to output)."""
 RESERVED_WITHIN = 8
 """Largest number of them within bounds, which may leave few functions: of NAS-Bench-201's cells, the lower quartiles of
 parameters and latency left 28 in 2,000 draws; with 60 kept out of the pool, 10 of 20 trials kept the bounds."""
@@ -321,11 +324,13 @@ class GHNSampler(ArchitectureSampler):
             random = np.random.default_rng(
                 [self._seed if self._given_seed is not None else hash_of(study.study_name), 0]
             )
-            reserved = RESERVED_WITHIN if self.known_costs.constraints else RESERVED
-            most = min(reserved, max(1, self.space.size // RESERVED_PART))
-            number = min(ROUNDS_BEHIND * self._trials_per_round, most)
-            drawn = self._drawn(self._sampled(random), number, set())
-            self._reserve = study.study_name, list(drawn.values())
+            most, times = RESERVED, RESERVED_LAST
+            if self.known_costs.constraints:
+                most, times = RESERVED_WITHIN, RESERVED_LAST_WITHIN
+            most = min(most, max(1, self.space.size // RESERVED_PART))
+            drawn = list(self._drawn(self._sampled(random), times * most, set()).values())
+            number = min(ROUNDS_BEHIND * self._trials_per_round, max(1, len(drawn) // times))
+            self._reserve = study.study_name, drawn[-number:]
         return self._reserve[1]
 
     def _sampled(self, random: np.random.Generator) -> Iterator[Architecture]:

@@ -18,9 +18,17 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau, spearmanr
 
-from optuna_nas import GHN, GHNRecipe, NetworkSpace, Recipe, digits, ghn_skeleton, ghn_space, train
+from optuna_nas import GHN, Architecture, GHNRecipe, NetworkSpace, Recipe, digits, ghn_skeleton, ghn_space, train
 
 JUDGED = 17
+
+
+def depth(block: Architecture) -> int:
+    """Return the largest number of convolutions on a way through a network."""
+    depths: list[int] = []
+    for node in block.graph():
+        depths.append(max((depths[i] for i in node.inputs), default=0) + ("conv" in node.op))
+    return max(depths)
 
 
 def own_loss(space: NetworkSpace, ghn: GHN, n_blocks: int) -> float:
@@ -34,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[3, 5, 7, 9, 17])
     parser.add_argument("--blocks", type=int, default=30, help="of 17 nodes, trained and scored")
+    parser.add_argument("--truth-epochs", type=int, default=5, help="of the blocks that are trained")
     parser.add_argument("--epochs", type=float, default=40.0, help="of a hypernetwork")
     parser.add_argument("--seeds", type=int, default=2, help="hypernetworks of each size")
     parser.add_argument(
@@ -48,15 +57,15 @@ def main() -> None:
     random = np.random.default_rng(0)
     blocks = [space.sample(random) for _ in range(options.blocks)]
     found = json.loads(options.json.read_text()) if options.json.exists() else {"losses": [], "rows": []}
-    short = Recipe(epochs=5, learning_rate=0.05, warmup_fraction=0.1)
+    brief = Recipe(epochs=options.truth_epochs, learning_rate=0.05, warmup_fraction=0.1)
     while len(found["losses"]) < len(blocks):
-        result = train(space.build(blocks[len(found["losses"])], seed=0), data, short)
+        result = train(space.build(blocks[len(found["losses"])], seed=0), data, brief)
         found["losses"].append(result.last.validation_loss)
         options.json.write_text(json.dumps(found, indent=1))
     came = -np.array(found["losses"])
-    params = [block.cost().params for block in blocks]
-    print(f"{len(blocks)} blocks: loss {-came.mean():.3f} +- {came.std():.3f}, Spearman of the parameters "
-          f"{spearmanr(params, came).statistic:.2f}", flush=True)  # fmt: skip
+    known = {"parameters": [block.cost().params for block in blocks], "depth": list(map(depth, blocks))}
+    told = ", ".join(f"{name} {spearmanr(values, came).statistic:.2f}" for name, values in known.items())
+    print(f"{len(blocks)} blocks: loss {-came.mean():.3f} +- {came.std():.3f}; Spearman of {told}", flush=True)
     done = {(row["nodes"], row["seed"], row["freeze"]) for row in found["rows"]}
     for seed in range(options.seeds):
         for nodes in options.nodes:
@@ -70,11 +79,13 @@ def main() -> None:
             row = {"nodes": nodes, "seed": seed, "freeze": options.freeze, "seconds": time.process_time() - begun}
             scores = ghn.score(blocks)
             row["spearman"], row["kendall"] = spearmanr(scores, came).statistic, kendalltau(scores, came).statistic
+            row["scores"] = scores.tolist()
             row["mean loss"] = -float(np.mean(scores))
             row["mean loss, own nodes"] = own_loss(learned, ghn, options.blocks)
             found["rows"].append(row)
             options.json.write_text(json.dumps(found, indent=1))
-            print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
+            told = (f"{name} {value:.3g}" for name, value in row.items() if name != "scores")
+            print("  ".join(told), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import pickle
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -164,6 +165,17 @@ def test_few_architectures_are_kept_out_of_pools(tmp_path):
     sampler = sampler_of(tmp_path, pool_size=1000, trials_per_round=1000)
     study = optuna.create_study(sampler=sampler)
     assert len(sampler._reserved(study)) == module.RESERVED
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_draws_find_most_often_is_in_the_pool(tmp_path, seed):
+    random = np.random.default_rng(0)
+    drawn = Counter(cell.canonical().digest for cell in (LARGE.sample(random) for _ in range(2000)) if cell.connected)
+    often = {digest for digest, _ in drawn.most_common(4)}  # one op from input to output
+    sampler = sampler_of(tmp_path, pool_size=300, seed=seed)
+    study = optuna.create_study(sampler=sampler)
+    LARGE.suggest(study.ask())
+    assert often <= {cell.canonical().digest for cell, _ in sampler.scored(study)}
 
 
 def test_a_worker_that_sees_only_an_old_pool_repeats_nobody(tmp_path):
