@@ -1,11 +1,12 @@
 """What hides the best cell of a pool from a short training: the images that judge, the seed, or how short it is?
 
 Command:   python studies/benchmarks/choice_noise.py --table nb201_accuracy.csv.gz --images FOLDER --json noise.json
-Cost:      45 minutes on one core: 24 trainings of five epochs and 12 of fifteen; what is in `--json` is not made again
-Expected:  the loss is repeatable; even without noise it ranks the first cells of a pool otherwise than 200 epochs do
+Cost:      fifteen minutes on one core for 24 trainings of five epochs, 25 more for 12 of fifteen with `--long`; what is
+           in `--json` is not made again
+Expected:  a thousand images judge well enough; another seed gives another order of the first cells of a pool
 
-The first cells of a pool by the free score are trained on 9,000 images of CIFAR-10 at 16 x 16, with two seeds, and once
-for longer, and judged by 1,000 images, as a search judges them, and by 5,000 more. Rank correlations between these
+The first cells of a pool by the free score are trained on 9,000 images of CIFAR-10 at 16 x 16, with two seeds, and
+judged by 1,000 images, as a search judges them, and by 5,000 more. Rank correlations between these
 losses say what is noise; those with the table's 200-epoch test accuracy, what the trainings know of it. Also tried: the
 training loss instead, summed over all epochs (Ru et al. 2021) and in the last one.
 """
@@ -29,7 +30,7 @@ from optuna_nas import FreeScore, ImageData, NetworkSpace, Recipe, train
 from optuna_nas.training import EpochResult, ImageClassification, evaluate
 
 MORE = 5000
-TRAININGS = ((5, 0), (5, 1), (15, 0))
+TRAININGS, LONG = ((5, 0), (5, 1)), (15, 0)
 """Epochs and seed."""
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="folder of CIFAR-10, see small_cifar10")
     parser.add_argument("--cells", type=int, default=12, help="first cells of the pool, which are trained")
     parser.add_argument("--pool", type=int, default=500)
+    parser.add_argument("--long", action="store_true", help="also train three times as long")
     parser.add_argument("--json", type=Path, default=Path("choice_noise.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -63,7 +65,8 @@ def main() -> None:
     order = np.argsort(-FreeScore(space, data, ImageClassification())(pool), kind="stable")
     cells = [pool[place] for place in order[: options.cells]]
     rows: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []
-    for epochs, seed in TRAININGS:
+    trainings = (*TRAININGS, LONG) if options.long else TRAININGS
+    for epochs, seed in trainings:
         for cell in cells[len([row for row in rows if (row["epochs"], row["seed"]) == (epochs, seed)]) :]:
             history: list[EpochResult] = []
             network = space.build(cell, seed=seed)
@@ -90,9 +93,10 @@ def main() -> None:
         "1,000 and 5,000 images, the same trainings": (values(5, 0, few), values(5, 0, more)),
         "two seeds, 1,000 images": (values(5, 0, few), values(5, 1, few)),
         "two seeds, 5,000 images": (values(5, 0, more), values(5, 1, more)),
-        "five and fifteen epochs, 5,000 images": (values(5, 0, more), values(15, 0, more)),
     }
-    for epochs in (5, 15):
+    if options.long:
+        pairs["five and fifteen epochs, 5,000 images"] = values(5, 0, more), values(15, 0, more)
+    for epochs in sorted({epochs for epochs, _ in trainings}):
         for name in (few, more, "training, summed", "training, last epoch"):
             pairs[f"truth and {epochs} epochs, {name}"] = (values(epochs, 0, name), came)
     mean = (values(5, 0, more) + values(5, 1, more)) / 2
