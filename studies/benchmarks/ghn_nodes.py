@@ -1,7 +1,7 @@
 """How many nodes should the blocks have that a hypernetwork learns from (figure 5a of Zhang, Ren and Urtasun 2019)?
 
 Command:   python studies/benchmarks/ghn_nodes.py --json ghn_nodes.json      # goes on where it was stopped
-Cost:      about fifteen minutes on one thread for two hypernetworks of each size; the data come with scikit-learn
+Cost:      40 minutes on one thread for two hypernetworks of each size; the data come with scikit-learn
 Expected:  in the paper, blocks of fewer nodes do better; here those of 17 do, and after eight epochs none ranks
 
 Blocks of the paper's space on handwritten digits, three in a network of 8 channels. Judged are always blocks of 17
