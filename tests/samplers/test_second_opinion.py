@@ -37,9 +37,8 @@ def n_convolutions(architectures):
 
 @pytest.fixture
 def by_score(tmp_path):
-    """Returns samplers of a pool in which the most convolutions come first."""
-
-    return lambda: pool_of(tmp_path, SPACE, n_convolutions, pool_size=60, trials_per_round=60)
+    """Returns samplers of a pool in which the most convolutions come first; trials do not come to its end."""
+    return lambda: pool_of(tmp_path, SPACE, n_convolutions, pool_size=120, trials_per_round=60)
 
 
 def convolutions(trial):
