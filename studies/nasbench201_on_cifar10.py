@@ -36,18 +36,21 @@ def small_cifar10(folder: str, seed: int) -> ImageData:
         train_images = torch.cat([data.splits[split] for split in ("weights", "choices", "report")]).sort().values
         x = data.images[train_images].permute(0, 2, 3, 1).numpy()
         y = data.labels[train_images].numpy()
-    factor = 32 // IMAGE_SIZE
-    x, y = x[:N_IMAGES], y[:N_IMAGES]
-    halved = x.reshape(len(x), IMAGE_SIZE, factor, IMAGE_SIZE, factor, 3).mean((2, 4)).astype(np.float32) / 255
     return ImageData.from_arrays(
-        halved,
-        y,
+        halved(x[:N_IMAGES]),
+        y[:N_IMAGES],
         name=f"CIFAR-10 at {IMAGE_SIZE}x{IMAGE_SIZE}",
         channels="last",
         fractions={"choices": 0.0, "report": 0.1, "test": 0.0},
         augmentation=Augmentation(IMAGE_SIZE // 8, flip=True),
         seed=seed,
     )
+
+
+def halved(x: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return images of shape (N, 32, 32, 3), from 0 to 255, as (N, 16, 16, 3) from 0 to 1."""
+    factor = 32 // IMAGE_SIZE
+    return x.reshape(len(x), IMAGE_SIZE, factor, IMAGE_SIZE, factor, 3).mean((2, 4)).astype(np.float32) / 255
 
 
 def read_sheets(folder: str, n_images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

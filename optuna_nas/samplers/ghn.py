@@ -49,7 +49,7 @@ SCORED_AT_ONCE = 32
 """Architectures per call of the score function."""
 RESERVED, RESERVED_PART = 64, 20
 """Largest number of random architectures that are reserved for trials before the first pool; at most 1 / RESERVED_PART
-of the space. No first pool has them."""
+of the space. The first pools have none of them."""
 RESERVED_LAST, RESERVED_LAST_WITHIN = 4, 2
 """They are the last of so many times as many draws: draws find simple functions most often and first, and those may be
 what a front needs (of NAS-Bench-201's cells one skip from input to output)."""

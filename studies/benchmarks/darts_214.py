@@ -49,11 +49,10 @@ def main() -> None:
     cells = list(curves)
     came = np.array([curves[cell][-1][1] for cell in cells])
     score = FreeScore(space, data)
-    random = np.random.default_rng(0)
-    scores = dict(zip(cells, score(cells).tolist(), strict=True))
+    scores, random = score(cells), np.random.default_rng(0)
     others = score([space.core.sample(random) for _ in range(RANDOM)])
     params = np.array([space.cost(cell).params for cell in cells])
-    for name, values in (("free score", np.array([scores[cell] for cell in cells])), ("parameters", params)):
+    for name, values in (("free score", scores), ("parameters", params)):
         rho, tau = spearmanr(values, came), kendalltau(values, came)
         print(f"{name}: Spearman {rho.statistic:.3f} (p = {rho.pvalue:.2g}), Kendall {tau.statistic:.3f}", flush=True)
 
@@ -62,7 +61,7 @@ def main() -> None:
         n_stopped, n_top = [], 0
         for seed in range(options.orders):
             random = np.random.default_rng(seed)
-            order, given = random.permutation(len(cells)), list(scores.values())
+            order, given = random.permutation(len(cells)), scores.tolist()
             if shuffled:
                 random.shuffle(given)
             known = dict(zip(cells, given, strict=True))

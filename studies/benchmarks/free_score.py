@@ -107,16 +107,18 @@ def scores_of(columns: Columns) -> Columns:
     }
 
 
-def correlations(scores: Columns, truth: NDArray[np.float64]) -> Ranks:
-    """Return Spearman, and Kendall in the true top fifth, of every row."""
+def ranking(scores: NDArray[np.float64], truth: NDArray[np.float64]) -> dict[str, float]:
+    """Return Spearman of scores with the truth, and Kendall in the true top fifth."""
     top = truth >= np.quantile(truth, 0.8)
     return {
-        name: {
-            SPEARMAN: float(spearmanr(column, truth).statistic),
-            TOP_FIFTH: float(kendalltau(column[top], truth[top]).statistic),
-        }
-        for name, column in scores.items()
+        SPEARMAN: float(spearmanr(scores, truth).statistic),
+        TOP_FIFTH: float(kendalltau(scores[top], truth[top]).statistic),
     }
+
+
+def correlations(scores: Columns, truth: NDArray[np.float64]) -> Ranks:
+    """Return how every row ranks."""
+    return {name: ranking(column, truth) for name, column in scores.items()}
 
 
 def main() -> None:

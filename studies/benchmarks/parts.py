@@ -23,10 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from free_score import SPEARMAN, TOP_FIFTH, ranking, shares
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
+from truth import CpuClock
 
 import optuna_nas.oneshot.base as oneshot_clock
 from optuna_nas import (
@@ -44,6 +46,7 @@ from optuna_nas import (
 from optuna_nas.oneshot.base import OneShotModel
 from optuna_nas.training import ImageClassification
 
+FREE, PRIOR, TEN_BEST = "free score", "snas, the free score as prior", "regret of the ten best"
 SNAS_CHANGES: dict[str, dict[str, Any]] = {
     "snas": {},
     "snas, fixed parts learn after 3/4": {"freeze_fraction": 0.75},
@@ -51,7 +54,7 @@ SNAS_CHANGES: dict[str, dict[str, Any]] = {
     "snas, fixed parts learn": {"freeze_fraction": 0.0},
     "snas, no warm-up": {"warmup_fraction": 0.0},
     "snas, uniform single paths": {"relaxation": "one_path", "warmup_fraction": 0.999},
-    "snas, the free score as prior": {},
+    PRIOR: {},
 }
 GHN_CHANGES: dict[str, dict[str, Any]] = {
     "ghn": {},
@@ -59,14 +62,7 @@ GHN_CHANGES: dict[str, dict[str, Any]] = {
     "ghn, embeddings not normalised": {"normalization": "none"},
     "ghn, embeddings normalised by node": {"normalization": "node"},
 }
-PRIOR, FREE = "prior", "free score"
 SHORT = 2  # epochs
-
-
-class CpuClock:
-    """What models read in place of the clock, since seconds are CPU seconds."""
-
-    monotonic = staticmethod(time.process_time)
 
 
 class ByAccuracy(ImageClassification):
@@ -82,23 +78,14 @@ def make(name: str, data: ImageData, seed: int) -> OneShotModel[Any]:
     if name in GHN_CHANGES:
         return GHN(space, GHNRecipe(meta_batch=4, seed=seed, **GHN_CHANGES[name]), task)
     recipe = SNASRecipe(**{"learning_rate": 0.1, "warmup_fraction": 0.3, "seed": seed, **SNAS_CHANGES[name]})
-    prior = FreeScore(space, data, task, seed=seed) if name.endswith(PRIOR) else None
+    prior = FreeScore(space, data, task, seed=seed) if name == PRIOR else None
     return SNAS(space.with_skeleton(affine=False), recipe, task, prior=prior)
-
-
-def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of values that each one beats."""
-    return np.asarray(values.argsort().argsort() / len(values))
 
 
 def judged(scores: NDArray[np.float64], came: NDArray[np.float64], best: float) -> dict[str, float]:
     """Compare scores with the truth."""
-    top, first = came >= np.quantile(came, 0.8), np.argsort(-scores, kind="stable")[:10]
-    return {
-        "spearman": float(spearmanr(scores, came).statistic),
-        "kendall, top fifth": float(kendalltau(scores[top], came[top]).statistic),
-        "regret of the ten best": float(best - came[first].mean()),
-    }
+    first = np.argsort(-scores, kind="stable")[:10]
+    return {**ranking(scores, came), TEN_BEST: float(best - came[first].mean())}
 
 
 def starts(
@@ -132,13 +119,13 @@ def measured(
     task, model.task = model.task, ByAccuracy()
     by_accuracy = model.score(cells)
     model.task = task
-    mixed = judged(ranks(scores) + ranks(free), came, best)
+    mixed = judged(shares(scores) + shares(free), came, best)
     filtered = judged(np.where(free >= np.quantile(free, 0.9), scores, -np.inf), came, best)
     return {
         **judged(scores, came, best),
-        "by accuracy: spearman": judged(by_accuracy, came, best)["spearman"],
+        f"by accuracy: {SPEARMAN}": ranking(by_accuracy, came)[SPEARMAN],
         **{f"with the free score: {key}": value for key, value in mixed.items()},
-        "of the free score's best tenth: regret of the ten best": filtered["regret of the ten best"],
+        f"of the free score's best tenth: {TEN_BEST}": filtered[TEN_BEST],
     }
 
 
@@ -188,7 +175,7 @@ def main() -> None:
             print(
                 f"{name}, seed {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()), flush=True
             )
-    keys = ("spearman", "kendall, top fifth", "regret of the ten best")
+    keys = (SPEARMAN, TOP_FIFTH, TEN_BEST)
     print(f"\nmeans over seeds\n{'':40s}" + "".join(f"{key:>24s}" for key in keys))
     rows = [row for row in rows if row["seconds"] == options.seconds]
     for name in dict.fromkeys(row["name"] for row in rows):

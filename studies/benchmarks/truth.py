@@ -44,6 +44,7 @@ from scipy.stats import kendalltau, spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bilevel import bilevel
+from free_score import ranking
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
 from replay import (
     BASELINES,
@@ -383,14 +384,12 @@ def judged(choices: Sequence[Choice], truth: dict[tuple[str, ...], float], n_cel
         random = np.random.default_rng(1000)
         cells = [SPACE.sample(random) for _ in range(n_cells)]
         scores, came = score(cells), np.array([truth[ops(cell)] for cell in cells])
-        top = came >= np.quantile(came, 0.8)
         whole = NetworkSpace(SPACE, nasbench201_skeleton())
         params = np.array([whole.cost(cell).params for cell in cells])
         found |= {
-            "spearman": float(spearmanr(scores, came).statistic),
+            **ranking(scores, came),
             "spearman of parameters": float(spearmanr(params, came).statistic),
             "kendall": float(kendalltau(scores, came).statistic),
-            "kendall, top fifth": float(kendalltau(scores[top], came[top]).statistic),
         }
     return found
 
