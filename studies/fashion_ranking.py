@@ -1,10 +1,12 @@
 """How well do scores that cost no training rank architectures, and what of the hypernetwork makes them?
 
 Command:   python studies/fashion_ranking.py --images ../shared/data/fashion_mnist   # or without, to download (30 MB)
-Cost:      about an hour on 2 CPU cores; `--cells 10 --epochs 1 --seeds 1` in two minutes
+Cost:      about an hour on 2 CPU cores; `--cells 10 --epochs 1 --seeds 1` in two minutes. Trainings of cells are kept
+           beside `--out`, and not made again
 Expected:  a table of correlations over 100 cells that were really trained, and the ablations of the paper's Tables 4, 5
 
 Fashion-MNIST at 14 x 14, cells of NAS-Bench-201's space in a network of three. Nothing here was chosen by the outcome.
+`--signals free ghn --ablations "GHN (the paper's)"` is the short way to see what a search goes by.
 """
 
 import argparse
@@ -15,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from equal_seconds import kept_numbers
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, spearmanr
 from small_fashion_mnist import small_fashion_mnist
 
 from optuna_nas import (
@@ -24,6 +27,7 @@ from optuna_nas import (
     SNAS,
     Architecture,
     DiscreteNetwork,
+    FreeScore,
     GHNRecipe,
     ImageData,
     NetworkSpace,
@@ -34,9 +38,10 @@ from optuna_nas import (
     train,
 )
 from optuna_nas.networks import recompute_statistics
+from optuna_nas.training import ImageClassification
 
 TRUTH = Recipe(epochs=6, learning_rate=0.05, warmup_fraction=0.1)
-SIGNALS = ("ghn", "supernet", "sgd")
+SIGNALS = ("free", "ghn", "supernet", "sgd")
 ABLATIONS = {
     "GHN (the paper's)": {},
     "GHN, embedding not passed": {"pass_embedding": False},
@@ -67,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the images and the cells")
     parser.add_argument("--seeds", type=int, default=3, help="hypernetworks and supernets of each kind")
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=SIGNALS)
+    parser.add_argument("--ablations", nargs="+", choices=list(ABLATIONS), default=list(ABLATIONS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("fashion_ranking.json"))
     options = parser.parse_args()
@@ -76,10 +82,10 @@ def main() -> None:
     space = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 8, data.input_shape, data.classes))
     cells = list(dict.fromkeys(space.sample(random) for _ in range(2 * options.cells)))[: options.cells]
 
-    def trained(cell: Architecture, recipe: Recipe) -> float:
-        return train(space.build(cell, seed=recipe.seed), data, recipe).last.validation_metric
+    def trained(cell: Architecture) -> float:
+        return train(space.build(cell, seed=TRUTH.seed), data, TRUTH).last.validation_metric
 
-    came = np.array([trained(cell, TRUTH) for cell in cells])
+    came = np.array(kept_numbers(options.out.with_suffix(f".seed{options.seed}.json"), cells, trained))
     print(f"trained {len(cells)} cells: accuracy {came.mean():.4f} +- {came.std():.4f}", flush=True)
     rows: dict[str, list[dict[str, float]]] = {}
 
@@ -88,6 +94,7 @@ def main() -> None:
         row = {
             "pearson": float(np.corrcoef(scores, came)[0, 1]),
             "pearson, better half": float(np.corrcoef(scores[better], came[better])[0, 1]),
+            "spearman": float(spearmanr(scores, came).statistic),
             "kendall": float(kendalltau(scores, came).statistic),
             "kendall, better half": float(kendalltau(scores[better], came[better]).statistic),
             "CPU seconds a cell": seconds / len(cells),
@@ -97,11 +104,15 @@ def main() -> None:
         print(f"{name:34s}" + "".join(f"{value:10.3f}" for value in row.values()), flush=True)
         options.out.write_text(json.dumps(rows, indent=1))
 
-    print(" " * 34 + "   pearson    better   kendall    better  CPU s/cell   score")
+    print(" " * 34 + "   pearson    better  spearman   kendall    better  CPU s/cell   score")
     judge("parameters", np.array([float(cell.cost().params) for cell in cells]), 0.0)
+    for seed in range(options.seeds if "free" in options.signals else 0):
+        started = time.process_time()
+        scores = FreeScore(space, data, ImageClassification(), seed=seed)(cells)
+        judge("free score", scores, time.process_time() - started)
     for seed in range(options.seeds if "ghn" in options.signals else 0):
-        for name, changes in ABLATIONS.items():
-            ghn = GHN(space, GHNRecipe(meta_batch=2, seed=seed, **changes))  # type: ignore[arg-type]
+        for name in options.ablations:
+            ghn = GHN(space, GHNRecipe(meta_batch=2, seed=seed, **ABLATIONS[name]))  # type: ignore[arg-type]
             ghn.fit(data, options.epochs)
             started = time.process_time()
             judge(name, ghn.score(cells), time.process_time() - started)

@@ -484,7 +484,7 @@ def test_a_fresh_hypernetwork_generates_other_weights_for_other_architectures(se
 def test_a_trained_hypernetwork_still_does(data):
     space = NetworkSpace(SPACES["nasbench201"], nasbench201_skeleton(1, 4, (1, 8, 8), 10))
     ghn = GHN(space, GHNRecipe(batch_size=16, meta_batch=2))
-    ghn.fit(data, 20, show_progress=False)
+    ghn.fit(data, 10, show_progress=False)
     assert ghn.variance_between([one for one in some(space, 30, seed=5) if one.connected]) >= 0.05
 
 

@@ -11,17 +11,19 @@ from optuna_nas import (
     GHN,
     HMNAS,
     SNAS,
+    CellKind,
+    CellSpace,
     GHNRecipe,
     HMNASRecipe,
     NetworkSpace,
+    Skeleton,
     SNASRecipe,
-    nasbench201_skeleton,
-    nasbench201_space,
 )
 from optuna_nas.data import TRAIN
 from optuna_nas.oneshot import base
 
-SPACE = NetworkSpace(nasbench201_space(), nasbench201_skeleton(1, 2, (1, 8, 8), 10, affine=False))
+OPS = ("none", "skip_connect", "nor_conv_3x3")
+SPACE = NetworkSpace(CellSpace(OPS, 2, 1, (CellKind("cell"),)), Skeleton(("cell",), 2, (1, 8, 8), 10, affine=False))
 MODELS = {
     "snas": lambda: SNAS(SPACE, SNASRecipe(batch_size=16)),
     "ghn": lambda: GHN(SPACE, GHNRecipe(batch_size=16, phases=1)),
