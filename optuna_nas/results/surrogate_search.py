@@ -181,7 +181,8 @@ class SurrogateSearch:
         search: Search with a `GHNSampler`, whose model learns and scores, or the strategy `ghn` or `free`. Its recipe
             is that of the full trainings; trials, seconds, pruner and patience are not used.
         protocols: Any of `top`, `top-best` and `random`.
-        pool_size: Architectures that are sampled and scored; by default that of the sampler, 1,000 in the paper.
+        pool_size: Architectures that are sampled and scored, without a prefilter; by default as many as the sampler
+            draws for a pool, 1,000 in the paper.
         n_best: Best ones by score that are trained, at least 1; 10 in the paper.
         n_random: Random architectures, at least 1; 10 in the paper.
         n_repeats: Full trainings of the best one, at least 1; 5 in the paper.
@@ -241,7 +242,7 @@ class SurrogateSearch:
                 f"{type(sampler).__name__}; give it `sampler=GHNSampler(space, ghn, data=data, budget=...)`, or the "
                 "strategy 'ghn' or 'free'."
             )
-        if (size := self.pool_size or sampler.pool_size) < self.n_best:
+        if (size := self.pool_size or sampler.n_drawn) < self.n_best:
             raise ValueError(
                 f"`pool_size` must be at least `n_best`, which are taken of it, but {size} < {self.n_best}; score more."
             )

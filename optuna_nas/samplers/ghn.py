@@ -102,7 +102,8 @@ class GHNSampler(ArchitectureSampler):
             short, scores of many candidates would cost more than they save. Half as many end the draws. None draws and
             scores all, whatever it takes, so that a pool does not depend on the clock.
         prefilter: Cheaper function that scores `prefilter_size` architectures first, such as a `FreeScore`; its best
-            `pool_size` are the candidates.
+            `pool_size` are the candidates, those within the constraints first. Not for several objectives: what is
+            small is rarely among its best. It has half of `pool_seconds`.
         prefilter_size: Architectures that the prefilter scores in a round, at least `pool_size`.
         exploration: Fraction of trials that take a random candidate of the pool instead of the best, in [0, 1].
         trials_per_round: Trials per pool, at least 1.
@@ -185,7 +186,7 @@ class GHNSampler(ArchitectureSampler):
         self._costs, self._constraints = self.known_costs.costs, self.known_costs.bounds  # settings that a study notes
         self.data, self._budget, self._device, self._given_store = data, budget, device, artifact_store
         self.pool_size, self._exploration, self._trials_per_round = pool_size, exploration, trials_per_round
-        self._prefilter, self._n_drawn = prefilter, pool_size if prefilter is None else prefilter_size
+        self._prefilter, self.n_drawn = prefilter, pool_size if prefilter is None else prefilter_size
         self._candidates, self._given_seed, self._has_one_pool = candidates, seed, False
         self._budget_seconds, self._pool_seconds = budget_seconds, pool_seconds
         super().__init__(space, independent_sampler, seed)
@@ -215,13 +216,14 @@ class GHNSampler(ArchitectureSampler):
     def for_one_pool(self, score: Score, pool_size: int | None = None) -> GHNSampler:
         """Return a sampler with the same model, training and candidates that scores one pool, and explores nothing.
 
-        The pool depends on the seed alone: a trial that is tried again after its process was killed draws the same.
+        All that is drawn is scored: a prefilter is left out. The pool depends on the seed alone: a trial that is tried
+        again after its process was killed draws the same.
 
         Args:
             score: Function that scores.
-            pool_size: Candidates of the pool; by default as many.
+            pool_size: Candidates of the pool; by default as many as are drawn for one.
         """
-        size = pool_size or self.pool_size
+        size = pool_size or self.n_drawn
         sampler = GHNSampler(
             self.space,
             self.model,
@@ -230,8 +232,6 @@ class GHNSampler(ArchitectureSampler):
             budget=self._budget,
             budget_seconds=self._budget_seconds,
             pool_size=size,
-            prefilter=self._prefilter,
-            prefilter_size=max(size, self._n_drawn),
             exploration=0.0,
             trials_per_round=1,
             candidates=self._candidates,
@@ -250,11 +250,11 @@ class GHNSampler(ArchitectureSampler):
             n_trials: Trials of a study; None for those of one pool.
         """
         n_pools = 1 if n_trials is None else -(-n_trials // self._trials_per_round)
-        most = None if self._pool_seconds is None else n_pools * self._pool_seconds
-        drawn: list[tuple[Score, int, float | None]] = []
+        scores = [(self.score, self.pool_size)]
         if self._prefilter is not None:
-            drawn.append((self._prefilter, n_pools * min(self._n_drawn, self.space.size), None))
-        return [*drawn, (self.score, n_pools * min(self.pool_size, self.space.size), most)]
+            scores.insert(0, (self._prefilter, self.n_drawn))
+        most = None if self._pool_seconds is None else n_pools * self._pool_seconds / len(scores)
+        return [(score, n_pools * min(size, self.space.size), most) for score, size in scores]
 
     def scored(self, study: Study) -> list[tuple[Architecture, float]]:
         """Return the candidates of the newest pool and their scores, in the order of proposal; empty before the first.
@@ -373,13 +373,14 @@ class GHNSampler(ArchitectureSampler):
             reserved = {_digest(self._architecture(chosen)) for chosen in self._reserved(study)}
         earlier = self._of_trials(study, trial)
         excluded, seconds = taken.keys() | reserved | earlier.keys(), (self._pool_seconds or math.inf) / 2
-        candidates = self._drawn(self._draws(study, trial), self._n_drawn, excluded, seconds)
+        candidates = self._drawn(self._draws(study, trial), self.n_drawn, excluded, seconds)
         digests = list(candidates)
         chosen_MP = np.array(list(candidates.values()), dtype=np.int64).reshape(-1, len(self._distributions))
         architectures = [self._architecture(chosen) for chosen in chosen_MP]
         if self._prefilter is not None and len(architectures) > self.pool_size:
-            first_M = np.asarray(self._prefilter(architectures), dtype=np.float64)
-            kept_M = np.argsort(-first_M, kind="stable")[: self.pool_size]
+            first_M = self._in_time(self._prefilter, architectures, "prefilter", done=0.0)
+            excess_M = [self.known_costs.excess(architecture) for architecture in architectures[: len(first_M)]]
+            kept_M = np.lexsort((-first_M, excess_M))[: self.pool_size]
             chosen_MP, digests = chosen_MP[kept_M], [digests[i] for i in kept_M]
             architectures = [architectures[i] for i in kept_M]
         scores_M, ranking_M = self._scored(study, architectures, list(earlier.values()))
@@ -423,6 +424,30 @@ class GHNSampler(ArchitectureSampler):
                     params[name] = sampler.sample_independent(study, trial, name, distribution)
             yield self.space.decode(params)
 
+    def _in_time(
+        self, score: Score, architectures: Sequence[Architecture], name: str, done: float
+    ) -> NDArray[np.float64]:
+        """Return scores of the first architectures, of all unless seconds are limited; progress goes on from `done`.
+
+        With a prefilter, it and the score have half of the seconds each.
+        """
+        assert self.in_study_fit is not None
+        seconds = math.inf if self._pool_seconds is None else self._pool_seconds
+        share = 1.0 if self._prefilter is None else 0.5
+        parts: list[NDArray[np.float64]] = []
+        begun = time.monotonic()
+        for start in range(0, len(architectures), SCORED_AT_ONCE):
+            chunk = architectures[start : start + SCORED_AT_ONCE]
+            part = np.asarray(score(chunk), dtype=np.float64)
+            if part.shape != (len(chunk),):
+                raise ValueError(f"`{name}` must return {len(chunk)} numbers but returned shape {part.shape}.")
+            parts.append(part)
+            scored = done + share * (start + len(chunk)) / len(architectures)
+            self.in_study_fit.report(FIT_FRACTION + (1 - FIT_FRACTION) * scored, "candidates are scored")
+            if time.monotonic() - begun >= share * seconds:
+                break
+        return np.concatenate(parts)
+
     def _scored(
         self, study: Study, architectures: Sequence[Architecture], trials: Sequence[FrozenTrial]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -432,20 +457,7 @@ class GHNSampler(ArchitectureSampler):
         """
         if not architectures:
             return np.zeros(0), np.zeros(0)
-        assert self.in_study_fit is not None
-        parts: list[NDArray[np.float64]] = []
-        begun = time.monotonic()
-        for start in range(0, len(architectures), SCORED_AT_ONCE):
-            chunk = architectures[start : start + SCORED_AT_ONCE]
-            part = np.asarray(self.score(chunk), dtype=np.float64)
-            if part.shape != (len(chunk),):
-                raise ValueError(f"`score` must return {len(chunk)} numbers but returned shape {part.shape}.")
-            parts.append(part)
-            done = (start + len(chunk)) / len(architectures)
-            self.in_study_fit.report(FIT_FRACTION + (1 - FIT_FRACTION) * done, "candidates are scored")
-            if self._pool_seconds is not None and time.monotonic() - begun >= self._pool_seconds:
-                break
-        scores = np.concatenate(parts)
+        scores = self._in_time(self.score, architectures, "score", done=0.0 if self._prefilter is None else 0.5)
         architectures = architectures[: len(scores)]
         finite = np.isfinite(scores)
         if not finite.all():

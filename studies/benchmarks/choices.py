@@ -25,6 +25,7 @@ from optuna_nas import Architecture, FreeScore, NetworkSpace
 from optuna_nas.training import ImageClassification
 
 LEAST, OTHERS = 3, 30
+STANDARD_ERROR = 0.034  # of a loss near 1.4, on the 1,000 images that choose
 
 
 def curves_by_seed(file: Path) -> dict[int, dict[str, list[float]]]:
@@ -84,14 +85,16 @@ def main() -> None:
         by_loss = np.array(list(of_seed.values()))
         regret = np.array([max(truth.values()) - truth[ops(cell)] for cell in drawn])
         by_both = rankdata(by_loss) + rankdata(by_score)
-        orders = (by_loss, by_score, by_both)
-        chosen = [regret[order.argmin()] for order in orders]
-        ranks = [float(spearmanr(order, regret).statistic) for order in orders]
+        as_good = np.where(by_loss <= by_loss.min() + STANDARD_ERROR, by_score, np.inf)
+        ranked = (by_loss, by_score, by_both)
+        chosen = [regret[order.argmin()] for order in (*ranked, as_good)]
+        ranks = [float(spearmanr(order, regret).statistic) for order in ranked]
         rows.append([*chosen, regret.min(), regret.mean(), *ranks])
         print(f"seed {seed}, {len(drawn)} cells: " + ", ".join(f"{value:.2f}" for value in rows[-1]), flush=True)
-    names = ("by loss", "by score", "by both", "best", "mean", "rank by loss", "rank by score", "rank by both")
+    orders = "by loss", "by score", "by both"
+    names = (*orders, "within an error", "best", "mean", *(f"rank {name}" for name in orders))
     for name, value in zip(names, np.mean(rows, axis=0), strict=True):
-        print(f"{name:14} {value:.2f}")
+        print(f"{name:16} {value:.2f}")
 
 
 if __name__ == "__main__":

@@ -297,6 +297,58 @@ def test_a_pool_ends_when_its_seconds_are_over_and_trials_go_on_at_random(tmp_pa
     assert len(set(digests(study)[: sum(scored)])) == sum(scored)
 
 
+def test_a_prefilter_and_the_score_share_the_seconds_of_a_pool(tmp_path, monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def slow(architectures):
+        now[0] += 1.0
+        return score(architectures)
+
+    sampler = pool_of(
+        tmp_path, LARGE, slow, prefilter=slow, prefilter_size=320, pool_size=160, trials_per_round=10, pool_seconds=6
+    )
+    sampler.in_study_fit.report = lambda done, what: told.append(done)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+    assert now == [6.0]
+    assert len(sampler.scored(study)) == 3 * module.SCORED_AT_ONCE
+    assert told[-6:] == sorted(told[-6:]), "progress goes forward"
+    with pytest.raises(ValueError, match="`prefilter` must return 32 numbers but returned shape"):
+        sampler._in_time(
+            lambda architectures: np.zeros(3), [LARGE.sample(np.random.default_rng(0))] * 32, "prefilter", 0
+        )
+
+
+def test_a_prefilter_keeps_those_within_the_bounds_first(tmp_path):
+    def larger(architectures):
+        return np.array([SMALL_FRAME.cost(architecture).params for architecture in architectures], dtype=float)
+
+    def pool(bound):
+        sampler = sampler_of(
+            tmp_path / str(bound), SMALL_FRAME, prefilter=larger, prefilter_size=100, pool_size=10,
+            trials_per_round=5, constraints={"params": bound},
+        )  # fmt: skip
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+        return larger([architecture for architecture, _ in sampler.scored(study)])
+
+    random = np.random.default_rng(0)
+    params = sorted(larger([SMALL_FRAME.sample(random) for _ in range(300)]))
+    assert (pool(params[-1]) > params[150]).all(), "without a bound that matters the largest are kept"
+    kept = pool(params[3])  # which few of a hundred draws keep
+    assert (kept <= params[3]).any()
+
+
+def test_a_sampler_for_one_pool_scores_all_that_it_draws(tmp_path):
+    sampler = sampler_of(tmp_path, prefilter=score, prefilter_size=40, pool_size=10, trials_per_round=5)
+    for size, wanted in ((None, 40), (20, 20)):
+        alone = sampler.for_one_pool(score, size)
+        study = optuna.create_study(direction="maximize", sampler=alone)
+        study.optimize(lambda trial: merit(LARGE.suggest(trial)), n_trials=1)
+        assert len(alone.scored(study)) == wanted
+
+
 def test_blocks_are_searched_too(tmp_path):
     def width(architectures):
         return np.array([sum("sep_conv_3x3" in kept for _, kept in a.choices) for a in architectures], dtype=float)

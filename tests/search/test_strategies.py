@@ -108,6 +108,8 @@ def test_a_strategy_says_what_it_does(make):
     assert all(text.startswith(f"{name}: ") for name, text in zip(STRATEGIES, explained, strict=True) if name != "auto")
     assert explained[0] == explained[1].replace("; the best ones", f"; {ASKED}; the best ones")
     assert explained[0].startswith("free: 150 random architectures are scored without training, and the best are")
+    kept = "ghn: a hypernetwork generates weights of the 30 that a score without training keeps of 300, and the best by"
+    assert make("ghn").made_strategy.explanation.startswith(kept)
     assert make("auto", trials=None, seconds=60).made_strategy.explanation.startswith("free: up to 300 random")
 
 
@@ -174,6 +176,7 @@ def test_further_objectives_are_known_to_a_pool(networks, data, name):
     sampler = make_strategy(name, setting).sampler
     pool = sampler.sampler if name == "auto" else sampler
     assert pool.known_costs.costs == ("params",)
+    assert pool.pool_size == pool.n_drawn, "what is small is seldom what a score of losses would keep"
 
 
 def test_a_study_of_several_objectives_begins_along_its_front(networks, data, monkeypatch, tmp_path):
