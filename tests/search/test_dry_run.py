@@ -36,7 +36,7 @@ def test_what_a_strategy_does_beside_its_trials_is_in_the_seconds(strategy, tmp_
     assert ("In all" in said) == (beside > 0)
     assert list(planned.model_seconds) == {"snas": ["SNAS"], "ghn": ["GHN"], "hmnas": ["HMNAS"]}.get(strategy, [])
     assert all(seconds > 0 for seconds in planned.model_seconds.values())
-    assert planned.scored == {"ghn": 300, "auto": 1000, "free": 1000, "hmnas": 1000}.get(strategy, 0)
+    assert planned.scored == {"ghn": 300 + 30, "auto": 1000, "free": 1000, "hmnas": 1000}.get(strategy, 0)
     assert "of the whole process" in said["Memory"]
     part = dry_run._innermost(asked.resolved_sampler if strategy != "hmnas" else asked.resolved_pruner)
     fit = getattr(part, "in_study_fit", None)

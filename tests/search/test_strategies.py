@@ -73,7 +73,8 @@ def small_pools(monkeypatch):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_runs_and_its_trials_minimise_the_loss(make, strategy):
+def test_every_strategy_runs_and_its_trials_minimise_the_loss(make, strategy, monkeypatch):
+    small_pools(monkeypatch)
     search = make(strategy)
     result = run(search)
     assert search.directions == ("minimize",)
@@ -89,7 +90,8 @@ def test_every_strategy_runs_and_its_trials_minimise_the_loss(make, strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_task_and_augmentation_may_be_suggested_in_the_same_search(make, data, strategy):
+def test_task_and_augmentation_may_be_suggested_in_the_same_search(make, data, strategy, monkeypatch):
+    small_pools(monkeypatch)
     augmented = data.with_augmentation(Augmentation(cutout=suggest_int(0, 2)))
     smoothed = ImageClassification(label_smoothing=suggest_float(0.0, 0.1))
     for trial in run(make(strategy, data=augmented, task=smoothed)).study.trials:
@@ -123,7 +125,8 @@ def test_seconds_limit_what_a_model_and_its_pool_take(make):
     assert result.best is not None, "whatever little the hypernetwork has learned"
 
 
-def test_the_best_of_a_pool_is_trained_again_for_longer(make):
+def test_the_best_of_a_pool_is_trained_again_for_longer(make, monkeypatch):
+    small_pools(monkeypatch)
     result = run(make("auto", trials=8))
     lengths = [trial.params.get("epochs") for trial in result.study.trials]
     assert lengths == [1] * 6 + [3, 1]
