@@ -1,7 +1,7 @@
 """Which strategy has found the best cell of NAS-Bench-201 after two, five and ten minutes on two CPU cores?
 
 Command:   python studies/benchmarks/truth.py --table nb201_accuracy.csv.gz --images CIFAR10_FOLDER
-           python studies/benchmarks/truth.py --table ... --plot-only --methods auto snas ghn   # what is in `--out`
+           python studies/benchmarks/truth.py --table ... --plot-only   # what is in `--out`
 Cost:      a run costs its budget; four methods, two budgets and eight seeds take eight hours on two cores. What is in
            `--out` is not measured again, and no cell is trained twice with the same seed. Two processes may share the
            work: `--seeds 0 2` in one and `--seeds 1` in the other, each with an `--out` of its own
@@ -480,8 +480,8 @@ def plot(
         mean = [best - np.mean(found) for _, found in known]
         low, high = zip(*(bootstrap(best - np.array(found)) for _, found in known), strict=True)
         spread = [np.subtract(mean, low), np.subtract(high, mean)]
-        n_seeds = len(known[0][1])
-        label = f"{method}, {n_seeds} seed{'s' * (n_seeds > 1)}"
+        n_seeds = list(dict.fromkeys(len(found) for _, found in known))  # of every budget, once where they are equal
+        label = f"{method}, {' and '.join(map(str, n_seeds))} seed{'s' * (n_seeds != [1])}"
         colour, marker = COLOURS[place % len(COLOURS)], "osDv^P*"[place % 7]
         axes.errorbar(x, mean, spread, label=label, color=colour, marker=marker, markersize=5, capsize=3)
     for (name, regrets), style in zip(replayed.items(), LINES, strict=False):
