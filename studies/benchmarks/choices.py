@@ -88,7 +88,7 @@ def main() -> None:
         as_good = np.where(by_loss <= by_loss.min() + STANDARD_ERROR, by_score, np.inf)
         ranked = (by_loss, by_score, by_both)
         chosen = [regret[order.argmin()] for order in (*ranked, as_good)]
-        ranks = [float(spearmanr(order, regret).statistic) for order in ranked]
+        ranks = [float(spearmanr(order, regret).statistic) if np.ptp(order) else 0.0 for order in ranked]
         rows.append([*chosen, regret.min(), regret.mean(), *ranks])
         print(f"seed {seed}, {len(drawn)} cells: " + ", ".join(f"{value:.2f}" for value in rows[-1]), flush=True)
     orders = "by loss", "by score", "by both"
