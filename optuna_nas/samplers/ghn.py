@@ -379,7 +379,7 @@ class GHNSampler(ArchitectureSampler):
         architectures = [self._architecture(chosen) for chosen in chosen_MP]
         if self._prefilter is not None and len(architectures) > self.pool_size:
             first_M = self._in_time(self._prefilter, architectures, "prefilter", done=0.0)
-            excess_M = [self.known_costs.excess(architecture) for architecture in architectures[: len(first_M)]]
+            excess_M = np.array([self.known_costs.excess(one) for one in architectures[: len(first_M)]])
             kept_M = np.lexsort((-first_M, excess_M))[: self.pool_size]
             chosen_MP, digests = chosen_MP[kept_M], [digests[i] for i in kept_M]
             architectures = [architectures[i] for i in kept_M]
