@@ -17,6 +17,7 @@ from scipy.stats import rankdata, spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from free_score import rank_correlations
 from nasbench201_on_cifar10 import SPACE, ops, read_truth, skeleton, small_cifar10
 from replay import bootstrap
 from truth import EPOCHS, Trainings
@@ -88,7 +89,7 @@ def main() -> None:
         as_good = np.where(by_loss <= by_loss.min() + STANDARD_ERROR, by_score, np.inf)
         ranked = (by_loss, by_score, by_both)
         chosen = [regret[order.argmin()] for order in (*ranked, as_good)]
-        ranks = [float(spearmanr(order, regret).statistic) if np.ptp(order) else 0.0 for order in ranked]
+        ranks = [rank_correlations(order, regret)[0] for order in ranked]
         rows.append([*chosen, regret.min(), regret.mean(), *ranks])
         print(f"seed {seed}, {len(drawn)} cells: " + ", ".join(f"{value:.2f}" for value in rows[-1]), flush=True)
     orders = "by loss", "by score", "by both"

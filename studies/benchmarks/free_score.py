@@ -107,12 +107,19 @@ def scores_of(columns: Columns) -> Columns:
     }
 
 
+def rank_correlations(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the correlations of Spearman and of Kendall, 0 where all values of one are equal: they rank nothing."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0, 0.0
+    return float(spearmanr(one, other).statistic), float(kendalltau(one, other).statistic)
+
+
 def ranking(scores: NDArray[np.float64], truth: NDArray[np.float64]) -> dict[str, float]:
     """Return Spearman of scores with the truth, and Kendall in the true top fifth."""
     top = truth >= np.quantile(truth, 0.8)
     return {
-        SPEARMAN: float(spearmanr(scores, truth).statistic),
-        TOP_FIFTH: float(kendalltau(scores[top], truth[top]).statistic),
+        SPEARMAN: rank_correlations(scores, truth)[0],
+        TOP_FIFTH: rank_correlations(scores[top], truth[top])[1],
     }
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import kendalltau, spearmanr
+from free_score import rank_correlations
 
 from optuna_nas import GHN, Architecture, GHNRecipe, NetworkSpace, Recipe, digits, ghn_skeleton, ghn_space, train
 
@@ -36,13 +35,6 @@ def own_loss(space: NetworkSpace, ghn: GHN, n_blocks: int) -> float:
     """Return the mean loss, with generated weights, of random blocks as the hypernetwork has learned from."""
     random = np.random.default_rng(1)
     return -float(np.mean(ghn.scores_on(ghn.scoring_batch(), [space.sample(random) for _ in range(n_blocks)])))
-
-
-def ranks(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the correlations of Spearman and of Kendall, 0 where all values of one are equal: they rank nothing."""
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return 0.0, 0.0
-    return float(spearmanr(one, other).statistic), float(kendalltau(one, other).statistic)
 
 
 def main() -> None:
@@ -72,7 +64,7 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1))
     came = -np.array(found["losses"])
     known = {"parameters": [block.cost().params for block in blocks], "depth": list(map(depth, blocks))}
-    told = ", ".join(f"{name} {ranks(np.array(values), came)[0]:.2f}" for name, values in known.items())
+    told = ", ".join(f"{name} {rank_correlations(np.array(values), came)[0]:.2f}" for name, values in known.items())
     print(f"{len(blocks)} blocks: loss {-came.mean():.3f} +- {came.std():.3f}; Spearman of {told}", flush=True)
     done = {(row["nodes"], row["seed"], row["freeze"]) for row in found["rows"]}
     for seed in range(options.seeds):
@@ -86,7 +78,7 @@ def main() -> None:
             ghn.fit(data, options.epochs, show_progress=False)
             row = {"nodes": nodes, "seed": seed, "freeze": options.freeze, "seconds": time.process_time() - begun}
             scores = ghn.score(blocks)
-            row["spearman"], row["kendall"] = ranks(scores, came)
+            row["spearman"], row["kendall"] = rank_correlations(scores, came)
             row["scores"] = scores.tolist()
             row["mean loss"] = -float(np.mean(scores))
             row["mean loss, own nodes"] = own_loss(learned, ghn, options.blocks)
