@@ -10,6 +10,7 @@ from optuna import Study, Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nas import Space
@@ -52,7 +53,8 @@ class Evolution(RandomSampler):
         if len(done) < self._population:
             return {}
         drawn = [done[i] for i in self._random.choice(len(done), self._tournament, replace=False)]
-        parent = max(drawn, key=lambda t: t.value if t.value is not None else -inf)
+        sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
+        parent = max(drawn, key=lambda t: sign * t.value if t.value is not None else -inf)
         name = str(self._random.choice(list(search_space)))
         distribution = search_space[name]
         assert isinstance(distribution, CategoricalDistribution)

@@ -16,7 +16,7 @@ Baselines are replayed: their values are the table's accuracies after 12 epochs,
 cell was measured to have here. That is generous to them: those are trainings on whole images, without our noise.
 Halving stops two thirds of them after three of ten epochs, by that value and the noise that an accuracy after three
 epochs has in the kept trainings.
-`random`, `tpe` and so on may be run, too, to show that the replay is fair.
+They may be run, too (`--methods random TPE evolution`), to show that the replay is fair.
 """
 
 import argparse
@@ -255,10 +255,13 @@ class ShortTraining:
 
 
 def by_search(strategy: str) -> Method:
-    """Return a method that runs the package's strategy of a name until the budget is spent."""
+    """Return a method that runs the package's strategy, or the baseline, of a name until the budget is spent."""
 
     def search(data: ImageData, seed: int, budget: Budget, trainings: Trainings) -> list[Choice]:
         space = NetworkSpace(SPACE, skeleton(data))
+        named: dict[str, Any] = {"strategy": strategy}
+        if strategy not in STRATEGIES:
+            named = {"sampler": BASELINES[strategy](SPACE, seed), "pruner": pruner_of(strategy)}
         trials = None
         if strategy in ONE_SHOT:  # which plans its model by the number of trials
             trials = max(3, round((budget.total - POOL_SECONDS.get(strategy, 0)) / SECONDS_A_TRIAL[strategy]))
@@ -268,18 +271,19 @@ def by_search(strategy: str) -> Method:
                 space=space,
                 data=data,
                 recipe=Recipe(epochs=EPOCHS, learning_rate=LEARNING_RATE, seed=seed),
-                strategy=strategy,
                 seconds=budget.total,
                 trials=trials,
                 storage=InMemoryStorage(),
                 tracking=None,
                 pictures=False,
                 folder=Path(folder),
+                **named,
             )
             # The budget counts looked up trainings, too, which the search does not.
             objective = ShortTraining(data, trainings, budget, wanted.resolved_objective.recipe)
             parts = {"sampler": wanted.resolved_sampler, "pruner": wanted.resolved_pruner, "objective": objective}
-            result = run(replace(wanted, seconds=None, strategy=None, trials=1000, **parts), enough=budget.used_up)
+            alike = replace(wanted, seconds=None, strategy=None, directions=None, trials=1000, **parts)
+            result = run(alike, enough=budget.used_up)
         if result.interrupted:
             raise SystemExit("interrupted; the same command goes on with this run")
         choices, best = [], math.inf
@@ -306,7 +310,7 @@ def score_of(search: Search) -> Score | None:
     return None
 
 
-METHODS: dict[str, Method] = {name: by_search(name) for name in STRATEGIES}
+METHODS: dict[str, Method] = {name: by_search(name) for name in (*STRATEGIES, *BASELINES)}
 ONE_SHOT = tuple(SECONDS_A_TRIAL)  # plan for a budget, so that each budget is a run of its own
 
 
