@@ -11,6 +11,8 @@ from hypothesis import Phase, settings
 from servers import QUIET_MLFLOW, address_of, postgresql_server
 from study_files import TINY
 
+from optuna_nas import FreeScore
+
 # Reproducible property tests that leave no folder behind; a test that needs fewer examples says so. Failures are not
 # shrunk: what is drawn is small already, and shrinking a test that builds networks takes minutes.
 settings.register_profile(
@@ -86,6 +88,14 @@ def closed_databases():
     sqlalchemy.event.remove(sqlalchemy.Engine, "engine_connect", remember)
     for engine in used:
         engine.dispose()
+
+
+@pytest.fixture
+def small_pools(monkeypatch):
+    """Small pools of strategies, compared with few others: their scores are most of the seconds of a tiny study."""
+    monkeypatch.setattr("optuna_nas.search.strategy.POOL_PER_TRIAL", 5)
+    monkeypatch.setattr("optuna_nas.search.strategy.SMALL_POOL", 20)
+    monkeypatch.setitem(FreeScore.__init__.__kwdefaults__, "reference", 10)
 
 
 @pytest.fixture

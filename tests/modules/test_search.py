@@ -136,6 +136,7 @@ class Median(Task):
         return float(torch.cat([(model(x).argmax(1) == y).double() for x, y in batches]).mean())
 
 
+@pytest.mark.usefixtures("small_pools")
 @pytest.mark.parametrize("strategy", ["auto", "snas", "tpe"])
 def test_a_task_that_tells_no_loss_is_judged_by_its_metric(strategy, tmp_path):
     recipe, fields = Recipe(epochs=2, batch_size=32), {"tracking": None, "pictures": False, "folder": tmp_path}
@@ -161,6 +162,7 @@ def test_a_choice_named_like_a_suggestion_is_refused_before_the_first_trial(part
         Search("own", ModuleSpace(net, example=torch.zeros(1, 6)), signs(), trials=50, **parts)
 
 
+@pytest.mark.usefixtures("small_pools")
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "auto"])
 def test_every_strategy_searches_a_module(strategy, tmp_path):
     search = Search(

@@ -21,6 +21,7 @@ ROUNDED = {"check_methods_subset_invariance": "float32 sums depend on the size o
 """scikit-learn compares to 1e-7; a prediction of -0.044 differs by 1.8e-7 on a CPU without AVX-512."""
 LEARNING = ("check_classifiers_train", "check_regressors_train")
 """Checks that ask for a good score; others need no long training."""
+pytestmark = pytest.mark.usefixtures("small_pools")
 QUICK = {"n_trials": 2, "epochs": 10, "random_state": 0}
 
 

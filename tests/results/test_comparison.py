@@ -355,6 +355,7 @@ def modules():
     return Search("x", space, data, recipe, Regression(), tracking=None, pictures=False, trials=20)
 
 
+@pytest.mark.usefixtures("small_pools")
 @pytest.mark.parametrize("strategy", ["snas", "auto"])
 def test_a_strategy_that_plans_keeps_its_budget(strategy, tmp_path):
     def compared(n_trials):

@@ -66,15 +66,9 @@ def make(data, networks, tmp_path):
     return make
 
 
-def small_pools(monkeypatch):
-    """Let pools be small: their scores are most of the seconds of a tiny study."""
-    monkeypatch.setattr("optuna_nas.search.strategy.POOL_PER_TRIAL", 5)
-    monkeypatch.setattr("optuna_nas.search.strategy.SMALL_POOL", 20)
-
-
+@pytest.mark.usefixtures("small_pools")
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_runs_and_its_trials_minimise_the_loss(make, strategy, monkeypatch):
-    small_pools(monkeypatch)
+def test_every_strategy_runs_and_its_trials_minimise_the_loss(make, strategy):
     search = make(strategy)
     result = run(search)
     assert search.directions == ("minimize",)
@@ -89,9 +83,9 @@ def test_every_strategy_runs_and_its_trials_minimise_the_loss(make, strategy, mo
     assert run(make(strategy, trials=4)).study.trials[3].state.is_finished(), "and goes on"
 
 
+@pytest.mark.usefixtures("small_pools")
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_task_and_augmentation_may_be_suggested_in_the_same_search(make, data, strategy, monkeypatch):
-    small_pools(monkeypatch)
+def test_task_and_augmentation_may_be_suggested_in_the_same_search(make, data, strategy):
     augmented = data.with_augmentation(Augmentation(cutout=suggest_int(0, 2)))
     smoothed = ImageClassification(label_smoothing=suggest_float(0.0, 0.1))
     for trial in run(make(strategy, data=augmented, task=smoothed)).study.trials:
@@ -125,8 +119,8 @@ def test_seconds_limit_what_a_model_and_its_pool_take(make):
     assert result.best is not None, "whatever little the hypernetwork has learned"
 
 
-def test_the_best_of_a_pool_is_trained_again_for_longer(make, monkeypatch):
-    small_pools(monkeypatch)
+@pytest.mark.usefixtures("small_pools")
+def test_the_best_of_a_pool_is_trained_again_for_longer(make):
     result = run(make("auto", trials=8))
     lengths = [trial.params.get("epochs") for trial in result.study.trials]
     assert lengths == [1] * 6 + [3, 1]
@@ -182,8 +176,8 @@ def test_further_objectives_are_known_to_a_pool(networks, data, name):
     assert pool.pool_size == pool.n_drawn, "what is small is seldom what a score of losses would keep"
 
 
-def test_a_study_of_several_objectives_begins_along_its_front(networks, data, monkeypatch, tmp_path):
-    small_pools(monkeypatch)
+@pytest.mark.usefixtures("small_pools")
+def test_a_study_of_several_objectives_begins_along_its_front(networks, data, tmp_path):
     objective = TrainObjective(networks, data, Recipe(epochs=1, batch_size=16), objectives=("loss", "params"))
     search = Search(
         name="front", space=networks, data=data, objective=objective, strategy="free", trials=4, tracking=None,
@@ -286,10 +280,10 @@ def test_the_next_trial_is_expected_to_take_what_its_length_takes():
     assert stopping.reason(study) is not None
 
 
+@pytest.mark.usefixtures("small_pools")
 @pytest.mark.parametrize("strategy", ["snas", "ghn", "hmnas"])
 @pytest.mark.parametrize("ended", [2, 4], ids=["on the way", "done"])
-def test_a_larger_total_trains_the_model_further(make, monkeypatch, strategy, ended):
-    small_pools(monkeypatch)
+def test_a_larger_total_trains_the_model_further(make, strategy, ended):
     run(make(strategy, trials=4), enough=lambda study: len(study.trials) >= ended)
     longer = make(strategy, trials=8)
     result = run(longer)
