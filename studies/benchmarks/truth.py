@@ -5,7 +5,7 @@ Command:   python studies/benchmarks/truth.py --table nb201_accuracy.csv.gz --im
 Cost:      a run costs its budget; four methods, two budgets and eight seeds take eight hours on two cores. What is in
            `--out` is not measured again, and no cell is trained twice with the same seed. Two processes may share the
            work: `--seeds 0 2` in one and `--seeds 1` in the other, each with an `--out` of its own
-Expected:  at two minutes every strategy ahead of TPE, `auto` within 0.7 points of the best cell
+Expected:  at two minutes every strategy ahead of TPE, `auto` within 0.8 points of the best cell
 
 Budgets are CPU seconds: a minute on two cores is 120 of them, whichever way a strategy spends them, so that runs may
 share a machine. Every strategy is the package's own by that name: a `Search` with `strategy=`, whose trials train a
@@ -254,17 +254,17 @@ class ShortTraining:
         return losses[-1]
 
 
-def by_search(strategy: str) -> Method:
+def by_search(name: str) -> Method:
     """Return a method that runs the package's strategy, or the baseline, of a name until the budget is spent."""
 
     def search(data: ImageData, seed: int, budget: Budget, trainings: Trainings) -> list[Choice]:
         space = NetworkSpace(SPACE, skeleton(data))
-        named: dict[str, Any] = {"strategy": strategy}
-        if strategy not in STRATEGIES:
-            named = {"sampler": BASELINES[strategy](SPACE, seed), "pruner": pruner_of(strategy)}
+        named: dict[str, Any] = {"strategy": name}
+        if name not in STRATEGIES:
+            named = {"sampler": BASELINES[name](SPACE, seed), "pruner": pruner_of(name)}
         trials = None
-        if strategy in ONE_SHOT:  # which plans its model by the number of trials
-            trials = max(3, round((budget.total - POOL_SECONDS.get(strategy, 0)) / SECONDS_A_TRIAL[strategy]))
+        if name in ONE_SHOT:  # which plans its model by the number of trials
+            trials = max(3, round((budget.total - POOL_SECONDS.get(name, 0)) / SECONDS_A_TRIAL[name]))
         with TemporaryDirectory() as folder:
             wanted = Search(
                 name="truth",
