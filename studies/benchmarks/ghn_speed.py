@@ -41,7 +41,6 @@ from optuna_nas import (
 )
 from optuna_nas.oneshot.ghn.graph import ModuleBatch
 from optuna_nas.oneshot.ghn.propagation import Propagation
-from optuna_nas.search.strategy import FILTERED
 
 DARTS_V2 = {  # Liu et al. 2019, figures 4 and 5
     "normal_0_2": "sep_conv_3x3",
@@ -229,6 +228,8 @@ def pool(
         return found
 
     def best_tenth() -> NDArray[np.float64]:  # as the strategy `ghn` does
+        from optuna_nas.search.strategy import FILTERED  # imports Optuna, which `gpu.py` does without
+
         kept = np.argsort(FreeScore(space, data)(cells))[-n_cells // FILTERED :]
         return ghn.score([cells[place] for place in kept])
 
