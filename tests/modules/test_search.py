@@ -1,14 +1,11 @@
 """A user's module from a study file to MLflow, report, final training, export and comparison."""
 
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from declared import PERCEPTRON, TRANSFORMER
+from terminal import here, nas
 from torch import nn
 from tracked import read
 
@@ -56,13 +53,6 @@ def search(trials: int = 4, epochs: int = 1, strategy: str = "random", seed: int
 """
 
 
-def command(folder, *arguments, check=True):
-    program = shutil.which("optuna-nas", path=str(Path(sys.executable).parent))
-    done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, done.stderr + done.stdout
-    return done
-
-
 def signs():
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     return TensorData.from_arrays(x.numpy(), ((x[:, 0] > 0).long() + (x[:, 1] > 0).long()).numpy(), name="signs")
@@ -96,32 +86,33 @@ def test_a_search_learns_draws_and_shows_a_module(tmp_path):
     assert shown.children[0].data.params["width"] in ("8", "4", "12")
 
 
+def told(*arguments):
+    done = here(*arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
 @pytest.mark.process
-def test_the_command_line_runs_reports_trains_and_exports_a_module(tmp_path):
-    (tmp_path / "net.py").write_text(STUDY)
-    ran = command(tmp_path, "run", "net.py", "--set", "strategy=snas")
+@pytest.mark.usefixtures("small_pools")
+def test_the_command_line_runs_reports_trains_and_exports_a_module(folder):
+    study, snas = folder / "net.py", ("net.py", "--set", "strategy=snas")
+    study.write_text(STUDY)
+    ran = nas("run", *snas)
+    assert ran.returncode == 0, ran.stderr
     assert "width=" in ran.stdout
     assert "Test accuracy" in ran.stdout
-    again = command(tmp_path, "run", "net.py", "--set", "strategy=snas", "--trials", "6")
-    assert "[6/6]" in again.stdout + again.stderr
-    command(tmp_path, "report", "net.py")
-    text = (tmp_path / "runs/net/report/report.md").read_text()
-    assert "act" in text
-    trained = command(tmp_path, "train", "net.py", "--recipe", "epochs=2")
-    assert re.search(r"accuracy", trained.stdout)
+    assert "[6/6]" in told("run", *snas, "--trials", "6")
+    told("report", "net.py")
+    assert "act" in (folder / "runs/net/report/report.md").read_text()
+    assert re.search(r"accuracy", told("train", "net.py", "--recipe", "epochs=2"))
     for form in ("pt2", "state-dict"):
-        command(tmp_path, "export", "net.py", "--format", form)
-    compared = command(
-        tmp_path, "compare", "net.py", "--strategy", "free", "--strategy", "snas", "--budget", "trials=3"
-    )
-    assert "free" in compared.stdout
-    other = STUDY.replace("[8, 4]", "[8, 5]")
-    (tmp_path / "net.py").write_text(other)
-    refused = command(tmp_path, "run", "net.py", "--set", "strategy=snas", "--trials", "8", check=False)
-    assert refused.returncode != 0
+        told("export", "net.py", "--format", form)
+    assert "free" in told("compare", "net.py", "--strategy", "free", "--strategy", "snas", "--budget", "trials=3")
+    study.write_text(STUDY.replace("[8, 4]", "[8, 5]"))
+    refused = here("run", *snas, "--trials", "8")
+    assert refused.exit_code == 2
     assert "`space` must be that of the existing study" in refused.stderr
-    renamed = command(tmp_path, "run", "net.py", "--set", "strategy=random", "--set", "name=other", "--trials", "1")
-    assert "runs/other/" in renamed.stdout
+    assert "runs/other/" in told("run", "net.py", "--set", "strategy=random", "--set", "name=other", "--trials", "1")
 
 
 class Median(Task):
