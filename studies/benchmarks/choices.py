@@ -2,7 +2,7 @@
 
 Command:   python studies/benchmarks/choices.py --table nb201_accuracy.csv.gz --images FOLDER
 Cost:      two minutes on one core; the trainings are those that `truth.py` keeps
-Expected:  after five epochs neither ranks the few cells of a seed; their mean rank chooses a little better
+Expected:  after five epochs no rule ranks the few cells of a seed, and none chooses better than the lowest loss
 
 Trainings are of five epochs on 10,000 images of CIFAR-10 at 16 x 16. Regret is in points below the best cell.
 """
