@@ -2,7 +2,8 @@
 
 Command:   python studies/benchmarks/choices.py --table nb201_accuracy.csv.gz --images FOLDER
 Cost:      two minutes on one core; the trainings are those that `truth.py` keeps
-Expected:  after five epochs no rule ranks the few cells of a seed, and none chooses better than the lowest loss
+Expected:  after five epochs no rule ranks the few cells of a seed, and none chooses better than the lowest loss; of
+           more than a dozen cells that one is no better, while the best of them is
 
 Trainings are of five epochs on 10,000 images of CIFAR-10 at 16 x 16. Regret is in points below the best cell.
 """
@@ -13,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,6 +28,7 @@ from optuna_nas import Architecture, FreeScore, NetworkSpace
 from optuna_nas.training import ImageClassification
 
 LEAST, OTHERS = 3, 30
+NUMBERS, DRAWS = (1, 4, 8, 12, 16, 24), 2000
 STANDARD_ERROR = 0.034  # of a loss near 1.4, on the 1,000 images that choose
 
 
@@ -47,6 +50,20 @@ def print_curves(curves: dict[int, dict[str, list[float]]]) -> None:
         whole = float(spearmanr(pooled[:, epoch], pooled[:, -1]).statistic)
         low, high = bootstrap(within)
         print(f"  epoch {epoch + 1}: within a seed {np.mean(within):.2f} [{low:.2f}, {high:.2f}], pooled {whole:.2f}")
+
+
+def print_numbers(trained: list[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> None:
+    """Print the mean regret of the lowest loss, and the least, among so many of a seed's cells, drawn by chance."""
+    many = [(losses, regrets) for losses, regrets in trained if len(losses) >= max(NUMBERS)]
+    random = np.random.default_rng(0)
+    for number in NUMBERS:
+        found = []
+        for losses, regrets in many:
+            drawn = random.permuted(np.tile(np.arange(len(losses)), (DRAWS, 1)), axis=1)[:, :number]
+            lowest = losses[drawn].argmin(1)
+            found.append([regrets[drawn[np.arange(DRAWS), lowest]].mean(), regrets[drawn].min(1).mean()])
+        chosen, best = np.mean(found, axis=0)
+        print(f"{number} of the cells of {len(many)} seeds: lowest loss {chosen:.2f}, best {best:.2f}")
 
 
 def cells_of(digests: set[str]) -> dict[str, Architecture]:
@@ -76,7 +93,7 @@ def main() -> None:
         return
     trained = {seed: {digest: losses[-1] for digest, losses in found.items()} for seed, found in curves.items()}
     cells = cells_of({digest for losses in trained.values() for digest in losses})
-    rows = []
+    rows, both = [], []
     for seed, of_seed in trained.items():
         data, drawn = small_cifar10(options.images, seed), [cells[digest] for digest in of_seed]
         score = FreeScore(NetworkSpace(SPACE, skeleton(data)), data, ImageClassification(), seed=seed)
@@ -90,12 +107,14 @@ def main() -> None:
         ranked = (by_loss, by_score, by_both)
         chosen = [regret[order.argmin()] for order in (*ranked, as_good)]
         ranks = [rank_correlations(order, regret)[0] for order in ranked]
+        both.append((by_loss, regret))
         rows.append([*chosen, regret.min(), regret.mean(), *ranks])
         print(f"seed {seed}, {len(drawn)} cells: " + ", ".join(f"{value:.2f}" for value in rows[-1]), flush=True)
     orders = "by loss", "by score", "by both"
     names = (*orders, "within an error", "best", "mean", *(f"rank {name}" for name in orders))
     for name, value in zip(names, np.mean(rows, axis=0), strict=True):
         print(f"{name:16} {value:.2f}")
+    print_numbers(both)
 
 
 if __name__ == "__main__":
