@@ -332,9 +332,9 @@ def _successive(setting: Setting, sampler: ArchitectureSampler | AroundSampler, 
 def _halving(setting: Setting) -> BasePruner:
     """Return a pruner that lets the better third of trainings go on at three fifths of their epochs.
 
-    Earlier, losses do not tell which training ends with the lowest: of 162 trainings of five epochs on CIFAR-10
-    (none was stopped), the loss after the third has a rank correlation of .59 with the last one within a seed, that
-    after the second of .36 (`BENCHMARKS.md`).
+    Earlier, losses do not tell which training ends with the lowest: of 213 trainings of five epochs on CIFAR-10
+    (none was stopped), the loss after the third has a rank correlation of .60 with the last one within a seed, that
+    after the second of .35 (`BENCHMARKS.md`).
     """
     epochs = setting.recipe.epochs
     if not isinstance(epochs, int) or epochs < HALVED_AT_LEAST:
