@@ -1,9 +1,9 @@
 """Among cells that a search has trained briefly, which should it choose, and how early do losses tell?
 
 Command:   python studies/benchmarks/choices.py --table nb201_accuracy.csv.gz --images FOLDER
-Cost:      two minutes on one core; the trainings are those that `truth.py` keeps
-Expected:  after five epochs no rule ranks the few cells of a seed, and none chooses better than the lowest loss; of
-           more than a dozen cells that one is no better, while the best of them is
+Cost:      three minutes on one core; the trainings are those that `truth.py` keeps
+Expected:  after five epochs no rule ranks the few cells of a seed, and none is shown to choose better than the
+           lowest loss; of more than a dozen cells that one is no better, while the best of them is
 
 Trainings are of five epochs on 10,000 images of CIFAR-10 at 16 x 16. Regret is in points below the best cell.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata, spearmanr, ttest_rel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -93,7 +93,7 @@ def main() -> None:
         return
     trained = {seed: {digest: losses[-1] for digest, losses in found.items()} for seed, found in curves.items()}
     cells = cells_of({digest for losses in trained.values() for digest in losses})
-    rows, both = [], []
+    rows, judged = [], []
     for seed, of_seed in trained.items():
         data, drawn = small_cifar10(options.images, seed), [cells[digest] for digest in of_seed]
         score = FreeScore(NetworkSpace(SPACE, skeleton(data)), data, ImageClassification(), seed=seed)
@@ -107,14 +107,16 @@ def main() -> None:
         ranked = (by_loss, by_score, by_both)
         chosen = [regret[order.argmin()] for order in (*ranked, as_good)]
         ranks = [rank_correlations(order, regret)[0] for order in ranked]
-        both.append((by_loss, regret))
+        judged.append((by_loss, regret))
         rows.append([*chosen, regret.min(), regret.mean(), *ranks])
         print(f"seed {seed}, {len(drawn)} cells: " + ", ".join(f"{value:.2f}" for value in rows[-1]), flush=True)
     orders = "by loss", "by score", "by both"
     names = (*orders, "within an error", "best", "mean", *(f"rank {name}" for name in orders))
     for name, value in zip(names, np.mean(rows, axis=0), strict=True):
         print(f"{name:16} {value:.2f}")
-    print_numbers(both)
+    by_loss, by_both = np.array(rows)[:, [0, 2]].T
+    print(f"by loss or by both: p = {ttest_rel(by_loss, by_both).pvalue:.2f} by a paired t-test over the seeds")
+    print_numbers(judged)
 
 
 if __name__ == "__main__":

@@ -227,15 +227,17 @@ def pool(
             found.append(-F.cross_entropy(network(images), labels).item())
         return found
 
-    def best_tenth() -> NDArray[np.float64]:  # as the strategy `ghn` does
+    np.testing.assert_allclose(plain(), ghn.score(cells), rtol=1e-3)
+    ways: dict[str, Callable[[], object]] = {"plain PyTorch": plain, "GHN.score": lambda: ghn.score(cells)}
+    if filtered:
         from optuna_nas.search.strategy import FILTERED  # imports Optuna, which `gpu.py` does without
 
-        kept = np.argsort(FreeScore(space, data)(cells))[-n_cells // FILTERED :]
-        return ghn.score([cells[place] for place in kept])
+        def best_tenth() -> NDArray[np.float64]:  # as the strategy `ghn` does
+            kept = np.argsort(FreeScore(space, data)(cells))[-n_cells // FILTERED :]
+            return ghn.score([cells[place] for place in kept])
 
-    np.testing.assert_allclose(plain(), ghn.score(cells), rtol=1e-3)
-    whole = {"plain PyTorch": plain, "GHN.score": lambda: ghn.score(cells)}
-    return whole | ({"GHN.score, best tenth by FreeScore": best_tenth} if filtered else {})
+        ways["GHN.score, best tenth by FreeScore"] = best_tenth
+    return ways
 
 
 def propagation() -> dict[str, Callable[[], object]]:
